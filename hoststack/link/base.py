@@ -1,0 +1,114 @@
+"""What a link is: where datagrams come from and go to.
+
+A link moves whole bursts: one call takes all datagrams that have come, one call hands over all
+that are to go. It knows endpoints, paths and datagram sizes; it knows nothing of QUIC.
+`af_xdp`, `udp` and `memory` implement it; an engine drives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+#: Datagrams that one turn takes from, or gives to, a link.
+BURST = 64
+
+
+class LinkError(OSError):
+    """A link cannot do what was asked; the message says what to do next."""
+
+
+class Endpoint(NamedTuple):
+    """One side of a path. `host` is a numeric IPv4 or IPv6 address in its canonical text form."""
+
+    host: str
+    port: int
+
+
+class Path:
+    """The two endpoints that a datagram travels between (RFC 9000 section 9).
+
+    Two paths are equal when their endpoints are. Links intern them, so that on the hot way an
+    identity check is enough. `link_data` is the link's own: a socket, a prepared header.
+    """
+
+    __slots__ = ("_hash", "link_data", "local", "remote")
+
+    def __init__(self, local: Endpoint, remote: Endpoint, link_data: object = None) -> None:
+        self.local = local
+        self.remote = remote
+        self.link_data = link_data
+        self._hash = hash((local, remote))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Path):
+            return NotImplemented
+        return self.local == other.local and self.remote == other.remote
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Path({self.local.host}:{self.local.port} -> {self.remote.host}:{self.remote.port})"
+
+
+#: A datagram that came: its UDP payload, the path (local is ours), and its ECN bits (0 to 3).
+Received = tuple[bytes, Path, int]
+
+#: A datagram to send: its UDP payload and the path.
+Outgoing = tuple[bytes, Path]
+
+
+class Link(Protocol):
+    """One worker's access to the network: its receive queues and one transmit queue."""
+
+    #: "af_xdp", "udp" or "memory".
+    name: str
+
+    def open_port(self, endpoint: Endpoint) -> Endpoint:
+        """Take a local UDP endpoint, so that its datagrams come to this link.
+
+        Port 0 picks a free one; the host may be the unspecified address ("0.0.0.0", "::").
+        Returns the endpoint that was taken. Raises LinkError with errno EADDRINUSE where it is
+        taken, EADDRNOTAVAIL where the address is not this machine's, EACCES without privilege.
+        """
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """Give back an endpoint that `open_port` returned."""
+
+    async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
+        """A path from this machine to `remote`, with the route and the next hop known.
+
+        Raises LinkError with errno ENETUNREACH (no route) or EHOSTUNREACH (no neighbour).
+        """
+
+    def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
+        """The local address that the route to `remote` gives, with port 0; raises LinkError."""
+
+    def max_datagram_bytes(self, path: Path) -> int:
+        """The largest UDP payload that the interface's MTU carries on this path."""
+
+    def receive(self, budget: int = BURST) -> list[Received]:
+        """All datagrams that have come, at most `budget`; never blocks."""
+
+    def send(self, burst: Sequence[Outgoing]) -> int:
+        """Send datagrams from the front of `burst`; never blocks.
+
+        Returns how many were taken: fewer than all when the way out is full, and the caller then
+        keeps the rest and waits for `wait_writable`. A datagram that can never go (too large, no
+        next hop) is counted as an error, dropped, and reported as taken.
+        """
+
+    async def wait_readable(self) -> None:
+        """Return when `receive` may have something."""
+
+    async def wait_writable(self) -> None:
+        """Return when `send` may take something again."""
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name: rx_datagrams, tx_datagrams, rx_bytes, tx_bytes, and drops by reason."""
+
+    def close(self) -> None:
+        """Give everything back; idempotent."""

@@ -1,0 +1,225 @@
+"""The QUIC engine seam: what the session layer asks of an engine and what an engine reports.
+
+An engine is driven by turns (docs/architecture.md). One turn takes all datagrams that the link
+has, feeds them to their connections, then lets every connection with something to say fill the
+way out, and reports events. Nothing is called per packet across this seam. Stream data does not
+cross it either: it lies in FIFOs that engine and application share.
+
+Contexts are the engine's own objects. The session layer keeps a reference, sets `session` to its
+handle, and passes the context back; it reads no other field than the ones declared here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.tls import TlsConfig
+
+
+class EventKind(enum.IntEnum):
+    """What happened. The second column is the event's context, the third its `info`."""
+
+    ACCEPTED = 1  #: connection: a peer's handshake is complete; info None
+    CONNECTED = 2  #: connection: our handshake is complete; info None
+    CLOSED = 3  #: connection is over, however that came; info CloseInfo. The last event of it.
+    STREAM_OPENED = 4  #: stream: the peer opened it; info None
+    READABLE = 5  #: stream: its rx FIFO got bytes or its end; info None
+    WRITABLE = 6  #: stream: its tx FIFO got room, or is drained to the last acknowledged byte
+    RESET = 7  #: stream: the peer sent RESET_STREAM; info the application's code
+    STOPPED = 8  #: stream: the peer sent STOP_SENDING; info the application's code
+    STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event
+    STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
+
+
+class CloseInfo(NamedTuple):
+    """Why a connection ended (RFC 9000 section 10)."""
+
+    code: int
+    """The error code, the application's or the transport's; 0 is a clean end."""
+    is_application: bool
+    """Whether `code` is the application's (CONNECTION_CLOSE of type 0x1d)."""
+    reason: str
+    """What the closing side said, or what happened ("Idle timeout", "No answer", ...)."""
+    by_peer: bool
+
+
+class StreamContext(Protocol):
+    """A stream, as the engine knows it."""
+
+    session: int
+    """The session layer's handle, -1 until it sets one."""
+
+    @property
+    def stream_id(self) -> int: ...
+    @property
+    def connection(self) -> ConnectionContext: ...
+    @property
+    def rx(self) -> Fifo | None:
+        """The FIFO that the engine fills; None for a stream that only sends."""
+    @property
+    def tx(self) -> Fifo | None:
+        """The FIFO that the engine sends from; None for a stream that only receives."""
+
+
+class ConnectionContext(Protocol):
+    """A connection, as the engine knows it."""
+
+    session: int
+
+    @property
+    def listener(self) -> ListenerContext | None: ...
+    @property
+    def alpn(self) -> str | None:
+        """The negotiated protocol, once the handshake is complete."""
+    @property
+    def local(self) -> tuple[str, int]: ...
+    @property
+    def remote(self) -> tuple[str, int]: ...
+    def statistics(self) -> dict[str, int | float]:
+        """RTT (seconds), cwnd and in flight (bytes), packets and bytes by direction, lost."""
+
+
+class ListenerContext(Protocol):
+    """A listening endpoint."""
+
+    session: int
+
+    @property
+    def local(self) -> tuple[str, int]: ...
+
+
+class Event(NamedTuple):
+    """One thing that happened in a turn."""
+
+    kind: EventKind
+    context: StreamContext | ConnectionContext
+    info: int | CloseInfo | None = None
+
+
+class Turn(NamedTuple):
+    """What one turn did."""
+
+    events: Sequence[Event]
+    more: bool
+    """There is work left that waits for nothing: call `turn` again after a checkpoint."""
+    blocked: bool
+    """Datagrams wait for the link: call `turn` again when the link is writable."""
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuicConfig:
+    """What both engines can be told about connections. Sizes in bytes, times in seconds."""
+
+    rx_fifo_bytes: int = 1 << 20
+    """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two."""
+    tx_fifo_bytes: int = 1 << 20
+    connection_window_bytes: int = 4 << 20
+    """Receive window of a connection over all its streams (RFC 9000 section 4.1)."""
+    max_streams_bidi: int = 128
+    max_streams_uni: int = 128
+    idle_timeout_s: float = 30.0
+    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1)."""
+    handshake_timeout_s: float = 10.0
+    """A connection whose handshake takes longer is closed with "No answer"."""
+    congestion_control: str = "cubic"
+    max_datagram_bytes: int | None = None
+    """Upper bound on a UDP payload; None takes what the path's MTU carries."""
+    max_connections: int = 65536
+    """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CidConfig:
+    """What our connection IDs carry (hoststack/quic/cid.py, bpf/steer.h)."""
+
+    host: int = 0
+    worker: int = 0
+    rotation: int = 0
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """What happened to datagrams that no connection could use, and to turns. Never reset."""
+
+    turns: int = 0
+    empty_turns: int = 0
+    rx_datagrams: int = 0
+    tx_datagrams: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Datagrams dropped, by reason: malformed, unknown_cid, unknown_version, refused, ..."""
+    accepted: int = 0
+    connected: int = 0
+    closed: int = 0
+
+
+#: Makes the FIFOs of a new stream: (connection, is_rx) -> Fifo. The session layer gives it, for
+#: FIFOs belong to the application that will use the stream.
+FifoFactory = Callable[[ConnectionContext, bool], Fifo]
+
+
+class Engine(Protocol):
+    """A QUIC engine. All calls come from the worker's own loop; none blocks."""
+
+    name: str
+    counters: EngineCounters
+
+    def listen(
+        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+    ) -> ListenerContext:
+        """Accept connections on a local endpoint that the link has opened.
+
+        Raises TlsConfigError for a certificate or key that cannot be used.
+        """
+
+    def unlisten(self, listener: ListenerContext) -> None:
+        """Accept no more; accepted connections live on."""
+
+    def connect(
+        self,
+        path: object,
+        server_name: str,
+        tls: TlsConfig,
+        alpn: Sequence[str],
+        config: QuicConfig,
+    ) -> ConnectionContext:
+        """Start a connection along a link's Path; CONNECTED or CLOSED follows."""
+
+    def open_stream(
+        self, connection: ConnectionContext, *, unidirectional: bool
+    ) -> StreamContext | None:
+        """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it
+        (STREAMS_AVAILABLE tells when to try again)."""
+
+    def send_ready(self, stream: StreamContext) -> None:
+        """The application wrote into the tx FIFO, or set its end."""
+
+    def consumed(self, stream: StreamContext) -> None:
+        """The application read from the rx FIFO: the receive windows may move."""
+
+    def reset_stream(self, stream: StreamContext, code: int) -> None:
+        """Send RESET_STREAM: what the tx FIFO still holds is given up."""
+
+    def stop_sending(self, stream: StreamContext, code: int) -> None:
+        """Send STOP_SENDING: what comes on the stream from now on is thrown away."""
+
+    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
+        """Close at once with the application's code; CLOSED follows."""
+
+    def turn(self, now: float) -> Turn:
+        """One burst in, one burst out."""
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `turn` must be called though nothing came, on the clock of `now`."""
+
+    def connections(self) -> Sequence[ConnectionContext]:
+        """All live connections, for listing."""
+
+    def shutdown(self, code: int, reason: str) -> None:
+        """Close every connection; a last `turn` sends the CONNECTION_CLOSE packets."""
