@@ -28,11 +28,12 @@ class EventKind(enum.IntEnum):
     CLOSED = 3  #: connection is over, however that came; info CloseInfo. The last event of it.
     STREAM_OPENED = 4  #: stream: the peer opened it; info None
     READABLE = 5  #: stream: its rx FIFO got bytes or its end; info None
-    WRITABLE = 6  #: stream: its tx FIFO got room, or is drained to the last acknowledged byte
+    WRITABLE = 6  #: stream: its tx FIFO got room, for bytes were acknowledged
     RESET = 7  #: stream: the peer sent RESET_STREAM; info the application's code
     STOPPED = 8  #: stream: the peer sent STOP_SENDING; info the application's code
     STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
+    SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
 
 
 class CloseInfo(NamedTuple):
