@@ -36,6 +36,10 @@ class EventKind(enum.IntEnum):
     SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
 
 
+#: The reason of a CloseInfo whose handshake was not answered in time.
+NO_ANSWER = "No answer"
+
+
 class CloseInfo(NamedTuple):
     """Why a connection ended (RFC 9000 section 10)."""
 
@@ -73,6 +77,9 @@ class ConnectionContext(Protocol):
 
     @property
     def listener(self) -> ListenerContext | None: ...
+    @property
+    def config(self) -> QuicConfig:
+        """The one given to `connect`, or to the `listen` that it came in on."""
     @property
     def alpn(self) -> str | None:
         """The negotiated protocol, once the handshake is complete."""
@@ -127,7 +134,7 @@ class QuicConfig:
     idle_timeout_s: float = 30.0
     """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1)."""
     handshake_timeout_s: float = 10.0
-    """A connection whose handshake takes longer is closed with "No answer"."""
+    """A connection whose handshake takes longer is closed with the reason NO_ANSWER."""
     congestion_control: str = "cubic"
     max_datagram_bytes: int | None = None
     """Upper bound on a UDP payload; None takes what the path's MTU carries."""

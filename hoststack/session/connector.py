@@ -1,0 +1,118 @@
+"""Connecting: from an application's request to a session that is ready, or to the reason why not."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.ports import PortTable
+from hoststack.session.session import ConnectionSession, SessionState, SessionTable
+
+#: Starts a task in the worker's nursery.
+Spawn = Callable[[Callable[[Application, m.Connect], Awaitable[None]], Application, m.Connect], None]
+
+
+def error_text(error: Exception) -> str:
+    """The one line of an error that a user is to see."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+class Connector:
+    """Connections of ours, until their handshakes are complete."""
+
+    def __init__(
+        self, link: Link, engine: Engine, sessions: SessionTable, ports: PortTable, spawn: Spawn
+    ) -> None:
+        self._link = link
+        self._engine = engine
+        self._sessions = sessions
+        self._ports = ports
+        self._spawn = spawn
+        self._searches: dict[tuple[Application, int], trio.CancelScope] = {}
+        self._tokens: dict[ConnectionContext, int] = {}
+
+    def start(self, application: Application, request: m.Connect) -> None:
+        """Find the way to the peer, then start the handshake."""
+        # Known before the task runs, so that a Cancel which follows at once finds it.
+        self._searches[application, request.token] = trio.CancelScope()
+        self._spawn(self._search, application, request)
+
+    async def _search(self, application: Application, request: m.Connect) -> None:
+        remote = Endpoint(*request.remote)
+        with self._searches[application, request.token]:
+            try:
+                local = self._ports.open_for_client(remote)
+                path = await self._link.connect_path(local.port, remote)
+                connection = self._engine.connect(
+                    path, request.server_name, request.tls, request.alpn, request.config
+                )
+            except (LinkError, ValueError) as error:
+                number = error.errno if isinstance(error, LinkError) else errno.EINVAL
+                application.notify(m.Failed(request.token, number or 0, error_text(error)))
+            else:
+                self._tokens[connection] = request.token
+                self._sessions.add(
+                    ConnectionSession(application, SessionState.CONNECTING, connection)
+                )
+        del self._searches[application, request.token]
+        # The worker may sleep: it has a handshake to start, or a failure to pass on.
+        application.wake_worker()
+
+    def cancel(self, application: Application, request: m.Cancel) -> None:
+        """Give up a connect, wherever it is."""
+        search = self._searches.get((application, request.token))
+        if search is not None:
+            search.cancel()
+        for connection, token in list(self._tokens.items()):
+            session = self._sessions.owned(application, connection.session, ConnectionSession)
+            if token == request.token and session is not None:
+                session.move_to(SessionState.CLOSING)
+                self._engine.close(connection, 0, "")
+
+    def take_token(self, connection: ConnectionContext) -> int:
+        """The token of the request whose connection is ready."""
+        return self._tokens.pop(connection)
+
+    def failed(self, session: ConnectionSession, info: CloseInfo) -> None:
+        """The handshake of a connection came to nothing."""
+        number, text = _failure(session.context.remote, info)
+        session.application.notify(m.Failed(self._tokens[session.context], number, text))
+
+    def forget(self, connection: ConnectionContext) -> None:
+        """A connection is over."""
+        self._tokens.pop(connection, None)
+
+
+def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
+    """The errno and the line for a handshake that failed (RFC 9000 section 20.1)."""
+    host, port = remote
+    where = f"{host} port {port}"
+    if not info.by_peer and info.reason == NO_ANSWER:
+        return errno.ETIMEDOUT, (
+            f"no answer from {where}: is a QUIC server running there, and does the network let "
+            "UDP through?"
+        )
+    who = "the peer" if info.by_peer else "this side"
+    # CRYPTO_ERROR 0x0100-0x01ff carries a TLS alert (RFC 9001 section 4.8).
+    if info.code == 0x178:
+        return errno.EPROTO, (
+            f"{where} speaks none of the application protocols (ALPN) that were offered: "
+            "give both sides the same one"
+        )
+    if 0x100 <= info.code <= 0x1FF:
+        return errno.EPROTO, (
+            f"the TLS handshake with {where} failed, said {who}: "
+            f"{info.reason or 'no reason given'} (alert {info.code - 0x100}): check certificate, "
+            "name and trusted CAs on both sides"
+        )
+    return errno.ECONNREFUSED, (
+        f"{where} closed the connection during the handshake: {info.reason or 'no reason given'} "
+        f"(code {info.code:#x})"
+    )
+

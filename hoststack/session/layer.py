@@ -1,0 +1,305 @@
+"""The session layer of one worker: sessions, applications, and the engine below them.
+
+Downwards it turns an application's requests and signals into calls of the engine; upwards it turns
+the events of a turn into notices and events for the application that owns the session. It touches
+no stream data: that lies in FIFOs which the engine and the application share.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import (
+    CloseInfo,
+    ConnectionContext,
+    Engine,
+    Event,
+    EventKind,
+    FifoFactory,
+    StreamContext,
+)
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.connector import Connector, Spawn, error_text
+from hoststack.session.ports import PortTable
+from hoststack.session.session import (
+    ConnectionSession,
+    ListenerSession,
+    SessionState,
+    SessionTable,
+    StreamSession,
+)
+
+
+class SessionLayer:
+    """Sessions of one worker.
+
+    `make_engine` gets the FIFO factory and gives the engine; `spawn` starts a task in the
+    worker's nursery (finding a next hop takes time).
+    """
+
+    def __init__(
+        self,
+        worker: int,
+        link: Link,
+        make_engine: Callable[[FifoFactory], Engine],
+        spawn: Spawn,
+    ) -> None:
+        self.sessions = SessionTable(worker)
+        self.applications: list[Application] = []
+        self.engine = make_engine(self._make_fifo)
+        self._ports = PortTable(link)
+        self._connector = Connector(link, self.engine, self.sessions, self._ports, spawn)
+        self._waiting_streams: dict[ConnectionSession, list[m.OpenStream]] = {}
+        self._requests: dict[type, Callable[[Application, Any], None]] = {
+            m.Listen: self._listen,
+            m.Connect: self._connector.start,
+            m.OpenStream: self._open_stream,
+            m.Cancel: self._cancel,
+            m.Unlisten: self._unlisten,
+            m.CloseConnection: self._close_connection,
+            m.ResetStream: self._reset_stream,
+            m.StopSending: self._stop_sending,
+        }
+        self._connection_events: dict[EventKind, Callable[[ConnectionContext, Any], None]] = {
+            EventKind.ACCEPTED: self._on_accepted,
+            EventKind.CONNECTED: self._on_connected,
+            EventKind.CLOSED: self._on_closed,
+            EventKind.STREAMS_AVAILABLE: self._on_streams_available,
+        }
+        self._stream_events: dict[EventKind, Callable[[StreamSession, Any], None]] = {
+            EventKind.READABLE: self._on_readable,
+            EventKind.WRITABLE: self._on_writable,
+            EventKind.RESET: self._on_reset,
+            EventKind.STOPPED: self._on_stopped,
+            EventKind.SEND_FINISHED: self._on_send_finished,
+            EventKind.STREAM_CLOSED: self._on_stream_closed,
+        }
+
+    def attach(self, application: Application) -> None:
+        """Serve an application from now on."""
+        self.applications.append(application)
+
+    # --- a turn's two halves -----------------------------------------------------------------
+
+    def take_from_applications(self) -> None:
+        """Hand what the applications want to the engine; before its turn."""
+        for application in self.applications:
+            for request in application.take_requests():
+                self._requests[type(request)](application, request)
+            for handle, code, _ in application.take_signals():
+                self._on_signal(application, handle, code)
+
+    def give_to_applications(self, events: Sequence[Event]) -> bool:
+        """Hand a turn's events to the applications; whether any was woken."""
+        for kind, context, info in events:
+            on_stream = self._stream_events.get(kind)
+            if on_stream is not None:
+                session = self.sessions.get(context.session)
+                if isinstance(session, StreamSession):
+                    on_stream(session, info)
+            elif kind is EventKind.STREAM_OPENED:
+                self._on_stream_opened(cast(StreamContext, context))
+            else:
+                self._connection_events[kind](cast(ConnectionContext, context), info)
+        woken = [application.flush() for application in self.applications]
+        return any(woken)
+
+    def _on_signal(self, application: Application, handle: int, code: int) -> None:
+        # A session that is gone, or another application's, is no error: signals may be late.
+        session = self.sessions.owned(application, handle, StreamSession)
+        if session is None:
+            return
+        stream = session.context
+        # Arm first, then look: what the application does after this sends a new signal.
+        if code == m.EventCode.SENT and stream.tx is not None:
+            stream.tx.arm_read()
+            self.engine.send_ready(stream)
+        elif code == m.EventCode.CONSUMED and stream.rx is not None:
+            stream.rx.arm_write()
+            self.engine.consumed(stream)
+
+    def _make_fifo(self, connection: ConnectionContext, is_rx: bool) -> Fifo:
+        config = connection.config
+        return Fifo(config.rx_fifo_bytes if is_rx else config.tx_fifo_bytes)
+
+    # --- requests ----------------------------------------------------------------------------
+
+    def _listen(self, application: Application, request: m.Listen) -> None:
+        try:
+            local = self._ports.open_for_listener(Endpoint(*request.local))
+        except LinkError as error:
+            application.notify(m.Failed(request.token, error.errno or 0, error_text(error)))
+            return
+        try:
+            listener = self.engine.listen(local, request.tls, request.alpn, request.config)
+        except ValueError as error:
+            self._ports.close_listener(local)
+            application.notify(m.Failed(request.token, errno.EINVAL, error_text(error)))
+            return
+        session = self.sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
+        application.notify(m.Listening(request.token, session.handle, local))
+
+    def _unlisten(self, application: Application, request: m.Unlisten) -> None:
+        session = self.sessions.owned(application, request.handle, ListenerSession)
+        if session is not None:
+            self.engine.unlisten(session.context)
+            self.sessions.remove(session)
+            self._ports.close_listener(Endpoint(*session.context.local))
+
+    def _cancel(self, application: Application, request: m.Cancel) -> None:
+        self._connector.cancel(application, request)
+        for session, waiting in self._waiting_streams.items():
+            if session.application is application:
+                waiting[:] = [w for w in waiting if w.token != request.token]
+
+    def _open_stream(self, application: Application, request: m.OpenStream) -> None:
+        session = self.sessions.owned(application, request.connection, ConnectionSession)
+        if session is None or session.state is not SessionState.READY:
+            application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
+        else:
+            self._waiting_streams.setdefault(session, []).append(request)
+            self._open_waiting_streams(session)
+
+    def _open_waiting_streams(self, session: ConnectionSession) -> None:
+        """Open what the peer's limits allow, in the order of asking, for each direction."""
+        blocked = {False: False, True: False}
+        still_waiting: list[m.OpenStream] = []
+        for request in self._waiting_streams.pop(session, []):
+            stream = None
+            if not blocked[request.unidirectional]:
+                stream = self.engine.open_stream(
+                    session.context, unidirectional=request.unidirectional
+                )
+            if stream is not None:
+                about = self._add_stream(session, stream)
+                session.application.notify(m.StreamReady(request.token, *about))
+            else:
+                blocked[request.unidirectional] = True
+                still_waiting.append(request)
+        if still_waiting:
+            self._waiting_streams[session] = still_waiting
+
+    def _add_stream(
+        self, connection: ConnectionSession, stream: StreamContext
+    ) -> tuple[int, int, int, Fifo | None, Fifo | None]:
+        session = self.sessions.add(
+            StreamSession(connection.application, SessionState.READY, stream, connection)
+        )
+        if stream.tx is not None:
+            stream.tx.arm_read()
+        if stream.rx is not None:
+            stream.rx.arm_write()
+        return connection.handle, session.handle, stream.stream_id, stream.rx, stream.tx
+
+    def _close_connection(self, application: Application, request: m.CloseConnection) -> None:
+        session = self.sessions.owned(application, request.handle, ConnectionSession)
+        if session is not None and session.state is not SessionState.CLOSING:
+            session.move_to(SessionState.CLOSING)
+            self.engine.close(session.context, request.code, request.reason)
+
+    def _reset_stream(self, application: Application, request: m.ResetStream) -> None:
+        session = self.sessions.owned(application, request.handle, StreamSession)
+        if session is not None:
+            self.engine.reset_stream(session.context, request.code)
+
+    def _stop_sending(self, application: Application, request: m.StopSending) -> None:
+        session = self.sessions.owned(application, request.handle, StreamSession)
+        if session is not None:
+            self.engine.stop_sending(session.context, request.code)
+
+    # --- events of connections ---------------------------------------------------------------
+
+    def _connection(self, context: ConnectionContext) -> ConnectionSession | None:
+        session = self.sessions.get(context.session)
+        return session if isinstance(session, ConnectionSession) else None
+
+    def _on_accepted(self, context: ConnectionContext, _: None) -> None:
+        listener = self.sessions.get(context.listener.session) if context.listener else None
+        if not isinstance(listener, ListenerSession):
+            # The listener went while the handshake was under way.
+            self.engine.close(context, 0, "no listener")
+            return
+        self._ports.hold(Endpoint(*listener.context.local))
+        session = self.sessions.add(
+            ConnectionSession(listener.application, SessionState.READY, context, listener)
+        )
+        session.application.notify(
+            m.Accepted(
+                listener.handle, session.handle, context.local, context.remote, context.alpn
+            )
+        )
+
+    def _on_connected(self, context: ConnectionContext, _: None) -> None:
+        session = self._connection(context)
+        if session is not None and session.state is SessionState.CONNECTING:
+            session.move_to(SessionState.READY)
+            session.application.notify(
+                m.Connected(
+                    self._connector.take_token(context),
+                    session.handle,
+                    context.local,
+                    context.remote,
+                    context.alpn,
+                )
+            )
+
+    def _on_closed(self, context: ConnectionContext, info: CloseInfo) -> None:
+        session = self._connection(context)
+        if session is None:
+            return
+        for request in self._waiting_streams.pop(session, []):
+            session.application.notify(
+                m.Failed(request.token, errno.ENOTCONN, "the connection is closed")
+            )
+        for stream in list(session.streams.values()):
+            self.sessions.remove(stream)
+        was_connecting = session.state is SessionState.CONNECTING
+        self.sessions.remove(session)
+        if session.listener is not None:
+            self._ports.release(Endpoint(*session.listener.context.local))
+        if was_connecting:
+            self._connector.failed(session, info)
+        else:
+            session.application.notify(m.Closed(session.handle, info))
+        self._connector.forget(context)
+
+    def _on_streams_available(self, context: ConnectionContext, _: None) -> None:
+        session = self._connection(context)
+        if session is not None:
+            self._open_waiting_streams(session)
+
+    # --- events of streams -------------------------------------------------------------------
+
+    def _on_stream_opened(self, stream: StreamContext) -> None:
+        connection = self._connection(stream.connection)
+        if connection is not None:
+            about = self._add_stream(connection, stream)
+            connection.application.notify(m.StreamAccepted(*about))
+
+    def _on_readable(self, session: StreamSession, _: None) -> None:
+        rx = session.context.rx
+        if rx is not None and rx.take_read_armed():
+            session.application.raise_event(session.handle, m.EventCode.READABLE)
+
+    def _on_writable(self, session: StreamSession, _: None) -> None:
+        tx = session.context.tx
+        if tx is not None and tx.take_write_armed():
+            session.application.raise_event(session.handle, m.EventCode.WRITABLE)
+
+    def _on_reset(self, session: StreamSession, code: int) -> None:
+        session.application.notify(m.StreamReset(session.handle, code))
+
+    def _on_stopped(self, session: StreamSession, code: int) -> None:
+        session.application.notify(m.StreamStopped(session.handle, code))
+
+    def _on_send_finished(self, session: StreamSession, _: None) -> None:
+        session.application.notify(m.SendFinished(session.handle))
+
+    def _on_stream_closed(self, session: StreamSession, _: None) -> None:
+        # The application keeps the FIFOs: bytes that it has not read yet are still there.
+        self.sessions.remove(session)

@@ -1,0 +1,199 @@
+"""Control messages between an application and a worker.
+
+Requests go down; replies and notices come up. A reply carries the request's `token`, which the
+application chose. Stream data is not among them: it lies in the FIFOs, and the events about it
+(`EventCode`) go through the event rings.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import CloseInfo, QuicConfig
+from hoststack.quic.tls import TlsConfig
+
+
+class EventCode(enum.IntEnum):
+    """Kinds of the events in the rings; each is about the session whose handle it carries."""
+
+    READABLE = 1  #: up: the rx FIFO has bytes, or its end
+    WRITABLE = 2  #: up: the tx FIFO has room
+    SENT = 3  #: down: the tx FIFO has bytes, or its end
+    CONSUMED = 4  #: down: the rx FIFO was read from
+
+
+# --- requests -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    token: int
+    local: tuple[str, int]
+    tls: TlsConfig
+    alpn: tuple[str, ...]
+    config: QuicConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    token: int
+    remote: tuple[str, int]
+    server_name: str
+    tls: TlsConfig
+    alpn: tuple[str, ...]
+    config: QuicConfig
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    token: int
+    connection: int
+    unidirectional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give up the request `token`, whether its reply is under way or not."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisten:
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConnection:
+    handle: int
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResetStream:
+    handle: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopSending:
+    handle: int
+    code: int
+
+
+Request = (
+    Listen
+    | Connect
+    | OpenStream
+    | Cancel
+    | Unlisten
+    | CloseConnection
+    | ResetStream
+    | StopSending
+)
+
+
+# --- replies and notices --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request `token` could not be met; `text` is one line for the user."""
+
+    token: int
+    errno: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    token: int
+    handle: int
+    local: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    token: int
+    handle: int
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    alpn: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReady:
+    """A stream of ours is open."""
+
+    token: int
+    connection: int
+    handle: int
+    stream_id: int
+    rx: Fifo | None
+    tx: Fifo | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A peer's connection came to a listener."""
+
+    listener: int
+    handle: int
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    alpn: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAccepted:
+    """The peer opened a stream."""
+
+    connection: int
+    handle: int
+    stream_id: int
+    rx: Fifo | None
+    tx: Fifo | None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A connection is over, and its streams with it."""
+
+    handle: int
+    info: CloseInfo
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    handle: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStopped:
+    handle: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendFinished:
+    """All that was sent on a stream, and its end, is acknowledged."""
+
+    handle: int
+
+
+Notice = (
+    Failed
+    | Listening
+    | Connected
+    | StreamReady
+    | Accepted
+    | StreamAccepted
+    | Closed
+    | StreamReset
+    | StreamStopped
+    | SendFinished
+)

@@ -1,0 +1,139 @@
+"""Sessions: listeners, QUIC connections and QUIC streams are all sessions, as in VPP.
+
+A session's life is a table of states (`TRANSITIONS`). A session is in the table from its making
+to its last event; its index goes back into use only after many others have had their turn, so
+that a late message about a session that is gone does not hit its successor.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from hoststack.quic.seam import ConnectionContext, ListenerContext, StreamContext
+from hoststack.session.application import Application
+from hoststack.session.handle import index_of, make_handle, worker_of
+
+
+class SessionState(enum.Enum):
+    LISTENING = "listening"
+    CONNECTING = "connecting"
+    """A connection of ours whose handshake is under way."""
+    READY = "ready"
+    CLOSING = "closing"
+    """The application is done with it; the transport is not yet."""
+    CLOSED = "closed"
+
+
+S = SessionState
+TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
+    S.LISTENING: frozenset({S.CLOSED}),
+    S.CONNECTING: frozenset({S.READY, S.CLOSING, S.CLOSED}),
+    S.READY: frozenset({S.CLOSING, S.CLOSED}),
+    S.CLOSING: frozenset({S.CLOSED}),
+    S.CLOSED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """What all sessions have. `handle` is set when the session goes into the table."""
+
+    application: Application
+    state: SessionState
+    handle: int = field(default=-1, init=False)
+
+    def move_to(self, state: SessionState) -> None:
+        """Change the state; an AssertionError is a bug of ours, never a peer's doing."""
+        assert state in TRANSITIONS[self.state], f"session {self.handle}: {self.state} -> {state}"
+        self.state = state
+
+
+@dataclass(slots=True, eq=False)
+class ListenerSession(Session):
+    context: ListenerContext
+
+
+@dataclass(slots=True, eq=False)
+class ConnectionSession(Session):
+    context: ConnectionContext
+    listener: ListenerSession | None = None
+    """Where it came in; None for a connection of ours."""
+    streams: dict[int, StreamSession] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class StreamSession(Session):
+    context: StreamContext
+    connection: ConnectionSession
+
+
+AnySession = ListenerSession | ConnectionSession | StreamSession
+T = TypeVar("T", ListenerSession, ConnectionSession, StreamSession)
+
+
+def chain(session: AnySession) -> Iterator[AnySession]:
+    """A session, then what it stands on: stream, connection, listener."""
+    yield session
+    if isinstance(session, StreamSession):
+        yield from chain(session.connection)
+    elif isinstance(session, ConnectionSession) and session.listener is not None:
+        yield session.listener
+
+
+class SessionTable:
+    """All sessions of one worker, by index."""
+
+    #: So many freed indices wait before the oldest is used again.
+    REUSE_DISTANCE = 1024
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._by_index: dict[int, AnySession] = {}
+        self._free: deque[int] = deque()
+        self._next = 0
+
+    def add(self, session: T) -> T:
+        """Give a session its handle, and tell the context."""
+        if len(self._free) > self.REUSE_DISTANCE:
+            index = self._free.popleft()
+        else:
+            index = self._next
+            self._next += 1
+        self._by_index[index] = session
+        session.handle = session.context.session = make_handle(self._worker, index)
+        if isinstance(session, StreamSession):
+            session.connection.streams[session.handle] = session
+        return session
+
+    def get(self, handle: int) -> AnySession | None:
+        """The session of a handle; None if it is gone or another worker's."""
+        if handle < 0 or worker_of(handle) != self._worker:
+            return None
+        return self._by_index.get(index_of(handle))
+
+    def owned(self, application: Application, handle: int, type_: type[T]) -> T | None:
+        """The session of a handle if it is of that type and belongs to that application."""
+        session = self.get(handle)
+        if isinstance(session, type_) and session.application is application:
+            return session
+        return None
+
+    def remove(self, session: AnySession) -> None:
+        """Forget a session; its context's `session` becomes -1."""
+        session.move_to(SessionState.CLOSED)
+        session.context.session = -1
+        if isinstance(session, StreamSession):
+            session.connection.streams.pop(session.handle)
+        index = index_of(session.handle)
+        del self._by_index[index]
+        self._free.append(index)
+
+    def __iter__(self) -> Iterator[AnySession]:
+        return iter(list(self._by_index.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_index)

@@ -1,0 +1,73 @@
+"""URIs of sessions: `quic://host:port`, and VPP's older `quic://host/port`."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+_SCHEMES = ("quic",)
+_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_FORM = "write it as quic://ADDRESS:PORT, with an IPv6 address in brackets: quic://[fd00::1]:1234"
+
+
+class UriError(ValueError):
+    """A URI that cannot be used; the message says why and how to write it."""
+
+
+class Uri(NamedTuple):
+    """A parsed URI. `host` is a name or a numeric address, without brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse_uri(text: str) -> Uri:
+    """Parse `scheme://host:port` or `scheme://host/port`; raises UriError."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise UriError(f"{text!r} is not a URI: {_FORM}")
+    if scheme not in _SCHEMES:
+        raise UriError(f"{text!r}: the scheme {scheme!r} is not known here: {_FORM}")
+    host, port_text = _split_port(text, rest)
+    return Uri(scheme, _checked_host(text, host), _checked_port(text, port_text))
+
+
+def _split_port(text: str, rest: str) -> tuple[str, str]:
+    if rest.startswith("["):
+        host, bracket, tail = rest[1:].partition("]")
+        if not bracket or tail[:1] not in (":", "/"):
+            raise UriError(f"{text!r} has no port behind the bracket: {_FORM}")
+        return host, tail[1:]
+    host, slash, port = rest.partition("/")
+    if slash and port:
+        return host, port
+    host, colon, port = host.rpartition(":")
+    if not colon:
+        raise UriError(f"{text!r} has no port: {_FORM}")
+    if ":" in host:
+        raise UriError(f"{text!r}: an IPv6 address needs brackets: {_FORM}")
+    return host, port
+
+
+def _checked_host(text: str, host: str) -> str:
+    # A zone ("%eth0") names an interface, which the stack already has.
+    address = host.partition("%")[0]
+    try:
+        return ipaddress.ip_address(address).compressed
+    except ValueError:
+        pass
+    if not _NAME.fullmatch(host) or host.replace(".", "").isdigit():
+        raise UriError(f"{text!r}: {host!r} is neither an address nor a host name: {_FORM}")
+    return host
+
+
+def _checked_port(text: str, port: str) -> int:
+    if not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
+        raise UriError(f"{text!r}: the port must be a number from 0 to 65535: {_FORM}")
+    return int(port)
