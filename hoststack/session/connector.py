@@ -14,8 +14,10 @@ from hoststack.session.application import Application
 from hoststack.session.ports import PortTable
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 
-#: Starts a task in the worker's nursery.
-Spawn = Callable[[Callable[[Application, m.Connect], Awaitable[None]], Application, m.Connect], None]
+#: The task that looks for the way to a peer.
+Connecting = Callable[[Application, m.Connect], Awaitable[None]]
+#: Starts that task in the worker's nursery.
+Spawn = Callable[[Connecting, Application, m.Connect], None]
 
 
 def error_text(error: Exception) -> str:

@@ -1,0 +1,159 @@
+"""A QUIC connection, as a trio resource."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Literal, overload
+
+import trio
+
+from hoststack.errors import ConnectionClosedError
+from hoststack.quic.seam import CloseInfo
+from hoststack.session import messages as m
+from hoststack.stream import ReceiveStream, SendStream, Stream
+
+if TYPE_CHECKING:
+    from hoststack.router import Router
+
+#: How long `aclose` waits for acknowledgements of what was sent on finished streams.
+LINGER_SECONDS = 10.0
+
+
+class Connection(trio.abc.AsyncResource):
+    """A connection whose handshake is complete. Made by `Stack.connect` and `Listener.accept`."""
+
+    def __init__(self, router: Router, notice: m.Connected | m.Accepted) -> None:
+        self._router = router
+        self._notice = notice
+        self._info: CloseInfo | None = None
+        self._is_closing = False
+        self._accepted: deque[Stream | ReceiveStream] = deque()
+        self._streams: dict[int, SendStream | ReceiveStream] = {}
+        self._sleepers = trio.lowlevel.ParkingLot()
+
+    @property
+    def handle(self) -> int:
+        """The session's 64-bit handle: worker << 32 | index."""
+        return self._notice.handle
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """This side's address and port."""
+        return self._notice.local
+
+    @property
+    def remote(self) -> tuple[str, int]:
+        """The peer's address and port at the time of the handshake."""
+        return self._notice.remote
+
+    @property
+    def alpn(self) -> str | None:
+        """The application protocol that the handshake agreed on."""
+        return self._notice.alpn
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """Why the connection ended; None while it lives."""
+        return self._info
+
+    def __repr__(self) -> str:
+        host, port = self.remote
+        return f"<Connection {self.handle:#x} with {host} port {port}>"
+
+    @overload
+    async def open_stream(self, *, unidirectional: Literal[False] = False) -> Stream: ...
+    @overload
+    async def open_stream(self, *, unidirectional: Literal[True]) -> SendStream: ...
+
+    async def open_stream(self, *, unidirectional: bool = False) -> Stream | SendStream:
+        """Open a stream; waits while the peer's limit on streams forbids it.
+
+        Raises ConnectionClosedError, and ClosedResourceError after `aclose`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check()
+        reply = await self._router.call(
+            lambda token: m.OpenStream(token, self.handle, unidirectional)
+        )
+        if not isinstance(reply, SendStream):
+            self._check()
+            raise trio.ClosedResourceError("this connection was closed")
+        return reply
+
+    async def streams(self) -> AsyncIterator[Stream | ReceiveStream]:
+        """The streams that the peer opens, in order.
+
+        Ends when the connection is closed with code 0 by either side; raises
+        ConnectionClosedError when it ends in another way. Several tasks may iterate: each stream
+        goes to one of them.
+        """
+        while True:
+            await trio.lowlevel.checkpoint()
+            while not self._accepted:
+                if self._is_closing:
+                    return
+                if self._info is not None:
+                    if self._info.code == 0:
+                        return
+                    raise ConnectionClosedError(self._info)
+                await self._sleepers.park()
+            yield self._accepted.popleft()
+
+    async def wait_closed(self) -> CloseInfo:
+        """Wait until the connection is over, and say why."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._info is None:
+            await self._sleepers.park()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return self._info
+
+    async def aclose(self, code: int = 0, reason: str = "") -> None:
+        """Close the connection with an application code.
+
+        What was sent on streams that were finished (`send_eof`, or closed) is waited for until
+        the peer has acknowledged it, LINGER_SECONDS at most; everything else is given up.
+        Cancelled, it closes at once.
+        """
+        self._is_closing = True
+        self._sleepers.unpark_all()
+        try:
+            with trio.move_on_after(LINGER_SECONDS):
+                while self._info is None and self._has_unacknowledged():
+                    await self._sleepers.park()
+            await trio.lowlevel.checkpoint_if_cancelled()
+        finally:
+            self.close_now(code, reason)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def close_now(self, code: int = 0, reason: str = "") -> None:
+        """Close at once, without waiting for acknowledgements; never blocks."""
+        self._is_closing = True
+        if self._info is None:
+            self._router.post(m.CloseConnection(self.handle, code, reason))
+
+    def _check(self) -> None:
+        if self._is_closing:
+            raise trio.ClosedResourceError("this connection was closed")
+        if self._info is not None:
+            raise ConnectionClosedError(self._info)
+
+    def _has_unacknowledged(self) -> bool:
+        return any(
+            isinstance(stream, SendStream) and stream._is_unacknowledged
+            for stream in self._streams.values()
+        )
+
+    # --- from the router ---
+
+    def _on_stream_accepted(self, stream: Stream | ReceiveStream) -> None:
+        self._accepted.append(stream)
+        self._sleepers.unpark_all()
+
+    def _on_send_finished(self) -> None:
+        if self._is_closing:
+            self._sleepers.unpark_all()
+
+    def _on_closed(self, info: CloseInfo) -> None:
+        self._info = info
+        self._sleepers.unpark_all()

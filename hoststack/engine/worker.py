@@ -1,0 +1,100 @@
+"""The engine worker: one task that turns the engine over, for as long as the stack lives.
+
+A turn takes what applications asked for, then a burst from the link, then fills the way out, then
+tells the applications. Between turns the worker lets other tasks run, or sleeps until the link,
+an application or a deadline wakes it. There is no task, lock or timer per packet or connection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from hoststack.link.base import Link
+from hoststack.quic.seam import Engine, FifoFactory
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.connector import Connecting
+from hoststack.session.layer import SessionLayer
+
+#: Turns that a shutdown may take to get its CONNECTION_CLOSE packets out.
+_LAST_TURNS = 64
+
+
+class Worker:
+    """One link, one engine, one session layer, and the loop around them.
+
+    `run` belongs into a nursery; applications attach through `layer` before or while it runs.
+    """
+
+    def __init__(
+        self, link: Link, make_engine: Callable[[FifoFactory], Engine], index: int = 0
+    ) -> None:
+        self.link = link
+        self.layer = SessionLayer(index, link, make_engine, self._spawn)
+        self._nursery: trio.Nursery | None = None
+        self._sleep_scope: trio.CancelScope | None = None
+        self._is_woken = False
+
+    def attach(self, application: Application) -> None:
+        """Serve an application: from now on its requests wake this worker."""
+        application.wake_worker = self.wake
+        self.layer.attach(application)
+
+    def wake(self) -> None:
+        """Have a turn soon, for there is something to do."""
+        self._is_woken = True
+        if self._sleep_scope is not None:
+            self._sleep_scope.cancel()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Turn the engine over until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.link.run)
+            task_status.started()
+            await self._loop()
+
+    def close(self, code: int, reason: str) -> None:
+        """Close all connections, say so to the peers, and give the link back; idempotent."""
+        engine = self.layer.engine
+        engine.shutdown(code, reason)
+        for _ in range(_LAST_TURNS):
+            turn = engine.turn(trio.current_time())
+            self.layer.give_to_applications(turn.events)
+            if turn.blocked or not turn.more:
+                break
+        self.link.close()
+
+    async def _loop(self) -> None:
+        engine, layer = self.layer.engine, self.layer
+        while True:
+            self._is_woken = False
+            layer.take_from_applications()
+            turn = engine.turn(trio.current_time())
+            woke_applications = layer.give_to_applications(turn.events)
+            if turn.more or woke_applications:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._sleep(engine.next_deadline, blocked=turn.blocked)
+
+    async def _sleep(self, deadline: float | None, *, blocked: bool) -> None:
+        """Wait for the link, for a call of `wake`, or for the deadline."""
+        if self._is_woken:
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.CancelScope(deadline=math.inf if deadline is None else deadline) as scope:
+            self._sleep_scope = scope
+            try:
+                if blocked:
+                    await self.link.wait_writable()
+                else:
+                    await self.link.wait_readable()
+            finally:
+                self._sleep_scope = None
+
+    def _spawn(self, connecting: Connecting, application: Application, request: m.Connect) -> None:
+        assert self._nursery is not None, "a worker takes requests only while it runs"
+        self._nursery.start_soon(connecting, application, request)

@@ -1,0 +1,57 @@
+"""What the public API raises, beside trio's own ClosedResourceError and BusyResourceError."""
+
+from __future__ import annotations
+
+import trio
+
+from hoststack.link.base import LinkError
+from hoststack.quic.seam import CloseInfo
+from hoststack.quic.tls import TlsConfigError
+from hoststack.session.uri import UriError
+
+__all__ = [
+    "ConnectError",
+    "ConnectionClosedError",
+    "LinkError",
+    "StreamResetError",
+    "StreamStoppedError",
+    "TlsConfigError",
+    "UriError",
+]
+
+
+class ConnectError(OSError):
+    """A connection did not come about; the message says why and what to do."""
+
+
+class ConnectionClosedError(trio.BrokenResourceError):
+    """The connection is over (RFC 9000 section 10).
+
+    `code` is the QUIC error code: the application's if `is_application`, else the transport's.
+    """
+
+    def __init__(self, info: CloseInfo) -> None:
+        who = "the peer" if info.by_peer else "this side"
+        kind = "application" if info.is_application else "transport"
+        reason = f": {info.reason}" if info.reason else ""
+        super().__init__(f"{who} closed the connection ({kind} code {info.code:#x}){reason}")
+        self.code = info.code
+        self.is_application = info.is_application
+        self.reason = info.reason
+        self.by_peer = info.by_peer
+
+
+class StreamResetError(trio.BrokenResourceError):
+    """The peer reset its sending side with an application code (RFC 9000 section 19.4)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the peer reset the stream (code {code:#x})")
+        self.code = code
+
+
+class StreamStoppedError(trio.BrokenResourceError):
+    """The peer reads no more, with an application code (STOP_SENDING, RFC 9000 section 19.5)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the peer stopped reading the stream (code {code:#x})")
+        self.code = code

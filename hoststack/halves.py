@@ -1,0 +1,211 @@
+"""The two directions of a stream: one FIFO each, and the rules of trio's stream contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import trio
+
+from hoststack.native.fifo import Fifo
+
+#: What one `receive_some` without a size returns at most.
+RECEIVE_BYTES = 256 * 1024
+
+
+class _OneAtATime:
+    """Raises trio.BusyResourceError when two tasks use one direction at once."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._is_busy = False
+
+    def __enter__(self) -> None:
+        if self._is_busy:
+            raise trio.BusyResourceError(f"another task is {self._what} this stream already")
+        self._is_busy = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_busy = False
+
+
+class SendingHalf:
+    """From the application into the tx FIFO. `signal` tells the worker that the FIFO moved."""
+
+    def __init__(self, tx: Fifo, signal: Callable[[], None]) -> None:
+        self._tx = tx
+        self._signal = signal
+        self._busy = _OneAtATime("sending on")
+        self._sleepers = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self._error: trio.BrokenResourceError | None = None
+        self.is_ended = False
+        """The end was set, by `send_eof` or by closing."""
+        self.is_finished = False
+        """Nothing more will be acknowledged: the end was, or the stream broke."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._busy:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check()
+            view = memoryview(data).cast("B")
+            while view:
+                taken = self._tx.write(view)
+                if taken:
+                    self._tell()
+                    view = view[taken:]
+                if view:
+                    await self._wait_for_room()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._busy:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check()
+            while not self._tx.writable:
+                await self._wait_for_room()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def send_eof(self) -> None:
+        with self._busy:
+            await trio.lowlevel.checkpoint()
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed")
+            if self._error is not None:
+                raise self._error
+            self._end()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing about this direction can change any more."""
+        return self.is_finished or self._error is not None
+
+    def close(self) -> None:
+        """No more sending; what was sent still goes out. Idempotent."""
+        self._closed = True
+        if self._error is None:
+            self._end()
+        self.wake()
+
+    def wake(self) -> None:
+        """The FIFO has room, or something else happened to this direction."""
+        self._sleepers.unpark_all()
+
+    def fail(self, error: trio.BrokenResourceError) -> None:
+        """Sending is over, with an error for whoever tries; the first one stays."""
+        if self._error is None:
+            self._error = error
+        self.wake()
+
+    async def wait_finished(self) -> None:
+        """Until the end is acknowledged; raises what broke the stream before that."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self.is_finished:
+            if self._error is not None:
+                raise self._error
+            await self._sleepers.park()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self.is_ended:
+            raise trio.ClosedResourceError("this stream's end was sent already")
+        if self._error is not None:
+            raise self._error
+
+    def _end(self) -> None:
+        if not self.is_ended:
+            self.is_ended = True
+            self._tx.set_eof()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._tx.take_read_armed():
+            self._signal()
+
+    async def _wait_for_room(self) -> None:
+        self._tx.arm_write()
+        if not self._tx.writable:
+            await self._sleepers.park()
+        self._check()
+
+
+class ReceivingHalf:
+    """From the rx FIFO to the application. `signal` tells the worker that the FIFO moved."""
+
+    def __init__(self, rx: Fifo, signal: Callable[[], None]) -> None:
+        self._rx = rx
+        self._signal = signal
+        self._busy = _OneAtATime("receiving from")
+        self._sleepers = trio.lowlevel.ParkingLot()
+        self._error: trio.BrokenResourceError | None = None
+        self.is_closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is None:
+            max_bytes = RECEIVE_BYTES
+        elif not isinstance(max_bytes, int):
+            raise TypeError("max_bytes must be an integer")
+        elif max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
+        with self._busy:
+            await self._wait_for_bytes()
+            data = self._rx.read(max_bytes)
+            self._tell()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+
+    async def receive_into(self, buffer: bytearray | memoryview) -> int:
+        if not len(buffer):
+            raise ValueError("the buffer must have room for 1 byte or more")
+        with self._busy:
+            await self._wait_for_bytes()
+            count = self._rx.read_into(buffer)
+            self._tell()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return count
+
+    @property
+    def has_end(self) -> bool:
+        """Whether all that the peer will ever send is here, or the peer gave up."""
+        return self._rx.eof or self._error is not None
+
+    def close(self) -> None:
+        """No more receiving. Idempotent."""
+        self.is_closed = True
+        self.wake()
+
+    def wake(self) -> None:
+        """The FIFO has bytes or its end, or something else happened to this direction."""
+        self._sleepers.unpark_all()
+
+    def fail(self, error: trio.BrokenResourceError) -> None:
+        """Nothing more comes; bytes that are here can still be read. The first error stays."""
+        if self._error is None:
+            self._error = error
+        self.wake()
+
+    async def _wait_for_bytes(self) -> None:
+        """Until there are bytes or the end of the stream."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self.is_closed:
+            if self._rx.readable or self._rx.at_end:
+                return
+            if self._error is not None:
+                raise self._error
+            self._rx.arm_read()
+            # Bytes that came before the flag was up have raised no event.
+            if not (self._rx.readable or self._rx.eof):
+                await self._sleepers.park()
+        raise trio.ClosedResourceError("this stream was closed")
+
+    def _tell(self) -> None:
+        if self._rx.take_write_armed():
+            self._signal()
+

@@ -1,0 +1,64 @@
+"""Listening for QUIC connections, as a trio listener."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from hoststack.session import messages as m
+
+if TYPE_CHECKING:
+    from hoststack.connection import Connection
+    from hoststack.router import Router
+
+
+class Listener(trio.abc.Listener["Connection"]):
+    """A listening endpoint. Made by `Stack.listen`."""
+
+    def __init__(self, router: Router, handle: int, local: tuple[str, int]) -> None:
+        self._router = router
+        self._handle = handle
+        self._local = local
+        self._accepted: deque[Connection] = deque()
+        self._sleepers = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    @property
+    def handle(self) -> int:
+        """The session's 64-bit handle: worker << 32 | index."""
+        return self._handle
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """The address and port that it listens on, with the port that was picked for port 0."""
+        return self._local
+
+    async def accept(self) -> Connection:
+        """The next connection whose handshake is complete; raises ClosedResourceError."""
+        await trio.lowlevel.checkpoint()
+        while not self._accepted:
+            if self._closed:
+                raise trio.ClosedResourceError("this listener was closed")
+            await self._sleepers.park()
+        return self._accepted.popleft()
+
+    async def aclose(self) -> None:
+        """Accept no more. Connections that `accept` returned live on; others are closed."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """As `aclose`, without a checkpoint."""
+        if not self._closed:
+            self._closed = True
+            self._router.forget_listener(self._handle)
+            self._router.post(m.Unlisten(self._handle))
+            while self._accepted:
+                self._accepted.popleft().close_now()
+            self._sleepers.unpark_all()
+
+    def _on_accepted(self, connection: Connection) -> None:
+        self._accepted.append(connection)
+        self._sleepers.unpark(count=1)

@@ -1,0 +1,188 @@
+"""The application's side of the boundary: requests out, notices and events in to their objects."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from hoststack.connection import Connection
+from hoststack.errors import ConnectionClosedError
+from hoststack.listener import Listener
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.stream import ReceiveStream, SendStream, Stream
+
+Reply = m.Failed | Listener | Connection | Stream | SendStream
+
+
+class _Call:
+    """A request that waits for its reply."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.reply: Reply | None = None
+
+
+class Router:
+    """Objects of one application by handle, and its calls under way by token."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._tokens = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._listeners: dict[int, Listener] = {}
+        self._connections: dict[int, Connection] = {}
+        self._streams: dict[int, SendStream | ReceiveStream] = {}
+        self._notices: dict[type, Callable[[Any], None]] = {
+            m.Failed: self._on_failed,
+            m.Listening: self._on_listening,
+            m.Connected: self._on_connected,
+            m.StreamReady: self._on_stream_ready,
+            m.Accepted: self._on_accepted,
+            m.StreamAccepted: self._on_stream_accepted,
+            m.Closed: self._on_closed,
+            m.StreamReset: self._on_stream_reset,
+            m.StreamStopped: self._on_stream_stopped,
+            m.SendFinished: self._on_send_finished,
+        }
+        application.wake_application = self._collect
+
+    # --- out ---
+
+    async def call(self, make_request: Callable[[int], m.Request]) -> Reply:
+        """Send a request and wait for its reply; cancelled, it is given up."""
+        token = next(self._tokens)
+        call = self._calls[token] = _Call()
+        self._application.request(make_request(token))
+        try:
+            await call.done.wait()
+        except trio.Cancelled:
+            self._application.request(m.Cancel(token))
+            self._give_up(call.reply)
+            raise
+        finally:
+            del self._calls[token]
+        assert call.reply is not None
+        return call.reply
+
+    def post(self, request: m.Request) -> None:
+        """Send a request that has no reply."""
+        self._application.request(request)
+
+    def signal(self, handle: int, code: m.EventCode) -> None:
+        """Tell the worker that a FIFO moved."""
+        self._application.signal(handle, code)
+
+    def forget_listener(self, handle: int) -> None:
+        self._listeners.pop(handle, None)
+
+    def forget_stream(self, stream: SendStream | ReceiveStream) -> None:
+        """Nothing more is wanted of a stream."""
+        # A later stream may have got the handle of one that ended long ago.
+        if self._streams.get(stream.handle) is stream:
+            del self._streams[stream.handle]
+        stream.connection._streams.pop(stream.handle, None)
+
+    # --- in ---
+
+    def _collect(self) -> None:
+        for notice in self._application.take_notices():
+            self._notices[type(notice)](notice)
+        for handle, code, _ in self._application.take_events():
+            stream = self._streams.get(handle)
+            if stream is not None:
+                stream._on_event(code)
+
+    def _reply(self, token: int, reply: Reply) -> None:
+        call = self._calls.get(token)
+        if call is None:
+            # Its caller was cancelled while the reply was on its way.
+            self._give_up(reply)
+        else:
+            call.reply = reply
+            call.done.set()
+
+    def _give_up(self, reply: Reply | None) -> None:
+        """Undo what a call brought about that nobody waits for any more."""
+        if isinstance(reply, Listener):
+            reply.close()
+        elif isinstance(reply, Connection):
+            reply.close_now()
+        elif isinstance(reply, SendStream):
+            reply.reset()
+            if isinstance(reply, Stream):
+                reply.stop_sending()
+
+    def _on_failed(self, notice: m.Failed) -> None:
+        self._reply(notice.token, notice)
+
+    def _on_listening(self, notice: m.Listening) -> None:
+        listener = Listener(self, notice.handle, notice.local)
+        self._listeners[notice.handle] = listener
+        self._reply(notice.token, listener)
+
+    def _on_connected(self, notice: m.Connected) -> None:
+        self._reply(notice.token, self._add_connection(notice))
+
+    def _on_accepted(self, notice: m.Accepted) -> None:
+        connection = self._add_connection(notice)
+        listener = self._listeners.get(notice.listener)
+        if listener is None:
+            connection.close_now()
+        else:
+            listener._on_accepted(connection)
+
+    def _add_connection(self, notice: m.Connected | m.Accepted) -> Connection:
+        connection = Connection(self, notice)
+        self._connections[notice.handle] = connection
+        return connection
+
+    def _on_stream_ready(self, notice: m.StreamReady) -> None:
+        connection = self._connections[notice.connection]
+        stream: Stream | SendStream
+        if notice.rx is None:
+            stream = SendStream(self, connection, notice)
+        else:
+            stream = Stream(self, connection, notice)
+        self._add_stream(connection, stream)
+        self._reply(notice.token, stream)
+
+    def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
+        connection = self._connections[notice.connection]
+        stream: Stream | ReceiveStream
+        if notice.tx is None:
+            stream = ReceiveStream(self, connection, notice)
+        else:
+            stream = Stream(self, connection, notice)
+        self._add_stream(connection, stream)
+        connection._on_stream_accepted(stream)
+
+    def _add_stream(self, connection: Connection, stream: SendStream | ReceiveStream) -> None:
+        self._streams[stream.handle] = stream
+        connection._streams[stream.handle] = stream
+
+    def _on_closed(self, notice: m.Closed) -> None:
+        connection = self._connections.pop(notice.handle)
+        for stream in list(connection._streams.values()):
+            self.forget_stream(stream)
+            stream._on_broken(ConnectionClosedError(notice.info))
+        connection._on_closed(notice.info)
+
+    def _on_stream_reset(self, notice: m.StreamReset) -> None:
+        stream = self._streams.get(notice.handle)
+        if isinstance(stream, ReceiveStream):
+            stream._on_reset(notice.code)
+
+    def _on_stream_stopped(self, notice: m.StreamStopped) -> None:
+        stream = self._streams.get(notice.handle)
+        if isinstance(stream, SendStream):
+            stream._on_stopped(notice.code)
+
+    def _on_send_finished(self, notice: m.SendFinished) -> None:
+        stream = self._streams.get(notice.handle)
+        if isinstance(stream, SendStream):
+            stream._on_send_finished()
+            stream.connection._on_send_finished()

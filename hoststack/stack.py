@@ -1,0 +1,207 @@
+"""The stack: a link, an engine and a session layer in the caller's own trio loop."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import trio
+
+from hoststack.connection import Connection
+from hoststack.engine.engines import EngineName, engine_maker
+from hoststack.engine.worker import Worker
+from hoststack.errors import ConnectError, LinkError
+from hoststack.link.auto import choose_link
+from hoststack.link.base import Link
+from hoststack.listener import Listener
+from hoststack.quic.seam import QuicConfig
+from hoststack.quic.tls import TlsConfig
+from hoststack.router import Router
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.uri import Uri, parse_uri
+
+logger = logging.getLogger(__name__)
+
+#: The application protocol (ALPN, RFC 7301) of programs that do not name one.
+DEFAULT_ALPN = ("hoststack",)
+
+Handler = Callable[[Connection], Awaitable[object]]
+
+
+class Stack:
+    """What a program opens connections and listeners with. Made by `open_stack`."""
+
+    def __init__(self, router: Router, link: Link, link_reason: str, config: QuicConfig) -> None:
+        self._router = router
+        self._link = link
+        self._link_reason = link_reason
+        self._config = config
+
+    @property
+    def link(self) -> Link:
+        """The link below, for its statistics."""
+        return self._link
+
+    @property
+    def link_name(self) -> str:
+        """ "af_xdp", "udp" or "memory"."""
+        return self._link.name
+
+    @property
+    def link_reason(self) -> str:
+        """One line that says why it is not a better link; empty if there is none."""
+        return self._link_reason
+
+    @asynccontextmanager
+    async def connect(
+        self,
+        uri: str,
+        *,
+        tls: TlsConfig | None = None,
+        alpn: Sequence[str] = DEFAULT_ALPN,
+        config: QuicConfig | None = None,
+    ) -> AsyncIterator[Connection]:
+        """Connect to `quic://host:port`, and close the connection at the end of the block.
+
+        Without `tls` the peer's certificate is checked against the system's CAs and the URI's
+        host. Raises UriError, ConnectError (no answer, no route, refused, no common ALPN, a
+        certificate that does not do).
+        """
+        parsed = parse_uri(uri)
+        tls = tls or TlsConfig()
+        remote = await _resolve(parsed)
+        reply = await self._router.call(
+            lambda token: m.Connect(
+                token,
+                remote,
+                tls.server_name or parsed.host,
+                tls,
+                tuple(alpn),
+                config or self._config,
+            )
+        )
+        if isinstance(reply, m.Failed):
+            raise ConnectError(reply.errno, f"{uri}: {reply.text}")
+        assert isinstance(reply, Connection)
+        async with reply:
+            yield reply
+
+    async def listen(
+        self,
+        uri: str,
+        *,
+        tls: TlsConfig,
+        alpn: Sequence[str] = DEFAULT_ALPN,
+        config: QuicConfig | None = None,
+    ) -> Listener:
+        """Listen on `quic://address:port`; port 0 picks a free one (`Listener.local` has it).
+
+        Raises UriError, TlsConfigError, and LinkError where the port or address can't be had.
+        """
+        parsed = parse_uri(uri)
+        local = await _resolve(parsed)
+        reply = await self._router.call(
+            lambda token: m.Listen(token, local, tls, tuple(alpn), config or self._config)
+        )
+        if isinstance(reply, m.Failed):
+            raise LinkError(reply.errno, f"{uri}: {reply.text}")
+        assert isinstance(reply, Listener)
+        return reply
+
+    async def serve(
+        self,
+        uri: str,
+        handler: Handler,
+        *,
+        tls: TlsConfig,
+        alpn: Sequence[str] = DEFAULT_ALPN,
+        config: QuicConfig | None = None,
+        handler_nursery: trio.Nursery | None = None,
+        task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen, and run `handler(connection)` for every connection, until cancelled.
+
+        The connection is closed with code 0 when its handler returns. A handler that ends with
+        trio.BrokenResourceError ends its own connection alone, for that is the peer's doing; any
+        other exception ends `serve`. `nursery.start` gives the Listener.
+        """
+        async with await self.listen(uri, tls=tls, alpn=alpn, config=config) as listener:
+            async with trio.open_nursery() as nursery:
+                task_status.started(listener)
+                while True:
+                    connection = await listener.accept()
+                    (handler_nursery or nursery).start_soon(_handle, handler, connection)
+
+
+async def _handle(handler: Handler, connection: Connection) -> None:
+    async with connection:
+        try:
+            await handler(connection)
+        except* trio.BrokenResourceError as group:
+            logger.debug("%r: its handler ended: %r", connection, group.exceptions)
+
+
+@asynccontextmanager
+async def open_stack(
+    interface: str | None = None,
+    *,
+    link: Literal["auto", "af_xdp", "udp"] | Link = "auto",
+    mode: Literal["auto", "native", "generic"] = "auto",
+    engine: EngineName = "auto",
+    config: QuicConfig | None = None,
+) -> AsyncIterator[Stack]:
+    """A stack in the caller's own trio loop, closed at the end of the block.
+
+    With an interface `link="auto"` takes AF_XDP on it where that works, and the kernel's UDP
+    sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
+    is, and closed at the end. Raises LinkError if the link that was asked for can't be had.
+    """
+    config = config or QuicConfig()
+    if isinstance(link, str):
+        chosen, reason = choose_link(interface, link, mode=mode)
+    else:
+        chosen, reason = link, ""
+    application = Application(f"{os.getpid()}")
+    error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            worker = Worker(chosen, engine_maker(engine, chosen))
+            worker.attach(application)
+            await nursery.start(worker.run)
+            try:
+                yield Stack(Router(application), chosen, reason, config)
+            except trio.Cancelled:
+                raise
+            except BaseException as caught:
+                # Raised again outside the nursery, which would put it into an ExceptionGroup.
+                error = caught
+            finally:
+                worker.close(0, "")
+                nursery.cancel_scope.cancel()
+    finally:
+        chosen.close()
+    if error is not None:
+        raise error
+
+
+async def _resolve(uri: Uri) -> tuple[str, int]:
+    """The numeric address of a URI; raises ConnectError for a name that has none."""
+    try:
+        return ipaddress.ip_address(uri.host).compressed, uri.port
+    except ValueError:
+        pass
+    try:
+        found = await trio.socket.getaddrinfo(uri.host, uri.port, type=trio.socket.SOCK_DGRAM)
+    except OSError as error:
+        raise ConnectError(
+            errno.EHOSTUNREACH,
+            f"{uri}: no address is known for {uri.host!r} ({error.strerror}): "
+            "check the name, or write the address itself",
+        ) from None
+    return str(found[0][4][0]), uri.port
