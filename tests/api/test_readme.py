@@ -1,0 +1,52 @@
+"""The README's first example, run from the README's text."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def _programs(folder: Path) -> dict[str, Path]:
+    """The README's programs, written to files."""
+    blocks = re.findall(r"^```python (\S+)\n(.*?)^```", README.read_text(), re.M | re.S)
+    programs = {}
+    for name, text in blocks:
+        assert len(text.splitlines()) <= 20, f"{name} is longer than the README promises"
+        programs[name] = folder / name
+        programs[name].write_text(text)
+    return programs
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_server_and_client_of_the_readme(tmp_path: Path) -> None:
+    programs = _programs(tmp_path)
+    uri = f"quic://127.0.0.1:{_free_port()}"
+    server = subprocess.Popen(
+        [sys.executable, programs["server.py"], uri], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        # The client sends its first packet again until the server is up.
+        client = subprocess.run(
+            [sys.executable, programs["client.py"], uri],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        server.kill()
+        _, server_errors = server.communicate()
+    assert client.returncode == 0, client.stderr
+    assert client.stdout == "hello\n"
+    assert server_errors == ""
