@@ -107,6 +107,12 @@ class Link(Protocol):
     async def wait_writable(self) -> None:
         """Return when `send` may take something again."""
 
+    async def run(self) -> None:
+        """The link's own upkeep: runs until cancelled, beside whoever drives the link.
+
+        `connect_path` may need it to be running.
+        """
+
     def statistics(self) -> dict[str, int]:
         """Counters by name: rx_datagrams, tx_datagrams, rx_bytes, tx_bytes, and drops by reason."""
 

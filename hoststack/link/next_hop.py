@@ -1,0 +1,279 @@
+"""Next hops: which local address, which link-layer address and which MTU lead to a remote host.
+
+AF_XDP goes round the kernel's IP layer, so what that layer does for a packet is done here, with the
+kernel's own knowledge: it is asked for the route, it finds and confirms neighbours (ARP, RFC 826;
+Neighbor Discovery, RFC 4861), and its notifications keep what it said current.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
+
+import trio
+
+from hoststack.link.base import LinkError
+from hoststack.link.rtnetlink import (
+    NUD_FAILED,
+    NUD_NONE,
+    NUD_STALE,
+    NUD_VALID,
+    ChangesLost,
+    Interface,
+    InterfaceChange,
+    NeighbourChange,
+    Route,
+    RoutesChanged,
+    Rtnetlink,
+)
+
+logger = logging.getLogger(__name__)
+
+#: How often neighbours in use are looked at. The kernel lets an entry go stale after half a minute
+#: without traffic of its own, and may throw it away a minute later.
+_CONFIRM_INTERVAL_S: Final = 1.0
+
+#: How long `resolve` waits. The kernel gives up a missing neighbour after three probes, a second
+#: apart (sysctl net.ipv4.neigh.*.mcast_solicit).
+_RESOLVE_TIMEOUT_S: Final = 5.0
+
+#: Hosts whose routes are kept. Anyone can make us send to many hosts, so the table is bounded.
+_MAX_ROUTES: Final = 4096
+
+
+class Neighbour:
+    """A host on the interface's own link, kept current by NextHops."""
+
+    __slots__ = ("__weakref__", "changed", "host", "is_used", "mac", "state")
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.mac = b""
+        """Its 6-byte address where it is usable now, else empty."""
+        self.state = NUD_NONE
+        self.is_used = True
+        """Set by whoever sends to it: a neighbour in use is found again and confirmed."""
+        self.changed = trio.Event()
+        """Set at the next change, and replaced by a new one."""
+
+    def __repr__(self) -> str:
+        return f"Neighbour({self.host}, {self.mac.hex(':')}, state={self.state:#x})"
+
+
+class NextHop(NamedTuple):
+    """The way to a remote host."""
+
+    source: str
+    """The local address that the kernel would send from."""
+    neighbour: Neighbour
+    mtu_bytes: int
+    """The largest IP packet: the interface's MTU, or the route's where that is smaller."""
+
+
+class NextHops:
+    """The ways out through one interface.
+
+    `run` must be running for changes to be noticed, and for `resolve`.
+    """
+
+    def __init__(self, interface_name: str) -> None:
+        """Raises LinkError: ENODEV for an unknown interface, ENOTSUP for one without Ethernet."""
+        self._kernel = Rtnetlink()
+        try:
+            self.interface: Interface = self._kernel.interface(interface_name)
+            if not self.interface.mac:
+                raise LinkError(
+                    errno.ENOTSUP,
+                    f"{interface_name} has no Ethernet address: take an Ethernet interface",
+                )
+        except BaseException:
+            self._kernel.close()
+            raise
+        self.generation = 0
+        """Goes up whenever an answer of `find` or a neighbour's address may have changed."""
+        self._routes: dict[tuple[str, str | None], Route] = {}
+        # A neighbour is followed for as long as somebody holds it.
+        self._neighbours: WeakValueDictionary[str, Neighbour] = WeakValueDictionary()
+
+    def close(self) -> None:
+        """Close the netlink sockets; idempotent."""
+        self._kernel.close()
+
+    def find(self, remote: str, source: str | None = None) -> NextHop:
+        """The way to a numeric address, its neighbour as the kernel knows it now.
+
+        With `source` the packets will carry that local address. Raises LinkError: ENETDOWN,
+        ENETUNREACH and the like if no route leads there through this interface, and EADDRNOTAVAIL
+        for an address of this machine itself.
+        """
+        interface = self.interface
+        if not interface.is_up:
+            raise LinkError(
+                errno.ENETDOWN,
+                f"{interface.name} is down or has no carrier: "
+                f"set it up (`ip link set {interface.name} up`) and check its other end",
+            )
+        route = self._route(remote, source)
+        if route.is_local:
+            raise LinkError(
+                errno.EADDRNOTAVAIL,
+                f"{remote} is this machine itself, which AF_XDP cannot reach: "
+                'use link "udp" for it',
+            )
+        if not route.is_unicast:
+            raise LinkError(
+                errno.EADDRNOTAVAIL, f"{remote} is not a unicast address: name one host"
+            )
+        if route.interface_index != interface.index:
+            raise LinkError(
+                errno.ENETUNREACH,
+                f"the route to {remote} does not go out through {interface.name}: "
+                f"take the interface that `ip route get {remote}` names",
+            )
+        mtu_bytes = min(interface.mtu_bytes, route.mtu_bytes or interface.mtu_bytes)
+        return NextHop(route.source, self._neighbour(route.next_hop), mtu_bytes)
+
+    def is_local(self, host: str) -> bool:
+        """Whether a numeric address is this machine's own."""
+        try:
+            return self._route(host, None).is_local
+        except LinkError:
+            return False
+
+    async def resolve(self, remote: str) -> NextHop:
+        """Like `find`, but waits until the neighbour is known.
+
+        Raises what `find` raises, and LinkError with errno EHOSTUNREACH if the neighbour does not
+        answer, EPERM without CAP_NET_ADMIN.
+        """
+        with trio.move_on_after(_RESOLVE_TIMEOUT_S):
+            hop = self.find(remote)
+            neighbour = hop.neighbour
+            while not neighbour.mac:
+                # What failed before is tried again, and a removed entry is made anew.
+                self._probe(neighbour)
+                self._refresh(neighbour)
+                while not neighbour.mac and neighbour.state != NUD_NONE:
+                    if neighbour.state & NUD_FAILED:
+                        raise self._unreachable(hop, remote)
+                    await neighbour.changed.wait()
+                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            return hop
+        raise self._unreachable(self.find(remote), remote)
+
+    async def run(self) -> None:
+        """Follow the kernel's changes and confirm neighbours in use, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow)
+            nursery.start_soon(self._confirm)
+
+    async def _follow(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._kernel)
+            self._take_changes()
+
+    async def _confirm(self) -> None:
+        while True:
+            await trio.sleep(_CONFIRM_INTERVAL_S)
+            for neighbour in list(self._neighbours.values()):
+                if not neighbour.is_used:
+                    continue
+                neighbour.is_used = False
+                # AF_XDP traffic is invisible to the kernel: without being told that the entry
+                # is in use it would neither confirm it nor look for it again.
+                if neighbour.state & NUD_STALE or not neighbour.mac:
+                    try:
+                        self._probe(neighbour)
+                    except LinkError as error:
+                        logger.warning("%s", error.strerror)
+
+    def _route(self, remote: str, source: str | None) -> Route:
+        route = self._routes.get((remote, source))
+        if route is None:
+            # Only a link-local address needs the interface named: for others it would hide
+            # that the kernel prefers another interface, or that the address is our own.
+            is_link_local = ipaddress.ip_address(remote).is_link_local
+            oif = self.interface.index if is_link_local else None
+            route = self._kernel.route(remote, source, oif)
+            if len(self._routes) >= _MAX_ROUTES:
+                self._routes.clear()
+            self._routes[remote, source] = route
+        return route
+
+    def _neighbour(self, host: str) -> Neighbour:
+        neighbour = self._neighbours.get(host)
+        if neighbour is None:
+            neighbour = Neighbour(host)
+            self._neighbours[host] = neighbour
+            self._refresh(neighbour)
+        return neighbour
+
+    def _probe(self, neighbour: Neighbour) -> None:
+        """Make the kernel look for a neighbour, or confirm it."""
+        self._kernel.use_neighbour(self.interface.index, neighbour.host)
+
+    def _refresh(self, neighbour: Neighbour) -> None:
+        """Ask for a neighbour's state."""
+        entry = self._kernel.neighbour(self.interface.index, neighbour.host)
+        if entry is None:
+            self._update(neighbour, b"", NUD_NONE)
+        else:
+            self._update(neighbour, entry.mac, entry.state)
+
+    def _update(self, neighbour: Neighbour, mac: bytes, state: int) -> None:
+        if not state & NUD_VALID:
+            mac = b""
+        if mac != neighbour.mac:
+            neighbour.mac = mac
+            self.generation += 1
+        neighbour.state = state
+        neighbour.changed.set()
+        neighbour.changed = trio.Event()
+
+    def _take_changes(self) -> None:
+        for change in self._kernel.read_changes():
+            match change:
+                case NeighbourChange(interface_index=index, host=host):
+                    neighbour = self._neighbours.get(host)
+                    if neighbour is not None and index == self.interface.index:
+                        self._update(neighbour, change.mac, change.state)
+                case InterfaceChange():
+                    self._forget_routes()
+                    if change.index == self.interface.index:
+                        self._set_interface(change.interface)
+                case RoutesChanged():
+                    self._forget_routes()
+                case ChangesLost():
+                    self._start_over()
+
+    def _forget_routes(self) -> None:
+        self._routes.clear()
+        self.generation += 1
+
+    def _set_interface(self, interface: Interface | None) -> None:
+        if interface is None:
+            interface = self.interface._replace(is_up=False)
+        self.interface = interface
+
+    def _start_over(self) -> None:
+        """Ask for everything that is known anew."""
+        self._forget_routes()
+        try:
+            self._set_interface(self._kernel.interface(self.interface.name))
+        except LinkError:
+            self._set_interface(None)
+        for neighbour in list(self._neighbours.values()):
+            self._refresh(neighbour)
+
+    def _unreachable(self, hop: NextHop, remote: str) -> LinkError:
+        host = hop.neighbour.host
+        who = host if host == remote else f"{host}, the gateway to {remote},"
+        return LinkError(
+            errno.EHOSTUNREACH,
+            f"{who} does not answer on {self.interface.name}: check that it is up, "
+            "in the same network, and reachable by `ping`",
+        )
