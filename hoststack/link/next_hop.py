@@ -84,7 +84,7 @@ class NextHops:
         self._kernel = Rtnetlink()
         try:
             self.interface: Interface = self._kernel.interface(interface_name)
-            if not self.interface.mac:
+            if not any(self.interface.mac):
                 raise LinkError(
                     errno.ENOTSUP,
                     f"{interface_name} has no Ethernet address: take an Ethernet interface",
@@ -127,7 +127,7 @@ class NextHops:
             raise LinkError(
                 errno.EADDRNOTAVAIL, f"{remote} is not a unicast address: name one host"
             )
-        if route.interface_index != interface.index:
+        if route.ifindex != interface.ifindex:
             raise LinkError(
                 errno.ENETUNREACH,
                 f"the route to {remote} does not go out through {interface.name}: "
@@ -197,7 +197,7 @@ class NextHops:
             # Only a link-local address needs the interface named: for others it would hide
             # that the kernel prefers another interface, or that the address is our own.
             is_link_local = ipaddress.ip_address(remote).is_link_local
-            oif = self.interface.index if is_link_local else None
+            oif = self.interface.ifindex if is_link_local else None
             route = self._kernel.route(remote, source, oif)
             if len(self._routes) >= _MAX_ROUTES:
                 self._routes.clear()
@@ -214,11 +214,11 @@ class NextHops:
 
     def _probe(self, neighbour: Neighbour) -> None:
         """Make the kernel look for a neighbour, or confirm it."""
-        self._kernel.use_neighbour(self.interface.index, neighbour.host)
+        self._kernel.use_neighbour(self.interface.ifindex, neighbour.host)
 
     def _refresh(self, neighbour: Neighbour) -> None:
         """Ask for a neighbour's state."""
-        entry = self._kernel.neighbour(self.interface.index, neighbour.host)
+        entry = self._kernel.neighbour(self.interface.ifindex, neighbour.host)
         if entry is None:
             self._update(neighbour, b"", NUD_NONE)
         else:
@@ -237,13 +237,13 @@ class NextHops:
     def _take_changes(self) -> None:
         for change in self._kernel.read_changes():
             match change:
-                case NeighbourChange(interface_index=index, host=host):
+                case NeighbourChange(ifindex=ifindex, host=host):
                     neighbour = self._neighbours.get(host)
-                    if neighbour is not None and index == self.interface.index:
+                    if neighbour is not None and ifindex == self.interface.ifindex:
                         self._update(neighbour, change.mac, change.state)
                 case InterfaceChange():
                     self._forget_routes()
-                    if change.index == self.interface.index:
+                    if change.ifindex == self.interface.ifindex:
                         self._set_interface(change.interface)
                 case RoutesChanged():
                     self._forget_routes()

@@ -69,7 +69,7 @@ _RECEIVE_BUFFER_BYTES: Final = 1 << 20
 class Interface(NamedTuple):
     """A network interface."""
 
-    index: int
+    ifindex: int
     name: str
     mac: bytes
     """Its 6-byte Ethernet address; empty for an interface that has none."""
@@ -86,7 +86,7 @@ class Route(NamedTuple):
     """The local address that the kernel would send from; empty if it names none."""
     next_hop: str
     """The gateway, or the address itself where it is on the link."""
-    interface_index: int
+    ifindex: int
     is_local: bool
     """The address is this machine's own."""
     is_unicast: bool
@@ -97,7 +97,7 @@ class Route(NamedTuple):
 class NeighbourChange(NamedTuple):
     """A neighbour's new state. A removed one has the state NUD_NONE and no address."""
 
-    interface_index: int
+    ifindex: int
     host: str
     mac: bytes
     state: int
@@ -106,7 +106,7 @@ class NeighbourChange(NamedTuple):
 class InterfaceChange(NamedTuple):
     """An interface as it is now; `interface` is None if it was removed."""
 
-    index: int
+    ifindex: int
     interface: Interface | None
 
 
@@ -183,17 +183,17 @@ class Rtnetlink:
             ) from None
         return _route(answer, remote)
 
-    def neighbour(self, interface_index: int, host: str) -> NeighbourChange | None:
+    def neighbour(self, ifindex: int, host: str) -> NeighbourChange | None:
         """One neighbour; None if the kernel has no entry for it."""
         try:
-            answer = self._requests.neigh("get", dst=host, ifindex=interface_index)
+            answer = self._requests.neigh("get", dst=host, ifindex=ifindex)
         except NetlinkError as error:
             if error.code == errno.ENOENT:
                 return None
             raise _as_link_error(error, f"cannot look up neighbour {host}") from None
         return _neighbour(answer[0])
 
-    def use_neighbour(self, interface_index: int, host: str) -> None:
+    def use_neighbour(self, ifindex: int, host: str) -> None:
         """Tell the kernel that we send to a neighbour.
 
         Like a packet of the kernel's own it makes the kernel look for a missing neighbour, and
@@ -201,7 +201,7 @@ class Rtnetlink:
         """
         try:
             self._requests.neigh(
-                "replace", dst=host, ifindex=interface_index, flags=_NTF_USE, state=NUD_NONE
+                "replace", dst=host, ifindex=ifindex, flags=_NTF_USE, state=NUD_NONE
             )
         except NetlinkError as error:
             raise _as_link_error(error, f"cannot probe the neighbour {host}") from None
@@ -248,7 +248,7 @@ def _mac(text: str | None) -> bytes:
 def _interface(message: Any) -> Interface:
     running = _IFF_UP | _IFF_LOWER_UP
     return Interface(
-        index=message["index"],
+        ifindex=message["index"],
         name=message.get_attr("IFLA_IFNAME") or "",
         mac=_mac(message.get_attr("IFLA_ADDRESS")),
         mtu_bytes=message.get_attr("IFLA_MTU") or 0,
@@ -262,7 +262,7 @@ def _route(message: Any, remote: str) -> Route:
     return Route(
         source=message.get_attr("RTA_PREFSRC") or "",
         next_hop=message.get_attr("RTA_GATEWAY") or (via["addr"] if via else remote),
-        interface_index=message.get_attr("RTA_OIF") or 0,
+        ifindex=message.get_attr("RTA_OIF") or 0,
         is_local=message["type"] == _RTN_LOCAL,
         is_unicast=message["type"] == _RTN_UNICAST,
         mtu_bytes=metrics.get_attr("RTAX_MTU") if metrics else None,
@@ -275,7 +275,7 @@ def _neighbour(message: Any) -> NeighbourChange | None:
         return None
     is_removed = message["header"]["type"] == rtnl.RTM_DELNEIGH
     return NeighbourChange(
-        interface_index=message["ifindex"],
+        ifindex=message["ifindex"],
         host=host,
         mac=b"" if is_removed else _mac(message.get_attr("NDA_LLADDR")),
         state=NUD_NONE if is_removed else message["state"],
