@@ -267,7 +267,10 @@ class NextHops:
         except LinkError:
             self._set_interface(None)
         for neighbour in list(self._neighbours.values()):
-            self._refresh(neighbour)
+            try:
+                self._refresh(neighbour)
+            except LinkError:  # the interface is gone
+                self._update(neighbour, b"", NUD_NONE)
 
     def _unreachable(self, hop: NextHop, remote: str) -> LinkError:
         host = hop.neighbour.host
