@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Ethernet, IP and UDP headers of frames in a UMEM, a burst at a time.
+ *
+ * Parsing trusts nothing: every length is checked against the frame, and the frame against the
+ * UMEM. Checksums are not verified on receipt: packets from a stack on the same machine carry
+ * unfinished ones, and QUIC authenticates its packets. They are complete on sending.
+ */
+#ifndef HS_FRAMES_H
+#define HS_FRAMES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+	HS_FRAME_MAX_VLAN_TAGS = 2,
+	/* Ethernet 14, two VLAN tags 8, IPv6 40, UDP 8 */
+	HS_FRAME_MAX_HEADER_BYTES = 70,
+};
+
+/* Why a frame has no datagram for us. */
+enum hs_frame_drop {
+	HS_FRAME_GOOD,
+	HS_FRAME_OUTSIDE_UMEM, /* the descriptor points outside the UMEM */
+	HS_FRAME_TRUNCATED, /* it ends within its headers, or before its IP packet does */
+	HS_FRAME_NOT_IP,
+	HS_FRAME_BAD_IP, /* version or header length contradict themselves */
+	HS_FRAME_FRAGMENT,
+	HS_FRAME_BAD_EXTENSION, /* too many IPv6 extension headers, or one that asks for more */
+	HS_FRAME_NOT_UDP,
+	HS_FRAME_BAD_UDP, /* the UDP length does not fit the packet */
+	HS_FRAME_DROPS, /* how many there are */
+};
+
+/* Where a frame lies in the UMEM. The layout is struct xdp_desc's (linux/if_xdp.h). */
+struct hs_frame_desc {
+	uint64_t addr;
+	uint32_t len;
+	uint32_t options;
+};
+
+/* Whom a datagram is from and to, and how it came. Without padding bytes, and unused bytes are
+ * zero, so that the whole may serve as a key. Numbers are in host byte order, addresses as on the
+ * wire; an IPv4 address takes the first 4 bytes. "Local" is the receiver, "remote" the sender. */
+struct hs_frame_flow {
+	uint8_t ip_version; /* 4 or 6 */
+	uint8_t vlan_tags; /* 0 to 2 */
+	uint16_t vlan_tpid[HS_FRAME_MAX_VLAN_TAGS]; /* outermost first: 0x8100 or 0x88a8 */
+	uint16_t vlan_id[HS_FRAME_MAX_VLAN_TAGS]; /* without priority bits */
+	uint16_t local_port;
+	uint16_t remote_port;
+	uint8_t local_mac[6];
+	uint8_t remote_mac[6];
+	uint8_t local_ip[16];
+	uint8_t remote_ip[16];
+	uint8_t zero[6];
+};
+
+/* What a received frame holds. */
+struct hs_datagram {
+	uint64_t payload; /* offset of the UDP payload in the UMEM */
+	uint32_t payload_bytes;
+	uint8_t drop; /* enum hs_frame_drop; the other fields count only if it is HS_FRAME_GOOD */
+	uint8_t ecn; /* 0 to 3, RFC 3168 */
+	uint16_t zero;
+	struct hs_frame_flow flow;
+};
+
+/* The headers of a path's frames, complete but for lengths and checksums. */
+struct hs_frame_header {
+	uint8_t bytes[HS_FRAME_MAX_HEADER_BYTES];
+	uint8_t header_bytes;
+	uint8_t ip_offset;
+	uint8_t ip_version;
+	uint32_t ip_sum; /* unfolded one's complement sum of the IPv4 header, length left out */
+	uint32_t udp_sum; /* the same of pseudo header and ports, lengths left out */
+};
+
+/* Parse the headers of `n` received frames into as many datagrams. Returns how many are good. */
+int hs_frames_parse(const uint8_t *umem, size_t umem_bytes, const struct hs_frame_desc *descs,
+		    int n, struct hs_datagram *out);
+
+/* Prepare the headers of frames that go from a flow's local to its remote side, with the flow's
+ * VLAN tags. `ecn` is 0 to 3. Returns 0, or -1 if version or tag count are out of range. */
+int hs_frame_header_init(struct hs_frame_header *header, const struct hs_frame_flow *flow,
+			 uint8_t hop_limit, uint8_t ecn);
+
+/* Write `n` frames: frame i is *headers[i], then payload_bytes[i] bytes, which lie in `payloads`
+ * one datagram after the other. Its place is descs[i].addr, with room for `frame_bytes`; its
+ * length goes into descs[i].len. Returns how many were written: fewer than `n` if a frame is too
+ * small, its place is outside the UMEM, or the payloads end early. */
+int hs_frames_build(uint8_t *umem, size_t umem_bytes, struct hs_frame_desc *descs, int n,
+		    uint32_t frame_bytes, const uint8_t *payloads, size_t payloads_bytes,
+		    const uint32_t *payload_bytes, const struct hs_frame_header *const *headers);
+
+#endif
