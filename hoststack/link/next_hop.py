@@ -133,6 +133,12 @@ class NextHops:
                 f"the route to {remote} does not go out through {interface.name}: "
                 f"take the interface that `ip route get {remote}` names",
             )
+        if not route.source:
+            raise LinkError(
+                errno.EADDRNOTAVAIL,
+                f"{interface.name} has no address to reach {remote} from: "
+                f"give it one (`ip address add ... dev {interface.name}`)",
+            )
         mtu_bytes = min(interface.mtu_bytes, route.mtu_bytes or interface.mtu_bytes)
         return NextHop(route.source, self._neighbour(route.next_hop), mtu_bytes)
 
@@ -208,8 +214,11 @@ class NextHops:
         neighbour = self._neighbours.get(host)
         if neighbour is None:
             neighbour = Neighbour(host)
-            self._neighbours[host] = neighbour
+            # Nobody has an older answer about it, so this is no new generation.
+            generation = self.generation
             self._refresh(neighbour)
+            self.generation = generation
+            self._neighbours[host] = neighbour
         return neighbour
 
     def _probe(self, neighbour: Neighbour) -> None:
