@@ -165,6 +165,10 @@ class EngineCounters:
     connected: int = 0
     closed: int = 0
 
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count datagrams that were dropped."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
 
 #: Makes the FIFOs of a new stream: (connection, is_rx) -> Fifo. The session layer gives it, for
 #: FIFOs belong to the application that will use the stream.

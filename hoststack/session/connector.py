@@ -1,4 +1,4 @@
-"""Connecting: from an application's request to a session that is ready, or to the reason why not."""
+"""Connecting: from an application's request to a session that is ready, or to why it is not."""
 
 from __future__ import annotations
 

@@ -1,0 +1,81 @@
+"""Two stacks on one memory network, on a clock that jumps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import hoststack
+from hoststack import Connection, QuicConfig, Stack, TlsConfig
+from hoststack.link.memory import MemoryNetwork
+
+SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
+URI = f"quic://{SERVER}:4433"
+
+#: Small FIFOs make tests of backpressure short.
+SMALL = QuicConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096)
+
+
+@dataclass
+class Pair:
+    """A connection, seen from both sides, and the stacks below it."""
+
+    network: MemoryNetwork
+    server: Stack
+    client: Stack
+    accepted: Connection
+    connected: Connection
+
+
+@pytest.fixture(scope="session")
+def server_tls() -> TlsConfig:
+    return TlsConfig.self_signed(["localhost", SERVER])
+
+
+@pytest.fixture
+def client_tls() -> TlsConfig:
+    return TlsConfig(verify=False)
+
+
+MakePair = Callable[..., AbstractAsyncContextManager[Pair]]
+
+
+@pytest.fixture
+def make_pair(server_tls: TlsConfig, client_tls: TlsConfig) -> MakePair:
+    """A context manager of a Pair: `make_pair(config=..., **impairments of the network)`."""
+
+    @asynccontextmanager
+    async def make(
+        config: QuicConfig | None = None,
+        server_config: QuicConfig | None = None,
+        **network_options: Any,
+    ) -> AsyncIterator[Pair]:
+        network = MemoryNetwork(**network_options)
+        async with (
+            hoststack.open_stack(link=network.link(SERVER), config=server_config or config) as server,
+            hoststack.open_stack(link=network.link(CLIENT), config=config) as client,
+            await server.listen(URI, tls=server_tls) as listener,
+            client.connect(URI, tls=client_tls) as connected,
+        ):
+            async with await listener.accept() as accepted:
+                yield Pair(network, server, client, accepted, connected)
+
+    return make
+
+
+async def first_stream(connection: Connection) -> Any:
+    """The next stream that the peer opens."""
+    async for stream in connection.streams():
+        return stream
+    raise AssertionError("the connection ended instead")
+
+
+def run(main: Callable[[], Any]) -> Any:
+    """trio.run on a clock that jumps to the next deadline when nothing can run."""
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
