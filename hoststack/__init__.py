@@ -1,0 +1,37 @@
+"""Hoststack: a QUIC host stack for Linux, driven from Python. See README.md and docs/."""
+
+from hoststack.connection import Connection
+from hoststack.errors import (
+    ConnectError,
+    ConnectionClosedError,
+    LinkError,
+    StreamResetError,
+    StreamStoppedError,
+    TlsConfigError,
+    UriError,
+)
+from hoststack.listener import Listener
+from hoststack.quic.seam import CloseInfo, QuicConfig
+from hoststack.quic.tls import TlsConfig
+from hoststack.stack import Stack, open_stack
+from hoststack.stream import ReceiveStream, SendStream, Stream
+
+__all__ = [
+    "CloseInfo",
+    "ConnectError",
+    "Connection",
+    "ConnectionClosedError",
+    "LinkError",
+    "Listener",
+    "QuicConfig",
+    "ReceiveStream",
+    "SendStream",
+    "Stack",
+    "Stream",
+    "StreamResetError",
+    "StreamStoppedError",
+    "TlsConfig",
+    "TlsConfigError",
+    "UriError",
+    "open_stack",
+]

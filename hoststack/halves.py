@@ -174,7 +174,7 @@ class ReceivingHalf:
     @property
     def has_end(self) -> bool:
         """Whether all that the peer will ever send is here, or the peer gave up."""
-        return self._rx.eof or self._error is not None
+        return self._rx.at_end or self._error is not None
 
     def close(self) -> None:
         """No more receiving. Idempotent."""

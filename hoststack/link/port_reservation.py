@@ -37,7 +37,7 @@ class PortReservation:
                 self._socket.bind((endpoint.host, endpoint.port, 0, scope))
         except OSError as error:
             self._socket.close()
-            raise _bind_error(error, endpoint) from None
+            raise bind_error(error, endpoint) from None
         self.endpoint = Endpoint(endpoint.host, self._socket.getsockname()[1])
 
     def close(self) -> None:
@@ -45,7 +45,8 @@ class PortReservation:
         self._socket.close()
 
 
-def _bind_error(error: OSError, endpoint: Endpoint) -> LinkError:
+def bind_error(error: OSError, endpoint: Endpoint) -> LinkError:
+    """What to tell a user whose UDP endpoint could not be bound."""
     number = error.errno or errno.EIO
     where = f"UDP port {endpoint.port} on {endpoint.host}"
     match number:
@@ -59,5 +60,5 @@ def _bind_error(error: OSError, endpoint: Endpoint) -> LinkError:
         case errno.EACCES:
             line = f"{where} needs CAP_NET_BIND_SERVICE: run as root or take a port above 1023"
         case _:
-            line = f"cannot reserve {where}: {os.strerror(number)}"
+            line = f"cannot bind {where}: {os.strerror(number)}"
     return LinkError(number, line)

@@ -1,0 +1,38 @@
+"""Choosing a link: the best one that works here, and why it is not a better one."""
+
+from __future__ import annotations
+
+import errno
+from typing import Literal
+
+from hoststack.link.base import Link, LinkError
+from hoststack.link.udp import UdpLink
+
+LinkName = Literal["auto", "af_xdp", "udp"]
+XdpMode = Literal["auto", "native", "generic"]
+
+
+def choose_link(
+    interface: str | None, wanted: LinkName = "auto", *, mode: XdpMode = "auto"
+) -> tuple[Link, str]:
+    """The link that was asked for; "auto" takes AF_XDP where that works, else UDP sockets.
+
+    The second value says in one line why it is not AF_XDP; it is empty where nothing better was
+    wanted. Raises LinkError where "af_xdp" can't be had, and in any case for an interface that
+    does not exist: that is a mistake to tell of, not one to work around.
+    """
+    if wanted == "udp":
+        return UdpLink(), ""
+    if wanted not in ("auto", "af_xdp"):
+        raise ValueError(f"there is no link {wanted!r}: take 'auto', 'af_xdp' or 'udp'")
+    try:
+        if interface is None:
+            raise LinkError(errno.EINVAL, "AF_XDP needs an interface: name one")
+        # Only who asks for AF_XDP needs what it is built on.
+        from hoststack.link.af_xdp import AfXdpLink
+
+        return AfXdpLink.open(interface, mode=mode), ""
+    except LinkError as error:
+        if wanted == "af_xdp" or error.errno == errno.ENODEV:
+            raise
+        return UdpLink(), f"link udp instead of af_xdp: {error.strerror}"

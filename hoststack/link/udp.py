@@ -1,0 +1,349 @@
+"""The link over the kernel's UDP sockets: no privilege, no interface of its own.
+
+One system call moves a burst (hoststack/native/udp.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+from array import array
+from collections.abc import Sequence
+from ipaddress import ip_address
+from struct import Struct
+from typing import Any, Final, cast
+
+import trio
+
+from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
+from hoststack.link.port_reservation import bind_error
+from hoststack.native._native import ffi, lib
+
+#: struct hs_udp_datagram and struct hs_udp_flow (hoststack/native/udp.h).
+_DATAGRAM: Final = Struct("=IBBxx40s")
+_FLOW: Final = Struct("=BxHI16s16s")
+_SLOT_BYTES: Final = int(lib.HS_UDP_SLOT_BYTES)
+_MAX_BURST: Final = int(lib.HS_UDP_BURST)
+
+#: The loopback interface carries 64 KiB, but one lost datagram should not cost that much. Beyond
+#: this size the costs of a single datagram hardly count any more.
+_MAX_DATAGRAM_BYTES: Final = 16 * 1024
+
+#: What a socket may hold while the engine is busy: some bursts of full datagrams.
+_SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
+
+#: Paths that are remembered. Anyone can make us see many, by forging sources.
+_MAX_PATHS: Final = 16384
+
+_HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
+
+# linux/in.h, linux/in6.h: Python's socket module lacks them.
+_IP_MTU: Final = 14
+_IPV6_MTU: Final = 24
+
+
+class _UdpSocket:
+    """A bound socket, and the paths over it by their flow."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        version = ip_address(endpoint.host).version
+        self.socket = socket.socket(
+            socket.AF_INET if version == 4 else socket.AF_INET6,
+            socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+        )
+        self.paths: dict[bytes, Path] = {}
+        try:
+            failed = lib.hs_udp_prepare(self.socket.fileno(), version)
+            if failed:
+                raise OSError(-failed, os.strerror(-failed))
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                self._set_buffer(option)
+            self.socket.bind(_socket_address(endpoint))
+        except OSError as error:
+            self.socket.close()
+            raise bind_error(error, endpoint) from None
+        self.endpoint = Endpoint(endpoint.host, self.socket.getsockname()[1])
+
+    def _set_buffer(self, option: int) -> None:
+        forced = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}[option]  # SO_*BUFFORCE
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, forced, _SOCKET_BUFFER_BYTES)
+        except PermissionError:
+            # Without CAP_NET_ADMIN net.core.rmem_max and wmem_max are the limit.
+            self.socket.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+
+
+class _Way:
+    """A path's `link_data`: the socket and the addresses that its datagrams go by."""
+
+    __slots__ = ("flow", "max_datagram_bytes", "socket")
+
+    def __init__(self, udp_socket: _UdpSocket, flow: bytes) -> None:
+        self.socket = udp_socket
+        self.flow = flow
+        self.max_datagram_bytes = 0
+
+
+class UdpLink:
+    """Datagrams over UDP sockets, one for each open port. Implements Link."""
+
+    name = "udp"
+
+    def __init__(self) -> None:
+        self._sockets: dict[Endpoint, _UdpSocket] = {}
+        self._by_fd: dict[int, _UdpSocket] = {}
+        self._epoll = select.epoll()
+        self._blocked: socket.socket | None = None
+        self._receiver: Any = ffi.gc(
+            lib.hs_udp_receiver_new(), lib.hs_udp_receiver_free, _MAX_BURST * _SLOT_BYTES
+        )
+        if not self._receiver:
+            raise MemoryError("no memory for the receive buffers of a UDP link")
+        self._slots = memoryview(
+            ffi.buffer(lib.hs_udp_slots(self._receiver), _MAX_BURST * _SLOT_BYTES)
+        )
+        self._datagrams: Any = ffi.new("struct hs_udp_datagram[]", _MAX_BURST)
+        self._infos = memoryview(ffi.buffer(self._datagrams))
+        self._refused: Any = ffi.new("int *")
+        self._reason: Any = ffi.new("int *")
+        self._rx_datagrams = 0
+        self._rx_bytes = 0
+        self._tx_datagrams = 0
+        self._tx_bytes = 0
+        self._drops: dict[str, int] = {}
+
+    # --- ports and paths ---
+
+    def open_port(self, endpoint: Endpoint) -> Endpoint:
+        """See Link."""
+        opened = _UdpSocket(endpoint)
+        self._sockets[opened.endpoint] = opened
+        fd = opened.socket.fileno()
+        self._by_fd[fd] = opened
+        self._epoll.register(fd, select.EPOLLIN)
+        return opened.endpoint
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """See Link."""
+        closed = self._sockets.pop(endpoint, None)
+        if closed is None:
+            return
+        fd = closed.socket.fileno()
+        self._epoll.unregister(fd)
+        del self._by_fd[fd]
+        if self._blocked is closed.socket:
+            trio.lowlevel.notify_closing(closed.socket)
+            self._blocked = None
+        closed.socket.close()
+
+    async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
+        """See Link."""
+        await trio.lowlevel.checkpoint()
+        source = self.local_endpoint_for(remote).host
+        wildcard = "0.0.0.0" if ip_address(remote.host).version == 4 else "::"
+        for host in (source, wildcard):
+            found = self._sockets.get(Endpoint(host, local_port))
+            if found is not None:
+                return self._path(found, _flow(source, remote))
+        raise LinkError(
+            errno.EADDRNOTAVAIL, f"UDP port {local_port} is not open on {source}: open it first"
+        )
+
+    def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
+        """See Link."""
+        with _probe(remote) as probe:
+            return Endpoint(probe.getsockname()[0].partition("%")[0], 0)
+
+    def max_datagram_bytes(self, path: Path) -> int:
+        """See Link."""
+        way = cast("_Way", path.link_data)
+        if not way.max_datagram_bytes:
+            way.max_datagram_bytes = _max_datagram_bytes(path.remote)
+        return way.max_datagram_bytes
+
+    def _path(self, udp_socket: _UdpSocket, flow: bytes) -> Path:
+        path = udp_socket.paths.get(flow)
+        if path is None:
+            if len(udp_socket.paths) >= _MAX_PATHS:
+                udp_socket.paths.clear()
+            local, remote = _endpoints(flow, udp_socket.endpoint.port)
+            path = udp_socket.paths[flow] = Path(local, remote, _Way(udp_socket, flow))
+        return path
+
+    # --- bursts ---
+
+    def receive(self, budget: int = BURST) -> list[Received]:
+        """See Link."""
+        received: list[Received] = []
+        if len(self._by_fd) == 1:
+            for udp_socket in self._by_fd.values():
+                self._receive_from(udp_socket, budget, received)
+        elif self._by_fd:
+            # A socket that still has datagrams goes to the end of epoll's list, so all get a turn.
+            for fd, _ in self._epoll.poll(0):
+                if len(received) < budget:
+                    self._receive_from(self._by_fd[fd], budget - len(received), received)
+        return received
+
+    def _receive_from(
+        self, udp_socket: _UdpSocket, budget: int, received: list[Received]
+    ) -> None:
+        count = lib.hs_udp_receive(
+            self._receiver, udp_socket.socket.fileno(), budget, self._datagrams
+        )
+        if count <= 0:
+            if count not in (0, -errno.EAGAIN, -errno.EINTR):
+                self._drop(f"rx_{errno.errorcode.get(-count, 'error').lower()}")
+            return
+        slots = self._slots
+        paths = udp_socket.paths
+        start = 0
+        for length, ecn, is_good, flow in _DATAGRAM.iter_unpack(
+            self._infos[: count * _DATAGRAM.size]
+        ):
+            if is_good:
+                path = paths.get(flow) or self._path(udp_socket, flow)
+                received.append((slots[start : start + length].tobytes(), path, ecn))
+                self._rx_bytes += length
+            else:
+                self._drop("rx_truncated")
+            start += _SLOT_BYTES
+        self._rx_datagrams += count
+
+    def send(self, burst: Sequence[Outgoing]) -> int:
+        """See Link."""
+        taken = 0
+        while taken < len(burst):
+            ways: list[_Way] = []
+            payloads: list[bytes] = []
+            for data, path in burst[taken : taken + _MAX_BURST]:
+                way = cast("_Way", path.link_data)
+                if ways and way.socket is not ways[0].socket:
+                    break
+                ways.append(way)
+                payloads.append(data)
+            count = self._send_through(ways[0].socket, ways, payloads)
+            taken += count
+            if count < len(payloads):
+                break
+        return taken
+
+    def _send_through(
+        self, udp_socket: _UdpSocket, ways: list[_Way], payloads: list[bytes]
+    ) -> int:
+        blob = b"".join(payloads)
+        taken: int = lib.hs_udp_send(
+            udp_socket.socket.fileno(),
+            len(payloads),
+            ffi.from_buffer(blob),
+            len(blob),
+            ffi.from_buffer("uint32_t[]", array("I", map(len, payloads))),
+            ffi.from_buffer("struct hs_udp_flow[]", b"".join([way.flow for way in ways])),
+            self._refused,
+            self._reason,
+        )
+        if taken < len(payloads):
+            self._blocked = udp_socket.socket
+        refused: int = self._refused[0]
+        if refused:
+            self._drop(f"tx_{errno.errorcode.get(self._reason[0], 'error').lower()}", refused)
+        self._tx_datagrams += taken - refused
+        self._tx_bytes += len(blob) if taken == len(payloads) else sum(map(len, payloads[:taken]))
+        return taken
+
+    def _drop(self, reason: str, count: int = 1) -> None:
+        self._drops[reason] = self._drops.get(reason, 0) + count
+
+    # --- waiting, and the rest ---
+
+    async def wait_readable(self) -> None:
+        """See Link."""
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+
+    async def wait_writable(self) -> None:
+        """See Link."""
+        if self._blocked is None:
+            await trio.lowlevel.checkpoint()
+            return
+        with contextlib.suppress(trio.ClosedResourceError):
+            await trio.lowlevel.wait_writable(self._blocked)
+        self._blocked = None
+
+    async def run(self) -> None:
+        """See Link; the kernel needs no help."""
+        await trio.sleep_forever()
+
+    def statistics(self) -> dict[str, int]:
+        """See Link; drops are named by direction and errno."""
+        return {
+            "rx_datagrams": self._rx_datagrams,
+            "rx_bytes": self._rx_bytes,
+            "tx_datagrams": self._tx_datagrams,
+            "tx_bytes": self._tx_bytes,
+            **self._drops,
+        }
+
+    def close(self) -> None:
+        """See Link."""
+        for endpoint in list(self._sockets):
+            self.close_port(endpoint)
+        self._epoll.close()
+
+
+def _socket_address(endpoint: Endpoint) -> tuple[str, int]:
+    return endpoint.host, endpoint.port
+
+
+def _probe(remote: Endpoint) -> socket.socket:
+    """A socket that is connected, and so has asked for the route; nothing is sent."""
+    version = ip_address(remote.host).version
+    probe = socket.socket(
+        socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    )
+    try:
+        probe.connect(_socket_address(remote))
+    except OSError as error:
+        probe.close()
+        raise LinkError(
+            error.errno,
+            f"no route to {remote.host}: `ip route get {remote.host}` shows what the kernel "
+            f"thinks of it ({error.strerror})",
+        ) from None
+    return probe
+
+
+def _max_datagram_bytes(remote: Endpoint) -> int:
+    version = ip_address(remote.host).version
+    with _probe(remote) as probe:
+        if version == 4:
+            mtu_bytes = probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        else:
+            mtu_bytes = probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    return min(mtu_bytes - _HEADER_BYTES[version], _MAX_DATAGRAM_BYTES)
+
+
+def _flow(source: str, remote: Endpoint) -> bytes:
+    """struct hs_udp_flow; Python's struct fills addresses up with zeros."""
+    address = ip_address(remote.host)
+    scope = 0
+    if address.version == 6 and address.scope_id is not None:
+        scope = (
+            int(address.scope_id)
+            if address.scope_id.isdigit()
+            else socket.if_nametoindex(address.scope_id)
+        )
+    return _FLOW.pack(
+        address.version, remote.port, scope, address.packed, ip_address(source).packed
+    )
+
+
+def _endpoints(flow: bytes, local_port: int) -> tuple[Endpoint, Endpoint]:
+    version, remote_port, scope, remote_ip, local_ip = _FLOW.unpack(flow)
+    size = 4 if version == 4 else 16
+    remote = str(ip_address(remote_ip[:size]))
+    if scope:
+        remote += f"%{scope}"
+    return Endpoint(str(ip_address(local_ip[:size])), local_port), Endpoint(remote, remote_port)

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A ring of session events with one producer and one consumer, who may live in two processes.
+ * The same rules as in fifo.h: no pointers in the shared block, nothing in it is trusted.
+ */
+#ifndef HS_EVENT_RING_H
+#define HS_EVENT_RING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+	HS_EVENT_RING_HEADER_BYTES = 128, /* before the events, in the shared block */
+	HS_EVENT_BYTES = 16,
+	HS_EVENT_RING_CORRUPT = -2, /* the other side wrote an impossible index */
+};
+
+struct hs_event {
+	uint64_t handle; /* of a session */
+	uint32_t kind;
+	uint32_t arg;
+};
+
+/* One side: the producer counts what it pushed, the consumer what it popped. */
+struct hs_event_ring_side {
+	struct hs_event_ring_shared *shared;
+	uint64_t size; /* events, a power of two */
+	uint64_t own;
+	uint64_t other_seen;
+};
+
+/* Take a side of a shared block of `block_bytes`, which starts as zeros: the header and a power of
+ * two of events. Returns 0, or -1 if the size is something else. */
+int hs_event_ring_open(struct hs_event_ring_side *side, void *block, size_t block_bytes);
+
+/* Producer: 1, 0 if the ring is full, or HS_EVENT_RING_CORRUPT. */
+int hs_event_ring_push(struct hs_event_ring_side *producer, uint64_t handle, uint32_t kind,
+		       uint32_t arg);
+/* Consumer: copy and drop at most `n` events; returns how many, or HS_EVENT_RING_CORRUPT. */
+int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out, int n);
+/* Consumer: how many wait, or HS_EVENT_RING_CORRUPT. */
+int64_t hs_event_ring_length(struct hs_event_ring_side *consumer);
+
+#endif

@@ -1,0 +1,66 @@
+"""The ring of session events between a worker and an application; native/event_ring.h has the
+rules."""
+
+from __future__ import annotations
+
+import mmap
+from struct import Struct
+from typing import Final, cast
+
+from hoststack.native._native import ffi, lib
+
+_HEADER_BYTES: Final = int(lib.HS_EVENT_RING_HEADER_BYTES)
+_EVENT: Final = Struct("=QII")
+
+#: (session handle, kind, argument)
+RingEvent = tuple[int, int, int]
+
+
+class EventRingCorruptError(Exception):
+    """The other side wrote an impossible index into the shared block."""
+
+
+class EventRing:
+    """A ring with room for `size` events, a power of two."""
+
+    __slots__ = ("_block", "_consumer", "_popped", "_popped_bytes", "_producer")
+
+    def __init__(self, size: int) -> None:
+        """Raises ValueError unless the size is a power of two."""
+        if size < 1 or size & (size - 1):
+            raise ValueError(f"an event ring of {size}: ask for a power of two")
+        self._block = mmap.mmap(
+            -1, _HEADER_BYTES + size * _EVENT.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        block = ffi.from_buffer(self._block)
+        self._producer = ffi.new("struct hs_event_ring_side *")
+        self._consumer = ffi.new("struct hs_event_ring_side *")
+        lib.hs_event_ring_open(self._producer, block, len(self._block))
+        lib.hs_event_ring_open(self._consumer, block, len(self._block))
+        self._popped = ffi.new("struct hs_event[]", size)
+        self._popped_bytes = ffi.buffer(self._popped)
+
+    def push(self, handle: int, kind: int, arg: int = 0) -> bool:
+        """Producer: append an event; False if there is no room."""
+        pushed: int = lib.hs_event_ring_push(self._producer, handle, kind, arg)
+        return bool(self._checked(pushed))
+
+    def pop_many(self, max_events: int) -> list[RingEvent]:
+        """Consumer: take at most so many events, oldest first."""
+        count = self._checked(
+            lib.hs_event_ring_pop(
+                self._consumer, self._popped, min(max_events, len(self._popped))
+            )
+        )
+        if not count:
+            return []
+        popped = _EVENT.iter_unpack(self._popped_bytes[: count * _EVENT.size])
+        return cast("list[RingEvent]", list(popped))
+
+    def __len__(self) -> int:
+        return self._checked(lib.hs_event_ring_length(self._consumer))
+
+    def _checked(self, result: int) -> int:
+        if result < 0:
+            raise EventRingCorruptError("an index in the event ring's shared block is impossible")
+        return result

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A byte FIFO with one producer and one consumer, who may live in two processes.
+ *
+ * Positions are the offsets of a stream (RFC 9000 section 2.2): they start at 0 and only grow, and
+ * byte `o` lies at `o & (size - 1)`. The consumer drops bytes when it is done with them, so a
+ * FIFO of bytes to send keeps them until they are acknowledged; the producer may put bytes out of
+ * order, as they arrive from the network.
+ *
+ * The shared block holds no pointer. Each side trusts nothing but its private struct: an index
+ * that the other side wrote is checked before use, and rubbish is reported as HS_FIFO_CORRUPT;
+ * nothing outside the block is ever touched.
+ */
+#ifndef HS_FIFO_H
+#define HS_FIFO_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+	HS_FIFO_HEADER_BYTES = 128, /* before the data, in the shared block */
+	HS_FIFO_MAX_RANGES = 256, /* of bytes put out of order, with gaps between them */
+};
+
+/* What the verbs return in place of a count. */
+enum hs_fifo_error {
+	HS_FIFO_NO_RANGE = -1, /* too many gaps: the bytes were not taken */
+	HS_FIFO_CORRUPT = -2, /* the other side wrote an impossible index */
+	HS_FIFO_OUTSIDE = -3, /* the offset is beyond what the FIFO can hold, or holds */
+};
+
+struct hs_fifo_range {
+	uint64_t start;
+	uint64_t end;
+};
+
+struct hs_fifo_producer {
+	struct hs_fifo_shared *shared;
+	uint64_t size_bytes;
+	uint64_t tail;
+	uint64_t head_seen;
+	struct hs_fifo_range *ranges; /* sorted, apart from each other, all above tail */
+	uint32_t range_count;
+};
+
+struct hs_fifo_consumer {
+	struct hs_fifo_shared *shared;
+	uint64_t size_bytes;
+	uint64_t head;
+	uint64_t tail_seen;
+};
+
+/* Take a side of a shared block of `block_bytes`, which starts as zeros: HS_FIFO_HEADER_BYTES and
+ * a power of two of data. Returns 0, or -1 if the size is something else. */
+int hs_fifo_producer_open(struct hs_fifo_producer *p, void *block, size_t block_bytes);
+int hs_fifo_consumer_open(struct hs_fifo_consumer *c, void *block, size_t block_bytes);
+void hs_fifo_producer_close(struct hs_fifo_producer *p);
+
+/* Free bytes, or HS_FIFO_CORRUPT. */
+int64_t hs_fifo_writable(struct hs_fifo_producer *p);
+/* The consumer's position, or HS_FIFO_CORRUPT. */
+int64_t hs_fifo_head(struct hs_fifo_producer *p);
+/* Append as much of `data` as fits; returns how much, or HS_FIFO_CORRUPT. */
+int64_t hs_fifo_write(struct hs_fifo_producer *p, const uint8_t *data, size_t n);
+/* Store `data` at an offset; returns by how much the tail advanced, or an error. */
+int64_t hs_fifo_put(struct hs_fifo_producer *p, uint64_t offset, const uint8_t *data, size_t n);
+/* There is no byte after the tail. */
+void hs_fifo_set_eof(struct hs_fifo_producer *p);
+
+/* The producer's position, or HS_FIFO_CORRUPT. */
+int64_t hs_fifo_tail(struct hs_fifo_consumer *c);
+/* Bytes from `offset` to the tail, or HS_FIFO_CORRUPT, or HS_FIFO_OUTSIDE below the head. */
+int64_t hs_fifo_available(struct hs_fifo_consumer *c, uint64_t offset);
+/* Copy and drop at most `n` bytes; returns how many, or HS_FIFO_CORRUPT. */
+int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n);
+/* Drop the bytes below `offset`; returns 0, or an error if it is above the tail. */
+int hs_fifo_drop_to(struct hs_fifo_consumer *c, uint64_t offset);
+/* Whether the producer said that no byte will follow. Ask before looking at the tail. */
+int hs_fifo_eof(const struct hs_fifo_consumer *c);
+
+/* A side that is about to sleep arms its flag, and then looks once more. The other side takes the
+ * flag after it moved its index, and wakes the sleeper only if it was armed. */
+void hs_fifo_arm_read(struct hs_fifo_consumer *c);
+int hs_fifo_take_read_armed(struct hs_fifo_producer *p);
+void hs_fifo_arm_write(struct hs_fifo_producer *p);
+int hs_fifo_take_write_armed(struct hs_fifo_consumer *c);
+
+#endif

@@ -1,0 +1,168 @@
+"""A stream's byte FIFO, from Python; native/fifo.h has the rules.
+
+In one process both sides are this one object; what it holds would fit an application in another
+process as well, with the block in shared memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+from hoststack.native._native import ffi, lib
+
+_HEADER_BYTES: Final = int(lib.HS_FIFO_HEADER_BYTES)
+_MIN_BYTES: Final = 1024
+_MAX_BYTES: Final = 1 << 32
+
+
+class FifoCorruptError(Exception):
+    """The other side wrote an impossible index into the shared block."""
+
+
+class FifoOverflowError(ValueError):
+    """An offset outside of what the FIFO can hold, or holds."""
+
+
+def _raise(error: int) -> int:
+    if error == lib.HS_FIFO_CORRUPT:
+        raise FifoCorruptError("an index in the FIFO's shared block is impossible")
+    raise FifoOverflowError("an offset is outside of the FIFO")
+
+
+class Fifo:
+    """A FIFO of `size` bytes: a power of two, at least what was asked for.
+
+    Offsets count from the stream's first byte. Everything raises FifoCorruptError when the shared
+    block holds rubbish.
+    """
+
+    __slots__ = ("_block", "_consumer", "_data", "_mask", "_producer", "size")
+
+    def __init__(self, size_bytes: int) -> None:
+        """Raises ValueError for a size that is not positive, or more than 4 GiB."""
+        if not 0 < size_bytes <= _MAX_BYTES:
+            raise ValueError(f"a FIFO of {size_bytes} bytes: ask for 1 to {_MAX_BYTES}")
+        self.size = max(_MIN_BYTES, 1 << (size_bytes - 1).bit_length())
+        self._mask = self.size - 1
+        # Pages that are never touched cost nothing.
+        self._block = mmap.mmap(
+            -1, _HEADER_BYTES + self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        block = ffi.from_buffer(self._block)
+        self._data = memoryview(self._block)[_HEADER_BYTES:]
+        self._producer = ffi.gc(
+            ffi.new("struct hs_fifo_producer *"), lib.hs_fifo_producer_close, self.size
+        )
+        self._consumer = ffi.new("struct hs_fifo_consumer *")
+        lib.hs_fifo_producer_open(self._producer, block, len(self._block))
+        lib.hs_fifo_consumer_open(self._consumer, block, len(self._block))
+
+    # --- the producer: an application that sends, or the engine that receives ---
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append as much of `data` as fits; returns how many bytes did."""
+        count: int = lib.hs_fifo_write(self._producer, ffi.from_buffer(data), len(data))
+        return count if count >= 0 else _raise(count)
+
+    def put(self, offset: int, data: bytes | memoryview) -> int:
+        """Store bytes at an offset; what is below the tail, or there already, may come again.
+
+        Returns by how much the tail advanced, or -1 if there are too many gaps to remember: then
+        the bytes were not taken. Raises FifoOverflowError beyond the head plus the size.
+        """
+        count: int = lib.hs_fifo_put(self._producer, offset, ffi.from_buffer(data), len(data))
+        return count if count >= -1 else _raise(count)
+
+    def set_eof(self) -> None:
+        """No byte follows the tail."""
+        lib.hs_fifo_set_eof(self._producer)
+
+    @property
+    def writable(self) -> int:
+        """How many bytes `write` takes."""
+        count: int = lib.hs_fifo_writable(self._producer)
+        return count if count >= 0 else _raise(count)
+
+    @property
+    def head(self) -> int:
+        """The offset up to which the consumer is done."""
+        head: int = lib.hs_fifo_head(self._producer)
+        return head if head >= 0 else _raise(head)
+
+    # --- the consumer: an application that receives, or the engine that sends ---
+
+    def read(self, max_bytes: int) -> bytes:
+        """Take at most so many bytes; empty if there are none now."""
+        head = self._consumer.head
+        data = self.peek(head, max_bytes)
+        lib.hs_fifo_drop_to(self._consumer, head + len(data))
+        return data
+
+    def read_into(self, buffer: bytearray | memoryview) -> int:
+        """Take bytes into a writable buffer; returns how many."""
+        target = ffi.from_buffer(buffer, require_writable=True)
+        count: int = lib.hs_fifo_read(self._consumer, target, len(buffer))
+        return count if count >= 0 else _raise(count)
+
+    def peek(self, offset: int, max_bytes: int) -> bytes:
+        """Copy at most so many bytes from an offset on, and keep them.
+
+        Raises FifoOverflowError below the head and above the tail.
+        """
+        count: int = lib.hs_fifo_available(self._consumer, offset)
+        if count < 0:
+            _raise(count)
+        if count > max_bytes:
+            count = max_bytes
+        start = offset & self._mask
+        end = start + count
+        if end <= self.size:
+            return self._data[start:end].tobytes()
+        return b"".join((self._data[start:], self._data[: end - self.size]))
+
+    def drop_to(self, offset: int) -> None:
+        """Drop all bytes below an offset; raises FifoOverflowError above the tail."""
+        error: int = lib.hs_fifo_drop_to(self._consumer, offset)
+        if error:
+            _raise(error)
+
+    @property
+    def tail(self) -> int:
+        """The offset up to which the producer's bytes are here."""
+        tail: int = lib.hs_fifo_tail(self._consumer)
+        return tail if tail >= 0 else _raise(tail)
+
+    @property
+    def readable(self) -> int:
+        """How many bytes `read` may take."""
+        count: int = lib.hs_fifo_available(self._consumer, self._consumer.head)
+        return count if count >= 0 else _raise(count)
+
+    @property
+    def eof(self) -> bool:
+        """Whether no byte will follow the tail. Ask before looking at the tail."""
+        return bool(lib.hs_fifo_eof(self._consumer))
+
+    @property
+    def at_end(self) -> bool:
+        """Whether there is no byte, and none will follow."""
+        return self.eof and not self.readable
+
+    # --- wake-ups: a sleeper arms and looks again; the other side takes the flag after a move ---
+
+    def arm_read(self) -> None:
+        """The consumer wants to hear of bytes."""
+        lib.hs_fifo_arm_read(self._consumer)
+
+    def take_read_armed(self) -> bool:
+        """The producer moved: whether the consumer wants to hear of it."""
+        return bool(lib.hs_fifo_take_read_armed(self._producer))
+
+    def arm_write(self) -> None:
+        """The producer wants to hear of room."""
+        lib.hs_fifo_arm_write(self._producer)
+
+    def take_write_armed(self) -> bool:
+        """The consumer moved: whether the producer wants to hear of it."""
+        return bool(lib.hs_fifo_take_write_armed(self._consumer))

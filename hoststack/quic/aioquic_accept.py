@@ -1,0 +1,159 @@
+"""New connections for the aioquic engine: listeners, what may start a connection, and how.
+
+Nothing is kept for a datagram that does not start a connection, and no answer to one is larger than
+the datagram itself.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+from aioquic.buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.packet import (
+    QuicPacketType,
+    QuicProtocolVersion,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+
+from hoststack.link.base import Link, Path
+from hoststack.quic.cid import CID_BYTES
+from hoststack.quic.seam import EngineCounters, QuicConfig
+from hoststack.quic.tls import TlsConfig, TlsConfigError
+
+#: RFC 9000 section 14.1.
+_LEAST_INITIAL_BYTES = 1200
+#: RFC 9000 section 7.2: a client's first Destination Connection ID has 8 bytes or more.
+_LEAST_DCID_BYTES = 8
+#: Connections whose handshake is under way, over all listeners.
+_MAX_HALF_OPEN = 4096
+_VERSIONS = [int(QuicProtocolVersion.VERSION_1), int(QuicProtocolVersion.VERSION_2)]
+_CONGESTION_CONTROLS = ("cubic", "reno")
+
+
+class Listener:
+    """A listening endpoint; it is the engine seam's ListenerContext."""
+
+    def __init__(
+        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+    ) -> None:
+        if not tls.chain:
+            raise TlsConfigError("a server needs a certificate and a key: give both")
+        self.session = -1
+        self.local = local
+        self.config = config
+        self._tls = tls
+        self._alpn = list(alpn)
+        self._configurations: dict[int, QuicConfiguration] = {}
+        # What is wrong with the configuration is said now, not to the first client.
+        self.configuration(_LEAST_INITIAL_BYTES)
+
+    def configuration(self, max_datagram_bytes: int) -> QuicConfiguration:
+        """aioquic's configuration for connections over a path that carries so much."""
+        configuration = self._configurations.get(max_datagram_bytes)
+        if configuration is None:
+            configuration = _configuration(self.config, self._alpn, max_datagram_bytes)
+            configuration.is_client = False
+            configuration.certificate = self._tls.chain[0]
+            configuration.certificate_chain = list(self._tls.chain[1:])
+            configuration.private_key = self._tls.private_key
+            self._configurations[max_datagram_bytes] = configuration
+        return configuration
+
+
+def client_configuration(
+    tls: TlsConfig,
+    server_name: str,
+    alpn: Sequence[str],
+    config: QuicConfig,
+    max_datagram_bytes: int,
+) -> QuicConfiguration:
+    """aioquic's configuration for a connection of ours."""
+    configuration = _configuration(config, list(alpn), max_datagram_bytes)
+    configuration.server_name = server_name
+    configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
+    configuration.cadata = tls.ca_pem
+    if tls.chain:
+        configuration.certificate = tls.chain[0]
+        configuration.certificate_chain = list(tls.chain[1:])
+        configuration.private_key = tls.private_key
+    return configuration
+
+
+def _configuration(
+    config: QuicConfig, alpn: list[str], max_datagram_bytes: int
+) -> QuicConfiguration:
+    if config.congestion_control not in _CONGESTION_CONTROLS:
+        raise ValueError(
+            f"the aioquic engine has no congestion control {config.congestion_control!r}: "
+            f"take one of {', '.join(_CONGESTION_CONTROLS)}"
+        )
+    return QuicConfiguration(
+        alpn_protocols=alpn,
+        congestion_control_algorithm=config.congestion_control,
+        connection_id_length=CID_BYTES,
+        idle_timeout=config.idle_timeout_s,
+        max_data=config.connection_window_bytes,
+        max_stream_data=config.rx_fifo_bytes,
+        max_datagram_size=min(config.max_datagram_bytes or max_datagram_bytes, max_datagram_bytes),
+        supported_versions=_VERSIONS,
+    )
+
+
+class Acceptor:
+    """Decides about datagrams that belong to no connection."""
+
+    def __init__(self, link: Link, counters: EngineCounters) -> None:
+        self.half_open = 0
+        self._link = link
+        self._counters = counters
+        self._listeners: dict[tuple[str, int], Listener] = {}
+
+    def listen(
+        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+    ) -> Listener:
+        listener = self._listeners[tuple(local)] = Listener(local, tls, alpn, config)
+        return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        self._listeners.pop(tuple(listener.local), None)
+
+    def close(self) -> None:
+        self._listeners.clear()
+
+    def examine(self, data: bytes, path: Path, connections: int) -> Listener | bytes | None:
+        """The listener whose connection this datagram starts, or the answer to it, or None."""
+        drop = self._counters.drop
+        listener = self._listener(path)
+        if listener is None:
+            return drop("no_listener")
+        if len(data) < _LEAST_INITIAL_BYTES:
+            return drop("too_short")
+        try:
+            header = pull_quic_header(Buffer(data=data), host_cid_length=CID_BYTES)
+        except ValueError:
+            return drop("malformed")
+        if header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
+            return drop("unexpected")
+        if header.version not in _VERSIONS:
+            # RFC 9000 section 6.1.
+            drop("unknown_version")
+            return encode_quic_version_negotiation(
+                source_cid=header.destination_cid,
+                destination_cid=header.source_cid,
+                supported_versions=_VERSIONS,
+            )
+        if header.packet_type is not QuicPacketType.INITIAL:
+            return drop("unknown_cid")
+        if len(header.destination_cid) < _LEAST_DCID_BYTES:
+            return drop("malformed")
+        if connections >= listener.config.max_connections or self.half_open >= _MAX_HALF_OPEN:
+            return drop("refused")
+        return listener
+
+    def _listener(self, path: Path) -> Listener | None:
+        host, port = path.local
+        unspecified = "::" if ":" in host else "0.0.0.0"
+        return self._listeners.get((host, port)) or self._listeners.get((unspecified, port))

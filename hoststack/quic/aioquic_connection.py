@@ -1,0 +1,570 @@
+"""An aioquic connection with our connection IDs, our FIFOs, and guards.
+
+aioquic's QuicConnection keeps the protocol; this subclass decides what aioquic leaves to nobody:
+which connection IDs are issued, where stream data lies, when the windows move, and what happens
+to a peer's odd wishes. Its private members that are used here are listed in
+tests/quic/test_aioquic_internals.py, and aioquic is pinned to 1.7 for their sake.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from aioquic import tls
+from aioquic.buffer import Buffer, UINT_VAR_MAX
+from aioquic.quic.events import ConnectionTerminated, QuicEvent
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    CONNECTION_LIMIT_FRAME_CAPACITY,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicConnection,
+    QuicConnectionError,
+    QuicConnectionId,
+    QuicConnectionState,
+    QuicReceiveContext,
+    stream_is_client_initiated,
+    stream_is_unidirectional,
+)
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.tls import Epoch
+from aioquic.quic.stream import FinalSizeError, QuicStream, QuicStreamReceiver, QuicStreamSender
+
+from hoststack.link.base import Path
+from hoststack.native.fifo import Fifo
+from hoststack.quic.aioquic_accept import Listener
+from hoststack.quic.aioquic_recovery import Recovery
+from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
+from hoststack.quic.seam import CloseInfo, EventKind, QuicConfig
+
+#: A window is announced again when so little of it is left, or so much could be added.
+_WINDOW_FRACTION = 4
+
+
+class HostStream(QuicStream):
+    """A stream over FIFOs; it is the engine seam's StreamContext."""
+
+    def __init__(self, connection: HostConnection, stream: QuicStream, is_local: bool) -> None:
+        super().__init__(
+            stream_id=stream.stream_id,
+            max_stream_data_local=stream.max_stream_data_local,
+            max_stream_data_remote=stream.max_stream_data_remote,
+        )
+        self.session = -1
+        self.connection = connection
+        self.is_local = is_local
+        self.is_blocked = stream.is_blocked
+        self.rx: Fifo | None = None
+        self.tx: Fifo | None = None
+        unidirectional = stream_is_unidirectional(self.stream_id)
+        self.receiver: QuicStreamReceiver
+        self.sender: QuicStreamSender
+        if unidirectional and is_local:
+            self.receiver = QuicStreamReceiver(stream_id=self.stream_id, readable=False)
+        else:
+            self.rx = connection.make_fifo(connection, True)
+            self.receiver = FifoReceiver(self.stream_id, self.rx)
+        if unidirectional and not is_local:
+            self.sender = QuicStreamSender(stream_id=self.stream_id, writable=False)
+        else:
+            self.tx = connection.make_fifo(connection, False)
+            self.sender = FifoSender(
+                self.stream_id,
+                self.tx,
+                on_pending=partial(connection.send_queue.setdefault, self),
+                on_progress=partial(connection.moved.setdefault, self),
+            )
+        self.has_told_send_finished = self.tx is None
+
+
+class HostConnection(QuicConnection):
+    """One connection. `make_fifo(connection, is_rx)` gives a stream's FIFOs."""
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        config: QuicConfig,
+        listener: Listener | None,
+        path: Path,
+        new_cid: Callable[[], bytes],
+        make_fifo: Callable[[Any, bool], Fifo],
+        **options: Any,
+    ) -> None:
+        super().__init__(configuration=configuration, **options)
+        self.session = -1
+        self.config = config
+        self.listener = listener
+        self.alpn: str | None = None
+        self.is_established = False
+        self.has_reported_close = False
+        self.handshake_deadline: float | None = None
+        self.timer_at: float | None = None
+        self.initial_dcid: bytes | None = None
+        self.make_fifo = make_fifo
+        self._first_path = path
+        self._new_cid = new_cid
+        cid = new_cid()
+        self._host_cids[0].cid = cid
+        self.host_cid = cid
+        self._local_initial_source_connection_id = cid
+        bidi, uni = self._local_max_streams_bidi, self._local_max_streams_uni
+        bidi.value = bidi.sent = config.max_streams_bidi
+        uni.value = uni.sent = config.max_streams_uni
+        self._loss = Recovery(
+            congestion_control_algorithm=configuration.congestion_control_algorithm,
+            initial_rtt=configuration.initial_rtt,
+            max_datagram_size=self._max_datagram_size,
+            peer_completed_address_validation=not self._is_client,
+            send_probe=self._send_probe,
+            logger=self._logger,
+        )
+        self._window_bytes = config.connection_window_bytes
+        self._credited = 0
+        self._limits_due: dict[HostStream, None] = {}
+        self.send_queue: dict[HostStream, None] = {}
+        """Streams with something to send, in the order of their turns."""
+        self.control_queue: dict[HostStream, None] = {}
+        """Streams with a RESET_STREAM or STOP_SENDING that is not acknowledged yet."""
+        self.unacked_packets = 0
+        """Ack-eliciting packets received since the last ACK was sent."""
+        self.opened: list[HostStream] = []
+        """Streams that the peer opened since the engine looked last."""
+        self.readable: dict[HostStream, None] = {}
+        """Streams whose rx FIFO got something since the engine looked last."""
+        self.moved: dict[HostStream, None] = {}
+        """Streams whose sending or receiving state may have changed since then."""
+        self.resets: list[tuple[HostStream, EventKind, int]] = []
+        """RESET_STREAM and STOP_SENDING that came since then."""
+        self.has_new_stream_limits = False
+        self._peer_closed = False
+        self._close_datagrams: list[tuple[bytes, Path]] = []
+        self._came_while_closing = 0
+
+    # --- connection IDs ----------------------------------------------------------------------
+
+    def _replenish_connection_ids(self) -> None:
+        while len(self._host_cids) < min(8, self._remote_active_connection_id_limit):
+            self._host_cids.append(
+                QuicConnectionId(
+                    cid=self._new_cid(),
+                    sequence_number=self._host_cid_seq,
+                    stateless_reset_token=os.urandom(16),
+                )
+            )
+            self._host_cid_seq += 1
+
+    # --- what the peer's parameters mean -----------------------------------------------------
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        if parameters.max_udp_payload_size is not None:
+            self._max_datagram_size = min(self._max_datagram_size, parameters.max_udp_payload_size)
+
+    def _idle_timeout(self) -> float:
+        # RFC 9000 section 10.1: "Each endpoint advertises a max_idle_timeout, but the effective
+        # value [...] is computed as the minimum of the two advertised values (or the sole
+        # advertised value, if only one endpoint advertises a non-zero value)." aioquic takes a
+        # peer's 0 for an immediate timeout.
+        advertised = (self._configuration.idle_timeout, self._remote_max_idle_timeout)
+        return max(
+            min((seconds for seconds in advertised if seconds), default=math.inf),
+            3 * self._loss.get_probe_timeout(),
+        )
+
+    # --- streams -----------------------------------------------------------------------------
+
+    def _adopt(self, stream: QuicStream, is_local: bool) -> HostStream:
+        adopted = HostStream(self, stream, is_local)
+        self._streams[adopted.stream_id] = adopted
+        for blocked in (self._streams_blocked_bidi, self._streams_blocked_uni):
+            if stream in blocked:
+                blocked[blocked.index(stream)] = adopted
+        # aioquic's queue serves its own writer only; `send_queue` is ours.
+        self._streams_queue.remove(stream)
+        return adopted
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            return stream
+        super()._get_or_create_stream(frame_type, stream_id)
+        # Opening a stream opens all lower-numbered ones of its type too (RFC 9000 section 2.1).
+        for created in list(self._streams_queue):
+            if not isinstance(created, HostStream):
+                self.opened.append(self._adopt(created, is_local=False))
+        return self._streams[stream_id]
+
+    def open_stream(self, unidirectional: bool) -> HostStream | None:
+        """Open a stream of ours; None while the peer's limit forbids it."""
+        limit = self._remote_max_streams_uni if unidirectional else self._remote_max_streams_bidi
+        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
+        if stream_id // 4 >= limit:
+            return None
+        return self._adopt(self._get_or_create_stream_for_send(stream_id), is_local=True)
+
+    def discard_stream(self, stream: HostStream) -> None:
+        """Forget a stream that is finished in both directions."""
+        del self._streams[stream.stream_id]
+        self.send_queue.pop(stream, None)
+        self.control_queue.pop(stream, None)
+        self._limits_due.pop(stream, None)
+        if not stream.is_local:
+            # The peer may open another for each that is over (RFC 9000 section 4.6).
+            self._stream_limit(stream.stream_id).value += 1
+
+    def _handle_max_streams_bidi_frame(self, *arguments: Any) -> None:
+        super()._handle_max_streams_bidi_frame(*arguments)
+        self.has_new_stream_limits = True
+
+    def _handle_max_streams_uni_frame(self, *arguments: Any) -> None:
+        super()._handle_max_streams_uni_frame(*arguments)
+        self.has_new_stream_limits = True
+
+    def _handle_stream_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        stream_id = buf.pull_uint_var()
+        offset = buf.pull_uint_var() if frame_type & 4 else 0
+        length = buf.pull_uint_var() if frame_type & 2 else buf.capacity - buf.tell()
+        self.take_stream_data(frame_type, stream_id, offset, buf.pull_bytes(length))
+
+    def take_stream_data(
+        self, frame_type: int, stream_id: int, offset: int, data: bytes | memoryview
+    ) -> None:
+        """A STREAM frame (RFC 9000 section 19.8), checked against every limit."""
+        end = offset + len(data)
+        if end > UINT_VAR_MAX:
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "offset + length exceed 2^62 - 1"
+            )
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._assert_stream_can_receive(frame_type, stream_id)
+            stream = self._get_or_create_stream(frame_type, stream_id)
+        receiver = stream.receiver
+        if not isinstance(receiver, FifoReceiver):
+            self._assert_stream_can_receive(frame_type, stream_id)
+            return
+        newly_received = end - receiver.highest_offset
+        if newly_received > 0:
+            if end > stream.max_stream_data_local:
+                raise QuicConnectionError(
+                    QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "Over stream data limit"
+                )
+            if self._local_max_data.used + newly_received > self._local_max_data.value:
+                raise QuicConnectionError(
+                    QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "Over connection data limit"
+                )
+        try:
+            is_news = receiver.put(offset, data, bool(frame_type & 1))
+        except FinalSizeError as error:
+            raise QuicConnectionError(
+                QuicErrorCode.FINAL_SIZE_ERROR, frame_type, str(error)
+            ) from None
+        if newly_received > 0:
+            self._local_max_data.used += newly_received
+        if is_news:
+            self.readable[stream] = None
+        if receiver.is_discarding:
+            self.credit(stream, receiver.highest_offset)
+            self.moved[stream] = None
+
+    def _handle_reset_stream_frame(self, *arguments: Any) -> None:
+        super()._handle_reset_stream_frame(*arguments)
+        for stream in [s for s in self._streams.values() if s.receiver.is_finished]:
+            if isinstance(stream.receiver, FifoReceiver) and stream.receiver.final_size is not None:
+                self.credit(stream, stream.receiver.final_size)
+                self.moved[stream] = None
+
+    def _handle_stop_sending_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        stream_id = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_stop_sending_frame(context, frame_type, buf)
+        stream = self._streams[stream_id]
+        self.send_queue.pop(stream, None)
+        self.control_queue[stream] = None
+
+    def reset_stream_sending(self, stream: HostStream, code: int) -> None:
+        """Give up sending (RESET_STREAM)."""
+        stream.sender.reset(code)
+        self.send_queue.pop(stream, None)
+        self.control_queue[stream] = None
+
+    def stop_stream_receiving(self, stream: HostStream, code: int) -> None:
+        """Give up receiving; the peer is told (STOP_SENDING) unless it has sent everything."""
+        receiver = stream.receiver
+        if not isinstance(receiver, FifoReceiver) or receiver.is_finished:
+            return
+        if receiver.discard():
+            receiver.stop(code)
+            self.control_queue[stream] = None
+        self.credit(stream, receiver.highest_offset)
+        self.moved[stream] = None
+
+    # --- send windows ------------------------------------------------------------------------
+
+    def _handle_max_data_frame(self, *arguments: Any) -> None:
+        super()._handle_max_data_frame(*arguments)
+        for stream in self._streams.values():
+            if not stream.sender.buffer_is_empty:
+                self.send_queue[stream] = None
+
+    def _handle_max_stream_data_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        stream_id = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_max_stream_data_frame(context, frame_type, buf)
+        stream = self._streams[stream_id]
+        if not stream.sender.buffer_is_empty:
+            self.send_queue[stream] = None
+
+    # --- receive windows ---------------------------------------------------------------------
+
+    def consumed(self, stream: HostStream) -> None:
+        """The application read: move the stream's window, and the connection's."""
+        receiver = stream.receiver
+        if not isinstance(receiver, FifoReceiver):
+            return
+        receiver.note_consumed()
+        head = receiver.rx.head
+        self.credit(stream, head)
+        stream.max_stream_data_local = max(stream.max_stream_data_local, head + receiver.rx.size)
+        if receiver.is_finished:
+            self.moved[stream] = None
+        elif receiver.final_size is None and _is_due(
+            stream.max_stream_data_local,
+            stream.max_stream_data_local_sent,
+            receiver.highest_offset,
+            receiver.rx.size,
+        ):
+            self._limits_due[stream] = None
+
+    def credit(self, stream: HostStream, offset: int) -> None:
+        """Give the connection's window back what a stream does not hold any more."""
+        receiver = stream.receiver
+        assert isinstance(receiver, FifoReceiver)
+        if offset > receiver.credited:
+            self._credited += offset - receiver.credited
+            receiver.credited = offset
+            self._local_max_data.value = max(
+                self._local_max_data.value, self._credited + self._window_bytes
+            )
+
+    @property
+    def has_limits_due(self) -> bool:
+        """Whether MAX_DATA, MAX_STREAM_DATA or MAX_STREAMS should be sent."""
+        limit = self._local_max_data
+        return bool(
+            self._limits_due
+            or _is_due(limit.value, limit.sent, limit.used, self._window_bytes)
+            or _are_streams_due(self._local_max_streams_bidi)
+            or _are_streams_due(self._local_max_streams_uni)
+        )
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        limit = self._local_max_data
+        if _is_due(limit.value, limit.sent, limit.used, self._window_bytes):
+            self._write_limit(builder, limit)
+        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
+            if _are_streams_due(limit):
+                self._write_limit(builder, limit)
+        for stream in list(self._limits_due):
+            buf = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            buf.push_uint_var(stream.stream_id)
+            buf.push_uint_var(stream.max_stream_data_local)
+            stream.max_stream_data_local_sent = stream.max_stream_data_local
+            del self._limits_due[stream]
+
+    def _write_limit(self, builder: QuicPacketBuilder, limit: Any) -> None:
+        buf = builder.start_frame(
+            limit.frame_type,
+            capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
+            handler=self._on_connection_limit_delivery,
+            handler_args=(limit,),
+        )
+        buf.push_uint_var(limit.value)
+        limit.sent = limit.value
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        """aioquic asks for every stream in every packet; `_write_connection_limits` has done it."""
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        if delivery is QuicDeliveryState.LOST and stream.stream_id in self._streams:
+            assert isinstance(stream, HostStream)
+            self._limits_due[stream] = None
+
+    # --- sending -----------------------------------------------------------------------------
+
+    def has_control_due(self) -> bool:
+        """Whether aioquic's writer has something to write that is neither stream data nor ACK."""
+        path = self._network_paths[0]
+        return bool(
+            self._close_pending
+            or self._handshake_done_pending
+            or self._probe_pending
+            or self._ping_pending
+            or self._retire_connection_ids
+            or path.remote_challenges
+            or len(self._network_paths) > 1
+            or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty
+            or self._streams_blocked_pending
+            or self.has_limits_due
+            or self._control_streams()
+            or not all(cid.was_sent for cid in self._host_cids)
+        )
+
+    def _control_streams(self) -> list[QuicStream]:
+        return [
+            stream
+            for stream in self.control_queue
+            if stream.sender.reset_pending or stream.receiver.stop_pending
+        ]
+
+    def write_control(self, now: float, with_streams: bool) -> list[tuple[bytes, Path]]:
+        """What aioquic's writer has to send; stream data too if `with_streams`."""
+        self._streams_queue = self._control_streams()
+        if with_streams:
+            self._streams_queue += self.send_queue
+        is_close = self._close_pending
+        datagrams: list[tuple[bytes, Path]] = self.datagrams_to_send(now)
+        self._streams_queue = []
+        if is_close:
+            self._close_datagrams = datagrams
+        if self._spaces[Epoch.ONE_RTT].ack_at is None:
+            self.unacked_packets = 0
+        for stream in [s for s in self.send_queue if s.sender.buffer_is_empty]:
+            del self.send_queue[stream]
+        return datagrams
+
+    def frame_handler(self, frame_type: int) -> Callable[..., None] | None:
+        """aioquic's handler of a frame in 1-RTT packets."""
+        handler, _ = self._QuicConnection__frame_handlers.get(frame_type, (None, None))
+        return handler
+
+    def _find_preferred_address(self) -> None:
+        """We do not follow a server's preferred address."""
+
+    # --- closing -----------------------------------------------------------------------------
+
+    def _handle_connection_close_frame(self, *arguments: Any) -> None:
+        was_closing = self._close_event is not None
+        super()._handle_connection_close_frame(*arguments)
+        self._peer_closed = self._peer_closed or not was_closing
+
+    @property
+    def is_over(self) -> bool:
+        """Whether even the closing period is over."""
+        return self._state is QuicConnectionState.TERMINATED
+
+    def give_up(self, reason: str) -> None:
+        """End at once without a word to the peer."""
+        self._close_event = ConnectionTerminated(
+            error_code=QuicErrorCode.NO_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase=reason,
+        )
+        self._close_end()
+
+    def close_info(self) -> CloseInfo:
+        """Why the connection ended."""
+        event = self._close_event
+        return CloseInfo(
+            code=int(event.error_code),
+            is_application=event.frame_type is None,
+            reason=event.reason_phrase,
+            by_peer=self._peer_closed,
+        )
+
+    def answer_while_closing(self, count: int) -> list[tuple[bytes, Path]]:
+        """Our CONNECTION_CLOSE again, for `count` datagrams that came although it was sent.
+
+        RFC 9000 section 10.2.1: "An endpoint SHOULD limit the rate at which it generates packets
+        in the closing state. For instance, an endpoint could wait for a progressively increasing
+        number of received packets": here powers of two.
+        """
+        before = self._came_while_closing
+        self._came_while_closing += count
+        if self._state is not QuicConnectionState.CLOSING:
+            return []
+        return self._close_datagrams if before.bit_length() < (before + count).bit_length() else []
+
+    # --- for the engine ----------------------------------------------------------------------
+
+    @property
+    def local(self) -> tuple[str, int]:
+        return self._path.local
+
+    @property
+    def remote(self) -> tuple[str, int]:
+        return self._path.remote
+
+    @property
+    def _path(self) -> Path:
+        return self._network_paths[0].addr if self._network_paths else self._first_path
+
+    def statistics(self) -> dict[str, int | float]:
+        loss = self._loss
+        return {
+            "rtt_s": loss._rtt_smoothed,
+            "rtt_min_s": loss._rtt_min if loss._rtt_initialized else 0.0,
+            "cwnd_bytes": loss.congestion_window,
+            "in_flight_bytes": loss.bytes_in_flight,
+            "acked_bytes": loss.bytes_acked,
+            "packets_sent": self._packet_number,
+            "packets_lost": loss.packets_lost,
+            "streams": len(self._streams),
+        }
+
+    def take_events(self) -> list[QuicEvent]:
+        """aioquic's events since the last call."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+    def all_cids(self) -> list[bytes]:
+        """Every connection ID that leads here."""
+        cids = [cid.cid for cid in self._host_cids]
+        return [*cids, self.initial_dcid] if self.initial_dcid is not None else cids
+
+    def next_timer(self) -> float | None:
+        """When the connection wants a turn though nothing came."""
+        if self.is_over:
+            return None
+        at = self.get_timer() if self._network_paths and self._close_at is not None else math.inf
+        if self.handshake_deadline is not None:
+            at = min(at, self.handshake_deadline)
+        return None if at == math.inf else at
+
+
+def _is_due(value: int, sent: int, used: int, window: int) -> bool:
+    """Whether to announce a window: much can be added, or little is left."""
+    step = window // _WINDOW_FRACTION
+    return value > sent and (value - sent >= step or sent - used < step)
+
+
+def _are_streams_due(limit: Any) -> bool:
+    left = limit.sent - limit.used
+    return bool(limit.value > limit.sent and left < limit.value - limit.sent)

@@ -1,0 +1,438 @@
+"""The aioquic engine: bursts of datagrams in, bursts out, for all connections of a worker.
+
+It runs everywhere, and it is what the native engine is compared with. aioquic keeps the protocol of
+each connection (aioquic_connection.py); the two fast ways (aioquic_receive.py,
+aioquic_transmit.py) carry bulk data; this module finds connections by connection ID, accepts new
+ones, keeps the timers, and shares the way out fairly.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from aioquic.quic import events as aio
+from aioquic.quic.packet import QuicErrorCode
+
+from hoststack.link.base import BURST, Link, Outgoing, Path, Received
+from hoststack.native.fifo import Fifo
+from hoststack.quic.aioquic_accept import Acceptor, Listener, client_configuration
+from hoststack.quic.aioquic_connection import HostConnection, HostStream
+from hoststack.quic.aioquic_receive import receive_burst
+from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
+from hoststack.quic.aioquic_transmit import is_ordinary, write_burst
+from hoststack.quic.cid import CID_BYTES, CidGenerator
+from hoststack.quic.seam import (
+    NO_ANSWER,
+    CidConfig,
+    CloseInfo,
+    ConnectionContext,
+    EngineCounters,
+    Event,
+    EventKind,
+    ListenerContext,
+    QuicConfig,
+    StreamContext,
+    Turn,
+)
+from hoststack.quic.tls import TlsConfig
+
+logger = logging.getLogger(__name__)
+
+#: What a connection may send at least in a turn that several share.
+_LEAST_SHARE = 8
+
+
+class AioquicEngine:
+    """A worker's engine over one link (hoststack/quic/seam.py has the contract)."""
+
+    name = "aioquic"
+
+    def __init__(
+        self, link: Link, make_fifo: Callable[[ConnectionContext, bool], Fifo], cid: CidConfig
+    ) -> None:
+        self.counters = EngineCounters()
+        self._link = link
+        self._make_fifo = make_fifo
+        self._new_cid = CidGenerator(cid)
+        self._acceptor = Acceptor(link, self.counters)
+        self._by_cid: dict[bytes, HostConnection] = {}
+        self._connections: dict[HostConnection, None] = {}
+        self._starting: list[tuple[HostConnection, Path]] = []
+        self._due: dict[HostConnection, None] = {}
+        """Connections that may have something to send."""
+        self._outbox: deque[Outgoing] = deque()
+        self._timers: list[tuple[float, int, HostConnection]] = []
+        self._order = itertools.count()
+
+    # --- verbs -------------------------------------------------------------------------------
+
+    def listen(
+        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+    ) -> ListenerContext:
+        return self._acceptor.listen(local, tls, alpn, config)
+
+    def unlisten(self, listener: ListenerContext) -> None:
+        self._acceptor.unlisten(cast(Listener, listener))
+
+    def connect(
+        self,
+        path: object,
+        server_name: str,
+        tls: TlsConfig,
+        alpn: Sequence[str],
+        config: QuicConfig,
+    ) -> ConnectionContext:
+        way = cast(Path, path)
+        connection = HostConnection(
+            configuration=client_configuration(
+                tls, server_name, alpn, config, self._link.max_datagram_bytes(way)
+            ),
+            config=config,
+            listener=None,
+            path=way,
+            new_cid=self._new_cid,
+            make_fifo=self._make_fifo,
+        )
+        # The handshake begins in the next turn, which knows the time.
+        self._starting.append((connection, way))
+        return connection
+
+    def open_stream(
+        self, connection: ConnectionContext, *, unidirectional: bool
+    ) -> StreamContext | None:
+        return cast(HostConnection, connection).open_stream(unidirectional)
+
+    def send_ready(self, stream: StreamContext) -> None:
+        opened = cast(HostStream, stream)
+        if isinstance(opened.sender, FifoSender):
+            opened.sender.look()
+            self._due[opened.connection] = None
+
+    def consumed(self, stream: StreamContext) -> None:
+        opened = cast(HostStream, stream)
+        opened.connection.consumed(opened)
+        if opened.connection.has_limits_due or opened.receiver.is_finished:
+            self._due[opened.connection] = None
+
+    def reset_stream(self, stream: StreamContext, code: int) -> None:
+        opened = cast(HostStream, stream)
+        opened.connection.reset_stream_sending(opened, code)
+        self._due[opened.connection] = None
+
+    def stop_sending(self, stream: StreamContext, code: int) -> None:
+        opened = cast(HostStream, stream)
+        opened.connection.stop_stream_receiving(opened, code)
+        self._due[opened.connection] = None
+
+    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
+        closing = cast(HostConnection, connection)
+        closing.close(error_code=code, frame_type=None, reason_phrase=reason)
+        self._due[closing] = None
+
+    def connections(self) -> Sequence[ConnectionContext]:
+        return list(self._connections)
+
+    def shutdown(self, code: int, reason: str) -> None:
+        self._acceptor.close()
+        for connection in self._connections:
+            self.close(connection, code, reason)
+
+    @property
+    def next_deadline(self) -> float | None:
+        while self._timers:
+            at, _, connection = self._timers[0]
+            if connection.timer_at == at:
+                return at
+            heapq.heappop(self._timers)
+        return None
+
+    # --- the turn ----------------------------------------------------------------------------
+
+    def turn(self, now: float) -> Turn:
+        received = self._link.receive(BURST)
+        touched: dict[HostConnection, None] = {}
+        self._start_handshakes(now, touched)
+        for connection, burst in self._sort(received, now).items():
+            self._receive(connection, burst, now)
+            touched[connection] = None
+        self._fire_timers(now, touched)
+        touched.update(self._due)
+        self._due = touched
+        sent = self._transmit(now, touched)
+        events: list[Event] = []
+        for connection in touched:
+            self._collect(connection, events)
+            self._set_timer(connection)
+        self._count(received, sent)
+        return Turn(
+            events=events,
+            more=len(received) == BURST or (bool(self._due) and not self._outbox),
+            blocked=bool(self._outbox),
+            received=len(received),
+            sent=sent,
+        )
+
+    def _start_handshakes(self, now: float, touched: dict[HostConnection, None]) -> None:
+        for connection, path in self._starting:
+            if connection._close_event is None:
+                connection.connect(path, now)
+                connection.handshake_deadline = now + connection.config.handshake_timeout_s
+            self._add(connection)
+            touched[connection] = None
+        self._starting.clear()
+
+    def _add(self, connection: HostConnection) -> None:
+        self._connections[connection] = None
+        self._by_cid[connection.host_cid] = connection
+
+    def _sort(
+        self, received: Sequence[Received], now: float
+    ) -> dict[HostConnection, list[tuple[bytes, Path]]]:
+        """Datagrams by connection, new connections among them."""
+        by_cid = self._by_cid
+        bursts: dict[HostConnection, list[tuple[bytes, Path]]] = {}
+        for data, path, _ in received:
+            if len(data) < 1 + CID_BYTES:
+                self.counters.drop("malformed")
+                continue
+            if data[0] & 0x80:
+                connection = self._long_header(data, path, now)
+            else:
+                connection = by_cid.get(data[1 : 1 + CID_BYTES])
+                if connection is None:
+                    self.counters.drop("unknown_cid")
+            if connection is not None:
+                burst = bursts.get(connection)
+                if burst is None:
+                    bursts[connection] = [(data, path)]
+                else:
+                    burst.append((data, path))
+        return bursts
+
+    def _long_header(self, data: bytes, path: Path, now: float) -> HostConnection | None:
+        length = data[5]
+        dcid = data[6 : 6 + length]
+        known = self._by_cid.get(dcid)
+        if known is not None:
+            return known
+        answer = self._acceptor.examine(data, path, len(self._connections))
+        if isinstance(answer, bytes):
+            self._outbox.append((answer, path))
+        elif answer is not None:
+            connection = HostConnection(
+                configuration=answer.configuration(self._link.max_datagram_bytes(path)),
+                config=answer.config,
+                listener=answer,
+                path=path,
+                new_cid=self._new_cid,
+                make_fifo=self._make_fifo,
+                original_destination_connection_id=dcid,
+            )
+            connection.handshake_deadline = now + answer.config.handshake_timeout_s
+            # A client's first flight goes to the connection ID that the client picked.
+            self._by_cid[dcid] = connection
+            connection.initial_dcid = dcid
+            self._acceptor.half_open += 1
+            self._add(connection)
+            return connection
+        return None
+
+    def _receive(
+        self, connection: HostConnection, burst: list[tuple[bytes, Path]], now: float
+    ) -> None:
+        if connection._close_event is not None:
+            self._outbox.extend(connection.answer_while_closing(len(burst)))
+            return
+        try:
+            undecryptable = receive_burst(connection, burst, now)
+        except Exception:
+            # Whatever a peer makes aioquic stumble over costs that peer's connection alone.
+            logger.exception("a datagram broke its connection")
+            self.counters.drop("broke_connection")
+            connection.close(QuicErrorCode.INTERNAL_ERROR, 0, "internal error")
+            return
+        if undecryptable:
+            self.counters.drop("undecryptable", undecryptable)
+        if not connection._network_paths:
+            # Not one packet of a first flight could be read: there is no connection.
+            self.counters.drop("unreadable_initial")
+            self._forget(connection)
+
+    def _fire_timers(self, now: float, touched: dict[HostConnection, None]) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            at, _, connection = heapq.heappop(self._timers)
+            if connection.timer_at != at:
+                continue
+            connection.timer_at = None
+            if connection.handshake_deadline is not None and connection.handshake_deadline <= now:
+                connection.give_up(NO_ANSWER)
+            else:
+                connection.handle_timer(now)
+            touched[connection] = None
+
+    def _transmit(self, now: float, touched: dict[HostConnection, None]) -> int:
+        """Fill the way out, a share for each connection in turn; how many datagrams went."""
+        sent = self._flush()
+        share = max(_LEAST_SHARE, BURST // max(1, len(self._due)))
+        while self._due and not self._outbox:
+            written = 0
+            waiting = self._due
+            self._due = {}
+            for connection in waiting:
+                if written >= BURST:
+                    self._due[connection] = None
+                    continue
+                datagrams = self._write(connection, now, share)
+                written += len(datagrams)
+                self._outbox.extend(datagrams)
+                if len(datagrams) >= share:
+                    self._due[connection] = None
+            sent += self._flush()
+            if written >= BURST or not written:
+                break
+        return sent
+
+    def _write(self, connection: HostConnection, now: float, share: int) -> list[Outgoing]:
+        if connection.is_over or not connection._network_paths:
+            return []
+        try:
+            ordinary = is_ordinary(connection)
+            datagrams: list[Outgoing] = []
+            if not ordinary or connection.has_control_due():
+                datagrams = connection.write_control(now, with_streams=not ordinary)
+            if ordinary:
+                path = connection._network_paths[0].addr
+                datagrams += [(data, path) for data in write_burst(connection, now, share)]
+            return datagrams
+        except Exception:
+            logger.exception("a connection could not write")
+            self.counters.drop("broke_connection")
+            connection.give_up("internal error")
+            return []
+
+    def _flush(self) -> int:
+        """Hand the outbox to the link, as far as it takes it."""
+        if not self._outbox:
+            return 0
+        taken = self._link.send(self._outbox)
+        if taken == len(self._outbox):
+            self._outbox.clear()
+        else:
+            for _ in range(taken):
+                self._outbox.popleft()
+        return taken
+
+    # --- events ------------------------------------------------------------------------------
+
+    def _collect(self, connection: HostConnection, events: list[Event]) -> None:
+        """What happened to a connection, for the session layer; after transmitting."""
+        for event in connection.take_events():
+            self._on_aioquic_event(connection, event, events)
+        if connection.has_reported_close:
+            pass
+        elif connection._close_event is None:
+            self._collect_streams(connection, events)
+        else:
+            self._collect_streams(connection, events)
+            connection.has_reported_close = True
+            self.counters.closed += 1
+            if connection.is_established or connection.listener is None:
+                events.append(Event(EventKind.CLOSED, connection, connection.close_info()))
+        if connection.is_over:
+            self._forget(connection)
+
+    def _on_aioquic_event(
+        self, connection: HostConnection, event: aio.QuicEvent, events: list[Event]
+    ) -> None:
+        if isinstance(event, aio.ConnectionIdIssued):
+            self._by_cid[event.connection_id] = connection
+        elif isinstance(event, aio.ConnectionIdRetired):
+            self._by_cid.pop(event.connection_id, None)
+        elif isinstance(event, aio.HandshakeCompleted):
+            connection.alpn = event.alpn_protocol
+            connection.is_established = True
+            connection.handshake_deadline = None
+            if connection.listener is None:
+                self.counters.connected += 1
+                events.append(Event(EventKind.CONNECTED, connection))
+            else:
+                self.counters.accepted += 1
+                self._acceptor.half_open -= 1
+                events.append(Event(EventKind.ACCEPTED, connection))
+        elif isinstance(event, aio.StreamReset):
+            stream = connection._streams.get(event.stream_id)
+            if stream is not None:
+                connection.resets.append((stream, EventKind.RESET, event.error_code))
+        elif isinstance(event, aio.StopSendingReceived):
+            stream = connection._streams.get(event.stream_id)
+            if stream is not None and not stream.sender.is_finished:
+                connection.resets.append((stream, EventKind.STOPPED, event.error_code))
+
+    def _collect_streams(self, connection: HostConnection, events: list[Event]) -> None:
+        for stream in connection.opened:
+            events.append(Event(EventKind.STREAM_OPENED, stream))
+        connection.opened.clear()
+        for stream in connection.readable:
+            events.append(Event(EventKind.READABLE, stream))
+        connection.readable.clear()
+        for stream, kind, code in connection.resets:
+            events.append(Event(kind, stream, code))
+        connection.resets.clear()
+        for stream in connection.moved:
+            self._collect_moved(connection, stream, events)
+        connection.moved.clear()
+        if connection.has_new_stream_limits:
+            connection.has_new_stream_limits = False
+            events.append(Event(EventKind.STREAMS_AVAILABLE, connection))
+
+    def _collect_moved(
+        self, connection: HostConnection, stream: HostStream, events: list[Event]
+    ) -> None:
+        sender = stream.sender
+        if isinstance(sender, FifoSender) and sender.made_room:
+            sender.made_room = False
+            events.append(Event(EventKind.WRITABLE, stream))
+        if sender.is_finished and not stream.has_told_send_finished:
+            stream.has_told_send_finished = True
+            events.append(Event(EventKind.SEND_FINISHED, stream))
+        if stream.is_finished and connection._streams.get(stream.stream_id) is stream:
+            if isinstance(stream.receiver, FifoReceiver):
+                connection.credit(stream, stream.receiver.highest_offset)
+            connection.discard_stream(stream)
+            events.append(Event(EventKind.STREAM_CLOSED, stream))
+            # The stream's credit, and the window's, may be due.
+            if connection.has_limits_due:
+                self._due[connection] = None
+
+    def _set_timer(self, connection: HostConnection) -> None:
+        if connection not in self._connections:
+            return
+        at = connection.next_timer()
+        if at != connection.timer_at:
+            connection.timer_at = at
+            if at is not None:
+                heapq.heappush(self._timers, (at, next(self._order), connection))
+
+    def _forget(self, connection: HostConnection) -> None:
+        if self._connections.pop(connection, connection) is connection:
+            return
+        connection.timer_at = None
+        self._due.pop(connection, None)
+        for cid in connection.all_cids():
+            if self._by_cid.get(cid) is connection:
+                del self._by_cid[cid]
+        if connection.listener is not None and not connection.is_established:
+            self._acceptor.half_open -= 1
+
+    def _count(self, received: Sequence[Received], sent: int) -> None:
+        counters = self.counters
+        counters.turns += 1
+        counters.rx_datagrams += len(received)
+        counters.tx_datagrams += sent
+        if not received and not sent:
+            counters.empty_turns += 1

@@ -1,0 +1,223 @@
+"""aioquic's streams over FIFOs: no buffer of their own.
+
+Positions of a FIFO are stream offsets. What is to be sent stays in the tx FIFO until it is
+acknowledged and is read from there as often as it has to be sent; what comes is put into the rx
+FIFO at its offset, in whatever order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aioquic.quic import events
+from aioquic.quic.packet import QuicErrorCode, QuicStreamFrame
+from aioquic.quic.packet_builder import QuicDeliveryState
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.stream import (
+    FinalSizeError,
+    QuicStreamReceiver,
+    QuicStreamSender,
+)
+
+from hoststack.native.fifo import Fifo
+
+
+class UnstorableError(Exception):
+    """Data came in more pieces than the FIFO can keep apart: the packet must be as if lost."""
+
+
+class FifoReceiver(QuicStreamReceiver):
+    """The receiving part of a stream.
+
+    It is finished when the application has consumed all of it (only then may the peer have the
+    stream's credit back, or unread streams could pile up without end), or when either side gave
+    it up.
+    """
+
+    def __init__(self, stream_id: int, rx: Fifo) -> None:
+        super().__init__(stream_id=stream_id, readable=True)
+        self.rx = rx
+        self.is_discarding = False
+        """The application wants no more; what comes is counted and thrown away."""
+        self.credited = 0
+        """Bytes that were given back to the connection's window."""
+
+    @property
+    def final_size(self) -> int | None:
+        return self._final_size
+
+    def put(self, offset: int, data: bytes | memoryview, fin: bool) -> bool:
+        """Take a frame; whether the application has something new (bytes or the end).
+
+        The caller has checked the flow-control limits. Raises FinalSizeError (RFC 9000 section
+        4.5) and UnstorableError.
+        """
+        end = offset + len(data)
+        if self._final_size is not None:
+            if end > self._final_size or (fin and end != self._final_size):
+                raise FinalSizeError("Data received beyond final size")
+        elif fin and end < self.highest_offset:
+            raise FinalSizeError("Data received beyond final size")
+        if self.is_finished:
+            return False
+        advanced = 0
+        if not self.is_discarding and data:
+            advanced = self.rx.put(offset, data)
+            if advanced < 0:
+                raise UnstorableError
+        if end > self.highest_offset:
+            self.highest_offset = end
+        if fin:
+            self._final_size = end
+        if self._final_size is not None:
+            if self.is_discarding:
+                self.is_finished = True
+            elif self.rx.tail == self._final_size and not self.rx.eof:
+                self.rx.set_eof()
+                return True
+        return advanced > 0
+
+    def handle_frame(self, frame: QuicStreamFrame) -> None:
+        """aioquic's way in; the connection learns of readable streams by `put` alone."""
+        raise NotImplementedError("STREAM frames go through HostConnection._handle_stream_frame")
+
+    def handle_reset(
+        self, *, final_size: int, error_code: int = QuicErrorCode.NO_ERROR
+    ) -> events.StreamReset | None:
+        # RFC 9000 section 3.2: "Data Recvd" streams have all their data; a reset changes nothing.
+        if self.rx.eof and self._final_size == final_size:
+            return None
+        return super().handle_reset(final_size=final_size, error_code=error_code)
+
+    def note_consumed(self) -> None:
+        """The application read: all of it?"""
+        if self._final_size is not None and self.rx.head == self._final_size:
+            self.is_finished = True
+
+    def discard(self) -> bool:
+        """Throw away what is here and what will come; whether the peer must be told."""
+        self.is_discarding = True
+        if self._final_size is not None:
+            self.is_finished = True
+        return not self.is_finished
+
+
+class FifoSender(QuicStreamSender):
+    """The sending part of a stream. `tx.head` is what is acknowledged without a gap."""
+
+    def __init__(
+        self,
+        stream_id: int,
+        tx: Fifo,
+        on_pending: Callable[[], None],
+        on_progress: Callable[[], None],
+    ) -> None:
+        super().__init__(stream_id=stream_id, writable=True)
+        self.tx = tx
+        self._on_pending = on_pending
+        self._on_progress = on_progress
+        self._lost = RangeSet()
+        self._fin_offset: int | None = None
+        self._is_fin_due = False
+        self.made_room = False
+        """Acknowledgements moved `tx.head` since the connection looked last."""
+
+    def look(self) -> None:
+        """See what the application did to the FIFO."""
+        if self._reset_error_code is not None or self.is_finished:
+            return
+        # The end first: bytes that are written before it is set are then in `tail`.
+        if self._fin_offset is None and self.tx.eof:
+            self._fin_offset = self.tx.tail
+            self._is_fin_due = True
+        self._note_pending()
+
+    def _note_pending(self) -> None:
+        self.buffer_is_empty = not (
+            self._is_fin_due or len(self._lost) or self.highest_offset < self.tx.tail
+        )
+        if not self.buffer_is_empty:
+            self._on_pending()
+
+    @property
+    def next_offset(self) -> int:
+        return self._lost[0].start if len(self._lost) else self.highest_offset
+
+    def next_chunk(self, room: int, max_offset: int) -> tuple[int, bytes, bool] | None:
+        """The next (offset, data, fin) of at most `room` bytes, ending at `max_offset` at most.
+
+        None when there is nothing to send or flow control forbids it. Lost data comes first.
+        """
+        if len(self._lost):
+            lost = self._lost[0]
+            stop = min(lost.stop, lost.start + room)
+            data = self.tx.peek(lost.start, stop - lost.start)
+            start = lost.start
+            if data:
+                self._lost.subtract(start, start + len(data))
+        else:
+            start = self.highest_offset
+            room = min(room, max_offset - start)
+            data = self.tx.peek(start, room) if room > 0 else b""
+        stop = start + len(data)
+        if stop > self.highest_offset:
+            self.highest_offset = stop
+        fin = False
+        if self._is_fin_due and stop == self._fin_offset and not len(self._lost):
+            fin = True
+            self._is_fin_due = False
+        self.buffer_is_empty = not (
+            self._is_fin_due or len(self._lost) or self.highest_offset < self.tx.tail
+        )
+        return (start, data, fin) if data or fin else None
+
+    def get_frame(self, max_size: int, max_offset: int | None = None) -> QuicStreamFrame | None:
+        if max_size < 0 or max_offset is None:
+            return None
+        chunk = self.next_chunk(max_size, max_offset)
+        if chunk is None:
+            return None
+        offset, data, fin = chunk
+        return QuicStreamFrame(data=data, fin=fin, offset=offset)
+
+    def on_data_delivery(
+        self, delivery: QuicDeliveryState, start: int, stop: int, fin: bool
+    ) -> None:
+        if self._reset_error_code is not None or self.is_finished:
+            return
+        if delivery is QuicDeliveryState.LOST:
+            self._on_lost(start, stop, fin)
+            return
+        head = self.tx.head
+        if stop > start:
+            if start <= head:
+                head = max(head, stop)
+                while len(self._acked) and self._acked[0].start <= head:
+                    head = max(head, self._acked.shift().stop)
+                self.tx.drop_to(head)
+                self.made_room = True
+                self._on_progress()
+            else:
+                self._acked.add(start, stop)
+        if fin:
+            self._acked_fin = True
+        if self._acked_fin and head == self._fin_offset:
+            self.is_finished = True
+            self._on_progress()
+
+    def on_reset_delivery(self, delivery: QuicDeliveryState) -> None:
+        super().on_reset_delivery(delivery)
+        self._on_progress()
+
+    def _on_lost(self, start: int, stop: int, fin: bool) -> None:
+        start = max(start, self.tx.head)
+        if stop > start:
+            self._lost.add(start, stop)
+            for acked in self._acked:
+                self._lost.subtract(acked.start, acked.stop)
+        if fin:
+            self._is_fin_due = True
+        self._note_pending()
+
+    def write(self, data: bytes, end_stream: bool = False) -> None:
+        raise NotImplementedError("the application writes into the tx FIFO")

@@ -1,0 +1,214 @@
+"""The fast way out: stream data and ACKs of an established connection, a burst at a time.
+
+aioquic's own writer makes everything that is not stream data (handshake, limits, connection IDs,
+path validation, probes, resets, closing). Packets of stream data are made here: header, an ACK in
+the first one if one is due, STREAM frames read from the tx FIFOs; the header protection of the
+whole burst takes one AES call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aioquic import tls
+from aioquic.buffer import Buffer
+from aioquic.quic.packet import QuicFrameType, push_ack_frame
+
+from hoststack.quic.aioquic_recovery import SentPacket
+from hoststack.quic.aioquic_stream import FifoSender
+
+if TYPE_CHECKING:
+    from hoststack.quic.aioquic_connection import HostConnection, HostStream
+
+_TAG_BYTES = 16
+_PN_BYTES = 2
+#: The least that a STREAM frame carries; less room is left empty, unless it ends the stream.
+_LEAST_DATA_BYTES = 64
+_ACK_ROOM_BYTES = 256
+
+
+def push_varint(value: int) -> bytes:
+    """RFC 9000 section 16."""
+    if value < 0x40:
+        return value.to_bytes(1, "big")
+    if value < 0x4000:
+        return (value | 0x4000).to_bytes(2, "big")
+    if value < 0x40000000:
+        return (value | 0x80000000).to_bytes(4, "big")
+    return (value | 0xC000000000000000).to_bytes(8, "big")
+
+
+def is_ordinary(connection: HostConnection) -> bool:
+    """Whether the fast way may write this connection's 1-RTT packets."""
+    if (
+        not connection._handshake_confirmed
+        or connection._close_event is not None
+        or not connection._network_paths[0].is_validated
+    ):
+        return False
+    crypto = connection._cryptos[tls.Epoch.ONE_RTT]
+    return not (
+        crypto.send.aead is None or crypto.send.hp._is_chacha20 or crypto._update_key_requested
+    )
+
+
+def write_burst(connection: HostConnection, now: float, budget: int) -> list[bytes]:
+    """Up to `budget` datagrams of stream data, and of the ACK that is due; sent as far as loss
+    recovery and flow control are concerned."""
+    return _Writer(connection, now).write(budget)
+
+
+class _Writer:
+    """One burst of one connection."""
+
+    def __init__(self, connection: HostConnection, now: float) -> None:
+        self._connection = connection
+        self._now = now
+        crypto = connection._cryptos[tls.Epoch.ONE_RTT]
+        self._aead: Any = crypto.send.aead
+        self._encryptor: Any = crypto.send.hp._encryptor
+        self._space = connection._spaces[tls.Epoch.ONE_RTT]
+        self._first = 0x40 | connection._spin_bit << 5 | crypto.key_phase << 2 | (_PN_BYTES - 1)
+        self._dcid = connection._peer_cid.cid
+        self._room = connection._max_datagram_size - 1 - len(self._dcid) - _PN_BYTES - _TAG_BYTES
+        self._protected: list[bytes] = []
+        self._numbers: list[int] = []
+
+    def write(self, budget: int) -> list[bytes]:
+        connection, loss = self._connection, self._connection._loss
+        while len(self._protected) < budget:
+            frames: list[bytes] = []
+            handlers: list[tuple[Any, tuple[Any, ...]]] = []
+            used = self._add_ack(frames, handlers)
+            is_ack_eliciting = False
+            window = loss.congestion_window - loss.bytes_in_flight
+            if window >= connection._max_datagram_size:
+                is_ack_eliciting = self._add_streams(frames, handlers, self._room - used)
+            if not frames:
+                break
+            self._seal(frames, handlers, is_ack_eliciting)
+            if not is_ack_eliciting:
+                break
+        return self._protect()
+
+    def _add_ack(
+        self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]]
+    ) -> int:
+        connection, space = self._connection, self._space
+        if space.ack_at is None or (space.ack_at > self._now and not connection.send_queue):
+            return 0
+        delay = int((self._now - space.largest_received_time) * 1_000_000)
+        buf = Buffer(capacity=_ACK_ROOM_BYTES)
+        buf.push_uint_var(QuicFrameType.ACK)
+        push_ack_frame(
+            buf,
+            space.ack_queue,
+            delay >> connection._local_ack_delay_exponent,
+            _ACK_ROOM_BYTES - 1,
+        )
+        space.ack_at = None
+        connection.unacked_packets = 0
+        frames.append(buf.data)
+        handlers.append((connection._on_ack_delivery, (space, space.largest_received_packet)))
+        return buf.tell()
+
+    def _add_streams(
+        self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]], room: int
+    ) -> bool:
+        """Fill a packet from the streams in turn; whether any had something."""
+        connection = self._connection
+        queue = connection.send_queue
+        found = False
+        # A stream that is blocked goes to the end, so each is asked once for a packet.
+        for _ in range(len(queue)):
+            stream = next(iter(queue))
+            sender = stream.sender
+            assert isinstance(sender, FifoSender)
+            header = _frame_header(stream, sender)
+            space_left = room - len(header) - 2
+            if space_left < _LEAST_DATA_BYTES:
+                break
+            credit = connection._remote_max_data - connection._remote_max_data_used
+            highest = sender.highest_offset
+            chunk = sender.next_chunk(
+                space_left, min(highest + credit, stream.max_stream_data_remote)
+            )
+            if chunk is None:
+                # Nothing to send, or blocked: `send_ready`, new limits or a loss bring it back.
+                del queue[stream]
+                continue
+            connection._remote_max_data_used += sender.highest_offset - highest
+            offset, data, fin = chunk
+            frames.append(
+                b"%c%b%b%b" % (
+                    header[0] | fin,
+                    header[1:],
+                    (len(data) | 0x4000).to_bytes(2, "big"),
+                    data,
+                )
+            )
+            handlers.append((sender.on_data_delivery, (offset, offset + len(data), fin)))
+            found = True
+            room -= len(frames[-1])
+            # The next packet begins with the next stream.
+            del queue[stream]
+            if not sender.buffer_is_empty:
+                queue[stream] = None
+        return found
+
+    def _seal(
+        self,
+        frames: list[bytes],
+        handlers: list[tuple[Any, tuple[Any, ...]]],
+        is_ack_eliciting: bool,
+    ) -> None:
+        connection = self._connection
+        number = connection._packet_number
+        connection._packet_number = number + 1
+        payload = b"".join(frames) if len(frames) > 1 else frames[0]
+        header = b"%c%b%b" % (self._first, self._dcid, (number & 0xFFFF).to_bytes(2, "big"))
+        sealed = self._aead._aead.encrypt(
+            (self._aead._iv ^ number).to_bytes(12, "big"), payload, header
+        )
+        self._protected.append(sealed)
+        self._numbers.append(number)
+        packet = SentPacket(
+            number, len(header) + len(sealed), self._now, handlers, is_ack_eliciting
+        )
+        connection._loss.on_packet_sent(packet=packet, space=self._space)
+        if is_ack_eliciting and not connection._ack_eliciting_sent_since_receipt:
+            # RFC 9000 section 10.1: the first ack-eliciting packet since the last receipt
+            # restarts the idle timer.
+            connection._close_at = self._now + connection._idle_timeout()
+            connection._ack_eliciting_sent_since_receipt = True
+
+    def _protect(self) -> list[bytes]:
+        """Header protection for all (RFC 9001 section 5.4): the sample begins 4 bytes behind the
+        packet number's first."""
+        if not self._protected:
+            return []
+        start = 4 - _PN_BYTES
+        masks = self._encryptor.update(b"".join([p[start : start + 16] for p in self._protected]))
+        datagrams = []
+        for index, sealed in enumerate(self._protected):
+            mask = masks[index * 16 : index * 16 + 3]
+            number = (self._numbers[index] & 0xFFFF) ^ (mask[1] << 8 | mask[2])
+            datagrams.append(
+                b"%c%b%b%b"
+                % (
+                    self._first ^ (mask[0] & 0x1F),
+                    self._dcid,
+                    number.to_bytes(2, "big"),
+                    sealed,
+                )
+            )
+        self._connection._network_paths[0].bytes_sent += sum(map(len, datagrams))
+        return datagrams
+
+
+def _frame_header(stream: HostStream, sender: FifoSender) -> bytes:
+    """A STREAM frame's type (with length, without FIN), stream ID and offset."""
+    offset = sender.next_offset
+    if not offset:
+        return b"\x0a" + push_varint(stream.stream_id)
+    return b"\x0e" + push_varint(stream.stream_id) + push_varint(offset)

@@ -1,0 +1,148 @@
+"""TLS configuration, the same for every engine.
+
+Certificates and keys are read when a TlsConfig is made, so that whatever is wrong with them is
+said where they are named, not in the first handshake.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+
+#: PEM text, or the path of a file that holds it.
+Source = bytes | str | Path
+
+
+class TlsConfigError(ValueError):
+    """A certificate or key that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """What one side brings to the handshake.
+
+    `certificate` (a chain, the leaf first) and `key` are PEM, as bytes or as a path; a server
+    needs both. `ca` names the authorities that a client trusts, the system's if it is None;
+    `verify=False` takes any certificate. `server_name` is what the certificate must be for, if
+    it is not the host that is connected to. Raises TlsConfigError.
+    """
+
+    certificate: Source | None = None
+    key: Source | None = None
+    ca: Source | None = None
+    verify: bool = True
+    server_name: str | None = None
+
+    chain: tuple[x509.Certificate, ...] = field(init=False, repr=False, compare=False, default=())
+    private_key: PrivateKey | None = field(init=False, repr=False, compare=False, default=None)
+    ca_pem: bytes | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise TlsConfigError(f"a {given} was given without its {missing}: give both")
+        if self.certificate is not None and self.key is not None:
+            chain = _load_chain(self.certificate)
+            object.__setattr__(self, "chain", chain)
+            object.__setattr__(self, "private_key", _load_key(self.key, chain[0]))
+        if self.ca is not None:
+            pem, name = _read(self.ca, "CA file")
+            _parse_chain(pem, name)
+            object.__setattr__(self, "ca_pem", pem)
+
+    @classmethod
+    def self_signed(cls, names: Sequence[str]) -> TlsConfig:
+        """A new certificate of its own for these host names and addresses; for tests and demos.
+
+        A client that trusts it needs `TlsConfig(ca=server_tls.certificate)`.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=90))
+            .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(
+            certificate=certificate.public_bytes(serialization.Encoding.PEM),
+            key=key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+        )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _read(source: Source, what: str) -> tuple[bytes, str]:
+    """The PEM text of a source, and how to name the source to a user."""
+    if isinstance(source, bytes):
+        return source, f"the {what}"
+    try:
+        return Path(source).read_bytes(), f"the {what} {str(source)!r}"
+    except OSError as error:
+        raise TlsConfigError(
+            f"the {what} {str(source)!r} can't be read: {error.strerror}: check path and permissions"
+        ) from None
+
+
+def _parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except ValueError as error:
+        raise TlsConfigError(
+            f"{name} holds no usable certificate ({error}): it must be PEM, "
+            "with -----BEGIN CERTIFICATE-----"
+        ) from None
+
+
+def _load_chain(source: Source) -> tuple[x509.Certificate, ...]:
+    pem, name = _read(source, "certificate")
+    chain = _parse_chain(pem, name)
+    expired = chain[0].not_valid_after_utc
+    if expired < datetime.datetime.now(datetime.UTC):
+        raise TlsConfigError(f"{name} expired on {expired:%Y-%m-%d %H:%M} UTC: get a new one")
+    return chain
+
+
+def _load_key(source: Source, leaf: x509.Certificate) -> PrivateKey:
+    pem, name = _read(source, "key")
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise TlsConfigError(
+            f"{name} is protected by a password: write it without one (openssl pkey -in KEY)"
+        ) from None
+    except ValueError:
+        raise TlsConfigError(
+            f"{name} holds no usable private key: it must be PEM, with -----BEGIN PRIVATE KEY-----"
+        ) from None
+    if not isinstance(key, PrivateKey):
+        raise TlsConfigError(f"{name} is of a kind that TLS 1.3 does not use here: take EC or RSA")
+    if key.public_key() != leaf.public_key():
+        raise TlsConfigError(f"{name} does not match the certificate: give the key it was made for")
+    return key

@@ -1,0 +1,52 @@
+"""The event ring."""
+
+from __future__ import annotations
+
+import pytest
+
+from hoststack.native.event_ring import EventRing, EventRingCorruptError
+
+
+def test_events_come_in_order_over_many_turns_of_the_ring() -> None:
+    ring = EventRing(8)
+    sent = 0
+    seen: list[tuple[int, int, int]] = []
+    while sent < 1000:
+        while ring.push(sent << 32 | 5, sent & 7, sent):
+            sent += 1
+        assert len(ring) == 8
+        seen += ring.pop_many(3)
+    seen += ring.pop_many(100)
+    assert seen == [(i << 32 | 5, i & 7, i) for i in range(sent)]
+    assert not len(ring)
+    assert ring.pop_many(1) == []
+
+
+def test_a_size_that_is_no_power_of_two_is_refused() -> None:
+    for size in (0, -8, 12):
+        with pytest.raises(ValueError, match="power of two"):
+            EventRing(size)
+
+
+@pytest.mark.parametrize("count", [0, 9 + 4, 1 << 63, (1 << 64) - 1])
+def test_a_producer_that_writes_an_impossible_count_is_found_out(count: int) -> None:
+    ring = EventRing(8)
+    for i in range(4):
+        assert ring.push(i, 0)
+    assert len(ring.pop_many(2)) == 2
+    ring._block[0:8] = count.to_bytes(8, "little")
+    with pytest.raises(EventRingCorruptError):
+        ring.pop_many(8)
+
+
+@pytest.mark.parametrize("count", [1, 6, 1 << 63])
+def test_a_consumer_that_writes_an_impossible_count_is_found_out(count: int) -> None:
+    ring = EventRing(8)
+    for i in range(4):
+        assert ring.push(i, 0)
+    ring.pop_many(2)
+    assert ring.push(4, 0)
+    assert len(ring) == 3
+    ring._block[64:72] = count.to_bytes(8, "little")
+    with pytest.raises(EventRingCorruptError):
+        ring.push(5, 0)

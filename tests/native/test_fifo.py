@@ -1,0 +1,213 @@
+"""The FIFO against a model of it, and against a hostile other side."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from hoststack.native._native import ffi, lib
+from hoststack.native.fifo import Fifo, FifoCorruptError, FifoOverflowError
+
+SIZE_BYTES = 1024
+
+_MODEL_BYTES = bytes((i * 7 + i // 251) & 0xFF for i in range(64 * SIZE_BYTES))
+
+
+class FifoModel(RuleBasedStateMachine):
+    """Bytes put in any order are read in the stream's order, each once."""
+
+    offsets = Bundle("offsets")
+
+    @initialize()
+    def make(self) -> None:
+        self.fifo = Fifo(SIZE_BYTES)
+        self.has = [False] * len(_MODEL_BYTES)
+        self.head = 0
+
+    @property
+    def tail(self) -> int:
+        return self.has.index(False)
+
+    @rule(ahead=st.integers(-200, SIZE_BYTES + 50), count=st.integers(0, 400))
+    def put(self, ahead: int, count: int) -> None:
+        offset = max(0, self.head + ahead)
+        data = _MODEL_BYTES[offset : offset + count]
+        before = self.tail
+        if offset + count > self.head + SIZE_BYTES:
+            with pytest.raises(FifoOverflowError):
+                self.fifo.put(offset, data)
+            return
+        advanced = self.fifo.put(offset, data)
+        self.has[offset : offset + count] = [True] * count
+        assert advanced == self.tail - before
+
+    @rule(count=st.integers(0, 400))
+    def write(self, count: int) -> None:
+        # An application that writes never puts, so its bytes follow the tail without a gap.
+        if any(self.has[self.tail :]):
+            return
+        tail = self.tail
+        taken = self.fifo.write(memoryview(_MODEL_BYTES)[tail : tail + count])
+        assert taken == min(count, SIZE_BYTES - (tail - self.head))
+        self.has[tail : tail + taken] = [True] * taken
+
+    @rule(count=st.integers(0, 600))
+    def read(self, count: int) -> None:
+        data = self.fifo.read(count)
+        assert data == _MODEL_BYTES[self.head : min(self.tail, self.head + count)]
+        self.head += len(data)
+
+    @rule(count=st.integers(1, 600))
+    def read_into(self, count: int) -> None:
+        buffer = bytearray(count)
+        taken = self.fifo.read_into(buffer)
+        assert buffer[:taken] == _MODEL_BYTES[self.head : min(self.tail, self.head + count)]
+        self.head += taken
+
+    @rule(data=st.data(), count=st.integers(0, 600))
+    def peek(self, data: st.DataObject, count: int) -> None:
+        offset = data.draw(st.integers(self.head, self.tail))
+        assert self.fifo.peek(offset, count) == _MODEL_BYTES[offset : min(self.tail, offset + count)]
+
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        offset = data.draw(st.integers(max(0, self.head - 10), self.tail))
+        self.fifo.drop_to(offset)
+        self.head = max(self.head, offset)
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "fifo"):
+            return
+        assert self.fifo.head == self.head
+        assert self.fifo.tail == self.tail
+        assert self.fifo.readable == self.tail - self.head
+        assert self.fifo.writable == SIZE_BYTES - (self.tail - self.head)
+
+
+TestFifoModel = FifoModel.TestCase
+
+
+def test_the_size_is_a_power_of_two_and_not_less_than_asked_for() -> None:
+    assert Fifo(1).size == 1024
+    assert Fifo(4096).size == 4096
+    assert Fifo(4097).size == 8192
+
+
+@pytest.mark.parametrize("size_bytes", [0, -1, 1 << 33])
+def test_an_impossible_size_is_refused(size_bytes: int) -> None:
+    with pytest.raises(ValueError, match="FIFO"):
+        Fifo(size_bytes)
+
+
+def test_the_end_comes_after_the_last_byte() -> None:
+    fifo = Fifo(SIZE_BYTES)
+    fifo.write(b"last")
+    fifo.set_eof()
+    assert fifo.eof
+    assert not fifo.at_end
+    assert fifo.read(10) == b"last"
+    assert fifo.at_end
+
+
+def test_gaps_are_bounded_and_what_is_refused_may_come_again() -> None:
+    fifo = Fifo(4096)
+    limit = int(lib.HS_FIFO_MAX_RANGES)
+    for gap in range(limit):
+        assert fifo.put(1 + 2 * gap, b"x") == 0
+    assert fifo.put(1 + 2 * limit, b"x") == -1
+    assert fifo.put(0, b"y") == 2
+    assert fifo.put(1 + 2 * limit, b"x") == 0
+    for gap in range(1, limit):
+        assert fifo.put(2 * gap, b"y") == 2
+    assert fifo.put(2 * limit, b"y") == 2
+    assert fifo.read(4096) == b"yx" * (limit + 1)
+
+
+def test_dropping_what_was_not_written_is_refused() -> None:
+    fifo = Fifo(SIZE_BYTES)
+    fifo.write(b"abc")
+    with pytest.raises(FifoOverflowError):
+        fifo.drop_to(4)
+    with pytest.raises(FifoOverflowError):
+        fifo.peek(4, 1)
+
+
+def test_a_flag_is_taken_once() -> None:
+    fifo = Fifo(SIZE_BYTES)
+    assert not fifo.take_read_armed()
+    fifo.arm_read()
+    assert fifo.take_read_armed()
+    assert not fifo.take_read_armed()
+    fifo.arm_write()
+    assert fifo.take_write_armed()
+    assert not fifo.take_write_armed()
+
+
+class Shared:
+    """A block that somebody else writes to, with both sides of a FIFO on it."""
+
+    TAIL, HEAD = 0, 64
+
+    def __init__(self) -> None:
+        self.block = bytearray(int(lib.HS_FIFO_HEADER_BYTES) + SIZE_BYTES)
+        data = ffi.from_buffer(self.block)
+        self.producer = ffi.new("struct hs_fifo_producer *")
+        self.consumer = ffi.new("struct hs_fifo_consumer *")
+        assert lib.hs_fifo_producer_open(self.producer, data, len(self.block)) == 0
+        assert lib.hs_fifo_consumer_open(self.consumer, data, len(self.block)) == 0
+        self.data = data
+
+    def overwrite(self, index: int, value: int) -> None:
+        self.block[index : index + 8] = ctypes.c_uint64(value).value.to_bytes(8, "little")
+
+
+@pytest.fixture
+def shared() -> Iterator[Shared]:
+    shared = Shared()
+    yield shared
+    lib.hs_fifo_producer_close(shared.producer)
+
+
+@pytest.mark.parametrize("tail", [9, SIZE_BYTES + 11, 1 << 40, 1 << 63, (1 << 64) - 1])
+def test_a_producer_that_writes_an_impossible_tail_is_found_out(shared: Shared, tail: int) -> None:
+    assert lib.hs_fifo_write(shared.producer, b"0123456789", 10) == 10
+    assert lib.hs_fifo_tail(shared.consumer) == 10
+    shared.overwrite(Shared.TAIL, tail)
+    assert lib.hs_fifo_tail(shared.consumer) == lib.HS_FIFO_CORRUPT
+    assert lib.hs_fifo_available(shared.consumer, 0) == lib.HS_FIFO_CORRUPT
+    assert lib.hs_fifo_read(shared.consumer, ffi.new("uint8_t[10]"), 10) == lib.HS_FIFO_CORRUPT
+    assert lib.hs_fifo_drop_to(shared.consumer, 11) == lib.HS_FIFO_CORRUPT
+
+
+@pytest.mark.parametrize("head", [3, 11, 1 << 40, 1 << 63, (1 << 64) - 1])
+def test_a_consumer_that_writes_an_impossible_head_is_found_out(shared: Shared, head: int) -> None:
+    assert lib.hs_fifo_write(shared.producer, b"0123456789", 10) == 10
+    assert lib.hs_fifo_read(shared.consumer, ffi.new("uint8_t[4]"), 4) == 4
+    assert lib.hs_fifo_head(shared.producer) == 4
+    shared.overwrite(Shared.HEAD, head)
+    assert lib.hs_fifo_writable(shared.producer) == lib.HS_FIFO_CORRUPT
+    assert lib.hs_fifo_write(shared.producer, b"x", 1) == lib.HS_FIFO_CORRUPT
+    assert lib.hs_fifo_put(shared.producer, 10, b"x", 1) == lib.HS_FIFO_CORRUPT
+
+
+def test_python_tells_corruption_by_an_exception_of_its_own() -> None:
+    fifo = Fifo(SIZE_BYTES)
+    fifo.write(b"abc")
+    fifo._block[0:8] = b"\xff" * 8
+    with pytest.raises(FifoCorruptError):
+        fifo.read(1)
+    with pytest.raises(FifoCorruptError):
+        _ = fifo.readable
+
+
+@pytest.mark.parametrize("block_bytes", [0, 1, 128, 128 + 1000, 128 + 1025])
+def test_a_block_of_another_size_is_refused(block_bytes: int) -> None:
+    block = bytearray(block_bytes or 1)
+    data = ffi.from_buffer(block)
+    assert lib.hs_fifo_producer_open(ffi.new("struct hs_fifo_producer *"), data, block_bytes) == -1
+    assert lib.hs_fifo_consumer_open(ffi.new("struct hs_fifo_consumer *"), data, block_bytes) == -1
