@@ -1,0 +1,56 @@
+"""AF_XDP and XDP programs for Python, over libxdp and libbpf.
+
+Importing needs neither privilege nor the C part; `available()` tells whether the rest works.
+"""
+
+from __future__ import annotations
+
+from pyxdp._extension import available
+from pyxdp.attach import AttachedProgram, XdpLink, attached_programs
+from pyxdp.errors import (
+    ClosedError,
+    ForeignProgramError,
+    FrameOwnershipError,
+    NoInterfaceError,
+    NoPrivilegeError,
+    NotAvailableError,
+    ObjectError,
+    PyxdpError,
+    QueueBusyError,
+)
+from pyxdp.maps import Map
+from pyxdp.program import (
+    XDP_ABORTED,
+    XDP_DROP,
+    XDP_PASS,
+    XDP_REDIRECT,
+    XDP_TX,
+    Program,
+    RunResult,
+    unpin,
+)
+
+__all__ = [
+    "XDP_ABORTED",
+    "XDP_DROP",
+    "XDP_PASS",
+    "XDP_REDIRECT",
+    "XDP_TX",
+    "AttachedProgram",
+    "ClosedError",
+    "ForeignProgramError",
+    "FrameOwnershipError",
+    "Map",
+    "NoInterfaceError",
+    "NoPrivilegeError",
+    "NotAvailableError",
+    "ObjectError",
+    "Program",
+    "PyxdpError",
+    "QueueBusyError",
+    "RunResult",
+    "XdpLink",
+    "attached_programs",
+    "available",
+    "unpin",
+]

@@ -1,0 +1,38 @@
+"""Builds pyxdp._pyxdp over libxdp and libbpf, with cffi in API mode.
+
+The headers are the declarations: cffi reads them too, without their preprocessor lines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+_HERE = Path(__file__).resolve().parent
+_ROOT = _HERE.parent
+
+_HEADERS = (_HERE / "bpf_calls.h",)
+_SOURCES = ("bpf_calls.c",)
+
+
+def _declarations(header: Path) -> str:
+    lines = header.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+ffibuilder = FFI()
+for _header in _HEADERS:
+    ffibuilder.cdef(_declarations(_header))
+ffibuilder.set_source(
+    "pyxdp._pyxdp",
+    "\n".join(f'#include "{header.name}"' for header in _HEADERS),
+    sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
+    include_dirs=[str(_HERE)],
+    depends=[str(path) for path in (*_HEADERS, _HERE / "internal.h")],
+    libraries=["xdp", "bpf"],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True, tmpdir=str(_ROOT))

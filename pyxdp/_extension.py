@@ -1,0 +1,36 @@
+"""The C part, if it was built: `require` gives it, or says what is missing."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final
+
+from pyxdp.errors import NotAvailableError
+
+_library: Any = None
+_ffi: Any = None
+_why_not: str = ""
+try:
+    from pyxdp import _pyxdp
+
+    _library, _ffi = _pyxdp.lib, _pyxdp.ffi
+    _library.pyxdp_libraries_quiet()
+except ImportError as error:
+    _why_not = (
+        f"pyxdp's C part is not there ({error}); install libxdp-dev, libbpf-dev, gcc and"
+        " python3-dev, then build the package again"
+    )
+
+ffi: Final[Any] = _ffi
+
+
+def available() -> tuple[bool, str]:
+    """Whether pyxdp can be used, and if not, why not and what to do. It needs no privilege."""
+    return (_library is not None, _why_not)
+
+
+def require() -> Any:
+    """The C functions; raises NotAvailableError where they were not built."""
+    if _library is None:
+        raise NotAvailableError(errno.ENOSYS, _why_not)
+    return _library
