@@ -440,14 +440,17 @@ class HostConnection(QuicConnection):
         return [
             stream
             for stream in self.control_queue
-            if stream.sender.reset_pending or stream.receiver.stop_pending
+            if (stream.sender.reset_pending or stream.receiver.stop_pending)
+            and not stream.is_finished
         ]
 
     def write_control(self, now: float, with_streams: bool) -> list[tuple[bytes, Path]]:
         """What aioquic's writer has to send; stream data too if `with_streams`."""
-        self._streams_queue = self._control_streams()
+        queue = dict.fromkeys(self._control_streams())
         if with_streams:
-            self._streams_queue += self.send_queue
+            queue |= self.send_queue
+        # What is finished the engine discards; aioquic's writer would do it behind its back.
+        self._streams_queue = [stream for stream in queue if not stream.is_finished]
         is_close = self._close_pending
         datagrams: list[tuple[bytes, Path]] = self.datagrams_to_send(now)
         self._streams_queue = []

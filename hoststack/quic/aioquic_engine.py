@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -65,7 +64,7 @@ class AioquicEngine:
         self._starting: list[tuple[HostConnection, Path]] = []
         self._due: dict[HostConnection, None] = {}
         """Connections that may have something to send."""
-        self._outbox: deque[Outgoing] = deque()
+        self._outbox: list[Outgoing] = []
         self._timers: list[tuple[float, int, HostConnection]] = []
         self._order = itertools.count()
 
@@ -320,11 +319,7 @@ class AioquicEngine:
         if not self._outbox:
             return 0
         taken = self._link.send(self._outbox)
-        if taken == len(self._outbox):
-            self._outbox.clear()
-        else:
-            for _ in range(taken):
-                self._outbox.popleft()
+        del self._outbox[:taken]
         return taken
 
     # --- events ------------------------------------------------------------------------------

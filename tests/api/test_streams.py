@@ -68,7 +68,8 @@ def test_every_byte_comes_back(make_pair: MakePair, impairments: dict[str, float
             async with trio.open_nursery() as clients:
                 for size in sizes:
                     clients.start_soon(one, size)
-            await pair.connected.aclose()
+            # A CONNECTION_CLOSE may be lost as well, so the server is not waited for.
+            nursery.cancel_scope.cancel()
 
     async def _send(stream: Any, data: bytes) -> None:
         await stream.send_all(data)
