@@ -14,6 +14,9 @@ from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.tls import Epoch
 
+#: Far below the timer granularity of RFC 9002 section 6.1.2, far above a double's error.
+_TIMER_ROUNDING_S = 1e-6
+
 
 class SentPacket:
     """What aioquic's recovery wants to know of a packet, at a fifth of the cost."""
@@ -142,6 +145,11 @@ class Recovery(QuicPacketRecovery):
             self._rtt_variance = 3 / 4 * self._rtt_variance + 1 / 4 * deviation
             self._rtt_smoothed = 7 / 8 * self._rtt_smoothed + 1 / 8 * self._rtt_latest
         self._cc.on_rtt_measurement(now=now, rtt=latest)
+
+    def on_loss_detection_timeout(self, *, now: float) -> None:
+        """The loss timer fired. Sent time plus delay minus delay need not be the sent time again,
+        and a timer that is a rounding error early would fire for ever."""
+        super().on_loss_detection_timeout(now=now + _TIMER_ROUNDING_S)
 
     def _on_packets_lost(self, **options: Any) -> None:
         packets = list(options.pop("packets"))
