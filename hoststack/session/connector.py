@@ -81,14 +81,14 @@ class Connector:
         """The token of the request whose connection is ready."""
         return self._tokens.pop(connection)
 
-    def failed(self, session: ConnectionSession, info: CloseInfo) -> None:
-        """The handshake of a connection came to nothing."""
+    def fail(self, session: ConnectionSession, info: CloseInfo) -> bool:
+        """A connection ended: tell who waits for its handshake; whether anybody did."""
+        token = self._tokens.pop(session.context, None)
+        if token is None:
+            return False
         number, text = _failure(session.context.remote, info)
-        session.application.notify(m.Failed(self._tokens[session.context], number, text))
-
-    def forget(self, connection: ConnectionContext) -> None:
-        """A connection is over."""
-        self._tokens.pop(connection, None)
+        session.application.notify(m.Failed(token, number, text))
+        return True
 
 
 def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:

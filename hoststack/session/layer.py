@@ -258,15 +258,11 @@ class SessionLayer:
             )
         for stream in list(session.streams.values()):
             self.sessions.remove(stream)
-        was_connecting = session.state is SessionState.CONNECTING
         self.sessions.remove(session)
         if session.listener is not None:
             self._ports.release(Endpoint(*session.listener.context.local))
-        if was_connecting:
-            self._connector.failed(session, info)
-        else:
+        if not self._connector.fail(session, info):
             session.application.notify(m.Closed(session.handle, info))
-        self._connector.forget(context)
 
     def _on_streams_available(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)

@@ -162,7 +162,7 @@ def test_open_stream_waits_for_the_peers_limit(make_pair: MakePair) -> None:
         async with make_pair(config) as pair, trio.open_nursery() as nursery:
             first = await pair.connected.open_stream()
             await pair.connected.open_stream()
-            with trio.move_on_after(60) as scope:
+            with trio.move_on_after(10) as scope:
                 await pair.connected.open_stream()
             assert scope.cancelled_caught
             # The other kind has a limit of its own.
