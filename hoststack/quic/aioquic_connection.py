@@ -129,6 +129,11 @@ class HostConnection(QuicConnection):
             logger=self._logger,
         )
         self._window_bytes = config.connection_window_bytes
+        self._windows = (
+            (self._local_max_data, config.connection_window_bytes),
+            (bidi, config.max_streams_bidi),
+            (uni, config.max_streams_uni),
+        )
         self._credited = 0
         self._limits_due: dict[HostStream, None] = {}
         self.send_queue: dict[HostStream, None] = {}
@@ -369,20 +374,13 @@ class HostConnection(QuicConnection):
     @property
     def has_limits_due(self) -> bool:
         """Whether MAX_DATA, MAX_STREAM_DATA or MAX_STREAMS should be sent."""
-        limit = self._local_max_data
-        return bool(
-            self._limits_due
-            or _is_due(limit.value, limit.sent, limit.used, self._window_bytes)
-            or _are_streams_due(self._local_max_streams_bidi)
-            or _are_streams_due(self._local_max_streams_uni)
+        return bool(self._limits_due) or any(
+            _is_due(limit.value, limit.sent, limit.used, window) for limit, window in self._windows
         )
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        limit = self._local_max_data
-        if _is_due(limit.value, limit.sent, limit.used, self._window_bytes):
-            self._write_limit(builder, limit)
-        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
-            if _are_streams_due(limit):
+        for limit, window in self._windows:
+            if _is_due(limit.value, limit.sent, limit.used, window):
                 self._write_limit(builder, limit)
         for stream in list(self._limits_due):
             buf = builder.start_frame(
@@ -564,10 +562,5 @@ class HostConnection(QuicConnection):
 
 def _is_due(value: int, sent: int, used: int, window: int) -> bool:
     """Whether to announce a window: much can be added, or little is left."""
-    step = window // _WINDOW_FRACTION
+    step = max(1, window // _WINDOW_FRACTION)
     return value > sent and (value - sent >= step or sent - used < step)
-
-
-def _are_streams_due(limit: Any) -> bool:
-    left = limit.sent - limit.used
-    return bool(limit.value > limit.sent and left < limit.value - limit.sent)
