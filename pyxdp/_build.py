@@ -12,8 +12,8 @@ from cffi import FFI
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent
 
-_HEADERS = (_HERE / "bpf_calls.h",)
-_SOURCES = ("bpf_calls.c",)
+_HEADERS = (_HERE / "bpf_calls.h", _HERE / "pyxdp.h")
+_SOURCES = ("bpf_calls.c", "frames.c", "rings.c", "open.c")
 
 
 def _declarations(header: Path) -> str:

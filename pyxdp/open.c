@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * UMEMs and sockets: made, asked, and taken down. */
+#include "internal.h"
+
+#include <errno.h>
+#include <net/if.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+static struct pyxdp_queue *queue_new(void)
+{
+	struct pyxdp_queue *queue = calloc(1, sizeof(*queue));
+
+	if (queue) {
+		pthread_mutex_init(&queue->fill_lock, NULL);
+		pthread_mutex_init(&queue->completion_lock, NULL);
+	}
+	return queue;
+}
+
+static void queue_free(struct pyxdp_queue *queue)
+{
+	pthread_mutex_destroy(&queue->fill_lock);
+	pthread_mutex_destroy(&queue->completion_lock);
+	free(queue);
+}
+
+int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t headroom_bytes,
+		      uint16_t bind_flags, int debug, struct pyxdp_umem **out)
+{
+	struct xsk_umem_config config = {.frame_size = frame_bytes,
+					 .frame_headroom = headroom_bytes};
+	struct pyxdp_umem *umem;
+	uint32_t ring_size = 1;
+	int error;
+
+	if (frame_bytes < PYXDP_MIN_FRAME_BYTES || frame_bytes > PYXDP_MAX_FRAME_BYTES ||
+	    (frame_bytes & (frame_bytes - 1)) || bytes == 0 || bytes % frame_bytes ||
+	    bytes / frame_bytes > PYXDP_MAX_FRAMES ||
+	    headroom_bytes >= frame_bytes - PYXDP_KERNEL_HEADROOM_BYTES)
+		return -EINVAL;
+	umem = calloc(1, sizeof(*umem));
+	if (!umem)
+		return -ENOMEM;
+	umem->area = area;
+	umem->bytes = bytes;
+	umem->frame_bytes = frame_bytes;
+	umem->frame_mask = frame_bytes - 1;
+	umem->frame_count = (uint32_t)(bytes / frame_bytes);
+	umem->frame_shift = (uint32_t)__builtin_ctz(frame_bytes);
+	umem->bind_flags = bind_flags;
+	error = pyxdp_frames_init(umem, debug);
+	if (error) {
+		free(umem);
+		return error;
+	}
+	umem->queues = queue_new();
+	if (!umem->queues) {
+		error = -ENOMEM;
+		goto fail;
+	}
+	/* More slots than frames: whatever frames are given, there is room for them. */
+	while (ring_size <= umem->frame_count)
+		ring_size *= 2;
+	config.fill_size = ring_size;
+	config.comp_size = ring_size;
+	error = xsk_umem__create(&umem->xsk, area, bytes, &umem->queues->fill,
+				 &umem->queues->completion, &config);
+	if (error)
+		goto fail;
+	*out = umem;
+	return 0;
+
+fail:
+	if (umem->queues)
+		queue_free(umem->queues);
+	pyxdp_frames_destroy(umem);
+	free(umem);
+	return error;
+}
+
+int pyxdp_umem_delete(struct pyxdp_umem *umem)
+{
+	int error;
+
+	if (umem->sockets > 0)
+		return -EBUSY;
+	error = xsk_umem__delete(umem->xsk);
+	if (error)
+		return error;
+	while (umem->queues) {
+		struct pyxdp_queue *next = umem->queues->next;
+
+		queue_free(umem->queues);
+		umem->queues = next;
+	}
+	pyxdp_frames_destroy(umem);
+	free(umem);
+	return 0;
+}
+
+/* The queue's rings if it has any; the UMEM's own first rings if they are unused; or new ones. */
+static struct pyxdp_queue *queue_find(struct pyxdp_umem *umem, unsigned int ifindex, uint32_t id)
+{
+	struct pyxdp_queue *queue;
+
+	for (queue = umem->queues; queue; queue = queue->next) {
+		if (queue->was_opened && queue->ifindex == ifindex && queue->id == id)
+			return queue;
+	}
+	for (queue = umem->queues; queue; queue = queue->next) {
+		if (!queue->was_opened)
+			break;
+	}
+	if (!queue) {
+		queue = queue_new();
+		if (!queue)
+			return NULL;
+		queue->next = umem->queues->next;
+		umem->queues->next = queue;
+	}
+	queue->ifindex = ifindex;
+	queue->id = id;
+	return queue;
+}
+
+int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t queue,
+		      uint32_t rx_size, uint32_t tx_size, uint32_t fill_frames,
+		      struct pyxdp_socket **out)
+{
+	struct xsk_socket_config config = {
+		.rx_size = rx_size,
+		.tx_size = tx_size,
+		.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
+		.bind_flags = umem->bind_flags,
+	};
+	unsigned int ifindex = if_nametoindex(interface);
+	struct pyxdp_socket *socket;
+	int error;
+
+	if (ifindex == 0)
+		return -ENODEV;
+	socket = calloc(1, sizeof(*socket));
+	if (!socket)
+		return -ENOMEM;
+	socket->umem = umem;
+	socket->queue = queue_find(umem, ifindex, queue);
+	if (!socket->queue) {
+		free(socket);
+		return -ENOMEM;
+	}
+	if (socket->queue->was_opened && socket->queue->sockets == 0) {
+		free(socket);
+		return -ESHUTDOWN;
+	}
+	error = xsk_socket__create_shared(&socket->xsk, interface, queue, umem->xsk, &socket->rx,
+					  &socket->tx, &socket->queue->fill,
+					  &socket->queue->completion, &config);
+	if (error) {
+		free(socket);
+		return error;
+	}
+	socket->fd = xsk_socket__fd(socket->xsk);
+	socket->queue->was_opened = 1;
+	socket->queue->sockets++;
+	socket->queue->fill_target += fill_frames;
+	umem->sockets++;
+	pyxdp_fill_up(umem, socket->queue);
+	*out = socket;
+	return 0;
+}
+
+void pyxdp_socket_close(struct pyxdp_socket *socket)
+{
+	xsk_socket__delete(socket->xsk);
+	socket->queue->sockets--;
+	socket->umem->sockets--;
+	free(socket);
+}
+
+int pyxdp_socket_fd(const struct pyxdp_socket *socket)
+{
+	return socket->fd;
+}
+
+int pyxdp_socket_is_zero_copy(const struct pyxdp_socket *socket)
+{
+	struct xdp_options options = {0};
+	socklen_t bytes = sizeof(options);
+
+	if (getsockopt(socket->fd, SOL_XDP, XDP_OPTIONS, &options, &bytes) < 0)
+		return -errno;
+	return (options.flags & XDP_OPTIONS_ZEROCOPY) != 0;
+}
+
+int pyxdp_socket_statistics(const struct pyxdp_socket *socket, struct pyxdp_statistics *out)
+{
+	struct xdp_statistics kernel = {0};
+	socklen_t bytes = sizeof(kernel);
+
+	if (getsockopt(socket->fd, SOL_XDP, XDP_STATISTICS, &kernel, &bytes) < 0)
+		return -errno;
+	*out = (struct pyxdp_statistics){
+		.rx_dropped = kernel.rx_dropped,
+		.rx_invalid_descs = kernel.rx_invalid_descs,
+		.tx_invalid_descs = kernel.tx_invalid_descs,
+		.rx_ring_full = kernel.rx_ring_full,
+		.rx_fill_ring_empty_descs = kernel.rx_fill_ring_empty_descs,
+		.tx_ring_empty_descs = kernel.tx_ring_empty_descs,
+		.rx_frames = socket->rx_frames,
+		.tx_frames = socket->tx_frames,
+		.rx_bad_descs = socket->rx_bad_descs,
+		.kicks = socket->kicks,
+		.kicks_again = socket->kicks_again,
+	};
+	return 0;
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * AF_XDP in bursts: a UMEM whose frames have one owner each, and sockets on it.
+ *
+ * C code elsewhere may use these functions on the pointers that Python hands out; Python's verbs
+ * are thin over them. A frame's way:
+ *
+ *   FREE -> FILL -> RX -> FILL ...        received, looked at, given back
+ *   FREE -> RESERVED -> TX -> FREE        taken, written, sent, completed
+ *           RX -> TX -> FREE              received and sent on in place
+ *
+ * FILL means the FILL ring or the kernel's receiving side, TX the TX ring, the kernel's sending
+ * side or the COMPLETION ring: seen from here these are one.
+ *
+ * One thread at a time may receive on a socket, and one send. What sockets share (FILL and
+ * COMPLETION ring of a queue, the free frames of the UMEM) is locked inside.
+ *
+ * Functions return a count, or a negative errno: -EINVAL for a descriptor that lies outside the
+ * UMEM or its frame, -EPROTO for a frame that is not the caller's (only in a UMEM made with
+ * `debug`, which checks every step; pyxdp_umem_violation tells more). Then nothing was done.
+ *
+ * cffi reads this header too, without its preprocessor lines.
+ */
+#ifndef PYXDP_H
+#define PYXDP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct pyxdp_umem;
+struct pyxdp_socket;
+
+enum {
+	PYXDP_MIN_FRAME_BYTES = 2048,
+	PYXDP_MAX_FRAME_BYTES = 4096, /* the page: the kernel takes no larger chunk */
+	PYXDP_MAX_FRAMES = 1 << 20,
+	/* What the kernel keeps free in front of a received packet: XDP_PACKET_HEADROOM */
+	PYXDP_KERNEL_HEADROOM_BYTES = 256,
+	/* What one sendto sends in copy mode, unless told otherwise: TX_BATCH_SIZE */
+	PYXDP_KICK_FRAMES = 32,
+	/* Ethernet's header: less is no frame */
+	PYXDP_MIN_PACKET_BYTES = 14,
+};
+
+/* Who has a frame. */
+enum pyxdp_owner {
+	PYXDP_FREE = 1,
+	PYXDP_FILL = 2,
+	PYXDP_RX = 4,
+	PYXDP_RESERVED = 8,
+	PYXDP_TX = 16,
+};
+
+/* A packet in the UMEM, struct xdp_desc's layout: the offset of its first byte, and its length. */
+struct pyxdp_desc {
+	uint64_t addr;
+	uint32_t len;
+	uint32_t options;
+};
+
+/* The step that was not the caller's to do: the frame at `addr` had the owner `found`. */
+struct pyxdp_violation {
+	uint64_t addr;
+	uint32_t found; /* enum pyxdp_owner */
+	uint32_t expected; /* one enum pyxdp_owner, or two added up */
+};
+
+/* The kernel's counters of a socket (struct xdp_statistics) and our own. */
+struct pyxdp_statistics {
+	uint64_t rx_dropped; /* larger than a frame, or another reason */
+	uint64_t rx_invalid_descs; /* the FILL ring held a bad address */
+	uint64_t tx_invalid_descs;
+	uint64_t rx_ring_full;
+	uint64_t rx_fill_ring_empty_descs;
+	uint64_t tx_ring_empty_descs;
+	uint64_t rx_frames;
+	uint64_t tx_frames;
+	uint64_t rx_bad_descs; /* the RX ring held an address outside the UMEM */
+	uint64_t kicks; /* sendto calls */
+	uint64_t kicks_again; /* of them, how many the kernel could not do at once */
+};
+
+/* Make a UMEM of `area`: page-aligned, `bytes` a multiple of `frame_bytes`, which is a power of
+ * two. `bind_flags` (XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP) hold for all its sockets: the
+ * kernel wants them to be the first one's. */
+int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t headroom_bytes,
+		      uint16_t bind_flags, int debug, struct pyxdp_umem **out);
+
+/* -EBUSY while it has sockets. */
+int pyxdp_umem_delete(struct pyxdp_umem *umem);
+
+uint32_t pyxdp_umem_free_frames(struct pyxdp_umem *umem);
+
+/* How many frames an owner has; -ENOTSUP without `debug`. */
+int pyxdp_umem_owned(struct pyxdp_umem *umem, uint32_t owner);
+
+/* What the last -EPROTO was about. */
+void pyxdp_umem_violation(struct pyxdp_umem *umem, struct pyxdp_violation *out);
+
+/* Bind a socket to a queue of an interface and give `fill_frames` more frames to the queue's FILL
+ * ring. Sockets of one queue share its FILL and COMPLETION ring. Ring sizes are powers of two.
+ * -EBUSY: the queue has a socket of another UMEM. -ESHUTDOWN: the last socket of this queue on
+ * this UMEM was closed, its frames are gone, and a new UMEM is needed. */
+int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t queue,
+		      uint32_t rx_size, uint32_t tx_size, uint32_t fill_frames,
+		      struct pyxdp_socket **out);
+void pyxdp_socket_close(struct pyxdp_socket *socket);
+
+int pyxdp_socket_fd(const struct pyxdp_socket *socket);
+
+/* 1 if the kernel and the socket share packets without a copy. */
+int pyxdp_socket_is_zero_copy(const struct pyxdp_socket *socket);
+
+int pyxdp_socket_statistics(const struct pyxdp_socket *socket, struct pyxdp_statistics *out);
+
+/* Take up to `budget` received packets. They are the caller's until released or submitted. */
+int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget);
+
+/* Give received frames back, as they came: the kernel's headroom is masked away. The queue's FILL
+ * ring gets back as many as it lacks, also of those that were sent on, the rest are free. */
+int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n);
+
+/* Take up to `n` free frames to write into, after reaping; `len` is the room in each. */
+int pyxdp_tx_reserve(struct pyxdp_socket *socket, struct pyxdp_desc *out, int n);
+
+/* Give back reserved frames that are not sent. */
+int pyxdp_tx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n);
+
+/* Put reserved or received frames on the TX ring, from the first on. Returns how many there was
+ * room for; the others stay the caller's. Nothing is sent before pyxdp_kick. */
+int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n);
+
+/* Take frames that were sent from the COMPLETION ring. Returns how many became free. */
+int pyxdp_tx_reap(struct pyxdp_socket *socket);
+
+/* Have the kernel send what is on the TX ring, if it needs to be told. Returns how many frames it
+ * left there: if any, wait until the socket polls writable and kick again. -ENETDOWN and the like
+ * where the interface cannot send. */
+int pyxdp_kick(struct pyxdp_socket *socket);
+
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The four rings, in bursts. */
+#include "internal.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+enum {
+	CHUNK = 64,
+	/* How often a kick that gets nothing sent is tried again before the caller has to wait. */
+	KICK_RETRIES = 4,
+};
+
+static uint64_t frame_of(const struct pyxdp_umem *umem, uint64_t addr)
+{
+	return addr & ~umem->frame_mask;
+}
+
+/* The queue's fill_lock is held, and there is room for `n`: the ring has more slots than the UMEM
+ * has frames. */
+static void fill(struct pyxdp_queue *queue, const struct pyxdp_umem *umem, const void *addrs,
+		 size_t stride, uint32_t n)
+{
+	const uint8_t *next = addrs;
+	uint32_t start;
+
+	if (n == 0 || xsk_ring_prod__reserve(&queue->fill, n, &start) != n)
+		return;
+	for (uint32_t i = 0; i < n; i++, next += stride)
+		*xsk_ring_prod__fill_addr(&queue->fill, start + i) =
+			frame_of(umem, *(const uint64_t *)(const void *)next);
+	xsk_ring_prod__submit(&queue->fill, n);
+	queue->filled += n;
+}
+
+/* How many more frames the FILL ring should get, at most `n`. */
+static uint32_t lacking(const struct pyxdp_queue *queue, uint32_t n)
+{
+	uint32_t filled = queue->filled;
+	uint32_t lacks = filled < queue->fill_target ? queue->fill_target - filled : 0;
+
+	return lacks < n ? lacks : n;
+}
+
+void pyxdp_fill_up(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
+{
+	uint64_t frames[CHUNK];
+	uint32_t n;
+
+	pthread_mutex_lock(&queue->fill_lock);
+	while ((n = lacking(queue, CHUNK)) > 0) {
+		n = pyxdp_frames_take(umem, frames, n, PYXDP_FILL);
+		if (n == 0)
+			break;
+		fill(queue, umem, frames, sizeof(frames[0]), n);
+	}
+	pthread_mutex_unlock(&queue->fill_lock);
+}
+
+int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget)
+{
+	struct pyxdp_umem *umem = socket->umem;
+	struct pyxdp_queue *queue = socket->queue;
+	uint32_t start, n;
+	int taken = 0;
+	int error;
+
+	if (budget <= 0)
+		return 0;
+	n = xsk_ring_cons__peek(&socket->rx, (uint32_t)budget, &start);
+	if (n == 0) {
+		/* Frames that were sent on instead of released are missing here. */
+		if (lacking(queue, queue->fill_target) > queue->fill_target / 2)
+			pyxdp_fill_up(umem, queue);
+		if (xsk_ring_prod__needs_wakeup(&queue->fill))
+			recvfrom(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
+		return 0;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *desc = xsk_ring_cons__rx_desc(&socket->rx, start + i);
+		uint64_t addr = desc->addr;
+		uint32_t len = desc->len;
+
+		if (addr >= umem->bytes || len > umem->frame_bytes - (addr & umem->frame_mask)) {
+			socket->rx_bad_descs++;
+			continue;
+		}
+		out[taken++] = (struct pyxdp_desc){.addr = addr, .len = len};
+	}
+	xsk_ring_cons__release(&socket->rx, n);
+	queue->filled -= n;
+	socket->rx_frames += (uint32_t)taken;
+	error = pyxdp_frames_move(umem, out, sizeof(*out), (uint32_t)taken, PYXDP_FILL, PYXDP_RX);
+	return error ? error : taken;
+}
+
+/* Whether all descriptors lie inside the UMEM, each within one frame. */
+static int are_inside(const struct pyxdp_umem *umem, const struct pyxdp_desc *descs, int n)
+{
+	for (int i = 0; i < n; i++) {
+		if (descs[i].addr >= umem->bytes ||
+		    descs[i].len > umem->frame_bytes - (descs[i].addr & umem->frame_mask))
+			return 0;
+	}
+	return 1;
+}
+
+static void put_descs(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, uint32_t n)
+{
+	uint64_t frames[CHUNK];
+
+	while (n > 0) {
+		uint32_t part = n < CHUNK ? n : CHUNK;
+
+		for (uint32_t i = 0; i < part; i++)
+			frames[i] = frame_of(umem, descs[i].addr);
+		pyxdp_frames_put(umem, frames, part);
+		descs += part;
+		n -= part;
+	}
+}
+
+int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n)
+{
+	struct pyxdp_umem *umem = socket->umem;
+	struct pyxdp_queue *queue = socket->queue;
+	uint32_t back;
+	int error;
+
+	if (n < 0 || !are_inside(umem, descs, n))
+		return -EINVAL;
+	/* Marked before the kernel can have them: it may hand one to another thread at once. */
+	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RX, PYXDP_FILL);
+	if (error)
+		return error;
+	pthread_mutex_lock(&queue->fill_lock);
+	back = lacking(queue, (uint32_t)n);
+	fill(queue, umem, descs, sizeof(*descs), back);
+	pthread_mutex_unlock(&queue->fill_lock);
+	put_descs(umem, descs + back, (uint32_t)n - back);
+	if (lacking(queue, 1))
+		pyxdp_fill_up(umem, queue);
+	return n;
+}
+
+int pyxdp_tx_reap(struct pyxdp_socket *socket)
+{
+	struct pyxdp_queue *queue = socket->queue;
+	struct pyxdp_umem *umem = socket->umem;
+	uint64_t frames[CHUNK];
+	int reaped = 0;
+	int error = 0;
+
+	pthread_mutex_lock(&queue->completion_lock);
+	while (!error) {
+		uint32_t start, n, good = 0;
+
+		n = xsk_ring_cons__peek(&queue->completion, CHUNK, &start);
+		if (n == 0)
+			break;
+		for (uint32_t i = 0; i < n; i++) {
+			uint64_t addr = *xsk_ring_cons__comp_addr(&queue->completion, start + i);
+
+			if (addr < umem->bytes)
+				frames[good++] = frame_of(umem, addr);
+		}
+		xsk_ring_cons__release(&queue->completion, n);
+		error = pyxdp_frames_move(umem, frames, sizeof(frames[0]), good, PYXDP_TX,
+					  PYXDP_FREE);
+		if (!error)
+			pyxdp_frames_put(umem, frames, good);
+		reaped += (int)good;
+	}
+	pthread_mutex_unlock(&queue->completion_lock);
+	return error ? error : reaped;
+}
+
+int pyxdp_tx_reserve(struct pyxdp_socket *socket, struct pyxdp_desc *out, int n)
+{
+	uint64_t frames[CHUNK];
+	int reserved = 0;
+	int error = pyxdp_tx_reap(socket);
+
+	if (error < 0)
+		return error;
+	while (reserved < n) {
+		uint32_t want = n - reserved < CHUNK ? (uint32_t)(n - reserved) : CHUNK;
+		uint32_t got = pyxdp_frames_take(socket->umem, frames, want, PYXDP_RESERVED);
+
+		for (uint32_t i = 0; i < got; i++)
+			out[reserved++] = (struct pyxdp_desc){
+				.addr = frames[i], .len = socket->umem->frame_bytes};
+		if (got < want)
+			break;
+	}
+	return reserved;
+}
+
+int pyxdp_tx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n)
+{
+	struct pyxdp_umem *umem = socket->umem;
+	int error;
+
+	if (n < 0 || !are_inside(umem, descs, n))
+		return -EINVAL;
+	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RESERVED,
+				  PYXDP_FREE);
+	if (error)
+		return error;
+	put_descs(umem, descs, (uint32_t)n);
+	return n;
+}
+
+int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n)
+{
+	struct pyxdp_umem *umem = socket->umem;
+	uint32_t start, room;
+	int error;
+
+	if (n <= 0)
+		return n < 0 ? -EINVAL : 0;
+	/* The kernel skips a bad descriptor, and its frame would never come back. */
+	if (!are_inside(umem, descs, n))
+		return -EINVAL;
+	for (int i = 0; i < n; i++) {
+		if (descs[i].len < PYXDP_MIN_PACKET_BYTES)
+			return -EINVAL;
+	}
+	room = xsk_prod_nb_free(&socket->tx, (uint32_t)n);
+	if (room < (uint32_t)n)
+		n = (int)room;
+	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n,
+				  PYXDP_RX | PYXDP_RESERVED, PYXDP_TX);
+	if (error)
+		return error;
+	if (n == 0 || xsk_ring_prod__reserve(&socket->tx, (uint32_t)n, &start) != (uint32_t)n)
+		return 0;
+	for (int i = 0; i < n; i++)
+		*xsk_ring_prod__tx_desc(&socket->tx, start + (uint32_t)i) =
+			(struct xdp_desc){.addr = descs[i].addr, .len = descs[i].len};
+	xsk_ring_prod__submit(&socket->tx, (uint32_t)n);
+	socket->tx_frames += (uint32_t)n;
+	return n;
+}
+
+static uint32_t tx_pending(const struct pyxdp_socket *socket)
+{
+	return socket->tx.cached_prod - __atomic_load_n(socket->tx.consumer, __ATOMIC_ACQUIRE);
+}
+
+int pyxdp_kick(struct pyxdp_socket *socket)
+{
+	uint32_t pending = tx_pending(socket);
+	int retries = KICK_RETRIES;
+
+	while (pending > 0) {
+		uint32_t before = pending;
+
+		if ((socket->umem->bind_flags & XDP_USE_NEED_WAKEUP) &&
+		    !xsk_ring_prod__needs_wakeup(&socket->tx))
+			break;
+		socket->kicks++;
+		if (sendto(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0) {
+			/* EAGAIN: more than one kick's worth, or the COMPLETION ring or the socket's
+			 * buffer is full; ENOBUFS and EBUSY: the interface's queue is. */
+			if (errno != EAGAIN && errno != EBUSY && errno != ENOBUFS && errno != EINTR)
+				return -errno;
+			socket->kicks_again++;
+		}
+		pending = tx_pending(socket);
+		if (pending == before && --retries == 0)
+			break;
+	}
+	return (int)pending;
+}
