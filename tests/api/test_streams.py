@@ -161,7 +161,7 @@ def test_open_stream_waits_for_the_peers_limit(make_pair: MakePair) -> None:
     async def main() -> None:
         async with make_pair(config) as pair, trio.open_nursery() as nursery:
             first = await pair.connected.open_stream()
-            await pair.connected.open_stream()
+            second = await pair.connected.open_stream()
             with trio.move_on_after(10) as scope:
                 await pair.connected.open_stream()
             assert scope.cancelled_caught
@@ -171,6 +171,7 @@ def test_open_stream_waits_for_the_peers_limit(make_pair: MakePair) -> None:
             await first.send_all(b"x")
             await first.send_eof()
             assert await _read_all(first) == b"x"
+            await second.aclose()
             with trio.fail_after(60):
                 third = await pair.connected.open_stream()
                 await third.send_all(b"third")
