@@ -29,6 +29,8 @@ from pyxdp.program import (
     RunResult,
     unpin,
 )
+from pyxdp.umem import Umem, largest_packet_bytes
+from pyxdp.xsk import Burst, Socket, Statistics
 
 __all__ = [
     "XDP_ABORTED",
@@ -37,6 +39,7 @@ __all__ = [
     "XDP_REDIRECT",
     "XDP_TX",
     "AttachedProgram",
+    "Burst",
     "ClosedError",
     "ForeignProgramError",
     "FrameOwnershipError",
@@ -49,8 +52,12 @@ __all__ = [
     "PyxdpError",
     "QueueBusyError",
     "RunResult",
+    "Socket",
+    "Statistics",
+    "Umem",
     "XdpLink",
     "attached_programs",
     "available",
+    "largest_packet_bytes",
     "unpin",
 ]
