@@ -29,8 +29,9 @@ ffibuilder.set_source(
     "\n".join(f'#include "{header.name}"' for header in _HEADERS),
     sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
     include_dirs=[str(_HERE)],
-    depends=[str(path) for path in (*_HEADERS, _HERE / "internal.h")],
+    depends=[str(path.relative_to(_ROOT)) for path in (*_HEADERS, _HERE / "internal.h")],
     libraries=["xdp", "bpf"],
+    py_limited_api=False,
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )
 

@@ -35,7 +35,8 @@ ffibuilder.set_source(
     "\n".join(f'#include "{header.name}"' for header in _HEADERS),
     sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
     include_dirs=[str(_HERE), str(_ROOT / "bpf")],
-    depends=[str(header) for header in _HEADERS],
+    depends=[str(header.relative_to(_ROOT)) for header in _HEADERS],
+    py_limited_api=False,
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
 )
 

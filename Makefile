@@ -1,0 +1,33 @@
+# Hoststack. `make demo` and `make test` set up what is missing.
+PYTHON := .venv/bin/python
+PACKAGES := pyxdp hoststack apps
+
+.PHONY: help bootstrap build lint test demo bench clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+bootstrap: ## install what is missing: Debian's packages (as root), and .venv
+	@scripts/bootstrap.sh
+
+build: bootstrap ## compile the C modules and the BPF objects, as far as they changed
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+
+lint: build ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+test: lint ## everything: lint, types, all tests (those that need root only as root)
+	@$(PYTHON) -m pytest
+
+demo: build ## quic_echo between two namespaces over AF_XDP, with the proof
+	@$(PYTHON) -m apps.demo
+
+bench: build ## measure, into bench/results/
+	@$(PYTHON) -m bench
+
+clean: ## remove what was built, and .venv
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find pyxdp hoststack -name '*.so' -delete -o -name '*.o' -delete -o -name '_native.c' -delete \
+		-o -name '_pyxdp.c' -delete
