@@ -208,4 +208,3 @@ class ReceivingHalf:
     def _tell(self) -> None:
         if self._rx.take_write_armed():
             self._signal()
-

@@ -13,7 +13,7 @@ from hoststack.errors import ConnectionClosedError
 from hoststack.listener import Listener
 from hoststack.session import messages as m
 from hoststack.session.application import Application
-from hoststack.stream import ReceiveStream, SendStream, Stream
+from hoststack.stream import ReceiveStream, SendStream, Stream, StreamBase
 
 Reply = m.Failed | Listener | Connection | Stream | SendStream
 
@@ -79,7 +79,7 @@ class Router:
     def forget_listener(self, handle: int) -> None:
         self._listeners.pop(handle, None)
 
-    def forget_stream(self, stream: SendStream | ReceiveStream) -> None:
+    def forget_stream(self, stream: StreamBase) -> None:
         """Nothing more is wanted of a stream."""
         # A later stream may have got the handle of one that ended long ago.
         if self._streams.get(stream.handle) is stream:

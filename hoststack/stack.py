@@ -131,12 +131,14 @@ class Stack:
         trio.BrokenResourceError ends its own connection alone, for that is the peer's doing; any
         other exception ends `serve`. `nursery.start` gives the Listener.
         """
-        async with await self.listen(uri, tls=tls, alpn=alpn, config=config) as listener:
-            async with trio.open_nursery() as nursery:
-                task_status.started(listener)
-                while True:
-                    connection = await listener.accept()
-                    (handler_nursery or nursery).start_soon(_handle, handler, connection)
+        async with (
+            await self.listen(uri, tls=tls, alpn=alpn, config=config) as listener,
+            trio.open_nursery() as nursery,
+        ):
+            task_status.started(listener)
+            while True:
+                connection = await listener.accept()
+                (handler_nursery or nursery).start_soon(_handle, handler, connection)
 
 
 async def _handle(handler: Handler, connection: Connection) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Opened = m.StreamReady | m.StreamAccepted
 
 
-class _StreamBase:
+class StreamBase:
     """What all streams have: identity, and the way to the worker."""
 
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
@@ -59,7 +59,7 @@ class _StreamBase:
         raise NotImplementedError
 
 
-class SendStream(_StreamBase, trio.abc.SendStream):
+class SendStream(StreamBase, trio.abc.SendStream):
     """A stream that only sends: a unidirectional one that this side opened."""
 
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
@@ -127,7 +127,7 @@ class SendStream(_StreamBase, trio.abc.SendStream):
         return self._sending.is_ended and not self._sending.is_finished
 
 
-class ReceiveStream(_StreamBase, trio.abc.ReceiveStream):
+class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     """A stream that only receives: a unidirectional one that the peer opened."""
 
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:

@@ -1,4 +1,4 @@
-"""Reserving a UDP port with the kernel, for a link that takes its packets before the kernel does."""
+"""Reserving a UDP port with the kernel, for a link that takes its packets before it does."""
 
 from __future__ import annotations
 

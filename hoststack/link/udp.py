@@ -188,9 +188,7 @@ class UdpLink:
                     self._receive_from(self._by_fd[fd], budget - len(received), received)
         return received
 
-    def _receive_from(
-        self, udp_socket: _UdpSocket, budget: int, received: list[Received]
-    ) -> None:
+    def _receive_from(self, udp_socket: _UdpSocket, budget: int, received: list[Received]) -> None:
         count = lib.hs_udp_receive(
             self._receiver, udp_socket.socket.fileno(), budget, self._datagrams
         )
@@ -231,9 +229,7 @@ class UdpLink:
                 break
         return taken
 
-    def _send_through(
-        self, udp_socket: _UdpSocket, ways: list[_Way], payloads: list[bytes]
-    ) -> int:
+    def _send_through(self, udp_socket: _UdpSocket, ways: list[_Way], payloads: list[bytes]) -> int:
         blob = b"".join(payloads)
         taken: int = lib.hs_udp_send(
             udp_socket.socket.fileno(),

@@ -48,9 +48,7 @@ class EventRing:
     def pop_many(self, max_events: int) -> list[RingEvent]:
         """Consumer: take at most so many events, oldest first."""
         count = self._checked(
-            lib.hs_event_ring_pop(
-                self._consumer, self._popped, min(max_events, len(self._popped))
-            )
+            lib.hs_event_ring_pop(self._consumer, self._popped, min(max_events, len(self._popped)))
         )
         if not count:
             return []

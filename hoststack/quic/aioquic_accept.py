@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import (
     QuicPacketType,
@@ -114,11 +114,11 @@ class Acceptor:
     def listen(
         self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
     ) -> Listener:
-        listener = self._listeners[tuple(local)] = Listener(local, tls, alpn, config)
+        listener = self._listeners[local] = Listener(local, tls, alpn, config)
         return listener
 
     def unlisten(self, listener: Listener) -> None:
-        self._listeners.pop(tuple(listener.local), None)
+        self._listeners.pop(listener.local, None)
 
     def close(self) -> None:
         self._listeners.clear()

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from aioquic import tls
-from aioquic.buffer import Buffer, UINT_VAR_MAX
-from aioquic.quic.events import ConnectionTerminated, QuicEvent
+from aioquic._buffer import Buffer
+from aioquic.buffer import UINT_VAR_MAX
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -26,9 +25,9 @@ from aioquic.quic.connection import (
     QuicConnectionId,
     QuicConnectionState,
     QuicReceiveContext,
-    stream_is_client_initiated,
     stream_is_unidirectional,
 )
+from aioquic.quic.events import ConnectionTerminated, QuicEvent
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -36,8 +35,8 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.tls import Epoch
 from aioquic.quic.stream import FinalSizeError, QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.tls import Epoch
 
 from hoststack.link.base import Path
 from hoststack.native.fifo import Fifo
@@ -52,6 +51,8 @@ _WINDOW_FRACTION = 4
 
 class HostStream(QuicStream):
     """A stream over FIFOs; it is the engine seam's StreamContext."""
+
+    stream_id: int  # None in aioquic's crypto streams alone
 
     def __init__(self, connection: HostConnection, stream: QuicStream, is_local: bool) -> None:
         super().__init__(
@@ -88,6 +89,12 @@ class HostStream(QuicStream):
 
 class HostConnection(QuicConnection):
     """One connection. `make_fifo(connection, is_rx)` gives a stream's FIFOs."""
+
+    # All of its streams are adopted as soon as they are made, and its recovery is ours.
+    _streams: dict[int, HostStream]  # type: ignore[assignment]
+    _loss: Recovery
+    _close_event: ConnectionTerminated | None
+    _QuicConnection__frame_handlers: dict[int, tuple[Callable[..., None], Any]]
 
     def __init__(
         self,
@@ -189,7 +196,7 @@ class HostConnection(QuicConnection):
 
     # --- streams -----------------------------------------------------------------------------
 
-    def _adopt(self, stream: QuicStream, is_local: bool) -> HostStream:
+    def _adopt(self, stream: QuicStream, *, is_local: bool) -> HostStream:
         adopted = HostStream(self, stream, is_local)
         self._streams[adopted.stream_id] = adopted
         for blocked in (self._streams_blocked_bidi, self._streams_blocked_uni):
@@ -199,7 +206,7 @@ class HostConnection(QuicConnection):
         self._streams_queue.remove(stream)
         return adopted
 
-    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> HostStream:
         stream = self._streams.get(stream_id)
         if stream is not None:
             return stream
@@ -434,7 +441,7 @@ class HostConnection(QuicConnection):
             or not all(cid.was_sent for cid in self._host_cids)
         )
 
-    def _control_streams(self) -> list[QuicStream]:
+    def _control_streams(self) -> list[HostStream]:
         return [
             stream
             for stream in self.control_queue
@@ -462,8 +469,8 @@ class HostConnection(QuicConnection):
 
     def frame_handler(self, frame_type: int) -> Callable[..., None] | None:
         """aioquic's handler of a frame in 1-RTT packets."""
-        handler, _ = self._QuicConnection__frame_handlers.get(frame_type, (None, None))
-        return handler
+        found = self._QuicConnection__frame_handlers.get(frame_type)
+        return found[0] if found is not None else None
 
     def _find_preferred_address(self) -> None:
         """We do not follow a server's preferred address."""
@@ -492,6 +499,7 @@ class HostConnection(QuicConnection):
     def close_info(self) -> CloseInfo:
         """Why the connection ended."""
         event = self._close_event
+        assert event is not None, "asked only of a connection that ended"
         return CloseInfo(
             code=int(event.error_code),
             is_application=event.frame_type is None,
@@ -554,7 +562,9 @@ class HostConnection(QuicConnection):
         """When the connection wants a turn though nothing came."""
         if self.is_over:
             return None
-        at = self.get_timer() if self._network_paths and self._close_at is not None else math.inf
+        at = math.inf
+        if self._network_paths and self._close_at is not None:
+            at = self.get_timer() or math.inf
         if self.handshake_deadline is not None:
             at = min(at, self.handshake_deadline)
         return None if at == math.inf else at

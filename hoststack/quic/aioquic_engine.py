@@ -28,7 +28,6 @@ from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import (
     NO_ANSWER,
     CidConfig,
-    CloseInfo,
     ConnectionContext,
     EngineCounters,
     Event,

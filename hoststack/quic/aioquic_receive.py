@@ -1,9 +1,9 @@
 """The fast way in: all 1-RTT packets of one connection in a burst at once.
 
-Header protection is removed from the whole burst with one AES call, frames that bulk transfers are
-made of are parsed here, and acknowledgement state is updated once. Whatever is not ordinary (another
-path or connection ID, another key phase, another cipher, reserved bits) goes to aioquic's own
-`receive_datagram`, one by one, and means the same there.
+Header protection is removed from the whole burst with one AES call, frames that bulk transfers
+are made of are parsed here, and acknowledgement state is updated once. Whatever is not ordinary
+(another path or connection ID, another key phase, another cipher, reserved bits) goes to aioquic's
+own `receive_datagram`, one by one, and means the same there.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
+from aioquic._buffer import Buffer, BufferReadError
 from aioquic._crypto import AEAD
-from aioquic.buffer import Buffer, BufferReadError
-from aioquic.quic.connection import (
-    MAX_ACK_RANGES,
-    QuicConnectionError,
-    QuicReceiveContext,
-)
+from aioquic.quic.connection import QuicConnectionError, QuicReceiveContext
 from aioquic.quic.packet import NON_ACK_ELICITING_FRAME_TYPES, QuicErrorCode
 from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import MAX_ACK_RANGES
 from aioquic.quic.stream import StreamFinishedError
 from cryptography.exceptions import InvalidTag
 
@@ -68,7 +65,7 @@ def _is_ordinary(connection: HostConnection) -> bool:
     if not connection._handshake_confirmed or connection._close_event is not None:
         return False
     crypto = connection._cryptos[tls.Epoch.ONE_RTT].recv
-    return crypto.aead is not None and not crypto.hp._is_chacha20
+    return crypto.hp is not None and not crypto.hp._is_chacha20
 
 
 class _Burst:
@@ -78,6 +75,7 @@ class _Burst:
         self._connection = connection
         self._now = now
         self._crypto = connection._cryptos[tls.Epoch.ONE_RTT].recv
+        self._encryptor: Any = self._crypto.hp._encryptor  # type: ignore[union-attr]
         self._space = connection._spaces[tls.Epoch.ONE_RTT]
         self._undecryptable = 0
         self._run: list[int] = [0, 0]
@@ -102,7 +100,7 @@ class _Burst:
                 connection.receive_datagram(data, came_by, self._now)
             return 0
         samples = b"".join([data[_SAMPLE_OFFSET:_SAMPLE_END] for data in ordinary])
-        masks = self._crypto.hp._encryptor.update(samples)
+        masks = self._encryptor.update(samples)
         aead: Any = self._crypto.aead
         for index, data in enumerate(ordinary):
             if connection._close_event is not None:
@@ -117,7 +115,9 @@ class _Burst:
         if (first >> 2) & 1 != self._crypto.key_phase or first & 0x18:
             # A key update or a violation: aioquic tells which, after what came before it.
             self._finish()
-            self._connection.receive_datagram(data, self._connection._network_paths[0].addr, self._now)
+            self._connection.receive_datagram(
+                data, self._connection._network_paths[0].addr, self._now
+            )
             return
         pn_bytes = (first & 3) + 1
         pn_end = _PN_OFFSET + pn_bytes

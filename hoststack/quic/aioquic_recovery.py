@@ -1,7 +1,7 @@
 """aioquic's loss recovery, with work that depends on what was acknowledged, not on the window.
 
-aioquic lists and searches all packets in flight for every ACK, so that an ACK costs more the more the
-window has grown. Here an ACK costs what it newly acknowledges.
+aioquic lists and searches all packets in flight for every ACK, so that an ACK costs more the more
+the window has grown. Here an ACK costs what it newly acknowledges.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ _TIMER_ROUNDING_S = 1e-6
 class SentPacket:
     """What aioquic's recovery wants to know of a packet, at a fifth of the cost."""
 
-    __slots__ = ("delivery_handlers", "is_ack_eliciting", "packet_number", "sent_bytes", "sent_time")
+    __slots__ = (
+        "delivery_handlers",
+        "is_ack_eliciting",
+        "packet_number",
+        "sent_bytes",
+        "sent_time",
+    )
 
     epoch = Epoch.ONE_RTT
     packet_type = QuicPacketType.ONE_RTT
@@ -65,7 +71,7 @@ class Recovery(QuicPacketRecovery):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._pacer = _NoPacer()
+        self._pacer = _NoPacer()  # type: ignore[assignment]  # it is asked for these three alone
         self.packets_lost = 0
         self.bytes_acked = 0
 
@@ -117,12 +123,10 @@ class Recovery(QuicPacketRecovery):
         if cc.ssthresh is None or cc.congestion_window + in_flight_bytes < cc.ssthresh:
             # Slow start adds up bytes: one call does for all.
             largest = acked[-1]
-            cc.on_packet_acked(
-                now=now,
-                packet=SentPacket(
-                    largest.packet_number, in_flight_bytes, largest.sent_time, [], True
-                ),
+            together: Any = SentPacket(
+                largest.packet_number, in_flight_bytes, largest.sent_time, [], True
             )
+            cc.on_packet_acked(now=now, packet=together)
         else:
             for packet in acked:
                 if packet.in_flight:

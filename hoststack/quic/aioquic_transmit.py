@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aioquic import tls
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicFrameType, push_ack_frame
 
 from hoststack.quic.aioquic_recovery import SentPacket
@@ -47,9 +47,8 @@ def is_ordinary(connection: HostConnection) -> bool:
     ):
         return False
     crypto = connection._cryptos[tls.Epoch.ONE_RTT]
-    return not (
-        crypto.send.aead is None or crypto.send.hp._is_chacha20 or crypto._update_key_requested
-    )
+    hp = crypto.send.hp
+    return not (hp is None or hp._is_chacha20 or crypto._update_key_requested)
 
 
 def write_burst(connection: HostConnection, now: float, budget: int) -> list[bytes]:
@@ -66,7 +65,7 @@ class _Writer:
         self._now = now
         crypto = connection._cryptos[tls.Epoch.ONE_RTT]
         self._aead: Any = crypto.send.aead
-        self._encryptor: Any = crypto.send.hp._encryptor
+        self._encryptor: Any = crypto.send.hp._encryptor  # type: ignore[union-attr]
         self._space = connection._spaces[tls.Epoch.ONE_RTT]
         self._first = 0x40 | connection._spin_bit << 5 | crypto.key_phase << 2 | (_PN_BYTES - 1)
         self._dcid = connection._peer_cid.cid
@@ -91,13 +90,11 @@ class _Writer:
                 break
         return self._protect()
 
-    def _add_ack(
-        self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]]
-    ) -> int:
+    def _add_ack(self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]]) -> int:
         connection, space = self._connection, self._space
         if space.ack_at is None or (space.ack_at > self._now and not connection.send_queue):
             return 0
-        delay = int((self._now - space.largest_received_time) * 1_000_000)
+        delay = int((self._now - (space.largest_received_time or 0.0)) * 1_000_000)
         buf = Buffer(capacity=_ACK_ROOM_BYTES)
         buf.push_uint_var(QuicFrameType.ACK)
         push_ack_frame(
@@ -140,7 +137,8 @@ class _Writer:
             connection._remote_max_data_used += sender.highest_offset - highest
             offset, data, fin = chunk
             frames.append(
-                b"%c%b%b%b" % (
+                b"%c%b%b%b"
+                % (
                     header[0] | fin,
                     header[1:],
                     (len(data) | 0x4000).to_bytes(2, "big"),
@@ -172,7 +170,7 @@ class _Writer:
         )
         self._protected.append(sealed)
         self._numbers.append(number)
-        packet = SentPacket(
+        packet: Any = SentPacket(
             number, len(header) + len(sealed), self._now, handlers, is_ack_eliciting
         )
         connection._loss.on_packet_sent(packet=packet, space=self._space)

@@ -65,6 +65,7 @@ class StreamContext(Protocol):
     @property
     def rx(self) -> Fifo | None:
         """The FIFO that the engine fills; None for a stream that only sends."""
+
     @property
     def tx(self) -> Fifo | None:
         """The FIFO that the engine sends from; None for a stream that only receives."""
@@ -80,9 +81,11 @@ class ConnectionContext(Protocol):
     @property
     def config(self) -> QuicConfig:
         """The one given to `connect`, or to the `listen` that it came in on."""
+
     @property
     def alpn(self) -> str | None:
         """The negotiated protocol, once the handshake is complete."""
+
     @property
     def local(self) -> tuple[str, int]: ...
     @property

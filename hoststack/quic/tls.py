@@ -106,7 +106,8 @@ def _read(source: Source, what: str) -> tuple[bytes, str]:
         return Path(source).read_bytes(), f"the {what} {str(source)!r}"
     except OSError as error:
         raise TlsConfigError(
-            f"the {what} {str(source)!r} can't be read: {error.strerror}: check path and permissions"
+            f"the {what} {str(source)!r} can't be read: {error.strerror}: "
+            "check path and permissions"
         ) from None
 
 

@@ -117,4 +117,3 @@ def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
         f"{where} closed the connection during the handshake: {info.reason or 'no reason given'} "
         f"(code {info.code:#x})"
     )
-

@@ -229,9 +229,7 @@ class SessionLayer:
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
         session.application.notify(
-            m.Accepted(
-                listener.handle, session.handle, context.local, context.remote, context.alpn
-            )
+            m.Accepted(listener.handle, session.handle, context.local, context.remote, context.alpn)
         )
 
     def _on_connected(self, context: ConnectionContext, _: None) -> None:

@@ -85,14 +85,7 @@ class StopSending:
 
 
 Request = (
-    Listen
-    | Connect
-    | OpenStream
-    | Cancel
-    | Unlisten
-    | CloseConnection
-    | ResetStream
-    | StopSending
+    Listen | Connect | OpenStream | Cancel | Unlisten | CloseConnection | ResetStream | StopSending
 )
 
 

@@ -58,13 +58,15 @@ def make_pair(server_tls: TlsConfig, client_tls: TlsConfig) -> MakePair:
     ) -> AsyncIterator[Pair]:
         network = MemoryNetwork(**network_options)
         async with (
-            hoststack.open_stack(link=network.link(SERVER), config=server_config or config) as server,
+            hoststack.open_stack(
+                link=network.link(SERVER), config=server_config or config
+            ) as server,
             hoststack.open_stack(link=network.link(CLIENT), config=config) as client,
             await server.listen(URI, tls=server_tls) as listener,
             client.connect(URI, tls=client_tls) as connected,
+            await listener.accept() as accepted,
         ):
-            async with await listener.accept() as accepted:
-                yield Pair(network, server, client, accepted, connected)
+            yield Pair(network, server, client, accepted, connected)
 
     return make
 

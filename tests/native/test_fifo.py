@@ -71,7 +71,9 @@ class FifoModel(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(0, 600))
     def peek(self, data: st.DataObject, count: int) -> None:
         offset = data.draw(st.integers(self.head, self.tail))
-        assert self.fifo.peek(offset, count) == _MODEL_BYTES[offset : min(self.tail, offset + count)]
+        assert (
+            self.fifo.peek(offset, count) == _MODEL_BYTES[offset : min(self.tail, offset + count)]
+        )
 
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
