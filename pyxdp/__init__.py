@@ -6,7 +6,8 @@ Importing needs neither privilege nor the C part; `available()` tells whether th
 from __future__ import annotations
 
 from pyxdp._extension import available
-from pyxdp.attach import AttachedProgram, XdpLink, attached_programs
+from pyxdp.attach import AttachedProgram, Mode, WantedMode, XdpLink, attached_programs
+from pyxdp.bpffs import ensure_bpffs, find_bpffs, remove_bpffs
 from pyxdp.errors import (
     ClosedError,
     ForeignProgramError,
@@ -18,6 +19,7 @@ from pyxdp.errors import (
     PyxdpError,
     QueueBusyError,
 )
+from pyxdp.interface import Interface, describe_interface
 from pyxdp.maps import Map
 from pyxdp.program import (
     XDP_ABORTED,
@@ -43,7 +45,9 @@ __all__ = [
     "ClosedError",
     "ForeignProgramError",
     "FrameOwnershipError",
+    "Interface",
     "Map",
+    "Mode",
     "NoInterfaceError",
     "NoPrivilegeError",
     "NotAvailableError",
@@ -55,9 +59,14 @@ __all__ = [
     "Socket",
     "Statistics",
     "Umem",
+    "WantedMode",
     "XdpLink",
     "attached_programs",
     "available",
+    "describe_interface",
+    "ensure_bpffs",
+    "find_bpffs",
     "largest_packet_bytes",
+    "remove_bpffs",
     "unpin",
 ]

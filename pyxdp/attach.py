@@ -168,7 +168,7 @@ def pin_fd(fd: int, path: str | os.PathLike[str]) -> None:
     error = require().pyxdp_pin(fd, os.fsencode(path))
     if error == -errno.EPERM and os.access(Path(path).parent, os.W_OK):
         raise PyxdpError(
-            errno.EINVAL, f"cannot pin {path}: it is not in a bpffs; pyxdp.mount_bpffs makes one"
+            errno.EINVAL, f"cannot pin {path}: it is not in a bpffs; pyxdp.ensure_bpffs makes one"
         )
     if error == -errno.EEXIST:
         raise PyxdpError(errno.EEXIST, f"cannot pin {path}: something is pinned there already")

@@ -256,15 +256,22 @@ class Program:
 
 
 def unpin(folder: str | os.PathLike[str]) -> bool:
-    """Remove what `Program.pin` put into a folder; False where there was no such folder.
+    """Undo `Program.pin`: off the interface, and the folder gone; False where there was none.
 
-    A program whose link was pinned leaves its interface when nobody holds it open.
+    The program is taken off even while another process holds it open.
     """
+    library = require()
     folder = Path(folder)
     if not folder.is_dir():
         return False
-    # The link first: were we interrupted, no program would be left on an interface.
-    for path in sorted(folder.iterdir(), key=lambda path: path.name != _LINK_PIN):
+    fd = library.pyxdp_open_pin(os.fsencode(folder / _LINK_PIN))
+    if fd >= 0:
+        # Removing the pin would do it as well, but some time later.
+        error = library.pyxdp_link_detach(fd)
+        os.close(fd)
+        if error < 0:
+            raise os_error(f"cannot detach the program pinned in {folder}", -error)
+    for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     return True
