@@ -163,9 +163,7 @@ def test_sigkill_leaves_no_program(veth: Veth) -> None:
         try:
             assert child.stdout is not None
             assert child.stdout.readline() == "attached\n"
-            assert [program.name for program in pyxdp.attached_programs(veth.left)] == [
-                "count_all"
-            ]
+            assert [program.name for program in pyxdp.attached_programs(veth.left)] == ["count_all"]
         finally:
             child.send_signal(signal.SIGKILL)
             child.wait()
