@@ -88,7 +88,7 @@ def ensure_bpffs(folder: str | os.PathLike[str]) -> Path:
 
 
 def remove_bpffs(folder: str | os.PathLike[str]) -> bool:
-    """Unmount and remove `folder` if a bpffs is mounted there and nothing pinned; whether it was."""
+    """Unmount and remove `folder` if it is a bpffs's and nothing is pinned; whether it was."""
     folder = Path(folder)
     reached = find_bpffs(folder)
     if reached is None or not os.path.ismount(reached):

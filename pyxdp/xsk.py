@@ -243,13 +243,14 @@ class Socket:
         burst.count = result
         return burst
 
-    def tx_send(self, burst: Burst) -> int:
-        """Put a burst on the TX ring and tell the kernel. Returns how many the ring took.
+    def tx_send(self, burst: Burst, count: int | None = None) -> int:
+        """Put a burst, or its first `count` packets, on the TX ring and tell the kernel.
 
-        The others stay in the burst. Where the kernel cannot send all at once (`kick` tells), wait
-        until the socket is writable and call `kick`.
+        Returns how many packets the ring took; the others stay in the burst. Where the kernel
+        cannot send all at once (`kick` tells), wait until the socket is writable and `kick` again.
         """
-        taken = self._library.pyxdp_tx_submit(self.c_socket, burst.descs, burst.count)
+        wanted = burst.count if count is None else min(count, burst.count)
+        taken = self._library.pyxdp_tx_submit(self.c_socket, burst.descs, wanted)
         if taken < 0:
             self._checked(taken, "sending")
         burst.drop_front(taken)

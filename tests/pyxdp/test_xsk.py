@@ -362,9 +362,13 @@ def test_two_threads_share_a_queue(veth: Veth) -> None:
 
 def test_queue_of_another_umem_is_busy(veth: Veth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyxdp.xsk._BUSY_RETRIES", 1)
-    with Umem(64) as first, Umem(64) as second, Socket(first, veth.left):
-        with pytest.raises(pyxdp.QueueBusyError, match="ss --xdp"):
-            Socket(second, veth.left)
+    with (
+        Umem(64) as first,
+        Umem(64) as second,
+        Socket(first, veth.left),
+        pytest.raises(pyxdp.QueueBusyError, match="ss --xdp"),
+    ):
+        Socket(second, veth.left)
 
 
 def test_queue_is_free_again_after_closing(veth: Veth) -> None:
