@@ -5,7 +5,7 @@ Importing needs neither privilege nor the C part; `available()` tells whether th
 
 from __future__ import annotations
 
-from pyxdp._extension import available
+from pyxdp._extension import available, libbpf_version
 from pyxdp.attach import AttachedProgram, Mode, WantedMode, XdpLink, attached_programs
 from pyxdp.bpffs import ensure_bpffs, find_bpffs, remove_bpffs
 from pyxdp.errors import (
@@ -67,6 +67,7 @@ __all__ = [
     "ensure_bpffs",
     "find_bpffs",
     "largest_packet_bytes",
+    "libbpf_version",
     "remove_bpffs",
     "unpin",
 ]

@@ -34,3 +34,11 @@ def require() -> Any:
     if _library is None:
         raise NotAvailableError(errno.ENOSYS, _why_not)
     return _library
+
+
+def libbpf_version() -> str:
+    """Major and minor version of the libbpf in use, as in "1.1"; raises NotAvailableError."""
+    library = require()
+    major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    library.pyxdp_libbpf_version(major, minor)
+    return f"{major[0]}.{minor[0]}"

@@ -210,9 +210,9 @@ def test_pins_outlive_ip_netns_exec(namespace: str, tmp_path: Path) -> None:
     ip = shutil.which("ip")
     assert ip is not None
     folder = tmp_path / "bpf"
-    command = [ip, "netns", "exec", namespace, sys.executable, "-c", script, COUNT, folder]
+    command = [ip, "netns", "exec", namespace, sys.executable, "-c", script]
     try:
-        subprocess.run(command, check=True)
+        subprocess.run([*command, str(COUNT), str(folder)], check=True)
         assert pyxdp.find_bpffs(folder) == folder
         with Program.from_pin(folder / "ours") as program:
             assert program.name == "count_all"

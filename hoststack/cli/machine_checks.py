@@ -1,0 +1,169 @@
+"""The doctor's look at the machine: kernel, privilege, libraries, the steering program."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import importlib.util
+import platform
+import resource
+import socket
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import pyxdp
+from hoststack.cli.finding import Finding, bad, good, hint
+
+# linux/capability.h
+_CAPABILITIES: Final = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_IPC_LOCK": 14,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_BPF": 39,
+}
+_AF_XDP: Final = 44
+# bpf_link for XDP came with 5.9; what we test on is 6.1 and later.
+_OLDEST_KERNEL: Final = (5, 9)
+_LEAST_MEMLOCK_BYTES: Final = 64 << 20
+
+
+def findings() -> Iterator[Finding]:
+    """All that concerns the machine, whatever the interface."""
+    yield _kernel()
+    yield _af_xdp()
+    yield _capabilities()
+    yield _locked_memory()
+    yield from _c_parts()
+    yield _steering_program()
+    yield _jit()
+    yield _packages()
+    yield _kernel_headers()
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    if numbers < _OLDEST_KERNEL:
+        return bad("kernel", f"{release} is too old", "use Linux 5.10 or later, best 6.1 or later")
+    return good("kernel", release)
+
+
+def _af_xdp() -> Finding:
+    try:
+        socket.socket(_AF_XDP, socket.SOCK_RAW).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return bad(
+                "AF_XDP",
+                "this kernel has no AF_XDP sockets",
+                "use a kernel with CONFIG_XDP_SOCKETS=y, as Debian's has",
+            )
+        if error.errno != errno.EPERM:
+            return bad("AF_XDP", f"no socket can be made: {error.strerror}", "see the kernel's log")
+        return bad("AF_XDP", "sockets may not be made", "run as root, or with CAP_NET_RAW")
+    return good("AF_XDP", "sockets can be made")
+
+
+def _effective_capabilities() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _has(name: str) -> bool:
+    return bool(_effective_capabilities() >> _CAPABILITIES[name] & 1)
+
+
+def _capabilities() -> Finding:
+    missing = [name for name in ("CAP_NET_ADMIN", "CAP_NET_RAW") if not _has(name)]
+    # CAP_SYS_ADMIN still stands for CAP_BPF (capabilities(7)).
+    if not _has("CAP_BPF") and not _has("CAP_SYS_ADMIN"):
+        missing.append("CAP_BPF")
+    if missing:
+        return bad(
+            "privilege",
+            f"without {', '.join(missing)}",
+            "run as root, or grant them, e.g. with `systemd-run -p AmbientCapabilities=...`",
+        )
+    return good("privilege", "CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are there")
+
+
+def _locked_memory() -> Finding:
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if _has("CAP_IPC_LOCK") or limit_bytes == resource.RLIM_INFINITY:
+        return good("locked memory", "not limited")
+    text = f"limited to {limit_bytes >> 10} KiB"
+    if limit_bytes < _LEAST_MEMLOCK_BYTES:
+        return bad(
+            "locked memory",
+            f"{text}, too little for a UMEM",
+            f"`ulimit -l {_LEAST_MEMLOCK_BYTES >> 10}`, or CAP_IPC_LOCK",
+        )
+    return good("locked memory", text)
+
+
+def _c_parts() -> Iterator[Finding]:
+    works, why = pyxdp.available()
+    if works:
+        yield good("pyxdp", f"built; libbpf {pyxdp.libbpf_version()}")
+    else:
+        yield bad(
+            "pyxdp",
+            why.split(";")[0],
+            "install libxdp-dev, libbpf-dev, clang, gcc and python3-dev, then build again: `make"
+            " build` in a checkout, else `pip install --force-reinstall`",
+        )
+
+
+def _steering_program() -> Finding:
+    subject = "steering"
+    program = files("hoststack.link").joinpath("steer.bpf.o")
+    if not program.is_file():
+        return bad(
+            subject,
+            "the XDP program was not built",
+            "install clang, libbpf-dev and linux-libc-dev, then build again (`make build`)",
+        )
+    if not pyxdp.available()[0]:
+        return hint(subject, "the XDP program is there, untried", "see pyxdp above")
+    try:
+        pyxdp.Program.load(program.read_bytes()).close()
+    except pyxdp.NoPrivilegeError:
+        return hint(subject, "the XDP program is there, untried", "see privilege above")
+    except pyxdp.PyxdpError as error:
+        return bad(subject, error.strerror or str(error), "report this, with the kernel's version")
+    return good(subject, "the kernel accepts the XDP program")
+
+
+def _jit() -> Finding:
+    setting = Path("/proc/sys/net/core/bpf_jit_enable")
+    try:
+        enabled = setting.read_text(encoding="ascii").strip() != "0"
+    except OSError:
+        return hint("BPF JIT", "not told in this network namespace", "ask outside of it")
+    if enabled:
+        return good("BPF JIT", "on")
+    return hint("BPF JIT", "off: the XDP program is interpreted", f"`echo 1 > {setting}`")
+
+
+def _packages() -> Finding:
+    versions = [
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("trio", "aioquic", "cryptography", "pyroute2")
+    ]
+    return good("libraries", ", ".join(versions))
+
+
+def _kernel_headers() -> Finding:
+    subject = "headers"
+    if Path(f"/lib/modules/{platform.release()}/build").exists():
+        return good(subject, "the kernel's headers are there, for tracing with bcc")
+    return hint(
+        subject,
+        "no headers of the running kernel: only tracing with bcc wants them",
+        f"install linux-headers-{platform.release()}, or name a tree in BCC_KERNEL_SOURCE",
+    )
