@@ -198,6 +198,22 @@ int pyxdp_program_open(uint32_t id)
 	return result(bpf_prog_get_fd_by_id(id));
 }
 
+int pyxdp_program_map_ids(int program_fd, uint32_t *ids, uint32_t n)
+{
+	struct bpf_prog_info info = {.nr_map_ids = n, .map_ids = (uintptr_t)ids};
+	uint32_t bytes = sizeof(info);
+
+	if (bpf_obj_get_info_by_fd(program_fd, &info, &bytes) < 0)
+		return -errno;
+	/* The kernel tells how many there are, and fills in as many as fit. */
+	return (int)(info.nr_map_ids < n ? info.nr_map_ids : n);
+}
+
+int pyxdp_map_open(uint32_t id)
+{
+	return result(bpf_map_get_fd_by_id(id));
+}
+
 int pyxdp_program_test_run(int program_fd, const void *packet, uint32_t packet_bytes, void *out,
 			   uint32_t *out_bytes, uint32_t *verdict)
 {

@@ -86,6 +86,9 @@ int pyxdp_possible_cpus(void);
 
 int pyxdp_program_info(int program_fd, struct pyxdp_program_info *out);
 int pyxdp_program_open(uint32_t id);
+/* The ids of its maps, at most `n` of them; returns how many. */
+int pyxdp_program_map_ids(int program_fd, uint32_t *ids, uint32_t n);
+int pyxdp_map_open(uint32_t id);
 
 /* Run an XDP program on one packet; `*out_bytes` is the room in `out` and then what it holds.
  * `*verdict` is an enum xdp_action. */

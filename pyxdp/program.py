@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from pyxdp._extension import ffi, require
 from pyxdp.attach import WantedMode, XdpLink, attach, pin_fd
-from pyxdp.errors import ClosedError, NoPrivilegeError, ObjectError, os_error
+from pyxdp.errors import ClosedError, NoPrivilegeError, ObjectError, os_error, privilege_error
 from pyxdp.maps import Map
 
 XDP_ABORTED: Final = 0
@@ -25,9 +25,24 @@ _LOG_BYTES: Final = 256 * 1024
 _TEST_RUN_ROOM_BYTES: Final = 4096
 _TEST_RUN_MIN_BYTES: Final = 14
 
+_MOST_MAPS: Final = 64  # of one program: MAX_USED_MAPS in linux/bpf_verifier.h
+
 _PROGRAM_PIN: Final = "program"
 _LINK_PIN: Final = "link"
 _MAP_PIN_PREFIX: Final = "map_"
+
+
+class _Description(NamedTuple):
+    program_id: int
+    name: str
+
+
+def _describe(program_fd: int) -> _Description:
+    info = ffi.new("struct pyxdp_program_info *")
+    error = require().pyxdp_program_info(program_fd, info)
+    if error < 0:
+        raise os_error("cannot describe a program", -error)
+    return _Description(int(info.id), str(ffi.string(info.name).decode(errors="replace")))
 
 
 class RunResult(NamedTuple):
@@ -143,12 +158,7 @@ class Program:
         fd = library.pyxdp_open_pin(os.fsencode(folder / _PROGRAM_PIN))
         if fd < 0:
             raise os_error(f"cannot open the pinned program in {folder}", -fd)
-        info = ffi.new("struct pyxdp_program_info *")
-        error = library.pyxdp_program_info(fd, info)
-        if error < 0:
-            os.close(fd)
-            raise os_error(f"cannot describe the program in {folder}", -error)
-        program = cls(fd, ffi.string(info.name).decode(), {}, None)
+        program = cls(fd, _describe(fd).name, {}, None)
         try:
             for path in sorted(folder.glob(_MAP_PIN_PREFIX + "*")):
                 map_fd = library.pyxdp_open_pin(os.fsencode(path))
@@ -158,6 +168,33 @@ class Program:
                 program.maps[map_name] = Map(map_fd, map_name)
             if (folder / _LINK_PIN).exists():
                 program.link = XdpLink.from_pin(folder / _LINK_PIN)
+        except BaseException:
+            program.close()
+            raise
+        return program
+
+    @classmethod
+    def from_id(cls, program_id: int) -> Self:
+        """Open a program that is loaded, whoever did it, and its maps: to look into them.
+
+        The kernel keeps 15 characters of the names. Raises PyxdpError with errno ENOENT where
+        there is no such program, and NoPrivilegeError without CAP_SYS_ADMIN.
+        """
+        library = require()
+        fd = library.pyxdp_program_open(program_id)
+        if fd < 0:
+            if -fd == errno.EPERM:
+                raise privilege_error(f"cannot open program {program_id}", "CAP_SYS_ADMIN")
+            raise os_error(f"cannot open program {program_id}", -fd)
+        program = cls(fd, _describe(fd).name, {}, None)
+        try:
+            ids = ffi.new("uint32_t[]", _MOST_MAPS)
+            for map_id in ids[0 : library.pyxdp_program_map_ids(fd, ids, _MOST_MAPS)]:
+                map_fd = library.pyxdp_map_open(map_id)
+                if map_fd < 0:
+                    raise os_error(f"cannot open map {map_id}", -map_fd)
+                opened = Map(map_fd)
+                program.maps[opened.name] = opened
         except BaseException:
             program.close()
             raise
@@ -173,11 +210,7 @@ class Program:
     @property
     def id(self) -> int:
         """The kernel's id of the program, as `bpftool prog` shows it."""
-        info = ffi.new("struct pyxdp_program_info *")
-        error = require().pyxdp_program_info(self.fd, info)
-        if error < 0:
-            raise os_error(f"cannot describe program {self.name}", -error)
-        return int(info.id)
+        return _describe(self.fd).program_id
 
     def attach(self, interface: str, mode: WantedMode = "auto") -> XdpLink:
         """Attach to an interface; it is off again when this program is closed or its owner dies.

@@ -170,6 +170,16 @@ def test_sigkill_leaves_no_program(veth: Veth) -> None:
     assert pyxdp.attached_programs(veth.left) == []
 
 
+def test_another_program_is_looked_into_by_its_id(count: Program) -> None:
+    count.test_run(PACKET)
+    with Program.from_id(count.id) as again:
+        assert again.name == "count_all"
+        assert again.maps["counters"].sum_per_cpu(1) == len(PACKET)
+    with pytest.raises(pyxdp.PyxdpError) as caught:
+        Program.from_id(2**31)
+    assert caught.value.errno == errno.ENOENT
+
+
 def test_pinned_program_stays_and_comes_back(veth: Veth, bpffs: Path) -> None:
     with Program.load(COUNT) as program:
         program.attach(veth.left)
