@@ -1,19 +1,36 @@
-import os
+"""Our connection IDs: the layout is bpf/steer.h's, so that packets find their worker by them."""
 
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from hoststack.native._native import lib
 from hoststack.quic.seam import CidConfig
 
-CID_BYTES = 12
+CID_BYTES: Final = int(lib.HS_CID_BYTES)
+_RANDOM_BYTES: Final = CID_BYTES - int(lib.HS_CID_RANDOM_OFFSET)
+_ROTATION_SHIFT: Final = int(lib.HS_CID_ROTATION_SHIFT)
+_MAX_ROTATION: Final = 7
+_MAX_HOST: Final = 0xFFFF
+_MAX_WORKER: Final = int(lib.HS_STEER_MAX_WORKERS) - 1
 
 
 class CidGenerator:
-    """New connection IDs of one worker."""
+    """New connection IDs of one worker: what calling it returns."""
 
     def __init__(self, config: CidConfig) -> None:
-        self._prefix = (
-            bytes((config.rotation << 5 | (CID_BYTES - 1),))
-            + config.host.to_bytes(2, "big")
-            + bytes((config.worker,))
-        )
+        """Raises ValueError for numbers that the layout has no room for."""
+        for name, value, most in (
+            ("rotation", config.rotation, _MAX_ROTATION),
+            ("host", config.host, _MAX_HOST),
+            ("worker", config.worker, _MAX_WORKER),
+        ):
+            if not 0 <= value <= most:
+                raise ValueError(f"a connection ID's {name} is 0 to {most}, not {value}")
+        first = config.rotation << _ROTATION_SHIFT | (CID_BYTES - 1)
+        self._prefix = bytes((first, *config.host.to_bytes(2, "big"), config.worker))
 
     def __call__(self) -> bytes:
-        return self._prefix + os.urandom(CID_BYTES - len(self._prefix))
+        """A connection ID of CID_BYTES, its last 8 random."""
+        return self._prefix + os.urandom(_RANDOM_BYTES)
