@@ -132,6 +132,8 @@ class Socket:
             raise ValueError(f"queue is a number from 0, not {queue}")
         self._library = require()
         interface_index(interface)
+        self.left_frames = 0
+        """What the last kick left on the TX ring: wait until writable, and kick again."""
         self.umem: Final = umem
         self.interface: Final = interface
         self.queue: Final = queue
@@ -247,7 +249,7 @@ class Socket:
         """Put a burst, or its first `count` packets, on the TX ring and tell the kernel.
 
         Returns how many packets the ring took; the others stay in the burst. Where the kernel
-        cannot send all at once (`kick` tells), wait until the socket is writable and `kick` again.
+        cannot send all at once (`left_frames`), wait until the socket is writable and `kick` again.
         """
         wanted = burst.count if count is None else min(count, burst.count)
         taken = self._library.pyxdp_tx_submit(self.c_socket, burst.descs, wanted)
@@ -273,7 +275,8 @@ class Socket:
         result = self._library.pyxdp_kick(self.c_socket)
         if result < 0:
             self._checked(result, "sending")
-        return int(result)
+        self.left_frames = int(result)
+        return self.left_frames
 
     def reap(self) -> int:
         """Make the frames of sent packets free again; `tx_alloc` does it too. Returns how many."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from typing import Literal
 
+from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Link, LinkError
 from hoststack.link.udp import UdpLink
 
 LinkName = Literal["auto", "af_xdp", "udp"]
-XdpMode = Literal["auto", "native", "generic"]
 
 
 def choose_link(
@@ -28,9 +28,6 @@ def choose_link(
     try:
         if interface is None:
             raise LinkError(errno.EINVAL, "AF_XDP needs an interface: name one")
-        # Only who asks for AF_XDP needs what it is built on.
-        from hoststack.link.af_xdp import AfXdpLink
-
         return AfXdpLink.open(interface, mode=mode), ""
     except LinkError as error:
         if wanted == "af_xdp" or error.errno == errno.ENODEV:

@@ -1,0 +1,333 @@
+"""The link over AF_XDP: packets between the interface's queues and this process, past the kernel.
+
+A worker has a socket on each receive queue, all on one UMEM, and sends on a queue of its own. One
+C call takes a burst from a ring, one parses it, one builds the frames of a burst, one sends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from struct import Struct
+from typing import Any, Final, Literal
+
+import trio
+
+import pyxdp
+from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
+from hoststack.link.frame_path import FramePath, PathTable
+from hoststack.link.next_hop import NextHops
+from hoststack.link.port_reservation import PortReservation
+from hoststack.link.steering import Steering, as_link_error
+from hoststack.native._native import ffi, lib
+
+XdpMode = Literal["auto", "native", "generic"]
+
+#: struct hs_datagram (hoststack/native/frames.h), its flow as bytes.
+_DATAGRAM: Final = Struct("=QIBBxx64s")
+_DROP_REASONS: Final = {
+    value: name.removeprefix("HS_FRAME_").lower()
+    for value, name in ffi.typeof("enum hs_frame_drop").elements.items()
+}
+
+_ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
+#: A queue's rings; the kernel fills a ring of this size in 2 ms at a million packets a second.
+_RING_FRAMES: Final = 2048
+#: Frames beside those of the receive queues: a full TX ring, and bursts in hand.
+_SENDING_FRAMES: Final = 2 * _RING_FRAMES
+
+
+class AfXdpLink:
+    """One worker's queues of an interface. Implements Link. Use `open`."""
+
+    name = "af_xdp"
+
+    def __init__(
+        self,
+        steering: Steering,
+        hops: NextHops,
+        umem: pyxdp.Umem,
+        sockets: list[pyxdp.Socket],
+    ) -> None:
+        self.steering: Final = steering
+        self.mode: Final = steering.mode
+        self._hops = hops
+        self._umem = umem
+        self._sockets = sockets
+        self._tx = sockets[0]
+        self._next_queue = 0
+        self._paths = PathTable(hops, umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._ports: dict[Endpoint, PortReservation] = {}
+        self._epoll = select.epoll()
+        for socket in sockets:
+            self._epoll.register(socket.fd, select.EPOLLIN)
+        self._left_frames = trio.Event()
+        self._counters: Counter[str] = Counter()
+        self._area = umem.area
+        self._base: Any = ffi.from_buffer("uint8_t[]", umem.area, require_writable=True)
+        self._datagrams: Any = ffi.new("struct hs_datagram[]", BURST)
+        self._infos = memoryview(ffi.buffer(self._datagrams))
+        self._headers: Any = ffi.new("struct hs_frame_header *[]", BURST)
+
+    @classmethod
+    def open(cls, interface: str, *, mode: XdpMode = "auto", debug: bool = False) -> AfXdpLink:
+        """Take an interface's queues; `debug` checks the ownership of every UMEM frame.
+
+        Raises LinkError: ENODEV, EPERM, EBUSY (another program, another process), EMSGSIZE (an
+        MTU that no UMEM frame holds), ENOTSUP (built without libxdp).
+        """
+        is_available, reason = pyxdp.available()
+        if not is_available:
+            raise LinkError(errno.ENOTSUP, reason)
+        hops = NextHops(interface)
+        opened: list[Any] = [hops]
+        try:
+            about = pyxdp.describe_interface(interface)
+            frame_bytes = _frame_bytes(interface, hops.interface.mtu_bytes)
+            steering = Steering.adopt(interface) or Steering.load(
+                interface, about.rx_queues, mode=mode
+            )
+            opened.append(steering)
+            queues = min(about.rx_queues, steering.sockets)
+            umem = pyxdp.Umem(queues * 2 * _RING_FRAMES + _SENDING_FRAMES, frame_bytes, debug=debug)
+            opened.append(umem)
+            sockets = [
+                pyxdp.Socket(
+                    umem,
+                    interface,
+                    queue,
+                    rx_size=_RING_FRAMES,
+                    tx_size=_RING_FRAMES,
+                    fill_frames=_RING_FRAMES,
+                    burst=BURST,
+                )
+                for queue in range(queues)
+            ]
+            for queue, socket in enumerate(sockets):
+                steering.register(queue, socket.fd)
+            steering.configure(workers=1, host=0, rotation=0)
+            return cls(steering, hops, umem, sockets)
+        except BaseException as error:
+            for each in reversed(opened):
+                each.close()
+            if isinstance(error, pyxdp.PyxdpError):
+                raise as_link_error(error) from None
+            raise
+
+    # --- ports and paths ---
+
+    def open_port(self, endpoint: Endpoint) -> Endpoint:
+        """See Link."""
+        reservation = PortReservation(endpoint, self._hops.interface.ifindex)
+        try:
+            self.steering.open_port(reservation.endpoint)
+        except BaseException:
+            reservation.close()
+            raise
+        self._ports[reservation.endpoint] = reservation
+        return reservation.endpoint
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """See Link."""
+        reservation = self._ports.pop(endpoint, None)
+        if reservation is not None:
+            self.steering.close_port(endpoint)
+            reservation.close()
+
+    async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
+        """See Link."""
+        return await self._paths.connect(local_port, remote)
+
+    def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
+        """See Link."""
+        return Endpoint(self._hops.find(remote.host).source, 0)
+
+    def max_datagram_bytes(self, path: Path) -> int:
+        """See Link."""
+        return self._paths.current(path).max_datagram_bytes
+
+    # --- receiving ---
+
+    def receive(self, budget: int = BURST) -> list[Received]:
+        """See Link."""
+        received: list[Received] = []
+        queues = len(self._sockets)
+        for step in range(queues):
+            if len(received) < budget:
+                socket = self._sockets[(self._next_queue + step) % queues]
+                self._receive_from(socket, budget - len(received), received)
+        # The queue that was served last this time is first the next.
+        self._next_queue = (self._next_queue - 1) % queues
+        return received
+
+    def _receive_from(self, socket: pyxdp.Socket, budget: int, received: list[Received]) -> None:
+        burst = socket.rx_burst(budget)
+        count = burst.count
+        if not count:
+            return
+        lib.hs_frames_parse(
+            self._base, self._umem.size_bytes, _descs(burst), count, self._datagrams
+        )
+        area, by_flow = self._area, self._paths.by_flow
+        payload_bytes = 0
+        for start, length, drop, ecn, flow in _DATAGRAM.iter_unpack(
+            self._infos[: count * _DATAGRAM.size]
+        ):
+            if drop:
+                self._counters[f"rx_{_DROP_REASONS[drop]}"] += 1
+                continue
+            path = by_flow.get(flow) or self._paths.admit(flow)
+            if path is None:
+                self._counters["rx_not_for_us"] += 1
+                continue
+            received.append((area[start : start + length].tobytes(), path, ecn))
+            payload_bytes += length
+        socket.rx_release(burst)
+        self._counters["rx_datagrams"] += count
+        self._counters["rx_bytes"] += payload_bytes
+
+    # --- sending ---
+
+    def send(self, burst: Sequence[Outgoing]) -> int:
+        """See Link."""
+        taken = 0
+        while taken < len(burst):
+            batch = burst[taken : taken + BURST]
+            count = self._send_batch(batch)
+            taken += count
+            if count < len(batch):
+                break
+        return taken
+
+    def _send_batch(self, batch: Sequence[Outgoing]) -> int:
+        """Send datagrams, BURST at most; returns how many were taken, from the front."""
+        socket = self._tx
+        frames = socket.tx_alloc(len(batch))
+        if not frames.count:
+            return 0
+        payloads: list[bytes] = []
+        positions: list[int] = []
+        path: Path | None = None
+        way: FramePath | None = None
+        since = 0
+        examined = len(batch)
+        for position, (data, to) in enumerate(batch):
+            if len(payloads) == frames.count:
+                examined = position
+                break
+            if to is not path:
+                if path is not None and way is not None:
+                    self._paths.count_sent(path, way, len(payloads) - since)
+                path, way, since = to, self._paths.current(to), len(payloads)
+            if way is None or way.header is None:
+                self._counters["tx_no_next_hop"] += 1
+            elif len(data) > way.max_datagram_bytes:
+                self._counters["tx_too_large"] += 1
+            else:
+                self._headers[len(payloads)] = way.header
+                positions.append(position)
+                payloads.append(data)
+        if path is not None and way is not None:
+            self._paths.count_sent(path, way, len(payloads) - since)
+        if payloads and self._send_frames(socket, frames, payloads) < len(payloads):
+            examined = positions[len(payloads) - frames.count]
+        socket.tx_release(frames)
+        return examined
+
+    def _send_frames(self, socket: pyxdp.Socket, frames: pyxdp.Burst, payloads: list[bytes]) -> int:
+        """Build frames and send them; returns how many the TX ring took."""
+        blob = b"".join(payloads)
+        built = lib.hs_frames_build(
+            self._base,
+            self._umem.size_bytes,
+            _descs(frames),
+            len(payloads),
+            self._umem.frame_bytes,
+            ffi.from_buffer(blob),
+            len(blob),
+            ffi.from_buffer("uint32_t[]", array("I", map(len, payloads))),
+            self._headers,
+        )
+        allotted = frames.count
+        try:
+            socket.tx_send(frames, built)
+        except pyxdp.PyxdpError as error:
+            # The interface is down, most likely; what is on the ring goes when it is up again.
+            self._counters[f"tx_{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
+        sent = allotted - frames.count
+        if socket.left_frames:
+            self._left_frames.set()
+        self._counters["tx_datagrams"] += sent
+        self._counters["tx_bytes"] += sum(map(len, payloads[:sent]))
+        return sent
+
+    # --- waiting, and the rest ---
+
+    async def wait_readable(self) -> None:
+        """See Link."""
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+
+    async def wait_writable(self) -> None:
+        """See Link."""
+        await trio.lowlevel.wait_writable(self._tx.fd)
+
+    async def run(self) -> None:
+        """See Link: follows routes and neighbours, and sends what a kick had to leave."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hops.run)
+            nursery.start_soon(self._kick_again)
+
+    async def _kick_again(self) -> None:
+        while True:
+            await self._left_frames.wait()
+            self._left_frames = trio.Event()
+            await trio.lowlevel.wait_writable(self._tx.fd)
+            try:
+                self._tx.kick()
+            except pyxdp.PyxdpError as error:
+                self._counters[f"tx_{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
+            if self._tx.left_frames:
+                self._left_frames.set()
+
+    def statistics(self) -> dict[str, int]:
+        """See Link; with the sockets' counters ("xsk_") and the program's ("xdp_")."""
+        counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
+        counters |= self._counters
+        for socket in self._sockets:
+            for name, value in socket.statistics()._asdict().items():
+                counters[f"xsk_{name}"] = counters.get(f"xsk_{name}", 0) + value
+        for name, value in self.steering.counters().items():
+            counters[f"xdp_{name}"] = value
+        return counters
+
+    def close(self) -> None:
+        """See Link."""
+        for endpoint in list(self._ports):
+            self.close_port(endpoint)
+        # Off the interface first, so that nothing is redirected to sockets that go.
+        self.steering.close()
+        self._epoll.close()
+        self._infos.release()
+        self._umem.close()
+        self._hops.close()
+
+
+def _frame_bytes(interface: str, mtu_bytes: int) -> int:
+    """The smallest UMEM frame that holds the interface's packets; raises LinkError."""
+    for frame_bytes in (2048, 4096):
+        most = pyxdp.largest_packet_bytes(frame_bytes) - _ETHERNET_BYTES
+        if mtu_bytes <= most:
+            return frame_bytes
+    raise LinkError(
+        errno.EMSGSIZE,
+        f"{interface} has an MTU of {mtu_bytes}, but a UMEM frame carries {most}: "
+        f"`ip link set {interface} mtu {most}`",
+    )
+
+
+def _descs(burst: pyxdp.Burst) -> Any:
+    """pyxdp's descriptors for our C code: the layout is the same (struct xdp_desc)."""
+    return ffi.cast("struct hs_frame_desc *", burst.descs)

@@ -1,0 +1,190 @@
+"""Paths of the af_xdp link: from the headers of received frames, and to those of sent ones."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import Any, Final, NamedTuple
+
+from hoststack.link.base import Endpoint, LinkError, Path
+from hoststack.link.next_hop import Neighbour, NextHops
+from hoststack.native._native import ffi, lib
+
+#: struct hs_frame_flow (hoststack/native/frames.h).
+_FLOW: Final = struct.Struct("=BB2H2HHH6s6s16s16s6x")
+
+_HOP_LIMIT: Final = 64  # what the kernel uses (RFC 1700)
+_UDP_BYTES: Final = 8
+_IP_BYTES: Final = {4: 20, 6: 40}
+
+#: Datagrams that go back to where a path's own came from before the route is asked for. A spoofed
+#: address is sent a few datagrams at most (RFC 9000 section 8.1), and shall cost no system call.
+_SENT_BEFORE_LOOKUP: Final = 16
+
+#: Paths that are kept. Anyone can make new ones by spoofing addresses, so the table is bounded;
+#: a path that was forgotten lives on with whoever uses it.
+_MAX_PATHS: Final = 1 << 16
+
+
+class Origin(NamedTuple):
+    """Where on the link a path's received frames come from."""
+
+    mac: bytes
+    vlan_tpids: tuple[int, ...]
+    """Outermost first, as many as there are tags."""
+    vlan_ids: tuple[int, ...]
+
+
+class FramePath:
+    """A path's `link_data`: the headers of its frames, and where they go."""
+
+    __slots__ = (
+        "flow",
+        "generation",
+        "header",
+        "is_routed",
+        "max_datagram_bytes",
+        "neighbour",
+        "origin",
+        "sent",
+    )
+
+    def __init__(self) -> None:
+        self.header: Any = None
+        """struct hs_frame_header *, or None while no next hop is known."""
+        self.max_datagram_bytes = 0
+        self.generation = -1
+        """NextHops.generation at which the header was made."""
+        self.neighbour: Neighbour | None = None
+        self.is_routed = False
+        """Whether the kernel is asked for the next hop; if not, frames go back to `origin`."""
+        self.origin: Origin | None = None
+        self.flow = b""
+        """The key in PathTable.by_flow that leads here."""
+        self.sent = 0
+
+
+class PathTable:
+    """All paths of one link."""
+
+    def __init__(self, hops: NextHops, max_ip_bytes: int) -> None:
+        """`max_ip_bytes` is the largest IP packet that a frame can hold."""
+        self._hops = hops
+        self._max_ip_bytes = max_ip_bytes
+        self._paths: dict[tuple[Endpoint, Endpoint], Path] = {}
+        self.by_flow: dict[bytes, Path] = {}
+        """Paths by the bytes of struct hs_frame_flow; `admit` those that are not in it."""
+
+    def admit(self, flow: bytes) -> Path | None:
+        """The path of a received frame; None if the frame is not for this machine.
+
+        A path is its endpoints: another MAC or VLAN tag changes where its frames go, not the path.
+        """
+        (
+            version,
+            tag_count,
+            *vlan,
+            local_port,
+            remote_port,
+            local_mac,
+            remote_mac,
+            local_ip,
+            remote_ip,
+        ) = _FLOW.unpack(flow)
+        address_bytes = 4 if version == 4 else 16
+        local = Endpoint(str(ipaddress.ip_address(local_ip[:address_bytes])), local_port)
+        remote = Endpoint(str(ipaddress.ip_address(remote_ip[:address_bytes])), remote_port)
+        # A port that is open on all addresses matches what a bridge or a router passes on, too.
+        if local_mac != self._hops.interface.mac or not self._hops.is_local(local.host):
+            return None
+        path = self._path(local, remote)
+        data = path.link_data
+        assert isinstance(data, FramePath)
+        # One flow a path: should the frames come the old way again, that is a change as well.
+        self.by_flow.pop(data.flow, None)
+        self.by_flow[flow] = path
+        data.flow = flow
+        data.origin = Origin(remote_mac, tuple(vlan[:tag_count]), tuple(vlan[2 : 2 + tag_count]))
+        data.generation = -1
+        return path
+
+    async def connect(self, local_port: int, remote: Endpoint) -> Path:
+        """The path to a remote endpoint, once its next hop is known; raises LinkError."""
+        hop = await self._hops.resolve(remote.host)
+        path = self._path(Endpoint(hop.source, local_port), remote)
+        data = path.link_data
+        assert isinstance(data, FramePath)
+        data.is_routed = True
+        self.prepare(path, data)
+        return path
+
+    def current(self, path: Path) -> FramePath:
+        """A path's data, its header made anew if something has changed since."""
+        data = path.link_data
+        assert isinstance(data, FramePath), "this path belongs to another link"
+        if data.generation != self._hops.generation:
+            self.prepare(path, data)
+        return data
+
+    def count_sent(self, path: Path, data: FramePath, count: int) -> None:
+        """Note that datagrams were sent along a path, so that its neighbour is kept confirmed."""
+        if data.neighbour is not None:
+            data.neighbour.is_used = True
+        elif not data.is_routed:
+            data.sent += count
+            # What came with VLAN tags belongs to an interface that the kernel does not have: it
+            # knows no route for it.
+            if data.sent >= _SENT_BEFORE_LOOKUP and not (data.origin and data.origin.vlan_ids):
+                data.is_routed = True
+                self.prepare(path, data)
+
+    def prepare(self, path: Path, data: FramePath) -> None:
+        """Make a path's header and size from what is known now."""
+        interface = self._hops.interface
+        mtu_bytes, mac = interface.mtu_bytes, b""
+        data.neighbour = None
+        if data.is_routed:
+            try:
+                hop = self._hops.find(path.remote.host, path.local.host)
+            except LinkError:
+                pass  # the way back may work all the same
+            else:
+                mtu_bytes, data.neighbour = hop.mtu_bytes, hop.neighbour
+                mac = hop.neighbour.mac
+        origin = data.origin or Origin(b"", (), ())
+        local = ipaddress.ip_address(path.local.host)
+        remote = ipaddress.ip_address(path.remote.host)
+        data.max_datagram_bytes = (
+            min(mtu_bytes, self._max_ip_bytes) - _IP_BYTES[local.version] - _UDP_BYTES
+        )
+        data.generation = self._hops.generation
+        data.header = None
+        if not (mac or origin.mac):
+            return
+        tags = len(origin.vlan_ids)
+        flow = _FLOW.pack(
+            local.version,
+            tags,
+            *(*origin.vlan_tpids, 0, 0)[:2],
+            *(*origin.vlan_ids, 0, 0)[:2],
+            path.local.port,
+            path.remote.port,
+            interface.mac,
+            mac or origin.mac,
+            local.packed,
+            remote.packed,
+        )
+        data.header = ffi.new("struct hs_frame_header *")
+        lib.hs_frame_header_init(
+            data.header, ffi.from_buffer("struct hs_frame_flow *", flow), _HOP_LIMIT, 0
+        )
+
+    def _path(self, local: Endpoint, remote: Endpoint) -> Path:
+        path = self._paths.get((local, remote))
+        if path is None:
+            if len(self._paths) >= _MAX_PATHS:
+                self._paths.clear()
+                self.by_flow.clear()
+            path = Path(local, remote, FramePath())
+            self._paths[local, remote] = path
+        return path

@@ -1,0 +1,219 @@
+"""The steering program of an interface: loading it, its maps, and its verdicts by name.
+
+bpf/steer.h has the layouts. A program is its stack's own and goes with it, or it was pinned by
+`hoststack xdp load` and stays: then a stack adopts it.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from importlib import resources
+from pathlib import Path
+from typing import Final, Self
+
+import pyxdp
+from hoststack.link.base import Endpoint, LinkError
+from hoststack.native._native import ffi, lib
+
+#: Where programs are pinned: a bpffs, mounted when it is needed first.
+BPFFS: Final = Path("/run/hoststack/bpf")
+
+_PREFIX: Final = "HS_STEER_"
+#: The names of enum hs_steer_verdict, in order and lower case: "redirected_by_cid", ...
+VERDICTS: Final[tuple[str, ...]] = tuple(
+    name.removeprefix(_PREFIX).lower()
+    for _, name in sorted(ffi.typeof("enum hs_steer_verdict").elements.items())
+    if name != "HS_STEER_VERDICTS"
+)
+MAX_QUEUES: Final = int(lib.HS_STEER_MAX_QUEUES)
+_PORT_KEY: Final = "struct hs_steer_port *"
+
+
+def pin_name(interface: str) -> str:
+    """What an interface's program is pinned as: namespaces may have interfaces of one name."""
+    return f"{interface}-{os.stat('/proc/self/ns/net').st_ino}"
+
+
+def program_object() -> bytes:
+    """The compiled program; raises LinkError where the build left it out."""
+    try:
+        return (resources.files("hoststack.link") / "steer.bpf.o").read_bytes()
+    except FileNotFoundError:
+        raise LinkError(
+            errno.ENOTSUP,
+            "this build has no steering program: install clang and libbpf-dev, and build again",
+        ) from None
+
+
+class Steering:
+    """A steering program on an interface. Its verbs raise LinkError with what to do next."""
+
+    def __init__(self, program: pyxdp.Program, interface: str, *, is_pinned: bool) -> None:
+        """Use `load` or `adopt`."""
+        self._program = program
+        self.interface = interface
+        self.is_pinned = is_pinned
+        self._maps = program.maps
+
+    @classmethod
+    def load(
+        cls,
+        interface: str,
+        queues: int,
+        *,
+        workers: int = 1,
+        mode: pyxdp.WantedMode = "auto",
+    ) -> Self:
+        """Load the program and attach it; it goes with this object or its process.
+
+        Raises LinkError: EBUSY where another program is attached, EPERM, ENOTSUP, ...
+        """
+        if queues > MAX_QUEUES:
+            raise LinkError(
+                errno.E2BIG,
+                f"{interface} has {queues} receive queues, more than {MAX_QUEUES}: "
+                f"`ethtool -L {interface} combined {MAX_QUEUES}`",
+            )
+        try:
+            program = pyxdp.Program.load(
+                program_object(), map_sizes={"hs_sockets": queues * workers}
+            )
+            try:
+                program.attach(interface, mode)
+            except BaseException:
+                program.close()
+                raise
+        except pyxdp.PyxdpError as error:
+            raise as_link_error(error) from None
+        return cls(program, interface, is_pinned=False)
+
+    @classmethod
+    def adopt(cls, interface: str) -> Self | None:
+        """The program that `hoststack xdp load` pinned for this interface, if it did."""
+        try:
+            bpffs = pyxdp.find_bpffs(BPFFS)
+            folder = None if bpffs is None else bpffs / pin_name(interface)
+            if folder is None or not folder.is_dir():
+                return None
+            return cls(pyxdp.Program.from_pin(folder), interface, is_pinned=True)
+        except pyxdp.PyxdpError as error:
+            raise as_link_error(error) from None
+
+    def pin(self) -> Path:
+        """Keep the program beyond this process; returns where it is pinned."""
+        try:
+            folder = pyxdp.ensure_bpffs(BPFFS) / pin_name(self.interface)
+            self._program.pin(folder)
+        except pyxdp.PyxdpError as error:
+            raise as_link_error(error) from None
+        self.is_pinned = True
+        return folder
+
+    @property
+    def mode(self) -> str:
+        """ "native" or "generic"."""
+        link = self._program.link
+        return "" if link is None else link.mode
+
+    @property
+    def program_id(self) -> int:
+        """The kernel's id of the program, as `bpftool prog` shows it."""
+        return self._program.id
+
+    @property
+    def program_name(self) -> str:
+        """The program's name in the object file."""
+        return self._program.name
+
+    @property
+    def sockets(self) -> int:
+        """For how many sockets there is room: queues times workers."""
+        return self._maps["hs_sockets"].max_entries
+
+    def configure(self, *, workers: int, host: int, rotation: int) -> None:
+        """Begin steering; connection IDs of other hosts and rotations are foreign."""
+        config = ffi.new(
+            "struct hs_steer_config *",
+            {
+                "workers": workers,
+                "host": host,
+                "rotation": rotation,
+                "previous_rotation": rotation,
+            },
+        )
+        self._maps["hs_config"].update(0, bytes(ffi.buffer(config)))
+
+    def register(self, index: int, fd: int) -> None:
+        """Put a socket at index `queue * workers + worker`; it leaves when it is closed."""
+        try:
+            self._maps["hs_sockets"].update(index, fd, create_only=True)
+        except pyxdp.PyxdpError as error:
+            if error.errno != errno.EEXIST:
+                raise as_link_error(error) from None
+            raise LinkError(
+                errno.EBUSY,
+                f"another process has the AF_XDP sockets of {self.interface}: "
+                "end it, or take another interface",
+            ) from None
+
+    def open_port(self, endpoint: Endpoint) -> None:
+        """Steer the datagrams to an endpoint."""
+        try:
+            self._maps["hs_ports"].update(_port_key(endpoint), 1)
+        except pyxdp.PyxdpError as error:
+            raise as_link_error(error) from None
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """Leave an endpoint's datagrams to the kernel; nothing happens if they are already."""
+        self._maps["hs_ports"].delete(_port_key(endpoint))
+
+    def ports(self) -> list[Endpoint]:
+        """The endpoints that are steered."""
+        keys = self._maps["hs_ports"].keys()
+        return sorted(_endpoint(key) for key in keys)
+
+    def counters(self) -> dict[str, int]:
+        """What was done with packets how often, by VERDICTS, since the program was loaded."""
+        verdicts = self._maps["hs_verdicts"]
+        return {name: verdicts.sum_per_cpu(index) for index, name in enumerate(VERDICTS)}
+
+    def close(self) -> None:
+        """Off the interface, unless it is pinned; idempotent."""
+        self._program.close()
+
+
+def unload(interface: str) -> bool:
+    """Take a pinned program off its interface; False where none is pinned."""
+    try:
+        bpffs = pyxdp.find_bpffs(BPFFS)
+        if bpffs is None or not pyxdp.unpin(bpffs / pin_name(interface)):
+            return False
+        pyxdp.remove_bpffs(BPFFS)
+    except pyxdp.PyxdpError as error:
+        raise as_link_error(error) from None
+    return True
+
+
+def as_link_error(error: pyxdp.PyxdpError) -> LinkError:
+    """pyxdp's errors say what, why and what next already."""
+    return LinkError(error.errno or errno.EIO, error.strerror or str(error))
+
+
+def _port_key(endpoint: Endpoint) -> bytes:
+    address = ipaddress.ip_address(endpoint.host.partition("%")[0])
+    packed = b"" if address.is_unspecified else address.packed
+    key = ffi.new(
+        _PORT_KEY, {"ip_version": address.version, "port_be": socket.htons(endpoint.port)}
+    )
+    ffi.memmove(key.ip, packed, len(packed))
+    return bytes(ffi.buffer(key))
+
+
+def _endpoint(key: bytes) -> Endpoint:
+    port = ffi.from_buffer(_PORT_KEY, key)
+    size = 4 if port.ip_version == 4 else 16
+    address = ipaddress.ip_address(bytes(ffi.buffer(port.ip, size)))
+    return Endpoint(str(address), socket.ntohs(port.port_be))
