@@ -8,6 +8,7 @@ from typing import Final
 
 import pyxdp
 from hoststack.cli.finding import Finding, bad, good, hint
+from hoststack.cli.xdp import PROGRAM_NAME
 
 _LARGEST_FRAME_BYTES: Final = 4096
 _ETHERNET_BYTES: Final = 14
@@ -83,10 +84,12 @@ def _programs(nic: pyxdp.Interface) -> Iterator[Finding]:
     if not found:
         yield good("program", "none attached")
     for program in found:
+        if program.name == PROGRAM_NAME:
+            yield good("program", f"hoststack's own (id {program.program_id}, {program.mode} mode)")
+            continue
         text = f"{program.name or 'unnamed'!r} (id {program.program_id}, {program.mode} mode)"
         yield bad(
             "program",
             f"{text} is attached already",
-            f"end its owner; where that is `hoststack xdp load`, `hoststack xdp unload {nic.name}`;"
-            f" else `ip link set dev {nic.name} xdp off`",
+            f"end its owner, or `ip link set dev {nic.name} xdp off`",
         )
