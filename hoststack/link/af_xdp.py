@@ -67,7 +67,7 @@ class AfXdpLink:
         self._left_frames = trio.Event()
         self._counters: Counter[str] = Counter()
         self._area = umem.area
-        self._base: Any = ffi.from_buffer("uint8_t[]", umem.area, require_writable=True)
+        self._base: Any = ffi.cast("uint8_t *", umem.base)
         self._datagrams: Any = ffi.new("struct hs_datagram[]", BURST)
         self._infos = memoryview(ffi.buffer(self._datagrams))
         self._headers: Any = ffi.new("struct hs_frame_header *[]", BURST)
@@ -310,7 +310,6 @@ class AfXdpLink:
         # Off the interface first, so that nothing is redirected to sockets that go.
         self.steering.close()
         self._epoll.close()
-        self._infos.release()
         self._umem.close()
         self._hops.close()
 

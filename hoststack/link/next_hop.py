@@ -133,14 +133,16 @@ class NextHops:
                 f"the route to {remote} does not go out through {interface.name}: "
                 f"take the interface that `ip route get {remote}` names",
             )
-        if not route.source:
+        # Asked with a source, the kernel names none.
+        local = source or route.source
+        if not local:
             raise LinkError(
                 errno.EADDRNOTAVAIL,
                 f"{interface.name} has no address to reach {remote} from: "
                 f"give it one (`ip address add ... dev {interface.name}`)",
             )
         mtu_bytes = min(interface.mtu_bytes, route.mtu_bytes or interface.mtu_bytes)
-        return NextHop(route.source, self._neighbour(route.next_hop), mtu_bytes)
+        return NextHop(local, self._neighbour(route.next_hop), mtu_bytes)
 
     def is_local(self, host: str) -> bool:
         """Whether a numeric address is this machine's own."""

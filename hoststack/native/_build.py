@@ -13,7 +13,7 @@ _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent.parent
 
 _HEADERS = (
-    #    _ROOT / "bpf" / "steer.h",
+    _ROOT / "bpf" / "steer.h",
     _HERE / "fifo.h",
     _HERE / "event_ring.h",
     _HERE / "udp.h",

@@ -1,0 +1,34 @@
+"""What all tests share: what root is needed for, and namespaces joined by a veth pair."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support import netns
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_root: makes network namespaces, loads XDP programs")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+        pytest.skip("needs root: makes network namespaces and loads XDP programs")
+
+
+@pytest.fixture
+def veth_pair() -> Iterator[netns.VethPair]:
+    """Two namespaces joined by a veth pair."""
+    with netns.veth_pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def make_veth_pair() -> Iterator[Callable[..., netns.VethPair]]:
+    """The same, with an MTU and a number of queues of one's own."""
+    with ExitStack() as undo:
+        yield lambda **options: undo.enter_context(netns.veth_pair(**options))
