@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from aioquic._buffer import Buffer
-from aioquic.buffer import UINT_VAR_MAX
+from aioquic.buffer import UINT_VAR_MAX, encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -47,6 +47,9 @@ from hoststack.quic.seam import CloseInfo, EventKind, QuicConfig
 
 #: A window is announced again when so little of it is left, or so much could be added.
 _WINDOW_FRACTION = 4
+
+#: Packets sent under one key. RFC 9001 section 6.6 sets AES-GCM's limit at 2^23.
+PACKETS_PER_KEY = 1 << 22
 
 
 class HostStream(QuicStream):
@@ -85,6 +88,8 @@ class HostStream(QuicStream):
                 on_progress=partial(connection.moved.setdefault, self),
             )
         self.has_told_send_finished = self.tx is None
+        # A STREAM frame with offset and length (RFC 9000 section 19.8).
+        self.frame_type_and_id = b"\x0e" + encode_uint_var(self.stream_id)
 
 
 class HostConnection(QuicConnection):
@@ -158,6 +163,8 @@ class HostConnection(QuicConnection):
         self.resets: list[tuple[HostStream, EventKind, int]] = []
         """RESET_STREAM and STOP_SENDING that came since then."""
         self.has_new_stream_limits = False
+        self.key_update_at = PACKETS_PER_KEY
+        """The packet number at which the next key update is due."""
         self._peer_closed = False
         self._close_datagrams: list[tuple[bytes, Path]] = []
         self._came_while_closing = 0
@@ -466,6 +473,11 @@ class HostConnection(QuicConnection):
         for stream in [s for s in self.send_queue if s.sender.buffer_is_empty]:
             del self.send_queue[stream]
         return datagrams
+
+    def begin_key_update(self) -> None:
+        """Have aioquic's writer, which writes next, change keys (RFC 9001 section 6)."""
+        self.key_update_at = self._packet_number + PACKETS_PER_KEY
+        self.request_key_update()
 
     def frame_handler(self, frame_type: int) -> Callable[..., None] | None:
         """aioquic's handler of a frame in 1-RTT packets."""

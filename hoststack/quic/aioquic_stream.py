@@ -117,6 +117,7 @@ class FifoSender(QuicStreamSender):
         self._on_pending = on_pending
         self._on_progress = on_progress
         self._lost = RangeSet()
+        self._has_lost = False
         self._fin_offset: int | None = None
         self._is_fin_due = False
         self.made_room = False
@@ -134,27 +135,27 @@ class FifoSender(QuicStreamSender):
 
     def _note_pending(self) -> None:
         self.buffer_is_empty = not (
-            self._is_fin_due or len(self._lost) or self.highest_offset < self.tx.tail
+            self._is_fin_due or self._has_lost or self.highest_offset < self.tx.tail
         )
         if not self.buffer_is_empty:
             self._on_pending()
 
     @property
     def next_offset(self) -> int:
-        return self._lost[0].start if len(self._lost) else self.highest_offset
+        """Where the next chunk begins."""
+        return self._lost[0].start if self._has_lost else self.highest_offset
 
     def next_chunk(self, room: int, max_offset: int) -> tuple[int, bytes, bool] | None:
         """The next (offset, data, fin) of at most `room` bytes, ending at `max_offset` at most.
 
         None when there is nothing to send or flow control forbids it. Lost data comes first.
         """
-        if len(self._lost):
+        if self._has_lost:
             lost = self._lost[0]
-            stop = min(lost.stop, lost.start + room)
-            data = self.tx.peek(lost.start, stop - lost.start)
             start = lost.start
-            if data:
-                self._lost.subtract(start, start + len(data))
+            data = self.tx.peek(start, min(room, lost.stop - start))
+            self._lost.subtract(start, start + len(data))
+            self._has_lost = bool(len(self._lost))
         else:
             start = self.highest_offset
             room = min(room, max_offset - start)
@@ -163,11 +164,11 @@ class FifoSender(QuicStreamSender):
         if stop > self.highest_offset:
             self.highest_offset = stop
         fin = False
-        if self._is_fin_due and stop == self._fin_offset and not len(self._lost):
+        if self._is_fin_due and stop == self._fin_offset and not self._has_lost:
             fin = True
             self._is_fin_due = False
         self.buffer_is_empty = not (
-            self._is_fin_due or len(self._lost) or self.highest_offset < self.tx.tail
+            self._is_fin_due or self._has_lost or self.highest_offset < self.tx.tail
         )
         return (start, data, fin) if data or fin else None
 
@@ -215,6 +216,7 @@ class FifoSender(QuicStreamSender):
             self._lost.add(start, stop)
             for acked in self._acked:
                 self._lost.subtract(acked.start, acked.stop)
+            self._has_lost = bool(len(self._lost))
         if fin:
             self._is_fin_due = True
         self._note_pending()

@@ -18,13 +18,15 @@ from hoststack.quic.aioquic_recovery import SentPacket
 from hoststack.quic.aioquic_stream import FifoSender
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection, HostStream
+    from hoststack.quic.aioquic_connection import HostConnection
 
 _TAG_BYTES = 16
 _PN_BYTES = 2
+_LENGTH_BYTES = 2
 #: The least that a STREAM frame carries; less room is left empty, unless it ends the stream.
 _LEAST_DATA_BYTES = 64
 _ACK_ROOM_BYTES = 256
+_MAX_UNACKED_PACKETS = 1 << (8 * _PN_BYTES - 2)
 
 
 def push_varint(value: int) -> bytes:
@@ -46,6 +48,8 @@ def is_ordinary(connection: HostConnection) -> bool:
         or not connection._network_paths[0].is_validated
     ):
         return False
+    if connection._packet_number >= connection.key_update_at:
+        connection.begin_key_update()
     crypto = connection._cryptos[tls.Epoch.ONE_RTT]
     hp = crypto.send.hp
     return not (hp is None or hp._is_chacha20 or crypto._update_key_requested)
@@ -75,6 +79,10 @@ class _Writer:
 
     def write(self, budget: int) -> list[bytes]:
         connection, loss = self._connection, self._connection._loss
+        # RFC 9000 section 17.1: the packet number is "more than twice as large as the difference
+        # between the largest acknowledged packet number and the packet number being sent".
+        unacked = connection._packet_number - self._space.largest_acked_packet
+        budget = min(budget, _MAX_UNACKED_PACKETS - unacked)
         while len(self._protected) < budget:
             frames: list[bytes] = []
             handlers: list[tuple[Any, tuple[Any, ...]]] = []
@@ -121,8 +129,9 @@ class _Writer:
             stream = next(iter(queue))
             sender = stream.sender
             assert isinstance(sender, FifoSender)
-            header = _frame_header(stream, sender)
-            space_left = room - len(header) - 2
+            header = stream.frame_type_and_id
+            offset_bytes = 4 if sender.next_offset < 1 << 30 else 8
+            space_left = room - len(header) - offset_bytes - _LENGTH_BYTES
             if space_left < _LEAST_DATA_BYTES:
                 break
             credit = connection._remote_max_data - connection._remote_max_data_used
@@ -137,10 +146,10 @@ class _Writer:
             connection._remote_max_data_used += sender.highest_offset - highest
             offset, data, fin = chunk
             frames.append(
-                b"%c%b%b%b"
+                b"%b%b%b%b"
                 % (
-                    header[0] | fin,
-                    header[1:],
+                    header if not fin else bytes((header[0] | 1,)) + header[1:],
+                    push_varint(offset),
                     (len(data) | 0x4000).to_bytes(2, "big"),
                     data,
                 )
@@ -202,11 +211,3 @@ class _Writer:
             )
         self._connection._network_paths[0].bytes_sent += sum(map(len, datagrams))
         return datagrams
-
-
-def _frame_header(stream: HostStream, sender: FifoSender) -> bytes:
-    """A STREAM frame's type (with length, without FIN), stream ID and offset."""
-    offset = sender.next_offset
-    if not offset:
-        return b"\x0a" + push_varint(stream.stream_id)
-    return b"\x0e" + push_varint(stream.stream_id) + push_varint(offset)
