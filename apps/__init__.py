@@ -1,0 +1,1 @@
+"""Programs on Hoststack's public API."""

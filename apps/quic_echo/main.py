@@ -1,0 +1,110 @@
+"""The program: from its words to its report and exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import trio
+
+import hoststack
+from apps.quic_echo.client import run_client
+from apps.quic_echo.options import Options, UsageError, parse_options
+from apps.quic_echo.progress import show_progress
+from apps.quic_echo.record import Record
+from apps.quic_echo.report import json_failure, json_report, text_report
+from apps.quic_echo.server import run_server
+from apps.quic_echo.timing import Timing
+from apps.quic_echo.usage import USAGE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status that USAGE describes."""
+    timing = Timing()
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if {"--help", "-h", "help"} & set(words):
+            print(USAGE, end="", flush=True)
+            return 0
+        try:
+            options = parse_options(words)
+        except UsageError as error:
+            print(f"quic_echo: {error}; quic_echo --help has all words", file=sys.stderr)
+            if "json" in words:
+                print(json_failure(2, str(error)), flush=True)
+            return 2
+        return _run(options, timing)
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left in the buffer must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _run(options: Options, timing: Timing) -> int:
+    record = Record(options, timing)
+    trio.run(_run_until_done, record)
+    timing.last("exit")
+    if not record.exit_status:
+        for event in (options.start_event, options.end_event):
+            if event not in timing.at_s:
+                record.fail(f"time: the event {event!r} did not happen")
+    print(json_report(record) if options.is_json else text_report(record), flush=True)
+    return record.exit_status
+
+
+async def _run_until_done(record: Record) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_watch_signals, record)
+        nursery.start_soon(show_progress, record)
+        with record.scope:
+            try:
+                await _run_role(record)
+            except* hoststack.UriError as group:
+                record.fail(str(_first(group)), status=2)
+            except* (hoststack.TlsConfigError, OSError) as group:
+                error = _first(group)
+                text = error.strerror if isinstance(error, OSError) else str(error)
+                record.fail(text or str(error))
+        nursery.cancel_scope.cancel()
+
+
+async def _run_role(record: Record) -> None:
+    options = record.options
+    config = hoststack.QuicConfig(
+        rx_fifo_bytes=options.fifo_bytes,
+        tx_fifo_bytes=options.fifo_bytes,
+        connection_window_bytes=4 * options.fifo_bytes,
+        idle_timeout_s=options.idle_timeout_s,
+        handshake_timeout_s=options.connect_timeout_s,
+    )
+    async with hoststack.open_stack(
+        options.interface, link=options.link, mode=options.mode, config=config
+    ) as stack:
+        record.link_name = stack.link_name
+        if stack.link_reason:
+            record.log(1, stack.link_reason)
+        try:
+            await (run_server if options.is_server else run_client)(record, stack)
+        finally:
+            record.link_statistics = stack.link.statistics()
+
+
+async def _watch_signals(
+    record: Record, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            record.interrupt(number)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception of a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,103 @@
+"""What a run did: bytes, sessions, events, and what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from apps.quic_echo.options import Options
+from apps.quic_echo.timing import Timing
+
+#: How many failures are told one by one, and how many wrong bytes.
+_TOLD: Final = 10
+
+
+@dataclass
+class Count:
+    """Of QUIC connections and of streams."""
+
+    q: int = 0
+    s: int = 0
+
+
+@dataclass
+class Counts:
+    """VPP's counts of sessions."""
+
+    connected: Count = field(default_factory=Count)
+    accepted: Count = field(default_factory=Count)
+    closed: Count = field(default_factory=Count)
+    """The peer closed it in order."""
+    reset: Count = field(default_factory=Count)
+    """It ended in another way."""
+    active: Count = field(default_factory=Count)
+    """This side closed it."""
+    clean: Count = field(default_factory=Count)
+    """Discarded: left open until the program ends."""
+
+
+class Record:
+    """The state that all tasks of a run share."""
+
+    def __init__(self, options: Options, timing: Timing) -> None:
+        self.options = options
+        self.timing = timing
+        self.counts = Counts()
+        self.tx_bytes = 0
+        self.rx_bytes = 0
+        self.wrong_bytes = 0
+        self.failures: list[str] = []
+        self.failure_count = 0
+        self.exit_status = 0
+        self.link_name = ""
+        self.link_statistics: dict[str, int] = {}
+        self.scope = trio.CancelScope()
+        # Byte i of a stream is i & 0xff, as VPP's: any slice of it starts within 256 bytes.
+        size = max(options.tx_buf_bytes, options.rx_buf_bytes) + 256
+        self.pattern = (bytes(range(256)) * (size // 256 + 1))[:size]
+
+    def log(self, level: int, text: str) -> None:
+        """A line on stderr, if so much is wanted."""
+        if level <= self.options.log_level:
+            print(f"quic_echo: {text}", file=sys.stderr, flush=True)
+
+    def fail(self, text: str, status: int = 1) -> None:
+        """Note something that went wrong, and tell it once."""
+        self.exit_status = self.exit_status or status
+        if text not in self.failures:
+            self.failure_count += 1
+            if len(self.failures) < _TOLD:
+                self.failures.append(text)
+                print(f"quic_echo: {text}", file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """End the run, whatever still goes on."""
+        self.scope.cancel()
+
+    def interrupt(self, signal_number: int) -> None:
+        """End the run because of a signal; the exit status is as shells have it."""
+        self.exit_status = 128 + signal_number
+        self.stop()
+
+    def check_bytes(self, name: str, offset: int, data: memoryview) -> None:
+        """Compare what came at an offset of a stream with what was to come."""
+        # A comparison of memoryviews goes byte by byte; this one is a memcmp.
+        if self.pattern.startswith(data, offset & 0xFF):
+            return
+        for index, byte in enumerate(data):
+            expected = (offset + index) & 0xFF
+            if byte == expected:
+                continue
+            self.wrong_bytes += 1
+            if self.wrong_bytes <= _TOLD:
+                self.log(
+                    1,
+                    f"{name} byte {offset + index} was {byte:#04x}, expected {expected:#04x}"
+                    + ("; further ones are not told" if self.wrong_bytes == _TOLD else ""),
+                )
+        self.fail("test-bytes: wrong bytes came")
+        if self.options.check == "assert":
+            self.stop()

@@ -1,0 +1,33 @@
+"""The server: echoes, or does whatever TX and RX say, for all who connect."""
+
+from __future__ import annotations
+
+import trio
+
+from apps.quic_echo.connections import drive
+from apps.quic_echo.record import Record
+from hoststack import Stack, TlsConfig
+
+
+async def run_server(record: Record, stack: Stack) -> None:
+    """Until as many connections as are expected are done; for ever if that is not known.
+
+    Raises UriError, TlsConfigError, and LinkError where the port can't be had.
+    """
+    options = record.options
+    if options.certificate is None:
+        tls = TlsConfig.self_signed(["localhost"])
+    else:
+        tls = TlsConfig(certificate=options.certificate, key=options.key)
+    counts = record.counts
+    async with await stack.listen(options.uri, tls=tls, alpn=[options.alpn]) as listener:
+        host, port = listener.local
+        record.log(1, f"listening on {host} port {port}, link {stack.link_name}")
+        async with trio.open_nursery() as nursery:
+            while options.connections is None or counts.accepted.q < options.connections:
+                connection = await listener.accept()
+                record.timing.first("qconnect")
+                record.timing.last("qconnected")
+                counts.accepted.q += 1
+                record.log(2, f"connection {connection.handle:#x} with {connection.remote}")
+                nursery.start_soon(drive, record, connection)
