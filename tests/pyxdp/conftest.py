@@ -1,37 +1,25 @@
-"""A veth pair in a network namespace of its own, which the test's thread is moved into."""
+"""A veth pair with both ends in one network namespace, which the test's thread is moved into."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import subprocess
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import pyxdp
-
-_CLONE_NEWNET: Final = 0x40000000
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+from tests.support import netns
 
 
 class Veth(NamedTuple):
-    """Two interfaces joined back to back, both in the current network namespace."""
+    """Two interfaces joined back to back, without addresses: only the test sends."""
 
     left: str
     right: str
-
-
-def _enter(namespace_fd: int) -> None:
-    """Move this thread, and it alone, into another network namespace."""
-    if _libc.setns(namespace_fd, _CLONE_NEWNET) < 0:
-        raise OSError(ctypes.get_errno(), "cannot enter a network namespace")
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+    namespace: str
 
 
 @pytest.fixture
@@ -46,38 +34,26 @@ def extension() -> None:
 def privileged(extension: None) -> None:
     """Skip where XDP programs may not be loaded."""
     if os.geteuid() != 0:
-        pytest.skip("needs root: it loads XDP programs and makes network namespaces")
+        pytest.skip("needs root: makes network namespaces and loads XDP programs")
 
 
 @pytest.fixture
-def namespace(privileged: None) -> Iterator[str]:
-    """An empty network namespace that the test runs in."""
-    name = f"pyxdp-test-{os.getpid()}"
-    _ip("netns", "add", name)
-    with contextlib.ExitStack() as undo:
-        undo.callback(_ip, "netns", "del", name)
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        undo.callback(os.close, home)
-        new = os.open(f"/run/netns/{name}", os.O_RDONLY)
-        undo.callback(os.close, new)
-        _enter(new)
-        undo.callback(_enter, home)
-        yield name
+def make_veth(privileged: None) -> Iterator[Callable[..., Veth]]:
+    """Makes the pair and enters its namespace; its queues and MTU may be given."""
+    with ExitStack() as undo:
 
+        def make(*, queues: int = 1, mtu_bytes: int = 1500) -> Veth:
+            pair = undo.enter_context(netns.veth_pair(queues=queues, mtu_bytes=mtu_bytes))
+            left, right = pair.a.ifname, pair.b.ifname
+            pair.b.ip("link", "set", right, "netns", pair.a.namespace)
+            undo.enter_context(pair.a.inside())
+            pair.a.ip("address", "flush", "dev", left)
+            for name in (left, right):
+                Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+            pair.a.ip("link", "set", right, "up")
+            return Veth(left, right, pair.a.namespace)
 
-@pytest.fixture
-def make_veth(namespace: str) -> Callable[..., Veth]:
-    """Makes the pair; its queues and MTU may be given."""
-
-    def make(queues: int = 1, mtu_bytes: int = 1500) -> Veth:
-        count = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
-        _ip("link", "add", "left", *count, "type", "veth", "peer", "name", "right", *count)
-        for name in ("left", "right"):
-            _ip("link", "set", name, "addrgenmode", "none")
-            _ip("link", "set", name, "mtu", str(mtu_bytes), "up")
-        return Veth("left", "right")
-
-    return make
+        yield make
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_auto_takes_native_where_the_driver_can(veth: Veth) -> None:
         assert pyxdp.attached_programs(veth.left) == []
 
 
-def test_auto_takes_generic_where_the_driver_cannot(namespace: str) -> None:
+def test_auto_takes_generic_where_the_driver_cannot(veth: Veth) -> None:
     with Program.load(COUNT) as program:
         assert program.attach("lo").mode == "generic"
         program.detach()
@@ -211,7 +211,7 @@ def test_pinning_outside_a_bpffs_leaves_nothing(count: Program, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pins_outlive_ip_netns_exec(namespace: str, tmp_path: Path) -> None:
+def test_pins_outlive_ip_netns_exec(veth: Veth, tmp_path: Path) -> None:
     script = (
         "import sys, pyxdp\n"
         "folder = pyxdp.ensure_bpffs(sys.argv[2])\n"
@@ -220,7 +220,7 @@ def test_pins_outlive_ip_netns_exec(namespace: str, tmp_path: Path) -> None:
     ip = shutil.which("ip")
     assert ip is not None
     folder = tmp_path / "bpf"
-    command = [ip, "netns", "exec", namespace, sys.executable, "-c", script]
+    command = [ip, "netns", "exec", veth.namespace, sys.executable, "-c", script]
     try:
         subprocess.run([*command, str(COUNT), str(folder)], check=True)
         assert pyxdp.find_bpffs(folder) == folder
