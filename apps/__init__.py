@@ -1,1 +1,1 @@
-"""Programs on Hoststack's public API."""
+"""Programs on the public API of hoststack."""

@@ -1,4 +1,4 @@
-"""quic_echo: times transfers over QUIC, with the words of VPP's program. See docs/quic_echo.md."""
+"""quic_echo: VPP's QUIC echo server and traffic generator, on hoststack (docs/quic_echo.md)."""
 
 from apps.quic_echo.main import main
 

@@ -1,4 +1,4 @@
-"""`python -m apps.quic_echo`, where the console script is not installed."""
+"""`python -m apps.quic_echo`."""
 
 import sys
 
