@@ -121,7 +121,8 @@ def _completed(options: Options, given: dict[str, Any]) -> Options:
     counts_streams = not options.is_server or options.connection_close == "Y"
     if options.streams is None and (options.opens_streams or counts_streams):
         filled["streams"] = 1
-    options = replace(options, **filled, **_amounts(options, given))
+    filled |= _amounts(options, given)
+    options = replace(options, **filled)
     if options.streams == 0 and "start_event" not in given:
         options = replace(options, end_event="qconnected")
     _check_closing(options)
