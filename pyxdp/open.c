@@ -8,6 +8,10 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+#ifndef XDP_MAX_TX_SKB_BUDGET
+#define XDP_MAX_TX_SKB_BUDGET 9
+#endif
+
 static struct pyxdp_queue *queue_new(void)
 {
 	struct pyxdp_queue *queue = calloc(1, sizeof(*queue));
@@ -125,6 +129,14 @@ static struct pyxdp_queue *queue_find(struct pyxdp_umem *umem, unsigned int ifin
 	return queue;
 }
 
+/* Let one sendto send a whole burst; older kernels (before 6.17) stay at 32 packets a call. */
+static void raise_kick_budget(int fd, uint32_t tx_size)
+{
+	uint32_t budget = tx_size < PYXDP_KICK_FRAMES ? tx_size : PYXDP_KICK_FRAMES;
+
+	setsockopt(fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
+}
+
 int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t queue,
 		      uint32_t rx_size, uint32_t tx_size, uint32_t fill_frames,
 		      struct pyxdp_socket **out)
@@ -162,6 +174,7 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 		return error;
 	}
 	socket->fd = xsk_socket__fd(socket->xsk);
+	raise_kick_budget(socket->fd, tx_size);
 	socket->queue->was_opened = 1;
 	socket->queue->sockets++;
 	socket->queue->fill_target += fill_frames;

@@ -36,8 +36,8 @@ enum {
 	PYXDP_MAX_FRAMES = 1 << 20,
 	/* What the kernel keeps free in front of a received packet: XDP_PACKET_HEADROOM */
 	PYXDP_KERNEL_HEADROOM_BYTES = 256,
-	/* What one sendto sends in copy mode, unless told otherwise: TX_BATCH_SIZE */
-	PYXDP_KICK_FRAMES = 32,
+	/* What one sendto sends in copy mode, where the kernel can be told: else 32 */
+	PYXDP_KICK_FRAMES = 64,
 	/* Ethernet's header: less is no frame */
 	PYXDP_MIN_PACKET_BYTES = 14,
 };

@@ -227,6 +227,15 @@ def test_full_tx_ring_takes_fewer(veth: Veth) -> None:
         assert settled(umem)["tx"] == 0
 
 
+def test_one_or_two_kicks_send_a_burst(pair: Pair) -> None:
+    send(pair.left, [packet(number) for number in range(64)])
+    receive(pair.right, 64)
+    statistics = pair.left.statistics()
+    # One where the kernel can be told how much a call may send (6.17), else 32 packets each.
+    assert statistics.kicks == 1 + statistics.kicks_again
+    assert statistics.kicks in (1, 2)
+
+
 def test_larger_than_a_frame_is_dropped_and_counted(make_veth: Callable[..., Veth]) -> None:
     veth = make_veth(mtu_bytes=3000)
     with Program.load(REDIRECT) as program, Umem(FRAMES, 2048, debug=True) as umem:
