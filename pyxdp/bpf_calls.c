@@ -189,7 +189,6 @@ int pyxdp_program_info(int program_fd, struct pyxdp_program_info *out)
 		return -errno;
 	copy_name(out->name, info.name, sizeof(info.name));
 	out->id = info.id;
-	out->map_count = info.nr_map_ids;
 	return 0;
 }
 

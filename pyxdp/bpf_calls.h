@@ -30,7 +30,6 @@ struct pyxdp_map_info {
 struct pyxdp_program_info {
 	char name[PYXDP_NAME_BYTES];
 	uint32_t id;
-	uint32_t map_count;
 };
 
 /* Program ids of what is attached to an interface; 0 where nothing is. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import threading
@@ -394,6 +395,26 @@ def test_socket_that_cannot_be_opened_leaves_the_umem_good(veth: Veth) -> None:
             Socket(umem, "nope0")
         with Socket(umem, veth.left) as left:
             send(left, [packet(1)])
+
+
+def test_nothing_is_left_open(veth: Veth) -> None:
+    def everything() -> None:
+        with Program.load(REDIRECT) as program, Umem(64) as umem:
+            program.attach(veth.left)
+            program.test_run(packet(1))
+            Socket(umem, veth.left)
+            with pytest.raises(pyxdp.NoInterfaceError):
+                Socket(umem, veth.left, 7)
+            with Program.load(REDIRECT) as other, pytest.raises(pyxdp.ForeignProgramError):
+                other.attach(veth.left)
+            with pytest.raises(pyxdp.ObjectError):
+                Program.load(REDIRECT, name="nope")
+
+    everything()
+    before = os.listdir("/proc/self/fd")
+    for _ in range(5):
+        everything()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_queue_closed_for_good(veth: Veth) -> None:
