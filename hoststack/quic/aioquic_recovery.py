@@ -6,13 +6,17 @@ the window has grown. Here an ACK costs what it newly acknowledges.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.tls import Epoch
+
+if TYPE_CHECKING:
+    from hoststack.quic.aioquic_stream import FifoSender
 
 #: Far below the timer granularity of RFC 9002 section 6.1.2, far above a double's error.
 _TIMER_ROUNDING_S = 1e-6
@@ -53,6 +57,39 @@ class SentPacket:
         return self.is_ack_eliciting
 
 
+class StreamPacket:
+    """A packet that holds bytes of one stream and nothing else: nearly all of a bulk transfer."""
+
+    __slots__ = ("packet_number", "sender", "sent_bytes", "sent_time", "start", "stop")
+
+    epoch = Epoch.ONE_RTT
+    packet_type = QuicPacketType.ONE_RTT
+    is_crypto_packet = False
+    is_ack_eliciting = True
+    in_flight = True
+
+    def __init__(
+        self,
+        packet_number: int,
+        sent_bytes: int,
+        sent_time: float,
+        sender: FifoSender,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.packet_number = packet_number
+        self.sent_bytes = sent_bytes
+        self.sent_time = sent_time
+        self.sender = sender
+        self.start = start
+        self.stop = stop
+
+    @property
+    def delivery_handlers(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """For aioquic, which knows of losses before we do."""
+        return [(self.sender.on_data_delivery, (self.start, self.stop, False))]
+
+
 class _NoPacer:
     """Bursts are bounded by the congestion window and by the turn; no timer holds packets back."""
 
@@ -85,14 +122,26 @@ class Recovery(QuicPacketRecovery):
             return
         in_flight_bytes = 0
         is_ack_eliciting = False
+        # Bytes that follow each other are told of together.
+        sender: FifoSender | None = None
+        start = stop = 0
         for packet in acked:
             if packet.is_ack_eliciting:
                 is_ack_eliciting = True
                 space.ack_eliciting_in_flight -= 1
             if packet.in_flight:
                 in_flight_bytes += packet.sent_bytes
-            for handler, args in packet.delivery_handlers:
-                handler(QuicDeliveryState.ACKED, *args)
+            if type(packet) is not StreamPacket:
+                for handler, args in packet.delivery_handlers:
+                    handler(QuicDeliveryState.ACKED, *args)
+            elif packet.sender is sender and packet.start == stop:
+                stop = packet.stop
+            else:
+                if sender is not None:
+                    sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
+                sender, start, stop = packet.sender, packet.start, packet.stop
+        if sender is not None:
+            sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
         largest = acked[-1]
         self._tell_congestion_control(acked, in_flight_bytes, now)
         if largest.packet_number == largest_acked and is_ack_eliciting:
@@ -101,6 +150,16 @@ class Recovery(QuicPacketRecovery):
         # RFC 9002 section 6.2.1: the client must know that its address was validated.
         if self.peer_completed_address_validation:
             self._pto_count = 0
+
+    def on_packets_sent(self, packets: list[StreamPacket], space: QuicPacketSpace) -> None:
+        """A run of packets went out; all of them are ack-eliciting."""
+        for packet in packets:
+            space.sent_packets[packet.packet_number] = packet  # type: ignore[assignment]
+        space.ack_eliciting_in_flight += len(packets)
+        self._time_of_last_sent_ack_eliciting_packet = packets[-1].sent_time
+        first: Any = packets[0]
+        self._cc.on_packet_sent(packet=first)
+        self._cc.bytes_in_flight += sum([packet.sent_bytes for packet in packets[1:]])
 
     def _take_acked(self, ranges: RangeSet, space: QuicPacketSpace) -> list[Any]:
         """Remove what is newly acknowledged from the packets in flight, oldest first."""
@@ -120,7 +179,14 @@ class Recovery(QuicPacketRecovery):
     def _tell_congestion_control(self, acked: list[Any], in_flight_bytes: int, now: float) -> None:
         cc = self._cc
         self.bytes_acked += in_flight_bytes
-        if cc.ssthresh is None or cc.congestion_window + in_flight_bytes < cc.ssthresh:
+        if 2 * cc.bytes_in_flight < cc.congestion_window:
+            # RFC 9002 section 7.8: "When bytes in flight is smaller than the congestion window
+            # and sending is not pacing limited, the congestion window is underutilized", and is
+            # not to grow.
+            cc.bytes_in_flight -= in_flight_bytes
+            if isinstance(cc, CubicCongestionControl):
+                cc.last_ack = acked[-1].sent_time
+        elif cc.ssthresh is None or cc.congestion_window + in_flight_bytes < cc.ssthresh:
             # Slow start adds up bytes: one call does for all.
             largest = acked[-1]
             together: Any = SentPacket(

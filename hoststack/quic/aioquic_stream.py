@@ -172,6 +172,15 @@ class FifoSender(QuicStreamSender):
         )
         return (start, data, fin) if data or fin else None
 
+    def new_bytes(self, max_offset: int) -> int:
+        """How many bytes may be sent for the first time now; 0 while lost ones wait."""
+        return 0 if self._has_lost else min(self.tx.tail, max_offset) - self.highest_offset
+
+    def sent_to(self, offset: int) -> None:
+        """The bytes up to an offset were sent for the first time."""
+        self.highest_offset = offset
+        self.buffer_is_empty = not (self._is_fin_due or offset < self.tx.tail)
+
     def get_frame(self, max_size: int, max_offset: int | None = None) -> QuicStreamFrame | None:
         if max_size < 0 or max_offset is None:
             return None

@@ -14,11 +14,11 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicFrameType, push_ack_frame
 
-from hoststack.quic.aioquic_recovery import SentPacket
+from hoststack.quic.aioquic_recovery import SentPacket, StreamPacket
 from hoststack.quic.aioquic_stream import FifoSender
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection
+    from hoststack.quic.aioquic_connection import HostConnection, HostStream
 
 _TAG_BYTES = 16
 _PN_BYTES = 2
@@ -83,6 +83,8 @@ class _Writer:
         # between the largest acknowledged packet number and the packet number being sent".
         unacked = connection._packet_number - self._space.largest_acked_packet
         budget = min(budget, _MAX_UNACKED_PACKETS - unacked)
+        if self._space.ack_at is None and len(connection.send_queue) == 1:
+            self._write_run(next(iter(connection.send_queue)), budget)
         while len(self._protected) < budget:
             frames: list[bytes] = []
             handlers: list[tuple[Any, tuple[Any, ...]]] = []
@@ -97,6 +99,50 @@ class _Writer:
             if not is_ack_eliciting:
                 break
         return self._protect()
+
+    def _write_run(self, stream: HostStream, budget: int) -> None:
+        """Full packets of new data of one stream, as many as may be sent.
+
+        What a bulk transfer consists of: `write` goes on where this ends.
+        """
+        connection, loss, sender = self._connection, self._connection._loss, stream.sender
+        assert isinstance(sender, FifoSender)
+        first = sender.highest_offset
+        credit = connection._remote_max_data - connection._remote_max_data_used
+        available = sender.new_bytes(min(first + credit, stream.max_stream_data_remote))
+        if first + available < 1 << 30:
+            offset_bytes, offset_mark = 4, 2 << 30
+        else:
+            offset_bytes, offset_mark = 8, 3 << 62
+        room = self._room - len(stream.frame_type_and_id) - offset_bytes - _LENGTH_BYTES
+        window = loss.congestion_window - loss.bytes_in_flight
+        count = min(budget, available // room, window // connection._max_datagram_size)
+        if count < 2:
+            return
+        number = connection._packet_number
+        prefix = bytes((self._first,)) + self._dcid
+        type_and_id = stream.frame_type_and_id
+        length = (room | 0x4000).to_bytes(_LENGTH_BYTES, "big")
+        sent_bytes = connection._max_datagram_size
+        encrypt, iv, now = self._aead._aead.encrypt, self._aead._iv, self._now
+        data = memoryview(sender.tx.peek(first, count * room))
+        packets: list[StreamPacket] = []
+        for at in range(0, count * room, room):
+            offset = first + at
+            header = prefix + (number & 0xFFFF).to_bytes(2, "big")
+            mark = (offset | offset_mark).to_bytes(offset_bytes, "big")
+            payload = b"".join((type_and_id, mark, length, data[at : at + room]))
+            self._protected.append(encrypt((iv ^ number).to_bytes(12, "big"), payload, header))
+            self._numbers.append(number)
+            packets.append(StreamPacket(number, sent_bytes, now, sender, offset, offset + room))
+            number += 1
+        connection._packet_number = number
+        connection._remote_max_data_used += count * room
+        sender.sent_to(first + count * room)
+        if sender.buffer_is_empty:
+            del connection.send_queue[stream]
+        loss.on_packets_sent(packets, self._space)
+        self._restart_idle_timer()
 
     def _add_ack(self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]]) -> int:
         connection, space = self._connection, self._space
@@ -183,9 +229,13 @@ class _Writer:
             number, len(header) + len(sealed), self._now, handlers, is_ack_eliciting
         )
         connection._loss.on_packet_sent(packet=packet, space=self._space)
-        if is_ack_eliciting and not connection._ack_eliciting_sent_since_receipt:
-            # RFC 9000 section 10.1: the first ack-eliciting packet since the last receipt
-            # restarts the idle timer.
+        if is_ack_eliciting:
+            self._restart_idle_timer()
+
+    def _restart_idle_timer(self) -> None:
+        """RFC 9000 section 10.1: the first ack-eliciting packet since the last receipt does."""
+        connection = self._connection
+        if not connection._ack_eliciting_sent_since_receipt:
             connection._close_at = self._now + connection._idle_timeout()
             connection._ack_eliciting_sent_since_receipt = True
 

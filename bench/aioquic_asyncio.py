@@ -1,0 +1,96 @@
+"""What quic_echo is measured against: aioquic's own asyncio server and client, one stream.
+
+`aioquic_asyncio.py server ADDRESS` answers each stream with what it was asked for, after reading
+it to its end: its first 8 bytes are how many bytes to send back. `client ADDRESS upload|download
+BYTES` prints JSON. With --datagram-bytes N both ends use datagrams of that size, as shipped
+aioquic uses 1200 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import ssl
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from aioquic.asyncio import connect, serve
+from aioquic.quic.configuration import QuicConfiguration
+
+from hoststack import TlsConfig
+
+PORT: Final = 4433
+_READ_BYTES: Final = 1 << 20
+
+
+def _configuration(is_client: bool, datagram_bytes: int | None) -> QuicConfiguration:
+    configuration = QuicConfiguration(is_client=is_client, alpn_protocols=["bench"])
+    if datagram_bytes is not None:
+        configuration.max_datagram_size = datagram_bytes
+    return configuration
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    wanted = int.from_bytes(await reader.readexactly(8), "big")
+    while await reader.read(_READ_BYTES):
+        pass
+    writer.write(bytes(max(1, wanted)))
+    writer.write_eof()
+
+
+async def _serve(address: str, datagram_bytes: int | None) -> None:
+    configuration = _configuration(False, datagram_bytes)
+    tls = TlsConfig.self_signed([address])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, pem in (("cert", tls.certificate), ("key", tls.key)):
+            assert isinstance(pem, bytes)
+            Path(folder, name).write_bytes(pem)
+        configuration.load_cert_chain(Path(folder, "cert"), Path(folder, "key"))
+    tasks: set[asyncio.Task[None]] = set()
+
+    def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(_answer(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    await serve(address, PORT, configuration=configuration, stream_handler=handle)
+    print("ready", flush=True)
+    await asyncio.Future()
+
+
+async def _measure(address: str, direction: str, count: int, datagram_bytes: int | None) -> None:
+    configuration = _configuration(True, datagram_bytes)
+    configuration.verify_mode = ssl.CERT_NONE
+    upload, download = (count, 1) if direction == "upload" else (0, count)
+    async with connect(address, PORT, configuration=configuration) as client:
+        reader, writer = await client.create_stream()
+        start = time.perf_counter()
+        writer.write(download.to_bytes(8, "big") + bytes(upload))
+        writer.write_eof()
+        received = 0
+        while data := await reader.read(_READ_BYTES):
+            received += len(data)
+        seconds = time.perf_counter() - start
+    assert received == download, f"{received} bytes of {download} came"
+    print(json.dumps({"seconds": seconds, "bytes": count}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("role", choices=["server", "client"])
+    parser.add_argument("address")
+    parser.add_argument("direction", choices=["upload", "download"], nargs="?")
+    parser.add_argument("bytes", type=int, nargs="?", default=0)
+    parser.add_argument("--datagram-bytes", type=int)
+    given = parser.parse_args()
+    if given.role == "server":
+        asyncio.run(_serve(given.address, given.datagram_bytes))
+    else:
+        asyncio.run(_measure(given.address, given.direction, given.bytes, given.datagram_bytes))
+
+
+if __name__ == "__main__":
+    main()
