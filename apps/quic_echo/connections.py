@@ -21,7 +21,7 @@ async def drive(record: Record, connection: Connection) -> None:
         except* ConnectionClosedError:
             pass  # _close tells why.
         await _close(record, connection, name)
-    except trio.Cancelled:
+    except BaseException:  # Cancelled, by itself or in a group
         connection.close_now(1, "interrupted")
         raise
 

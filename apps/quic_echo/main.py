@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -45,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options, timing: Timing) -> int:
+    # A handshake that failed, and the like, this program tells in its own words.
+    logging.basicConfig(
+        format="quic_echo: %(name)s: %(message)s",
+        level=logging.INFO if options.log_level > 1 else logging.CRITICAL,
+    )
     record = Record(options, timing)
     trio.run(_run_until_done, record)
     timing.last("exit")
@@ -52,7 +58,10 @@ def _run(options: Options, timing: Timing) -> int:
         for event in (options.start_event, options.end_event):
             if event not in timing.at_s:
                 record.fail(f"time: the event {event!r} did not happen")
-    print(json_report(record) if options.is_json else text_report(record), flush=True)
+    if options.is_json:
+        print(json_report(record), flush=True)
+    elif record.has_begun or record.exit_status > 128:
+        print(text_report(record), flush=True)
     return record.exit_status
 
 
@@ -60,15 +69,14 @@ async def _run_until_done(record: Record) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, record)
         nursery.start_soon(show_progress, record)
-        with record.scope:
-            try:
-                await _run_role(record)
-            except* hoststack.UriError as group:
-                record.fail(str(_first(group)), status=2)
-            except* (hoststack.TlsConfigError, OSError) as group:
-                error = _first(group)
-                text = error.strerror if isinstance(error, OSError) else str(error)
-                record.fail(text or str(error))
+        try:
+            await _run_role(record)
+        except* hoststack.UriError as group:
+            record.fail(str(_first(group)), status=2)
+        except* (hoststack.TlsConfigError, OSError) as group:
+            error = _first(group)
+            text = error.strerror if isinstance(error, OSError) else str(error)
+            record.fail(text or str(error))
         nursery.cancel_scope.cancel()
 
 
@@ -88,7 +96,9 @@ async def _run_role(record: Record) -> None:
         if stack.link_reason:
             record.log(1, stack.link_reason)
         try:
-            await (run_server if options.is_server else run_client)(record, stack)
+            # The stack is outside, so that it can tell the peers of an end before it goes.
+            with record.scope:
+                await (run_server if options.is_server else run_client)(record, stack)
         finally:
             record.link_statistics = stack.link.statistics()
 

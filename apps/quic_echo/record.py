@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass, field
 from typing import Final
@@ -80,7 +81,14 @@ class Record:
     def interrupt(self, signal_number: int) -> None:
         """End the run because of a signal; the exit status is as shells have it."""
         self.exit_status = 128 + signal_number
+        self.failures.append(f"ended by {signal.Signals(signal_number).name}")
+        self.failure_count += 1
         self.stop()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was ever a connection, so that there is something to report."""
+        return bool(self.counts.connected.q or self.counts.accepted.q)
 
     def check_bytes(self, name: str, offset: int, data: memoryview) -> None:
         """Compare what came at an offset of a stream with what was to come."""

@@ -1,0 +1,74 @@
+"""quic_echo as processes of their own, on loopback or in namespaces."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from tests.support.netns import Side
+
+#: How long anything here may take, in seconds, on a slow machine.
+PATIENCE_S: Final = 60
+
+
+def command(*words: str, side: Side | None = None) -> list[str]:
+    """The command line of quic_echo, in a namespace if one is given."""
+    line = [sys.executable, "-m", "apps.quic_echo", *words]
+    return side.command(*line) if side else line
+
+
+class Server:
+    """A server that listens."""
+
+    def __init__(self, process: subprocess.Popen[str], listening: str) -> None:
+        self.process = process
+        self.listening = listening
+        found = re.search(r"listening on (\S+) port (\d+)", listening)
+        assert found, listening
+        host = f"[{found[1]}]" if ":" in found[1] else found[1]
+        self.uri = f"quic://{host}:{found[2]}"
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for its end: exit status, output, errors."""
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def server(
+    words: str, *, uri: str = "quic://127.0.0.1:0", side: Side | None = None
+) -> Iterator[Server]:
+    """A server with these words; killed at the end if it still runs."""
+    line = command("server", "uri", uri, *words.split(), side=side)
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            yield Server(process, process.stderr.readline())
+        finally:
+            process.kill()
+
+
+def client(words: str, uri: str, *, side: Side | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a client with these words to its end."""
+    line = command("client", "uri", uri, *words.split(), side=side)
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def transfer(
+    server_words: str, client_words: str, sides: Sequence[Side] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run both to a good end; the JSON reports of server and client."""
+    uri = f"quic://{sides[0].ipv4}:4433" if sides else "quic://127.0.0.1:0"
+    with server(f"json {server_words}", uri=uri, side=sides[0] if sides else None) as running:
+        done = client(f"json {client_words}", running.uri, side=sides[1] if sides else None)
+        assert done.returncode == 0, done.stderr
+        status, out, err = running.finish()
+        assert status == 0, err
+    return json.loads(out), json.loads(done.stdout)

@@ -1,0 +1,118 @@
+"""What quic_echo says: checks of bytes, progress, and reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import trio
+import trio.testing
+
+from apps.quic_echo.main import main
+from apps.quic_echo.options import parse_options
+from apps.quic_echo.progress import progress_line, show_progress
+from apps.quic_echo.record import Record
+from apps.quic_echo.report import json_report, text_report
+from apps.quic_echo.timing import Timing
+from apps.quic_echo.usage import USAGE
+
+
+def make_record(words: str = "client") -> Record:
+    return Record(parse_options([*words.split(), "uri", "quic://127.0.0.1:1"]), Timing())
+
+
+def data(offset: int, size: int) -> memoryview:
+    return memoryview(bytes((offset + index) & 0xFF for index in range(size)))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 255, 256, 1000003])
+def test_right_bytes(offset: int) -> None:
+    record = make_record("client test-bytes rx-buf 64K")
+    record.check_bytes("stream", offset, data(offset, 65536))
+    assert record.wrong_bytes == 0
+    assert record.exit_status == 0
+
+
+def test_wrong_bytes_are_counted_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    record = make_record("client test-bytes")
+    wrong = bytearray(data(5, 1000))
+    wrong[7] ^= 1
+    wrong[999] ^= 1
+    record.check_bytes("stream", 5, memoryview(wrong))
+    assert record.wrong_bytes == 2
+    assert record.exit_status == 1
+    assert "stream byte 12 was 0x0d, expected 0x0c" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "ends"), [("test-bytes", False), ("test-bytes:assert", True)])
+def test_assert_ends_the_run_at_the_first_wrong_byte(word: str, ends: bool) -> None:
+    async def receive_a_wrong_byte() -> None:
+        record = make_record(f"client {word}")
+        record.check_bytes("stream", 0, memoryview(b"\1"))
+        assert record.scope.cancel_called is ends
+
+    trio.run(receive_a_wrong_byte)
+
+
+def test_failures_are_told_once_and_not_without_end(capsys: pytest.CaptureFixture[str]) -> None:
+    record = make_record()
+    for number in range(100):
+        record.fail(f"failure {number}")
+        record.fail(f"failure {number % 3}")
+    assert len(capsys.readouterr().err.splitlines()) < 20
+    assert "and 90 more" in json.loads(json_report(record))["results"]["fail_descr"]
+
+
+def test_progress_line() -> None:
+    record = make_record("client TX=1M nclients 2/2")
+    record.tx_bytes = record.rx_bytes = 1 << 20
+    line = progress_line(2.0, 1 << 20, 250_000, record)
+    assert line == "TX 4.194 Mb/s, RX 1.000 Mb/s, 25 %"
+    assert progress_line(1.0, 0, 250_000_000, make_record("server")) == "TX 0 b/s, RX 2.000 Gb/s"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_terminal", "expected"),
+    [
+        ("client", True, "\r\x1b[KTX 0 b/s"),
+        ("client", False, ""),
+        ("client log=0", True, ""),
+        ("client stats 3", False, "quic_echo: TX 0 b/s, RX 0 b/s"),
+    ],
+)
+def test_progress_on_terminals_alone(
+    words: str,
+    is_terminal: bool,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+
+    async def watch_for_10_seconds() -> None:
+        with trio.move_on_after(10):
+            await show_progress(make_record(words))
+
+    trio.run(watch_for_10_seconds, clock=trio.testing.MockClock(autojump_threshold=0))
+    err = capsys.readouterr().err
+    assert err.startswith(expected)
+    assert bool(err) == bool(expected)
+
+
+def test_a_report_without_the_events_it_should_time() -> None:
+    record = make_record("client time sconnect:lastbyte")
+    assert "Missing Start Timing Event (sconnect)!" in text_report(record)
+    report = json.loads(json_report(record))
+    assert report["start_evt_missing"]
+    assert report["end_evt_missing"]
+    assert report["rx_bits_per_second"] == 0
+
+
+def test_help_names_every_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == USAGE
+    from apps.quic_echo import options
+
+    for word in [*options._FLAGS, *options._VALUES, *options._EQUALS]:
+        assert word.partition(":")[0] in USAGE, word
