@@ -267,11 +267,19 @@ class AioquicEngine:
             if connection.timer_at != at:
                 continue
             connection.timer_at = None
-            if connection.handshake_deadline is not None and connection.handshake_deadline <= now:
-                connection.give_up(NO_ANSWER)
-            else:
-                connection.handle_timer(now)
+            self._fire_timer(connection, now)
             touched[connection] = None
+
+    def _fire_timer(self, connection: HostConnection, now: float) -> None:
+        if connection.handshake_deadline is not None and connection.handshake_deadline <= now:
+            connection.give_up(NO_ANSWER)
+            return
+        try:
+            connection.handle_timer(now)
+        except Exception:
+            logger.exception("a connection's timer failed")
+            self.counters.drop("broke_connection")
+            connection.give_up("internal error")
 
     def _transmit(self, now: float, touched: dict[HostConnection, None]) -> int:
         """Fill the way out, a share for each connection in turn; how many datagrams went."""

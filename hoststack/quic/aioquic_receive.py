@@ -33,6 +33,9 @@ _PN_OFFSET = 1 + CID_BYTES
 _SAMPLE_OFFSET = _PN_OFFSET + 4
 _SAMPLE_END = _SAMPLE_OFFSET + 16
 
+#: A STREAM frame with offset and length, not the last of its stream (RFC 9000 section 19.8).
+_WHOLE_STREAM_FRAME = b"\x0e"
+
 
 def pull_varint(data: bytes, position: int) -> tuple[int, int]:
     """A variable-length integer (RFC 9000 section 16) and the position behind it.
@@ -68,6 +71,22 @@ def _is_ordinary(connection: HostConnection) -> bool:
     return crypto.hp is not None and not crypto.hp._is_chacha20
 
 
+class _StreamRun:
+    """Packets in hand, each with the next bytes of one stream and nothing else."""
+
+    __slots__ = ("chunks", "first_number", "next_number", "offset", "stop", "stream_id")
+
+    def __init__(
+        self, number: int, stream_id: int, offset: int, stop: int, chunk: memoryview
+    ) -> None:
+        self.first_number = number
+        self.next_number = number + 1
+        self.stream_id = stream_id
+        self.offset = offset
+        self.stop = stop
+        self.chunks = [chunk]
+
+
 class _Burst:
     """One burst for one connection."""
 
@@ -78,6 +97,7 @@ class _Burst:
         self._encryptor: Any = self._crypto.hp._encryptor  # type: ignore[union-attr]
         self._space = connection._spaces[tls.Epoch.ONE_RTT]
         self._undecryptable = 0
+        self._in_hand: _StreamRun | None = None
         self._run: list[int] = [0, 0]
         self._ack_eliciting = 0
         self._has_received = False
@@ -135,8 +155,11 @@ class _Burst:
             return
         # RFC 9000 section 12.3: "A receiver MUST discard a newly unprotected packet unless it is
         # certain that it has not processed another packet with the same packet number".
-        if number in space.received_packets:
+        if number in space.received_packets or self._is_in_hand(number):
             return
+        if payload[:1] == _WHOLE_STREAM_FRAME and self._take_in_hand(number, payload):
+            return
+        self._put_in_hand()
         try:
             is_ack_eliciting = self._take_frames(payload)
         except UnstorableError:
@@ -145,6 +168,63 @@ class _Burst:
             self._connection.close(error.error_code, error.frame_type, error.reason_phrase)
             return
         self._record(number, is_ack_eliciting)
+
+    def _is_in_hand(self, number: int) -> bool:
+        run = self._in_hand
+        return run is not None and run.first_number <= number < run.next_number
+
+    def _take_in_hand(self, number: int, payload: bytes) -> bool:
+        """Keep a packet that holds a STREAM frame alone; False if it is something else.
+
+        Bytes that follow each other are put into the FIFO together, by `_put_in_hand`.
+        """
+        try:
+            stream_id, position = pull_varint(payload, 1)
+            offset, position = pull_varint(payload, position)
+            length, position = pull_varint(payload, position)
+        except IndexError:
+            return False
+        if not length or position + length != len(payload):
+            return False
+        chunk = memoryview(payload)[position:]
+        run = self._in_hand
+        if (
+            run is not None
+            and offset == run.stop
+            and number == run.next_number
+            and stream_id == run.stream_id
+        ):
+            run.chunks.append(chunk)
+            run.stop += length
+            run.next_number += 1
+        else:
+            self._put_in_hand()
+            self._in_hand = _StreamRun(number, stream_id, offset, offset + length, chunk)
+        return True
+
+    def _put_in_hand(self) -> None:
+        """Give the stream what is in hand, and count its packets as received."""
+        run = self._in_hand
+        if run is None:
+            return
+        self._in_hand = None
+        connection = self._connection
+        if connection._close_event is not None:
+            return
+        data = run.chunks[0] if len(run.chunks) == 1 else b"".join(run.chunks)
+        try:
+            with contextlib.suppress(StreamFinishedError):
+                connection.take_stream_data(_WHOLE_STREAM_FRAME[0], run.stream_id, run.offset, data)
+        except UnstorableError:
+            return
+        except QuicConnectionError as error:
+            connection.close(error.error_code, error.frame_type, error.reason_phrase)
+            return
+        # All but the last go into the set at once; the last one moves its window.
+        self._space.received_packets._received.update(range(run.first_number, run.next_number))
+        self._ack_eliciting += run.next_number - run.first_number - 1
+        self._extend_run(run.first_number, run.next_number - 1)
+        self._record(run.next_number - 1, True)
 
     def _record(self, number: int, is_ack_eliciting: bool) -> None:
         space = self._space
@@ -157,12 +237,16 @@ class _Burst:
             space.largest_received_time = self._now
         if is_ack_eliciting:
             self._ack_eliciting += 1
+        self._extend_run(number, number + 1)
+
+    def _extend_run(self, start: int, stop: int) -> None:
+        """Packet numbers to acknowledge: runs of them go into aioquic's set together."""
         run = self._run
-        if number == run[1] and run[0] != run[1]:
-            run[1] = number + 1
+        if start == run[1] and run[0] != run[1]:
+            run[1] = stop
         else:
             self._flush_run()
-            run[0], run[1] = number, number + 1
+            run[0], run[1] = start, stop
 
     def _flush_run(self) -> None:
         start, stop = self._run
@@ -174,6 +258,7 @@ class _Burst:
 
     def _finish(self) -> None:
         """Bring the connection's state up to date with what was received."""
+        self._put_in_hand()
         self._flush_run()
         if not self._has_received:
             return

@@ -83,9 +83,12 @@ class _Writer:
         # between the largest acknowledged packet number and the packet number being sent".
         unacked = connection._packet_number - self._space.largest_acked_packet
         budget = min(budget, _MAX_UNACKED_PACKETS - unacked)
-        if self._space.ack_at is None and len(connection.send_queue) == 1:
-            self._write_run(next(iter(connection.send_queue)), budget)
+        queue = connection.send_queue
         while len(self._protected) < budget:
+            if self._space.ack_at is None and len(queue) == 1:
+                stream = next(iter(queue))
+                if self._write_run(stream, budget - len(self._protected)):
+                    continue
             frames: list[bytes] = []
             handlers: list[tuple[Any, tuple[Any, ...]]] = []
             used = self._add_ack(frames, handlers)
@@ -100,10 +103,10 @@ class _Writer:
                 break
         return self._protect()
 
-    def _write_run(self, stream: HostStream, budget: int) -> None:
-        """Full packets of new data of one stream, as many as may be sent.
+    def _write_run(self, stream: HostStream, budget: int) -> bool:
+        """Write full packets of new data of one stream, as many as may be sent.
 
-        What a bulk transfer consists of: `write` goes on where this ends.
+        What a bulk transfer consists of. Returns whether there were any.
         """
         connection, loss, sender = self._connection, self._connection._loss, stream.sender
         assert isinstance(sender, FifoSender)
@@ -117,8 +120,8 @@ class _Writer:
         room = self._room - len(stream.frame_type_and_id) - offset_bytes - _LENGTH_BYTES
         window = loss.congestion_window - loss.bytes_in_flight
         count = min(budget, available // room, window // connection._max_datagram_size)
-        if count < 2:
-            return
+        if count < 1:
+            return False
         number = connection._packet_number
         prefix = bytes((self._first,)) + self._dcid
         type_and_id = stream.frame_type_and_id
@@ -143,6 +146,7 @@ class _Writer:
             del connection.send_queue[stream]
         loss.on_packets_sent(packets, self._space)
         self._restart_idle_timer()
+        return True
 
     def _add_ack(self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]]) -> int:
         connection, space = self._connection, self._space
