@@ -41,14 +41,18 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.write_eof()
 
 
-async def _serve(address: str, datagram_bytes: int | None) -> None:
-    configuration = _configuration(False, datagram_bytes)
+def _load_certificate(configuration: QuicConfiguration, address: str) -> None:
     tls = TlsConfig.self_signed([address])
     with tempfile.TemporaryDirectory() as folder:
         for name, pem in (("cert", tls.certificate), ("key", tls.key)):
             assert isinstance(pem, bytes)
             Path(folder, name).write_bytes(pem)
         configuration.load_cert_chain(Path(folder, "cert"), Path(folder, "key"))
+
+
+async def _serve(address: str, datagram_bytes: int | None) -> None:
+    configuration = _configuration(False, datagram_bytes)
+    _load_certificate(configuration, address)
     tasks: set[asyncio.Task[None]] = set()
 
     def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
