@@ -11,7 +11,8 @@ Sends bytes over QUIC, has them echoed, checks them, and times it, as VPP's vpp_
 Words go in any order. Sizes are bytes, or with K, M, G (also Kb, Mb, Gb), in multiples of 1024.
 
 Where
-  interface IFACE     AF_XDP on this interface (as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW)
+  interface IFACE     AF_XDP on this interface; as root, or with CAP_BPF, CAP_NET_ADMIN and
+                      CAP_NET_RAW
   link L              auto, af_xdp or udp; without an interface it is udp, the kernel's sockets;
                       auto takes af_xdp where it works, and says why where not
   mode M              of XDP: auto, native (in the driver) or generic (anywhere)
