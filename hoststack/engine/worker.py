@@ -58,7 +58,7 @@ class Worker:
             await self._loop()
 
     def close(self, code: int, reason: str) -> None:
-        """Close all connections, say so to the peers, and give the link back; idempotent."""
+        """Close all connections, and say so to the peers; the link stays its owner's to close."""
         engine = self.layer.engine
         engine.shutdown(code, reason)
         for _ in range(_LAST_TURNS):
@@ -66,7 +66,6 @@ class Worker:
             self.layer.give_to_applications(turn.events)
             if turn.blocked or not turn.more:
                 break
-        self.link.close()
 
     async def _loop(self) -> None:
         engine, layer = self.layer.engine, self.layer
