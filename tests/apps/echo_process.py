@@ -10,10 +10,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+import pytest
+
 from tests.support.netns import Side
 
 #: How long anything here may take, in seconds, on a slow machine.
 PATIENCE_S: Final = 60
+
+#: The user nobody, and how a command becomes it.
+NOBODY: Final = 65534
+AS_NOBODY: Final = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+
+
+def skip_if_nobody_cannot_run() -> None:
+    """Skip where another user can't run Python from here: below /root, say."""
+    done = subprocess.run([*AS_NOBODY, sys.executable, "-c", "import apps"], capture_output=True)
+    if done.returncode:
+        pytest.skip("the user nobody can't read this folder, so nothing can be run as nobody")
 
 
 def command(*words: str, side: Side | None = None) -> list[str]:

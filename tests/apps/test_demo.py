@@ -11,10 +11,9 @@ import sys
 import pytest
 
 from apps import demo
-from tests.apps.echo_process import PATIENCE_S
+from tests.apps.echo_process import AS_NOBODY, PATIENCE_S, skip_if_nobody_cannot_run
 
 COMMAND = [sys.executable, "-m", "apps.demo"]
-_NOBODY = 65534
 
 GOOD = demo.Result(
     {
@@ -71,10 +70,11 @@ def test_ended_by_a_signal(number: signal.Signals, status: int) -> None:
 
 
 def test_over_udp_without_root() -> None:
-    user = _NOBODY if os.geteuid() == 0 else None
-    done = subprocess.run(
-        COMMAND, capture_output=True, text=True, timeout=PATIENCE_S, check=False, user=user
-    )
+    line = COMMAND
+    if os.geteuid() == 0:
+        skip_if_nobody_cannot_run()
+        line = [*AS_NOBODY, *COMMAND]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("No AF_XDP here: it needs root")

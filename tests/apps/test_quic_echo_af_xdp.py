@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 import pytest
 
 import pyxdp
-from tests.apps.echo_process import PATIENCE_S, client, command, server, transfer
+from tests.apps.echo_process import (
+    AS_NOBODY,
+    PATIENCE_S,
+    client,
+    command,
+    server,
+    skip_if_nobody_cannot_run,
+    transfer,
+)
 from tests.support.netns import VethPair
 
 pytestmark = pytest.mark.needs_root
@@ -77,13 +85,10 @@ def test_a_killed_server_leaves_no_program(veth_pair: VethPair) -> None:
         assert not has_xdp(veth_pair)
 
 
-def run_server(pair: VethPair, *words: str, user: int | None = None) -> tuple[int, str]:
+def run_server(pair: VethPair, as_user: Sequence[str] = ()) -> tuple[int, str]:
     """A server that can't start: its exit status, and its one line."""
     uri = f"quic://{pair.a.ipv4}:4433"
-    line = command("server", "uri", uri, "interface", pair.a.ifname, *words, side=pair.a)
-    if user is not None:
-        drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        line = line[:4] + drop + line[4:]
+    line = pair.a.command(*as_user, *command("server", "uri", uri, "interface", pair.a.ifname))
     done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.returncode, done.stderr
@@ -99,19 +104,19 @@ def test_a_foreign_program_is_not_replaced(veth_pair: VethPair) -> None:
 
 
 def test_without_privilege(veth_pair: VethPair) -> None:
-    status, line = run_server(veth_pair, user=65534)
+    skip_if_nobody_cannot_run()
+    status, line = run_server(veth_pair, AS_NOBODY)
     assert status == 1
     assert "CAP_" in line or "root" in line
     assert not has_xdp(veth_pair)
 
 
 def test_auto_takes_udp_and_says_why(veth_pair: VethPair) -> None:
+    skip_if_nobody_cannot_run()
     uri = f"quic://{veth_pair.a.ipv4}:4433"
-    line = command(
-        "server", "uri", uri, "interface", veth_pair.a.ifname, "link", "auto", side=veth_pair.a
-    )
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    with subprocess.Popen(line[:4] + drop + line[4:], stderr=subprocess.PIPE, text=True) as process:
+    words = command("server", "uri", uri, "interface", veth_pair.a.ifname, "link", "auto")
+    line = veth_pair.a.command(*AS_NOBODY, *words)
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             assert "link udp instead of af_xdp: " in process.stderr.readline()
