@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from aioquic._buffer import Buffer
-from aioquic.buffer import UINT_VAR_MAX, encode_uint_var
+from aioquic.buffer import UINT_VAR_MAX
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -25,7 +24,6 @@ from aioquic.quic.connection import (
     QuicConnectionId,
     QuicConnectionState,
     QuicReceiveContext,
-    stream_is_unidirectional,
 )
 from aioquic.quic.events import ConnectionTerminated, QuicEvent
 from aioquic.quic.packet import (
@@ -35,14 +33,15 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import FinalSizeError, QuicStream, QuicStreamReceiver, QuicStreamSender
+from aioquic.quic.stream import FinalSizeError, QuicStream
 from aioquic.tls import Epoch
 
 from hoststack.link.base import Path
 from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_accept import Listener
+from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_recovery import Recovery
-from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
+from hoststack.quic.aioquic_stream import FifoReceiver
 from hoststack.quic.seam import CloseInfo, EventKind, QuicConfig
 
 #: A window is announced again when so little of it is left, or so much could be added.
@@ -50,46 +49,6 @@ _WINDOW_FRACTION = 4
 
 #: Packets sent under one key. RFC 9001 section 6.6 sets AES-GCM's limit at 2^23.
 PACKETS_PER_KEY = 1 << 22
-
-
-class HostStream(QuicStream):
-    """A stream over FIFOs; it is the engine seam's StreamContext."""
-
-    stream_id: int  # None in aioquic's crypto streams alone
-
-    def __init__(self, connection: HostConnection, stream: QuicStream, is_local: bool) -> None:
-        super().__init__(
-            stream_id=stream.stream_id,
-            max_stream_data_local=stream.max_stream_data_local,
-            max_stream_data_remote=stream.max_stream_data_remote,
-        )
-        self.session = -1
-        self.connection = connection
-        self.is_local = is_local
-        self.is_blocked = stream.is_blocked
-        self.rx: Fifo | None = None
-        self.tx: Fifo | None = None
-        unidirectional = stream_is_unidirectional(self.stream_id)
-        self.receiver: QuicStreamReceiver
-        self.sender: QuicStreamSender
-        if unidirectional and is_local:
-            self.receiver = QuicStreamReceiver(stream_id=self.stream_id, readable=False)
-        else:
-            self.rx = connection.make_fifo(connection, True)
-            self.receiver = FifoReceiver(self.stream_id, self.rx)
-        if unidirectional and not is_local:
-            self.sender = QuicStreamSender(stream_id=self.stream_id, writable=False)
-        else:
-            self.tx = connection.make_fifo(connection, False)
-            self.sender = FifoSender(
-                self.stream_id,
-                self.tx,
-                on_pending=partial(connection.send_queue.setdefault, self),
-                on_progress=partial(connection.moved.setdefault, self),
-            )
-        self.has_told_send_finished = self.tx is None
-        # A STREAM frame with offset and length (RFC 9000 section 19.8).
-        self.frame_type_and_id = b"\x0e" + encode_uint_var(self.stream_id)
 
 
 class HostConnection(QuicConnection):

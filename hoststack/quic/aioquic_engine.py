@@ -20,7 +20,8 @@ from aioquic.quic.packet import QuicErrorCode
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
 from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_accept import Acceptor, Listener, client_configuration
-from hoststack.quic.aioquic_connection import HostConnection, HostStream
+from hoststack.quic.aioquic_connection import HostConnection
+from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_receive import receive_burst
 from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
 from hoststack.quic.aioquic_transmit import is_ordinary, write_burst

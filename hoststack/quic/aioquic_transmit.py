@@ -18,7 +18,8 @@ from hoststack.quic.aioquic_recovery import SentPacket, StreamPacket
 from hoststack.quic.aioquic_stream import FifoSender
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection, HostStream
+    from hoststack.quic.aioquic_connection import HostConnection
+    from hoststack.quic.aioquic_host_stream import HostStream
 
 _TAG_BYTES = 16
 _PN_BYTES = 2

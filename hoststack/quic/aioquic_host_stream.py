@@ -1,0 +1,56 @@
+"""An aioquic stream over a pair of FIFOs, as the engine seam shows it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aioquic.buffer import encode_uint_var
+from aioquic.quic.connection import stream_is_unidirectional
+from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
+
+if TYPE_CHECKING:
+    from hoststack.quic.aioquic_connection import HostConnection
+
+
+class HostStream(QuicStream):
+    """A stream over FIFOs; it is the engine seam's StreamContext."""
+
+    stream_id: int  # None in aioquic's crypto streams alone
+
+    def __init__(self, connection: HostConnection, stream: QuicStream, is_local: bool) -> None:
+        super().__init__(
+            stream_id=stream.stream_id,
+            max_stream_data_local=stream.max_stream_data_local,
+            max_stream_data_remote=stream.max_stream_data_remote,
+        )
+        self.session = -1
+        self.connection = connection
+        self.is_local = is_local
+        self.is_blocked = stream.is_blocked
+        self.rx: Fifo | None = None
+        self.tx: Fifo | None = None
+        unidirectional = stream_is_unidirectional(self.stream_id)
+        self.receiver: QuicStreamReceiver
+        self.sender: QuicStreamSender
+        if unidirectional and is_local:
+            self.receiver = QuicStreamReceiver(stream_id=self.stream_id, readable=False)
+        else:
+            self.rx = connection.make_fifo(connection, True)
+            self.receiver = FifoReceiver(self.stream_id, self.rx)
+        if unidirectional and not is_local:
+            self.sender = QuicStreamSender(stream_id=self.stream_id, writable=False)
+        else:
+            self.tx = connection.make_fifo(connection, False)
+            self.sender = FifoSender(
+                self.stream_id,
+                self.tx,
+                on_pending=partial(connection.send_queue.setdefault, self),
+                on_progress=partial(connection.moved.setdefault, self),
+            )
+        self.has_told_send_finished = self.tx is None
+        # A STREAM frame with offset and length (RFC 9000 section 19.8).
+        self.frame_type_and_id = b"\x0e" + encode_uint_var(self.stream_id)
