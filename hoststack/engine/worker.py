@@ -55,11 +55,17 @@ class Worker:
             self._nursery = nursery
             nursery.start_soon(self.link.run)
             task_status.started()
-            await self._loop()
+            try:
+                await self._loop()
+            finally:
+                self._nursery = None
 
     def close(self, code: int, reason: str) -> None:
         """Close all connections, and say so to the peers; the link stays its owner's to close."""
         engine = self.layer.engine
+        # What the application asked for just before, a close with another code perhaps, counts.
+        if self._nursery is not None:
+            self.layer.take_from_applications()
         engine.shutdown(code, reason)
         for _ in range(_LAST_TURNS):
             turn = engine.turn(trio.current_time())

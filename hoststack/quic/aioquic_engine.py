@@ -41,6 +41,9 @@ from hoststack.quic.seam import (
 from hoststack.quic.tls import TlsConfig
 
 logger = logging.getLogger(__name__)
+# Libraries write to no log unless the program sets one up.
+for _name in ("hoststack", "quic"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 #: What a connection may send at least in a turn that several share.
 _LEAST_SHARE = 8
