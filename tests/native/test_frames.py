@@ -1,0 +1,216 @@
+"""Frame headers: what is built is parsed again, and nothing a frame holds leads astray."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hoststack.native._native import ffi, lib
+
+FRAME_BYTES = 2048
+
+
+class Parsed(NamedTuple):
+    drop: int
+    ecn: int
+    payload: bytes
+    flow: Any
+
+
+def parse(frame: bytes, *, addr: int = 0, length: int | None = None) -> Parsed:
+    """Parse one frame that lies in a UMEM of its own."""
+    umem = frame or b"\0"
+    descs = ffi.new("struct hs_frame_desc[1]")
+    descs[0].addr = addr
+    descs[0].len = len(frame) if length is None else length
+    out = ffi.new("struct hs_datagram[1]")
+    good = lib.hs_frames_parse(ffi.from_buffer("uint8_t[]", umem), len(frame), descs, 1, out)
+    assert good == (out[0].drop == lib.HS_FRAME_GOOD)
+    start = out[0].payload
+    payload = frame[start : start + out[0].payload_bytes] if good else b""
+    return Parsed(out[0].drop, out[0].ecn, payload, out[0].flow)
+
+
+def flow(version: int, tags: int = 0) -> Any:
+    made = ffi.new("struct hs_frame_flow *")
+    made.ip_version, made.vlan_tags = version, tags
+    for tag in range(tags):
+        made.vlan_tpid[tag], made.vlan_id[tag] = (0x88A8, 0x8100)[tag], 100 + tag
+    made.local_port, made.remote_port = 4433, 51000
+    made.local_mac, made.remote_mac = b"\x02\0\0\0\0\1", b"\x02\0\0\0\0\2"
+    size = 4 if version == 4 else 16
+    made.local_ip = bytes(range(1, size + 1)).ljust(16, b"\0")
+    made.remote_ip = bytes(range(21, 21 + size)).ljust(16, b"\0")
+    return made
+
+
+def build(of: Any, payloads: list[bytes], *, ecn: int = 0) -> list[bytes]:
+    header = ffi.new("struct hs_frame_header *")
+    assert lib.hs_frame_header_init(header, of, 64, ecn) == 0
+    umem = bytearray(FRAME_BYTES * len(payloads))
+    descs = ffi.new("struct hs_frame_desc[]", len(payloads))
+    for index in range(len(payloads)):
+        descs[index].addr = index * FRAME_BYTES
+    blob = b"".join(payloads)
+    built = lib.hs_frames_build(
+        ffi.from_buffer("uint8_t[]", umem),
+        len(umem),
+        descs,
+        len(payloads),
+        FRAME_BYTES,
+        ffi.from_buffer("uint8_t[]", blob or b"\0"),
+        len(blob),
+        ffi.new("uint32_t[]", [len(payload) for payload in payloads]),
+        [header] * len(payloads),
+    )
+    assert built == len(payloads)
+    return [bytes(umem[d.addr : d.addr + d.len]) for d in descs]
+
+
+def ones_complement(data: bytes) -> int:
+    """RFC 1071, the plain way."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@given(
+    version=st.sampled_from([4, 6]),
+    tags=st.integers(0, 2),
+    ecn=st.integers(0, 3),
+    payloads=st.lists(st.binary(max_size=1500), min_size=1, max_size=8),
+)
+def test_a_built_frame_is_parsed_to_what_it_was_made_of(
+    version: int, tags: int, ecn: int, payloads: list[bytes]
+) -> None:
+    sent = flow(version, tags)
+    for frame, payload in zip(build(sent, payloads, ecn=ecn), payloads, strict=True):
+        got = parse(frame + b"\xee" * 3)  # padding is no part of it
+        assert got.drop == lib.HS_FRAME_GOOD
+        assert (got.payload, got.ecn) == (payload, ecn)
+        assert bytes(got.flow.local_ip) == bytes(sent.remote_ip)
+        assert bytes(got.flow.remote_ip) == bytes(sent.local_ip)
+        assert (got.flow.local_port, got.flow.remote_port) == (51000, 4433)
+        assert bytes(got.flow.local_mac) == bytes(sent.remote_mac)
+        assert list(got.flow.vlan_id)[:tags] == [100, 101][:tags]
+        assert got.flow.vlan_tags == tags
+
+
+@given(version=st.sampled_from([4, 6]), payload=st.binary(max_size=1500))
+def test_checksums_are_complete(version: int, payload: bytes) -> None:
+    (frame,) = build(flow(version), [payload])
+    packet = frame[14:]
+    if version == 4:
+        assert ones_complement(packet[:20]) == 0xFFFF
+        addresses, segment = packet[12:20], packet[20:]
+    else:
+        addresses, segment = packet[8:40], packet[40:]
+    pseudo = addresses + struct.pack("!II", len(segment), socket.IPPROTO_UDP)
+    assert ones_complement(pseudo + segment) == 0xFFFF
+    assert segment[6:8] != b"\0\0"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("tags", [0, 1, 2])
+def test_a_frame_cut_at_any_byte_is_dropped(version: int, tags: int) -> None:
+    (frame,) = build(flow(version, tags), [b"0123456789"])
+    for end in range(len(frame)):
+        assert parse(frame[:end]).drop == lib.HS_FRAME_TRUNCATED, end
+
+
+@given(frame=st.binary(max_size=200))
+def test_rubbish_is_parsed_within_its_bounds(frame: bytes) -> None:
+    got = parse(frame)
+    assert got.drop < lib.HS_FRAME_DROPS
+
+
+@given(data=st.data())
+def test_a_changed_frame_is_parsed_within_its_bounds(data: st.DataObject) -> None:
+    version = data.draw(st.sampled_from([4, 6]))
+    (frame,) = build(flow(version, data.draw(st.integers(0, 2))), [b"x" * 64])
+    changed = bytearray(frame)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    got = parse(bytes(changed))
+    if got.drop == lib.HS_FRAME_GOOD:
+        assert len(got.payload) <= len(frame)
+
+
+@pytest.mark.parametrize(("addr", "length"), [(1000, 10), (0, 1000), (1 << 63, 64), (60, 64)])
+def test_a_descriptor_outside_the_umem_is_refused(addr: int, length: int) -> None:
+    assert parse(bytes(64), addr=addr, length=length).drop == lib.HS_FRAME_OUTSIDE_UMEM
+
+
+def with_ipv4(**changes: int) -> bytes:
+    (frame,) = build(flow(4), [b"x" * 32])
+    changed = bytearray(frame)
+    for field, value in changes.items():
+        place, layout = {
+            "first": (14, "!B"),
+            "total": (16, "!H"),
+            "fragment": (20, "!H"),
+            "protocol": (23, "!B"),
+            "udp_length": (38, "!H"),
+        }[field]
+        struct.pack_into(layout, changed, place, value)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"first": 0x44}, "HS_FRAME_BAD_IP"),
+        ({"first": 0x65}, "HS_FRAME_BAD_IP"),
+        ({"total": 19}, "HS_FRAME_BAD_IP"),
+        ({"total": 0xFFFF}, "HS_FRAME_TRUNCATED"),
+        ({"total": 24}, "HS_FRAME_TRUNCATED"),
+        ({"fragment": 0x2000}, "HS_FRAME_FRAGMENT"),
+        ({"fragment": 0x0001}, "HS_FRAME_FRAGMENT"),
+        ({"protocol": 6}, "HS_FRAME_NOT_UDP"),
+        ({"udp_length": 7}, "HS_FRAME_BAD_UDP"),
+        ({"udp_length": 0xFFFF}, "HS_FRAME_BAD_UDP"),
+    ],
+)
+def test_headers_that_lie_are_found_out(changes: dict[str, int], why: str) -> None:
+    assert parse(with_ipv4(**changes)).drop == getattr(lib, why)
+
+
+@pytest.mark.parametrize(("count", "why"), [(8, "HS_FRAME_GOOD"), (9, "HS_FRAME_BAD_EXTENSION")])
+def test_extension_headers_are_bounded(count: int, why: str) -> None:
+    (frame,) = build(flow(6), [b"hello"])
+    udp = frame[54:]
+    options = b"".join(bytes((60 if left else 17, 0)) + bytes(6) for left in reversed(range(count)))
+    header = bytearray(frame[:54])
+    header[14 + 6] = 60
+    struct.pack_into("!H", header, 14 + 4, len(options) + len(udp))
+    got = parse(bytes(header) + options + udp)
+    assert got.drop == getattr(lib, why)
+    assert got.payload == (b"hello" if why == "HS_FRAME_GOOD" else b"")
+
+
+def test_frames_that_are_too_small_are_not_written() -> None:
+    header = ffi.new("struct hs_frame_header *")
+    assert lib.hs_frame_header_init(header, flow(4), 64, 0) == 0
+    umem = bytearray(256)
+    descs = ffi.new("struct hs_frame_desc[2]")
+    descs[1].addr = 128
+    blob = bytes(20) + bytes(100)
+    built = lib.hs_frames_build(
+        ffi.from_buffer("uint8_t[]", umem),
+        len(umem),
+        descs,
+        2,
+        128,
+        ffi.from_buffer("uint8_t[]", blob),
+        len(blob),
+        ffi.new("uint32_t[]", [20, 100]),
+        [header, header],
+    )
+    assert built == 1
+    assert not any(umem[128:])
