@@ -107,8 +107,9 @@ def test_foreign_program_is_left_alone(hoststack: Run, veth: Veth) -> None:
         assert "it carries 'count_all'" in error
         assert names(veth.left) == ["count_all"]
         # Nor did the attempt leave pins.
-        assert pyxdp.find_bpffs(BPFFS) is None or not any(
-            path.name.startswith(f"{veth.left}-") for path in BPFFS.iterdir()
+        bpffs = pyxdp.find_bpffs(BPFFS)
+        assert bpffs is None or not any(
+            path.name.startswith(f"{veth.left}-") for path in bpffs.iterdir()
         )
 
 

