@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -253,6 +254,8 @@ def test_changed_packets_against_the_rules(steer: Steer) -> None:
     """20,000 packets with up to three bytes changed, and cut or padded, from one seed."""
     rng = random.Random(20260)
     frames = [*GOOD.values(), *(frame for frame, _ in OTHERS.values())]
+    before = Counter(steer.counters())
+    wanted_counters: Counter[str] = Counter()
     for _ in range(20_000):
         frame = bytearray(rng.choice(frames))
         for _ in range(rng.randrange(4)):
@@ -266,12 +269,14 @@ def test_changed_packets_against_the_rules(steer: Steer) -> None:
             frame += bytes(rng.randrange(40))
         data = bytes(frame)
         expected = p.expected(data)
-        (verdict,) = {steer.program.test_run(data).verdict}
+        wanted_counters[expected.counter] += 1
+        verdict = steer.program.test_run(data).verdict
         if expected.index is not None:
             assert verdict == pyxdp.XDP_REDIRECT, data.hex()
         else:
             wanted = pyxdp.XDP_DROP if expected.is_dropped else pyxdp.XDP_PASS
             assert verdict == wanted, data.hex()
+    assert Counter(steer.counters()) - before == wanted_counters
 
 
 def test_names_and_numbers_agree() -> None:

@@ -90,13 +90,13 @@ class Steered:
         return self.counter.startswith("dropped")
 
 
-class _Cut(Exception):
+class _CutShortError(Exception):
     """The frame ends too early."""
 
 
 def _take(data: bytes, count: int) -> tuple[bytes, bytes]:
     if len(data) < count:
-        raise _Cut
+        raise _CutShortError
     return data[:count], data[count:]
 
 
@@ -104,7 +104,7 @@ def expected(frame: bytes, *, queue: int = 0, any_address: bool = False) -> Stee
     """What should become of a frame on a queue; the port is open on TO4 and TO6, or on all."""
     try:
         return _expected(frame, queue, any_address)
-    except _Cut:
+    except _CutShortError:
         return Steered("passed_malformed")
 
 
