@@ -172,7 +172,7 @@ class AfXdpLink:
             self._base, self._umem.size_bytes, _descs(burst), count, self._datagrams
         )
         area, by_flow = self._area, self._paths.by_flow
-        payload_bytes = 0
+        payload_bytes, before = 0, len(received)
         for start, length, drop, ecn, flow in _DATAGRAM.iter_unpack(
             self._infos[: count * _DATAGRAM.size]
         ):
@@ -186,7 +186,7 @@ class AfXdpLink:
             received.append((area[start : start + length].tobytes(), path, ecn))
             payload_bytes += length
         socket.rx_release(burst)
-        self._counters["rx_datagrams"] += count
+        self._counters["rx_datagrams"] += len(received) - before
         self._counters["rx_bytes"] += payload_bytes
 
     # --- sending ---
@@ -210,6 +210,7 @@ class AfXdpLink:
             return 0
         payloads: list[bytes] = []
         positions: list[int] = []
+        dropped: list[tuple[int, str]] = []
         path: Path | None = None
         way: FramePath | None = None
         since = 0
@@ -223,18 +224,23 @@ class AfXdpLink:
                     self._paths.count_sent(path, way, len(payloads) - since)
                 path, way, since = to, self._paths.current(to), len(payloads)
             if way is None or way.header is None:
-                self._counters["tx_no_next_hop"] += 1
+                dropped.append((position, "tx_no_next_hop"))
             elif len(data) > way.max_datagram_bytes:
-                self._counters["tx_too_large"] += 1
+                dropped.append((position, "tx_too_large"))
             else:
                 self._headers[len(payloads)] = way.header
                 positions.append(position)
                 payloads.append(data)
         if path is not None and way is not None:
             self._paths.count_sent(path, way, len(payloads) - since)
-        if payloads and self._send_frames(socket, frames, payloads) < len(payloads):
-            examined = positions[len(payloads) - frames.count]
+        if payloads:
+            sent = self._send_frames(socket, frames, payloads)
+            if sent < len(payloads):
+                examined = positions[sent]
         socket.tx_release(frames)
+        for position, reason in dropped:
+            if position < examined:  # what comes after is offered again
+                self._counters[reason] += 1
         return examined
 
     def _send_frames(self, socket: pyxdp.Socket, frames: pyxdp.Burst, payloads: list[bytes]) -> int:

@@ -205,11 +205,11 @@ class UdpLink:
             if is_good:
                 path = paths.get(flow) or self._path(udp_socket, flow)
                 received.append((slots[start : start + length].tobytes(), path, ecn))
+                self._rx_datagrams += 1
                 self._rx_bytes += length
             else:
                 self._drop("rx_truncated")
             start += _SLOT_BYTES
-        self._rx_datagrams += count
 
     def send(self, burst: Sequence[Outgoing]) -> int:
         """See Link."""
