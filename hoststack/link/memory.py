@@ -27,6 +27,9 @@ _QUEUE_DATAGRAMS: Final = 65536
 #: How much later than others a reordered datagram comes.
 _REORDER_DELAY_S: Final = 0.01
 
+#: Paths that are remembered; a forged source makes a new one.
+_MAX_PATHS: Final = 16384
+
 _FIRST_FREE_PORT: Final = 49152  # RFC 6335 section 6
 _HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
 
@@ -162,6 +165,8 @@ class MemoryLink:
     def _path(self, local: Endpoint, remote: Endpoint) -> Path:
         path = self._paths.get((local, remote))
         if path is None:
+            if len(self._paths) >= _MAX_PATHS:
+                self._paths.clear()
             path = self._paths[local, remote] = Path(local, remote)
         return path
 

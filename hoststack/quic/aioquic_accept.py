@@ -27,8 +27,9 @@ from hoststack.quic.tls import TlsConfig, TlsConfigError
 _LEAST_INITIAL_BYTES = 1200
 #: RFC 9000 section 7.2: a client's first Destination Connection ID has 8 bytes or more.
 _LEAST_DCID_BYTES = 8
-#: Connections whose handshake is under way, over all listeners.
-_MAX_HALF_OPEN = 4096
+#: Connections whose handshake is under way, over all listeners. One takes some 90 KB, and anybody
+#: can begin one from a forged address.
+_MAX_HALF_OPEN = 1024
 _VERSIONS = [int(QuicProtocolVersion.VERSION_1), int(QuicProtocolVersion.VERSION_2)]
 _CONGESTION_CONTROLS = ("cubic", "reno")
 

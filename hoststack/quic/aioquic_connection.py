@@ -467,6 +467,14 @@ class HostConnection(QuicConnection):
         )
         self._close_end()
 
+    def dispose(self) -> None:
+        """Give memory back at once; for a connection that nobody was told of.
+
+        Its parts refer to each other, and a flood of forged Initials would fill the memory
+        before the garbage collector looks.
+        """
+        vars(self).clear()
+
     def close_info(self) -> CloseInfo:
         """Why the connection ended."""
         event = self._close_event
@@ -523,6 +531,15 @@ class HostConnection(QuicConnection):
         taken = list(self._events)
         self._events.clear()
         return taken
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether what began this connection of a client was no packet at all."""
+        return (
+            self.listener is not None
+            and self._close_event is None
+            and all(space.largest_received_packet < 0 for space in self._spaces.values())
+        )
 
     def all_cids(self) -> list[bytes]:
         """Every connection ID that leads here."""

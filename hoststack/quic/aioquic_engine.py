@@ -160,8 +160,8 @@ class AioquicEngine:
         touched: dict[HostConnection, None] = {}
         self._start_handshakes(now, touched)
         for connection, burst in self._sort(received, now).items():
-            self._receive(connection, burst, now)
-            touched[connection] = None
+            if self._receive(connection, burst, now):
+                touched[connection] = None
         self._fire_timers(now, touched)
         touched.update(self._due)
         self._due = touched
@@ -246,10 +246,11 @@ class AioquicEngine:
 
     def _receive(
         self, connection: HostConnection, burst: list[tuple[bytes, Path]], now: float
-    ) -> None:
+    ) -> bool:
+        """Feed a connection; False if there is none after all."""
         if connection._close_event is not None:
             self._outbox.extend(connection.answer_while_closing(len(burst)))
-            return
+            return True
         try:
             undecryptable = receive_burst(connection, burst, now)
         except Exception:
@@ -257,13 +258,16 @@ class AioquicEngine:
             logger.exception("a datagram broke its connection")
             self.counters.drop("broke_connection")
             connection.close(QuicErrorCode.INTERNAL_ERROR, 0, "internal error")
-            return
+            return True
         if undecryptable:
             self.counters.drop("undecryptable", undecryptable)
-        if not connection._network_paths:
+        if connection.is_unreadable:
             # Not one packet of a first flight could be read: there is no connection.
             self.counters.drop("unreadable_initial")
             self._forget(connection)
+            connection.dispose()
+            return False
+        return True
 
     def _fire_timers(self, now: float, touched: dict[HostConnection, None]) -> None:
         while self._timers and self._timers[0][0] <= now:
