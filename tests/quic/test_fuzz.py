@@ -96,11 +96,7 @@ def test_hostile_datagrams_cost_no_good_connection(
             hoststack.open_stack(link=network.link(CLIENT), config=config) as client,
             trio.open_nursery() as nursery,
         ):
-            # Its own open_stack is not needed: strangers just send.
-            network.link(STRANGER)
-            await nursery.start(
-                lambda task_status: server.serve(URI, _echo, tls=tls, task_status=task_status)
-            )
+            await nursery.start(partial(server.serve, URI, _echo, tls=tls))
             async with client.connect(URI, tls=trusting) as good:
                 await _round_trip(good)
                 tracemalloc.start()
