@@ -1,0 +1,66 @@
+"""All C compiles under gcc and under clang without a warning; the BPF programs under clang."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WARNINGS = ["-O2", "-Wall", "-Wextra", "-Werror"]
+MULTIARCH = f"/usr/include/{sys.implementation._multiarch}"
+
+NATIVE = sorted(
+    path for path in (ROOT / "hoststack" / "native").glob("*.c") if path.name != "_native.c"
+)
+PYXDP = sorted(
+    path
+    for path in (ROOT / "pyxdp").glob("*.c")
+    if path.name != "_pyxdp.c" and not path.name.endswith(".bpf.c")
+)
+BPF = sorted([*(ROOT / "bpf").glob("*.bpf.c"), *(ROOT / "pyxdp").glob("*.bpf.c")])
+
+
+def short_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def compile_without_warnings(compiler: str, source: Path, *flags: str) -> None:
+    found = shutil.which(compiler)
+    if found is None:
+        pytest.skip(f"{compiler} is not installed: scripts/bootstrap.sh installs it")
+    done = subprocess.run(
+        [found, *WARNINGS, *flags, "-c", str(source), "-o", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "xsk.h: No such file" in done.stderr or "'xdp/xsk.h' file not found" in done.stderr:
+        pytest.skip("libxdp's headers are not installed: scripts/bootstrap.sh installs them")
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_is_something_to_compile() -> None:
+    assert NATIVE
+    assert PYXDP
+    assert BPF
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("source", NATIVE, ids=short_name)
+def test_native(compiler: str, source: Path) -> None:
+    compile_without_warnings(compiler, source, "-std=c11", f"-I{ROOT / 'bpf'}")
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("source", PYXDP, ids=short_name)
+def test_pyxdp(compiler: str, source: Path) -> None:
+    compile_without_warnings(compiler, source, "-std=gnu11")
+
+
+@pytest.mark.parametrize("source", BPF, ids=short_name)
+def test_bpf(source: Path) -> None:
+    compile_without_warnings("clang", source, "-g", "-target", "bpf", f"-I{MULTIARCH}")
