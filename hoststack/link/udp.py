@@ -182,10 +182,12 @@ class UdpLink:
             for udp_socket in self._by_fd.values():
                 self._receive_from(udp_socket, budget, received)
         elif self._by_fd:
-            # A socket that still has datagrams goes to the end of epoll's list, so all get a turn.
-            for fd, _ in self._epoll.poll(0):
-                if len(received) < budget:
-                    self._receive_from(self._by_fd[fd], budget - len(received), received)
+            # Asked for one socket, epoll moves that to the end of its list: all get a turn.
+            for _ in self._by_fd:
+                ready = self._epoll.poll(0, 1) if len(received) < budget else []
+                if not ready:
+                    break
+                self._receive_from(self._by_fd[ready[0][0]], budget - len(received), received)
         return received
 
     def _receive_from(self, udp_socket: _UdpSocket, budget: int, received: list[Received]) -> None:
