@@ -12,12 +12,15 @@ import trio
 
 from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
 from hoststack.link.udp import UdpLink
+from tests.support.netns import VethPair, run
 
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 ANY = {"ipv4": "0.0.0.0", "ipv6": "::"}
 FAMILIES = ["ipv4", "ipv6"]
 #: Longer than anything here takes: the deadline of a test that would wait for ever.
 PATIENCE_S = 10
+#: A queue that holds more than a socket's buffer, and empties in a fraction of a second.
+SHAPED = ["rate", "100mbit", "burst", "64kb", "limit", "64mb"]
 
 
 @contextmanager
@@ -286,3 +289,28 @@ def test_close_is_idempotent() -> None:
     link.close()
     with opened() as other:
         assert other.open_port(endpoint) == endpoint
+
+
+@pytest.mark.needs_root
+def test_a_full_socket_is_waited_for(veth_pair: VethPair) -> None:
+    """A slow interface fills the socket's buffer; what found no room is sent later."""
+    slow = veth_pair.a
+    run("tc", "-n", slow.namespace, "qdisc", "add", "dev", slow.ifname, "root", "tbf", *SHAPED)
+
+    async def main() -> None:
+        with opened() as link, opened() as peer:
+            with slow.inside():
+                port = link.open_port(Endpoint(slow.ipv4, 0)).port
+                with veth_pair.b.inside():
+                    there = peer.open_port(Endpoint(veth_pair.b.ipv4, 0))
+                path = await link.connect_path(port, there)
+            burst = [(number.to_bytes(4, "big") * 300, path) for number in range(8000)]
+            taken = link.send(burst)
+            assert BURST < taken < len(burst)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, link, burst[taken:])
+                got = await receive(peer, len(burst))
+            assert [data for data, _, _ in got] == [data for data, _ in burst]
+            assert link.statistics()["tx_datagrams"] == len(burst)
+
+    trio.run(main)
