@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -270,6 +271,45 @@ def test_wildcard_port_takes_what_is_for_this_machine(veth_pair: VethPair) -> No
                 statistics = link.statistics()
                 assert statistics["rx_not_for_us"] == 2
                 assert statistics["rx_datagrams"] == 1
+
+    trio.run(main)
+
+
+def test_strangers_use_nothing_up(veth_pair: VethPair) -> None:
+    """More frames than the UMEM has: to other addresses, from forged ones, and broken ones."""
+    a, b = veth_pair.a, veth_pair.b
+    macs = a.mac + b.mac
+    rng = random.Random(7)
+    total = 12_000
+
+    def frame(number: int) -> bytes:
+        forged = f"10.{77 + number % 7}.{number % 200 + 1}.{number % 250 + 3}"
+        to = a.ipv4 if number % 3 else "192.0.2.9"
+        ports = (1 + number, PORT)
+        made = bytearray(udp_frame(SHORT, macs=macs, hosts=(forged, to), ports=ports))
+        if number % 4 == 3:
+            made[rng.randrange(12, 50)] = rng.randrange(256)
+        return bytes(made)
+
+    async def main() -> None:
+        with opened(a) as link, packet_socket(b) as raw:
+            open_port(link, a, "0.0.0.0")
+            got = 0
+            async with running(link):
+                for number in range(total):
+                    raw.send(frame(number))
+                    if number % 500 == 499:
+                        while burst := link.receive():
+                            got += len(burst)
+                raw.send(hand_made(b"\x40" + b"last" * 10, b, a, "ipv4", 2000, PORT))
+                (last,) = await receive(link, 1)
+                assert last[0].endswith(b"last")
+                assert link.send([(SHORT, last[1])]) == 1
+            statistics = link.statistics()
+            assert statistics["rx_datagrams"] == got + 1
+            assert got > total // 2
+            assert statistics["rx_not_for_us"] > total // 5
+            assert statistics["xsk_rx_dropped"] == statistics["xsk_rx_ring_full"] == 0
 
     trio.run(main)
 
