@@ -1,0 +1,100 @@
+"""TLS configuration: what is wrong with it is said in one line, when it is made."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hoststack import TlsConfig, TlsConfigError
+
+GOOD = TlsConfig.self_signed(["localhost"])
+OTHER = TlsConfig.self_signed(["localhost"])
+
+
+def pem(part: object) -> bytes:
+    assert isinstance(part, bytes)
+    return part
+
+
+def expired() -> tuple[bytes, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    then = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(then)
+        .not_valid_after(then + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def locked() -> bytes:
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+
+
+def test_files_and_bytes_are_the_same(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(pem(GOOD.certificate))
+    key.write_bytes(pem(GOOD.key))
+    from_files = TlsConfig(certificate=certificate, key=str(key))
+    assert from_files.chain == GOOD.chain
+    from_bytes = TlsConfig(certificate=GOOD.certificate, key=GOOD.key)
+    assert from_bytes.chain == GOOD.chain
+
+
+def test_names_of_a_certificate_of_our_own() -> None:
+    tls = TlsConfig.self_signed(["localhost", "10.0.0.1", "fd00::1"])
+    names = tls.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "fd00::1"]
+
+
+OLD_CERTIFICATE, OLD_KEY = expired()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "why"),
+    [
+        (GOOD.certificate, None, "key"),
+        (None, GOOD.key, "certificate"),
+        (GOOD.certificate, OTHER.key, "match"),
+        (b"no certificate", GOOD.key, "certificate"),
+        (GOOD.certificate, b"no key", "key"),
+        (b"", GOOD.key, "certificate"),
+        (GOOD.certificate, locked(), "password"),
+        (OLD_CERTIFICATE, OLD_KEY, "expired"),
+        ("/nowhere/cert.pem", "/nowhere/key.pem", "No such file"),
+        ("/", "/", "director"),
+    ],
+)
+def test_a_mistake_is_one_line(certificate: object, key: object, why: str) -> None:
+    with pytest.raises(TlsConfigError) as caught:
+        TlsConfig(certificate=certificate, key=key)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert why in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("ca", [b"rubbish", "/nowhere/ca.pem"])
+def test_authorities_that_cannot_be_read(ca: bytes | str) -> None:
+    with pytest.raises(TlsConfigError):
+        TlsConfig(ca=ca)
