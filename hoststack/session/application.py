@@ -32,12 +32,13 @@ class _Channel:
         if self._waiting or not self._ring.push(handle, int(code)):
             self._waiting.append((handle, int(code)))
 
-    def push_waiting(self) -> None:
-        while self._waiting and self._ring.push(*self._waiting[0]):
-            self._waiting.popleft()
-
     def pop_all(self) -> list[tuple[int, int, int]]:
-        return self._ring.pop_many(RING_ENTRIES)
+        popped = self._ring.pop_many(RING_ENTRIES)
+        while self._waiting:
+            while self._waiting and self._ring.push(*self._waiting[0]):
+                self._waiting.popleft()
+            popped += self._ring.pop_many(RING_ENTRIES)
+        return popped
 
     @property
     def is_idle(self) -> bool:
@@ -96,8 +97,6 @@ class Application:
 
     def flush(self) -> bool:
         """Wake the application if anything waits for it; whether something did."""
-        self._down.push_waiting()
-        self._up.push_waiting()
         if not self._notices and self._up.is_idle:
             return False
         self.wake_application()
