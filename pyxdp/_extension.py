@@ -11,14 +11,19 @@ _library: Any = None
 _ffi: Any = None
 _why_not: str = ""
 try:
-    from pyxdp import _pyxdp
+    from pyxdp._pyxdp import ffi as _ffi
+    from pyxdp._pyxdp import lib as _library
 
-    _library, _ffi = _pyxdp.lib, _pyxdp.ffi
     _library.pyxdp_libraries_quiet()
+except ModuleNotFoundError:
+    _why_not = (
+        "pyxdp's C part was not built; install libxdp-dev, libbpf-dev, gcc and python3-dev, then"
+        " build the package again"
+    )
 except ImportError as error:
     _why_not = (
-        f"pyxdp's C part is not there ({error}); install libxdp-dev, libbpf-dev, gcc and"
-        " python3-dev, then build the package again"
+        f"pyxdp's C part cannot be loaded ({error}); install libxdp1 and libbpf1, or build the"
+        " package again"
     )
 
 ffi: Final[Any] = _ffi
