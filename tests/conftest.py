@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
 
 import pytest
 
@@ -17,22 +14,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_root: makes network namespaces, loads XDP programs")
 
 
-@cache
-def why_no_namespaces() -> str:
-    """What keeps us from making network namespaces; empty if nothing does."""
-    if os.geteuid() != 0:
-        return "needs root: makes network namespaces and loads XDP programs"
-    tried = subprocess.run(
-        ["unshare", "--net", "true"], capture_output=True, text=True, check=False
-    )
-    if tried.returncode:
-        return f"root may not make network namespaces here: {tried.stderr.strip()}"
-    return ""
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("needs_root") and why_no_namespaces():
-        pytest.skip(why_no_namespaces())
+    if item.get_closest_marker("needs_root") and (why := netns.why_not()):
+        pytest.skip(why)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,8 +32,8 @@ def extension() -> None:
 @pytest.fixture
 def privileged(extension: None) -> None:
     """Skip where XDP programs may not be loaded."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: makes network namespaces and loads XDP programs")
+    if why := netns.why_not():
+        pytest.skip(why)
 
 
 @pytest.fixture

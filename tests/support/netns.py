@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -36,6 +37,19 @@ def _setns(fd: int) -> None:
     if _libc.setns(fd, _CLONE_NEWNET):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+@cache
+def why_not() -> str:
+    """What keeps us from making network namespaces; empty if nothing does."""
+    if os.geteuid() != 0:
+        return "needs root: makes network namespaces and loads XDP programs"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "true"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        return f"root may not make network namespaces here: {tried.stderr.strip()}"
+    return ""
 
 
 def run(*words: str) -> str:
