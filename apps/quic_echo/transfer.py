@@ -43,7 +43,11 @@ class Transfer:
             self._record.counts.reset.s += 1
             self._record.fail(f"{self._name}: {group.exceptions[0]}")
         except* StreamStoppedError as group:
-            self._record.fail(f"{self._name}: {group.exceptions[0]}")
+            expected = self._options.rx_bytes
+            if expected is not None and self._received > expected:
+                self._check_amount()  # the peer stopped because we did
+            else:
+                self._record.fail(f"{self._name}: {group.exceptions[0]}")
         except* ConnectionClosedError as group:
             self._on_connection_closed(group.exceptions[0])
         self._record.log(2, f"{self._name}: received {self._received}, sent {self._sent} bytes")
