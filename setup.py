@@ -22,11 +22,22 @@ def say(line: str) -> None:
     print(f"hoststack: {line}", file=sys.stderr)
 
 
-def has_libxdp_headers() -> bool:
+#: What has to be there for AF_XDP, and for the native QUIC engine.
+XDP_HEADERS = "#include <xdp/xsk.h>\n#include <bpf/libbpf.h>\n"
+NGTCP2_HEADERS = """
+#include <ngtcp2/ngtcp2.h>
+#include <ngtcp2/ngtcp2_crypto_gnutls.h>
+#include <gnutls/crypto.h>
+#if NGTCP2_VERSION_NUM < 0x010b00
+#error
+#endif
+"""
+
+
+def can_include(source: str) -> bool:
     found = shutil.which("gcc") or shutil.which("cc")
     if found is None:
         return False
-    source = "#include <xdp/xsk.h>\n#include <bpf/libbpf.h>\n"
     check = subprocess.run(
         [found, "-E", "-x", "c", "-"], input=source, text=True, capture_output=True, check=False
     )
@@ -37,11 +48,17 @@ class BuildNative(build_ext):
     """C modules and BPF objects; what libxdp or clang is missing for is left out, and said so."""
 
     def run(self) -> None:
-        if not has_libxdp_headers():
+        if not can_include(XDP_HEADERS):
             say("no headers of libxdp and libbpf: built without AF_XDP (links udp and memory work)")
-            self.extensions = [e for e in self.extensions if not e.name.startswith("pyxdp.")]
+            self.leave_out("pyxdp._pyxdp")
+        if not can_include(NGTCP2_HEADERS):
+            say("no headers of ngtcp2 1.11 and GnuTLS: built without the native engine")
+            self.leave_out("hoststack.native._quic")
         super().run()
         self.build_bpf()
+
+    def leave_out(self, name: str) -> None:
+        self.extensions = [e for e in self.extensions if e.name != name]
 
     def build_bpf(self) -> None:
         clang = shutil.which("clang")
@@ -66,6 +83,10 @@ class BuildNative(build_ext):
 
 
 setup(
-    cffi_modules=["hoststack/native/_build.py:ffibuilder", "pyxdp/_build.py:ffibuilder"],
+    cffi_modules=[
+        "hoststack/native/_build.py:ffibuilder",
+        "hoststack/native/_build_quic.py:ffibuilder",
+        "pyxdp/_build.py:ffibuilder",
+    ],
     cmdclass={"build_ext": BuildNative},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,13 +10,37 @@ from hoststack.link.base import Link
 from hoststack.quic.aioquic_engine import AioquicEngine
 from hoststack.quic.seam import CidConfig, Engine, FifoFactory
 
-EngineName = Literal["auto", "aioquic"]
+EngineName = Literal["auto", "native", "aioquic"]
+
+_NATIVE_MODULE = "hoststack.native._quic"
+
+
+def available_engines() -> list[str]:
+    """The engines that were built here, the best first."""
+    has_native = importlib.util.find_spec(_NATIVE_MODULE) is not None
+    return ["native", "aioquic"] if has_native else ["aioquic"]
 
 
 def engine_maker(
     name: EngineName, link: Link, cid: CidConfig | None = None
 ) -> Callable[[FifoFactory], Engine]:
-    """What makes the engine of that name over a link, once it is given the FIFO factory."""
-    if name not in ("auto", "aioquic"):
-        raise ValueError(f"there is no engine {name!r}: take 'auto' or 'aioquic'")
-    return lambda make_fifo: AioquicEngine(link, make_fifo, cid or CidConfig())
+    """What makes the engine of that name over a link, once it is given the FIFO factory.
+
+    "auto" is the native one where it was built. Raises ValueError for a name that is not there.
+    """
+    available = available_engines()
+    if name == "auto":
+        name = "native" if "native" in available else "aioquic"
+    if name == "native" and name not in available:
+        raise ValueError(
+            "the native engine was not built: it needs ngtcp2 1.11 and GnuTLS with their headers "
+            "(scripts/bootstrap.sh installs them on Debian), then `make build`"
+        )
+    cid = cid or CidConfig()
+    if name == "native":
+        from hoststack.quic.native_engine import NativeEngine
+
+        return lambda make_fifo: NativeEngine(link, make_fifo, cid)
+    if name == "aioquic":
+        return lambda make_fifo: AioquicEngine(link, make_fifo, cid)
+    raise ValueError(f"there is no engine {name!r}: take 'auto', 'native' or 'aioquic'")

@@ -205,6 +205,21 @@ int hs_fifo_drop_to(struct hs_fifo_consumer *c, uint64_t offset)
 	return 0;
 }
 
+int64_t hs_fifo_spans(struct hs_fifo_consumer *c, uint64_t offset, size_t n,
+		      struct hs_fifo_span out[2])
+{
+	int64_t available = hs_fifo_available(c, offset);
+	if (available < 0)
+		return available;
+	if (n > (uint64_t)available)
+		n = (size_t)available;
+	size_t at = offset & (c->size_bytes - 1);
+	size_t first = c->size_bytes - at < n ? c->size_bytes - at : n;
+	out[0] = (struct hs_fifo_span){ c->shared->data + at, first };
+	out[1] = (struct hs_fifo_span){ c->shared->data, n - first };
+	return (int64_t)n;
+}
+
 int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n)
 {
 	int64_t available = hs_fifo_available(c, c->head);

@@ -71,6 +71,15 @@ void hs_fifo_set_eof(struct hs_fifo_producer *p);
 int64_t hs_fifo_tail(struct hs_fifo_consumer *c);
 /* Bytes from `offset` to the tail, or HS_FIFO_CORRUPT, or HS_FIFO_OUTSIDE below the head. */
 int64_t hs_fifo_available(struct hs_fifo_consumer *c, uint64_t offset);
+/* Where the bytes from `offset` to the tail lie: in one piece, or in two where they wrap around.
+ * Returns how many they are, at most `n`, or an error. The caller may look until it drops them; the
+ * producer does not touch them, if it is an honest one. */
+struct hs_fifo_span {
+	uint8_t *base;
+	size_t bytes;
+};
+int64_t hs_fifo_spans(struct hs_fifo_consumer *c, uint64_t offset, size_t n,
+		      struct hs_fifo_span out[2]);
 /* Copy and drop at most `n` bytes; returns how many, or HS_FIFO_CORRUPT. */
 int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n);
 /* Drop the bytes below `offset`; returns 0, or an error if it is above the tail. */

@@ -43,7 +43,7 @@ class Fifo:
         """Raises ValueError for a size that is not positive, or more than 4 GiB."""
         if not 0 < size_bytes <= _MAX_BYTES:
             raise ValueError(f"a FIFO of {size_bytes} bytes: ask for 1 to {_MAX_BYTES}")
-        self.size = max(_MIN_BYTES, 1 << (size_bytes - 1).bit_length())
+        self.size = self.rounded_up(size_bytes)
         self._mask = self.size - 1
         # Pages that are never touched cost nothing.
         self._block = mmap.mmap(
@@ -57,6 +57,21 @@ class Fifo:
         self._consumer = ffi.new("struct hs_fifo_consumer *")
         lib.hs_fifo_producer_open(self._producer, block, len(self._block))
         lib.hs_fifo_consumer_open(self._consumer, block, len(self._block))
+
+    @staticmethod
+    def rounded_up(size_bytes: int) -> int:
+        """The size of a FIFO for which so many bytes were asked."""
+        return max(_MIN_BYTES, 1 << (size_bytes - 1).bit_length())
+
+    @property
+    def producer_address(self) -> int:
+        """Where struct hs_fifo_producer lies, for C code that puts bytes in."""
+        return int(ffi.cast("uintptr_t", self._producer))
+
+    @property
+    def consumer_address(self) -> int:
+        """Where struct hs_fifo_consumer lies, for C code that takes bytes out."""
+        return int(ffi.cast("uintptr_t", self._consumer))
 
     # --- the producer: an application that sends, or the engine that receives ---
 

@@ -29,8 +29,8 @@ class CidGenerator:
             if not 0 <= value <= most:
                 raise ValueError(f"a connection ID's {name} is 0 to {most}, not {value}")
         first = config.rotation << _ROTATION_SHIFT | (CID_BYTES - 1)
-        self._prefix = bytes((first, *config.host.to_bytes(2, "big"), config.worker))
+        self.prefix = bytes((first, *config.host.to_bytes(2, "big"), config.worker))
 
     def __call__(self) -> bytes:
         """A connection ID of CID_BYTES, its last 8 random."""
-        return self._prefix + os.urandom(_RANDOM_BYTES)
+        return self.prefix + os.urandom(_RANDOM_BYTES)

@@ -182,7 +182,9 @@ class Engine(Protocol):
     """A QUIC engine. All calls come from the worker's own loop; none blocks."""
 
     name: str
-    counters: EngineCounters
+
+    @property
+    def counters(self) -> EngineCounters: ...
 
     def listen(
         self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig

@@ -1,0 +1,60 @@
+"""Builds hoststack.native._quic, the native engine, with cffi in API mode.
+
+It needs ngtcp2 1.11 with its GnuTLS glue; setup.py leaves it out where they are missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+_HERE = Path(__file__).resolve().parent
+_ROOT = _HERE.parent.parent
+
+#: What Python sees; each header brings what it needs itself.
+_HEADERS = ("quic.h",)
+_SOURCES = (
+    "quic_turn.c",
+    "quic_accept.c",
+    "quic_connection.c",
+    "quic_callbacks.c",
+    "quic_stream.c",
+    "quic_tls.c",
+    "quic_tables.c",
+    "wire_handed.c",
+    "paths.c",
+    "frames.c",
+    "udp.c",
+    "fifo.c",
+)
+
+
+def _declarations(header: Path) -> str:
+    lines = header.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+ffibuilder = FFI()
+for _header in _HEADERS:
+    ffibuilder.cdef(_declarations(_HERE / _header))
+ffibuilder.cdef(
+    """
+    extern "Python" int hs_python_make_fifos(void *owner, uint32_t connection, int64_t stream_id,
+                                             struct hs_fifo_producer **rx,
+                                             struct hs_fifo_consumer **tx);
+    """
+)
+ffibuilder.set_source(
+    "hoststack.native._quic",
+    "\n".join(f'#include "{header}"' for header in _HEADERS),
+    sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
+    include_dirs=[str(_HERE), str(_ROOT / "bpf")],
+    depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.glob("*.h"))],
+    libraries=["ngtcp2_crypto_gnutls", "ngtcp2", "gnutls"],
+    py_limited_api=False,
+    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True, tmpdir=str(_ROOT))

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The native QUIC engine: ngtcp2 for the state machine, GnuTLS for TLS, and a turn that takes a
+ * burst of datagrams, moves every connection on, and fills the way out, in one call.
+ *
+ * Stream data lies in FIFOs (fifo.h) that the application shares. Received bytes go from the
+ * decryption buffer into the rx FIFO; packets are written from the tx FIFO, which keeps the bytes
+ * until they are acknowledged.
+ *
+ * One thread at a time. Times are nanoseconds on a clock of the caller's. Pointers to connections
+ * and streams are good until the turn after the one that reported HS_QUIC_FORGOTTEN or
+ * HS_QUIC_STREAM_CLOSED.
+ */
+#ifndef HS_QUIC_H
+#define HS_QUIC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct hs_wire;
+struct hs_path;
+struct hs_quic;
+struct hs_connection;
+struct hs_stream;
+struct hs_listener;
+struct hs_tls;
+struct hs_fifo_producer;
+struct hs_fifo_consumer;
+
+enum {
+	HS_QUIC_SECRET_BYTES = 32,
+	HS_QUIC_MAX_ALPN = 16,
+	HS_QUIC_REASON_BYTES = 256,
+};
+
+/* The numbers are EventKind's (hoststack/quic/seam.py); the last is between engine and Python. */
+enum hs_quic_event_kind {
+	HS_QUIC_ACCEPTED = 1,
+	HS_QUIC_CONNECTED = 2,
+	HS_QUIC_CLOSED = 3,
+	HS_QUIC_STREAM_OPENED = 4,
+	HS_QUIC_READABLE = 5,
+	HS_QUIC_WRITABLE = 6,
+	HS_QUIC_RESET = 7,
+	HS_QUIC_STOPPED = 8,
+	HS_QUIC_STREAM_CLOSED = 9,
+	HS_QUIC_STREAMS_AVAILABLE = 10,
+	HS_QUIC_SEND_FINISHED = 11,
+	HS_QUIC_FORGOTTEN = 100, /* the connection's number is free again */
+};
+
+struct hs_quic_event {
+	uint32_t kind;
+	uint32_t connection; /* its number */
+	int64_t stream_id; /* -1: about the connection */
+	uint64_t info; /* the application's code of RESET and STOPPED */
+	struct hs_stream *stream; /* NULL: about the connection */
+};
+
+/* Why a datagram was dropped before any connection could use it, or with its connection. */
+enum hs_quic_drop {
+	HS_QUIC_DROP_MALFORMED,
+	HS_QUIC_DROP_UNKNOWN_CID,
+	HS_QUIC_DROP_UNKNOWN_VERSION,
+	HS_QUIC_DROP_NO_LISTENER,
+	HS_QUIC_DROP_TOO_SHORT,
+	HS_QUIC_DROP_REFUSED,
+	HS_QUIC_DROP_NO_PATH,
+	HS_QUIC_DROP_UNREADABLE_INITIAL,
+	HS_QUIC_DROP_BAD_TOKEN,
+	HS_QUIC_DROP_CLOSING,
+	HS_QUIC_DROPS, /* how many there are */
+};
+
+/* What happened in a worker's life. */
+struct hs_quic_counters {
+	uint64_t turns;
+	uint64_t empty_turns;
+	uint64_t rx_datagrams;
+	uint64_t tx_datagrams;
+	uint64_t tx_full; /* turns that ended because the way out was full */
+	uint64_t accepted;
+	uint64_t connected;
+	uint64_t closed;
+	uint64_t retries; /* Retry packets sent */
+	uint64_t version_negotiations; /* sent */
+	uint64_t stateless_resets; /* sent */
+	uint64_t key_updates; /* begun by this side */
+	uint64_t drops[HS_QUIC_DROPS];
+};
+
+/* What one connection is told; sizes in bytes. */
+struct hs_quic_config {
+	uint64_t rx_fifo_bytes;
+	uint64_t connection_window_bytes;
+	uint64_t max_streams_bidi;
+	uint64_t max_streams_uni;
+	uint64_t idle_timeout_ns; /* 0: none */
+	uint64_t handshake_timeout_ns;
+	uint64_t keep_alive_ns; /* 0: none */
+	uint64_t packets_per_key; /* sent, before keys are updated */
+	uint32_t max_datagram_bytes; /* 0: what the path carries */
+	uint32_t max_connections;
+	uint8_t congestion_control; /* 0 reno, 1 cubic, 2 bbr */
+	uint8_t probes_mtu; /* PMTUD; without it the path's size is taken for granted */
+	uint8_t retry; /* 0 never, 1 always */
+	uint8_t zero;
+	uint32_t version; /* the client's first choice */
+};
+
+struct hs_quic_close_info {
+	uint64_t code;
+	uint8_t is_application;
+	uint8_t by_peer;
+	uint16_t reason_bytes;
+	uint8_t reason[HS_QUIC_REASON_BYTES];
+};
+
+struct hs_quic_statistics {
+	uint64_t rtt_ns;
+	uint64_t rtt_min_ns;
+	uint64_t rtt_latest_ns;
+	uint64_t cwnd_bytes;
+	uint64_t in_flight_bytes;
+	uint64_t rx_datagrams;
+	uint64_t rx_bytes;
+	uint64_t tx_datagrams;
+	uint64_t tx_bytes;
+	uint64_t acked_bytes; /* of streams */
+	uint64_t streams;
+	uint64_t datagram_bytes; /* the size that is sent now */
+	uint64_t rx_ecn_ce; /* datagrams that came marked */
+};
+
+struct hs_quic_turn {
+	struct hs_quic_event *events;
+	uint32_t event_count;
+	uint32_t parked; /* datagrams of unknown paths, see hs_quic_parked_key */
+	uint32_t received;
+	uint32_t sent;
+	uint8_t more; /* there is work left that waits for nothing */
+	uint8_t blocked; /* datagrams wait for the way out */
+	uint64_t deadline_ns; /* when to call again though nothing came; all ones: never */
+};
+
+/* Makes the FIFOs of a stream that the peer opened: rx where `rx` is not NULL, tx likewise. They
+ * stay until the stream is closed. Returns 0, or -1 if there can be none. */
+typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stream_id,
+				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
+
+/* `cid_prefix` is 4 bytes (bpf/steer.h), `secret` HS_QUIC_SECRET_BYTES: workers that share it
+ * know each other's tokens and resets. NULL without memory. */
+struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
+			    hs_quic_make_fifos make_fifos, void *owner);
+void hs_quic_free(struct hs_quic *q);
+
+/* One burst in, one burst out, again for up to `rounds` times while there is something to do;
+ * then, for `spin_ns`, look for more without sleeping. */
+void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t rounds, uint32_t spin_ns,
+		  struct hs_quic_turn *out);
+uint64_t hs_quic_deadline(struct hs_quic *q);
+
+/* A datagram of an unknown path waits for the caller to say which path that is: the path's id, or
+ * -1 to drop it. The next turn takes it. */
+const uint8_t *hs_quic_parked_key(struct hs_quic *q, uint32_t index);
+void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id);
+
+/* TLS. PEM texts end in a zero byte; `certificate` and `key` may be NULL for a client, `ca` NULL
+ * means the system's. `alpn` is a list as in TLS: length, name, length, name. Returns NULL and
+ * writes one line into `error` where something is wrong. */
+struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
+			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
+			  size_t error_bytes);
+void hs_tls_free(struct hs_tls *tls); /* connections that use it keep it */
+
+/* `ip` is 4 or 16 bytes, all zeros for any. */
+struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
+				   uint16_t port, struct hs_tls *tls,
+				   const struct hs_quic_config *config);
+void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener);
+
+/* Begin a connection along a path; NULL without memory. `server_name` may be a host name or an
+ * address. */
+struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struct hs_tls *tls,
+				      const char *server_name,
+				      const struct hs_quic_config *config, uint64_t now_ns);
+struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number);
+uint32_t hs_connection_number(const struct hs_connection *c);
+/* The number of the listener that it came in on; -1 for a connection of ours. */
+int64_t hs_connection_listener(const struct hs_connection *c);
+uint32_t hs_listener_number(const struct hs_listener *listener);
+uint32_t hs_connection_path(const struct hs_connection *c);
+/* The negotiated protocol; returns its length, 0 for none. */
+size_t hs_connection_alpn(const struct hs_connection *c, uint8_t *out, size_t room);
+void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_close_info *out);
+void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_statistics *out);
+void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *reason,
+			 size_t reason_bytes);
+/* Begin a key update; -1 while the last one is not confirmed yet (RFC 9001 section 6.5). */
+int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns);
+
+/* NULL while the peer's limit forbids it. A unidirectional stream has no `rx`. */
+struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,
+					    struct hs_fifo_producer *rx,
+					    struct hs_fifo_consumer *tx);
+int64_t hs_stream_id(const struct hs_stream *s);
+/* The application wrote into the tx FIFO, or set its end. */
+void hs_stream_send_ready(struct hs_stream *s);
+/* The application read from the rx FIFO. */
+void hs_stream_consumed(struct hs_stream *s);
+void hs_stream_reset(struct hs_stream *s, uint64_t code);
+void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);
+
+void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out);
+
+/* Paths, for the wire's owner. Addresses as on the wire, ports as numbers. Returns the id, or -1 if
+ * no more fit. */
+int64_t hs_quic_add_path(struct hs_quic *q, uint8_t ip_version, const uint8_t *local_ip,
+			 uint16_t local_port, const uint8_t *remote_ip, uint16_t remote_port,
+			 uint32_t scope);
+struct hs_path *hs_quic_path(struct hs_quic *q, uint32_t id);
+void hs_path_set_key(struct hs_quic *q, uint32_t id, const uint8_t *key);
+void hs_path_set_size(struct hs_quic *q, uint32_t id, uint32_t max_datagram_bytes);
+void hs_path_set_header(struct hs_quic *q, uint32_t id, const void *frame_header);
+void hs_path_set_socket(struct hs_quic *q, uint32_t id, int fd, const void *udp_flow);
+uint64_t hs_path_sent(struct hs_quic *q, uint32_t id);
+uint32_t hs_quic_path_count(struct hs_quic *q);
+
+/* A wire that hands its bursts to Python: for links that are written in Python. */
+struct hs_wire *hs_wire_handed_new(uint32_t max_paths);
+void hs_wire_handed_free(struct hs_wire *wire);
+/* The caller's buffer must stay until the turn is over. Returns -1 when the burst is full. */
+int hs_wire_handed_put(struct hs_wire *wire, const uint8_t *data, uint32_t bytes, uint8_t ecn,
+		       uint32_t path_id);
+/* Datagrams that the turn sent: number `index` of them; NULL after the last. */
+const uint8_t *hs_wire_handed_take(struct hs_wire *wire, uint32_t index, uint32_t *bytes,
+				   uint32_t *path_id);
+/* The first `count` of them went; the rest waits, and blocks the way out. */
+void hs_wire_handed_sent(struct hs_wire *wire, uint32_t count);
+
+#endif

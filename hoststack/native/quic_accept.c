@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quic_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+	LEAST_INITIAL_BYTES = 1200, /* RFC 9000 section 14.1 */
+	/* RFC 9000 section 10.3: a reset must look like a packet, and be smaller than what it
+	 * answers, so that two endpoints can't reset each other for ever. */
+	LEAST_RESET_BYTES = 21,
+	MOST_RESET_BYTES = 43,
+	RESETS_PER_SECOND = 64,
+	LONG_HEADER = 0x80,
+};
+
+#define SECOND_NS 1000000000ULL
+#define RETRY_TOKEN_NS (10 * SECOND_NS)
+#define REGULAR_TOKEN_NS (3600 * SECOND_NS)
+
+static const uint32_t VERSIONS[] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
+
+static void drop(struct hs_quic *q, enum hs_quic_drop reason)
+{
+	q->counters.drops[reason]++;
+}
+
+/* --- listeners -------------------------------------------------------------------------------- */
+
+struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
+				   uint16_t port, struct hs_tls *tls,
+				   const struct hs_quic_config *config)
+{
+	struct hs_listener *listener = calloc(1, sizeof(*listener));
+	if (!listener)
+		return NULL;
+	listener->references = 1;
+	listener->number = q->next_listener++;
+	listener->ip_version = ip_version;
+	memcpy(listener->ip, ip, ip_version == 4 ? 4 : 16);
+	listener->port = port;
+	listener->tls = tls;
+	hs_tls_hold(tls);
+	listener->config = *config;
+	listener->next = q->listeners;
+	q->listeners = listener;
+	return listener;
+}
+
+void hs_listener_release(struct hs_listener *listener)
+{
+	if (--listener->references)
+		return;
+	hs_tls_free(listener->tls);
+	free(listener);
+}
+
+void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener)
+{
+	for (struct hs_listener **at = &q->listeners; *at; at = &(*at)->next) {
+		if (*at == listener) {
+			*at = listener->next;
+			hs_listener_release(listener);
+			return;
+		}
+	}
+}
+
+uint32_t hs_listener_number(const struct hs_listener *listener)
+{
+	return listener->number;
+}
+
+static struct hs_listener *find_listener(struct hs_quic *q, const union hs_address *local)
+{
+	static const uint8_t ANY[16];
+	int is_v4 = local->any.sa_family == AF_INET;
+	uint8_t ip[16] = { 0 };
+	uint16_t port = ntohs(is_v4 ? local->v4.sin_port : local->v6.sin6_port);
+	struct hs_listener *of_any = NULL;
+	if (is_v4)
+		memcpy(ip, &local->v4.sin_addr, 4);
+	else
+		memcpy(ip, &local->v6.sin6_addr, 16);
+	for (struct hs_listener *each = q->listeners; each; each = each->next) {
+		if (each->port != port || each->ip_version != (is_v4 ? 4 : 6))
+			continue;
+		if (!memcmp(each->ip, ip, sizeof(ip)))
+			return each;
+		if (!memcmp(each->ip, ANY, sizeof(ip)))
+			of_any = each;
+	}
+	return of_any;
+}
+
+/* --- answers without a connection -------------------------------------------------------------- */
+
+static uint8_t *reserve(struct hs_quic *q, size_t *room)
+{
+	return q->wire->verbs->reserve(q->wire, room);
+}
+
+static int commit(struct hs_quic *q, struct hs_path *path, ngtcp2_ssize bytes)
+{
+	if (bytes <= 0)
+		return 0;
+	q->wire->verbs->commit(q->wire, path, (uint32_t)bytes, 0);
+	return 1;
+}
+
+void hs_park(struct hs_quic *q, const struct hs_received *datagram)
+{
+	if (q->parked_count == HS_WIRE_BURST) {
+		drop(q, HS_QUIC_DROP_NO_PATH);
+		return;
+	}
+	struct hs_parked *parked = &q->parked[q->parked_count];
+	parked->data = malloc(datagram->bytes);
+	if (!parked->data) {
+		drop(q, HS_QUIC_DROP_NO_PATH);
+		return;
+	}
+	memcpy(parked->data, datagram->data, datagram->bytes);
+	memcpy(parked->key, datagram->key, HS_PATH_KEY_BYTES);
+	parked->bytes = datagram->bytes;
+	parked->ecn = datagram->ecn;
+	parked->is_admitted = 0;
+	q->parked_count++;
+}
+
+/* RFC 9000 section 6.1. */
+void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
+		       const ngtcp2_version_cid *ids)
+{
+	uint8_t random;
+	size_t room;
+	if (!q->listeners) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+		return;
+	}
+	if (datagram->bytes < LEAST_INITIAL_BYTES) {
+		drop(q, HS_QUIC_DROP_TOO_SHORT);
+		return;
+	}
+	if (!datagram->path) {
+		hs_park(q, datagram);
+		return;
+	}
+	drop(q, HS_QUIC_DROP_UNKNOWN_VERSION);
+	uint8_t *out = find_listener(q, &datagram->path->local) ? reserve(q, &room) : NULL;
+	if (!out || gnutls_rnd(GNUTLS_RND_NONCE, &random, 1))
+		return;
+	q->counters.version_negotiations +=
+		(uint64_t)commit(q, datagram->path,
+				 ngtcp2_pkt_write_version_negotiation(
+					 out, room, random, ids->scid, ids->scidlen, ids->dcid,
+					 ids->dcidlen, VERSIONS,
+					 sizeof(VERSIONS) / sizeof(VERSIONS[0])));
+}
+
+/* Whether a stateless reset may be sent now: so many a second, no more. */
+static int may_reset(struct hs_quic *q)
+{
+	if (q->now_ns - q->reset_tokens_ns >= SECOND_NS) {
+		q->reset_tokens_ns = q->now_ns;
+		q->reset_budget = RESETS_PER_SECOND;
+	}
+	if (!q->reset_budget)
+		return 0;
+	q->reset_budget--;
+	return 1;
+}
+
+/* A packet of a connection that is gone: its connection ID is one of ours, and the secret still
+ * knows its token (RFC 9000 section 10.3). */
+static void reset_statelessly(struct hs_quic *q, const struct hs_received *datagram)
+{
+	uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN], random[MOST_RESET_BYTES];
+	const uint8_t *dcid = datagram->data + 1;
+	ngtcp2_cid cid;
+	size_t room;
+	drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+	if (datagram->bytes <= LEAST_RESET_BYTES + 1 ||
+	    memcmp(dcid, q->cid_prefix, sizeof(q->cid_prefix)))
+		return;
+	if (!datagram->path) {
+		if (q->reset_budget)
+			hs_park(q, datagram);
+		return;
+	}
+	uint8_t *out = may_reset(q) ? reserve(q, &room) : NULL;
+	if (!out)
+		return;
+	size_t bytes = datagram->bytes - 1 < MOST_RESET_BYTES ? datagram->bytes - 1 :
+								MOST_RESET_BYTES;
+	ngtcp2_cid_init(&cid, dcid, HS_CID_BYTES);
+	if (ngtcp2_crypto_generate_stateless_reset_token(token, q->secret, sizeof(q->secret),
+							 &cid) ||
+	    gnutls_rnd(GNUTLS_RND_NONCE, random, sizeof(random)))
+		return;
+	q->counters.stateless_resets +=
+		(uint64_t)commit(q, datagram->path,
+				 ngtcp2_pkt_write_stateless_reset(
+					 out, room, token, random,
+					 bytes - NGTCP2_STATELESS_RESET_TOKENLEN));
+}
+
+/* RFC 9000 section 8.1.2. */
+static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
+{
+	uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2], cid[HS_CID_BYTES];
+	ngtcp2_cid scid;
+	size_t room;
+	memcpy(cid, q->cid_prefix, sizeof(q->cid_prefix));
+	if (gnutls_rnd(GNUTLS_RND_NONCE, cid + HS_CID_RANDOM_OFFSET,
+		       HS_CID_BYTES - HS_CID_RANDOM_OFFSET))
+		return;
+	ngtcp2_cid_init(&scid, cid, sizeof(cid));
+	ngtcp2_ssize bytes = ngtcp2_crypto_generate_retry_token2(
+		token, q->secret, sizeof(q->secret), hd->version, &path->remote.any,
+		hs_address_bytes(&path->remote), &scid, &hd->dcid, q->now_ns);
+	uint8_t *out = bytes > 0 ? reserve(q, &room) : NULL;
+	if (out)
+		q->counters.retries += (uint64_t)commit(
+			q, path,
+			ngtcp2_crypto_write_retry(out, room, hd->version, &hd->scid, &scid,
+						  &hd->dcid, token, (size_t)bytes));
+}
+
+/* RFC 9000 section 8.1.3: a Retry token that does not hold is answered with INVALID_TOKEN. */
+static void refuse_token(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
+{
+	size_t room;
+	drop(q, HS_QUIC_DROP_BAD_TOKEN);
+	uint8_t *out = reserve(q, &room);
+	if (out)
+		commit(q, path,
+		       ngtcp2_crypto_write_connection_close(out, room, hd->version, &hd->scid,
+							    &hd->dcid, NGTCP2_INVALID_TOKEN, NULL,
+							    0));
+}
+
+/* --- new connections --------------------------------------------------------------------------- */
+
+/* What a client's token says. Returns 0, or -1 if the client was answered instead. */
+static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct hs_path *path,
+			 const ngtcp2_pkt_hd *hd, ngtcp2_cid *original_dcid,
+			 ngtcp2_token_type *type)
+{
+	*type = NGTCP2_TOKEN_TYPE_UNKNOWN;
+	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2) {
+		if (ngtcp2_crypto_verify_retry_token2(
+			    original_dcid, hd->token, hd->tokenlen, q->secret, sizeof(q->secret),
+			    hd->version, &path->remote.any, hs_address_bytes(&path->remote),
+			    &hd->dcid, RETRY_TOKEN_NS, q->now_ns)) {
+			refuse_token(q, path, hd);
+			return -1;
+		}
+		*type = NGTCP2_TOKEN_TYPE_RETRY;
+		return 0;
+	}
+	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_REGULAR &&
+	    !ngtcp2_crypto_verify_regular_token(hd->token, hd->tokenlen, q->secret,
+						sizeof(q->secret), &path->remote.any,
+						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
+						q->now_ns))
+		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;
+	if (listener->config.retry && *type == NGTCP2_TOKEN_TYPE_UNKNOWN) {
+		retry(q, path, hd);
+		return -1;
+	}
+	return 0;
+}
+
+static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
+{
+	struct hs_path *path = datagram->path;
+	struct hs_listener *listener = find_listener(q, &path->local);
+	ngtcp2_token_type type;
+	ngtcp2_cid original_dcid;
+	ngtcp2_pkt_hd hd;
+	if (!listener) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+		return;
+	}
+	if (ngtcp2_accept(&hd, datagram->data, datagram->bytes)) {
+		drop(q, HS_QUIC_DROP_MALFORMED);
+		return;
+	}
+	if (q->connection_count >= listener->config.max_connections ||
+	    q->half_open >= HS_QUIC_MAX_HALF_OPEN) {
+		drop(q, HS_QUIC_DROP_REFUSED);
+		return;
+	}
+	if (examine_token(q, listener, path, &hd, &original_dcid, &type))
+		return;
+	struct hs_connection *c = hs_connection_accept(
+		listener, q, path, &hd,
+		type == NGTCP2_TOKEN_TYPE_RETRY ? &original_dcid : NULL, type);
+	if (c)
+		hs_connection_read(c, datagram);
+	else
+		drop(q, HS_QUIC_DROP_REFUSED);
+}
+
+void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
+		     const ngtcp2_version_cid *ids)
+{
+	if (!(datagram->data[0] & LONG_HEADER)) {
+		reset_statelessly(q, datagram);
+		return;
+	}
+	if (ids->version == 0) { /* Version Negotiation, for nobody here */
+		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+		return;
+	}
+	/* Handshake and 0-RTT packets of no connection, and Initials that are too small. The type's
+	 * bits differ between version 1 and 2 (RFC 9369 section 3.2). */
+	uint8_t type = datagram->data[0] >> 4 & 3;
+	if (type != (ids->version == NGTCP2_PROTO_VER_V2 ? 1 : 0)) {
+		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+		return;
+	}
+	if (!q->listeners) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+	} else if (datagram->bytes < LEAST_INITIAL_BYTES) {
+		drop(q, HS_QUIC_DROP_TOO_SHORT);
+	} else if (!datagram->path) {
+		hs_park(q, datagram);
+	} else {
+		take_initial(q, datagram);
+	}
+}

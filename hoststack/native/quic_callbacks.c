@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quic_internal.h"
+
+#include <string.h>
+
+#define UNUSED __attribute__((unused))
+
+int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token)
+{
+	struct hs_quic *q = c->q;
+	uint8_t bytes[HS_CID_BYTES];
+	memcpy(bytes, q->cid_prefix, sizeof(q->cid_prefix));
+	if (gnutls_rnd(GNUTLS_RND_NONCE, bytes + HS_CID_RANDOM_OFFSET,
+		       HS_CID_BYTES - HS_CID_RANDOM_OFFSET))
+		return -1;
+	ngtcp2_cid_init(cid, bytes, sizeof(bytes));
+	if (ngtcp2_crypto_generate_stateless_reset_token(reset_token, q->secret,
+							 sizeof(q->secret), cid))
+		return -1;
+	return hs_cids_add(&q->cids, c, bytes, sizeof(bytes));
+}
+
+static int get_new_connection_id(UNUSED ngtcp2_conn *conn, ngtcp2_cid *cid, uint8_t *token,
+				 UNUSED size_t bytes, void *user_data)
+{
+	return hs_new_cid(user_data, cid, token) ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
+}
+
+static int remove_connection_id(UNUSED ngtcp2_conn *conn, const ngtcp2_cid *cid, void *user_data)
+{
+	struct hs_connection *c = user_data;
+	hs_cids_remove(&c->q->cids, c, cid->data, cid->datalen);
+	return 0;
+}
+
+static void get_random(uint8_t *out, size_t bytes, UNUSED const ngtcp2_rand_ctx *context)
+{
+	/* Not for secrets: ngtcp2 spreads packet numbers and the like with it. */
+	if (gnutls_rnd(GNUTLS_RND_NONCE, out, bytes))
+		memset(out, 0, bytes);
+}
+
+static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
+{
+	struct hs_connection *c = user_data;
+	struct hs_quic *q = c->q;
+	c->state = HS_OPEN;
+	if (c->listener) {
+		q->half_open--;
+		q->counters.accepted++;
+		/* A ticket that can't be sent is no reason to end the connection. */
+		gnutls_session_ticket_send(c->session, 1, 0);
+	} else {
+		q->counters.connected++;
+	}
+	if (c->config.keep_alive_ns)
+		ngtcp2_conn_set_keep_alive_timeout(c->conn, c->config.keep_alive_ns);
+	hs_touch(c, HS_PENDING_ESTABLISHED);
+	return 0;
+}
+
+/* --- streams ---------------------------------------------------------------------------------- */
+
+static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
+{
+	struct hs_connection *c = user_data;
+	struct hs_fifo_producer *rx = NULL;
+	struct hs_fifo_consumer *tx = NULL;
+	int is_uni = !ngtcp2_is_bidi_stream(stream_id);
+	if (c->q->make_fifos(c->q->owner, c->number, stream_id, &rx, is_uni ? NULL : &tx) || !rx ||
+	    (!is_uni && !tx))
+		return NGTCP2_ERR_CALLBACK_FAILURE;
+	struct hs_stream *s = hs_stream_new(c, stream_id, 0, rx, tx);
+	if (!s)
+		return NGTCP2_ERR_CALLBACK_FAILURE;
+	ngtcp2_conn_set_stream_user_data(conn, stream_id, s);
+	hs_touch_stream(s, HS_PENDING_OPENED);
+	return 0;
+}
+
+static int recv_stream_data(UNUSED ngtcp2_conn *conn, uint32_t flags, UNUSED int64_t stream_id,
+			    uint64_t offset, const uint8_t *data, size_t bytes,
+			    UNUSED void *user_data, void *stream_user_data)
+{
+	struct hs_stream *s = stream_user_data;
+	if (s && hs_stream_receive(s, offset, data, bytes, flags & NGTCP2_STREAM_DATA_FLAG_FIN))
+		return NGTCP2_ERR_CALLBACK_FAILURE;
+	return 0;
+}
+
+static int acked_stream_data_offset(UNUSED ngtcp2_conn *conn, UNUSED int64_t stream_id,
+				    uint64_t offset, uint64_t bytes, UNUSED void *user_data,
+				    void *stream_user_data)
+{
+	if (stream_user_data)
+		hs_stream_acknowledge(stream_user_data, offset, bytes);
+	return 0;
+}
+
+static int stream_close(UNUSED ngtcp2_conn *conn, UNUSED uint32_t flags, UNUSED int64_t stream_id,
+			UNUSED uint64_t code, UNUSED void *user_data, void *stream_user_data)
+{
+	if (stream_user_data)
+		hs_stream_on_gone(stream_user_data);
+	return 0;
+}
+
+static int stream_reset(UNUSED ngtcp2_conn *conn, UNUSED int64_t stream_id,
+			UNUSED uint64_t final_size, uint64_t code, UNUSED void *user_data,
+			void *stream_user_data)
+{
+	if (stream_user_data)
+		hs_stream_on_reset(stream_user_data, code);
+	return 0;
+}
+
+static int stream_stop_sending(UNUSED ngtcp2_conn *conn, UNUSED int64_t stream_id, uint64_t code,
+			       UNUSED void *user_data, void *stream_user_data)
+{
+	if (stream_user_data)
+		hs_stream_on_stopped(stream_user_data, code);
+	return 0;
+}
+
+static int extend_max_streams(UNUSED ngtcp2_conn *conn, UNUSED uint64_t most, void *user_data)
+{
+	hs_touch(user_data, HS_PENDING_STREAMS_AVAILABLE);
+	return 0;
+}
+
+static int extend_max_stream_data(UNUSED ngtcp2_conn *conn, UNUSED int64_t stream_id,
+				  UNUSED uint64_t most, UNUSED void *user_data,
+				  void *stream_user_data)
+{
+	struct hs_stream *s = stream_user_data;
+	if (s && s->is_blocked) {
+		s->is_blocked = 0;
+		hs_stream_look(s);
+	}
+	return 0;
+}
+
+static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
+				UNUSED const ngtcp2_pkt_stateless_reset *reset, void *user_data)
+{
+	struct hs_connection *c = user_data;
+	c->was_reset = 1;
+	return 0;
+}
+
+#define BOTH                                                             \
+	.recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,           \
+	.handshake_completed = handshake_completed,                      \
+	.encrypt = ngtcp2_crypto_encrypt_cb,                             \
+	.decrypt = ngtcp2_crypto_decrypt_cb,                             \
+	.hp_mask = ngtcp2_crypto_hp_mask_cb,                             \
+	.recv_stream_data = recv_stream_data,                            \
+	.acked_stream_data_offset = acked_stream_data_offset,            \
+	.stream_open = stream_open,                                      \
+	.stream_close = stream_close,                                    \
+	.recv_stateless_reset = recv_stateless_reset,                    \
+	.extend_max_local_streams_bidi = extend_max_streams,             \
+	.extend_max_local_streams_uni = extend_max_streams,              \
+	.rand = get_random,                                              \
+	.get_new_connection_id = get_new_connection_id,                  \
+	.remove_connection_id = remove_connection_id,                    \
+	.update_key = ngtcp2_crypto_update_key_cb,                       \
+	.stream_reset = stream_reset,                                    \
+	.extend_max_stream_data = extend_max_stream_data,                \
+	.delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb, \
+	.delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb, \
+	.get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb, \
+	.stream_stop_sending = stream_stop_sending,                      \
+	.version_negotiation = ngtcp2_crypto_version_negotiation_cb
+
+const ngtcp2_callbacks hs_client_callbacks = {
+	BOTH,
+	.client_initial = ngtcp2_crypto_client_initial_cb,
+	.recv_retry = ngtcp2_crypto_recv_retry_cb,
+};
+
+const ngtcp2_callbacks hs_server_callbacks = {
+	BOTH,
+	.recv_client_initial = ngtcp2_crypto_recv_client_initial_cb,
+};

@@ -1,0 +1,619 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "quic_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+	ACTIVE_CID_LIMIT = 4, /* of the peer's connection IDs, kept for changes of path */
+	CLOSING_PTOS = 3, /* RFC 9000 section 10.2 */
+	MILLISECOND_NS = 1000000,
+	/* Below this RTT a burst is not paced: the caller's timers are no finer, and on such a
+	 * path a burst is what fills it. */
+	PACED_RTT_NS = 4 * MILLISECOND_NS,
+	LEAST_DATAGRAM_BYTES = 1200, /* RFC 9000 section 14.1 */
+};
+
+static const uint32_t VERSIONS[] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
+
+static ngtcp2_path ngtcp2_path_of(struct hs_path *path)
+{
+	return (ngtcp2_path){
+		.local = { &path->local.any, hs_address_bytes(&path->local) },
+		.remote = { &path->remote.any, hs_address_bytes(&path->remote) },
+	};
+}
+
+static void use_path(struct hs_connection *c, struct hs_path *path)
+{
+	if (c->path)
+		c->path->references--;
+	path->references++;
+	c->path = path;
+}
+
+/* --- beginning -------------------------------------------------------------------------------- */
+
+static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settings,
+			  uint16_t *probe)
+{
+	static const ngtcp2_cc_algo ALGORITHMS[] = { NGTCP2_CC_ALGO_RENO, NGTCP2_CC_ALGO_CUBIC,
+						     NGTCP2_CC_ALGO_BBR };
+	const struct hs_quic_config *config = &c->config;
+	uint32_t most = c->path->max_datagram_bytes;
+	if (config->max_datagram_bytes && config->max_datagram_bytes < most)
+		most = config->max_datagram_bytes;
+	if (most < LEAST_DATAGRAM_BYTES)
+		most = LEAST_DATAGRAM_BYTES;
+	ngtcp2_settings_default(settings);
+	settings->initial_ts = c->q->now_ns;
+	settings->cc_algo = ALGORITHMS[config->congestion_control % 3];
+	settings->max_tx_udp_payload_size = most;
+	settings->no_tx_udp_payload_size_shaping = !config->probes_mtu;
+	settings->no_pmtud = !config->probes_mtu || most == LEAST_DATAGRAM_BYTES;
+	/* One probe: what the interface carries is known, whether the rest of the path does is not. */
+	*probe = (uint16_t)most;
+	settings->pmtud_probes = probe;
+	settings->pmtud_probeslen = !settings->no_pmtud;
+	settings->handshake_timeout = config->handshake_timeout_ns;
+	settings->available_versions = VERSIONS;
+	settings->available_versionslen = sizeof(VERSIONS) / sizeof(VERSIONS[0]);
+}
+
+static void fill_parameters(const struct hs_connection *c, ngtcp2_transport_params *params)
+{
+	const struct hs_quic_config *config = &c->config;
+	ngtcp2_transport_params_default(params);
+	params->initial_max_stream_data_bidi_local = config->rx_fifo_bytes;
+	params->initial_max_stream_data_bidi_remote = config->rx_fifo_bytes;
+	params->initial_max_stream_data_uni = config->rx_fifo_bytes;
+	params->initial_max_data = config->connection_window_bytes;
+	params->initial_max_streams_bidi = config->max_streams_bidi;
+	params->initial_max_streams_uni = config->max_streams_uni;
+	params->max_idle_timeout = config->idle_timeout_ns;
+	params->active_connection_id_limit = ACTIVE_CID_LIMIT;
+}
+
+static struct hs_connection *new_connection(struct hs_quic *q, struct hs_path *path,
+					    struct hs_tls *tls, const struct hs_quic_config *config)
+{
+	struct hs_connection *c = calloc(1, sizeof(*c));
+	if (!c)
+		return NULL;
+	c->q = q;
+	c->deadline_ns = UINT64_MAX;
+	c->config = *config;
+	c->key_update_at = config->packets_per_key;
+	c->touched_end = &c->touched_streams;
+	c->tls = tls;
+	hs_tls_hold(tls);
+	use_path(c, path);
+	if (hs_number_take(q, c)) {
+		path->references--;
+		hs_tls_free(tls);
+		free(c);
+		return NULL;
+	}
+	return c;
+}
+
+struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct hs_quic *q,
+					   struct hs_path *path, const ngtcp2_pkt_hd *hd,
+					   const ngtcp2_cid *original_dcid,
+					   ngtcp2_token_type token_type)
+{
+	struct hs_connection *c = new_connection(q, path, listener->tls, &listener->config);
+	if (!c)
+		return NULL;
+	c->listener = listener;
+	listener->references++;
+	q->half_open++;
+	ngtcp2_settings settings;
+	ngtcp2_transport_params params;
+	ngtcp2_cid scid;
+	uint16_t probe;
+	fill_settings(c, &settings, &probe);
+	fill_parameters(c, &params);
+	if (token_type != NGTCP2_TOKEN_TYPE_UNKNOWN) {
+		settings.token = hd->token;
+		settings.tokenlen = hd->tokenlen;
+		settings.token_type = token_type;
+	}
+	params.original_dcid = original_dcid ? *original_dcid : hd->dcid;
+	params.original_dcid_present = 1;
+	if (original_dcid) {
+		params.retry_scid = hd->dcid;
+		params.retry_scid_present = 1;
+	}
+	params.stateless_reset_token_present = 1;
+	ngtcp2_path way = ngtcp2_path_of(path);
+	/* A client's first flight goes to the connection ID that the client picked. */
+	if (hs_new_cid(c, &scid, params.stateless_reset_token) ||
+	    (hs_cids_add(&q->cids, c, hd->dcid.data, hd->dcid.datalen) && !original_dcid) ||
+	    ngtcp2_conn_server_new(&c->conn, &hd->scid, &scid, &way, hd->version,
+				   &hs_server_callbacks, &settings, &params, NULL, c) ||
+	    hs_tls_session(c, 1)) {
+		hs_connection_free(c);
+		return NULL;
+	}
+	ngtcp2_conn_set_tls_native_handle(c->conn, c->session);
+	return c;
+}
+
+struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struct hs_tls *tls,
+				      const char *server_name,
+				      const struct hs_quic_config *config, uint64_t now_ns)
+{
+	struct hs_path *path = hs_quic_path(q, path_id);
+	struct hs_connection *c = path ? new_connection(q, path, tls, config) : NULL;
+	if (!c)
+		return NULL;
+	q->now_ns = now_ns;
+	ngtcp2_settings settings;
+	ngtcp2_transport_params params;
+	ngtcp2_cid scid, dcid;
+	uint8_t unused_token[NGTCP2_STATELESS_RESET_TOKENLEN];
+	uint16_t probe;
+	fill_settings(c, &settings, &probe);
+	fill_parameters(c, &params);
+	/* RFC 9000 section 7.2: "This Destination Connection ID MUST be at least 8 bytes in length"
+	 * and "MUST be unpredictable". */
+	dcid.datalen = HS_CID_MAX_BYTES;
+	ngtcp2_path way = ngtcp2_path_of(path);
+	c->server_name = strdup(server_name);
+	if (!c->server_name || gnutls_rnd(GNUTLS_RND_NONCE, dcid.data, dcid.datalen) ||
+	    hs_new_cid(c, &scid, unused_token) ||
+	    ngtcp2_conn_client_new(&c->conn, &dcid, &scid, &way, config->version,
+				   &hs_client_callbacks, &settings, &params, NULL, c) ||
+	    hs_tls_session(c, 0)) {
+		hs_connection_free(c);
+		return NULL;
+	}
+	ngtcp2_conn_set_tls_native_handle(c->conn, c->session);
+	hs_make_due(c);
+	return c;
+}
+
+void hs_connection_free(struct hs_connection *c)
+{
+	struct hs_quic *q = c->q;
+	hs_cids_remove_all(&q->cids, c);
+	hs_heap_remove(q, c);
+	while (c->streams) {
+		struct hs_stream *s = c->streams;
+		hs_stream_unlink(s);
+		free(s);
+	}
+	if (c->conn)
+		ngtcp2_conn_del(c->conn);
+	if (c->session)
+		gnutls_deinit(c->session);
+	if (c->listener) {
+		if (c->state == HS_OPENING)
+			q->half_open--;
+		hs_listener_release(c->listener);
+	}
+	hs_number_give(q, c);
+	c->path->references--;
+	hs_tls_free(c->tls);
+	free(c->server_name);
+	free(c->close_packet);
+	free(c);
+}
+
+/* --- the end ---------------------------------------------------------------------------------- */
+
+static void set_reason(struct hs_connection *c, const uint8_t *reason, size_t bytes)
+{
+	if (bytes > HS_QUIC_REASON_BYTES)
+		bytes = HS_QUIC_REASON_BYTES;
+	memcpy(c->close_info.reason, reason, bytes);
+	c->close_info.reason_bytes = (uint16_t)bytes;
+}
+
+/* The state that the handshake was in must not be counted as half open any more. */
+static void leave(struct hs_connection *c, enum hs_connection_state state)
+{
+	if (c->listener && c->state == HS_OPENING)
+		c->q->half_open--;
+	else if (c->state <= HS_OPEN)
+		c->q->counters.closed++;
+	/* Of a peer's handshake that failed nobody was told. */
+	if (c->state == HS_OPEN || (c->state == HS_OPENING && !c->listener))
+		hs_touch(c, HS_PENDING_CLOSED);
+	c->state = (uint8_t)state;
+	if (state == HS_OVER)
+		hs_touch(c, HS_PENDING_FORGOTTEN);
+}
+
+static void end_silently(struct hs_connection *c, const char *reason)
+{
+	set_reason(c, (const uint8_t *)reason, strlen(reason));
+	leave(c, HS_OVER);
+}
+
+static void wait_for_stragglers(struct hs_connection *c, enum hs_connection_state state)
+{
+	leave(c, state);
+	hs_heap_set(c->q, c, c->q->now_ns + CLOSING_PTOS * ngtcp2_conn_get_pto(c->conn));
+}
+
+/* Write CONNECTION_CLOSE and keep it, to be sent again when the peer goes on. */
+static void begin_closing(struct hs_connection *c, const ngtcp2_ccerr *error)
+{
+	ngtcp2_path_storage way;
+	ngtcp2_pkt_info info;
+	ngtcp2_ssize bytes = 0;
+	ngtcp2_path_storage_zero(&way);
+	c->close_packet = malloc(HS_QUIC_CLOSE_PACKET_BYTES);
+	if (c->close_packet)
+		bytes = ngtcp2_conn_write_connection_close(c->conn, &way.path, &info,
+							   c->close_packet,
+							   HS_QUIC_CLOSE_PACKET_BYTES, error,
+							   c->q->now_ns);
+	if (bytes <= 0) {
+		leave(c, HS_OVER); /* there is nobody yet to whom it could be said */
+		return;
+	}
+	c->close_bytes = (uint16_t)bytes;
+	c->close_is_due = 1;
+	wait_for_stragglers(c, HS_CLOSING);
+	hs_make_due(c);
+}
+
+/* Close because of an error of ngtcp2's. */
+static void fail(struct hs_connection *c, int error)
+{
+	char text[HS_QUIC_REASON_BYTES] = "";
+	ngtcp2_ccerr why;
+	ngtcp2_ccerr_default(&why);
+	if (error == NGTCP2_ERR_CRYPTO) {
+		ngtcp2_ccerr_set_tls_alert(&why, ngtcp2_conn_get_tls_alert(c->conn), NULL, 0);
+		hs_tls_failure(c, text, sizeof(text));
+	} else {
+		ngtcp2_ccerr_set_liberr(&why, error, NULL, 0);
+	}
+	const char *reason = text[0] ? text : ngtcp2_strerror(error);
+	set_reason(c, (const uint8_t *)reason, strlen(reason));
+	c->close_info.code = why.error_code;
+	begin_closing(c, &why);
+}
+
+/* Close because the application wants it. */
+static void close_for_application(struct hs_connection *c)
+{
+	ngtcp2_ccerr why;
+	ngtcp2_ccerr_default(&why);
+	ngtcp2_ccerr_set_application_error(&why, c->close_info.code, c->close_info.reason,
+					   c->close_info.reason_bytes);
+	begin_closing(c, &why);
+}
+
+void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *reason,
+			 size_t reason_bytes)
+{
+	if (c->state > HS_OPEN || c->close_is_due)
+		return;
+	c->close_info.code = code;
+	c->close_info.is_application = 1;
+	set_reason(c, reason, reason_bytes);
+	c->close_is_due = 1;
+	hs_make_due(c);
+}
+
+static void end_by_peer(struct hs_connection *c)
+{
+	static const char RESET[] = "Stateless reset";
+	const ngtcp2_ccerr *why = ngtcp2_conn_get_ccerr(c->conn);
+	c->close_info.by_peer = 1;
+	if (c->was_reset) {
+		c->close_info.is_application = 0;
+		c->close_info.code = 0;
+		set_reason(c, (const uint8_t *)RESET, sizeof(RESET) - 1);
+	} else {
+		c->close_info.is_application = why->type == NGTCP2_CCERR_TYPE_APPLICATION;
+		c->close_info.code = why->error_code;
+		set_reason(c, why->reason, why->reasonlen);
+	}
+	c->close_is_due = 0;
+	wait_for_stragglers(c, HS_DRAINING);
+}
+
+void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_close_info *out)
+{
+	*out = c->close_info;
+}
+
+/* --- reading, and time ------------------------------------------------------------------------ */
+
+/* What ngtcp2 says that does not end the connection is 0. */
+static void heed(struct hs_connection *c, int result)
+{
+	switch (result) {
+	case 0:
+		break;
+	case NGTCP2_ERR_DRAINING:
+		end_by_peer(c);
+		break;
+	case NGTCP2_ERR_CLOSING:
+		break;
+	case NGTCP2_ERR_IDLE_CLOSE:
+		end_silently(c, "Idle timeout");
+		break;
+	case NGTCP2_ERR_HANDSHAKE_TIMEOUT:
+		end_silently(c, "No answer");
+		break;
+	case NGTCP2_ERR_DROP_CONN:
+		c->q->counters.drops[HS_QUIC_DROP_UNREADABLE_INITIAL]++;
+		end_silently(c, "The first packet could not be read");
+		break;
+	default:
+		fail(c, result);
+	}
+}
+
+/* RFC 9000 section 10.2.1: "An endpoint SHOULD limit the rate at which it generates packets in
+ * the closing state. For instance, an endpoint could wait for a progressively increasing number of
+ * received packets": here powers of two. */
+static void answer_while_closing(struct hs_connection *c)
+{
+	uint64_t n = ++c->came_while_closing;
+	c->q->counters.drops[HS_QUIC_DROP_CLOSING]++;
+	if (c->state == HS_CLOSING && !(n & (n - 1))) {
+		c->close_is_due = 1;
+		hs_make_due(c);
+	}
+}
+
+void hs_connection_read(struct hs_connection *c, const struct hs_received *datagram)
+{
+	if (c->state > HS_OPEN) {
+		answer_while_closing(c);
+		return;
+	}
+	c->rx_datagrams++;
+	c->rx_bytes += datagram->bytes;
+	c->rx_ecn_ce += datagram->ecn == 3;
+	ngtcp2_path way = ngtcp2_path_of(datagram->path);
+	ngtcp2_pkt_info info = { .ecn = datagram->ecn };
+	heed(c, ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
+				     c->q->now_ns));
+	hs_make_due(c);
+}
+
+void hs_connection_expire(struct hs_connection *c)
+{
+	if (c->state == HS_CLOSING || c->state == HS_DRAINING) {
+		leave(c, HS_OVER);
+		return;
+	}
+	heed(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
+	hs_make_due(c);
+}
+
+void hs_connection_set_timer(struct hs_connection *c)
+{
+	if (c->state <= HS_OPEN)
+		hs_heap_set(c->q, c, ngtcp2_conn_get_expiry(c->conn));
+}
+
+/* --- writing ---------------------------------------------------------------------------------- */
+
+/* The path that ngtcp2 wants a packet to go along; NULL if nothing is known of it. */
+static struct hs_path *path_for(struct hs_connection *c, const ngtcp2_path *way)
+{
+	ngtcp2_path own = ngtcp2_path_of(c->path);
+	if (ngtcp2_path_eq(&own, way))
+		return c->path;
+	union hs_address local = { 0 }, remote = { 0 };
+	memcpy(&local, way->local.addr, way->local.addrlen);
+	memcpy(&remote, way->remote.addr, way->remote.addrlen);
+	struct hs_path *path = hs_paths_by_address(&c->q->wire->paths, &local, &remote);
+	/* The connection has moved, or this is only a probe. */
+	if (path && ngtcp2_path_eq(ngtcp2_conn_get_path(c->conn), way))
+		use_path(c, path);
+	return path;
+}
+
+/* One packet, with whatever streams fit into it. Returns its size, 0 for none, or an error. */
+static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
+				 uint8_t *out, size_t room)
+{
+	int is_window_empty = 0;
+	for (;;) {
+		struct hs_stream *s = is_window_empty ? NULL : c->first_to_send;
+		ngtcp2_vec pieces[2];
+		ngtcp2_ssize taken = -1;
+		size_t count = 0, offered = 0;
+		uint32_t flags = 0;
+		int fin = 0;
+		if (s) {
+			count = hs_stream_gather(s, pieces, &offered, &fin);
+			if (!offered && !fin) {
+				hs_stream_stop_listing(s);
+				continue;
+			}
+			flags = NGTCP2_WRITE_STREAM_FLAG_MORE |
+				(fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0);
+		}
+		ngtcp2_ssize bytes = ngtcp2_conn_writev_stream(c->conn, way, info, out, room,
+							       &taken, flags, s ? s->id : -1,
+							       pieces, count, c->q->now_ns);
+		if (s && taken >= 0)
+			hs_stream_was_sent(s, (size_t)taken, offered, fin);
+		switch (bytes) {
+		case NGTCP2_ERR_WRITE_MORE:
+			break;
+		case NGTCP2_ERR_STREAM_DATA_BLOCKED:
+			if (ngtcp2_conn_get_max_data_left(c->conn) == 0) {
+				is_window_empty = 1;
+			} else {
+				s->is_blocked = 1;
+				hs_stream_stop_listing(s);
+			}
+			break;
+		case NGTCP2_ERR_STREAM_SHUT_WR:
+		case NGTCP2_ERR_STREAM_NOT_FOUND:
+			hs_stream_stop_listing(s);
+			break;
+		default:
+			return bytes;
+		}
+	}
+}
+
+static void give_next_stream_its_turn(struct hs_connection *c)
+{
+	struct hs_stream *s = c->first_to_send;
+	if (s && s != c->last_to_send) {
+		hs_stream_stop_listing(s);
+		hs_stream_look(s);
+	}
+}
+
+/* Keys are updated before AES-GCM's limit is reached (RFC 9001 section 6.6). */
+static void update_key_if_due(struct hs_connection *c)
+{
+	if (c->tx_datagrams < c->key_update_at || c->state != HS_OPEN)
+		return;
+	hs_connection_update_key(c, c->q->now_ns);
+}
+
+int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns)
+{
+	if (c->state != HS_OPEN || ngtcp2_conn_initiate_key_update(c->conn, now_ns))
+		return -1;
+	c->key_update_at = c->tx_datagrams + c->config.packets_per_key;
+	c->q->counters.key_updates++;
+	return 0;
+}
+
+static int send_close(struct hs_connection *c)
+{
+	struct hs_wire *wire = c->q->wire;
+	size_t room;
+	if (c->state <= HS_OPEN)
+		close_for_application(c);
+	if (c->state != HS_CLOSING) {
+		c->close_is_due = 0;
+		return 0;
+	}
+	uint8_t *out = wire->verbs->reserve(wire, &room);
+	if (!out)
+		return -1;
+	c->close_is_due = 0;
+	if (room < c->close_bytes)
+		return 0;
+	memcpy(out, c->close_packet, c->close_bytes);
+	wire->verbs->commit(wire, c->path, c->close_bytes, 0);
+	return 1;
+}
+
+static void pace(struct hs_connection *c)
+{
+	ngtcp2_conn_info info;
+	ngtcp2_conn_get_conn_info(c->conn, &info);
+	c->is_paced = c->config.congestion_control == 2 || info.smoothed_rtt >= PACED_RTT_NS;
+	/* Only this call makes ngtcp2 pace. */
+	if (c->is_paced && c->state == HS_OPEN)
+		ngtcp2_conn_update_pkt_tx_time(c->conn, c->q->now_ns);
+}
+
+int hs_connection_write(struct hs_connection *c, int share)
+{
+	struct hs_wire *wire = c->q->wire;
+	int written = 0;
+	if (c->close_is_due)
+		return send_close(c);
+	update_key_if_due(c);
+	while (written < share && c->state <= HS_OPEN) {
+		ngtcp2_path_storage way;
+		ngtcp2_pkt_info info = { 0 };
+		size_t room;
+		uint8_t *out = wire->verbs->reserve(wire, &room);
+		if (!out)
+			return -1;
+		ngtcp2_path_storage_zero(&way);
+		ngtcp2_ssize bytes = write_packet(c, &way.path, &info, out, room);
+		if (bytes < 0) {
+			fail(c, (int)bytes);
+			return written;
+		}
+		if (bytes == 0)
+			break;
+		struct hs_path *path = path_for(c, &way.path);
+		c->tx_datagrams++;
+		c->tx_bytes += (uint64_t)bytes;
+		if (path) {
+			path->tx_datagrams++;
+			wire->verbs->commit(wire, path, (uint32_t)bytes, info.ecn);
+		} else {
+			c->q->counters.drops[HS_QUIC_DROP_NO_PATH]++;
+		}
+		written++;
+	}
+	if (written) {
+		pace(c);
+		give_next_stream_its_turn(c);
+	}
+	return written;
+}
+
+/* --- for the caller --------------------------------------------------------------------------- */
+
+struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,
+					    struct hs_fifo_producer *rx,
+					    struct hs_fifo_consumer *tx)
+{
+	int64_t id;
+	if (c->state != HS_OPEN)
+		return NULL;
+	int failed = is_unidirectional ? ngtcp2_conn_open_uni_stream(c->conn, &id, NULL) :
+					 ngtcp2_conn_open_bidi_stream(c->conn, &id, NULL);
+	if (failed)
+		return NULL;
+	struct hs_stream *s = hs_stream_new(c, id, 1, rx, tx);
+	if (!s) {
+		ngtcp2_conn_shutdown_stream(c->conn, 0, id, 0);
+		return NULL;
+	}
+	ngtcp2_conn_set_stream_user_data(c->conn, id, s);
+	return s;
+}
+
+uint32_t hs_connection_number(const struct hs_connection *c)
+{
+	return c->number;
+}
+
+int64_t hs_connection_listener(const struct hs_connection *c)
+{
+	return c->listener ? (int64_t)c->listener->number : -1;
+}
+
+uint32_t hs_connection_path(const struct hs_connection *c)
+{
+	return c->path->id;
+}
+
+void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_statistics *out)
+{
+	ngtcp2_conn_info info;
+	ngtcp2_conn_get_conn_info(c->conn, &info);
+	*out = (struct hs_quic_statistics){
+		.rtt_ns = info.smoothed_rtt,
+		.rtt_min_ns = info.min_rtt == UINT64_MAX ? 0 : info.min_rtt,
+		.rtt_latest_ns = info.latest_rtt,
+		.cwnd_bytes = info.cwnd,
+		.in_flight_bytes = info.bytes_in_flight,
+		.rx_datagrams = c->rx_datagrams,
+		.rx_bytes = c->rx_bytes,
+		.tx_datagrams = c->tx_datagrams,
+		.tx_bytes = c->tx_bytes,
+		.acked_bytes = c->acked_bytes,
+		.streams = c->stream_count,
+		.datagram_bytes = ngtcp2_conn_get_path_max_tx_udp_payload_size(c->conn),
+		.rx_ecn_ce = c->rx_ecn_ce,
+	};
+}

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the files of the native engine share. Each has one subject:
+ *
+ *   quic_turn.c        bursts in and out, timers, what goes to the caller
+ *   quic_accept.c      datagrams that belong to no connection
+ *   quic_connection.c  a connection's life: beginning, reading, writing, closing
+ *   quic_callbacks.c   what ngtcp2 tells and asks
+ *   quic_stream.c      streams and their FIFOs
+ *   quic_tls.c         GnuTLS credentials and sessions
+ *   quic_tables.c      connections by connection ID, and by deadline
+ *
+ * Calls go down this list, never up; quic_callbacks.c is entered from ngtcp2 alone.
+ */
+#ifndef HS_QUIC_INTERNAL_H
+#define HS_QUIC_INTERNAL_H
+
+#include <gnutls/crypto.h>
+#include <gnutls/gnutls.h>
+#include <ngtcp2/ngtcp2.h>
+#include <ngtcp2/ngtcp2_crypto.h>
+#include <ngtcp2/ngtcp2_crypto_gnutls.h>
+
+#include "fifo.h"
+#include "quic.h"
+#include "steer.h"
+#include "wire.h"
+
+enum {
+	HS_QUIC_MAX_HALF_OPEN = 8192, /* handshakes of peers under way at once */
+	HS_QUIC_CLOSE_PACKET_BYTES = 1252, /* room for a CONNECTION_CLOSE in any handshake state */
+	HS_QUIC_TICKET_KEY_BYTES = 64, /* what GnuTLS wants */
+};
+
+struct hs_cid_entry {
+	struct hs_cid_entry *next; /* in the bucket */
+	struct hs_cid_entry *next_own; /* of the connection */
+	struct hs_connection *connection;
+	uint8_t bytes;
+	uint8_t cid[NGTCP2_MAX_CIDLEN];
+};
+
+struct hs_cid_table {
+	uint64_t seed[2];
+	uint32_t mask;
+	uint32_t count;
+	struct hs_cid_entry **buckets;
+};
+
+struct hs_tls {
+	uint32_t references;
+	gnutls_certificate_credentials_t credentials;
+	gnutls_priority_t priority;
+	gnutls_datum_t alpn[HS_QUIC_MAX_ALPN];
+	uint32_t alpn_count;
+	uint8_t *alpn_names;
+	uint8_t verifies;
+};
+
+struct hs_listener {
+	struct hs_listener *next;
+	uint32_t references; /* one of the engine's, and one of each connection */
+	uint32_t number;
+	uint8_t ip_version;
+	uint8_t ip[16]; /* all zeros: any */
+	uint16_t port;
+	struct hs_tls *tls;
+	struct hs_quic_config config;
+};
+
+/* Bits of what there is to tell about a connection or a stream. */
+enum hs_pending {
+	HS_PENDING_ESTABLISHED = 1 << 0,
+	HS_PENDING_STREAMS_AVAILABLE = 1 << 1,
+	HS_PENDING_CLOSED = 1 << 2,
+	HS_PENDING_FORGOTTEN = 1 << 3,
+	HS_PENDING_OPENED = 1 << 4,
+	HS_PENDING_READABLE = 1 << 5,
+	HS_PENDING_RESET = 1 << 6,
+	HS_PENDING_STOPPED = 1 << 7,
+	HS_PENDING_WRITABLE = 1 << 8,
+	HS_PENDING_SEND_FINISHED = 1 << 9,
+	HS_PENDING_STREAM_CLOSED = 1 << 10,
+};
+
+struct hs_stream {
+	struct hs_connection *connection;
+	int64_t id;
+	struct hs_stream *next, *previous; /* of the connection */
+	struct hs_stream *next_to_send, *previous_to_send;
+	struct hs_stream *next_touched;
+	struct hs_fifo_producer *rx; /* NULL: it only sends */
+	struct hs_fifo_consumer *tx; /* NULL: it only receives */
+	uint64_t credited; /* received bytes for which the windows were moved */
+	uint64_t tx_next; /* the first byte that was not sent yet */
+	uint64_t tx_acked;
+	uint64_t reset_code;
+	uint64_t stop_code;
+	uint32_t pending; /* enum hs_pending */
+	unsigned int is_local : 1;
+	unsigned int is_to_send : 1; /* in the connection's list */
+	unsigned int is_touched : 1;
+	unsigned int is_blocked : 1; /* by the peer's window for this stream */
+	unsigned int has_sent_fin : 1;
+	unsigned int fin_went_alone : 1; /* in a frame without bytes */
+	unsigned int fin_is_acked : 1;
+	unsigned int tx_is_over : 1; /* finished, or given up */
+	unsigned int has_told_finished : 1;
+	unsigned int has_rx_end : 1; /* FIN or RESET_STREAM came */
+	unsigned int is_discarding : 1; /* nobody reads any more */
+	unsigned int is_gone : 1; /* ngtcp2 knows it no longer */
+};
+
+enum hs_connection_state {
+	HS_OPENING,
+	HS_OPEN,
+	HS_CLOSING, /* our CONNECTION_CLOSE was sent (RFC 9000 section 10.2.1) */
+	HS_DRAINING, /* the peer's came (section 10.2.2) */
+	HS_OVER,
+};
+
+struct hs_connection {
+	struct hs_quic *q;
+	ngtcp2_conn *conn;
+	gnutls_session_t session;
+	ngtcp2_crypto_conn_ref ref;
+	struct hs_tls *tls;
+	struct hs_listener *listener; /* NULL: a connection of ours */
+	char *server_name;
+	struct hs_path *path;
+	struct hs_cid_entry *cids;
+	struct hs_connection *next_due, *previous_due;
+	struct hs_connection *next_touched;
+	struct hs_stream *streams;
+	struct hs_stream *first_to_send, *last_to_send;
+	struct hs_stream *touched_streams, **touched_end;
+	uint8_t *close_packet;
+	uint64_t deadline_ns;
+	uint64_t came_while_closing;
+	uint64_t key_update_at; /* packets sent by then */
+	uint64_t rx_datagrams, rx_bytes, tx_datagrams, tx_bytes, acked_bytes, rx_ecn_ce;
+	uint32_t heap_place; /* from 1; 0: not in the heap */
+	uint32_t number;
+	uint32_t stream_count;
+	uint32_t pending;
+	uint16_t close_bytes;
+	uint8_t state; /* enum hs_connection_state */
+	uint8_t is_due;
+	uint8_t is_touched;
+	uint8_t close_is_due; /* the application wants it closed, or its packet must go again */
+	uint8_t was_reset; /* by a stateless reset */
+	uint8_t is_paced;
+	struct hs_quic_config config;
+	struct hs_quic_close_info close_info;
+};
+
+struct hs_parked {
+	uint8_t *data;
+	uint32_t bytes;
+	uint8_t ecn;
+	uint8_t is_admitted;
+	int64_t path_id;
+	uint8_t key[HS_PATH_KEY_BYTES];
+};
+
+struct hs_quic {
+	struct hs_wire *wire;
+	hs_quic_make_fifos make_fifos;
+	void *owner;
+	uint64_t now_ns;
+	uint8_t cid_prefix[HS_CID_RANDOM_OFFSET];
+	uint8_t secret[HS_QUIC_SECRET_BYTES];
+	uint8_t ticket_key[HS_QUIC_TICKET_KEY_BYTES];
+	struct hs_cid_table cids;
+	struct hs_connection **connections; /* by number */
+	uint32_t connection_room, connection_top; /* numbers below top were given out */
+	uint32_t connection_count;
+	uint32_t *free_numbers;
+	uint32_t free_count;
+	uint32_t half_open;
+	struct hs_listener *listeners;
+	uint32_t next_listener;
+	struct hs_connection **heap; /* by deadline; from 1 */
+	uint32_t heap_count, heap_room;
+	struct hs_connection *first_due, *last_due;
+	struct hs_connection *touched, **touched_end;
+	struct hs_connection *dead_connections; /* freed when the next turn begins */
+	struct hs_stream *dead_streams;
+	struct hs_parked parked[HS_WIRE_BURST];
+	uint32_t parked_count;
+	struct hs_quic_event *events;
+	uint32_t event_count, event_room;
+	uint64_t reset_tokens_ns; /* when the budget of stateless resets was filled last */
+	uint32_t reset_budget;
+	struct hs_quic_counters counters;
+};
+
+/* quic_turn.c */
+void hs_make_due(struct hs_connection *c);
+void hs_touch(struct hs_connection *c, uint32_t pending);
+void hs_touch_stream(struct hs_stream *s, uint32_t pending);
+
+/* quic_accept.c: a datagram whose connection ID nobody knows */
+void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
+		     const ngtcp2_version_cid *ids);
+void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
+		       const ngtcp2_version_cid *ids);
+/* Keep a datagram until its path is known. */
+void hs_park(struct hs_quic *q, const struct hs_received *datagram);
+void hs_listener_release(struct hs_listener *listener);
+
+/* quic_connection.c */
+struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct hs_quic *q,
+					   struct hs_path *path, const ngtcp2_pkt_hd *hd,
+					   const ngtcp2_cid *original_dcid,
+					   ngtcp2_token_type token_type);
+void hs_connection_read(struct hs_connection *c, const struct hs_received *datagram);
+/* Write up to `share` packets. Returns how many; -1 when the way out is full. */
+int hs_connection_write(struct hs_connection *c, int share);
+void hs_connection_expire(struct hs_connection *c);
+void hs_connection_set_timer(struct hs_connection *c);
+void hs_connection_free(struct hs_connection *c);
+
+/* quic_callbacks.c */
+extern const ngtcp2_callbacks hs_client_callbacks;
+extern const ngtcp2_callbacks hs_server_callbacks;
+int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token);
+
+/* quic_stream.c */
+struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,
+				struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx);
+void hs_stream_unlink(struct hs_stream *s);
+/* Put into the connection's list if there is something to send. */
+void hs_stream_look(struct hs_stream *s);
+/* What to send next: up to two pieces. Returns how many; *fin if the stream ends with them. */
+size_t hs_stream_gather(struct hs_stream *s, ngtcp2_vec out[2], size_t *bytes, int *fin);
+void hs_stream_was_sent(struct hs_stream *s, size_t taken, size_t offered, int fin);
+void hs_stream_stop_listing(struct hs_stream *s);
+int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data, size_t bytes,
+		      int fin);
+void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes);
+void hs_stream_on_reset(struct hs_stream *s, uint64_t code);
+void hs_stream_on_stopped(struct hs_stream *s, uint64_t code);
+void hs_stream_on_gone(struct hs_stream *s);
+
+/* quic_tls.c */
+int hs_tls_session(struct hs_connection *c, int is_server);
+void hs_tls_hold(struct hs_tls *tls);
+/* Why the peer's certificate was refused; empty if it was not. */
+void hs_tls_failure(struct hs_connection *c, char *out, size_t room);
+
+/* quic_tables.c */
+int hs_cids_init(struct hs_cid_table *table);
+void hs_cids_free(struct hs_cid_table *table);
+struct hs_connection *hs_cids_find(const struct hs_cid_table *table, const uint8_t *cid,
+				   size_t bytes);
+int hs_cids_add(struct hs_cid_table *table, struct hs_connection *c, const uint8_t *cid,
+		size_t bytes);
+void hs_cids_remove(struct hs_cid_table *table, struct hs_connection *c, const uint8_t *cid,
+		    size_t bytes);
+void hs_cids_remove_all(struct hs_cid_table *table, struct hs_connection *c);
+/* Returns 0, or -1 without memory. */
+int hs_heap_set(struct hs_quic *q, struct hs_connection *c, uint64_t deadline_ns);
+void hs_heap_remove(struct hs_quic *q, struct hs_connection *c);
+/* Give a connection its number. */
+int hs_number_take(struct hs_quic *q, struct hs_connection *c);
+void hs_number_give(struct hs_quic *q, struct hs_connection *c);
+
+#endif

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quic_internal.h"
+
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* AES first: GnuTLS's ChaCha20 is the slow one. */
+static const char PRIORITY[] =
+	"NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"
+	"-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%DISABLE_TLS13_COMPAT_MODE";
+
+static gnutls_datum_t datum(const char *text)
+{
+	return (gnutls_datum_t){ (unsigned char *)(uintptr_t)text, (unsigned int)strlen(text) };
+}
+
+static int load_trust(struct hs_tls *tls, const char *ca)
+{
+	if (!ca)
+		return gnutls_certificate_set_x509_system_trust(tls->credentials);
+	gnutls_datum_t pem = datum(ca);
+	return gnutls_certificate_set_x509_trust_mem(tls->credentials, &pem, GNUTLS_X509_FMT_PEM);
+}
+
+static int load_own(struct hs_tls *tls, const char *certificate, const char *key)
+{
+	gnutls_datum_t chain = datum(certificate), private_key = datum(key);
+	return gnutls_certificate_set_x509_key_mem(tls->credentials, &chain, &private_key,
+						   GNUTLS_X509_FMT_PEM);
+}
+
+/* The list as TLS has it: length, name, length, name. */
+static int load_alpn(struct hs_tls *tls, const uint8_t *names, size_t bytes)
+{
+	tls->alpn_names = malloc(bytes ? bytes : 1);
+	if (!tls->alpn_names)
+		return GNUTLS_E_MEMORY_ERROR;
+	memcpy(tls->alpn_names, names, bytes);
+	for (size_t at = 0; at < bytes; at += 1 + (size_t)tls->alpn_names[at]) {
+		uint8_t length = tls->alpn_names[at];
+		if (length == 0 || length > bytes - at - 1 ||
+		    tls->alpn_count == HS_QUIC_MAX_ALPN)
+			return GNUTLS_E_INVALID_REQUEST;
+		tls->alpn[tls->alpn_count++] =
+			(gnutls_datum_t){ tls->alpn_names + at + 1, length };
+	}
+	return 0;
+}
+
+struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
+			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
+			  size_t error_bytes)
+{
+	struct hs_tls *tls = calloc(1, sizeof(*tls));
+	const char *what = "memory";
+	int failed = GNUTLS_E_MEMORY_ERROR;
+	if (!tls)
+		goto fail;
+	tls->references = 1;
+	tls->verifies = verify != 0;
+	failed = gnutls_certificate_allocate_credentials(&tls->credentials);
+	if (failed < 0)
+		goto fail;
+	what = "the priorities";
+	failed = gnutls_priority_init(&tls->priority, PRIORITY, NULL);
+	if (failed < 0)
+		goto fail;
+	what = "the trusted CAs";
+	failed = (verify && !is_server) || (verify && ca) ? load_trust(tls, ca) : 0;
+	if (failed < 0)
+		goto fail;
+	what = "certificate and key";
+	failed = certificate && key ? load_own(tls, certificate, key) : 0;
+	if (failed < 0)
+		goto fail;
+	what = "the list of application protocols (ALPN)";
+	failed = load_alpn(tls, alpn, alpn_bytes);
+	if (failed < 0)
+		goto fail;
+	return tls;
+fail:
+	snprintf(error, error_bytes, "GnuTLS can't use %s: %s", what, gnutls_strerror(failed));
+	if (tls)
+		hs_tls_free(tls);
+	return NULL;
+}
+
+void hs_tls_hold(struct hs_tls *tls)
+{
+	tls->references++;
+}
+
+void hs_tls_free(struct hs_tls *tls)
+{
+	if (--tls->references)
+		return;
+	if (tls->credentials)
+		gnutls_certificate_free_credentials(tls->credentials);
+	if (tls->priority)
+		gnutls_priority_deinit(tls->priority);
+	free(tls->alpn_names);
+	free(tls);
+}
+
+static ngtcp2_conn *conn_of(ngtcp2_crypto_conn_ref *ref)
+{
+	struct hs_connection *c = ref->user_data;
+	return c->conn;
+}
+
+/* SNI carries names only (RFC 6066 section 3). */
+static int is_name(const char *server_name)
+{
+	uint8_t address[16];
+	return inet_pton(AF_INET, server_name, address) != 1 &&
+	       inet_pton(AF_INET6, server_name, address) != 1;
+}
+
+static int set_up_client(struct hs_connection *c)
+{
+	const char *name = c->server_name;
+	int failed = ngtcp2_crypto_gnutls_configure_client_session(c->session);
+	if (!failed && name && is_name(name))
+		failed = gnutls_server_name_set(c->session, GNUTLS_NAME_DNS, name, strlen(name));
+	if (!failed && c->tls->verifies)
+		gnutls_session_set_verify_cert(c->session, name, 0);
+	return failed;
+}
+
+static int set_up_server(struct hs_connection *c)
+{
+	gnutls_datum_t key = { c->q->ticket_key, sizeof(c->q->ticket_key) };
+	int failed = ngtcp2_crypto_gnutls_configure_server_session(c->session);
+	if (!failed)
+		failed = gnutls_session_ticket_enable_server(c->session, &key);
+	return failed;
+}
+
+int hs_tls_session(struct hs_connection *c, int is_server)
+{
+	unsigned int flags = is_server ? GNUTLS_SERVER | GNUTLS_NO_AUTO_SEND_TICKET :
+					 GNUTLS_CLIENT;
+	if (gnutls_init(&c->session, flags | GNUTLS_NO_END_OF_EARLY_DATA))
+		return -1;
+	c->ref.get_conn = conn_of;
+	c->ref.user_data = c;
+	gnutls_session_set_ptr(c->session, &c->ref);
+	if (gnutls_priority_set(c->session, c->tls->priority) ||
+	    gnutls_credentials_set(c->session, GNUTLS_CRD_CERTIFICATE, c->tls->credentials) ||
+	    gnutls_alpn_set_protocols(c->session, c->tls->alpn, c->tls->alpn_count,
+				      GNUTLS_ALPN_MANDATORY |
+					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))
+		return -1;
+	return is_server ? set_up_server(c) : set_up_client(c);
+}
+
+void hs_tls_failure(struct hs_connection *c, char *out, size_t room)
+{
+	gnutls_datum_t text = { 0 };
+	out[0] = 0;
+	unsigned int status = gnutls_session_get_verify_cert_status(c->session);
+	if (c->listener || !c->tls->verifies || !status || status == (unsigned int)-1)
+		return;
+	if (gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) < 0)
+		return;
+	snprintf(out, room, "%.*s", (int)text.size, (const char *)text.data);
+	gnutls_free(text.data);
+}
+
+size_t hs_connection_alpn(const struct hs_connection *c, uint8_t *out, size_t room)
+{
+	gnutls_datum_t name;
+	if (gnutls_alpn_get_selected_protocol(c->session, &name) || name.size > room)
+		return 0;
+	memcpy(out, name.data, name.size);
+	return name.size;
+}

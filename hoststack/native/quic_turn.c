@@ -1,0 +1,501 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "quic_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+	LEAST_SHARE = 8, /* packets that a connection may send at least, when several want to */
+	LEAST_EVENTS = 256,
+	LONG_HEADER = 0x80,
+};
+
+/* --- who has to be looked at ------------------------------------------------------------------ */
+
+void hs_make_due(struct hs_connection *c)
+{
+	struct hs_quic *q = c->q;
+	if (c->is_due)
+		return;
+	c->is_due = 1;
+	c->next_due = NULL;
+	c->previous_due = q->last_due;
+	if (q->last_due)
+		q->last_due->next_due = c;
+	else
+		q->first_due = c;
+	q->last_due = c;
+}
+
+static void undue(struct hs_connection *c)
+{
+	struct hs_quic *q = c->q;
+	if (!c->is_due)
+		return;
+	c->is_due = 0;
+	if (c->previous_due)
+		c->previous_due->next_due = c->next_due;
+	else
+		q->first_due = c->next_due;
+	if (c->next_due)
+		c->next_due->previous_due = c->previous_due;
+	else
+		q->last_due = c->previous_due;
+}
+
+void hs_touch(struct hs_connection *c, uint32_t pending)
+{
+	c->pending |= pending;
+	if (c->is_touched)
+		return;
+	c->is_touched = 1;
+	c->next_touched = NULL;
+	*c->q->touched_end = c;
+	c->q->touched_end = &c->next_touched;
+}
+
+void hs_touch_stream(struct hs_stream *s, uint32_t pending)
+{
+	struct hs_connection *c = s->connection;
+	s->pending |= pending;
+	if (!s->is_touched) {
+		s->is_touched = 1;
+		s->next_touched = NULL;
+		*c->touched_end = s;
+		c->touched_end = &s->next_touched;
+	}
+	hs_touch(c, 0);
+}
+
+/* --- in --------------------------------------------------------------------------------------- */
+
+static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
+{
+	ngtcp2_version_cid ids = { 0 };
+	struct hs_connection *c;
+	q->counters.rx_datagrams++;
+	if (datagram->bytes < 1 + HS_CID_BYTES) {
+		q->counters.drops[HS_QUIC_DROP_MALFORMED]++;
+		return;
+	}
+	if (datagram->data[0] & LONG_HEADER) {
+		int result = ngtcp2_pkt_decode_version_cid(&ids, datagram->data, datagram->bytes,
+							   HS_CID_BYTES);
+		if (result == NGTCP2_ERR_VERSION_NEGOTIATION) {
+			hs_answer_version(q, datagram, &ids);
+			return;
+		}
+		if (result) {
+			q->counters.drops[HS_QUIC_DROP_MALFORMED]++;
+			return;
+		}
+		c = hs_cids_find(&q->cids, ids.dcid, ids.dcidlen);
+	} else {
+		c = hs_cids_find(&q->cids, datagram->data + 1, HS_CID_BYTES);
+	}
+	if (!c)
+		hs_take_unknown(q, datagram, &ids);
+	else if (!datagram->path)
+		hs_park(q, datagram);
+	else if (c->state != HS_OVER)
+		hs_connection_read(c, datagram);
+}
+
+static void take_parked(struct hs_quic *q)
+{
+	struct hs_parked parked[HS_WIRE_BURST];
+	uint32_t count = q->parked_count;
+	memcpy(parked, q->parked, count * sizeof(parked[0]));
+	q->parked_count = 0;
+	for (uint32_t i = 0; i < count; i++) {
+		struct hs_path *path = NULL;
+		if (parked[i].is_admitted && parked[i].path_id >= 0)
+			path = hs_quic_path(q, (uint32_t)parked[i].path_id);
+		if (path) {
+			struct hs_received datagram = { parked[i].data, parked[i].bytes,
+							parked[i].ecn, path, parked[i].key };
+			take_datagram(q, &datagram);
+		} else {
+			q->counters.drops[HS_QUIC_DROP_NO_PATH]++;
+		}
+		free(parked[i].data);
+	}
+}
+
+static int receive(struct hs_quic *q)
+{
+	struct hs_received burst[HS_WIRE_BURST];
+	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
+	for (int i = 0; i < n; i++)
+		take_datagram(q, &burst[i]);
+	if (n > 0)
+		q->wire->verbs->release(q->wire);
+	return n > 0 ? n : 0;
+}
+
+static void fire_timers(struct hs_quic *q)
+{
+	while (q->heap_count && q->heap[1]->deadline_ns <= q->now_ns) {
+		struct hs_connection *c = q->heap[1];
+		hs_heap_remove(q, c);
+		hs_connection_expire(c);
+		hs_touch(c, 0);
+		hs_connection_set_timer(c);
+		if (c->heap_place && c->deadline_ns <= q->now_ns)
+			hs_heap_set(q, c, q->now_ns + 1); /* once a turn, whatever it says */
+	}
+}
+
+/* --- out -------------------------------------------------------------------------------------- */
+
+/* A share for each connection in turn, until a burst is full. Returns how many packets; *is_full
+ * when the way out takes no more. */
+static int transmit(struct hs_quic *q, int *is_full)
+{
+	int written = 0, due = 0;
+	for (struct hs_connection *c = q->first_due; c && due < HS_WIRE_BURST; c = c->next_due)
+		due++;
+	int share = due ? HS_WIRE_BURST / due : 0;
+	if (share < LEAST_SHARE)
+		share = LEAST_SHARE;
+	while (q->first_due && written < HS_WIRE_BURST) {
+		struct hs_connection *c = q->first_due;
+		int n = hs_connection_write(c, share);
+		if (n < 0) {
+			*is_full = 1;
+			break;
+		}
+		undue(c);
+		written += n;
+		if (n >= share || c->close_is_due)
+			hs_make_due(c); /* it has more to say, after the others */
+		hs_connection_set_timer(c);
+	}
+	return written;
+}
+
+/* --- what there is to tell -------------------------------------------------------------------- */
+
+static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connection *c,
+		      struct hs_stream *s, uint64_t info)
+{
+	if (q->event_count == q->event_room) {
+		uint32_t room = q->event_room ? q->event_room * 2 : LEAST_EVENTS;
+		void *events = realloc(q->events, room * sizeof(*q->events));
+		if (!events)
+			abort(); /* nothing holds without events, and less memory than this is none */
+		q->events = events;
+		q->event_room = room;
+	}
+	q->events[q->event_count++] =
+		(struct hs_quic_event){ kind, c->number, s ? s->id : -1, info, s };
+}
+
+static void tell_stream(struct hs_quic *q, struct hs_stream *s)
+{
+	static const struct {
+		uint32_t bit;
+		uint32_t kind;
+	} ORDER[] = {
+		{ HS_PENDING_OPENED, HS_QUIC_STREAM_OPENED },
+		{ HS_PENDING_READABLE, HS_QUIC_READABLE },
+		{ HS_PENDING_RESET, HS_QUIC_RESET },
+		{ HS_PENDING_STOPPED, HS_QUIC_STOPPED },
+		{ HS_PENDING_WRITABLE, HS_QUIC_WRITABLE },
+		{ HS_PENDING_SEND_FINISHED, HS_QUIC_SEND_FINISHED },
+		{ HS_PENDING_STREAM_CLOSED, HS_QUIC_STREAM_CLOSED },
+	};
+	for (size_t i = 0; i < sizeof(ORDER) / sizeof(ORDER[0]); i++) {
+		if (s->pending & ORDER[i].bit)
+			add_event(q, ORDER[i].kind, s->connection, s,
+				  ORDER[i].kind == HS_QUIC_RESET ? s->reset_code : s->stop_code);
+	}
+	s->is_touched = 0;
+	if (s->pending & HS_PENDING_STREAM_CLOSED) {
+		if (!s->is_gone)
+			ngtcp2_conn_set_stream_user_data(s->connection->conn, s->id, NULL);
+		hs_stream_unlink(s);
+		s->next = q->dead_streams;
+		q->dead_streams = s;
+	}
+	s->pending = 0;
+}
+
+static void tell_streams(struct hs_quic *q, struct hs_connection *c)
+{
+	struct hs_stream *s = c->touched_streams;
+	c->touched_streams = NULL;
+	c->touched_end = &c->touched_streams;
+	while (s) {
+		struct hs_stream *next = s->next_touched;
+		tell_stream(q, s);
+		s = next;
+	}
+}
+
+static void tell(struct hs_quic *q, struct hs_connection *c)
+{
+	uint32_t pending = c->pending;
+	c->pending = 0;
+	c->is_touched = 0;
+	if (pending & HS_PENDING_ESTABLISHED)
+		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c, NULL, 0);
+	/* Streams that came with a handshake wait until it is complete. */
+	if (c->state != HS_OPENING)
+		tell_streams(q, c);
+	if (pending & HS_PENDING_STREAMS_AVAILABLE && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_STREAMS_AVAILABLE, c, NULL, 0);
+	if (pending & HS_PENDING_CLOSED)
+		add_event(q, HS_QUIC_CLOSED, c, NULL, 0);
+	if (pending & HS_PENDING_FORGOTTEN) {
+		add_event(q, HS_QUIC_FORGOTTEN, c, NULL, 0);
+		undue(c);
+		hs_heap_remove(q, c);
+		hs_cids_remove_all(&q->cids, c);
+		c->next_due = q->dead_connections;
+		q->dead_connections = c;
+	}
+}
+
+static void tell_all(struct hs_quic *q)
+{
+	struct hs_connection *c = q->touched;
+	q->touched = NULL;
+	q->touched_end = &q->touched;
+	while (c) {
+		struct hs_connection *next = c->next_touched;
+		tell(q, c);
+		c = next;
+	}
+}
+
+static void bury_the_dead(struct hs_quic *q)
+{
+	while (q->dead_streams) {
+		struct hs_stream *s = q->dead_streams;
+		q->dead_streams = s->next;
+		free(s);
+	}
+	while (q->dead_connections) {
+		struct hs_connection *c = q->dead_connections;
+		q->dead_connections = c->next_due;
+		hs_connection_free(c);
+	}
+}
+
+/* --- the turn --------------------------------------------------------------------------------- */
+
+static uint64_t monotonic_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+uint64_t hs_quic_deadline(struct hs_quic *q)
+{
+	return q->heap_count ? q->heap[1]->deadline_ns : UINT64_MAX;
+}
+
+void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t rounds, uint32_t spin_ns,
+		  struct hs_quic_turn *out)
+{
+	const struct hs_wire_verbs *wire = q->wire->verbs;
+	int is_clocked = rounds > 1 || spin_ns; /* else time stands still during the turn */
+	uint64_t began_ns = is_clocked ? monotonic_ns() : 0, idle_since_ns = began_ns;
+	int is_full = 0, waiting = 0, received = 0;
+	memset(out, 0, sizeof(*out));
+	bury_the_dead(q);
+	q->event_count = 0;
+	q->now_ns = now_ns;
+	take_parked(q);
+	for (uint32_t round = 0; round < rounds;) {
+		received = receive(q);
+		fire_timers(q);
+		int sent = transmit(q, &is_full);
+		waiting = wire->flush(q->wire);
+		out->received += (uint32_t)received;
+		out->sent += (uint32_t)sent;
+		if (is_clocked) {
+			uint64_t mono_ns = monotonic_ns();
+			q->now_ns = now_ns + (mono_ns - began_ns);
+			if (received || sent)
+				idle_since_ns = mono_ns;
+			else if (q->touched || mono_ns - idle_since_ns >= spin_ns)
+				break;
+		} else if (!received && !sent) {
+			break;
+		}
+		if (is_full || waiting || q->parked_count)
+			break;
+		round += received || sent; /* looking in vain is no round */
+	}
+	tell_all(q);
+	q->counters.turns++;
+	q->counters.empty_turns += !out->received && !out->sent;
+	q->counters.tx_datagrams += out->sent;
+	q->counters.tx_full += is_full;
+	out->events = q->events;
+	out->event_count = q->event_count;
+	out->parked = q->parked_count;
+	out->blocked = is_full || waiting;
+	out->more = received == HS_WIRE_BURST || q->parked_count || (q->first_due && !is_full);
+	out->deadline_ns = hs_quic_deadline(q);
+}
+
+/* --- beginning and end ------------------------------------------------------------------------ */
+
+struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
+			    hs_quic_make_fifos make_fifos, void *owner)
+{
+	struct hs_quic *q = calloc(1, sizeof(*q));
+	if (!q)
+		return NULL;
+	if (hs_cids_init(&q->cids)) {
+		free(q);
+		return NULL;
+	}
+	q->wire = wire;
+	q->make_fifos = make_fifos;
+	q->owner = owner;
+	q->touched_end = &q->touched;
+	q->reset_budget = 1;
+	memcpy(q->cid_prefix, cid_prefix, sizeof(q->cid_prefix));
+	memcpy(q->secret, secret, sizeof(q->secret));
+	/* Tickets are valid on all workers that share the secret. */
+	static const char LABEL[] = "hoststack session tickets";
+	uint8_t half[32];
+	gnutls_datum_t key = { q->secret, sizeof(q->secret) };
+	for (int i = 0; i < 2; i++) {
+		uint8_t info[sizeof(LABEL)];
+		memcpy(info, LABEL, sizeof(LABEL));
+		info[sizeof(LABEL) - 1] = (uint8_t)i;
+		gnutls_datum_t about = { info, sizeof(info) };
+		gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &key, &about, half, sizeof(half));
+		memcpy(q->ticket_key + 32 * i, half, sizeof(half));
+	}
+	return q;
+}
+
+void hs_quic_free(struct hs_quic *q)
+{
+	bury_the_dead(q);
+	for (uint32_t i = 0; i < q->connection_top; i++) {
+		if (q->connections[i])
+			hs_connection_free(q->connections[i]);
+	}
+	while (q->listeners)
+		hs_quic_unlisten(q, q->listeners);
+	for (uint32_t i = 0; i < q->parked_count; i++)
+		free(q->parked[i].data);
+	hs_cids_free(&q->cids);
+	free(q->connections);
+	free(q->free_numbers);
+	free(q->heap);
+	free(q->events);
+	free(q);
+}
+
+struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number)
+{
+	return number < q->connection_top ? q->connections[number] : NULL;
+}
+
+void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
+{
+	*out = q->counters;
+}
+
+/* --- paths ------------------------------------------------------------------------------------ */
+
+const uint8_t *hs_quic_parked_key(struct hs_quic *q, uint32_t index)
+{
+	return index < q->parked_count ? q->parked[index].key : NULL;
+}
+
+void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id)
+{
+	if (index < q->parked_count) {
+		q->parked[index].is_admitted = 1;
+		q->parked[index].path_id = path_id;
+	}
+}
+
+static void fill_address(union hs_address *out, uint8_t ip_version, const uint8_t *ip,
+			 uint16_t port, uint32_t scope)
+{
+	memset(out, 0, sizeof(*out));
+	if (ip_version == 4) {
+		out->v4.sin_family = AF_INET;
+		out->v4.sin_port = htons(port);
+		memcpy(&out->v4.sin_addr, ip, 4);
+	} else {
+		out->v6.sin6_family = AF_INET6;
+		out->v6.sin6_port = htons(port);
+		out->v6.sin6_scope_id = scope;
+		memcpy(&out->v6.sin6_addr, ip, 16);
+	}
+}
+
+int64_t hs_quic_add_path(struct hs_quic *q, uint8_t ip_version, const uint8_t *local_ip,
+			 uint16_t local_port, const uint8_t *remote_ip, uint16_t remote_port,
+			 uint32_t scope)
+{
+	union hs_address local, remote;
+	fill_address(&local, ip_version, local_ip, local_port, 0);
+	fill_address(&remote, ip_version, remote_ip, remote_port, scope);
+	struct hs_path *path = hs_paths_add(&q->wire->paths, &local, &remote);
+	return path ? (int64_t)path->id : -1;
+}
+
+struct hs_path *hs_quic_path(struct hs_quic *q, uint32_t id)
+{
+	struct hs_paths *paths = &q->wire->paths;
+	return id < paths->count ? paths->by_id[id] : NULL;
+}
+
+uint32_t hs_quic_path_count(struct hs_quic *q)
+{
+	return q->wire->paths.count;
+}
+
+void hs_path_set_key(struct hs_quic *q, uint32_t id, const uint8_t *key)
+{
+	struct hs_path *path = hs_quic_path(q, id);
+	if (path)
+		hs_paths_set_key(&q->wire->paths, path, key);
+}
+
+void hs_path_set_size(struct hs_quic *q, uint32_t id, uint32_t max_datagram_bytes)
+{
+	struct hs_path *path = hs_quic_path(q, id);
+	if (path)
+		path->max_datagram_bytes = max_datagram_bytes;
+}
+
+void hs_path_set_header(struct hs_quic *q, uint32_t id, const void *frame_header)
+{
+	struct hs_path *path = hs_quic_path(q, id);
+	if (!path)
+		return;
+	path->has_header = frame_header != NULL;
+	if (frame_header)
+		memcpy(&path->header, frame_header, sizeof(path->header));
+}
+
+void hs_path_set_socket(struct hs_quic *q, uint32_t id, int fd, const void *udp_flow)
+{
+	struct hs_path *path = hs_quic_path(q, id);
+	if (!path)
+		return;
+	path->fd = fd;
+	memcpy(&path->flow, udp_flow, sizeof(path->flow));
+}
+
+uint64_t hs_path_sent(struct hs_quic *q, uint32_t id)
+{
+	struct hs_path *path = hs_quic_path(q, id);
+	return path ? path->tx_datagrams : 0;
+}

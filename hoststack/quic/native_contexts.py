@@ -1,0 +1,129 @@
+"""Listeners, connections and streams of the native engine, as the session layer holds them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from hoststack.link.base import Path
+from hoststack.native._quic import ffi, lib
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import CloseInfo, QuicConfig
+
+if TYPE_CHECKING:
+    from hoststack.quic.native_paths import PathTable
+
+_MAX_ALPN_BYTES: Final = 255
+
+
+class NativeListener:
+    """A listening endpoint."""
+
+    def __init__(self, local: tuple[str, int], config: QuicConfig, pointer: Any, tls: Any) -> None:
+        self.session = -1
+        self.local = local
+        self.config = config
+        self.pointer = pointer
+        self._tls = tls
+
+
+class NativeConnection:
+    """A connection. `pointer` is None once the C side has forgotten it."""
+
+    def __init__(
+        self,
+        paths: PathTable,
+        pointer: Any,
+        config: QuicConfig,
+        listener: NativeListener | None,
+    ) -> None:
+        self.session = -1
+        self.pointer = pointer
+        self.config = config
+        self.listener = listener
+        self.alpn: str | None = None
+        self.streams: dict[int, NativeStream] = {}
+        self._paths = paths
+        self._path = self._current_path()
+        self._statistics: dict[str, int | float] = {}
+
+    def _current_path(self) -> Path:
+        if self.pointer is not None:
+            self._path = self._paths.by_id[lib.hs_connection_path(self.pointer)]
+        return self._path
+
+    @property
+    def local(self) -> tuple[str, int]:
+        return self._current_path().local
+
+    @property
+    def remote(self) -> tuple[str, int]:
+        return self._current_path().remote
+
+    def statistics(self) -> dict[str, int | float]:
+        """RTT in seconds, sizes in bytes; the last ones once the connection is over."""
+        if self.pointer is not None:
+            figures = ffi.new("struct hs_quic_statistics *")
+            lib.hs_connection_statistics(self.pointer, figures)
+            self._statistics = {
+                "rtt_s": figures.rtt_ns / 1e9,
+                "rtt_min_s": figures.rtt_min_ns / 1e9,
+                "rtt_latest_s": figures.rtt_latest_ns / 1e9,
+                "cwnd_bytes": figures.cwnd_bytes,
+                "in_flight_bytes": figures.in_flight_bytes,
+                "acked_bytes": figures.acked_bytes,
+                "rx_datagrams": figures.rx_datagrams,
+                "rx_bytes": figures.rx_bytes,
+                "rx_ecn_ce": figures.rx_ecn_ce,
+                "tx_datagrams": figures.tx_datagrams,
+                "tx_bytes": figures.tx_bytes,
+                "datagram_bytes": figures.datagram_bytes,
+                "streams": figures.streams,
+            }
+        return self._statistics
+
+    def read_alpn(self) -> None:
+        """Note the negotiated protocol; the handshake is complete."""
+        room = ffi.new("uint8_t[]", _MAX_ALPN_BYTES)
+        size = lib.hs_connection_alpn(self.pointer, room, _MAX_ALPN_BYTES)
+        self.alpn = bytes(ffi.buffer(room, size)).decode(errors="replace") if size else None
+
+    def read_close_info(self) -> CloseInfo:
+        """Why the connection ended."""
+        info = ffi.new("struct hs_quic_close_info *")
+        lib.hs_connection_close_info(self.pointer, info)
+        reason = bytes(ffi.buffer(info.reason, info.reason_bytes)).decode(errors="replace")
+        return CloseInfo(info.code, bool(info.is_application), reason, bool(info.by_peer))
+
+    def forget(self) -> None:
+        """The C side's memory goes."""
+        self.statistics()
+        self._current_path()
+        self.pointer = None
+        for stream in self.streams.values():
+            stream.pointer = None
+
+
+class NativeStream:
+    """A stream and its FIFOs, which live as long as the C side uses them."""
+
+    __slots__ = ("connection", "pointer", "rx", "session", "stream_id", "tx")
+
+    def __init__(
+        self, connection: NativeConnection, stream_id: int, rx: Fifo | None, tx: Fifo | None
+    ) -> None:
+        self.session = -1
+        self.connection = connection
+        self.stream_id = stream_id
+        self.rx = rx
+        self.tx = tx
+        self.pointer: Any = None
+
+
+def producer_of(fifo: Fifo | None) -> Any:
+    """`struct hs_fifo_producer *` of a FIFO."""
+    return ffi.cast("struct hs_fifo_producer *", fifo.producer_address if fifo is not None else 0)
+
+
+def consumer_of(fifo: Fifo | None) -> Any:
+    """`struct hs_fifo_consumer *` of a FIFO."""
+    return ffi.cast("struct hs_fifo_consumer *", fifo.consumer_address if fifo is not None else 0)

@@ -1,0 +1,335 @@
+"""The native engine: ngtcp2 and GnuTLS in C, a whole burst in one call (hoststack/native/quic.h).
+
+Python decides here, and carries nothing: it says what a path is, makes the FIFOs of new streams,
+and turns what the call reports into the seam's events.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+from typing import Any, Final, cast
+
+from hoststack.link.base import Link, Path
+from hoststack.native._quic import ffi, lib
+from hoststack.native.fifo import Fifo
+from hoststack.quic.cid import CidGenerator
+from hoststack.quic.native_contexts import (
+    NativeConnection,
+    NativeListener,
+    NativeStream,
+    consumer_of,
+    producer_of,
+)
+from hoststack.quic.native_paths import HandedWire, PathTable
+from hoststack.quic.native_tls import TlsContexts
+from hoststack.quic.seam import (
+    CidConfig,
+    ConnectionContext,
+    EngineCounters,
+    Event,
+    EventKind,
+    ListenerContext,
+    QuicConfig,
+    StreamContext,
+    Turn,
+)
+from hoststack.quic.tls import TlsConfig
+
+_CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
+_QUIC_V1: Final = 1
+_SECOND_NS: Final = 1_000_000_000
+#: A deadline in seconds is a rounded one. It must not come before the one in nanoseconds.
+_ROUNDING_NS: Final = 1000
+_NEVER: Final = (1 << 64) - 1
+#: Packets sent under one key. RFC 9001 section 6.6 sets AES-GCM's limit at 2^23.
+PACKETS_PER_KEY: Final = 1 << 22
+
+_DROP_NAMES: Final = tuple(
+    (value, name.removeprefix("HS_QUIC_DROP_").lower())
+    for value, name in ffi.typeof("enum hs_quic_drop").elements.items()
+    if name != "HS_QUIC_DROPS"
+)
+_STREAM_KINDS: Final = frozenset(
+    (
+        EventKind.STREAM_OPENED,
+        EventKind.READABLE,
+        EventKind.WRITABLE,
+        EventKind.RESET,
+        EventKind.STOPPED,
+        EventKind.STREAM_CLOSED,
+        EventKind.SEND_FINISHED,
+    )
+)
+_KINDS: Final = {int(kind): kind for kind in EventKind}
+
+
+@ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
+def hs_python_make_fifos(owner: Any, number: int, stream_id: int, rx: Any, tx: Any) -> int:
+    """Called in the middle of a turn, for a stream that a peer opened."""
+    engine: NativeEngine = ffi.from_handle(owner)
+    return engine._make_fifos(number, stream_id, rx, tx)
+
+
+class NativeEngine:
+    """A worker's engine over one link (hoststack/quic/seam.py has the contract)."""
+
+    name = "native"
+
+    def __init__(
+        self, link: Link, make_fifo: Callable[[ConnectionContext, bool], Fifo], cid: CidConfig
+    ) -> None:
+        self._link = link
+        self._make_fifo = make_fifo
+        self._handle = ffi.new_handle(self)
+        self._wire = HandedWire(link)
+        self._quic: Any = ffi.gc(
+            lib.hs_quic_new(
+                self._wire.wire,
+                CidGenerator(cid).prefix,
+                os.urandom(lib.HS_QUIC_SECRET_BYTES),
+                lib.hs_python_make_fifos,
+                self._handle,
+            ),
+            lib.hs_quic_free,
+        )
+        if not self._quic:
+            raise MemoryError("no memory for the native engine")
+        self._paths = PathTable(self._quic)
+        self._tls = TlsContexts()
+        self._listeners: dict[int, NativeListener] = {}
+        self._connections: dict[int, NativeConnection] = {}
+        self._turn = ffi.new("struct hs_quic_turn *")
+        self._now_ns = 0
+
+    @property
+    def counters(self) -> EngineCounters:
+        """See Engine."""
+        figures = ffi.new("struct hs_quic_counters *")
+        lib.hs_quic_counters(self._quic, figures)
+        return EngineCounters(
+            turns=figures.turns,
+            empty_turns=figures.empty_turns,
+            rx_datagrams=figures.rx_datagrams,
+            tx_datagrams=figures.tx_datagrams,
+            dropped={name: figures.drops[i] for i, name in _DROP_NAMES if figures.drops[i]},
+            accepted=figures.accepted,
+            connected=figures.connected,
+            closed=figures.closed,
+        )
+
+    # --- verbs -------------------------------------------------------------------------------
+
+    def listen(
+        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+    ) -> ListenerContext:
+        context = self._tls.get(tls, alpn, is_server=True)
+        host = ip_address(local[0])
+        pointer = lib.hs_quic_listen(
+            self._quic, host.version, host.packed, local[1], context, _c_config(config)
+        )
+        if not pointer:
+            raise MemoryError("no memory for a listener")
+        listener = NativeListener(local, config, pointer, context)
+        self._listeners[lib.hs_listener_number(pointer)] = listener
+        return listener
+
+    def unlisten(self, listener: ListenerContext) -> None:
+        closing = cast(NativeListener, listener)
+        if closing.pointer is not None:
+            lib.hs_quic_unlisten(self._quic, closing.pointer)
+            closing.pointer = None
+
+    def connect(
+        self,
+        path: object,
+        server_name: str,
+        tls: TlsConfig,
+        alpn: Sequence[str],
+        config: QuicConfig,
+    ) -> ConnectionContext:
+        context = self._tls.get(tls, alpn, is_server=False)
+        way = cast(Path, path)
+        number = self._number(way)
+        pointer = ffi.NULL
+        if number is not None:
+            pointer = lib.hs_quic_connect(
+                self._quic, number, context, server_name.encode(), _c_config(config), self._now_ns
+            )
+        if not pointer:
+            raise ValueError("there is no room for another connection: close some")
+        connection = NativeConnection(self._paths, pointer, config, None)
+        self._connections[lib.hs_connection_number(pointer)] = connection
+        return connection
+
+    def open_stream(
+        self, connection: ConnectionContext, *, unidirectional: bool
+    ) -> StreamContext | None:
+        opening = cast(NativeConnection, connection)
+        if opening.pointer is None:
+            return None
+        rx = None if unidirectional else self._make_fifo(connection, True)
+        tx = self._make_fifo(connection, False)
+        pointer = lib.hs_connection_open_stream(
+            opening.pointer, unidirectional, producer_of(rx), consumer_of(tx)
+        )
+        if not pointer:
+            return None
+        stream = NativeStream(opening, lib.hs_stream_id(pointer), rx, tx)
+        stream.pointer = pointer
+        opening.streams[stream.stream_id] = stream
+        return stream
+
+    def send_ready(self, stream: StreamContext) -> None:
+        pointer = cast(NativeStream, stream).pointer
+        if pointer is not None:
+            lib.hs_stream_send_ready(pointer)
+
+    def consumed(self, stream: StreamContext) -> None:
+        pointer = cast(NativeStream, stream).pointer
+        if pointer is not None:
+            lib.hs_stream_consumed(pointer)
+
+    def reset_stream(self, stream: StreamContext, code: int) -> None:
+        pointer = cast(NativeStream, stream).pointer
+        if pointer is not None:
+            lib.hs_stream_reset(pointer, code)
+
+    def stop_sending(self, stream: StreamContext, code: int) -> None:
+        pointer = cast(NativeStream, stream).pointer
+        if pointer is not None:
+            lib.hs_stream_stop_sending(pointer, code)
+
+    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
+        pointer = cast(NativeConnection, connection).pointer
+        if pointer is not None:
+            text = reason.encode()
+            lib.hs_connection_close(pointer, code, text, len(text))
+
+    def connections(self) -> Sequence[ConnectionContext]:
+        return list(self._connections.values())
+
+    def shutdown(self, code: int, reason: str) -> None:
+        for listener in self._listeners.values():
+            self.unlisten(listener)
+        for connection in self._connections.values():
+            self.close(connection, code, reason)
+
+    # --- the turn ----------------------------------------------------------------------------
+
+    @property
+    def next_deadline(self) -> float | None:
+        deadline_ns: int = lib.hs_quic_deadline(self._quic)
+        if deadline_ns == _NEVER:
+            return None
+        return (deadline_ns + _ROUNDING_NS) / _SECOND_NS
+
+    def turn(self, now: float) -> Turn:
+        self._now_ns = math.floor(now * _SECOND_NS)
+        received = self._wire.before_turn(self._paths, self._quic)
+        turn = self._turn
+        lib.hs_quic_turn(self._quic, self._now_ns, 1, 0, turn)
+        blocked = self._wire.after_turn(self._paths)
+        return Turn(
+            events=self._events(turn.events, turn.event_count),
+            more=bool(turn.more) and not blocked,
+            blocked=blocked,
+            received=received,
+            sent=turn.sent,
+        )
+
+    def _number(self, path: Path) -> int | None:
+        number = self._paths.number(path)
+        if number is not None:
+            lib.hs_path_set_size(self._quic, number, self._link.max_datagram_bytes(path))
+        return number
+
+    def _connection(self, number: int) -> NativeConnection:
+        """The connection of a number, known from now on if it is a peer's new one."""
+        connection = self._connections.get(number)
+        if connection is None:
+            pointer = lib.hs_quic_connection(self._quic, number)
+            listener = self._listeners[lib.hs_connection_listener(pointer)]
+            connection = NativeConnection(self._paths, pointer, listener.config, listener)
+            self._connections[number] = connection
+        return connection
+
+    def _make_fifos(self, number: int, stream_id: int, rx: Any, tx: Any) -> int:
+        connection = self._connection(number)
+        stream = NativeStream(
+            connection,
+            stream_id,
+            self._make_fifo(connection, True) if rx else None,
+            self._make_fifo(connection, False) if tx else None,
+        )
+        if rx:
+            rx[0] = producer_of(stream.rx)
+        if tx:
+            tx[0] = consumer_of(stream.tx)
+        connection.streams[stream_id] = stream
+        return 0
+
+    def _events(self, raw: Any, count: int) -> list[Event]:
+        events: list[Event] = []
+        for i in range(count):
+            entry = raw[i]
+            if entry.kind == lib.HS_QUIC_FORGOTTEN:
+                forgotten = self._connections.pop(entry.connection, None)
+                if forgotten is not None:
+                    forgotten.forget()
+                continue
+            kind = _KINDS[entry.kind]
+            connection = self._connection(entry.connection)
+            if kind in _STREAM_KINDS:
+                stream = self._stream_event(connection, kind, entry)
+                info = entry.info if kind in (EventKind.RESET, EventKind.STOPPED) else None
+                events.append(Event(kind, stream, info))
+            else:
+                events.append(Event(kind, connection, self._connection_event(connection, kind)))
+        return events
+
+    def _stream_event(
+        self, connection: NativeConnection, kind: EventKind, entry: Any
+    ) -> NativeStream:
+        stream = connection.streams[entry.stream_id]
+        if kind is EventKind.STREAM_OPENED:
+            stream.pointer = entry.stream
+        elif kind is EventKind.STREAM_CLOSED:
+            stream.pointer = None
+            del connection.streams[entry.stream_id]
+        return stream
+
+    def _connection_event(self, connection: NativeConnection, kind: EventKind) -> Any:
+        if kind in (EventKind.ACCEPTED, EventKind.CONNECTED):
+            connection.read_alpn()
+        elif kind is EventKind.CLOSED:
+            return connection.read_close_info()
+        return None
+
+
+def _c_config(config: QuicConfig) -> Any:
+    if config.congestion_control not in _CONGESTION_CONTROLS:
+        raise ValueError(
+            f"the native engine has no congestion control {config.congestion_control!r}: "
+            f"take one of {', '.join(_CONGESTION_CONTROLS)}"
+        )
+    return ffi.new(
+        "struct hs_quic_config *",
+        {
+            # A FIFO is a power of two, and the window is what it holds.
+            "rx_fifo_bytes": Fifo.rounded_up(config.rx_fifo_bytes),
+            "connection_window_bytes": config.connection_window_bytes,
+            "max_streams_bidi": config.max_streams_bidi,
+            "max_streams_uni": config.max_streams_uni,
+            "idle_timeout_ns": round(config.idle_timeout_s * _SECOND_NS),
+            "handshake_timeout_ns": round(config.handshake_timeout_s * _SECOND_NS),
+            "packets_per_key": PACKETS_PER_KEY,
+            "max_datagram_bytes": config.max_datagram_bytes or 0,
+            "max_connections": config.max_connections,
+            "congestion_control": _CONGESTION_CONTROLS.index(config.congestion_control),
+            "probes_mtu": True,
+            "version": _QUIC_V1,
+        },
+    )

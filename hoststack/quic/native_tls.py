@@ -1,0 +1,68 @@
+"""TLS configuration for GnuTLS, which the native engine uses."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cryptography.hazmat.primitives import serialization
+
+from hoststack.native._quic import ffi, lib
+from hoststack.quic.tls import TlsConfig, TlsConfigError
+
+_ERROR_BYTES: Final = 256
+#: Configurations that are kept ready. Loading the system's CAs takes longer than a handshake.
+_KEPT: Final = 64
+
+
+class TlsContexts:
+    """GnuTLS credentials by the configuration that they were made of."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[tuple[int, bool, tuple[str, ...]], tuple[TlsConfig, Any]] = (
+            OrderedDict()
+        )
+
+    def get(self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any:
+        """`struct hs_tls *`; raises TlsConfigError."""
+        key = (id(tls), is_server, tuple(alpn))
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = (tls, _make(tls, alpn, is_server))
+            if len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        else:
+            self._made.move_to_end(key)
+        return found[1]
+
+
+def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool) -> Any:
+    names = b"".join(_alpn_name(name) for name in alpn)
+    certificate = key = ffi.NULL
+    if tls.chain and tls.private_key is not None:
+        pem = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in tls.chain)
+        certificate = ffi.new("char[]", pem)
+        key = ffi.new(
+            "char[]",
+            tls.private_key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+        )
+    ca = ffi.new("char[]", tls.ca_pem) if tls.ca_pem is not None else ffi.NULL
+    error = ffi.new("char[]", _ERROR_BYTES)
+    made = lib.hs_tls_new(
+        is_server, certificate, key, ca, tls.verify, names, len(names), error, _ERROR_BYTES
+    )
+    if not made:
+        raise TlsConfigError(ffi.string(error).decode())
+    return ffi.gc(made, lib.hs_tls_free)
+
+
+def _alpn_name(name: str) -> bytes:
+    encoded = name.encode()
+    if not 0 < len(encoded) < 256:
+        raise TlsConfigError(f"an application protocol's name has 1 to 255 bytes, not {name!r}")
+    return bytes((len(encoded),)) + encoded
