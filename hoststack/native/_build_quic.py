@@ -19,6 +19,7 @@ _SOURCES = (
     "quic_accept.c",
     "quic_connection.c",
     "quic_callbacks.c",
+    "quic_stopped.c",
     "quic_stream.c",
     "quic_tls.c",
     "quic_tables.c",

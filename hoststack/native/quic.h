@@ -149,7 +149,7 @@ typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stre
 				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 
 /* `cid_prefix` is 4 bytes (bpf/steer.h), `secret` HS_QUIC_SECRET_BYTES: workers that share it
- * know each other's tokens and resets. NULL without memory. */
+ * know each other's tokens and resets. The wire is the engine's from now on. NULL without memory. */
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
 			    hs_quic_make_fifos make_fifos, void *owner);
 void hs_quic_free(struct hs_quic *q);
@@ -228,7 +228,6 @@ uint32_t hs_quic_path_count(struct hs_quic *q);
 
 /* A wire that hands its bursts to Python: for links that are written in Python. */
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths);
-void hs_wire_handed_free(struct hs_wire *wire);
 /* The caller's buffer must stay until the turn is over. Returns -1 when the burst is full. */
 int hs_wire_handed_put(struct hs_wire *wire, const uint8_t *data, uint32_t bytes, uint8_t ecn,
 		       uint32_t path_id);

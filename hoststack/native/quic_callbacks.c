@@ -114,14 +114,6 @@ static int stream_reset(UNUSED ngtcp2_conn *conn, UNUSED int64_t stream_id,
 	return 0;
 }
 
-static int stream_stop_sending(UNUSED ngtcp2_conn *conn, UNUSED int64_t stream_id, uint64_t code,
-			       UNUSED void *user_data, void *stream_user_data)
-{
-	if (stream_user_data)
-		hs_stream_on_stopped(stream_user_data, code);
-	return 0;
-}
-
 static int extend_max_streams(UNUSED ngtcp2_conn *conn, UNUSED uint64_t most, void *user_data)
 {
 	hs_touch(user_data, HS_PENDING_STREAMS_AVAILABLE);
@@ -152,7 +144,7 @@ static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
 	.recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,           \
 	.handshake_completed = handshake_completed,                      \
 	.encrypt = ngtcp2_crypto_encrypt_cb,                             \
-	.decrypt = ngtcp2_crypto_decrypt_cb,                             \
+	.decrypt = hs_decrypt,                                           \
 	.hp_mask = ngtcp2_crypto_hp_mask_cb,                             \
 	.recv_stream_data = recv_stream_data,                            \
 	.acked_stream_data_offset = acked_stream_data_offset,            \
@@ -170,7 +162,6 @@ static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
 	.delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb, \
 	.delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb, \
 	.get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb, \
-	.stream_stop_sending = stream_stop_sending,                      \
 	.version_negotiation = ngtcp2_crypto_version_negotiation_cb
 
 const ngtcp2_callbacks hs_client_callbacks = {

@@ -377,8 +377,11 @@ void hs_connection_read(struct hs_connection *c, const struct hs_received *datag
 	c->rx_ecn_ce += datagram->ecn == 3;
 	ngtcp2_path way = ngtcp2_path_of(datagram->path);
 	ngtcp2_pkt_info info = { .ecn = datagram->ecn };
-	heed(c, ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
-				     c->q->now_ns));
+	hs_stops_begin(c->q);
+	int result = ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
+					  c->q->now_ns);
+	hs_stops_end(c);
+	heed(c, result);
 	hs_make_due(c);
 }
 

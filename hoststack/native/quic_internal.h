@@ -6,6 +6,7 @@
  *   quic_accept.c      datagrams that belong to no connection
  *   quic_connection.c  a connection's life: beginning, reading, writing, closing
  *   quic_callbacks.c   what ngtcp2 tells and asks
+ *   quic_stopped.c     STOP_SENDING frames, of which ngtcp2 does not tell
  *   quic_stream.c      streams and their FIFOs
  *   quic_tls.c         GnuTLS credentials and sessions
  *   quic_tables.c      connections by connection ID, and by deadline
@@ -154,6 +155,11 @@ struct hs_connection {
 	struct hs_quic_close_info close_info;
 };
 
+struct hs_stop {
+	int64_t stream_id;
+	uint64_t code;
+};
+
 struct hs_parked {
 	uint8_t *data;
 	uint32_t bytes;
@@ -190,6 +196,8 @@ struct hs_quic {
 	uint32_t parked_count;
 	struct hs_quic_event *events;
 	uint32_t event_count, event_room;
+	struct hs_stop *stops; /* of the datagram that is being read */
+	uint32_t stop_count, stop_room;
 	uint64_t reset_tokens_ns; /* when the budget of stateless resets was filled last */
 	uint32_t reset_budget;
 	struct hs_quic_counters counters;
@@ -225,6 +233,15 @@ void hs_connection_free(struct hs_connection *c);
 extern const ngtcp2_callbacks hs_client_callbacks;
 extern const ngtcp2_callbacks hs_server_callbacks;
 int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token);
+
+/* quic_stopped.c */
+void hs_stops_begin(struct hs_quic *q);
+void hs_stops_end(struct hs_connection *c);
+/* Look through the frames of a packet. */
+void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes);
+int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
+	       const uint8_t *ciphertext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
+	       const uint8_t *header, size_t header_bytes);
 
 /* quic_stream.c */
 struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,

@@ -351,9 +351,8 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 			    hs_quic_make_fifos make_fifos, void *owner)
 {
 	struct hs_quic *q = calloc(1, sizeof(*q));
-	if (!q)
-		return NULL;
-	if (hs_cids_init(&q->cids)) {
+	if (!q || hs_cids_init(&q->cids)) {
+		wire->verbs->free(wire);
 		free(q);
 		return NULL;
 	}
@@ -395,6 +394,8 @@ void hs_quic_free(struct hs_quic *q)
 	free(q->free_numbers);
 	free(q->heap);
 	free(q->events);
+	free(q->stops);
+	q->wire->verbs->free(q->wire);
 	free(q);
 }
 

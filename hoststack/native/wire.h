@@ -100,6 +100,8 @@ struct hs_wire_verbs {
 	void (*commit)(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn);
 	/* Hand over what was committed. Returns how many datagrams have to wait for the way out. */
 	int (*flush)(struct hs_wire *wire);
+	/* The engine that it was given to is gone. */
+	void (*free)(struct hs_wire *wire);
 };
 
 struct hs_wire_counters {

@@ -63,7 +63,15 @@ static int flush(struct hs_wire *wire)
 	return 0;
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush };
+static void free_wire(struct hs_wire *wire)
+{
+	struct handed_wire *w = (struct handed_wire *)wire;
+	hs_paths_free(&wire->paths);
+	free(w->slots);
+	free(w);
+}
+
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, free_wire };
 
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths)
 {
@@ -78,14 +86,6 @@ struct hs_wire *hs_wire_handed_new(uint32_t max_paths)
 		return NULL;
 	}
 	return &w->wire;
-}
-
-void hs_wire_handed_free(struct hs_wire *wire)
-{
-	struct handed_wire *w = (struct handed_wire *)wire;
-	hs_paths_free(&wire->paths);
-	free(w->slots);
-	free(w);
 }
 
 int hs_wire_handed_put(struct hs_wire *wire, const uint8_t *data, uint32_t bytes, uint8_t ecn,

@@ -28,7 +28,7 @@ class PathTable:
         if known is not None and self.by_id[known] is path:
             return known
         local, remote = ip_address(path.local.host), ip_address(path.remote.host)
-        number = lib.hs_quic_add_path(
+        number: int = lib.hs_quic_add_path(
             self._quic,
             local.version,
             local.packed,
@@ -62,7 +62,8 @@ class HandedWire:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self.wire: Any = ffi.gc(lib.hs_wire_handed_new(MAX_PATHS), lib.hs_wire_handed_free)
+        self.wire: Any = lib.hs_wire_handed_new(MAX_PATHS)
+        """struct hs_wire *, for the engine to keep."""
         if not self.wire:
             raise MemoryError("no memory for the native engine's bursts")
         self._bytes = ffi.new("uint32_t *")

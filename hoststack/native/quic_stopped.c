@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * STOP_SENDING frames that come. ngtcp2 answers them with RESET_STREAM and tells nobody (before
+ * 1.22), so they are looked for in the packets that it has decrypted. */
+#include "quic_internal.h"
+
+#include <stdlib.h>
+
+enum {
+	LONG_HEADER = 0x80,
+	AEAD_TAG_BYTES = 16,
+	/* Frame types, RFC 9000 section 19. */
+	PADDING = 0x00,
+	PING = 0x01,
+	ACK = 0x02,
+	ACK_ECN = 0x03,
+	RESET_STREAM = 0x04,
+	STOP_SENDING = 0x05,
+	CRYPTO = 0x06,
+	NEW_TOKEN = 0x07,
+	STREAM = 0x08, /* to 0x0f */
+	STREAM_LAST = 0x0f,
+	STREAM_HAS_OFFSET = 0x04,
+	STREAM_HAS_LENGTH = 0x02,
+	MAX_DATA = 0x10,
+	MAX_STREAM_DATA = 0x11,
+	DATA_BLOCKED = 0x14,
+	STREAM_DATA_BLOCKED = 0x15,
+	STREAMS_BLOCKED_UNI = 0x17,
+	NEW_CONNECTION_ID = 0x18,
+	RETIRE_CONNECTION_ID = 0x19,
+	PATH_CHALLENGE = 0x1a,
+	PATH_RESPONSE = 0x1b,
+	HANDSHAKE_DONE = 0x1e,
+	DATAGRAM = 0x30,
+	DATAGRAM_WITH_LENGTH = 0x31,
+};
+
+struct cursor {
+	const uint8_t *at;
+	const uint8_t *end;
+};
+
+/* A variable-length integer (RFC 9000 section 16). Returns 0 where the packet ends before it does. */
+static int take_varint(struct cursor *c, uint64_t *out)
+{
+	if (c->at == c->end)
+		return 0;
+	size_t bytes = (size_t)1 << (*c->at >> 6);
+	if ((size_t)(c->end - c->at) < bytes)
+		return 0;
+	uint64_t value = *c->at & 0x3f;
+	for (size_t i = 1; i < bytes; i++)
+		value = value << 8 | c->at[i];
+	c->at += bytes;
+	*out = value;
+	return 1;
+}
+
+static int skip_varints(struct cursor *c, uint64_t n)
+{
+	uint64_t unused;
+	while (n-- > 0) {
+		if (!take_varint(c, &unused))
+			return 0;
+	}
+	return 1;
+}
+
+static int skip(struct cursor *c, uint64_t bytes)
+{
+	if ((uint64_t)(c->end - c->at) < bytes)
+		return 0;
+	c->at += bytes;
+	return 1;
+}
+
+static int skip_sized(struct cursor *c)
+{
+	uint64_t bytes;
+	return take_varint(c, &bytes) && skip(c, bytes);
+}
+
+static int skip_ack(struct cursor *c, int has_ecn)
+{
+	uint64_t ranges;
+	return skip_varints(c, 2) && take_varint(c, &ranges) && skip_varints(c, 1) &&
+	       ranges <= (uint64_t)(c->end - c->at) && skip_varints(c, 2 * ranges) &&
+	       (!has_ecn || skip_varints(c, 3));
+}
+
+static int skip_stream(struct cursor *c, uint8_t type)
+{
+	if (!skip_varints(c, type & STREAM_HAS_OFFSET ? 2 : 1))
+		return 0;
+	return type & STREAM_HAS_LENGTH ? skip_sized(c) : 0; /* 0: it goes on to the end */
+}
+
+/* Over a frame that is not STOP_SENDING. Returns 0 at the end, and for what is not understood:
+ * ngtcp2 closes the connection for that. */
+static int skip_frame(struct cursor *c, uint8_t type)
+{
+	if (type >= STREAM && type <= STREAM_LAST)
+		return skip_stream(c, type);
+	switch (type) {
+	case PADDING:
+	case PING:
+	case HANDSHAKE_DONE:
+		return 1;
+	case ACK:
+	case ACK_ECN:
+		return skip_ack(c, type == ACK_ECN);
+	case RESET_STREAM:
+		return skip_varints(c, 3);
+	case CRYPTO:
+		return skip_varints(c, 1) && skip_sized(c);
+	case NEW_TOKEN:
+	case DATAGRAM_WITH_LENGTH:
+		return skip_sized(c);
+	case MAX_STREAM_DATA:
+	case STREAM_DATA_BLOCKED:
+		return skip_varints(c, 2);
+	case NEW_CONNECTION_ID:
+		return skip_varints(c, 2) && c->at < c->end &&
+		       skip(c, (uint64_t)1 + *c->at + NGTCP2_STATELESS_RESET_TOKENLEN);
+	case PATH_CHALLENGE:
+	case PATH_RESPONSE:
+		return skip(c, 8);
+	default:
+		return (type >= MAX_DATA && type <= STREAMS_BLOCKED_UNI) ||
+				       type == RETIRE_CONNECTION_ID ?
+			       skip_varints(c, 1) :
+			       0;
+	}
+}
+
+static void note(struct hs_quic *q, uint64_t stream_id, uint64_t code)
+{
+	if (q->stop_count == q->stop_room) {
+		uint32_t room = q->stop_room ? q->stop_room * 2 : 16;
+		void *stops = realloc(q->stops, room * sizeof(*q->stops));
+		if (!stops)
+			return; /* the sender finds out when it sends more */
+		q->stops = stops;
+		q->stop_room = room;
+	}
+	q->stops[q->stop_count++] = (struct hs_stop){ (int64_t)stream_id, code };
+}
+
+void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
+{
+	struct cursor c = { frames, frames + bytes };
+	while (c.at < c.end) {
+		uint8_t type = *c.at++;
+		uint64_t stream_id, code;
+		if (type == STOP_SENDING) {
+			if (!take_varint(&c, &stream_id) || !take_varint(&c, &code))
+				return;
+			note(q, stream_id, code);
+		} else if (!skip_frame(&c, type)) {
+			return;
+		}
+	}
+}
+
+/* ngtcp2's decryption callback knows no connection: the engine whose packet is being read. */
+static _Thread_local struct hs_quic *reading;
+
+int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
+	       const uint8_t *ciphertext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
+	       const uint8_t *header, size_t header_bytes)
+{
+	int failed = ngtcp2_crypto_decrypt_cb(out, aead, context, ciphertext, bytes, nonce,
+					      nonce_bytes, header, header_bytes);
+	if (!failed && reading && header_bytes && !(header[0] & LONG_HEADER) &&
+	    bytes >= AEAD_TAG_BYTES)
+		hs_stops_look(reading, out, bytes - AEAD_TAG_BYTES);
+	return failed;
+}
+
+void hs_stops_begin(struct hs_quic *q)
+{
+	reading = q;
+	q->stop_count = 0;
+}
+
+void hs_stops_end(struct hs_connection *c)
+{
+	struct hs_quic *q = c->q;
+	reading = NULL;
+	for (uint32_t i = 0; i < q->stop_count && c->state <= HS_OPEN; i++) {
+		for (struct hs_stream *s = c->streams; s; s = s->next) {
+			if (s->id == q->stops[i].stream_id) {
+				hs_stream_on_stopped(s, q->stops[i].code);
+				break;
+			}
+		}
+	}
+}
