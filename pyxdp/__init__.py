@@ -5,7 +5,7 @@ Importing needs neither privilege nor the C part; `available()` tells whether th
 
 from __future__ import annotations
 
-from pyxdp._extension import available, libbpf_version
+from pyxdp._extension import available, c_verbs, libbpf_version
 from pyxdp.attach import AttachedProgram, Mode, WantedMode, XdpLink, attached_programs
 from pyxdp.bpffs import ensure_bpffs, find_bpffs, remove_bpffs
 from pyxdp.errors import (
@@ -63,6 +63,7 @@ __all__ = [
     "XdpLink",
     "attached_programs",
     "available",
+    "c_verbs",
     "describe_interface",
     "ensure_bpffs",
     "find_bpffs",

@@ -41,6 +41,11 @@ def require() -> Any:
     return _library
 
 
+def c_verbs() -> int:
+    """Where struct pyxdp_verbs (pyxdp.h) lies: the burst functions, for another module's C code."""
+    return int(ffi.cast("uintptr_t", require().pyxdp_get_verbs()))
+
+
 def libbpf_version() -> str:
     """Major and minor version of the libbpf in use, as in "1.1"; raises NotAvailableError."""
     library = require()

@@ -138,4 +138,14 @@ int pyxdp_tx_reap(struct pyxdp_socket *socket);
  * where the interface cannot send. */
 int pyxdp_kick(struct pyxdp_socket *socket);
 
+/* The verbs above for C code in another module, which can't link with this one. */
+struct pyxdp_verbs {
+	int (*rx_burst)(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget);
+	int (*rx_release)(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n);
+	int (*tx_reserve)(struct pyxdp_socket *socket, struct pyxdp_desc *out, int n);
+	int (*tx_submit)(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n);
+	int (*kick)(struct pyxdp_socket *socket);
+};
+const struct pyxdp_verbs *pyxdp_get_verbs(void);
+
 #endif

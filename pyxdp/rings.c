@@ -274,3 +274,16 @@ int pyxdp_kick(struct pyxdp_socket *socket)
 	}
 	return (int)pending;
 }
+
+const struct pyxdp_verbs *pyxdp_get_verbs(void)
+{
+	static const struct pyxdp_verbs verbs = {
+		.rx_burst = pyxdp_rx_burst,
+		.rx_release = pyxdp_rx_release,
+		.tx_reserve = pyxdp_tx_reserve,
+		.tx_submit = pyxdp_tx_submit,
+		.kick = pyxdp_kick,
+	};
+
+	return &verbs;
+}

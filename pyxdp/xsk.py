@@ -183,6 +183,11 @@ class Socket:
         return self._socket
 
     @property
+    def c_address(self) -> int:
+        """The same as a number, for another module's C code, which calls through `c_verbs`."""
+        return int(ffi.cast("uintptr_t", self.c_socket))
+
+    @property
     def fd(self) -> int:
         """The file descriptor: to poll, and for an XSKMAP."""
         return int(self._library.pyxdp_socket_fd(self.c_socket))

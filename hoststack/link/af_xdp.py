@@ -12,17 +12,20 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from struct import Struct
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
 import pyxdp
-from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
+from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received, Wire
 from hoststack.link.frame_path import FramePath, PathTable
 from hoststack.link.next_hop import NextHops
 from hoststack.link.port_reservation import PortReservation
 from hoststack.link.steering import Steering, as_link_error
 from hoststack.native._native import ffi, lib
+
+if TYPE_CHECKING:
+    from hoststack.link.xdp_wire import XdpWire
 
 XdpMode = Literal["auto", "native", "generic"]
 
@@ -66,6 +69,7 @@ class AfXdpLink:
             self._epoll.register(socket.fd, select.EPOLLIN)
         self._left_frames = trio.Event()
         self._counters: Counter[str] = Counter()
+        self._wire: XdpWire | None = None
         self._area = umem.area
         self._base: Any = ffi.cast("uint8_t *", umem.base)
         self._datagrams: Any = ffi.new("struct hs_datagram[]", BURST)
@@ -148,6 +152,20 @@ class AfXdpLink:
     def max_datagram_bytes(self, path: Path) -> int:
         """See Link."""
         return self._paths.current(path).max_datagram_bytes
+
+    # --- for an engine in C ---
+
+    def wire(self) -> Wire:
+        """See Link."""
+        from hoststack.link.xdp_wire import XdpWire
+
+        self._wire = XdpWire(
+            self._sockets, self._umem, self._paths, self._hops, self._left_frames_on_ring
+        )
+        return self._wire
+
+    def _left_frames_on_ring(self) -> None:
+        self._left_frames.set()
 
     # --- receiving ---
 
@@ -302,6 +320,8 @@ class AfXdpLink:
         """See Link; with the sockets' counters ("xsk_") and the program's ("xdp_")."""
         counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
         counters |= self._counters
+        if self._wire is not None:
+            counters |= self._wire.statistics()
         for socket in self._sockets:
             for name, value in socket.statistics()._asdict().items():
                 counters[f"xsk_{name}"] = counters.get(f"xsk_{name}", 0) + value
@@ -313,6 +333,8 @@ class AfXdpLink:
         """See Link."""
         for endpoint in list(self._ports):
             self.close_port(endpoint)
+        if self._wire is not None:
+            self._wire.close()
         # Off the interface first, so that nothing is redirected to sockets that go.
         self.steering.close()
         self._epoll.close()

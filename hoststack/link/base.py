@@ -61,6 +61,41 @@ Received = tuple[bytes, Path, int]
 Outgoing = tuple[bytes, Path]
 
 
+class WireRoute(NamedTuple):
+    """What C code needs to send along a path."""
+
+    max_datagram_bytes: int
+    header: bytes | None = None
+    """struct hs_frame_header, or None while no next hop is known."""
+    fd: int = -1
+    flow: bytes | None = None
+    """struct hs_udp_flow, for a socket."""
+
+
+class Wire(Protocol):
+    """A link's bursts for an engine in C (hoststack/native/wire.h). Paths are decided here."""
+
+    @property
+    def address(self) -> int:
+        """Where struct hs_wire lies. It is the engine's to free."""
+
+    @property
+    def generation(self) -> int:
+        """Changes when routes have to be asked for anew."""
+
+    def admit(self, key: bytes) -> Path | None:
+        """The path of datagrams with this key; None if they are not for this machine."""
+
+    def route(self, path: Path) -> WireRoute:
+        """How datagrams go along a path now."""
+
+    def note_sent(self, path: Path, count: int) -> bool:
+        """So many datagrams were sent since the last call; whether to ask for the route anew."""
+
+    def after_turn(self) -> None:
+        """A turn is over: whatever the link has to do about it."""
+
+
 class Link(Protocol):
     """One worker's access to the network: its receive queues and one transmit queue."""
 
@@ -89,6 +124,10 @@ class Link(Protocol):
 
     def max_datagram_bytes(self, path: Path) -> int:
         """The largest UDP payload that the interface's MTU carries on this path."""
+
+    def wire(self) -> Wire | None:
+        """The way past Python, once for each link; None if there is none. Who takes it calls
+        neither `receive` nor `send`."""
 
     def receive(self, budget: int = BURST) -> list[Received]:
         """All datagrams that have come, at most `budget`; never blocks."""

@@ -172,6 +172,9 @@ class MemoryLink:
 
     # --- bursts ---
 
+    def wire(self) -> None:
+        """See Link; what is written in Python has no other way."""
+
     def receive(self, budget: int = BURST) -> list[Received]:
         """See Link."""
         received: list[Received] = []

@@ -14,13 +14,25 @@ from array import array
 from collections.abc import Sequence
 from ipaddress import ip_address
 from struct import Struct
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
-from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
+from hoststack.link.base import (
+    BURST,
+    Endpoint,
+    LinkError,
+    Outgoing,
+    Path,
+    Received,
+    Wire,
+    WireRoute,
+)
 from hoststack.link.port_reservation import bind_error
 from hoststack.native._native import ffi, lib
+
+if TYPE_CHECKING:
+    from hoststack.link.udp_wire import UdpWire
 
 #: struct hs_udp_datagram and struct hs_udp_flow (hoststack/native/udp.h).
 _DATAGRAM: Final = Struct("=IBBxx40s")
@@ -92,7 +104,9 @@ class UdpLink:
 
     name = "udp"
 
-    def __init__(self) -> None:
+    def __init__(self, *, segments: bool = True) -> None:
+        """`segments` lets an engine in C put several datagrams into one message (GSO and GRO)."""
+        self._segments = segments
         self._sockets: dict[Endpoint, _UdpSocket] = {}
         self._by_fd: dict[int, _UdpSocket] = {}
         self._epoll = select.epoll()
@@ -114,6 +128,7 @@ class UdpLink:
         self._tx_datagrams = 0
         self._tx_bytes = 0
         self._drops: dict[str, int] = {}
+        self._wire: UdpWire | None = None
 
     # --- ports and paths ---
 
@@ -124,6 +139,8 @@ class UdpLink:
         fd = opened.socket.fileno()
         self._by_fd[fd] = opened
         self._epoll.register(fd, select.EPOLLIN)
+        if self._wire is not None:
+            self._wire.add(fd, opened.endpoint.port)
         return opened.endpoint
 
     def close_port(self, endpoint: Endpoint) -> None:
@@ -132,6 +149,8 @@ class UdpLink:
         if closed is None:
             return
         fd = closed.socket.fileno()
+        if self._wire is not None:
+            self._wire.remove(fd)
         self._epoll.unregister(fd)
         del self._by_fd[fd]
         if self._blocked is closed.socket:
@@ -174,6 +193,29 @@ class UdpLink:
         return path
 
     # --- bursts ---
+
+    def wire(self) -> Wire:
+        """See Link."""
+        from hoststack.link.udp_wire import UdpWire
+
+        self._wire = UdpWire(self._admit, self._route, segments=self._segments)
+        for fd, opened in self._by_fd.items():
+            self._wire.add(fd, opened.endpoint.port)
+        return self._wire
+
+    def _admit(self, flow: bytes, local_port: int) -> Path | None:
+        version = flow[0]
+        for opened in self._by_fd.values():
+            endpoint = opened.endpoint
+            if endpoint.port == local_port and ip_address(endpoint.host).version == version:
+                return self._path(opened, flow)
+        return None
+
+    def _route(self, path: Path) -> WireRoute:
+        way = cast("_Way", path.link_data)
+        return WireRoute(
+            self.max_datagram_bytes(path), fd=way.socket.socket.fileno(), flow=way.flow
+        )
 
     def receive(self, budget: int = BURST) -> list[Received]:
         """See Link."""
@@ -263,6 +305,8 @@ class UdpLink:
 
     async def wait_writable(self) -> None:
         """See Link."""
+        if self._wire is not None and self._wire.blocked_fd in self._by_fd:
+            self._blocked = self._by_fd[self._wire.blocked_fd].socket
         if self._blocked is None:
             await trio.lowlevel.checkpoint()
             return
@@ -282,12 +326,15 @@ class UdpLink:
             "tx_datagrams": self._tx_datagrams,
             "tx_bytes": self._tx_bytes,
             **self._drops,
+            **(self._wire.statistics() if self._wire is not None else {}),
         }
 
     def close(self) -> None:
         """See Link."""
         for endpoint in list(self._sockets):
             self.close_port(endpoint)
+        if self._wire is not None:
+            self._wire.close()
         self._epoll.close()
 
 

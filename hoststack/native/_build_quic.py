@@ -13,7 +13,7 @@ _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent.parent
 
 #: What Python sees; each header brings what it needs itself.
-_HEADERS = ("quic.h",)
+_HEADERS = ("quic.h", "wire_xdp.h", "wire_udp.h")
 _SOURCES = (
     "quic_turn.c",
     "quic_accept.c",
@@ -24,6 +24,8 @@ _SOURCES = (
     "quic_tls.c",
     "quic_tables.c",
     "wire_handed.c",
+    "wire_udp.c",
+    "wire_xdp.c",
     "paths.c",
     "frames.c",
     "udp.c",
@@ -50,7 +52,7 @@ ffibuilder.set_source(
     "hoststack.native._quic",
     "\n".join(f'#include "{header}"' for header in _HEADERS),
     sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
-    include_dirs=[str(_HERE), str(_ROOT / "bpf")],
+    include_dirs=[str(_HERE), str(_ROOT / "bpf"), str(_ROOT / "pyxdp")],
     depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.glob("*.h"))],
     libraries=["ngtcp2_crypto_gnutls", "ngtcp2", "gnutls"],
     py_limited_api=False,

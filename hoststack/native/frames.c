@@ -302,26 +302,29 @@ int hs_frame_header_init(struct hs_frame_header *header, const struct hs_frame_f
 	return 0;
 }
 
-static void build(uint8_t *frame, const struct hs_frame_header *header, const uint8_t *payload,
-		  uint32_t payload_bytes)
+void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uint32_t payload_bytes,
+		     uint8_t ecn)
 {
-	memcpy(frame, header->bytes, header->header_bytes);
-	memcpy(frame + header->header_bytes, payload, payload_bytes);
+	uint8_t *frame = payload - header->header_bytes;
 	uint8_t *ip = frame + header->ip_offset;
-	uint8_t *udp = frame + header->header_bytes - UDP_BYTES;
+	uint8_t *udp = payload - UDP_BYTES;
 	uint16_t udp_bytes = (uint16_t)(UDP_BYTES + payload_bytes);
+	memcpy(frame, header->bytes, header->header_bytes);
 	if (header->ip_version == 4) {
 		uint16_t total_bytes = (uint16_t)(IPV4_BYTES + udp_bytes);
+		ip[1] |= ecn;
 		put16(ip + 2, total_bytes);
-		put_checksum(ip + 10,
-			     (uint16_t)~fold((uint64_t)header->ip_sum + htons(total_bytes)));
+		/* The bits were zero, so that they add to the sum. */
+		put_checksum(ip + 10, (uint16_t)~fold((uint64_t)header->ip_sum + htons(ecn) +
+						      htons(total_bytes)));
 	} else {
+		ip[1] |= (uint8_t)(ecn << 4);
 		put16(ip + 4, udp_bytes);
 	}
 	put16(udp + 4, udp_bytes);
 	/* The length counts twice: in the pseudo header and in the UDP header. */
-	uint16_t checksum = (uint16_t)~fold(sum_bytes(frame + header->header_bytes, payload_bytes) +
-					    header->udp_sum + 2 * (uint64_t)htons(udp_bytes));
+	uint16_t checksum = (uint16_t)~fold(sum_bytes(payload, payload_bytes) + header->udp_sum +
+					    2 * (uint64_t)htons(udp_bytes));
 	/* 0 would mean that there is none (RFC 768; not allowed in IPv6, RFC 8200). */
 	put_checksum(udp + 6, checksum ? checksum : 0xffff);
 }
@@ -336,7 +339,9 @@ int hs_frames_build(uint8_t *umem, size_t umem_bytes, struct hs_frame_desc *desc
 		    payload_bytes[i] > UINT16_MAX - IPV4_BYTES - UDP_BYTES ||
 		    descs[i].addr > umem_bytes || length > umem_bytes - descs[i].addr)
 			return i;
-		build(umem + descs[i].addr, headers[i], payloads, payload_bytes[i]);
+		uint8_t *payload = umem + descs[i].addr + headers[i]->header_bytes;
+		memcpy(payload, payloads, payload_bytes[i]);
+		hs_frame_finish(payload, headers[i], payload_bytes[i], 0);
 		descs[i].len = (uint32_t)length;
 		descs[i].options = 0;
 		payloads += payload_bytes[i];

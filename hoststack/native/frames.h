@@ -85,6 +85,11 @@ int hs_frames_parse(const uint8_t *umem, size_t umem_bytes, const struct hs_fram
 int hs_frame_header_init(struct hs_frame_header *header, const struct hs_frame_flow *flow,
 			 uint8_t hop_limit, uint8_t ecn);
 
+/* Put a header in front of a payload that lies in its frame already: the payload's first byte is at
+ * `payload`, and there are header_bytes in front of it. `ecn` is 0 to 3, on top of the header's. */
+void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uint32_t payload_bytes,
+		     uint8_t ecn);
+
 /* Write `n` frames: frame i is *headers[i], then payload_bytes[i] bytes, which lie in `payloads`
  * one datagram after the other. Its place is descs[i].addr, with room for `frame_bytes`; its
  * length goes into descs[i].len. Returns how many were written: fewer than `n` if a frame is too

@@ -31,6 +31,7 @@ enum {
 	HS_QUIC_SECRET_BYTES = 32,
 	HS_QUIC_MAX_ALPN = 16,
 	HS_QUIC_REASON_BYTES = 256,
+	HS_PATH_KEY_BYTES = 64, /* what marks a received datagram as a path's */
 };
 
 /* The numbers are EventKind's (hoststack/quic/seam.py); the last is between engine and Python. */
@@ -225,6 +226,17 @@ void hs_path_set_header(struct hs_quic *q, uint32_t id, const void *frame_header
 void hs_path_set_socket(struct hs_quic *q, uint32_t id, int fd, const void *udp_flow);
 uint64_t hs_path_sent(struct hs_quic *q, uint32_t id);
 uint32_t hs_quic_path_count(struct hs_quic *q);
+
+/* A wire's counters; what the drops mean is said in its header. */
+struct hs_wire_figures {
+	uint64_t rx_datagrams;
+	uint64_t rx_bytes;
+	uint64_t tx_datagrams;
+	uint64_t tx_bytes;
+	uint64_t tx_full;
+	uint64_t drops[24];
+};
+void hs_wire_get_figures(const struct hs_wire *wire, struct hs_wire_figures *out);
 
 /* A wire that hands its bursts to Python: for links that are written in Python. */
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths);

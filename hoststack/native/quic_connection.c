@@ -227,8 +227,11 @@ static void leave(struct hs_connection *c, enum hs_connection_state state)
 		hs_touch(c, HS_PENDING_FORGOTTEN);
 }
 
+/* Nothing is said to the peer: it is not there any more. To the application this is no clean end. */
 static void end_silently(struct hs_connection *c, const char *reason)
 {
+	c->close_info.code = NGTCP2_INTERNAL_ERROR;
+	c->close_info.is_application = 0;
 	set_reason(c, (const uint8_t *)reason, strlen(reason));
 	leave(c, HS_OVER);
 }
@@ -309,7 +312,7 @@ static void end_by_peer(struct hs_connection *c)
 	c->close_info.by_peer = 1;
 	if (c->was_reset) {
 		c->close_info.is_application = 0;
-		c->close_info.code = 0;
+		c->close_info.code = NGTCP2_INTERNAL_ERROR;
 		set_reason(c, (const uint8_t *)RESET, sizeof(RESET) - 1);
 	} else {
 		c->close_info.is_application = why->type == NGTCP2_CCERR_TYPE_APPLICATION;

@@ -340,8 +340,9 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t rounds, uint32_t 
 	out->events = q->events;
 	out->event_count = q->event_count;
 	out->parked = q->parked_count;
-	out->blocked = is_full || waiting;
-	out->more = received == HS_WIRE_BURST || q->parked_count || (q->first_due && !is_full);
+	/* What is full and sent nothing waits for the network; else there was only too much at once. */
+	out->blocked = waiting || (is_full && !out->sent);
+	out->more = received == HS_WIRE_BURST || q->parked_count || (q->first_due && !out->blocked);
 	out->deadline_ns = hs_quic_deadline(q);
 }
 
@@ -407,6 +408,14 @@ struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number)
 void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
 {
 	*out = q->counters;
+}
+
+void hs_wire_get_figures(const struct hs_wire *wire, struct hs_wire_figures *out)
+{
+	const struct hs_wire_counters *c = &wire->counters;
+	*out = (struct hs_wire_figures){ c->rx_datagrams, c->rx_bytes, c->tx_datagrams,
+					 c->tx_bytes, c->tx_full, { 0 } };
+	memcpy(out->drops, c->drops, sizeof(out->drops));
 }
 
 /* --- paths ------------------------------------------------------------------------------------ */
@@ -492,7 +501,8 @@ void hs_path_set_socket(struct hs_quic *q, uint32_t id, int fd, const void *udp_
 	if (!path)
 		return;
 	path->fd = fd;
-	memcpy(&path->flow, udp_flow, sizeof(path->flow));
+	if (udp_flow)
+		memcpy(&path->flow, udp_flow, sizeof(path->flow));
 }
 
 uint64_t hs_path_sent(struct hs_quic *q, uint32_t id)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
-#include "udp.h"
+#include "udp_messages.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -13,19 +13,13 @@ _Static_assert(sizeof(struct hs_udp_flow) == 40, "a flow has no padding bytes");
 _Static_assert(sizeof(struct hs_udp_datagram) == 48, "Python unpacks this");
 
 enum {
-	CONTROL_BYTES = CMSG_SPACE(sizeof(struct in6_pktinfo)) + CMSG_SPACE(sizeof(int)),
-};
-
-union address {
-	struct sockaddr any;
-	struct sockaddr_in v4;
-	struct sockaddr_in6 v6;
+	CONTROL_BYTES = HS_UDP_CONTROL_BYTES,
 };
 
 struct hs_udp_receiver {
 	struct mmsghdr messages[HS_UDP_BURST];
 	struct iovec payloads[HS_UDP_BURST];
-	union address remotes[HS_UDP_BURST];
+	union hs_address remotes[HS_UDP_BURST];
 	_Alignas(struct cmsghdr) uint8_t controls[HS_UDP_BURST][CONTROL_BYTES];
 	uint8_t slots[HS_UDP_BURST][HS_UDP_SLOT_BYTES];
 };
@@ -66,7 +60,7 @@ int hs_udp_prepare(int fd, int ip_version)
 	return failed ? -errno : 0;
 }
 
-static void take_remote(const union address *remote, struct hs_udp_flow *flow)
+static void take_remote(const union hs_address *remote, struct hs_udp_flow *flow)
 {
 	if (remote->any.sa_family == AF_INET) {
 		flow->ip_version = 4;
@@ -105,7 +99,7 @@ static int take_control(const struct cmsghdr *control, struct hs_udp_datagram *o
 	return 0;
 }
 
-static void take_message(struct mmsghdr *message, struct hs_udp_datagram *out)
+void hs_udp_take_message(struct mmsghdr *message, struct hs_udp_datagram *out)
 {
 	struct msghdr *header = &message->msg_hdr;
 	int has_local = 0;
@@ -139,11 +133,11 @@ int hs_udp_receive(struct hs_udp_receiver *r, int fd, int budget, struct hs_udp_
 	if (n < 0)
 		return -errno;
 	for (int i = 0; i < n; i++)
-		take_message(&r->messages[i], &out[i]);
+		hs_udp_take_message(&r->messages[i], &out[i]);
 	return n;
 }
 
-static socklen_t fill_remote(union address *remote, const struct hs_udp_flow *flow)
+socklen_t hs_udp_fill_remote(union hs_address *remote, const struct hs_udp_flow *flow)
 {
 	memset(remote, 0, sizeof(*remote));
 	if (flow->ip_version == 4) {
@@ -160,7 +154,8 @@ static socklen_t fill_remote(union address *remote, const struct hs_udp_flow *fl
 }
 
 /* Send from the flow's local address, which matters for sockets that are bound to none. */
-static void fill_local(struct msghdr *header, uint8_t *control, const struct hs_udp_flow *flow)
+struct cmsghdr *hs_udp_fill_local(struct msghdr *header, uint8_t *control,
+				  const struct hs_udp_flow *flow)
 {
 	struct in_pktinfo v4 = { 0 };
 	struct in6_pktinfo v6 = { 0 };
@@ -175,6 +170,7 @@ static void fill_local(struct msghdr *header, uint8_t *control, const struct hs_
 	c->cmsg_type = is_v4 ? IP_PKTINFO : IPV6_PKTINFO;
 	c->cmsg_len = CMSG_LEN(bytes);
 	memcpy(CMSG_DATA(c), is_v4 ? (void *)&v4 : (void *)&v6, bytes);
+	return c;
 }
 
 /* Send prepared messages; see hs_udp_send for what is returned. */
@@ -202,7 +198,7 @@ int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
 {
 	struct mmsghdr messages[HS_UDP_BURST];
 	struct iovec parts[HS_UDP_BURST];
-	union address remotes[HS_UDP_BURST];
+	union hs_address remotes[HS_UDP_BURST];
 	_Alignas(struct cmsghdr) uint8_t controls[HS_UDP_BURST][CONTROL_BYTES];
 
 	*refused = 0;
@@ -221,11 +217,11 @@ int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
 		messages[i].msg_len = 0;
 		messages[i].msg_hdr = (struct msghdr){
 			.msg_name = &remotes[i],
-			.msg_namelen = fill_remote(&remotes[i], &flows[i]),
+			.msg_namelen = hs_udp_fill_remote(&remotes[i], &flows[i]),
 			.msg_iov = &parts[i],
 			.msg_iovlen = 1,
 		};
-		fill_local(&messages[i].msg_hdr, controls[i], &flows[i]);
+		hs_udp_fill_local(&messages[i].msg_hdr, controls[i], &flows[i]);
 	}
 	return send_all(fd, messages, n, refused, reason);
 }

@@ -5,7 +5,7 @@
  *
  * A path is a pair of endpoints (RFC 9000 section 9). What it takes to send along it (a socket, a
  * prepared frame header) is decided in Python and kept here; what marks a received datagram as
- * one of the path's is its key.
+ * one of the path's is its key: struct hs_frame_flow, or struct hs_udp_flow and the local port.
  */
 #ifndef HS_WIRE_H
 #define HS_WIRE_H
@@ -15,11 +15,11 @@
 #include <stdint.h>
 
 #include "frames.h"
+#include "quic.h"
 #include "udp.h"
 
 enum {
 	HS_WIRE_BURST = 64, /* datagrams that one call of a wire moves */
-	HS_PATH_KEY_BYTES = 64, /* struct hs_frame_flow, or struct hs_udp_flow and the port */
 	HS_WIRE_KINDS_OF_DROP = 24,
 };
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Any, Final, cast
 
-from hoststack.link.base import Link, Path
+from hoststack.link.base import BURST, Link, Path
 from hoststack.native._quic import ffi, lib
 from hoststack.native.fifo import Fifo
 from hoststack.quic.cid import CidGenerator
@@ -23,7 +23,7 @@ from hoststack.quic.native_contexts import (
     consumer_of,
     producer_of,
 )
-from hoststack.quic.native_paths import HandedWire, PathTable
+from hoststack.quic.native_paths import DirectWire, HandedWire, PathTable
 from hoststack.quic.native_tls import TlsContexts
 from hoststack.quic.seam import (
     CidConfig,
@@ -81,10 +81,10 @@ class NativeEngine:
     def __init__(
         self, link: Link, make_fifo: Callable[[ConnectionContext, bool], Fifo], cid: CidConfig
     ) -> None:
-        self._link = link
         self._make_fifo = make_fifo
         self._handle = ffi.new_handle(self)
-        self._wire = HandedWire(link)
+        wire = link.wire()
+        self._wire = HandedWire(link) if wire is None else DirectWire(wire)
         self._quic: Any = ffi.gc(
             lib.hs_quic_new(
                 self._wire.wire,
@@ -228,22 +228,22 @@ class NativeEngine:
 
     def turn(self, now: float) -> Turn:
         self._now_ns = math.floor(now * _SECOND_NS)
-        received = self._wire.before_turn(self._paths, self._quic)
-        turn = self._turn
-        lib.hs_quic_turn(self._quic, self._now_ns, 1, 0, turn)
-        blocked = self._wire.after_turn(self._paths)
+        wire, quic, turn = self._wire, self._quic, self._turn
+        handed = wire.before_turn(self._paths, quic, self._now_ns)
+        lib.hs_quic_turn(quic, self._now_ns, wire.rounds, 0, turn)
+        blocked = wire.after_turn(self._paths, quic, turn.parked) or bool(turn.blocked)
         return Turn(
             events=self._events(turn.events, turn.event_count),
-            more=bool(turn.more) and not blocked,
+            more=(bool(turn.more) or handed == BURST) and not blocked,
             blocked=blocked,
-            received=received,
+            received=turn.received,
             sent=turn.sent,
         )
 
     def _number(self, path: Path) -> int | None:
         number = self._paths.number(path)
         if number is not None:
-            lib.hs_path_set_size(self._quic, number, self._link.max_datagram_bytes(path))
+            self._wire.prepare(path, number, self._quic)
         return number
 
     def _connection(self, number: int) -> NativeConnection:

@@ -1,4 +1,4 @@
-"""Paths, as the native engine numbers them, and the link in Python that carries its datagrams."""
+"""Paths, as the native engine numbers them, and how its bursts come and go."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final
 
-from hoststack.link.base import BURST, Link, Outgoing, Path, Received
+from hoststack.link.base import BURST, Link, Outgoing, Path, Received, Wire
 from hoststack.native._quic import ffi, lib
 
 #: Paths that are kept; one that a connection uses always is.
 MAX_PATHS: Final = 1 << 16
+#: Paths that are looked at in one turn when routes changed, or to tell what was sent.
+_SLICE: Final = 256
+_SWEEP_EVERY_NS: Final = 100_000_000
 
 
 class PathTable:
@@ -56,9 +59,80 @@ def _scope(remote: Any) -> int:
     return int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
 
 
+class DirectWire:
+    """A wire that passes Python by: here its paths are kept right."""
+
+    #: Bursts that one turn may take and send, while there is something to do.
+    rounds: Final = 8
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.wire: Any = ffi.cast("struct hs_wire *", wire.address)
+        """struct hs_wire *, for the engine to keep."""
+        self._generation = wire.generation
+        self._stale = 0
+        """Paths below this number have to be asked for their routes anew."""
+        self._swept = 0
+        self._sweep_at_ns = 0
+        self._told: list[int] = []
+
+    def before_turn(self, paths: PathTable, quic: Any, now_ns: int) -> int:
+        """Bring routes up to date; nothing is handed over."""
+        if self._generation != self._wire.generation:
+            self._generation = self._wire.generation
+            self._stale = len(paths.by_id)
+        for number in range(max(0, self._stale - _SLICE), self._stale):
+            self.prepare(paths.by_id[number], number, quic)
+        self._stale = max(0, self._stale - _SLICE)
+        if now_ns >= self._sweep_at_ns:
+            self._sweep(paths, quic)
+            if not self._swept:
+                self._sweep_at_ns = now_ns + _SWEEP_EVERY_NS
+        return 0
+
+    def prepare(self, path: Path, number: int, quic: Any) -> None:
+        """Tell the C side how datagrams go along a path."""
+        route = self._wire.route(path)
+        lib.hs_path_set_size(quic, number, route.max_datagram_bytes)
+        if route.flow is not None:
+            lib.hs_path_set_socket(quic, number, route.fd, ffi.from_buffer(route.flow))
+        else:
+            header = ffi.NULL if route.header is None else ffi.from_buffer(route.header)
+            lib.hs_path_set_header(quic, number, header)
+
+    def after_turn(self, paths: PathTable, quic: Any, parked: int) -> bool:
+        """Find out what paths the parked datagrams came along."""
+        for index in range(parked):
+            key = bytes(ffi.buffer(lib.hs_quic_parked_key(quic, index), lib.HS_PATH_KEY_BYTES))
+            path = self._wire.admit(key)
+            number = None if path is None else paths.number(path)
+            if path is not None and number is not None:
+                lib.hs_path_set_key(quic, number, key)
+                self.prepare(path, number, quic)
+                lib.hs_quic_admit(quic, index, number)
+        self._wire.after_turn()
+        return False
+
+    def _sweep(self, paths: PathTable, quic: Any) -> None:
+        """Tell the link what was sent along its paths, some of them at a time."""
+        end = min(self._swept + _SLICE, len(paths.by_id))
+        self._told.extend([0] * (end - len(self._told)))
+        for number in range(self._swept, end):
+            sent = lib.hs_path_sent(quic, number)
+            path = paths.by_id[number]
+            # The number may be another path's since: then the count began anew.
+            if sent > self._told[number] and self._wire.note_sent(path, sent - self._told[number]):
+                self.prepare(path, number, quic)
+            self._told[number] = sent
+        self._swept = end if end < len(paths.by_id) else 0
+
+
 class HandedWire:
     """The wire of a link that is written in Python: bursts are handed over before a turn and
     taken after it."""
+
+    #: Time stands still during a turn, as a clock that jumps wants it.
+    rounds: Final = 1
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -70,7 +144,7 @@ class HandedWire:
         self._path = ffi.new("uint32_t *")
         self._held: list[Any] = []
 
-    def before_turn(self, paths: PathTable, quic: Any) -> int:
+    def before_turn(self, paths: PathTable, quic: Any, now_ns: int) -> int:
         """Hand over what has come; how many datagrams that were."""
         received: Sequence[Received] = self._link.receive(BURST)
         self._held.clear()
@@ -78,13 +152,17 @@ class HandedWire:
             number = paths.number(path)
             if number is None:
                 continue
-            lib.hs_path_set_size(quic, number, self._link.max_datagram_bytes(path))
+            self.prepare(path, number, quic)
             buffer = ffi.from_buffer("uint8_t[]", data)
             self._held.append(buffer)
             lib.hs_wire_handed_put(self.wire, buffer, len(data), ecn, number)
         return len(received)
 
-    def after_turn(self, paths: PathTable) -> bool:
+    def prepare(self, path: Path, number: int, quic: Any) -> None:
+        """Tell the C side what a path carries."""
+        lib.hs_path_set_size(quic, number, self._link.max_datagram_bytes(path))
+
+    def after_turn(self, paths: PathTable, quic: Any, parked: int) -> bool:
         """Send what the turn wrote; whether something has to wait."""
         burst: list[Outgoing] = []
         while True:

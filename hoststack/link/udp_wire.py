@@ -1,0 +1,91 @@
+"""The udp link's wire: its sockets, for an engine in C (hoststack/native/wire_udp.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from hoststack.link.base import Path, WireRoute
+from hoststack.native._quic import ffi, lib
+
+_FLOW_BYTES: Final = 40  # struct hs_udp_flow
+_MAX_PATHS: Final = 1 << 16
+_DROPS: Final = {
+    value: name.removeprefix("HS_WIRE_UDP_").lower()
+    for value, name in ffi.typeof("enum hs_wire_udp_drop").elements.items()
+}
+
+
+class UdpWire:
+    """Implements Wire. `admit_flow` and `route_of` are the link's."""
+
+    generation: Final = 0
+
+    def __init__(
+        self,
+        admit_flow: Callable[[bytes, int], Path | None],
+        route_of: Callable[[Path], WireRoute],
+        *,
+        segments: bool,
+    ) -> None:
+        self._wire: Any = lib.hs_wire_udp_new(_MAX_PATHS, segments)
+        if not self._wire:
+            raise MemoryError("no memory for the buffers of a UDP link")
+        self._admit_flow = admit_flow
+        self.route = route_of
+        self._last: dict[str, int] = {}
+
+    @property
+    def address(self) -> int:
+        """See Wire."""
+        return int(ffi.cast("uintptr_t", self._wire))
+
+    def add(self, fd: int, local_port: int) -> None:
+        """A socket was opened."""
+        lib.hs_wire_udp_add(self._wire, fd, local_port)
+
+    def remove(self, fd: int) -> None:
+        """A socket is about to be closed."""
+        if self._wire is not None:
+            lib.hs_wire_udp_remove(self._wire, fd)
+
+    @property
+    def blocked_fd(self) -> int:
+        """The socket that is full, or -1."""
+        return int(lib.hs_wire_udp_blocked(self._wire))
+
+    def admit(self, key: bytes) -> Path | None:
+        """See Wire."""
+        port = int.from_bytes(key[_FLOW_BYTES : _FLOW_BYTES + 2], "little")
+        return self._admit_flow(key[:_FLOW_BYTES], port)
+
+    def note_sent(self, path: Path, count: int) -> bool:
+        """See Wire; the kernel keeps its neighbours itself."""
+        return False
+
+    def after_turn(self) -> None:
+        """See Wire."""
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name, as Link.statistics has them."""
+        if self._wire is not None:
+            self._last = read_figures(self._wire, _DROPS)
+        return self._last
+
+    def close(self) -> None:
+        """The link goes; the counters stay as they are."""
+        self.statistics()
+        self._wire = None
+
+
+def read_figures(wire: Any, drops: dict[int, str]) -> dict[str, int]:
+    """A C wire's counters by name; `drops` names the reasons that are not zero."""
+    figures = ffi.new("struct hs_wire_figures *")
+    lib.hs_wire_get_figures(wire, figures)
+    counted = {
+        name: int(getattr(figures, name))
+        for name in ("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes")
+    }
+    return counted | {
+        name: int(figures.drops[number]) for number, name in drops.items() if figures.drops[number]
+    }

@@ -1,0 +1,99 @@
+"""The af_xdp link's wire: its rings, for an engine in C (hoststack/native/wire_xdp.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pyxdp
+from hoststack.link.base import Path, WireRoute
+from hoststack.link.frame_path import FramePath, PathTable
+from hoststack.link.next_hop import NextHops
+from hoststack.link.udp_wire import read_figures
+from hoststack.native._native import ffi as native_ffi
+from hoststack.native._quic import ffi, lib
+
+_MAX_PATHS: Final = 1 << 16
+_DROPS: Final = {
+    value: f"rx_{name.removeprefix('HS_FRAME_').lower()}"
+    for value, name in native_ffi.typeof("enum hs_frame_drop").elements.items()
+    if name not in ("HS_FRAME_GOOD", "HS_FRAME_DROPS")
+} | {
+    value: f"tx_{name.removeprefix('HS_WIRE_XDP_').lower()}"
+    for value, name in ffi.typeof("enum hs_wire_xdp_drop").elements.items()
+}
+
+
+class XdpWire:
+    """Implements Wire. `on_left` is told when a kick left frames on the TX ring."""
+
+    def __init__(
+        self,
+        sockets: Sequence[pyxdp.Socket],
+        umem: pyxdp.Umem,
+        paths: PathTable,
+        hops: NextHops,
+        on_left: Callable[[], None],
+    ) -> None:
+        self._paths = paths
+        self._hops = hops
+        self._on_left = on_left
+        self._umem = umem
+        self._wire: Any = lib.hs_wire_xdp_new(
+            ffi.cast("void *", pyxdp.c_verbs()),
+            [socket.c_address for socket in sockets],
+            len(sockets),
+            ffi.cast("void *", umem.base),
+            umem.size_bytes,
+            umem.frame_bytes,
+            _MAX_PATHS,
+        )
+        if not self._wire:
+            raise MemoryError("no memory for the native engine's paths")
+        self._last: dict[str, int] = {}
+
+    @property
+    def address(self) -> int:
+        """See Wire."""
+        return int(ffi.cast("uintptr_t", self._wire))
+
+    @property
+    def generation(self) -> int:
+        """See Wire."""
+        return self._hops.generation
+
+    def admit(self, key: bytes) -> Path | None:
+        """See Wire."""
+        return self._paths.admit(key)
+
+    def route(self, path: Path) -> WireRoute:
+        """See Wire."""
+        data = self._paths.current(path)
+        header = None if data.header is None else bytes(native_ffi.buffer(data.header))
+        return WireRoute(data.max_datagram_bytes, header=header)
+
+    def note_sent(self, path: Path, count: int) -> bool:
+        """See Wire."""
+        data = path.link_data
+        assert isinstance(data, FramePath), "this path belongs to another link"
+        was_routed = data.is_routed
+        self._paths.count_sent(path, data, count)
+        return data.is_routed != was_routed
+
+    def after_turn(self) -> None:
+        """See Wire."""
+        if lib.hs_wire_xdp_left(self._wire):
+            self._on_left()
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name, as Link.statistics has them."""
+        if self._wire is not None:
+            self._last = read_figures(self._wire, _DROPS)
+        return self._last
+
+    def close(self) -> None:
+        """The sockets go; the counters stay as they are."""
+        self.statistics()
+        if self._wire is not None:
+            lib.hs_wire_xdp_detach(self._wire)
+            self._wire = None

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The wire over the kernel's UDP sockets: one recvmmsg and one sendmmsg a burst, and segments of one
+ * size together in one message where the kernel can (UDP_SEGMENT, UDP_GRO: udp(7)). */
+#ifndef HS_WIRE_UDP_H
+#define HS_WIRE_UDP_H
+
+#include <stdint.h>
+
+struct hs_wire;
+
+enum { HS_WIRE_UDP_MAX_SOCKETS = 256 };
+
+enum hs_wire_udp_drop {
+	HS_WIRE_UDP_RX_TRUNCATED, /* cut short, or without a local address */
+	HS_WIRE_UDP_RX_ERROR,
+	HS_WIRE_UDP_TX_REFUSED, /* the kernel did not take it, and never will */
+	HS_WIRE_UDP_TX_TOO_LARGE,
+	HS_WIRE_UDP_TX_NO_SOCKET, /* the path's port was closed */
+};
+
+/* NULL without memory. `segments` 0 sends and takes one datagram a message. */
+struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments);
+/* Use a bound socket; -1 if there are too many. */
+int hs_wire_udp_add(struct hs_wire *wire, int fd, uint16_t local_port);
+void hs_wire_udp_remove(struct hs_wire *wire, int fd);
+/* The socket that was full at the last `flush`; -1 for none. */
+int hs_wire_udp_blocked(struct hs_wire *wire);
+
+#endif

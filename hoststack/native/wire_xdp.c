@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "wire_xdp.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "pyxdp.h"
+#include "wire.h"
+
+enum {
+	TX_ROOM = 2 * HS_WIRE_BURST, /* frames in hand: a burst, and answers without a connection */
+};
+
+_Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_NO_NEXT_HOP, "drops have numbers of their own");
+_Static_assert((int)HS_WIRE_XDP_KICK_FAILED < (int)HS_WIRE_KINDS_OF_DROP, "and a place each");
+_Static_assert(sizeof(struct hs_frame_flow) == HS_PATH_KEY_BYTES, "a flow is a path's key");
+_Static_assert(sizeof(struct pyxdp_desc) == sizeof(struct hs_frame_desc), "both are xdp_desc");
+
+struct xdp_wire {
+	struct hs_wire wire;
+	const struct pyxdp_verbs *verbs;
+	struct pyxdp_socket *sockets[HS_WIRE_XDP_MAX_SOCKETS];
+	int socket_count; /* 0: detached */
+	int next_socket;
+	uint8_t *umem;
+	size_t umem_bytes;
+	uint32_t frame_bytes;
+	struct pyxdp_desc rx[HS_WIRE_BURST]; /* received and not released yet, by socket */
+	int rx_of_socket[HS_WIRE_XDP_MAX_SOCKETS];
+	int rx_count;
+	struct hs_datagram parsed[HS_WIRE_BURST];
+	struct pyxdp_desc tx[TX_ROOM]; /* committed ones, then reserved ones */
+	int committed;
+	int reserved; /* with the committed ones */
+	int is_backlogged;
+	int left;
+};
+
+static struct xdp_wire *own(struct hs_wire *wire)
+{
+	return (struct xdp_wire *)wire;
+}
+
+static void release(struct hs_wire *wire)
+{
+	struct xdp_wire *w = own(wire);
+	const struct pyxdp_desc *at = w->rx;
+	for (int i = 0; i < w->socket_count; i++) {
+		if (w->rx_of_socket[i])
+			w->verbs->rx_release(w->sockets[i], at, w->rx_of_socket[i]);
+		at += w->rx_of_socket[i];
+		w->rx_of_socket[i] = 0;
+	}
+	w->rx_count = 0;
+}
+
+/* What of a socket's burst holds a datagram. */
+static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
+		 struct hs_datagram *parsed, struct hs_received *out)
+{
+	int good = 0;
+	hs_frames_parse(w->umem, w->umem_bytes, (const struct hs_frame_desc *)descs, n, parsed);
+	for (int i = 0; i < n; i++) {
+		const struct hs_datagram *d = &parsed[i];
+		if (d->drop != HS_FRAME_GOOD) {
+			w->wire.counters.drops[d->drop]++;
+			continue;
+		}
+		const uint8_t *key = (const uint8_t *)&d->flow;
+		out[good++] = (struct hs_received){
+			.data = w->umem + d->payload,
+			.bytes = d->payload_bytes,
+			.ecn = d->ecn,
+			.path = hs_paths_by_key(&w->wire.paths, key),
+			.key = key,
+		};
+		w->wire.counters.rx_bytes += d->payload_bytes;
+	}
+	w->wire.counters.rx_datagrams += (uint64_t)good;
+	return good;
+}
+
+static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
+{
+	struct xdp_wire *w = own(wire);
+	int good = 0;
+	if (budget > HS_WIRE_BURST)
+		budget = HS_WIRE_BURST;
+	/* In the order of the sockets, for `release`; who was served is remembered by the budget: a
+	 * queue that fills it alone waits for the others the next time. */
+	int first = w->next_socket, last = w->socket_count;
+	for (int i = first; i < last && w->rx_count < budget; i++) {
+		struct pyxdp_desc *descs = w->rx + w->rx_count;
+		int n = w->verbs->rx_burst(w->sockets[i], descs, budget - w->rx_count);
+		w->next_socket = i + 1;
+		if (n <= 0)
+			continue;
+		good += parse(w, descs, n, w->parsed + w->rx_count, out + good);
+		w->rx_of_socket[i] = n;
+		w->rx_count += n;
+	}
+	if (w->next_socket >= w->socket_count)
+		w->next_socket = 0;
+	if (good == 0)
+		release(wire);
+	return good;
+}
+
+static uint8_t *reserve(struct hs_wire *wire, size_t *room)
+{
+	struct xdp_wire *w = own(wire);
+	if (!w->is_backlogged && w->committed == w->reserved && w->socket_count &&
+	    w->reserved + HS_WIRE_BURST <= TX_ROOM) {
+		int n = w->verbs->tx_reserve(w->sockets[0], w->tx + w->reserved, HS_WIRE_BURST);
+		w->reserved += n > 0 ? n : 0;
+	}
+	if (w->is_backlogged || w->committed == w->reserved) {
+		wire->counters.tx_full++;
+		return NULL;
+	}
+	*room = w->frame_bytes - HS_FRAME_MAX_HEADER_BYTES;
+	return w->umem + w->tx[w->committed].addr + HS_FRAME_MAX_HEADER_BYTES;
+}
+
+static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn)
+{
+	struct xdp_wire *w = own(wire);
+	struct pyxdp_desc *desc = &w->tx[w->committed];
+	if (!path->has_header) {
+		wire->counters.drops[HS_WIRE_XDP_NO_NEXT_HOP]++;
+		return;
+	}
+	if (bytes > path->max_datagram_bytes) {
+		wire->counters.drops[HS_WIRE_XDP_TOO_LARGE]++;
+		return;
+	}
+	desc->addr += HS_FRAME_MAX_HEADER_BYTES;
+	hs_frame_finish(w->umem + desc->addr, &path->header, bytes, ecn);
+	desc->addr -= path->header.header_bytes;
+	desc->len = path->header.header_bytes + bytes;
+	w->committed++;
+	wire->counters.tx_datagrams++;
+	wire->counters.tx_bytes += bytes;
+}
+
+static int flush(struct hs_wire *wire)
+{
+	struct xdp_wire *w = own(wire);
+	if (!w->socket_count || !w->committed)
+		return 0;
+	int taken = w->verbs->tx_submit(w->sockets[0], w->tx, w->committed);
+	if (taken > 0) {
+		w->committed -= taken;
+		w->reserved -= taken;
+		memmove(w->tx, w->tx + taken, (size_t)w->reserved * sizeof(w->tx[0]));
+	}
+	w->is_backlogged = w->committed > 0;
+	int left = w->verbs->kick(w->sockets[0]);
+	if (left < 0)
+		wire->counters.drops[HS_WIRE_XDP_KICK_FAILED]++;
+	w->left = left > 0 ? left : 0;
+	return w->committed;
+}
+
+static void free_wire(struct hs_wire *wire)
+{
+	/* The frames in hand go with the UMEM. */
+	hs_paths_free(&wire->paths);
+	free(own(wire));
+}
+
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, free_wire };
+
+struct hs_wire *hs_wire_xdp_new(const void *verbs, const uint64_t *sockets, int count, void *umem,
+				size_t umem_bytes, uint32_t frame_bytes, uint32_t max_paths)
+{
+	if (count < 1 || count > HS_WIRE_XDP_MAX_SOCKETS)
+		return NULL;
+	struct xdp_wire *w = calloc(1, sizeof(*w));
+	if (!w || hs_paths_init(&w->wire.paths, max_paths)) {
+		free(w);
+		return NULL;
+	}
+	w->wire.verbs = &VERBS;
+	w->verbs = verbs;
+	for (int i = 0; i < count; i++)
+		w->sockets[i] = (struct pyxdp_socket *)(uintptr_t)sockets[i];
+	w->socket_count = count;
+	w->umem = umem;
+	w->umem_bytes = umem_bytes;
+	w->frame_bytes = frame_bytes;
+	return &w->wire;
+}
+
+int hs_wire_xdp_left(struct hs_wire *wire)
+{
+	return own(wire)->left;
+}
+
+void hs_wire_xdp_detach(struct hs_wire *wire)
+{
+	own(wire)->socket_count = 0;
+}
