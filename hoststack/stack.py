@@ -19,7 +19,7 @@ from hoststack.errors import ConnectError, LinkError
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
 from hoststack.listener import Listener
-from hoststack.quic.seam import QuicConfig
+from hoststack.quic.seam import EngineCounters, QuicConfig
 from hoststack.quic.tls import TlsConfig
 from hoststack.router import Router
 from hoststack.session import messages as m
@@ -37,21 +37,32 @@ Handler = Callable[[Connection], Awaitable[object]]
 class Stack:
     """What a program opens connections and listeners with. Made by `open_stack`."""
 
-    def __init__(self, router: Router, link: Link, link_reason: str, config: QuicConfig) -> None:
+    def __init__(
+        self, router: Router, worker: Worker, link_reason: str, config: QuicConfig
+    ) -> None:
         self._router = router
-        self._link = link
+        self._worker = worker
         self._link_reason = link_reason
         self._config = config
 
     @property
     def link(self) -> Link:
         """The link below, for its statistics."""
-        return self._link
+        return self._worker.link
 
     @property
     def link_name(self) -> str:
         """ "af_xdp", "udp" or "memory"."""
-        return self._link.name
+        return self._worker.link.name
+
+    @property
+    def engine_name(self) -> str:
+        """ "native" or "aioquic"."""
+        return self._worker.layer.engine.name
+
+    def counters(self) -> EngineCounters:
+        """What happened to datagrams and turns so far."""
+        return self._worker.layer.engine.counters
 
     @property
     def link_reason(self) -> str:
@@ -162,7 +173,9 @@ async def open_stack(
 
     With an interface `link="auto"` takes AF_XDP on it where that works, and the kernel's UDP
     sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
-    is, and closed at the end. Raises LinkError if the link that was asked for can't be had.
+    is, and closed at the end. `engine="auto"` takes the native QUIC engine where it was built, and
+    aioquic elsewhere. Raises LinkError if the link that was asked for can't be had, and ValueError
+    for an engine that can't.
     """
     config = config or QuicConfig()
     if isinstance(link, str):
@@ -177,7 +190,7 @@ async def open_stack(
             worker.attach(application)
             await nursery.start(worker.run)
             try:
-                yield Stack(Router(application), chosen, reason, config)
+                yield Stack(Router(application), worker, reason, config)
             except trio.Cancelled:
                 raise
             except BaseException as caught:

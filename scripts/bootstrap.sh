@@ -12,7 +12,12 @@ PACKAGES=(
 	python3-venv
 	iproute2 ethtool # namespaces and virtual links of the demo and the tests
 	vagrant # the tests check vagrant/Vagrantfile
+	libgnutls28-dev # TLS of the native engine
+	caddy # the tests' HTTP/3 server by somebody else
 )
+# The native engine's QUIC, and the tests' peers. Debian 12 has these in bookworm-backports.
+NGTCP2_PACKAGES=(libngtcp2-dev libngtcp2-crypto-gnutls-dev ngtcp2-client ngtcp2-server)
+NGTCP2_LEAST=1.11
 
 say() { echo "bootstrap: $*"; }
 
@@ -24,30 +29,79 @@ missing_packages() {
 	done
 }
 
+missing_ngtcp2() {
+	local package version
+	for package in "${NGTCP2_PACKAGES[@]}"; do
+		version=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null) || version=0
+		dpkg --compare-versions "${version:-0}" ge "$NGTCP2_LEAST" || echo "$package"
+	done
+}
+
+# Sets `as_root`, or says what to ask for and returns 1.
+find_privilege() {
+	as_root=()
+	[ "$(id -u)" != 0 ] || return 0
+	if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+		as_root=(sudo -n)
+		return 0
+	fi
+	say "not root: ask an administrator for: apt-get install $*"
+	say "going on with what is there"
+	return 1
+}
+
+apt_install() {
+	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends "$@" </dev/null >/dev/null
+}
+
+# Debian's own mirror, as apt has it: the line of bookworm's main.
+debian_mirror() {
+	apt-cache policy | sed -n "s|^ *[0-9]* \\(.*\\) $1/main .*|\\1|p" | head -n 1
+}
+
+# The suite that has ngtcp2; on Debian 12 apt is told of the backports, if it does not know them.
+ngtcp2_suite() {
+	local codename mirror
+	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	[ "$codename" = bookworm ] || return 0
+	if ! apt-cache policy | grep -q "bookworm-backports/main"; then
+		mirror=$(debian_mirror bookworm)
+		say "adding bookworm-backports to apt's sources, for ngtcp2" >&2
+		"${as_root[@]}" tee /etc/apt/sources.list.d/bookworm-backports.sources >/dev/null <<-END
+			Types: deb
+			URIs: ${mirror:-http://deb.debian.org/debian}
+			Suites: bookworm-backports
+			Components: main
+			Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+		END
+		"${as_root[@]}" apt-get update -qq >&2 || true
+	fi
+	echo /bookworm-backports
+}
+
 install_packages() {
-	local missing as_root=()
+	local missing missing_quic suite as_root
 	command -v dpkg-query >/dev/null || {
-		say "this is not Debian: install the equivalents of: ${PACKAGES[*]}"
+		say "this is not Debian: install the equivalents of: ${PACKAGES[*]} ${NGTCP2_PACKAGES[*]}"
 		return
 	}
 	mapfile -t missing < <(missing_packages)
-	[ ${#missing[@]} -gt 0 ] || return 0
-	if [ "$(id -u)" != 0 ]; then
-		if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-			as_root=(sudo -n)
-		else
-			say "not root: ask an administrator for: apt-get install ${missing[*]}"
-			say "going on with what is there"
-			return
-		fi
-	fi
-	say "installing Debian's packages: ${missing[*]}"
+	mapfile -t missing_quic < <(missing_ngtcp2)
+	[ $((${#missing[@]} + ${#missing_quic[@]})) -gt 0 ] || return 0
+	find_privilege "${missing[@]}" "${missing_quic[@]}" || return 0
+	say "installing Debian's packages: ${missing[*]} ${missing_quic[*]}"
 	"${as_root[@]}" apt-get update -qq ||
 		say "no package index could be read; trying with the one that is there"
-	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-		--no-install-recommends "${missing[@]}" </dev/null >/dev/null || {
+	if [ ${#missing[@]} -gt 0 ] && ! apt_install "${missing[@]}"; then
 		say "apt-get failed: ask an administrator for: ${missing[*]}"
 		say "going on with what is there"
+	fi
+	[ ${#missing_quic[@]} -gt 0 ] || return 0
+	suite=$(ngtcp2_suite)
+	apt_install "${missing_quic[@]/%/$suite}" || {
+		say "ngtcp2 $NGTCP2_LEAST could not be installed: ${missing_quic[*]}"
+		say "going on without the native engine; the aioquic engine does the work"
 	}
 }
 

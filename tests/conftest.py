@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from hoststack.engine import engines
 from tests.support import netns
 
 
@@ -17,6 +18,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_root") and (why := netns.why_not()):
         pytest.skip(why)
+
+
+@pytest.fixture(params=["native", "aioquic"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A QUIC engine's name; in this process "auto" takes that one. Tests run once with each."""
+    if request.param not in engines.available_engines():
+        pytest.skip(
+            f"the {request.param} engine was not built: scripts/bootstrap.sh, then make build"
+        )
+    monkeypatch.setattr(engines, "available_engines", lambda: [request.param])
+    return str(request.param)
 
 
 @pytest.fixture

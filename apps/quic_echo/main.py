@@ -73,7 +73,7 @@ async def _run_until_done(record: Record) -> None:
             await _run_role(record)
         except* hoststack.UriError as group:
             record.fail(str(_first(group)), status=2)
-        except* (hoststack.TlsConfigError, OSError) as group:
+        except* (ValueError, OSError) as group:
             error = _first(group)
             text = error.strerror if isinstance(error, OSError) else str(error)
             record.fail(text or str(error))
@@ -90,9 +90,14 @@ async def _run_role(record: Record) -> None:
         handshake_timeout_s=options.connect_timeout_s,
     )
     async with hoststack.open_stack(
-        options.interface, link=options.link, mode=options.mode, config=config
+        options.interface,
+        link=options.link,
+        mode=options.mode,
+        engine=options.engine,
+        config=config,
     ) as stack:
         record.link_name = stack.link_name
+        record.engine_name = stack.engine_name
         if stack.link_reason:
             record.log(1, stack.link_reason)
         try:

@@ -29,6 +29,7 @@ class Options:
     interface: str | None = None
     link: Literal["auto", "af_xdp", "udp"] = "udp"
     mode: Literal["auto", "native", "generic"] = "auto"
+    engine: Literal["auto", "native", "aioquic"] = "auto"
     connections: int | None = None
     """How many there will be; None: a server that runs until it is stopped."""
     streams: int | None = None
@@ -260,6 +261,7 @@ _VALUES: Final[dict[str, tuple[str, _Convert]]] = {
     "interface": ("interface", _text),
     "link": ("link", _one_of("auto", "af_xdp", "udp")),
     "mode": ("mode", _one_of("auto", "native", "generic")),
+    "engine": ("engine", _one_of("auto", "native", "aioquic")),
     "uri": ("uri", _text),
     "nclients": ("connections", _clients),
     "nclient": ("connections", _clients),

@@ -54,6 +54,7 @@ class Record:
         self.failure_count = 0
         self.exit_status = 0
         self.link_name = ""
+        self.engine_name = ""
         self.link_statistics: dict[str, int] = {}
         self.scope = trio.CancelScope()
         # Byte i of a stream is i & 0xff, as VPP's: any slice of it starts within 256 bytes.

@@ -46,6 +46,7 @@ def json_report(record: Record) -> str:
     report: dict[str, Any] = {
         "role": options.role,
         "link": record.link_name,
+        "engine": record.engine_name,
         "time": round(seconds, 9),
         "start_evt": options.start_event,
         "start_evt_missing": options.start_event not in timing.at_s,

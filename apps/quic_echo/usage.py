@@ -16,6 +16,7 @@ Where
   link L              auto, af_xdp or udp; without an interface it is udp, the kernel's sockets;
                       auto takes af_xdp where it works, and says why where not
   mode M              of XDP: auto, native (in the driver) or generic (anywhere)
+  engine E            of QUIC: auto, native (in C, where it was built) or aioquic
   uri URI             the server's address; VPP's older quic://ADDRESS/PORT is taken too
 
 How much

@@ -15,7 +15,7 @@ EngineName = Literal["auto", "native", "aioquic"]
 _NATIVE_MODULE = "hoststack.native._quic"
 
 
-def available_engines() -> list[str]:
+def available_engines() -> list[Literal["native", "aioquic"]]:
     """The engines that were built here, the best first."""
     has_native = importlib.util.find_spec(_NATIVE_MODULE) is not None
     return ["native", "aioquic"] if has_native else ["aioquic"]
@@ -30,7 +30,7 @@ def engine_maker(
     """
     available = available_engines()
     if name == "auto":
-        name = "native" if "native" in available else "aioquic"
+        name = available[0]
     if name == "native" and name not in available:
         raise ValueError(
             "the native engine was not built: it needs ngtcp2 1.11 and GnuTLS with their headers "

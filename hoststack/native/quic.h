@@ -87,6 +87,8 @@ struct hs_quic_counters {
 	uint64_t version_negotiations; /* sent */
 	uint64_t stateless_resets; /* sent */
 	uint64_t key_updates; /* begun by this side */
+	uint64_t connections; /* there are now */
+	uint64_t half_open; /* handshakes of peers that are under way now */
 	uint64_t drops[HS_QUIC_DROPS];
 };
 

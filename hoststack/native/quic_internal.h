@@ -28,7 +28,8 @@
 #include "wire.h"
 
 enum {
-	HS_QUIC_MAX_HALF_OPEN = 8192, /* handshakes of peers under way at once */
+	/* Handshakes of peers under way at once: anybody can begin one from a forged address. */
+	HS_QUIC_MAX_HALF_OPEN = 1024,
 	HS_QUIC_CLOSE_PACKET_BYTES = 1252, /* room for a CONNECTION_CLOSE in any handshake state */
 	HS_QUIC_TICKET_KEY_BYTES = 64, /* what GnuTLS wants */
 };

@@ -408,6 +408,8 @@ struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number)
 void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
 {
 	*out = q->counters;
+	out->connections = q->connection_count;
+	out->half_open = q->half_open;
 }
 
 void hs_wire_get_figures(const struct hs_wire *wire, struct hs_wire_figures *out)

@@ -47,9 +47,6 @@ from hoststack.quic.seam import CloseInfo, EventKind, QuicConfig
 #: A window is announced again when so little of it is left, or so much could be added.
 _WINDOW_FRACTION = 4
 
-#: Packets sent under one key. RFC 9001 section 6.6 sets AES-GCM's limit at 2^23.
-PACKETS_PER_KEY = 1 << 22
-
 
 class HostConnection(QuicConnection):
     """One connection. `make_fifo(connection, is_rx)` gives a stream's FIFOs."""
@@ -122,8 +119,9 @@ class HostConnection(QuicConnection):
         self.resets: list[tuple[HostStream, EventKind, int]] = []
         """RESET_STREAM and STOP_SENDING that came since then."""
         self.has_new_stream_limits = False
-        self.key_update_at = PACKETS_PER_KEY
+        self.key_update_at = config.packets_per_key
         """The packet number at which the next key update is due."""
+        self.key_updates = 0
         self._peer_closed = False
         self._close_datagrams: list[tuple[bytes, Path]] = []
         self._came_while_closing = 0
@@ -435,7 +433,8 @@ class HostConnection(QuicConnection):
 
     def begin_key_update(self) -> None:
         """Have aioquic's writer, which writes next, change keys (RFC 9001 section 6)."""
-        self.key_update_at = self._packet_number + PACKETS_PER_KEY
+        self.key_update_at = self._packet_number + self.config.packets_per_key
+        self.key_updates += 1
         self.request_key_update()
 
     def frame_handler(self, frame_type: int) -> Callable[..., None] | None:

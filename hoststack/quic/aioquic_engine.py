@@ -315,7 +315,9 @@ class AioquicEngine:
         if connection.is_over or not connection._network_paths:
             return []
         try:
+            updates = connection.key_updates
             ordinary = is_ordinary(connection)
+            self.counters.key_updates += connection.key_updates - updates
             datagrams: list[Outgoing] = []
             if not ordinary or connection.has_control_due():
                 datagrams = connection.write_control(now, with_streams=not ordinary)
@@ -444,5 +446,7 @@ class AioquicEngine:
         counters.turns += 1
         counters.rx_datagrams += len(received)
         counters.tx_datagrams += sent
+        counters.connections = len(self._connections)
+        counters.half_open = self._acceptor.half_open
         if not received and not sent:
             counters.empty_turns += 1

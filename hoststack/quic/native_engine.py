@@ -44,8 +44,6 @@ _SECOND_NS: Final = 1_000_000_000
 #: A deadline in seconds is a rounded one. It must not come before the one in nanoseconds.
 _ROUNDING_NS: Final = 1000
 _NEVER: Final = (1 << 64) - 1
-#: Packets sent under one key. RFC 9001 section 6.6 sets AES-GCM's limit at 2^23.
-PACKETS_PER_KEY: Final = 1 << 22
 
 _DROP_NAMES: Final = tuple(
     (value, name.removeprefix("HS_QUIC_DROP_").lower())
@@ -118,6 +116,9 @@ class NativeEngine:
             accepted=figures.accepted,
             connected=figures.connected,
             closed=figures.closed,
+            connections=figures.connections,
+            half_open=figures.half_open,
+            key_updates=figures.key_updates,
         )
 
     # --- verbs -------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def _c_config(config: QuicConfig) -> Any:
             "max_streams_uni": config.max_streams_uni,
             "idle_timeout_ns": round(config.idle_timeout_s * _SECOND_NS),
             "handshake_timeout_ns": round(config.handshake_timeout_s * _SECOND_NS),
-            "packets_per_key": PACKETS_PER_KEY,
+            "packets_per_key": config.packets_per_key,
             "max_datagram_bytes": config.max_datagram_bytes or 0,
             "max_connections": config.max_connections,
             "congestion_control": _CONGESTION_CONTROLS.index(config.congestion_control),

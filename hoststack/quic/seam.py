@@ -141,6 +141,8 @@ class QuicConfig:
     congestion_control: str = "cubic"
     max_datagram_bytes: int | None = None
     """Upper bound on a UDP payload; None takes what the path's MTU carries."""
+    packets_per_key: int = 1 << 22
+    """Packets sent before keys are updated; RFC 9001 section 6.6 sets AES-GCM's limit at 2^23."""
     max_connections: int = 65536
     """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
 
@@ -156,7 +158,8 @@ class CidConfig:
 
 @dataclass(slots=True)
 class EngineCounters:
-    """What happened to datagrams that no connection could use, and to turns. Never reset."""
+    """What happened to datagrams that no connection could use, and to turns. Never reset; the last
+    two are not counts, but what there is now."""
 
     turns: int = 0
     empty_turns: int = 0
@@ -167,6 +170,11 @@ class EngineCounters:
     accepted: int = 0
     connected: int = 0
     closed: int = 0
+    key_updates: int = 0
+    """Begun by this side (RFC 9001 section 6)."""
+    connections: int = 0
+    half_open: int = 0
+    """Handshakes of peers that are under way."""
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count datagrams that were dropped."""

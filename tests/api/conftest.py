@@ -33,6 +33,11 @@ class Pair:
     connected: Connection
 
 
+@pytest.fixture(autouse=True)
+def _on_each_engine(engine: str) -> None:
+    """All tests here run with each engine."""
+
+
 @pytest.fixture(scope="session")
 def server_tls() -> TlsConfig:
     return TlsConfig.self_signed(["localhost", SERVER])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 
 import pytest
@@ -21,7 +21,7 @@ from tests.apps.echo_process import (
 )
 from tests.support.netns import VethPair
 
-pytestmark = pytest.mark.needs_root
+pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("on_each_engine")]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,18 @@ def test_transfer(veth_pair: VethPair, mode: str) -> None:
         assert xdp["xdp_redirect_failed"] == 0
     assert at_server["link_statistics"]["xdp_redirected_as_new"] > 0
     assert not has_xdp(veth_pair)
+
+
+@pytest.mark.parametrize("engines", [("native", "aioquic"), ("aioquic", "native")])
+def test_between_engines(make_veth_pair: Callable[..., VethPair], engines: Sequence[str]) -> None:
+    pair = make_veth_pair()
+    at_server, at_client = transfer(
+        f"interface {pair.a.ifname} engine {engines[0]} nclients 2/2 test-bytes",
+        f"interface {pair.b.ifname} engine {engines[1]} nclients 2/2 TX=1M test-bytes",
+        (pair.a, pair.b),
+    )
+    assert (at_server["engine"], at_client["engine"]) == tuple(engines)
+    assert at_server["rx_data"] == at_client["rx_data"] == 4 << 20
 
 
 def test_against_a_peer_on_udp_sockets(veth_pair: VethPair) -> None:

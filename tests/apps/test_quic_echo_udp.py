@@ -19,6 +19,9 @@ from tests.apps.echo_process import PATIENCE_S, client, command, server, transfe
 M = 1 << 20
 
 
+pytestmark = pytest.mark.usefixtures("on_each_engine")
+
+
 @pytest.mark.parametrize(
     ("server_words", "client_words", "client_tx", "client_rx"),
     [

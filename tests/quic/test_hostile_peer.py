@@ -19,6 +19,8 @@ from hoststack.quic.aioquic_transmit import push_varint
 from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
 from tests.support.stock_peer import StockPeer
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 PEERS = 500
 PACKETS = 8
 

@@ -30,6 +30,9 @@ DATA = bytes(range(253)) * 4000
 TLS = TlsConfig.self_signed(["localhost"])
 
 
+pytestmark = pytest.mark.usefixtures("engine")
+
+
 def run(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
