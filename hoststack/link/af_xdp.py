@@ -321,7 +321,8 @@ class AfXdpLink:
         counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
         counters |= self._counters
         if self._wire is not None:
-            counters |= self._wire.statistics()
+            for name, value in self._wire.statistics().items():
+                counters[name] = counters.get(name, 0) + value
         for socket in self._sockets:
             for name, value in socket.statistics()._asdict().items():
                 counters[f"xsk_{name}"] = counters.get(f"xsk_{name}", 0) + value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -56,7 +57,7 @@ class UdpWire:
 
     def admit(self, key: bytes) -> Path | None:
         """See Wire."""
-        port = int.from_bytes(key[_FLOW_BYTES : _FLOW_BYTES + 2], "little")
+        port = int.from_bytes(key[_FLOW_BYTES : _FLOW_BYTES + 2], sys.byteorder)
         return self._admit_flow(key[:_FLOW_BYTES], port)
 
     def note_sent(self, path: Path, count: int) -> bool:

@@ -19,7 +19,7 @@ _DROPS: Final = {
     for value, name in native_ffi.typeof("enum hs_frame_drop").elements.items()
     if name not in ("HS_FRAME_GOOD", "HS_FRAME_DROPS")
 } | {
-    value: f"tx_{name.removeprefix('HS_WIRE_XDP_').lower()}"
+    value: name.removeprefix("HS_WIRE_XDP_").lower()
     for value, name in ffi.typeof("enum hs_wire_xdp_drop").elements.items()
 }
 
@@ -50,6 +50,7 @@ class XdpWire:
         )
         if not self._wire:
             raise MemoryError("no memory for the native engine's paths")
+        self._not_for_us = 0
         self._last: dict[str, int] = {}
 
     @property
@@ -64,7 +65,9 @@ class XdpWire:
 
     def admit(self, key: bytes) -> Path | None:
         """See Wire."""
-        return self._paths.admit(key)
+        path = self._paths.admit(key)
+        self._not_for_us += path is None
+        return path
 
     def route(self, path: Path) -> WireRoute:
         """See Wire."""
@@ -89,6 +92,8 @@ class XdpWire:
         """Counters by name, as Link.statistics has them."""
         if self._wire is not None:
             self._last = read_figures(self._wire, _DROPS)
+            if self._not_for_us:
+                self._last["rx_not_for_us"] = self._not_for_us
         return self._last
 
     def close(self) -> None:

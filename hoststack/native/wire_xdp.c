@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "wire_xdp.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,8 +12,9 @@ enum {
 	TX_ROOM = 2 * HS_WIRE_BURST, /* frames in hand: a burst, and answers without a connection */
 };
 
-_Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_NO_NEXT_HOP, "drops have numbers of their own");
-_Static_assert((int)HS_WIRE_XDP_KICK_FAILED < (int)HS_WIRE_KINDS_OF_DROP, "and a place each");
+_Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_TX_NO_NEXT_HOP,
+	       "drops have numbers of their own");
+_Static_assert((int)HS_WIRE_XDP_RX_ERROR < (int)HS_WIRE_KINDS_OF_DROP, "and a place each");
 _Static_assert(sizeof(struct hs_frame_flow) == HS_PATH_KEY_BYTES, "a flow is a path's key");
 _Static_assert(sizeof(struct pyxdp_desc) == sizeof(struct hs_frame_desc), "both are xdp_desc");
 
@@ -25,6 +27,7 @@ struct xdp_wire {
 	uint8_t *umem;
 	size_t umem_bytes;
 	uint32_t frame_bytes;
+	int rx_first; /* the socket that the descriptors in `rx` begin with */
 	struct pyxdp_desc rx[HS_WIRE_BURST]; /* received and not released yet, by socket */
 	int rx_of_socket[HS_WIRE_XDP_MAX_SOCKETS];
 	int rx_count;
@@ -45,13 +48,14 @@ static void release(struct hs_wire *wire)
 {
 	struct xdp_wire *w = own(wire);
 	const struct pyxdp_desc *at = w->rx;
-	for (int i = 0; i < w->socket_count; i++) {
-		if (w->rx_of_socket[i])
-			w->verbs->rx_release(w->sockets[i], at, w->rx_of_socket[i]);
-		at += w->rx_of_socket[i];
+	for (int step = 0; step < w->socket_count && w->rx_count; step++) {
+		int i = (w->rx_first + step) % w->socket_count, n = w->rx_of_socket[i];
+		if (n && w->verbs->rx_release(w->sockets[i], at, n) < 0)
+			wire->counters.drops[HS_WIRE_XDP_RX_ERROR] += (uint64_t)n;
+		at += n;
+		w->rx_count -= n;
 		w->rx_of_socket[i] = 0;
 	}
-	w->rx_count = 0;
 }
 
 /* What of a socket's burst holds a datagram. */
@@ -86,21 +90,21 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 	int good = 0;
 	if (budget > HS_WIRE_BURST)
 		budget = HS_WIRE_BURST;
-	/* In the order of the sockets, for `release`; who was served is remembered by the budget: a
-	 * queue that fills it alone waits for the others the next time. */
-	int first = w->next_socket, last = w->socket_count;
-	for (int i = first; i < last && w->rx_count < budget; i++) {
+	/* Who is served last begins the next burst behind the others. */
+	w->rx_first = w->next_socket;
+	for (int step = 0; step < w->socket_count && w->rx_count < budget; step++) {
+		int i = (w->rx_first + step) % w->socket_count;
 		struct pyxdp_desc *descs = w->rx + w->rx_count;
 		int n = w->verbs->rx_burst(w->sockets[i], descs, budget - w->rx_count);
-		w->next_socket = i + 1;
+		w->next_socket = (i + 1) % w->socket_count;
+		if (n < 0)
+			wire->counters.drops[HS_WIRE_XDP_RX_ERROR]++;
 		if (n <= 0)
 			continue;
 		good += parse(w, descs, n, w->parsed + w->rx_count, out + good);
 		w->rx_of_socket[i] = n;
 		w->rx_count += n;
 	}
-	if (w->next_socket >= w->socket_count)
-		w->next_socket = 0;
 	if (good == 0)
 		release(wire);
 	return good;
@@ -112,6 +116,8 @@ static uint8_t *reserve(struct hs_wire *wire, size_t *room)
 	if (!w->is_backlogged && w->committed == w->reserved && w->socket_count &&
 	    w->reserved + HS_WIRE_BURST <= TX_ROOM) {
 		int n = w->verbs->tx_reserve(w->sockets[0], w->tx + w->reserved, HS_WIRE_BURST);
+		if (n < 0)
+			wire->counters.drops[HS_WIRE_XDP_TX_ERROR]++;
 		w->reserved += n > 0 ? n : 0;
 	}
 	if (w->is_backlogged || w->committed == w->reserved) {
@@ -127,11 +133,11 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 	struct xdp_wire *w = own(wire);
 	struct pyxdp_desc *desc = &w->tx[w->committed];
 	if (!path->has_header) {
-		wire->counters.drops[HS_WIRE_XDP_NO_NEXT_HOP]++;
+		wire->counters.drops[HS_WIRE_XDP_TX_NO_NEXT_HOP]++;
 		return;
 	}
 	if (bytes > path->max_datagram_bytes) {
-		wire->counters.drops[HS_WIRE_XDP_TOO_LARGE]++;
+		wire->counters.drops[HS_WIRE_XDP_TX_TOO_LARGE]++;
 		return;
 	}
 	desc->addr += HS_FRAME_MAX_HEADER_BYTES;
@@ -149,6 +155,11 @@ static int flush(struct hs_wire *wire)
 	if (!w->socket_count || !w->committed)
 		return 0;
 	int taken = w->verbs->tx_submit(w->sockets[0], w->tx, w->committed);
+	if (taken < 0) {
+		/* They are not ours, or not whole: never to be sent, nor used again. */
+		wire->counters.drops[HS_WIRE_XDP_TX_ERROR] += (uint64_t)w->committed;
+		taken = w->committed;
+	}
 	if (taken > 0) {
 		w->committed -= taken;
 		w->reserved -= taken;
@@ -157,7 +168,8 @@ static int flush(struct hs_wire *wire)
 	w->is_backlogged = w->committed > 0;
 	int left = w->verbs->kick(w->sockets[0]);
 	if (left < 0)
-		wire->counters.drops[HS_WIRE_XDP_KICK_FAILED]++;
+		wire->counters.drops[left == -ENETDOWN ? HS_WIRE_XDP_TX_ENETDOWN :
+							 HS_WIRE_XDP_TX_ERROR]++;
 	w->left = left > 0 ? left : 0;
 	return w->committed;
 }
@@ -194,7 +206,9 @@ struct hs_wire *hs_wire_xdp_new(const void *verbs, const uint64_t *sockets, int 
 
 int hs_wire_xdp_left(struct hs_wire *wire)
 {
-	return own(wire)->left;
+	int left = own(wire)->left;
+	own(wire)->left = 0;
+	return left;
 }
 
 void hs_wire_xdp_detach(struct hs_wire *wire)
