@@ -86,7 +86,8 @@ int hs_frame_header_init(struct hs_frame_header *header, const struct hs_frame_f
 			 uint8_t hop_limit, uint8_t ecn);
 
 /* Put a header in front of a payload that lies in its frame already: the payload's first byte is at
- * `payload`, and there are header_bytes in front of it. `ecn` is 0 to 3, on top of the header's. */
+ * `payload`, and there are header_bytes in front of it. `ecn` is 0 to 3; where it is not 0 the
+ * header was made with 0. */
 void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uint32_t payload_bytes,
 		     uint8_t ecn);
 

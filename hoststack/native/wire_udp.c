@@ -24,7 +24,6 @@ enum {
 
 /* A datagram that was committed; its bytes lie in the buffer, after those of the one before. */
 struct outgoing {
-	struct hs_path *path;
 	struct hs_udp_flow flow;
 	int fd;
 	uint32_t offset;
@@ -56,6 +55,10 @@ struct udp_wire {
 
 	struct outgoing out[TX_DATAGRAMS];
 	int first_out, out_count; /* from first_out to out_count are to go */
+	/* Datagrams before this one go alone: a message of several was refused, and the first of them
+	 * shows whether that was for being several. */
+	int alone_until;
+	int is_doubted;
 	uint32_t tx_used;
 	uint8_t *tx_buffer;
 };
@@ -133,8 +136,7 @@ static int open_message(struct udp_wire *w)
 	uint8_t *key = w->keys[w->message_at];
 	hs_udp_take_message(message, &w->about);
 	w->message_offset = 0;
-	if (!w->about.is_good || !w->about.payload_bytes ||
-	    w->about.payload_bytes > RX_SLOT_BYTES) {
+	if (!w->about.is_good) {
 		w->wire.counters.drops[HS_WIRE_UDP_RX_TRUNCATED]++;
 		return 0;
 	}
@@ -202,6 +204,8 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 	struct udp_wire *w = own(wire);
 	if (budget > HS_WIRE_BURST)
 		budget = HS_WIRE_BURST;
+	if (budget <= 0)
+		return 0;
 	/* What is left of the last messages goes first, alone: new ones would overwrite it. */
 	int given = give_out(w, out, budget);
 	for (int tried = 0; !given && tried < w->socket_count; tried++) {
@@ -240,15 +244,15 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 {
 	struct udp_wire *w = own(wire);
 	if (path->fd < 0) {
-		wire->counters.drops[HS_WIRE_UDP_TX_NO_SOCKET]++;
+		wire->counters.drops[HS_WIRE_UDP_TX_EBADF]++;
 		return;
 	}
 	if (bytes > path->max_datagram_bytes) {
-		wire->counters.drops[HS_WIRE_UDP_TX_TOO_LARGE]++;
+		wire->counters.drops[HS_WIRE_UDP_TX_EMSGSIZE]++;
 		return;
 	}
 	w->out[w->out_count++] =
-		(struct outgoing){ path, path->flow, path->fd, w->tx_used, bytes, ecn };
+		(struct outgoing){ path->flow, path->fd, w->tx_used, bytes, ecn };
 	w->tx_used += bytes;
 }
 
@@ -259,9 +263,11 @@ static int run_length(const struct udp_wire *w, int at)
 	const struct outgoing *first = &w->out[at];
 	uint32_t bytes = first->bytes;
 	int n = 1;
-	while (w->segments && n < MOST_SEGMENTS && at + n < w->out_count) {
+	int may_join = w->segments && at >= w->alone_until && first->bytes;
+	while (may_join && n < MOST_SEGMENTS && at + n < w->out_count) {
 		const struct outgoing *next = &w->out[at + n];
-		if (next->path != first->path || next->fd != first->fd || next->ecn != first->ecn ||
+		if (memcmp(&next->flow, &first->flow, sizeof(next->flow)) ||
+		    next->fd != first->fd || next->ecn != first->ecn || !next->bytes ||
 		    next->bytes > first->bytes || bytes + next->bytes > MOST_MESSAGE_BYTES)
 			break;
 		bytes += next->bytes;
@@ -285,8 +291,28 @@ static void add_control(struct msghdr *header, struct cmsghdr **last, int level,
 	*last = c;
 }
 
+static enum hs_wire_udp_drop refusal(int error)
+{
+	switch (error) {
+	case EMSGSIZE:
+		return HS_WIRE_UDP_TX_EMSGSIZE;
+	case EINVAL:
+		return HS_WIRE_UDP_TX_EINVAL;
+	case EPERM:
+		return HS_WIRE_UDP_TX_EPERM;
+	case ENETUNREACH:
+		return HS_WIRE_UDP_TX_ENETUNREACH;
+	case EHOSTUNREACH:
+		return HS_WIRE_UDP_TX_EHOSTUNREACH;
+	case ENETDOWN:
+		return HS_WIRE_UDP_TX_ENETDOWN;
+	default:
+		return HS_WIRE_UDP_TX_ERROR;
+	}
+}
+
 /* Sends messages of one socket; what could not go is counted. Returns how many datagrams are done
- * with; fewer than given when the socket is full. */
+ * with; fewer than given when the socket is full, or when those of a message have to go alone. */
 static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, const int *lengths,
 			 int n)
 {
@@ -294,6 +320,9 @@ static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, c
 	for (int sent = 0; sent < n;) {
 		int taken = sendmmsg(fd, messages + sent, (unsigned int)(n - sent), MSG_DONTWAIT);
 		if (taken > 0) {
+			if (w->is_doubted)
+				w->segments = 0; /* alone it goes: this device has no GSO */
+			w->is_doubted = 0;
 			for (int i = 0; i < taken; i++) {
 				done += lengths[sent + i];
 				w->wire.counters.tx_datagrams += (uint64_t)lengths[sent + i];
@@ -305,18 +334,21 @@ static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, c
 			break;
 		} else if (errno == EINTR) {
 			continue;
-		} else if ((errno == EIO || errno == EINVAL) && lengths[sent] > 1) {
-			w->segments = 0; /* this device can't: one by one from now on */
+		} else if (lengths[sent] > 1) {
+			w->alone_until = w->first_out + done + lengths[sent];
+			w->is_doubted = errno == EIO || errno == EINVAL;
 			break;
 		} else {
-			w->wire.counters.drops[HS_WIRE_UDP_TX_REFUSED] += (uint64_t)lengths[sent];
-			done += lengths[sent++];
+			w->is_doubted = 0;
+			w->wire.counters.drops[refusal(errno)]++;
+			done++;
+			sent++;
 		}
 	}
 	return done;
 }
 
-/* The datagrams from first_out on that leave by one socket. Returns whether all went. */
+/* Send datagrams from first_out on that leave by one socket. Returns 0 when that is full. */
 static int send_run(struct udp_wire *w)
 {
 	struct mmsghdr messages[HS_WIRE_BURST];
@@ -354,14 +386,13 @@ static int send_run(struct udp_wire *w)
 				    sizeof(segment_bytes));
 	}
 	if (fd < 0) {
-		w->wire.counters.drops[HS_WIRE_UDP_TX_NO_SOCKET] += (uint64_t)datagrams;
+		w->wire.counters.drops[HS_WIRE_UDP_TX_EBADF] += (uint64_t)datagrams;
 		w->first_out += datagrams;
+		w->is_doubted = 0;
 		return 1;
 	}
-	int had_segments = w->segments;
-	int done = send_messages(w, fd, messages, lengths, n);
-	w->first_out += done;
-	return done == datagrams || had_segments != w->segments;
+	w->first_out += send_messages(w, fd, messages, lengths, n);
+	return w->blocked_fd < 0;
 }
 
 static int flush(struct hs_wire *wire)
@@ -371,7 +402,7 @@ static int flush(struct hs_wire *wire)
 	while (w->first_out < w->out_count && send_run(w))
 		;
 	if (w->first_out == w->out_count)
-		w->first_out = w->out_count = 0, w->tx_used = 0;
+		w->first_out = w->out_count = w->alone_until = 0, w->tx_used = 0;
 	return w->out_count - w->first_out;
 }
 

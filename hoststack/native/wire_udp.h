@@ -14,9 +14,15 @@ enum { HS_WIRE_UDP_MAX_SOCKETS = 256 };
 enum hs_wire_udp_drop {
 	HS_WIRE_UDP_RX_TRUNCATED, /* cut short, or without a local address */
 	HS_WIRE_UDP_RX_ERROR,
-	HS_WIRE_UDP_TX_REFUSED, /* the kernel did not take it, and never will */
-	HS_WIRE_UDP_TX_TOO_LARGE,
-	HS_WIRE_UDP_TX_NO_SOCKET, /* the path's port was closed */
+	/* The kernel did not take it, and never will: by errno. */
+	HS_WIRE_UDP_TX_EMSGSIZE,
+	HS_WIRE_UDP_TX_EBADF, /* the path's port was closed */
+	HS_WIRE_UDP_TX_EINVAL, /* the local address is gone, most likely */
+	HS_WIRE_UDP_TX_EPERM, /* a firewall */
+	HS_WIRE_UDP_TX_ENETUNREACH,
+	HS_WIRE_UDP_TX_EHOSTUNREACH,
+	HS_WIRE_UDP_TX_ENETDOWN,
+	HS_WIRE_UDP_TX_ERROR,
 };
 
 /* NULL without memory. `segments` 0 sends and takes one datagram a message. */
