@@ -1,0 +1,272 @@
+"""An HTTP/3 server on hoststack: the files of a folder, and `/N` for N bytes. See docs/http3.md."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import logging
+import mimetypes
+import os
+import re
+import signal
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+import trio
+from aioquic.h3.connection import ErrorCode
+from aioquic.h3.events import HeadersReceived
+
+import hoststack
+from apps.http3 import ALPN, CHUNK_BYTES, Exchange, Http3Connection
+
+logger = logging.getLogger(__name__)
+
+#: A path that asks for that many bytes; more digits than these are no number of bytes.
+_GENERATED: Final = re.compile(rb"/([0-9]{1,15})")
+_INDEX: Final = b"index.html"
+_FALLBACK_TYPE: Final = "application/octet-stream"
+#: What opening says of a path that is not there for us.
+_NOT_THERE: Final = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG, errno.ENXIO)
+)
+#: Byte i of what is generated is i & 0xff, as quic_echo's. CHUNK_BYTES is a multiple of 256.
+_PATTERN: Final = bytes(range(256)) * (CHUNK_BYTES // 256)
+
+
+class Content(Protocol):
+    """What a response carries. It is read piece by piece, and in order."""
+
+    size_bytes: int
+    content_type: str
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes or fewer; none where there are no more. Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class Generated:
+    """As many bytes as were asked for."""
+
+    content_type = _FALLBACK_TYPE
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+
+    async def read(self, offset: int, count: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        start = offset % 256
+        return _PATTERN[start : start + count]
+
+    def close(self) -> None:
+        pass
+
+
+class File:
+    """An open file. Its size is taken once: a response has to say it first."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd = fd
+        self.size_bytes = os.fstat(fd).st_size
+        guessed, encoding = mimetypes.guess_type(name)
+        self.content_type = guessed if guessed and not encoding else _FALLBACK_TYPE
+
+    async def read(self, offset: int, count: int) -> bytes:
+        return await trio.to_thread.run_sync(os.pread, self._fd, count, offset)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Site:
+    """A folder, and how requests are answered from it."""
+
+    def __init__(self, root: str) -> None:
+        """Raises OSError for a folder that can't be opened."""
+        self._root = os.fsencode(os.path.realpath(root))
+        self._root_fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    async def respond(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        request = await exchange.receive()
+        if not isinstance(request, HeadersReceived):
+            return  # It ended before it was one.
+        fields = dict(request.headers)
+        method = fields[b":method"]
+        if method not in (b"GET", b"HEAD"):
+            await _send_status(exchange, 405, method, [(b"allow", b"GET, HEAD")])
+            return
+        try:
+            content = await self._find(fields.get(b":path", b""))
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                logger.error("a file can't be read: %s", error)
+            await _send_status(exchange, 404 if error.errno in _NOT_THERE else 500, method)
+            return
+        try:
+            await _send_content(exchange, content, method)
+        finally:
+            content.close()
+
+    async def _find(self, target: bytes) -> Content:
+        """Raises OSError; ENOENT for all that is not below the folder."""
+        path = target.partition(b"?")[0]
+        generated = _GENERATED.fullmatch(path)
+        if generated is not None:
+            return Generated(int(generated[1]))
+        return await trio.to_thread.run_sync(self._open, _names(path))
+
+    def _open(self, names: Sequence[bytes]) -> File:
+        # Links are followed here, and must lead to a place below the folder ...
+        real = os.path.realpath(os.path.join(self._root, *names), strict=True)
+        inner = os.path.relpath(real, self._root).split(b"/")
+        if inner[0] in (b"..", b"."):
+            raise _not_found(real)
+        # ... and nowhere on the way down, should one have been put there since.
+        folder = os.dup(self._root_fd)
+        try:
+            for name in inner[:-1]:
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = below
+            # A FIFO that nobody writes to must not hold the thread.
+            fd = os.open(inner[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise _not_found(real)
+        return File(fd, os.fsdecode(inner[-1]))
+
+
+def _names(path: bytes) -> list[bytes]:
+    """The names on the way from the folder to the file; raises OSError for a way out of it."""
+    decoded = unquote_to_bytes(path)
+    if not decoded.startswith(b"/") or b"\0" in decoded:
+        raise _not_found(path)
+    names = [name for name in decoded.split(b"/") if name not in (b"", b".")]
+    if b".." in names:
+        raise _not_found(path)
+    return [*names, _INDEX] if decoded.endswith(b"/") else names
+
+
+def _not_found(path: bytes) -> OSError:
+    return OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+async def _send_content(exchange: Exchange, content: Content, method: bytes) -> None:
+    has_content = method == b"GET" and content.size_bytes > 0
+    headers = [
+        (b":status", b"200"),
+        (b"content-type", content.content_type.encode()),
+        (b"content-length", str(content.size_bytes).encode()),
+    ]
+    await exchange.send_headers(headers, end_stream=not has_content)
+    sent = 0
+    while has_content and sent < content.size_bytes:
+        data = await content.read(sent, min(CHUNK_BYTES, content.size_bytes - sent))
+        if not data:
+            # The length was promised: only a reset says that this is not all.
+            raise trio.BrokenResourceError("the file became shorter while it was sent")
+        sent += len(data)
+        await exchange.send_data(data, end_stream=sent == content.size_bytes)
+
+
+async def _send_status(
+    exchange: Exchange, status: int, method: bytes, extra: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """A response that is no more than its status."""
+    text = f"{status}\n".encode()
+    headers = [
+        (b":status", str(status).encode()),
+        (b"content-type", b"text/plain"),
+        (b"content-length", str(len(text)).encode()),
+        *extra,
+    ]
+    is_head = method == b"HEAD"
+    await exchange.send_headers(headers, end_stream=is_head)
+    if not is_head:
+        await exchange.send_data(text, end_stream=True)
+
+
+async def _serve_connection(site: Site, connection: hoststack.Connection) -> None:
+    try:
+        http = await Http3Connection.over(connection, is_client=False)
+        await http.run(site.respond)
+    except trio.BrokenResourceError:
+        raise
+    except Exception:
+        # Whatever one peer brings about, the others are served on.
+        logger.exception("%r ended", connection)
+        connection.close_now(ErrorCode.H3_INTERNAL_ERROR)
+
+
+async def _serve(arguments: argparse.Namespace, site: Site) -> None:
+    """For ever. Raises UriError, TlsConfigError, ValueError and LinkError, also in groups."""
+    if arguments.cert is None and arguments.key is None:
+        tls = hoststack.TlsConfig.self_signed(["localhost"])
+        print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
+    else:
+        tls = hoststack.TlsConfig(certificate=arguments.cert, key=arguments.key)
+    handler = functools.partial(_serve_connection, site)
+    async with (
+        hoststack.open_stack(
+            arguments.interface, link=arguments.link, engine=arguments.engine
+        ) as stack,
+        trio.open_nursery() as nursery,
+    ):
+        serve = functools.partial(stack.serve, arguments.uri, handler, tls=tls, alpn=[ALPN])
+        listener = await nursery.start(serve)
+        host, port = listener.local
+        print(
+            f"http3_server: listening on {host} port {port}, "
+            f"link {stack.link_name}, engine {stack.engine_name}",
+            flush=True,
+        )
+
+
+async def _serve_until_signal(arguments: argparse.Namespace) -> int:
+    """The exit status: 1 for what can't be served, and 128 and a signal's number as shells do."""
+    status = 0
+    try:
+        site = Site(arguments.root)
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                nursery.start_soon(_serve, arguments, site)
+                status = 128 + await anext(signals)
+                nursery.cancel_scope.cancel()
+    except* (ValueError, OSError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        text = error.strerror if isinstance(error, hoststack.LinkError) else str(error)
+        print(f"http3_server: {text}", file=sys.stderr)
+        status = 1
+    return status
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="http3_server", description=__doc__)
+    parser.add_argument("uri", metavar="quic://ADDRESS:PORT", help="port 0 picks a free one")
+    parser.add_argument("--root", metavar="FOLDER", required=True, help="what is served")
+    parser.add_argument("--cert", metavar="FILE", help="certificate chain, PEM")
+    parser.add_argument("--key", metavar="FILE", help="its private key, PEM")
+    parser.add_argument("--interface", metavar="IFACE", help="AF_XDP on this interface")
+    parser.add_argument("--link", choices=("auto", "af_xdp", "udp"), default="auto")
+    parser.add_argument("--engine", choices=("auto", "native", "aioquic"), default="auto")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command line; its exit status."""
+    arguments = _parse(words)
+    logging.basicConfig(format="http3_server: %(message)s", level=logging.WARNING)
+    return trio.run(_serve_until_signal, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
