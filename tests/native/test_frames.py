@@ -116,6 +116,28 @@ def test_checksums_are_complete(version: int, payload: bytes) -> None:
     assert segment[6:8] != b"\0\0"
 
 
+@given(
+    version=st.sampled_from([4, 6]),
+    tags=st.integers(0, 2),
+    ecn=st.integers(0, 3),
+    payload=st.binary(max_size=1500),
+)
+def test_a_frame_finished_in_place_is_the_built_one(
+    version: int, tags: int, ecn: int, payload: bytes
+) -> None:
+    header = ffi.new("struct hs_frame_header *")
+    assert lib.hs_frame_header_init(header, flow(version, tags), 64, 0) == 0
+    umem = bytearray(b"\xee" * FRAME_BYTES)
+    place = lib.HS_FRAME_MAX_HEADER_BYTES
+    umem[place : place + len(payload)] = payload
+    start, end = place - header.header_bytes, place + len(payload)
+    at = ffi.from_buffer("uint8_t[]", umem)
+    lib.hs_frame_finish(at + place, header, len(payload), ecn)
+    assert [bytes(umem[start:end])] == build(flow(version, tags), [payload], ecn=ecn)
+    assert not umem[:start].strip(b"\xee")
+    assert not umem[end:].strip(b"\xee")
+
+
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("tags", [0, 1, 2])
 def test_a_frame_cut_at_any_byte_is_dropped(version: int, tags: int) -> None:
