@@ -252,6 +252,8 @@ class Http3Connection:
         exchange = self._add(await self._connection.open_stream())
         try:
             await exchange.send_headers(headers, end_stream=True)
+        except StreamStoppedError:
+            pass  # A server may answer before it knows the end (RFC 9114 section 4.1).
         except BaseException:
             await exchange.aclose(ErrorCode.H3_REQUEST_CANCELLED)
             raise
@@ -271,15 +273,16 @@ class Http3Connection:
             await exchange.aclose(code)
 
     async def _read_unidirectional(self, stream: ReceiveStream) -> None:
-        async with stream:
-            data = b"..."
-            while data:
-                try:
-                    data = await stream.receive_some(CHUNK_BYTES)
-                except StreamResetError as error:
-                    self._feed(StreamReset(error_code=error.code, stream_id=stream.stream_id))
-                    return
-                self._feed(StreamDataReceived(data, not data, stream.stream_id))
+        # Cancelled, this leaves the stream as it is: to stop a critical one would be an error.
+        data = b"..."
+        while data:
+            try:
+                data = await stream.receive_some(CHUNK_BYTES)
+            except StreamResetError as error:
+                self._feed(StreamReset(error_code=error.code, stream_id=stream.stream_id))
+                break
+            self._feed(StreamDataReceived(data, not data, stream.stream_id))
+        await stream.aclose()
 
     async def _write_critical(self, stream_id: int) -> None:
         try:
