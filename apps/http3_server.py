@@ -193,7 +193,7 @@ async def _send_status(
         await exchange.send_data(text, end_stream=True)
 
 
-async def _serve_connection(site: Site, connection: hoststack.Connection) -> None:
+async def serve_connection(site: Site, connection: hoststack.Connection) -> None:
     try:
         http = await Http3Connection.over(connection, is_client=False)
         await http.run(site.respond)
@@ -212,7 +212,7 @@ async def _serve(arguments: argparse.Namespace, site: Site) -> None:
         print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
     else:
         tls = hoststack.TlsConfig(certificate=arguments.cert, key=arguments.key)
-    handler = functools.partial(_serve_connection, site)
+    handler = functools.partial(serve_connection, site)
     async with (
         hoststack.open_stack(
             arguments.interface, link=arguments.link, engine=arguments.engine
