@@ -422,7 +422,7 @@ def test_many_requests_over_a_bad_network(folder: Path) -> None:
             assert content == pattern(size_bytes)
             got += 1
 
-        async with over_memory(site_of(folder), seed=3, **bad) as stack, http3(stack) as http:
+        async with over_memory(site_of(folder), **bad) as stack, http3(stack) as http:
             async with trio.open_nursery() as nursery:
                 for size_bytes in range(0, 60_000, 1000):
                     nursery.start_soon(one, size_bytes)
