@@ -157,9 +157,9 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 			    hs_quic_make_fifos make_fifos, void *owner);
 void hs_quic_free(struct hs_quic *q);
 
-/* One burst in, one burst out, again for up to `rounds` times while there is something to do;
- * then, for `spin_ns`, look for more without sleeping. */
-void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t rounds, uint32_t spin_ns,
+/* One burst in, one burst out, and again while there is something to do, up to so many bursts; then,
+ * for `spin_ns`, look for more without sleeping. With `bursts` 1 time stands still. */
+void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
 		  struct hs_quic_turn *out);
 uint64_t hs_quic_deadline(struct hs_quic *q);
 

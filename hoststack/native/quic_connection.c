@@ -12,6 +12,13 @@ enum {
 	/* Below this RTT a burst is not paced: the caller's timers are no finer, and on such a
 	 * path a burst is what fills it. */
 	PACED_RTT_NS = 4 * MILLISECOND_NS,
+	/* RFC 9000 section 13.2.2: "A receiver SHOULD send an ACK frame after receiving at least two
+	 * ack-eliciting packets. This recommendation is general in nature and consistent with
+	 * recommendations for TCP endpoint behavior [...] Knowledge of network conditions [...] might
+	 * suggest alternative acknowledgment strategies with better performance characteristics."
+	 * Half of a bulk sender's work would be acknowledgements; fewer come within an eighth of the
+	 * RTT, or a millisecond. */
+	PACKETS_PER_ACK = 10,
 	LEAST_DATAGRAM_BYTES = 1200, /* RFC 9000 section 14.1 */
 };
 
@@ -56,6 +63,7 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	*probe = (uint16_t)most;
 	settings->pmtud_probes = probe;
 	settings->pmtud_probeslen = !settings->no_pmtud;
+	settings->ack_thresh = PACKETS_PER_ACK;
 	settings->handshake_timeout = config->handshake_timeout_ns;
 	settings->available_versions = VERSIONS;
 	settings->available_versionslen = sizeof(VERSIONS) / sizeof(VERSIONS[0]);

@@ -139,6 +139,16 @@ static void finish_sending(struct hs_stream *s)
 	}
 }
 
+/* Whether it is worth waking a writer: for a quarter of the FIFO, or when no acknowledgement is
+ * under way that would bring more. One that is woken for each writes as little each time. */
+static int has_much_room(struct hs_stream *s)
+{
+	if (s->tx_acked == s->tx_next)
+		return 1;
+	int64_t unacked = hs_fifo_available(s->tx, s->tx_acked);
+	return unacked >= 0 && (uint64_t)unacked <= s->tx->size_bytes / 4 * 3;
+}
+
 void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
 {
 	if (s->tx_is_over)
@@ -146,7 +156,7 @@ void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
 	if (bytes) {
 		s->tx_acked = offset + bytes;
 		s->connection->acked_bytes += bytes;
-		if (hs_fifo_drop_to(s->tx, s->tx_acked) == 0)
+		if (hs_fifo_drop_to(s->tx, s->tx_acked) == 0 && has_much_room(s))
 			hs_touch_stream(s, HS_PENDING_WRITABLE);
 	} else {
 		s->fin_is_acked = 1;

@@ -9,6 +9,9 @@
 enum {
 	LEAST_SHARE = 8, /* packets that a connection may send at least, when several want to */
 	LEAST_EVENTS = 256,
+	MOST_TURN_NS = 1000000, /* other tasks want to run, too */
+	BULK_DATAGRAMS = 16, /* so many in a turn, and more will follow */
+	LINGER_NS = 20000,
 	LONG_HEADER = 0x80,
 };
 
@@ -299,50 +302,65 @@ uint64_t hs_quic_deadline(struct hs_quic *q)
 	return q->heap_count ? q->heap[1]->deadline_ns : UINT64_MAX;
 }
 
-void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t rounds, uint32_t spin_ns,
-		  struct hs_quic_turn *out)
+/* How long to look for more when there was nothing. With something to tell, only as long as
+ * bulk data flows: waking the application for a few packets at a time costs more than they do. */
+static uint64_t patience_ns(const struct hs_quic *q, const struct hs_quic_turn *turn,
+			    uint32_t spin_ns)
+{
+	if (!q->touched)
+		return spin_ns;
+	return turn->received >= BULK_DATAGRAMS ? LINGER_NS : 0;
+}
+
+/* Bursts in and out, until there is nothing more, or the turn has had its share. */
+static void run_bursts(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
+		       struct hs_quic_turn *out)
 {
 	const struct hs_wire_verbs *wire = q->wire->verbs;
-	int is_clocked = rounds > 1 || spin_ns; /* else time stands still during the turn */
+	int is_clocked = bursts > 1; /* else time stands still during the turn */
 	uint64_t began_ns = is_clocked ? monotonic_ns() : 0, idle_since_ns = began_ns;
-	int is_full = 0, waiting = 0, received = 0;
+	for (;;) {
+		int is_full = 0;
+		int received = receive(q);
+		fire_timers(q);
+		int sent = transmit(q, &is_full);
+		int waiting = wire->flush(q->wire);
+		out->received += (uint32_t)received;
+		out->sent += (uint32_t)sent;
+		q->counters.tx_full += (uint64_t)is_full;
+		/* What is full and sent nothing waits for the network. */
+		out->blocked = waiting || (is_full && !sent);
+		out->more = received == HS_WIRE_BURST || q->parked_count || q->first_due;
+		if (out->blocked || q->parked_count || !is_clocked)
+			break;
+		uint64_t mono_ns = monotonic_ns();
+		q->now_ns = now_ns + (mono_ns - began_ns);
+		if (out->received + out->sent >= bursts * HS_WIRE_BURST ||
+		    mono_ns - began_ns >= MOST_TURN_NS + spin_ns)
+			break;
+		if (received || sent)
+			idle_since_ns = mono_ns;
+		else if (mono_ns - idle_since_ns >= patience_ns(q, out, spin_ns))
+			break;
+	}
+}
+
+void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
+		  struct hs_quic_turn *out)
+{
 	memset(out, 0, sizeof(*out));
 	bury_the_dead(q);
 	q->event_count = 0;
 	q->now_ns = now_ns;
 	take_parked(q);
-	for (uint32_t round = 0; round < rounds;) {
-		received = receive(q);
-		fire_timers(q);
-		int sent = transmit(q, &is_full);
-		waiting = wire->flush(q->wire);
-		out->received += (uint32_t)received;
-		out->sent += (uint32_t)sent;
-		if (is_clocked) {
-			uint64_t mono_ns = monotonic_ns();
-			q->now_ns = now_ns + (mono_ns - began_ns);
-			if (received || sent)
-				idle_since_ns = mono_ns;
-			else if (q->touched || mono_ns - idle_since_ns >= spin_ns)
-				break;
-		} else if (!received && !sent) {
-			break;
-		}
-		if (is_full || waiting || q->parked_count)
-			break;
-		round += received || sent; /* looking in vain is no round */
-	}
+	run_bursts(q, now_ns, bursts, spin_ns, out);
 	tell_all(q);
 	q->counters.turns++;
 	q->counters.empty_turns += !out->received && !out->sent;
 	q->counters.tx_datagrams += out->sent;
-	q->counters.tx_full += is_full;
 	out->events = q->events;
 	out->event_count = q->event_count;
 	out->parked = q->parked_count;
-	/* What is full and sent nothing waits for the network; else there was only too much at once. */
-	out->blocked = waiting || (is_full && !out->sent);
-	out->more = received == HS_WIRE_BURST || q->parked_count || (q->first_due && !out->blocked);
 	out->deadline_ns = hs_quic_deadline(q);
 }
 

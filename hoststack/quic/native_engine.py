@@ -231,7 +231,7 @@ class NativeEngine:
         self._now_ns = math.floor(now * _SECOND_NS)
         wire, quic, turn = self._wire, self._quic, self._turn
         handed = wire.before_turn(self._paths, quic, self._now_ns)
-        lib.hs_quic_turn(quic, self._now_ns, wire.rounds, 0, turn)
+        lib.hs_quic_turn(quic, self._now_ns, wire.bursts, 0, turn)
         blocked = wire.after_turn(self._paths, quic, turn.parked) or bool(turn.blocked)
         return Turn(
             events=self._events(turn.events, turn.event_count),

@@ -63,7 +63,7 @@ class DirectWire:
     """A wire that passes Python by: here its paths are kept right."""
 
     #: Bursts that one turn may take and send, while there is something to do.
-    rounds: Final = 8
+    bursts: Final = 8
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -132,7 +132,7 @@ class HandedWire:
     taken after it."""
 
     #: Time stands still during a turn, as a clock that jumps wants it.
-    rounds: Final = 1
+    bursts: Final = 1
 
     def __init__(self, link: Link) -> None:
         self._link = link
