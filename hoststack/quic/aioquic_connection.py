@@ -255,6 +255,11 @@ class HostConnection(QuicConnection):
         if receiver.is_discarding:
             self.credit(stream, receiver.highest_offset)
             self.moved[stream] = None
+        elif is_news and receiver.final_size is not None:
+            # The end may come when all bytes were read already: nobody will read it.
+            receiver.note_consumed()
+            if receiver.is_finished:
+                self.moved[stream] = None
 
     def _handle_reset_stream_frame(self, *arguments: Any) -> None:
         super()._handle_reset_stream_frame(*arguments)

@@ -358,3 +358,33 @@ def test_an_exception_leaves_open_stack_as_it_was_raised() -> None:
                 raise KeyError("mine")
 
     run(main)
+
+
+def test_an_end_that_nobody_reads_ends_the_stream(make_pair: MakePair) -> None:
+    """The FIN comes when all bytes were read; a stream that stayed would use up the limit."""
+
+    async def main() -> None:
+        async with (
+            make_pair(QuicConfig(max_streams_bidi=4)) as pair,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def serve() -> None:
+                async for theirs in pair.accepted.streams():
+                    await theirs.receive_some()
+                    await theirs.send_all(b"ok")
+                    await trio.sleep(1)  # on the clock that jumps: the FIN is here by then
+                    await theirs.aclose()
+
+            nursery.start_soon(serve)
+            with trio.fail_after(1000):
+                for _ in range(20):
+                    ours = await pair.connected.open_stream()
+                    await ours.send_all(b"request")
+                    assert await ours.receive_some() == b"ok"
+                    await ours.send_eof()
+                    assert await ours.receive_some() == b""
+                    await ours.aclose()
+            nursery.cancel_scope.cancel()
+
+    run(main)
