@@ -100,6 +100,27 @@ class Connection(trio.abc.AsyncResource):
                 await self._sleepers.park()
             yield self._accepted.popleft()
 
+    async def statistics(self) -> dict[str, int | float]:
+        """RTT (seconds), congestion window, bytes in flight and more, as the engine knows them.
+
+        Raises ConnectionClosedError, and ClosedResourceError after `aclose`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check()
+        reply = await self._router.call(lambda token: m.GetStatistics(token, self.handle))
+        if not isinstance(reply, m.Statistics):
+            self._check()
+            raise trio.ClosedResourceError("this connection was closed")
+        return reply.figures
+
+    def update_keys(self) -> None:
+        """Change the keys of both directions soon (RFC 9001 section 6); never blocks.
+
+        Nothing happens while the last change is not confirmed by the peer. The engine does it by
+        itself, long before keys wear out (`QuicConfig.packets_per_key`).
+        """
+        self._router.post(m.UpdateKey(self.handle))
+
     async def wait_closed(self) -> CloseInfo:
         """Wait until the connection is over, and say why."""
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -15,7 +15,7 @@ from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.stream import ReceiveStream, SendStream, Stream, StreamBase
 
-Reply = m.Failed | Listener | Connection | Stream | SendStream
+Reply = m.Failed | m.Statistics | Listener | Connection | Stream | SendStream
 
 
 class _Call:
@@ -38,6 +38,7 @@ class Router:
         self._streams: dict[int, SendStream | ReceiveStream] = {}
         self._notices: dict[type, Callable[[Any], None]] = {
             m.Failed: self._on_failed,
+            m.Statistics: self._on_statistics,
             m.Listening: self._on_listening,
             m.Connected: self._on_connected,
             m.StreamReady: self._on_stream_ready,
@@ -117,6 +118,9 @@ class Router:
                 reply.stop_sending()
 
     def _on_failed(self, notice: m.Failed) -> None:
+        self._reply(notice.token, notice)
+
+    def _on_statistics(self, notice: m.Statistics) -> None:
         self._reply(notice.token, notice)
 
     def _on_listening(self, notice: m.Listening) -> None:

@@ -106,8 +106,8 @@ struct hs_quic_config {
 	uint32_t max_connections;
 	uint8_t congestion_control; /* 0 reno, 1 cubic, 2 bbr */
 	uint8_t probes_mtu; /* PMTUD; without it the path's size is taken for granted */
-	uint8_t retry; /* 0 never, 1 always */
-	uint8_t zero;
+	uint16_t zero;
+	uint32_t retry_above; /* handshakes under way from which on Retry is asked for */
 	uint32_t version; /* the client's first choice */
 };
 

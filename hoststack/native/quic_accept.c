@@ -265,7 +265,7 @@ static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct
 						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
 						q->now_ns))
 		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;
-	if (listener->config.retry && *type == NGTCP2_TOKEN_TYPE_UNKNOWN) {
+	if (q->half_open >= listener->config.retry_above && *type == NGTCP2_TOKEN_TYPE_UNKNOWN) {
 		retry(q, path, hd);
 		return -1;
 	}

@@ -40,6 +40,18 @@ static void get_random(uint8_t *out, size_t bytes, UNUSED const ngtcp2_rand_ctx 
 		memset(out, 0, bytes);
 }
 
+/* So that the client's next connection needs no Retry (RFC 9000 section 8.1.3). */
+static void offer_token(struct hs_connection *c)
+{
+	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN];
+	const union hs_address *remote = &c->path->remote;
+	ngtcp2_ssize bytes = ngtcp2_crypto_generate_regular_token(
+		token, c->q->secret, sizeof(c->q->secret), &remote->any, hs_address_bytes(remote),
+		c->q->now_ns);
+	if (bytes > 0)
+		ngtcp2_conn_submit_new_token(c->conn, token, (size_t)bytes);
+}
+
 static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 {
 	struct hs_connection *c = user_data;
@@ -50,6 +62,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		q->counters.accepted++;
 		/* A ticket that can't be sent is no reason to end the connection. */
 		gnutls_session_ticket_send(c->session, 1, 0);
+		offer_token(c);
 	} else {
 		q->counters.connected++;
 	}

@@ -427,6 +427,8 @@ void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
 {
 	*out = q->counters;
 	out->connections = q->connection_count;
+	for (const struct hs_connection *c = q->dead_connections; c; c = c->next_due)
+		out->connections--;
 	out->half_open = q->half_open;
 }
 

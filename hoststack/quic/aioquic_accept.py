@@ -20,7 +20,7 @@ from aioquic.quic.packet import (
 
 from hoststack.link.base import Link, Path
 from hoststack.quic.cid import CID_BYTES
-from hoststack.quic.seam import EngineCounters, QuicConfig
+from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 #: RFC 9000 section 14.1.
@@ -91,6 +91,17 @@ def _configuration(
             f"the aioquic engine has no congestion control {config.congestion_control!r}: "
             f"take one of {', '.join(_CONGESTION_CONTROLS)}"
         )
+    for name, is_asked in (
+        ("keep_alive_s", config.keep_alive_s),
+        ("probe_mtu", config.probe_mtu),
+        ("retry_above_half_open", config.retry_above_half_open is not None),
+    ):
+        if is_asked:
+            raise ValueError(
+                f"the aioquic engine can't do what QuicConfig.{name} asks for: take the native one"
+            )
+    if config.version not in QUIC_VERSIONS:
+        raise ValueError(f"there is no QUIC version {config.version}: take 1 or 2")
     return QuicConfiguration(
         alpn_protocols=alpn,
         congestion_control_algorithm=config.congestion_control,
@@ -99,6 +110,7 @@ def _configuration(
         max_data=config.connection_window_bytes,
         max_stream_data=config.rx_fifo_bytes,
         max_datagram_size=min(config.max_datagram_bytes or max_datagram_bytes, max_datagram_bytes),
+        original_version=QUIC_VERSIONS[config.version],
         supported_versions=_VERSIONS,
     )
 

@@ -131,6 +131,12 @@ class AioquicEngine:
         opened.connection.stop_stream_receiving(opened, code)
         self._due[opened.connection] = None
 
+    def update_key(self, connection: ConnectionContext) -> None:
+        updating = cast(HostConnection, connection)
+        if updating.is_established and updating._close_event is None:
+            updating.key_update_at = 0
+            self._due[updating] = None
+
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         closing = cast(HostConnection, connection)
         closing.close(error_code=code, frame_type=None, reason_phrase=reason)

@@ -26,6 +26,7 @@ from hoststack.quic.native_contexts import (
 from hoststack.quic.native_paths import DirectWire, HandedWire, PathTable
 from hoststack.quic.native_tls import TlsContexts
 from hoststack.quic.seam import (
+    QUIC_VERSIONS,
     CidConfig,
     ConnectionContext,
     EngineCounters,
@@ -36,10 +37,10 @@ from hoststack.quic.seam import (
     StreamContext,
     Turn,
 )
-from hoststack.quic.tls import TlsConfig
+from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 _CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
-_QUIC_V1: Final = 1
+_NO_RETRY: Final = (1 << 32) - 1
 _SECOND_NS: Final = 1_000_000_000
 #: A deadline in seconds is a rounded one. It must not come before the one in nanoseconds.
 _ROUNDING_NS: Final = 1000
@@ -119,6 +120,8 @@ class NativeEngine:
             connections=figures.connections,
             half_open=figures.half_open,
             key_updates=figures.key_updates,
+            retries=figures.retries,
+            stateless_resets=figures.stateless_resets,
         )
 
     # --- verbs -------------------------------------------------------------------------------
@@ -126,6 +129,8 @@ class NativeEngine:
     def listen(
         self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
     ) -> ListenerContext:
+        if not tls.chain:
+            raise TlsConfigError("a server needs a certificate and a key: give both")
         context = self._tls.get(tls, alpn, is_server=True)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(
@@ -202,6 +207,11 @@ class NativeEngine:
         pointer = cast(NativeStream, stream).pointer
         if pointer is not None:
             lib.hs_stream_stop_sending(pointer, code)
+
+    def update_key(self, connection: ConnectionContext) -> None:
+        pointer = cast(NativeConnection, connection).pointer
+        if pointer is not None:
+            lib.hs_connection_update_key(pointer, self._now_ns)
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         pointer = cast(NativeConnection, connection).pointer
@@ -316,6 +326,8 @@ def _c_config(config: QuicConfig) -> Any:
             f"the native engine has no congestion control {config.congestion_control!r}: "
             f"take one of {', '.join(_CONGESTION_CONTROLS)}"
         )
+    if config.version not in QUIC_VERSIONS:
+        raise ValueError(f"there is no QUIC version {config.version}: take 1 or 2")
     return ffi.new(
         "struct hs_quic_config *",
         {
@@ -330,7 +342,11 @@ def _c_config(config: QuicConfig) -> Any:
             "max_datagram_bytes": config.max_datagram_bytes or 0,
             "max_connections": config.max_connections,
             "congestion_control": _CONGESTION_CONTROLS.index(config.congestion_control),
-            "probes_mtu": True,
-            "version": _QUIC_V1,
+            "keep_alive_ns": round(config.keep_alive_s * _SECOND_NS),
+            "probes_mtu": config.probe_mtu is not False,
+            "retry_above": (
+                _NO_RETRY if config.retry_above_half_open is None else config.retry_above_half_open
+            ),
+            "version": QUIC_VERSIONS[config.version],
         },
     )

@@ -36,6 +36,9 @@ class EventKind(enum.IntEnum):
     SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
 
 
+#: QUIC's versions by their names, as they are on the wire (RFC 9000, RFC 9369).
+QUIC_VERSIONS = {1: 0x00000001, 2: 0x6B3343CF}
+
 #: The reason of a CloseInfo whose handshake was not answered in time.
 NO_ANSWER = "No answer"
 
@@ -139,6 +142,17 @@ class QuicConfig:
     handshake_timeout_s: float = 10.0
     """A connection whose handshake takes longer is closed with the reason NO_ANSWER."""
     congestion_control: str = "cubic"
+    """cubic or reno; bbr with the native engine."""
+    keep_alive_s: float = 0.0
+    """Silence after which a PING keeps the connection alive; 0 never. The native engine's."""
+    probe_mtu: bool | None = None
+    """Whether to find out by probes what the path carries (RFC 9000 section 14.3); False takes the
+    interface's MTU for granted. None is the engine's own way: native probes, aioquic does not."""
+    retry_above_half_open: int | None = None
+    """Handshakes of peers under way from which on new ones must show that their address is theirs
+    (Retry, RFC 9000 section 8.1.2): 0 always, None never. The native engine's."""
+    version: int = 1
+    """The QUIC version that a client begins with: 1 (RFC 9000) or 2 (RFC 9369)."""
     max_datagram_bytes: int | None = None
     """Upper bound on a UDP payload; None takes what the path's MTU carries."""
     packets_per_key: int = 1 << 22
@@ -172,6 +186,10 @@ class EngineCounters:
     closed: int = 0
     key_updates: int = 0
     """Begun by this side (RFC 9001 section 6)."""
+    retries: int = 0
+    """Retry packets sent."""
+    stateless_resets: int = 0
+    """Sent, for packets of connections that are gone (RFC 9000 section 10.3)."""
     connections: int = 0
     half_open: int = 0
     """Handshakes of peers that are under way."""
@@ -232,6 +250,9 @@ class Engine(Protocol):
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
         """Send STOP_SENDING: what comes on the stream from now on is thrown away."""
+
+    def update_key(self, connection: ConnectionContext) -> None:
+        """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         """Close at once with the application's code; CLOSED follows."""

@@ -64,6 +64,8 @@ class SessionLayer:
             m.CloseConnection: self._close_connection,
             m.ResetStream: self._reset_stream,
             m.StopSending: self._stop_sending,
+            m.UpdateKey: self._update_key,
+            m.GetStatistics: self._get_statistics,
         }
         self._connection_events: dict[EventKind, Callable[[ConnectionContext, Any], None]] = {
             EventKind.ACCEPTED: self._on_accepted,
@@ -211,6 +213,18 @@ class SessionLayer:
         session = self.sessions.owned(application, request.handle, StreamSession)
         if session is not None:
             self.engine.stop_sending(session.context, request.code)
+
+    def _update_key(self, application: Application, request: m.UpdateKey) -> None:
+        session = self.sessions.owned(application, request.handle, ConnectionSession)
+        if session is not None:
+            self.engine.update_key(session.context)
+
+    def _get_statistics(self, application: Application, request: m.GetStatistics) -> None:
+        session = self.sessions.owned(application, request.handle, ConnectionSession)
+        if session is None:
+            application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
+        else:
+            application.notify(m.Statistics(request.token, session.context.statistics()))
 
     # --- events of connections ---------------------------------------------------------------
 

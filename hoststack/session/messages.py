@@ -84,8 +84,30 @@ class StopSending:
     code: int
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateKey:
+    """Change a connection's keys (RFC 9001 section 6)."""
+
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetStatistics:
+    token: int
+    handle: int
+
+
 Request = (
-    Listen | Connect | OpenStream | Cancel | Unlisten | CloseConnection | ResetStream | StopSending
+    Listen
+    | Connect
+    | OpenStream
+    | Cancel
+    | Unlisten
+    | CloseConnection
+    | ResetStream
+    | StopSending
+    | UpdateKey
+    | GetStatistics
 )
 
 
@@ -178,8 +200,17 @@ class SendFinished:
     handle: int
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What is known of a connection; RTT in seconds, sizes in bytes."""
+
+    token: int
+    figures: dict[str, int | float]
+
+
 Notice = (
     Failed
+    | Statistics
     | Listening
     | Connected
     | StreamReady

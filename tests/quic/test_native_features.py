@@ -1,0 +1,239 @@
+"""What the native engine does beyond the other one, and that the other one says so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import hoststack
+from hoststack import Connection, QuicConfig, Stack, TlsConfig
+from hoststack.engine import engines
+from hoststack.link.base import Endpoint, Path
+from hoststack.link.memory import MemoryNetwork
+
+SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
+URI = f"quic://{SERVER}:4433"
+TLS = TlsConfig.self_signed(["localhost"])
+TRUSTING = TlsConfig(verify=False)
+
+pytestmark = pytest.mark.skipif(
+    "native" not in engines.available_engines(), reason="the native engine was not built"
+)
+
+
+class Watched(MemoryNetwork):
+    """A network that remembers what went to the server."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.to_server: list[tuple[bytes, Path]] = []
+        self.to_client: list[bytes] = []
+
+    def _carry(self, data: bytes, path: Path) -> None:
+        if path.remote.host == SERVER:
+            self.to_server.append((data, path))
+        else:
+            self.to_client.append(data)
+        super()._carry(data, path)
+
+
+@asynccontextmanager
+async def meeting(
+    network: MemoryNetwork,
+    config: QuicConfig | None = None,
+    client_config: QuicConfig | None = None,
+    engine: Any = "native",
+) -> AsyncIterator[tuple[Stack, Stack, Connection, Connection]]:
+    async with (
+        hoststack.open_stack(link=network.link(SERVER), engine=engine, config=config) as server,
+        hoststack.open_stack(
+            link=network.link(CLIENT), engine="native", config=client_config or config
+        ) as client,
+        await server.listen(URI, tls=TLS) as listener,
+        client.connect(URI, tls=TRUSTING) as connected,
+        await listener.accept() as accepted,
+    ):
+        yield server, client, accepted, connected
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def exchange(here: Connection, there: Connection, data: bytes) -> None:
+    """Bytes from here to there on a new stream, all of them."""
+    stream = await here.open_stream(unidirectional=True)
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        nursery.start_soon(send)
+        async for theirs in there.streams():
+            assert b"".join([chunk async for chunk in theirs]) == data
+            break
+
+
+@pytest.mark.parametrize("threshold", [0, 1, None])
+def test_retry(threshold: int | None) -> None:
+    async def main() -> None:
+        network = Watched()
+        config = QuicConfig(retry_above_half_open=threshold)
+        async with meeting(network, config) as (server, _, accepted, connected):
+            assert server.counters().retries == (1 if threshold == 0 else 0)
+            await exchange(connected, accepted, bytes(50_000))
+
+    run(main)
+
+
+def test_a_forged_retry_token_is_refused() -> None:
+    async def main() -> None:
+        network = Watched()
+        async with meeting(network, QuicConfig(retry_above_half_open=0)) as (server, *_):
+            # The client's second Initial carries the token; from another address it is no good.
+            with_token = network.to_server[1][0]
+            stranger = Path(Endpoint("10.0.0.66", 5555), Endpoint(SERVER, 4433))
+            connections = server.counters().connections
+            network._carry(with_token, stranger)
+            await trio.sleep(1)
+            counters = server.counters()
+            assert counters.connections == connections
+
+    run(main)
+
+
+@pytest.mark.parametrize("engine", ["native", "aioquic"])
+def test_version_2(engine: str) -> None:
+    async def main() -> None:
+        network = Watched()
+        config = QuicConfig(version=2)
+        async with meeting(network, QuicConfig(), config, engine) as (_, _, accepted, connected):
+            assert network.to_server[0][0][1:5] == bytes.fromhex("6b3343cf")
+            await exchange(connected, accepted, bytes(50_000))
+
+    run(main)
+
+
+def test_a_silent_connection_is_kept_alive() -> None:
+    async def main() -> None:
+        config = QuicConfig(idle_timeout_s=5, keep_alive_s=2)
+        async with meeting(MemoryNetwork(), config) as (_, _, accepted, connected):
+            await trio.sleep(60)
+            assert connected.close_info is None
+            await exchange(connected, accepted, b"still there")
+
+    run(main)
+
+
+def test_without_keep_alive_it_ends() -> None:
+    async def main() -> None:
+        async with meeting(MemoryNetwork(), QuicConfig(idle_timeout_s=5)) as (*_, connected):
+            info = await connected.wait_closed()
+            assert info.reason == "Idle timeout"
+
+    run(main)
+
+
+@pytest.mark.parametrize("probe_mtu", [None, True, False])
+def test_the_path_is_probed_for_its_mtu(probe_mtu: bool | None) -> None:
+    async def main() -> None:
+        network = Watched(delay_s=0.01)
+        async with meeting(network, QuicConfig(probe_mtu=probe_mtu)) as (_, _, accepted, connected):
+            at_first = (await connected.statistics())["datagram_bytes"]
+            assert at_first == (1472 if probe_mtu is False else 1200)
+            await exchange(connected, accepted, bytes(200_000))
+            assert max(len(data) for data, _ in network.to_server) == 1472
+            assert (await connected.statistics())["datagram_bytes"] == 1472
+
+    run(main)
+
+
+def test_a_path_that_carries_less_than_its_interface() -> None:
+    class Narrow(MemoryNetwork):
+        def _carry(self, data: bytes, path: Path) -> None:
+            if len(data) <= 1300:
+                super()._carry(data, path)
+
+    async def main() -> None:
+        async with meeting(Narrow()) as (_, _, accepted, connected):
+            await exchange(connected, accepted, bytes(500_000))
+
+    run(main)
+
+
+def test_keys_are_updated_by_hand() -> None:
+    async def main() -> None:
+        async with meeting(MemoryNetwork()) as (_, client, accepted, connected):
+            await exchange(connected, accepted, bytes(10_000))
+            connected.update_keys()
+            await exchange(connected, accepted, bytes(10_000))
+            assert client.counters().key_updates == 1
+
+    run(main)
+
+
+def test_packets_of_a_connection_that_is_gone_are_answered_with_a_reset() -> None:
+    async def main() -> None:
+        network = Watched()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER), engine="native") as server,
+            hoststack.open_stack(link=network.link(CLIENT), engine="native") as client,
+            await server.listen(URI, tls=TLS) as listener,
+        ):
+            async with client.connect(URI, tls=TRUSTING) as connected, await listener.accept() as a:
+                await exchange(connected, a, b"x" * 5000)
+            await trio.sleep(10)
+            assert server.counters().connections == 0
+            data, path = next(
+                (data, path) for data, path in reversed(network.to_server) if not data[0] & 0x80
+            )
+            came = len(network.to_client)
+            for _ in range(1000):
+                network._carry(data, path)
+            await trio.sleep(0.5)
+            resets = server.counters().stateless_resets
+            # Rate limited, and smaller than what they answer.
+            assert 1 <= resets <= 64
+            assert all(len(reset) < len(data) for reset in network.to_client[came:])
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuicConfig(keep_alive_s=1),
+        QuicConfig(probe_mtu=True),
+        QuicConfig(retry_above_half_open=0),
+        QuicConfig(congestion_control="bbr"),
+        QuicConfig(version=3),
+    ],
+    ids=lambda config: str(config)[-60:],
+)
+def test_what_aioquic_can_not_do_is_said_when_it_is_asked_for(config: QuicConfig) -> None:
+    async def main() -> None:
+        async with hoststack.open_stack(
+            link=MemoryNetwork().link(SERVER), engine="aioquic", config=config
+        ) as stack:
+            with pytest.raises(hoststack.LinkError, match=r"aioquic|version"):
+                await stack.listen(URI, tls=TLS)
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["reno", "cubic", "bbr"])
+def test_congestion_controls(name: str) -> None:
+    async def main() -> None:
+        config = QuicConfig(congestion_control=name)
+        network = MemoryNetwork(seed=9, loss=0.01, delay_s=0.01)
+        async with meeting(network, config) as (_, _, accepted, connected):
+            await exchange(connected, accepted, bytes(2_000_000))
+            assert (await connected.statistics())["rtt_s"] >= 0.02
+
+    run(main)
