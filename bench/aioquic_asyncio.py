@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from aioquic.asyncio import connect, serve
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 
 from hoststack import TlsConfig

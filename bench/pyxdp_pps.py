@@ -54,6 +54,11 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
 
+def frame_bytes(size_bytes: int) -> int:
+    """A UMEM frame that holds a packet of that size behind the kernel's headroom of 256 bytes."""
+    return 2048 if size_bytes <= 2048 - 256 else 4096
+
+
 def load_redirect() -> Program:
     return Program.load(files("pyxdp").joinpath("redirect.bpf.o").read_bytes())
 
@@ -62,7 +67,10 @@ def transmit(interface: str, size_bytes: int, seconds: float) -> int:
     """Send for that long, or until killed if `seconds` is 0; how many packets left."""
     packet = HEADER.ljust(size_bytes, b"\x5a")
     sent = 0
-    with Umem(FRAMES) as umem, Socket(umem, interface, fill_frames=0) as socket:
+    with (
+        Umem(FRAMES, frame_bytes(size_bytes)) as umem,
+        Socket(umem, interface, fill_frames=0) as socket,
+    ):
         for start in range(0, umem.size_bytes, umem.frame_bytes):
             umem.area[start : start + size_bytes] = packet
         writable = select.poll()

@@ -1,0 +1,264 @@
+"""What is compared: one stream of so many bytes from one process to another, in several ways.
+
+Each contender is a function of a `Setting` and a number of bytes. It starts a server in namespace
+b and a client in namespace a, and says how long the transfer took and what CPU time both took.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Final, Literal
+
+from bench.processes import NOT_KNOWN, BenchError, Process, Used, run_to_json, running
+from hoststack import TlsConfig
+from hoststack.engine.engines import available_engines
+from tests.support import netns
+
+Direction = Literal["upload", "download"]
+#: quic_echo's words.
+Link = Literal["af_xdp", "udp"]
+Engine = Literal["native", "aioquic"]
+
+HERE: Final = Path(__file__).resolve().parent
+PORT: Final = 4433
+_PYTHON: Final = sys.executable
+_ETHERNET_BYTES: Final = 14
+_IP_UDP_BYTES: Final = 20 + 8
+#: What gtlsserver and gtlsclient are told: no dumps, and the datagram size that the others use.
+_GTLS_QUIET: Final = ("-q", "--no-quic-dump", "--no-http-dump")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where a transfer is made."""
+
+    pair: netns.VethPair
+    mtu_bytes: int = 1500
+    direction: Direction = "download"
+    mode: Literal["auto", "native", "generic"] = "auto"
+    """Of XDP."""
+    cpus: tuple[int, int] | None = None
+    """The CPUs that server and client are bound to."""
+
+    def server(self, *words: str) -> list[str]:
+        """A command line in the server's namespace."""
+        return self.pair.b.command(*self._bound(0), *words)
+
+    def client(self, *words: str) -> list[str]:
+        """A command line in the client's namespace."""
+        return self.pair.a.command(*self._bound(1), *words)
+
+    def _bound(self, side: int) -> tuple[str, ...]:
+        return ("taskset", "--cpu-list", str(self.cpus[side])) if self.cpus else ()
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """One transfer."""
+
+    bytes: int
+    seconds: float
+    server: Used = NOT_KNOWN
+    client: Used = NOT_KNOWN
+
+    @property
+    def gbit_per_second(self) -> float:
+        """Goodput."""
+        return self.bytes * 8 / self.seconds / 1e9
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to move bytes; `why_absent` says what it lacks here, if it does."""
+
+    name: str
+    transfer: Callable[[Setting, int, bool], Transferred]
+    """Of a setting and a number of bytes; True checks them, where the program can."""
+    first_bytes: int = 32 << 20
+    """For a first run, before its speed is known."""
+    why_absent: str = ""
+
+
+# --- quic_echo ---
+
+
+def _quic_echo(
+    link: Link, engine: Engine, setting: Setting, count: int, is_checked: bool
+) -> Transferred:
+    upload, download = (count, 0) if setting.direction == "upload" else (0, count)
+    check = ["test-bytes:assert"] if is_checked else []
+    words = ["-m", "apps.quic_echo", "uri", f"quic://{setting.pair.b.ipv4}:{PORT}"]
+    words += ["link", link, "engine", engine, "mode", setting.mode, *check]
+    server = [*words, "server", "nclients", "1", f"TX={download}", f"RX={upload}"]
+    client = [*words, "client", f"TX={upload}", f"RX={download}", "json"]
+    client += ["time", "sconnect:lastbyte"]
+    if link == "af_xdp":
+        server += ["interface", setting.pair.b.ifname]
+        client += ["interface", setting.pair.a.ifname]
+    with running(setting.server(_PYTHON, *server)) as process:
+        report, client_used = run_to_json(setting.client(_PYTHON, *client))
+        server_used = process.finish()
+    return Transferred(count, float(report["time"]), server_used, client_used)
+
+
+def quic_echo(engine: Engine, link: Link) -> Contender:
+    """Hoststack, with the program that its users measure with."""
+    is_built = engine in available_engines()
+    return Contender(
+        f"{engine}, {link}",
+        partial(_quic_echo, link, engine),
+        why_absent="" if is_built else f"the {engine} engine was not built",
+    )
+
+
+# --- raw frames ---
+
+
+def _blast(setting: Setting, count: int, is_checked: bool) -> Transferred:
+    payload_bytes = setting.mtu_bytes - _IP_UDP_BYTES
+    size = str(setting.mtu_bytes + _ETHERNET_BYTES)
+    packets = max(1, count // payload_bytes)
+    # The receiver of a download is the client.
+    sink, source = (
+        (setting.server, setting.client)
+        if setting.direction == "upload"
+        else (setting.client, setting.server)
+    )
+    to, by = (
+        (setting.pair.b, setting.pair.a)
+        if setting.direction == "upload"
+        else (setting.pair.a, setting.pair.b)
+    )
+    receiver = Process(
+        sink(_PYTHON, "-m", "bench.blast", to.ifname, setting.mode, size, str(packets))
+    )
+    try:
+        receiver.wait_ready()
+        feeder = source(_PYTHON, "-m", "bench.pyxdp_pps", "--feed", by.ifname, "--size", size)
+        sender = Process(feeder)
+        try:
+            found = receiver.finish_to_json()
+        finally:
+            sender.close()
+    finally:
+        receiver.close()
+    return Transferred(int(found["packets"]) * payload_bytes, float(found["seconds"]))
+
+
+BLAST: Final = Contender("raw AF_XDP blast", _blast, first_bytes=128 << 20)
+
+
+# --- ngtcp2's own programs ---
+
+
+@cache
+def _gtls_files() -> Path:
+    """A folder with what they need: a certificate, its key, and the library against GSO."""
+    folder = Path(tempfile.mkdtemp(prefix="hoststack-bench-"))
+    atexit.register(shutil.rmtree, folder)
+    tls = TlsConfig.self_signed(["localhost"])
+    for name, pem in (("cert.pem", tls.certificate), ("key.pem", tls.key)):
+        assert isinstance(pem, bytes)
+        folder.joinpath(name).write_bytes(pem)
+    library = str(folder / "no_gso.so")
+    compiler = ["cc", "-shared", "-fPIC", "-O2", "-o", library]
+    subprocess.run([*compiler, str(HERE / "no_gso.c"), "-ldl"], check=True)
+    return folder
+
+
+def _holds_port(process: Process) -> bool:
+    """Whether the server has its UDP socket, in the namespace that it is in."""
+    port = f":{PORT:04X} "
+    return any(
+        port in Path(f"/proc/{process.pid}/net/{table}").read_text(encoding="ascii")
+        for table in ("udp", "udp6")
+    )
+
+
+def _gtls(has_gso: bool, setting: Setting, count: int, is_checked: bool) -> Transferred:
+    folder = _gtls_files()
+    environment = {} if has_gso else {"LD_PRELOAD": str(folder / "no_gso.so")}
+    size = f"--max-udp-payload-size={setting.mtu_bytes - _IP_UDP_BYTES}"
+    host = setting.pair.b.ipv4
+    server = ["gtlsserver", *_GTLS_QUIET, size, "--max-dyn-length=1000G", host, str(PORT)]
+    client = ["gtlsclient", *_GTLS_QUIET, size, "--exit-on-all-streams-close"]
+
+    def fetch(bytes_down: int, *more: str) -> tuple[float, Used]:
+        uri = f"https://{host}:{PORT}/{bytes_down}"
+        process = Process(setting.client(*client, *more, host, str(PORT), uri), environment)
+        try:
+            start = time.perf_counter()
+            used = process.finish()
+            return time.perf_counter() - start, used
+        finally:
+            process.close()
+
+    with running(
+        setting.server(*server, str(folder / "key.pem"), str(folder / "cert.pem")),
+        environment=environment,
+        is_ready=_holds_port,
+    ) as process:
+        before = _bytes_over(setting)
+        if setting.direction == "download":
+            seconds, used = fetch(count)
+        else:
+            with open(folder / "upload", "wb") as file:
+                file.truncate(count)
+            seconds, used = fetch(1, "--http-method=POST", f"--data={file.name}")
+        if _bytes_over(setting) - before < count:
+            raise BenchError(f"{client[0]}: fewer than the {count} bytes went over the wire")
+        # The program says nothing of times: what it takes for one byte is not the transfer's.
+        seconds -= fetch(1)[0]
+        server_used = process.stop()
+    return Transferred(count, seconds, server_used, used)
+
+
+def _bytes_over(setting: Setting) -> int:
+    """Bytes that the server's interface has received (upload) or sent, headers included."""
+    what = "rx" if setting.direction == "upload" else "tx"
+    found = setting.pair.b.ip("-s", "-j", "link", "show", setting.pair.b.ifname)
+    return int(json.loads(found)[0]["stats64"][what]["bytes"])
+
+
+def gtls(*, has_gso: bool) -> Contender:
+    """Debian's gtlsserver and gtlsclient: ngtcp2 and GnuTLS over UDP sockets."""
+    is_there = shutil.which("gtlsserver") and shutil.which("gtlsclient")
+    return Contender(
+        f"gtlsserver/client, {'GSO' if has_gso else 'no GSO'}",
+        partial(_gtls, has_gso),
+        why_absent="" if is_there else "Debian's ngtcp2-server and ngtcp2-client are missing",
+    )
+
+
+# --- aioquic by itself ---
+
+
+def _aioquic_asyncio(setting: Setting, count: int, is_checked: bool) -> Transferred:
+    host = setting.pair.b.ipv4
+    words = (_PYTHON, "-m", "bench.aioquic_asyncio")
+    with running(setting.server(*words, "server", host)) as process:
+        line = setting.client(*words, "client", host, setting.direction, str(count))
+        report, used = run_to_json(line)
+        server_used = process.stop()
+    return Transferred(count, float(report["seconds"]), server_used, used)
+
+
+AIOQUIC_ASYNCIO: Final = Contender("aioquic asyncio", _aioquic_asyncio, first_bytes=4 << 20)
+
+
+def those_here(contenders: list[Contender]) -> list[Contender]:
+    """Those that can be run; says on the screen what the others lack."""
+    for contender in contenders:
+        if contender.why_absent:
+            print(f"not measured: {contender.name}: {contender.why_absent}")
+    return [each for each in contenders if not each.why_absent]

@@ -1,0 +1,155 @@
+"""Processes that are measured: started, waited for, and what CPU time they took."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+_POLL_S: Final = 0.005
+
+
+class BenchError(Exception):
+    """A measured program failed; the message has what it said."""
+
+
+class Used(NamedTuple):
+    """CPU seconds of a process and of its children, by getrusage(2)."""
+
+    user_s: float
+    system_s: float
+
+
+NOT_KNOWN: Final = Used(0, 0)
+
+
+class Process:
+    """A process, its output in a file so that it never waits for us."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None):
+        self._command = command
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._popen = subprocess.Popen(
+            command,
+            stdout=self._output,
+            stderr=self._errors,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
+        )
+        self.pid = self._popen.pid
+        self.used = NOT_KNOWN
+
+    def wait_ready(
+        self, is_ready: Callable[[Process], bool] | None = None, timeout_s: float = 20
+    ) -> None:
+        """Until it says something, or `is_ready`. Raises BenchError if it ends before."""
+        end = time.monotonic() + timeout_s
+        while not (is_ready(self) if is_ready else self.output() + self.errors()):
+            if self._popen.poll() is not None or time.monotonic() > end:
+                raise BenchError(f"{self._name()} did not start: {self.errors()}")
+            time.sleep(_POLL_S)
+
+    def output(self) -> str:
+        """What it wrote to standard output so far."""
+        return _text_of(self._output)
+
+    def errors(self) -> str:
+        """What it wrote to standard error so far."""
+        return _text_of(self._errors)
+
+    def finish(self, timeout_s: float = 120) -> Used:
+        """Wait for its end. Raises BenchError if it fails, or takes longer than that."""
+        status = self._wait(timeout_s)
+        if status:
+            raise BenchError(f"{self._name()} failed ({status}): {self.output()}{self.errors()}")
+        return self.used
+
+    def finish_to_json(self, timeout_s: float = 120) -> dict[str, Any]:
+        """Wait for its end: the JSON object that it printed. Raises BenchError as `finish`."""
+        self.finish(timeout_s)
+        try:
+            found: dict[str, Any] = json.loads(self.output())
+        except ValueError:
+            raise BenchError(f"{self._name()} printed no JSON: {self.output()}") from None
+        return found
+
+    def stop(self) -> Used:
+        """End it by SIGTERM, if it has not ended, whatever its exit status is."""
+        if self._popen.returncode is None:
+            self._popen.terminate()
+            self._wait(10)
+        return self.used
+
+    def close(self) -> None:
+        """Kill it if it still runs."""
+        self._popen.kill()
+        self._popen.wait()
+        self._files.close()
+
+    def _wait(self, timeout_s: float) -> int:
+        fd = os.pidfd_open(self.pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
+                raise BenchError(f"{self._name()} did not end in {timeout_s} s: {self.errors()}")
+        finally:
+            os.close(fd)
+        _, status, usage = os.wait4(self.pid, 0)
+        self._popen.returncode = os.waitstatus_to_exitcode(status)
+        self.used = Used(usage.ru_utime, usage.ru_stime)
+        return self._popen.returncode
+
+    def _name(self) -> str:
+        # The first words are those that enter the namespace (tests.support.netns.Side.command).
+        return " ".join(self._command[4:])
+
+
+def _text_of(file: IO[bytes]) -> str:
+    # The process writes at the offset that it shares with us, so that must stay as it is.
+    return os.pread(file.fileno(), _MOST_OUTPUT_BYTES, 0).decode(errors="replace")
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    is_ready: Callable[[Process], bool] | None = None,
+) -> Iterator[Process]:
+    """A server, from its first words (or `is_ready`) on; stopped at the end of the block."""
+    process = Process(command, environment)
+    try:
+        process.wait_ready(is_ready)
+        yield process
+        process.stop()
+    finally:
+        process.close()
+
+
+def run(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
+) -> tuple[str, Used]:
+    """Run a client to its end: what it printed, and its CPU time. Raises BenchError."""
+    process = Process(command, environment)
+    try:
+        used = process.finish(timeout_s)
+        return process.output(), used
+    finally:
+        process.close()
+
+
+def is_bound(process: Process, port: int) -> bool:
+    """Whether a UDP socket has that port, in the network namespace of the process."""
+    text = Path(f"/proc/{process.pid}/net/udp").read_text(encoding="ascii")
+    return any(line.split()[1].endswith(f":{port:04X}") for line in text.splitlines()[1:])
