@@ -216,7 +216,8 @@ static void set_reason(struct hs_connection *c, const uint8_t *reason, size_t by
 {
 	if (bytes > HS_QUIC_REASON_BYTES)
 		bytes = HS_QUIC_REASON_BYTES;
-	memcpy(c->close_info.reason, reason, bytes);
+	if (bytes)
+		memcpy(c->close_info.reason, reason, bytes);
 	c->close_info.reason_bytes = (uint16_t)bytes;
 }
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hoststack.engine.engines import available_engines
+
 HERE = Path(__file__).resolve().parent
-NATIVE = HERE.parent.parent / "hoststack" / "native"
+ROOT = HERE.parent.parent
+NATIVE = ROOT / "hoststack" / "native"
 SANITIZERS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 ROUNDS = 2000  # about three seconds
 
@@ -58,3 +62,63 @@ def test_nothing_is_touched_that_should_not_be(sanitizing_compiler: str, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert f"{ROUNDS} rounds" in done.stdout
+
+
+#: What goes through the C of the native engine: its own features, a stock peer, peers that have the
+#: keys and send rubbish, and 100,000 datagrams from those that don't.
+ENGINE_TESTS = (
+    "tests/quic/test_native_features.py",
+    "tests/quic/test_stock_aioquic.py",
+    "tests/quic/test_hostile_peer.py",
+    "tests/quic/test_fuzz.py",
+    "tests/api/test_streams.py",
+)
+
+
+def test_the_native_engine(sanitizing_compiler: str, tmp_path: Path) -> None:
+    if "native" not in available_engines():
+        pytest.skip("the native engine was not built: scripts/bootstrap.sh, then make build")
+    for folder in ("hoststack", "pyxdp", "bpf", "apps", "tests"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "*.o")
+        )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    flags = " ".join(SANITIZERS)
+    built = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        cwd=tmp_path,
+        env={**os.environ, "CC": sanitizing_compiler, "CFLAGS": flags, "LDFLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    runtimes = [
+        subprocess.run(
+            [sanitizing_compiler, f"-print-file-name=lib{name}.so"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for name in ("asan", "ubsan")
+    ]
+    # Without capturing, or what a sanitizer says would be lost.
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k"]
+    done = subprocess.run(
+        [*command, "not aioquic-", *ENGINE_TESTS],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "LD_PRELOAD": ":".join(runtimes),
+            # Python itself keeps memory until its end.
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "PYTHONPATH": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

@@ -124,4 +124,5 @@ def test_hostile_datagrams_cost_no_good_connection(
     assert sum(dropped.values()) > DATAGRAMS // 3, dropped
     assert "broke_connection" not in dropped, [r.exc_text for r in caplog.records][:1]
     print(f"at most {grown_bytes >> 20} MiB more than before, dropped: {dropped}")
-    assert grown_bytes < 100_000_000
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which keeps what was freed
+        assert grown_bytes < 100_000_000
