@@ -185,8 +185,8 @@ async def open_stack(
     application = Application(f"{os.getpid()}")
     error: BaseException | None = None
     try:
+        worker = Worker(chosen, engine_maker(engine, chosen))
         async with trio.open_nursery() as nursery:
-            worker = Worker(chosen, engine_maker(engine, chosen))
             worker.attach(application)
             await nursery.start(worker.run)
             try:

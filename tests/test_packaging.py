@@ -27,6 +27,20 @@ async def main() -> None:
 
 trio.run(main)
 """
+ASK_FOR_NATIVE = """
+import hoststack, trio
+
+async def main() -> None:
+    async with hoststack.open_stack(link="udp") as stack:
+        print("instead:", stack.engine_name)
+    try:
+        async with hoststack.open_stack(link="udp", engine="native"):
+            print("open")
+    except ValueError as refused:
+        print("refused:", refused)
+
+trio.run(main)
+"""
 ASK_FOR_AF_XDP = """
 import hoststack, trio
 
@@ -81,7 +95,16 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     copy = folder / "checkout"
     unwanted = shutil.ignore_patterns(
-        ".*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.o", "_native.c", "_pyxdp.c"
+        ".*",
+        "__pycache__",
+        "build",
+        "dist",
+        "*.egg-info",
+        "*.so",
+        "*.o",
+        "_native.c",
+        "_quic.c",
+        "_pyxdp.c",
     )
     shutil.copytree(ROOT, copy, ignore=unwanted)
     run_python("-c", BUILD, "build_sdist", str(folder), cwd=copy)
@@ -108,6 +131,7 @@ def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Pa
     if "built without" not in said:
         assert (installed / "hoststack" / "link" / "steer.bpf.o").exists()
         assert list((installed / "pyxdp").glob("_pyxdp*.so"))
+        assert list((installed / "hoststack" / "native").glob("_quic*.so"))
     [entry_points] = installed.glob("*.dist-info/entry_points.txt")
     for name in ("hoststack", "quic_echo"):
         assert f"{name} = " in entry_points.read_text(encoding="utf-8")
@@ -172,3 +196,27 @@ def test_installed_without(
     assert missing in instead
     assert refused.startswith("refused: ")
     assert missing in refused
+
+
+@pytest.mark.needs_root
+def test_installed_without_ngtcp2(unpacked_sdist: Path, tmp_path: Path) -> None:
+    if not Path("/usr/include/ngtcp2").exists():
+        pytest.skip("ngtcp2's headers are not there to be hidden")
+    script = 'mount -t tmpfs none /usr/include/ngtcp2; exec "$0" -c "$1" build_wheel "$2"'
+    sources = tmp_path / "sources"
+    shutil.copytree(unpacked_sdist, sources, ignore=shutil.ignore_patterns("build"))
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script, sys.executable, BUILD, str(tmp_path)],
+        cwd=sources,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "built without the native engine" in done.stderr
+    installed = unpack_wheel(tmp_path)
+    said = run_python("-c", ASK_FOR_NATIVE, cwd=tmp_path, installed=installed)
+    instead, refused = said.splitlines()
+    assert instead == "instead: aioquic"
+    assert refused.startswith("refused: the native engine was not built")
