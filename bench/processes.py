@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import select
 import subprocess
@@ -10,9 +10,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 _POLL_S: Final = 0.005
+_MOST_OUTPUT_BYTES: Final = 1 << 20
 
 
 class BenchError(Exception):
@@ -34,8 +35,8 @@ class Process:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None):
         self._command = command
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._popen = subprocess.Popen(
             command,
             stdout=self._output,
@@ -91,7 +92,6 @@ class Process:
         """Kill it if it still runs."""
         self._popen.kill()
         self._popen.wait()
-        self._files.close()
 
     def _wait(self, timeout_s: float) -> int:
         fd = os.pidfd_open(self.pid)
@@ -113,11 +113,11 @@ class Process:
 
 
 def _text_of(file: IO[bytes]) -> str:
-    # The process writes at the offset that it shares with us, so that must stay as it is.
+    # The process writes at an offset that it shares with us: reading must not move it.
     return os.pread(file.fileno(), _MOST_OUTPUT_BYTES, 0).decode(errors="replace")
 
 
-@contextlib.contextmanager
+@contextmanager
 def running(
     command: Sequence[str],
     *,
@@ -134,22 +134,10 @@ def running(
         process.close()
 
 
-def run(
-    command: Sequence[str],
-    *,
-    environment: Mapping[str, str] | None = None,
-    timeout_s: float = 120,
-) -> tuple[str, Used]:
-    """Run a client to its end: what it printed, and its CPU time. Raises BenchError."""
-    process = Process(command, environment)
+def run_to_json(command: Sequence[str], *, timeout_s: float = 120) -> tuple[dict[str, Any], Used]:
+    """Run a client to its end: the JSON object that it printed, and its CPU time."""
+    process = Process(command)
     try:
-        used = process.finish(timeout_s)
-        return process.output(), used
+        return process.finish_to_json(timeout_s), process.used
     finally:
         process.close()
-
-
-def is_bound(process: Process, port: int) -> bool:
-    """Whether a UDP socket has that port, in the network namespace of the process."""
-    text = Path(f"/proc/{process.pid}/net/udp").read_text(encoding="ascii")
-    return any(line.split()[1].endswith(f":{port:04X}") for line in text.splitlines()[1:])
