@@ -19,6 +19,8 @@ BENCHMARKS: Final[dict[str, tuple[str, ...]]] = {
     "link_pps": ("rounds", "seconds"),
     "quic_echo": ("rounds",),
     "bulk": ("rounds", "seconds"),
+    "ping_pong": ("rounds", "seconds"),
+    "cpu": ("rounds", "seconds"),
 }
 
 

@@ -13,17 +13,18 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bench.processes import BenchError
 from tests.support import netns
 
 Figures = dict[str, list[float]]
+_T = TypeVar("_T")
 
 
-def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int) -> Figures:
-    """Every contender's figure of every round."""
-    figures: Figures = {name: [] for name in contenders}
+def interleave(contenders: Mapping[str, Callable[[], _T]], rounds: int) -> dict[str, list[_T]]:
+    """Every contender's result of every round."""
+    figures: dict[str, list[_T]] = {name: [] for name in contenders}
     for number in range(rounds):
         # The other way round every other time: nobody always follows the same neighbour.
         order = list(contenders)[:: 1 if number % 2 == 0 else -1]

@@ -1,0 +1,254 @@
+"""Two ends on the trio API, each in a process of its own, for what quic_echo has no words for.
+
+`ends.py server` answers all who connect, until it is ended: it sends back what comes on a
+bidirectional stream and throws away what comes on a unidirectional one; with --check it looks at
+that first, and ends at a wrong byte. The other roles are clients; each prints what it found as one
+JSON object. `measure` runs both. The link udp_single is UDP with one datagram in each message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from bench.processes import run_to_json, running
+from hoststack import Connection, QuicConfig, ReceiveStream, Stack, Stream, TlsConfig, open_stack
+from hoststack.link.udp import UdpLink
+from tests.support import netns
+
+_PORT: Final = 4433
+LINKS: Final = ("af_xdp", "udp", "udp_single")
+#: Handshakes under way at once.
+AT_ONCE: Final = 64
+PING_BYTES: Final = 64
+#: Round trips that are not counted: the first ones also find the way.
+_WARM_UP: Final = 100
+#: What uploads consist of; 251 is prime, so that no missing packet leaves the rest in place.
+_CHUNK: Final = bytes(range(251)) * 4096
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_TLS: Final = TlsConfig(verify=False)
+
+Found = dict[str, Any]
+
+
+@asynccontextmanager
+async def _stack(given: argparse.Namespace) -> AsyncIterator[Stack]:
+    # Idle connections stay until they are counted.
+    config = QuicConfig(idle_timeout_s=120)
+    if given.link == "udp_single":
+        made = open_stack(link=UdpLink(segments=False), engine=given.engine, config=config)
+    else:
+        interface = given.interface if given.link == "af_xdp" else None
+        made = open_stack(interface, link=given.link, engine=given.engine, config=config)
+    async with made as stack:
+        yield stack
+
+
+# --- the server ---
+
+
+async def _answer(is_checked: bool, connection: Connection) -> None:
+    async with trio.open_nursery() as nursery:
+        async for stream in connection.streams():
+            if isinstance(stream, Stream):
+                nursery.start_soon(_echo, stream)
+            else:
+                nursery.start_soon(_take, stream, is_checked)
+
+
+async def _echo(stream: Stream) -> None:
+    async with stream:
+        async for data in stream:
+            await stream.send_all(data)
+
+
+async def _take(stream: ReceiveStream, is_checked: bool) -> None:
+    view = memoryview(bytearray(len(_CHUNK)))
+    expected = memoryview(_CHUNK * 2)
+    count = 0
+    async with stream:
+        while size := await stream.receive_into(view):
+            start = count % len(_CHUNK)
+            if is_checked and view[:size] != expected[start : start + size]:
+                sys.exit(f"ends: wrong bytes came behind the first {count}")
+            count += size
+
+
+async def serve(stack: Stack, given: argparse.Namespace) -> Found:
+    tls = TlsConfig.self_signed(["localhost"])
+    answer = partial(_answer, given.check)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(stack.serve, given.uri, answer, tls=tls))
+        print("ready", file=sys.stderr, flush=True)
+    return {}
+
+
+# --- the clients ---
+
+
+async def handshakes(stack: Stack, given: argparse.Namespace) -> Found:
+    """Connections opened and closed, AT_ONCE of them at a time, for so many seconds."""
+    count = 0
+    end = trio.current_time() + given.seconds
+
+    async def one_after_the_other() -> None:
+        nonlocal count
+        while trio.current_time() < end:
+            async with stack.connect(given.uri, tls=_TLS):
+                count += 1
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(one_after_the_other)
+    return {"count": count, "seconds": trio.current_time() - start}
+
+
+async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
+    """PING_BYTES there and back on one stream, one at a time; all that comes back is checked."""
+    times_us: list[float] = []
+    async with stack.connect(given.uri, tls=_TLS) as connection:
+        stream = await connection.open_stream()
+        end = time.perf_counter() + given.seconds
+        while time.perf_counter() < end:
+            ping = os.urandom(PING_BYTES)
+            start = time.perf_counter()
+            await stream.send_all(ping)
+            pong = b""
+            while len(pong) < PING_BYTES:
+                pong += await stream.receive_some()
+            times_us.append((time.perf_counter() - start) * 1e6)
+            if pong != ping:
+                sys.exit("ends: other bytes came back")
+        await stream.send_eof()
+    cuts = statistics.quantiles(times_us[_WARM_UP:], n=100)
+    return {"count": len(times_us) - _WARM_UP, "p50_us": cuts[49], "p99_us": cuts[98]}
+
+
+async def upload(stack: Stack, given: argparse.Namespace) -> Found:
+    """One stream up beside `--idle` idle connections: goodput, memory and CPU time of both ends."""
+    pids = {"client": os.getpid(), "server": given.server_pid}
+    limit = trio.Semaphore(AT_ONCE)
+    async with AsyncExitStack() as idle:
+
+        async def connect() -> None:
+            async with limit:
+                await idle.enter_async_context(stack.connect(given.uri, tls=_TLS))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(given.idle):
+                nursery.start_soon(connect)
+        memory_bytes = {end: _resident_bytes(pid) for end, pid in pids.items()}
+        async with stack.connect(given.uri, tls=_TLS) as connection:
+            before = {end: _cpu_seconds(pid) for end, pid in pids.items()}
+            softirq_s = _softirq_seconds()
+            count, seconds = await _upload(connection, given.seconds)
+            after = {end: _cpu_seconds(pid) for end, pid in pids.items()}
+            softirq_s = _softirq_seconds() - softirq_s
+    return {
+        "bytes": count,
+        "seconds": seconds,
+        "memory_bytes": memory_bytes,
+        "user_s": {end: after[end][0] - before[end][0] for end in pids},
+        "system_s": {end: after[end][1] - before[end][1] for end in pids},
+        "softirq_s": softirq_s,
+    }
+
+
+async def _upload(connection: Connection, seconds: float) -> tuple[int, float]:
+    """Bytes, and the seconds until all of them were acknowledged."""
+    count = 0
+    start = time.perf_counter()
+    async with await connection.open_stream(unidirectional=True) as stream:
+        while time.perf_counter() < start + seconds:
+            await stream.send_all(_CHUNK)
+            count += len(_CHUNK)
+        await stream.send_eof()
+        await stream.wait_acknowledged()
+    return count, time.perf_counter() - start
+
+
+# --- what the kernel says of a process (proc(5)) ---
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """User and system, so far."""
+    # The name, in parentheses, may have blanks.
+    _, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")
+    user, system = rest.split()[11:13]
+    return int(user) / _TICKS_PER_S, int(system) / _TICKS_PER_S
+
+
+def _softirq_seconds() -> float:
+    """Of the whole machine: in it the kernel receives, on behalf of nobody in particular."""
+    total = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    return int(total.split()[7]) / _TICKS_PER_S
+
+
+_ROLES: Final[dict[str, Callable[[Stack, argparse.Namespace], Awaitable[Found]]]] = {
+    "server": serve,
+    "handshakes": handshakes,
+    "ping_pong": ping_pong,
+    "upload": upload,
+}
+
+
+def measure(
+    pair: netns.VethPair,
+    role: str,
+    link: str,
+    engine: str,
+    seconds: float,
+    *,
+    idle: int = 0,
+    is_checked: bool = False,
+) -> Found:
+    """A client in that role in namespace a, against a new server in b. Raises BenchError."""
+    uri = f"quic://{pair.b.ipv4}:{_PORT}"
+
+    def command(side: netns.Side, role: str, *words: str) -> list[str]:
+        line = (sys.executable, "-m", "bench.ends", role, link, engine, side.ifname, uri)
+        return side.command(*line, *words)
+
+    with running(command(pair.b, "server", *(["--check"] if is_checked else []))) as server:
+        words = (f"--seconds={seconds}", f"--idle={idle}", f"--server-pid={server.pid}")
+        return run_to_json(command(pair.a, role, *words))[0]
+
+
+async def _run(given: argparse.Namespace) -> Found:
+    async with _stack(given) as stack:
+        return await _ROLES[given.role](stack, given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("role", choices=_ROLES)
+    parser.add_argument("link", choices=LINKS)
+    parser.add_argument("engine", choices=("native", "aioquic"))
+    parser.add_argument("interface")
+    parser.add_argument("uri")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--idle", type=int, default=0)
+    parser.add_argument("--server-pid", type=int)
+    parser.add_argument("--check", action="store_true")
+    print(json.dumps(trio.run(_run, parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
