@@ -19,8 +19,11 @@ BENCHMARKS: Final[dict[str, tuple[str, ...]]] = {
     "link_pps": ("rounds", "seconds"),
     "quic_echo": ("rounds",),
     "bulk": ("rounds", "seconds"),
+    "connections": ("rounds", "seconds"),
+    "handshakes": ("rounds", "seconds"),
     "ping_pong": ("rounds", "seconds"),
     "cpu": ("rounds", "seconds"),
+    "idle": ("rounds", "seconds"),
 }
 
 

@@ -93,13 +93,15 @@ class Contender:
 
 
 def _quic_echo(
-    link: Link, engine: Engine, setting: Setting, count: int, is_checked: bool
+    link: Link, engine: Engine, connections: int, setting: Setting, count: int, is_checked: bool
 ) -> Transferred:
+    count //= connections
     upload, download = (count, 0) if setting.direction == "upload" else (0, count)
     check = ["test-bytes:assert"] if is_checked else []
     words = ["-m", "apps.quic_echo", "uri", f"quic://{setting.pair.b.ipv4}:{PORT}"]
     words += ["link", link, "engine", engine, "mode", setting.mode, *check]
-    server = [*words, "server", "nclients", "1", f"TX={download}", f"RX={upload}"]
+    words += ["nclients", f"{connections}/1"]
+    server = [*words, "server", f"TX={download}", f"RX={upload}"]
     client = [*words, "client", f"TX={upload}", f"RX={download}", "json"]
     client += ["time", "sconnect:lastbyte"]
     if link == "af_xdp":
@@ -108,15 +110,15 @@ def _quic_echo(
     with running(setting.server(_PYTHON, *server)) as process:
         report, client_used = run_to_json(setting.client(_PYTHON, *client))
         server_used = process.finish()
-    return Transferred(count, float(report["time"]), server_used, client_used)
+    return Transferred(count * connections, float(report["time"]), server_used, client_used)
 
 
-def quic_echo(engine: Engine, link: Link) -> Contender:
-    """Hoststack, with the program that its users measure with."""
+def quic_echo(engine: Engine, link: Link, connections: int = 1) -> Contender:
+    """Hoststack, with the program that its users measure with: one stream in each connection."""
     is_built = engine in available_engines()
     return Contender(
-        f"{engine}, {link}",
-        partial(_quic_echo, link, engine),
+        f"{engine}, {link}" + (f", {connections} connections" if connections > 1 else ""),
+        partial(_quic_echo, link, engine, connections),
         why_absent="" if is_built else f"the {engine} engine was not built",
     )
 
