@@ -19,6 +19,7 @@ BENCHMARKS: Final[dict[str, tuple[str, ...]]] = {
     "link_pps": ("rounds", "seconds"),
     "quic_echo": ("rounds",),
     "bulk": ("rounds", "seconds"),
+    "tuning": ("rounds", "seconds"),
     "connections": ("rounds", "seconds"),
     "handshakes": ("rounds", "seconds"),
     "ping_pong": ("rounds", "seconds"),
