@@ -204,17 +204,12 @@ def test_what_is_not_there(engine: str, port: int, certificate: tuple[Path, Path
 
 def test_certificates_are_checked(engine: str, folder: Path) -> None:
     with serving(engine, folder, ["--link", "udp"]) as port:
-        url = f"https://localhost:{port}/1" if _localhost_is_ipv4() else f"https://{ADDRESS}/1"
+        url = f"https://{ADDRESS}:{port}/1"
         refused = client(engine, url)
         assert refused.returncode == 1
         assert "certificate" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
         assert client(engine, "--insecure", url).returncode == 0
-
-
-def _localhost_is_ipv4() -> bool:
-    found = socket.getaddrinfo("localhost", None, type=socket.SOCK_DGRAM)
-    return found[0][4][0] == ADDRESS
 
 
 @pytest.mark.parametrize(
