@@ -109,7 +109,9 @@ def _quic_echo(
         client += ["interface", setting.pair.a.ifname]
     with running(setting.server(_PYTHON, *server)) as process:
         report, client_used = run_to_json(setting.client(_PYTHON, *client))
-        server_used = process.finish()
+        # Of many connections some lose the packet that closes them, which no one sends again: the
+        # server would wait until they were idle for long enough, and call that a failure.
+        server_used = process.finish() if connections == 1 else process.stop()
     return Transferred(count * connections, float(report["time"]), server_used, client_used)
 
 
