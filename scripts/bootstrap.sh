@@ -32,8 +32,10 @@ missing_packages() {
 missing_ngtcp2() {
 	local package version
 	for package in "${NGTCP2_PACKAGES[@]}"; do
-		version=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null) || version=0
-		dpkg --compare-versions "${version:-0}" ge "$NGTCP2_LEAST" || echo "$package"
+		# a package that was removed still has a version, if its configuration stayed
+		version=$(dpkg-query -W -f '${db:Status-Status} ${Version}' "$package" 2>/dev/null) || version=
+		dpkg --compare-versions "${version#installed }" ge "$NGTCP2_LEAST" 2>/dev/null ||
+			echo "$package"
 	done
 }
 
