@@ -121,6 +121,24 @@ def unpack_wheel(folder: Path) -> Path:
     return folder / "installed"
 
 
+def install_hiding(hide: str, unpacked_sdist: Path, tmp_path: Path) -> tuple[str, Path]:
+    """Install where something is hidden; what the build said, and the place."""
+    # in a mount namespace of its own: the machine keeps its headers
+    script = f'{hide}; exec "$0" -c "$1" build_wheel "$2"'
+    sources = tmp_path / "sources"
+    shutil.copytree(unpacked_sdist, sources, ignore=shutil.ignore_patterns("build"))
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script, sys.executable, BUILD, str(tmp_path)],
+        cwd=sources,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stderr, unpack_wheel(tmp_path)
+
+
 def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Path) -> None:
     said = run_python("-c", BUILD, "build_wheel", str(tmp_path), cwd=unpacked_sdist)
     installed = unpack_wheel(tmp_path)
@@ -164,22 +182,9 @@ def test_installed_without(
 ) -> None:
     if shutil.which("clang") is None or not Path("/usr/include/xdp").exists():
         pytest.skip("clang or libxdp's headers are not there to be hidden")
-    # in a mount namespace of its own: the machine keeps its headers
-    script = f'{hide}; exec "$0" -c "$1" build_wheel "$2"'
-    sources = tmp_path / "sources"
-    shutil.copytree(unpacked_sdist, sources, ignore=shutil.ignore_patterns("build"))
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script, sys.executable, BUILD, str(tmp_path)],
-        cwd=sources,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert says in done.stderr
+    said, installed = install_hiding(hide, unpacked_sdist, tmp_path)
+    assert says in said
 
-    installed = unpack_wheel(tmp_path)
     assert "udp is open" in run_python("-c", OPEN_A_STACK, cwd=tmp_path, installed=installed)
     asked = subprocess.run(
         ["unshare", "--net", "sh", "-ec", WITH_A_VETH_PAIR, sys.executable, ASK_FOR_AF_XDP],
@@ -202,20 +207,9 @@ def test_installed_without(
 def test_installed_without_ngtcp2(unpacked_sdist: Path, tmp_path: Path) -> None:
     if not Path("/usr/include/ngtcp2").exists():
         pytest.skip("ngtcp2's headers are not there to be hidden")
-    script = 'mount -t tmpfs none /usr/include/ngtcp2; exec "$0" -c "$1" build_wheel "$2"'
-    sources = tmp_path / "sources"
-    shutil.copytree(unpacked_sdist, sources, ignore=shutil.ignore_patterns("build"))
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script, sys.executable, BUILD, str(tmp_path)],
-        cwd=sources,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "built without the native engine" in done.stderr
-    installed = unpack_wheel(tmp_path)
+    hide = "mount -t tmpfs none /usr/include/ngtcp2"
+    said, installed = install_hiding(hide, unpacked_sdist, tmp_path)
+    assert "built without the native engine" in said
     said = run_python("-c", ASK_FOR_NATIVE, cwd=tmp_path, installed=installed)
     instead, refused = said.splitlines()
     assert instead == "instead: aioquic"

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "mix.h"
+
 enum { LEAST_BUCKETS = 64 };
 
 socklen_t hs_address_bytes(const union hs_address *address)
@@ -47,12 +49,6 @@ void hs_paths_free(struct hs_paths *paths)
 	memset(paths, 0, sizeof(*paths));
 }
 
-static uint64_t mix(uint64_t a, uint64_t b)
-{
-	unsigned __int128 product = (unsigned __int128)a * b;
-	return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
 /* Keyed, so that nobody can choose addresses that all fall into one bucket. */
 static uint32_t hash(const struct hs_paths *paths, const void *data, size_t bytes)
 {
@@ -61,11 +57,11 @@ static uint32_t hash(const struct hs_paths *paths, const void *data, size_t byte
 	for (; bytes >= 8; at += 8, bytes -= 8) {
 		uint64_t word;
 		memcpy(&word, at, 8);
-		h = mix(h ^ word, paths->seed[1] | 1);
+		h = hs_mix(h ^ word, paths->seed[1] | 1);
 	}
 	uint64_t rest = 0;
 	memcpy(&rest, at, bytes);
-	h = mix(h ^ rest, paths->seed[1] | 1);
+	h = hs_mix(h ^ rest, paths->seed[1] | 1);
 	return (uint32_t)(h ^ h >> 32) & paths->bucket_mask;
 }
 

@@ -11,14 +11,11 @@ enum {
 	LEAST_RESET_BYTES = 21,
 	MOST_RESET_BYTES = 43,
 	RESETS_PER_SECOND = 64,
-	LONG_HEADER = 0x80,
 };
 
 #define SECOND_NS 1000000000ULL
 #define RETRY_TOKEN_NS (10 * SECOND_NS)
 #define REGULAR_TOKEN_NS (3600 * SECOND_NS)
-
-static const uint32_t VERSIONS[] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
 
 static void drop(struct hs_quic *q, enum hs_quic_drop reason)
 {
@@ -154,8 +151,8 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		(uint64_t)commit(q, datagram->path,
 				 ngtcp2_pkt_write_version_negotiation(
 					 out, room, random, ids->scid, ids->scidlen, ids->dcid,
-					 ids->dcidlen, VERSIONS,
-					 sizeof(VERSIONS) / sizeof(VERSIONS[0])));
+					 ids->dcidlen, hs_versions,
+					 HS_QUIC_VERSIONS));
 }
 
 /* Whether a stateless reset may be sent now: so many a second, no more. */
@@ -208,14 +205,11 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 /* RFC 9000 section 8.1.2. */
 static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
 {
-	uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2], cid[HS_CID_BYTES];
+	uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2];
 	ngtcp2_cid scid;
 	size_t room;
-	memcpy(cid, q->cid_prefix, sizeof(q->cid_prefix));
-	if (gnutls_rnd(GNUTLS_RND_NONCE, cid + HS_CID_RANDOM_OFFSET,
-		       HS_CID_BYTES - HS_CID_RANDOM_OFFSET))
+	if (hs_draw_cid(q, &scid))
 		return;
-	ngtcp2_cid_init(&scid, cid, sizeof(cid));
 	ngtcp2_ssize bytes = ngtcp2_crypto_generate_retry_token2(
 		token, q->secret, sizeof(q->secret), hd->version, &path->remote.any,
 		hs_address_bytes(&path->remote), &scid, &hd->dcid, q->now_ns);
@@ -306,7 +300,7 @@ static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
 		     const ngtcp2_version_cid *ids)
 {
-	if (!(datagram->data[0] & LONG_HEADER)) {
+	if (!(datagram->data[0] & HS_QUIC_LONG_HEADER)) {
 		reset_statelessly(q, datagram);
 		return;
 	}

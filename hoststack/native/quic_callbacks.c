@@ -5,19 +5,23 @@
 
 #define UNUSED __attribute__((unused))
 
+int hs_draw_cid(const struct hs_quic *q, ngtcp2_cid *cid)
+{
+	cid->datalen = HS_CID_BYTES;
+	memcpy(cid->data, q->cid_prefix, sizeof(q->cid_prefix));
+	return gnutls_rnd(GNUTLS_RND_NONCE, cid->data + HS_CID_RANDOM_OFFSET,
+			  HS_CID_BYTES - HS_CID_RANDOM_OFFSET) ?
+		       -1 :
+		       0;
+}
+
 int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token)
 {
 	struct hs_quic *q = c->q;
-	uint8_t bytes[HS_CID_BYTES];
-	memcpy(bytes, q->cid_prefix, sizeof(q->cid_prefix));
-	if (gnutls_rnd(GNUTLS_RND_NONCE, bytes + HS_CID_RANDOM_OFFSET,
-		       HS_CID_BYTES - HS_CID_RANDOM_OFFSET))
-		return -1;
-	ngtcp2_cid_init(cid, bytes, sizeof(bytes));
-	if (ngtcp2_crypto_generate_stateless_reset_token(reset_token, q->secret,
+	if (hs_draw_cid(q, cid) || ngtcp2_crypto_generate_stateless_reset_token(reset_token, q->secret,
 							 sizeof(q->secret), cid))
 		return -1;
-	return hs_cids_add(&q->cids, c, bytes, sizeof(bytes));
+	return hs_cids_add(&q->cids, c, cid->data, cid->datalen);
 }
 
 static int get_new_connection_id(UNUSED ngtcp2_conn *conn, ngtcp2_cid *cid, uint8_t *token,

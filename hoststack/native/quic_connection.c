@@ -22,7 +22,7 @@ enum {
 	LEAST_DATAGRAM_BYTES = 1200, /* RFC 9000 section 14.1 */
 };
 
-static const uint32_t VERSIONS[] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
+const uint32_t hs_versions[HS_QUIC_VERSIONS] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
 
 static ngtcp2_path ngtcp2_path_of(struct hs_path *path)
 {
@@ -65,8 +65,8 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->pmtud_probeslen = !settings->no_pmtud;
 	settings->ack_thresh = PACKETS_PER_ACK;
 	settings->handshake_timeout = config->handshake_timeout_ns;
-	settings->available_versions = VERSIONS;
-	settings->available_versionslen = sizeof(VERSIONS) / sizeof(VERSIONS[0]);
+	settings->available_versions = hs_versions;
+	settings->available_versionslen = HS_QUIC_VERSIONS;
 }
 
 static void fill_parameters(const struct hs_connection *c, ngtcp2_transport_params *params)
@@ -529,9 +529,9 @@ static void pace(struct hs_connection *c)
 {
 	ngtcp2_conn_info info;
 	ngtcp2_conn_get_conn_info(c->conn, &info);
-	c->is_paced = c->config.congestion_control == 2 || info.smoothed_rtt >= PACED_RTT_NS;
+	int is_paced = c->config.congestion_control == 2 || info.smoothed_rtt >= PACED_RTT_NS;
 	/* Only this call makes ngtcp2 pace. */
-	if (c->is_paced && c->state == HS_OPEN)
+	if (is_paced && c->state == HS_OPEN)
 		ngtcp2_conn_update_pkt_tx_time(c->conn, c->q->now_ns);
 }
 

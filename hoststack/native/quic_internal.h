@@ -32,6 +32,8 @@ enum {
 	HS_QUIC_MAX_HALF_OPEN = 1024,
 	HS_QUIC_CLOSE_PACKET_BYTES = 1252, /* room for a CONNECTION_CLOSE in any handshake state */
 	HS_QUIC_TICKET_KEY_BYTES = 64, /* what GnuTLS wants */
+	HS_QUIC_LONG_HEADER = 0x80, /* in a packet's first byte (RFC 9000 section 17.2) */
+	HS_QUIC_VERSIONS = 2,
 };
 
 struct hs_cid_entry {
@@ -151,7 +153,6 @@ struct hs_connection {
 	uint8_t is_touched;
 	uint8_t close_is_due; /* the application wants it closed, or its packet must go again */
 	uint8_t was_reset; /* by a stateless reset */
-	uint8_t is_paced;
 	struct hs_quic_config config;
 	struct hs_quic_close_info close_info;
 };
@@ -219,6 +220,7 @@ void hs_park(struct hs_quic *q, const struct hs_received *datagram);
 void hs_listener_release(struct hs_listener *listener);
 
 /* quic_connection.c */
+extern const uint32_t hs_versions[HS_QUIC_VERSIONS]; /* those that are spoken here */
 struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct hs_quic *q,
 					   struct hs_path *path, const ngtcp2_pkt_hd *hd,
 					   const ngtcp2_cid *original_dcid,
@@ -233,6 +235,9 @@ void hs_connection_free(struct hs_connection *c);
 /* quic_callbacks.c */
 extern const ngtcp2_callbacks hs_client_callbacks;
 extern const ngtcp2_callbacks hs_server_callbacks;
+/* A connection ID that may be one of ours, of nobody yet. Returns 0, or -1. */
+int hs_draw_cid(const struct hs_quic *q, ngtcp2_cid *cid);
+/* The same, for a connection from now on, with its token. */
 int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token);
 
 /* quic_stopped.c */

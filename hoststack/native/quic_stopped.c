@@ -7,7 +7,6 @@
 #include <stdlib.h>
 
 enum {
-	LONG_HEADER = 0x80,
 	AEAD_TAG_BYTES = 16,
 	/* Frame types, RFC 9000 section 19. */
 	PADDING = 0x00,
@@ -172,7 +171,7 @@ int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 {
 	int failed = ngtcp2_crypto_decrypt_cb(out, aead, context, ciphertext, bytes, nonce,
 					      nonce_bytes, header, header_bytes);
-	if (!failed && reading && header_bytes && !(header[0] & LONG_HEADER) &&
+	if (!failed && reading && header_bytes && !(header[0] & HS_QUIC_LONG_HEADER) &&
 	    bytes >= AEAD_TAG_BYTES)
 		hs_stops_look(reading, out, bytes - AEAD_TAG_BYTES);
 	return failed;

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "mix.h"
+
 enum {
 	LEAST_BUCKETS = 256,
 	LEAST_CONNECTIONS = 64,
@@ -33,19 +35,13 @@ void hs_cids_free(struct hs_cid_table *table)
 	free(table->buckets);
 }
 
-static uint64_t mix(uint64_t a, uint64_t b)
-{
-	unsigned __int128 product = (unsigned __int128)a * b;
-	return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
 /* Keyed: a client picks the connection ID of its first packets, and must not pick the bucket. */
 static uint32_t hash(const struct hs_cid_table *table, const uint8_t *cid, size_t bytes)
 {
 	uint64_t words[3] = { 0 };
 	memcpy(words, cid, bytes);
-	uint64_t h = mix(words[0] ^ table->seed[0], words[1] ^ table->seed[1]);
-	h = mix(h ^ words[2], table->seed[0] ^ bytes);
+	uint64_t h = hs_mix(words[0] ^ table->seed[0], words[1] ^ table->seed[1]);
+	h = hs_mix(h ^ words[2], table->seed[0] ^ bytes);
 	return (uint32_t)(h ^ h >> 32);
 }
 

@@ -12,7 +12,6 @@ enum {
 	MOST_TURN_NS = 1000000, /* other tasks want to run, too */
 	BULK_DATAGRAMS = 16, /* so many in a turn, and more will follow */
 	LINGER_NS = 20000,
-	LONG_HEADER = 0x80,
 };
 
 /* --- who has to be looked at ------------------------------------------------------------------ */
@@ -83,7 +82,7 @@ static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
 		q->counters.drops[HS_QUIC_DROP_MALFORMED]++;
 		return;
 	}
-	if (datagram->data[0] & LONG_HEADER) {
+	if (datagram->data[0] & HS_QUIC_LONG_HEADER) {
 		int result = ngtcp2_pkt_decode_version_cid(&ids, datagram->data, datagram->bytes,
 							   HS_CID_BYTES);
 		if (result == NGTCP2_ERR_VERSION_NEGOTIATION) {
