@@ -18,6 +18,7 @@ _SOURCES = (
     "quic_turn.c",
     "quic_accept.c",
     "quic_connection.c",
+    "quic_close.c",
     "quic_callbacks.c",
     "quic_stopped.c",
     "quic_stream.c",

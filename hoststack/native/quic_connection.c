@@ -7,7 +7,6 @@
 
 enum {
 	ACTIVE_CID_LIMIT = 4, /* of the peer's connection IDs, kept for changes of path */
-	CLOSING_PTOS = 3, /* RFC 9000 section 10.2 */
 	MILLISECOND_NS = 1000000,
 	/* Below this RTT a burst is not paced: the caller's timers are no finer, and on such a
 	 * path a burst is what fills it. */
@@ -210,178 +209,12 @@ void hs_connection_free(struct hs_connection *c)
 	free(c);
 }
 
-/* --- the end ---------------------------------------------------------------------------------- */
-
-static void set_reason(struct hs_connection *c, const uint8_t *reason, size_t bytes)
-{
-	if (bytes > HS_QUIC_REASON_BYTES)
-		bytes = HS_QUIC_REASON_BYTES;
-	if (bytes)
-		memcpy(c->close_info.reason, reason, bytes);
-	c->close_info.reason_bytes = (uint16_t)bytes;
-}
-
-/* The state that the handshake was in must not be counted as half open any more. */
-static void leave(struct hs_connection *c, enum hs_connection_state state)
-{
-	if (c->listener && c->state == HS_OPENING)
-		c->q->half_open--;
-	else if (c->state <= HS_OPEN)
-		c->q->counters.closed++;
-	/* Of a peer's handshake that failed nobody was told. */
-	if (c->state == HS_OPEN || (c->state == HS_OPENING && !c->listener))
-		hs_touch(c, HS_PENDING_CLOSED);
-	c->state = (uint8_t)state;
-	if (state == HS_OVER)
-		hs_touch(c, HS_PENDING_FORGOTTEN);
-}
-
-/* Nothing is said to the peer: it is not there any more. To the application this is no clean end. */
-static void end_silently(struct hs_connection *c, const char *reason)
-{
-	c->close_info.code = NGTCP2_INTERNAL_ERROR;
-	c->close_info.is_application = 0;
-	set_reason(c, (const uint8_t *)reason, strlen(reason));
-	leave(c, HS_OVER);
-}
-
-static void wait_for_stragglers(struct hs_connection *c, enum hs_connection_state state)
-{
-	leave(c, state);
-	hs_heap_set(c->q, c, c->q->now_ns + CLOSING_PTOS * ngtcp2_conn_get_pto(c->conn));
-}
-
-/* Write CONNECTION_CLOSE and keep it, to be sent again when the peer goes on. */
-static void begin_closing(struct hs_connection *c, const ngtcp2_ccerr *error)
-{
-	ngtcp2_path_storage way;
-	ngtcp2_pkt_info info;
-	ngtcp2_ssize bytes = 0;
-	ngtcp2_path_storage_zero(&way);
-	c->close_packet = malloc(HS_QUIC_CLOSE_PACKET_BYTES);
-	if (c->close_packet)
-		bytes = ngtcp2_conn_write_connection_close(c->conn, &way.path, &info,
-							   c->close_packet,
-							   HS_QUIC_CLOSE_PACKET_BYTES, error,
-							   c->q->now_ns);
-	if (bytes <= 0) {
-		leave(c, HS_OVER); /* there is nobody yet to whom it could be said */
-		return;
-	}
-	c->close_bytes = (uint16_t)bytes;
-	c->close_is_due = 1;
-	wait_for_stragglers(c, HS_CLOSING);
-	hs_make_due(c);
-}
-
-/* Close because of an error of ngtcp2's. */
-static void fail(struct hs_connection *c, int error)
-{
-	char text[HS_QUIC_REASON_BYTES] = "";
-	ngtcp2_ccerr why;
-	ngtcp2_ccerr_default(&why);
-	if (error == NGTCP2_ERR_CRYPTO) {
-		ngtcp2_ccerr_set_tls_alert(&why, ngtcp2_conn_get_tls_alert(c->conn), NULL, 0);
-		hs_tls_failure(c, text, sizeof(text));
-	} else {
-		ngtcp2_ccerr_set_liberr(&why, error, NULL, 0);
-	}
-	const char *reason = text[0] ? text : ngtcp2_strerror(error);
-	set_reason(c, (const uint8_t *)reason, strlen(reason));
-	c->close_info.code = why.error_code;
-	begin_closing(c, &why);
-}
-
-/* Close because the application wants it. */
-static void close_for_application(struct hs_connection *c)
-{
-	ngtcp2_ccerr why;
-	ngtcp2_ccerr_default(&why);
-	ngtcp2_ccerr_set_application_error(&why, c->close_info.code, c->close_info.reason,
-					   c->close_info.reason_bytes);
-	begin_closing(c, &why);
-}
-
-void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *reason,
-			 size_t reason_bytes)
-{
-	if (c->state > HS_OPEN || c->close_is_due)
-		return;
-	c->close_info.code = code;
-	c->close_info.is_application = 1;
-	set_reason(c, reason, reason_bytes);
-	c->close_is_due = 1;
-	hs_make_due(c);
-}
-
-static void end_by_peer(struct hs_connection *c)
-{
-	static const char RESET[] = "Stateless reset";
-	const ngtcp2_ccerr *why = ngtcp2_conn_get_ccerr(c->conn);
-	c->close_info.by_peer = 1;
-	if (c->was_reset) {
-		c->close_info.is_application = 0;
-		c->close_info.code = NGTCP2_INTERNAL_ERROR;
-		set_reason(c, (const uint8_t *)RESET, sizeof(RESET) - 1);
-	} else {
-		c->close_info.is_application = why->type == NGTCP2_CCERR_TYPE_APPLICATION;
-		c->close_info.code = why->error_code;
-		set_reason(c, why->reason, why->reasonlen);
-	}
-	c->close_is_due = 0;
-	wait_for_stragglers(c, HS_DRAINING);
-}
-
-void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_close_info *out)
-{
-	*out = c->close_info;
-}
-
 /* --- reading, and time ------------------------------------------------------------------------ */
-
-/* What ngtcp2 says that does not end the connection is 0. */
-static void heed(struct hs_connection *c, int result)
-{
-	switch (result) {
-	case 0:
-		break;
-	case NGTCP2_ERR_DRAINING:
-		end_by_peer(c);
-		break;
-	case NGTCP2_ERR_CLOSING:
-		break;
-	case NGTCP2_ERR_IDLE_CLOSE:
-		end_silently(c, "Idle timeout");
-		break;
-	case NGTCP2_ERR_HANDSHAKE_TIMEOUT:
-		end_silently(c, "No answer");
-		break;
-	case NGTCP2_ERR_DROP_CONN:
-		c->q->counters.drops[HS_QUIC_DROP_UNREADABLE_INITIAL]++;
-		end_silently(c, "The first packet could not be read");
-		break;
-	default:
-		fail(c, result);
-	}
-}
-
-/* RFC 9000 section 10.2.1: "An endpoint SHOULD limit the rate at which it generates packets in
- * the closing state. For instance, an endpoint could wait for a progressively increasing number of
- * received packets": here powers of two. */
-static void answer_while_closing(struct hs_connection *c)
-{
-	uint64_t n = ++c->came_while_closing;
-	c->q->counters.drops[HS_QUIC_DROP_CLOSING]++;
-	if (c->state == HS_CLOSING && !(n & (n - 1))) {
-		c->close_is_due = 1;
-		hs_make_due(c);
-	}
-}
 
 void hs_connection_read(struct hs_connection *c, const struct hs_received *datagram)
 {
 	if (c->state > HS_OPEN) {
-		answer_while_closing(c);
+		hs_close_answer(c);
 		return;
 	}
 	c->rx_datagrams++;
@@ -393,17 +226,17 @@ void hs_connection_read(struct hs_connection *c, const struct hs_received *datag
 	int result = ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
 					  c->q->now_ns);
 	hs_stops_end(c);
-	heed(c, result);
+	hs_close_heed(c, result);
 	hs_make_due(c);
 }
 
 void hs_connection_expire(struct hs_connection *c)
 {
 	if (c->state == HS_CLOSING || c->state == HS_DRAINING) {
-		leave(c, HS_OVER);
+		hs_close_expire(c);
 		return;
 	}
-	heed(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
+	hs_close_heed(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
 	hs_make_due(c);
 }
 
@@ -504,27 +337,6 @@ int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns)
 	return 0;
 }
 
-static int send_close(struct hs_connection *c)
-{
-	struct hs_wire *wire = c->q->wire;
-	size_t room;
-	if (c->state <= HS_OPEN)
-		close_for_application(c);
-	if (c->state != HS_CLOSING) {
-		c->close_is_due = 0;
-		return 0;
-	}
-	uint8_t *out = wire->verbs->reserve(wire, &room);
-	if (!out)
-		return -1;
-	c->close_is_due = 0;
-	if (room < c->close_bytes)
-		return 0;
-	memcpy(out, c->close_packet, c->close_bytes);
-	wire->verbs->commit(wire, c->path, c->close_bytes, 0);
-	return 1;
-}
-
 static void pace(struct hs_connection *c)
 {
 	ngtcp2_conn_info info;
@@ -540,7 +352,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 	struct hs_wire *wire = c->q->wire;
 	int written = 0;
 	if (c->close_is_due)
-		return send_close(c);
+		return hs_close_send(c);
 	update_key_if_due(c);
 	while (written < share && c->state <= HS_OPEN) {
 		ngtcp2_path_storage way;
@@ -552,7 +364,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 		ngtcp2_path_storage_zero(&way);
 		ngtcp2_ssize bytes = write_packet(c, &way.path, &info, out, room);
 		if (bytes < 0) {
-			fail(c, (int)bytes);
+			hs_close_fail(c, (int)bytes);
 			return written;
 		}
 		if (bytes == 0)

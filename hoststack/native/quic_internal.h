@@ -4,7 +4,8 @@
  *
  *   quic_turn.c        bursts in and out, timers, what goes to the caller
  *   quic_accept.c      datagrams that belong to no connection
- *   quic_connection.c  a connection's life: beginning, reading, writing, closing
+ *   quic_connection.c  a connection's life: beginning, reading, writing
+ *   quic_close.c       its end
  *   quic_callbacks.c   what ngtcp2 tells and asks
  *   quic_stopped.c     STOP_SENDING frames, of which ngtcp2 does not tell
  *   quic_stream.c      streams and their FIFOs
@@ -30,7 +31,6 @@
 enum {
 	/* Handshakes of peers under way at once: anybody can begin one from a forged address. */
 	HS_QUIC_MAX_HALF_OPEN = 1024,
-	HS_QUIC_CLOSE_PACKET_BYTES = 1252, /* room for a CONNECTION_CLOSE in any handshake state */
 	HS_QUIC_TICKET_KEY_BYTES = 64, /* what GnuTLS wants */
 	HS_QUIC_LONG_HEADER = 0x80, /* in a packet's first byte (RFC 9000 section 17.2) */
 	HS_QUIC_VERSIONS = 2,
@@ -231,6 +231,19 @@ int hs_connection_write(struct hs_connection *c, int share);
 void hs_connection_expire(struct hs_connection *c);
 void hs_connection_set_timer(struct hs_connection *c);
 void hs_connection_free(struct hs_connection *c);
+
+/* quic_close.c */
+/* What ngtcp2 returned: 0, or why the connection ends. */
+void hs_close_heed(struct hs_connection *c, int result);
+/* Close because of an error of ngtcp2's. */
+void hs_close_fail(struct hs_connection *c, int error);
+/* A datagram came for a connection that is closing. */
+void hs_close_answer(struct hs_connection *c);
+/* Write CONNECTION_CLOSE, or write it again. Returns the packets written; -1 when the way out is
+ * full. */
+int hs_close_send(struct hs_connection *c);
+/* The time for stragglers is over (RFC 9000 section 10.2). */
+void hs_close_expire(struct hs_connection *c);
 
 /* quic_callbacks.c */
 extern const ngtcp2_callbacks hs_client_callbacks;
