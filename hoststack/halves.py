@@ -54,22 +54,26 @@ class SendingHalf:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check()
             view = memoryview(data).cast("B")
+            has_slept = False
             while view:
                 taken = self._tx.write(view)
                 if taken:
                     self._tell()
                     view = view[taken:]
                 if view:
-                    await self._wait_for_room()
-            await trio.lowlevel.cancel_shielded_checkpoint()
+                    has_slept |= await self._wait_for_room()
+            if not has_slept:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._busy:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check()
+            has_slept = False
             while not self._tx.writable:
-                await self._wait_for_room()
-            await trio.lowlevel.cancel_shielded_checkpoint()
+                has_slept |= await self._wait_for_room()
+            if not has_slept:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_eof(self) -> None:
         with self._busy:
@@ -129,18 +133,23 @@ class SendingHalf:
         if self._tx.take_read_armed():
             self._signal()
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self) -> bool:
+        """Whether that took a sleep, and so was a checkpoint."""
         self._tx.arm_write()
-        if not self._tx.writable:
+        must_sleep = not self._tx.writable
+        if must_sleep:
             await self._sleepers.park()
         self._check()
+        return must_sleep
 
 
 class ReceivingHalf:
-    """From the rx FIFO to the application. `signal` tells the worker that the FIFO moved."""
+    """From the rx FIFO to the application. `signal` tells the worker that the FIFO moved, and
+    whether the peer may be waiting for that."""
 
-    def __init__(self, rx: Fifo, signal: Callable[[], None]) -> None:
+    def __init__(self, rx: Fifo, signal: Callable[[bool], None]) -> None:
         self._rx = rx
+        self._untold_bytes = 0
         self._signal = signal
         self._busy = _OneAtATime("receiving from")
         self._sleepers = trio.lowlevel.ParkingLot()
@@ -155,20 +164,22 @@ class ReceivingHalf:
         elif max_bytes < 1:
             raise ValueError("max_bytes must be 1 or more")
         with self._busy:
-            await self._wait_for_bytes()
+            has_slept = await self._wait_for_bytes()
             data = self._rx.read(max_bytes)
-            self._tell()
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._tell(len(data))
+            if not has_slept:
+                await trio.lowlevel.cancel_shielded_checkpoint()
             return data
 
     async def receive_into(self, buffer: bytearray | memoryview) -> int:
         if not len(buffer):
             raise ValueError("the buffer must have room for 1 byte or more")
         with self._busy:
-            await self._wait_for_bytes()
+            has_slept = await self._wait_for_bytes()
             count = self._rx.read_into(buffer)
-            self._tell()
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._tell(count)
+            if not has_slept:
+                await trio.lowlevel.cancel_shielded_checkpoint()
             return count
 
     @property
@@ -191,20 +202,27 @@ class ReceivingHalf:
             self._error = error
         self.wake()
 
-    async def _wait_for_bytes(self) -> None:
-        """Until there are bytes or the end of the stream."""
+    async def _wait_for_bytes(self) -> bool:
+        """Until there are bytes or the end of the stream; whether that took a sleep."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        has_slept = False
         while not self.is_closed:
             if self._rx.readable or self._rx.at_end:
-                return
+                return has_slept
             if self._error is not None:
                 raise self._error
             self._rx.arm_read()
             # Bytes that came before the flag was up have raised no event.
             if not (self._rx.readable or self._rx.eof):
                 await self._sleepers.park()
+                has_slept = True
         raise trio.ClosedResourceError("this stream was closed")
 
-    def _tell(self) -> None:
+    def _tell(self, count: int) -> None:
+        """The window may move; a peer that has much of it left does not wait for that."""
+        self._untold_bytes += count
         if self._rx.take_write_armed():
-            self._signal()
+            is_urgent = self._untold_bytes >= self._rx.size // 4
+            if is_urgent:
+                self._untold_bytes = 0
+            self._signal(is_urgent)

@@ -73,9 +73,13 @@ class Router:
         """Send a request that has no reply."""
         self._application.request(request)
 
-    def signal(self, handle: int, code: m.EventCode) -> None:
-        """Tell the worker that a FIFO moved."""
-        self._application.signal(handle, code)
+    def signal_sent(self, handle: int) -> None:
+        """Tell the worker that there is something in a tx FIFO."""
+        self._application.signal_sent(handle)
+
+    def signal_consumed(self, handle: int, is_urgent: bool) -> None:
+        """Tell the worker that an rx FIFO has more room, and whether a peer may wait for that."""
+        self._application.signal_consumed(handle, is_urgent)
 
     def forget_listener(self, handle: int) -> None:
         self._listeners.pop(handle, None)

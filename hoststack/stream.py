@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -46,8 +45,11 @@ class StreamBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._stream_id} of {self._connection!r}>"
 
-    def _signal(self, code: m.EventCode) -> None:
-        self._router.signal(self._handle, code)
+    def _signal_sent(self) -> None:
+        self._router.signal_sent(self._handle)
+
+    def _signal_consumed(self, is_urgent: bool) -> None:
+        self._router.signal_consumed(self._handle, is_urgent)
 
     def _forget_if_over(self) -> None:
         """Have the router forget a stream that can have no more events."""
@@ -65,7 +67,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
         super().__init__(router, connection, opened)
         assert opened.tx is not None
-        self._sending = SendingHalf(opened.tx, partial(self._signal, m.EventCode.SENT))
+        self._sending = SendingHalf(opened.tx, self._signal_sent)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; returns when the stack has taken it.
@@ -133,7 +135,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
         super().__init__(router, connection, opened)
         assert opened.rx is not None
-        self._receiving = ReceivingHalf(opened.rx, partial(self._signal, m.EventCode.CONSUMED))
+        self._receiving = ReceivingHalf(opened.rx, self._signal_consumed)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at least one; b"" at the end of the stream alone.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import trio
 
 from hoststack.link.base import Link
-from hoststack.quic.seam import Engine, FifoFactory
+from hoststack.quic.seam import Engine, FifoFactory, Turn
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Connecting
@@ -37,10 +37,13 @@ class Worker:
         self._nursery: trio.Nursery | None = None
         self._sleep_scope: trio.CancelScope | None = None
         self._is_woken = False
+        self._may_turn_over = False
+        self._lazy_deadline = math.inf
+        self._error: BaseException | None = None
 
     def attach(self, application: Application) -> None:
         """Serve an application: from now on its requests wake this worker."""
-        application.wake_worker = self.wake
+        application.worker = self
         self.layer.attach(application)
 
     def wake(self) -> None:
@@ -48,6 +51,35 @@ class Worker:
         self._is_woken = True
         if self._sleep_scope is not None:
             self._sleep_scope.cancel()
+
+    def wake_within(self, seconds: float) -> None:
+        """Have a turn in so many seconds, unless there is one sooner."""
+        self._lazy_deadline = min(self._lazy_deadline, trio.current_time() + seconds)
+        if self._sleep_scope is not None:
+            self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._lazy_deadline)
+
+    def turn_over(self) -> None:
+        """Have a turn at once: what is to be sent goes without waiting until the worker is
+        scheduled, which takes longer than to send it.
+
+        Only one such turn until the worker has run: when many tasks send at the same time, what
+        the others send goes in one burst.
+        """
+        if not self._may_turn_over:
+            self.wake()
+            return
+        self._may_turn_over = False
+        try:
+            turn, has_woken = self._turn()
+        except BaseException as error:
+            # This is a task of the application's; the worker's is the one to end with it.
+            self._error = error
+            self.wake()
+            return
+        if turn.more or turn.blocked or has_woken or self._is_woken:
+            self.wake()
+        elif self._sleep_scope is not None:
+            self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._deadline())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Turn the engine over until cancelled."""
@@ -74,23 +106,32 @@ class Worker:
                 break
 
     async def _loop(self) -> None:
-        engine, layer = self.layer.engine, self.layer
         while True:
-            self._is_woken = False
-            layer.take_from_applications()
-            turn = engine.turn(trio.current_time())
-            woke_applications = layer.give_to_applications(turn.events)
-            if turn.more or woke_applications:
+            if self._error is not None:
+                raise self._error
+            turn, has_woken = self._turn()
+            self._may_turn_over = not turn.blocked
+            # Those whom this turn woke run beside this task, some before it and some after: what
+            # they want is known when it has come round twice.
+            if turn.more or has_woken:
                 await trio.lowlevel.checkpoint()
-            else:
-                await self._sleep(engine.next_deadline, blocked=turn.blocked)
+            if has_woken and not (turn.more or self._is_woken):
+                await trio.lowlevel.checkpoint()
+            if not (turn.more or self._is_woken):
+                await self._sleep(blocked=turn.blocked)
+            self._may_turn_over = False
 
-    async def _sleep(self, deadline: float | None, *, blocked: bool) -> None:
+    def _turn(self) -> tuple[Turn, bool]:
+        """One turn, and whether it woke an application."""
+        self._is_woken = False
+        self._lazy_deadline = math.inf
+        self.layer.take_from_applications()
+        turn = self.layer.engine.turn(trio.current_time())
+        return turn, self.layer.give_to_applications(turn.events)
+
+    async def _sleep(self, *, blocked: bool) -> None:
         """Wait for the link, for a call of `wake`, or for the deadline."""
-        if self._is_woken:
-            await trio.lowlevel.checkpoint()
-            return
-        with trio.CancelScope(deadline=math.inf if deadline is None else deadline) as scope:
+        with trio.CancelScope(deadline=self._deadline()) as scope:
             self._sleep_scope = scope
             try:
                 if blocked:
@@ -99,6 +140,10 @@ class Worker:
                     await self.link.wait_readable()
             finally:
                 self._sleep_scope = None
+
+    def _deadline(self) -> float:
+        deadline = self.layer.engine.next_deadline
+        return self._lazy_deadline if deadline is None else min(deadline, self._lazy_deadline)
 
     def _spawn(self, connecting: Connecting, application: Application, request: m.Connect) -> None:
         assert self._nursery is not None, "a worker takes requests only while it runs"

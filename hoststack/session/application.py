@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from hoststack.native.event_ring import EventRing
 from hoststack.session.messages import EventCode, Notice, Request
@@ -17,8 +18,33 @@ from hoststack.session.messages import EventCode, Notice, Request
 RING_ENTRIES = 4096
 
 
+#: How long a window may stay where it is though the application has read; nobody waits for it then.
+LAZY_S = 0.001
+
+
+class Wakeable(Protocol):
+    """How an application has its worker have a turn."""
+
+    def wake(self) -> None:
+        """Soon."""
+
+    def wake_within(self, seconds: float) -> None:
+        """In so many seconds, or sooner if there is a turn for another reason."""
+
+    def turn_over(self) -> None:
+        """At once where that is possible, else soon: there is something to send."""
+
+
+class _NoWorker:
+    """The worker before there is one."""
+
+    def wake(self) -> None: ...
+    def wake_within(self, seconds: float) -> None: ...
+    def turn_over(self) -> None: ...
+
+
 def _nobody() -> None:
-    """The wake-up before a side has said how to wake it."""
+    """The application's wake-up before it has said how to wake it."""
 
 
 class _Channel:
@@ -50,7 +76,7 @@ class Application:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.wake_worker: Callable[[], None] = _nobody
+        self.worker: Wakeable = _NoWorker()
         self.wake_application: Callable[[], None] = _nobody
         self._down = _Channel()
         self._up = _Channel()
@@ -62,12 +88,24 @@ class Application:
     def request(self, request: Request) -> None:
         """Ask the worker for something; replies come as notices."""
         self._requests.append(request)
-        self.wake_worker()
+        self.worker.wake()
 
-    def signal(self, handle: int, code: EventCode) -> None:
-        """Tell the worker that a FIFO of the session moved."""
-        self._down.push(handle, code)
-        self.wake_worker()
+    def signal_sent(self, handle: int) -> None:
+        """Tell the worker that the tx FIFO of a session got bytes or its end."""
+        self._down.push(handle, EventCode.SENT)
+        self.worker.turn_over()
+
+    def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
+        """Tell the worker that the rx FIFO of a session has more room.
+
+        Where the peer has much of its window left, that may wait: a wake-up costs more than it
+        brings. But not for long, for all streams of a connection share its window.
+        """
+        self._down.push(handle, EventCode.CONSUMED)
+        if is_urgent:
+            self.worker.wake()
+        else:
+            self.worker.wake_within(LAZY_S)
 
     def take_notices(self) -> list[Notice]:
         """All notices that have come since the last call, oldest first."""

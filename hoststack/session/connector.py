@@ -64,7 +64,7 @@ class Connector:
                 )
         del self._searches[application, request.token]
         # The worker may sleep: it has a handshake to start, or a failure to pass on.
-        application.wake_worker()
+        application.worker.wake()
 
     def cancel(self, application: Application, request: m.Cancel) -> None:
         """Give up a connect, wherever it is."""

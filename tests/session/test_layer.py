@@ -93,7 +93,7 @@ def play(script: Callable[[Scene], Any]) -> None:
                 stream = await caller.wait_for(m.StreamReady)
                 assert stream.tx is not None
                 stream.tx.write(b"hello")
-                caller.application.signal(stream.handle, m.EventCode.SENT)
+                caller.application.signal_sent(stream.handle)
                 accepted_stream = await owner.wait_for(m.StreamAccepted)
                 scene = Scene(
                     server,
@@ -119,7 +119,7 @@ async def is_alive(scene: Scene) -> None:
     assert tx is not None
     before = rx.tail
     tx.write(b"more")
-    scene.client.application.signal(scene.stream.handle, m.EventCode.SENT)
+    scene.client.application.signal_sent(scene.stream.handle)
     await trio.sleep(1)
     assert rx.tail == before + 4
 
@@ -142,7 +142,7 @@ async def is_alive(scene: Scene) -> None:
 def test_what_is_another_applications_stays_as_it_is(make_request: Callable[[Scene], Any]) -> None:
     async def script(scene: Scene) -> None:
         scene.intruder.application.request(make_request(scene))
-        scene.intruder.application.signal(scene.accepted_stream.handle, m.EventCode.CONSUMED)
+        scene.intruder.application.signal_consumed(scene.accepted_stream.handle)
         await is_alive(scene)
         assert not scene.intruder.notices
         assert not scene.owner.notices
@@ -165,7 +165,7 @@ def test_signals_that_make_no_sense_are_ignored() -> None:
             for code in (0, 1, 2, 3, 4, 99, 0xFFFFFFFF):
                 if handle >= 0:
                     scene.owner.application._down.push(handle, code)  # type: ignore[arg-type]
-        scene.owner.application.wake_worker()
+        scene.owner.application.worker.wake()
         await is_alive(scene)
 
     play(script)
@@ -182,7 +182,7 @@ def test_closing_twice_closes_once() -> None:
         assert not scene.owner.notices
         # Late words about what is gone.
         scene.owner.application.request(m.ResetStream(scene.accepted_stream.handle, 1))
-        scene.owner.application.signal(scene.accepted_stream.handle, m.EventCode.SENT)
+        scene.owner.application.signal_sent(scene.accepted_stream.handle)
         await trio.sleep(1)
         assert len(scene.server.layer.sessions) == 1  # the listener
 
@@ -193,7 +193,7 @@ def test_more_events_than_the_ring_holds_wait() -> None:
     async def script(scene: Scene) -> None:
         for _ in range(20_000):
             scene.owner.application._down.push(scene.accepted_stream.handle, m.EventCode.CONSUMED)
-        scene.owner.application.wake_worker()
+        scene.owner.application.worker.wake()
         await is_alive(scene)
         assert scene.owner.application._down.is_idle
 
