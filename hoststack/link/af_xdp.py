@@ -37,8 +37,9 @@ _DROP_REASONS: Final = {
 }
 
 _ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
-#: A queue's rings; the kernel fills a ring of this size in 2 ms at a million packets a second.
-_RING_FRAMES: Final = 2048
+#: A queue's rings. A turn with the applications of a thousand connections behind it takes some
+#: milliseconds, and the kernel fills a ring of this size in 8 at a million packets a second.
+_RING_FRAMES: Final = 8192
 #: Frames beside those of the receive queues: a full TX ring, and bursts in hand.
 _SENDING_FRAMES: Final = 2 * _RING_FRAMES
 

@@ -10,7 +10,8 @@ struct hs_fifo_shared {
 	_Atomic uint64_t tail; /* the producer's */
 	_Atomic uint32_t eof;
 	_Atomic uint32_t want_write; /* the producer sleeps until there is room */
-	uint8_t pad_a[48];
+	_Atomic uint64_t origin; /* the offset of the byte that lies at data[0] */
+	uint8_t pad_a[40];
 	_Atomic uint64_t head; /* the consumer's */
 	_Atomic uint32_t want_read; /* the consumer sleeps until there are bytes */
 	uint8_t pad_b[52];
@@ -69,10 +70,21 @@ int64_t hs_fifo_writable(struct hs_fifo_producer *p)
 	return (int64_t)(p->size_bytes - (p->tail - (uint64_t)head));
 }
 
+/* An empty FIFO begins anew at its first byte: one that is read as fast as it is written stays
+ * in the cache, and touches no more memory than it needs. The consumer learns of it with the next
+ * tail; until then it has no byte to look at. */
+static void begin_anew_if_empty(struct hs_fifo_producer *p)
+{
+	if (p->head_seen != p->tail || p->range_count || p->origin == p->tail)
+		return;
+	p->origin = p->tail;
+	atomic_store_explicit(&p->shared->origin, p->origin, memory_order_relaxed);
+}
+
 /* The caller has checked that [offset, offset + n) is free. */
 static void store(struct hs_fifo_producer *p, uint64_t offset, const uint8_t *data, size_t n)
 {
-	size_t at = offset & (p->size_bytes - 1);
+	size_t at = (offset - p->origin) & (p->size_bytes - 1);
 	size_t first = p->size_bytes - at < n ? p->size_bytes - at : n;
 	memcpy(p->shared->data + at, data, first);
 	memcpy(p->shared->data, data + first, n - first);
@@ -91,6 +103,7 @@ int64_t hs_fifo_write(struct hs_fifo_producer *p, const uint8_t *data, size_t n)
 		return room;
 	if (n > (uint64_t)room)
 		n = (size_t)room;
+	begin_anew_if_empty(p);
 	store(p, p->tail, data, n);
 	set_tail(p, p->tail + n);
 	return (int64_t)n;
@@ -153,6 +166,7 @@ int64_t hs_fifo_put(struct hs_fifo_producer *p, uint64_t offset, const uint8_t *
 		n -= p->tail - offset;
 		offset = p->tail;
 	}
+	begin_anew_if_empty(p);
 	uint64_t before = p->tail;
 	if (offset > before) {
 		if (!add_range(p, offset, end))
@@ -176,6 +190,8 @@ int64_t hs_fifo_tail(struct hs_fifo_consumer *c)
 	if (tail < c->tail_seen || tail - c->head > c->size_bytes || tail > INT64_MAX)
 		return HS_FIFO_CORRUPT;
 	c->tail_seen = tail;
+	/* Whatever an evil producer writes here, the bytes are looked for inside the ring. */
+	c->origin = atomic_load_explicit(&c->shared->origin, memory_order_relaxed);
 	return (int64_t)tail;
 }
 
@@ -213,7 +229,7 @@ int64_t hs_fifo_spans(struct hs_fifo_consumer *c, uint64_t offset, size_t n,
 		return available;
 	if (n > (uint64_t)available)
 		n = (size_t)available;
-	size_t at = offset & (c->size_bytes - 1);
+	size_t at = (offset - c->origin) & (c->size_bytes - 1);
 	size_t first = c->size_bytes - at < n ? c->size_bytes - at : n;
 	out[0] = (struct hs_fifo_span){ c->shared->data + at, first };
 	out[1] = (struct hs_fifo_span){ c->shared->data, n - first };
@@ -227,7 +243,7 @@ int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n)
 		return available;
 	if (n > (uint64_t)available)
 		n = (size_t)available;
-	size_t at = c->head & (c->size_bytes - 1);
+	size_t at = (c->head - c->origin) & (c->size_bytes - 1);
 	size_t first = c->size_bytes - at < n ? c->size_bytes - at : n;
 	memcpy(out, c->shared->data + at, first);
 	memcpy(out + first, c->shared->data, n - first);

@@ -3,7 +3,7 @@
  * A byte FIFO with one producer and one consumer, who may live in two processes.
  *
  * Positions are the offsets of a stream (RFC 9000 section 2.2): they start at 0 and only grow, and
- * byte `o` lies at `o & (size - 1)`. The consumer drops bytes when it is done with them, so a
+ * byte `o` lies at `(o - origin) & (size - 1)`, where the origin moves only while the FIFO is empty. The consumer drops bytes when it is done with them, so a
  * FIFO of bytes to send keeps them until they are acknowledged; the producer may put bytes out of
  * order, as they arrive from the network.
  *
@@ -39,6 +39,7 @@ struct hs_fifo_producer {
 	uint64_t size_bytes;
 	uint64_t tail;
 	uint64_t head_seen;
+	uint64_t origin;
 	struct hs_fifo_range *ranges; /* sorted, apart from each other, all above tail */
 	uint32_t range_count;
 };
@@ -48,6 +49,7 @@ struct hs_fifo_consumer {
 	uint64_t size_bytes;
 	uint64_t head;
 	uint64_t tail_seen;
+	uint64_t origin; /* as it was when the tail was seen */
 };
 
 /* Take a side of a shared block of `block_bytes`, which starts as zeros: HS_FIFO_HEADER_BYTES and

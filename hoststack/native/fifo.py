@@ -130,7 +130,7 @@ class Fifo:
             _raise(count)
         if count > max_bytes:
             count = max_bytes
-        start = offset & self._mask
+        start = (offset - self._consumer.origin) & self._mask
         end = start + count
         if end <= self.size:
             return self._data[start:end].tobytes()

@@ -7,7 +7,7 @@
 #include <time.h>
 
 enum {
-	LEAST_SHARE = 8, /* packets that a connection may send at least, when several want to */
+	LEAST_SHARE = 32, /* packets that a connection may send at least, when several want to */
 	LEAST_EVENTS = 256,
 	MOST_TURN_NS = 1000000, /* other tasks want to run, too */
 	BULK_DATAGRAMS = 16, /* so many in a turn, and more will follow */

@@ -213,3 +213,29 @@ def test_a_block_of_another_size_is_refused(block_bytes: int) -> None:
     data = ffi.from_buffer(block)
     assert lib.hs_fifo_producer_open(ffi.new("struct hs_fifo_producer *"), data, block_bytes) == -1
     assert lib.hs_fifo_consumer_open(ffi.new("struct hs_fifo_consumer *"), data, block_bytes) == -1
+
+
+def test_an_empty_fifo_begins_at_its_first_byte_again() -> None:
+    fifo = Fifo(1 << 16)
+    for i in range(1000):
+        piece = bytes([1 + i % 255]) * 1000
+        assert fifo.write(piece) == len(piece)
+        assert fifo.read(2000) == piece
+    assert fifo.tail == 1_000_000
+    # What was never needed was never touched.
+    assert not any(fifo._data[1000:])
+
+
+def test_a_fifo_that_is_not_empty_goes_on_behind_what_it_holds() -> None:
+    fifo = Fifo(1024)
+    fifo.write(b"a" * 700)
+    fifo.read(700)
+    fifo.write(b"b" * 700)
+    assert fifo.read(300) == b"b" * 300
+    fifo.write(b"c" * 624)
+    assert fifo.writable == 0
+    assert fifo.read(2000) == b"b" * 400 + b"c" * 624
+    # Bytes that came before their turn keep their place.
+    assert fifo.put(2024 + 50, b"e" * 50) == 0
+    assert fifo.put(2024, b"f" * 50) == 100
+    assert fifo.read(2000) == b"f" * 50 + b"e" * 50
