@@ -14,6 +14,9 @@ from hoststack import (
     StreamStoppedError,
 )
 
+#: A thousand streams that get little each need no buffer of a megabyte each.
+_FIRST_BUFFER_BYTES = 16384
+
 
 class Transfer:
     """Sends, receives, reflects and checks on one stream as the options say."""
@@ -75,9 +78,11 @@ class Transfer:
         """Take what comes until the peer's end; check it, and reflect it if that is wanted."""
         record, options = self._record, self._options
         echo = self._sender if self._reflects else None
-        view = memoryview(bytearray(options.rx_buf_bytes))
+        view = memoryview(bytearray(min(options.rx_buf_bytes, _FIRST_BUFFER_BYTES)))
         while size := await stream.receive_into(view):
             data = view[:size]
+            if size == len(view) < options.rx_buf_bytes:
+                view = memoryview(bytearray(min(2 * size, options.rx_buf_bytes)))
             if options.check != "off":
                 record.check_bytes(self._name, self._received, data)
             self._received += size
