@@ -256,6 +256,47 @@ int hs_fifo_eof(const struct hs_fifo_consumer *c)
 	return atomic_load_explicit(&c->shared->eof, memory_order_acquire) != 0;
 }
 
+/* --- messages --------------------------------------------------------------------------------- */
+
+int hs_fifo_write_message(struct hs_fifo_producer *p, const uint8_t *data, size_t n)
+{
+	int64_t room = hs_fifo_writable(p);
+	if (room < 0)
+		return (int)room;
+	if (n > HS_FIFO_MAX_MESSAGE_BYTES || n + HS_FIFO_PREFIX_BYTES > (uint64_t)room)
+		return 0;
+	uint16_t length = (uint16_t)n;
+	uint8_t prefix[HS_FIFO_PREFIX_BYTES];
+	memcpy(prefix, &length, sizeof(prefix));
+	store(p, p->tail, prefix, sizeof(prefix));
+	if (n)
+		store(p, p->tail + HS_FIFO_PREFIX_BYTES, data, n);
+	set_tail(p, p->tail + HS_FIFO_PREFIX_BYTES + n);
+	return 1;
+}
+
+int64_t hs_fifo_peek_message(struct hs_fifo_consumer *c, struct hs_fifo_span out[2], size_t *bytes)
+{
+	uint16_t length;
+	uint8_t prefix[HS_FIFO_PREFIX_BYTES];
+	int64_t available = hs_fifo_available(c, c->head);
+	if (available <= 0)
+		return available;
+	if (available < HS_FIFO_PREFIX_BYTES)
+		return HS_FIFO_CORRUPT;
+	hs_fifo_spans(c, c->head, HS_FIFO_PREFIX_BYTES, out);
+	memcpy(prefix, out[0].base, out[0].bytes);
+	memcpy(prefix + out[0].bytes, out[1].base, out[1].bytes);
+	/* Read once: what lies there may be another number a moment later. */
+	memcpy(&length, prefix, sizeof(length));
+	uint64_t start = c->head + HS_FIFO_PREFIX_BYTES;
+	if (length > available - HS_FIFO_PREFIX_BYTES ||
+	    hs_fifo_spans(c, start, length, out) != length)
+		return HS_FIFO_CORRUPT;
+	*bytes = length;
+	return (int64_t)(start + length);
+}
+
 /* Arming, and looking at an index after it, must not change places; nor moving an index, and
  * taking the flag after it. Both are a store followed by a load, so both need the full order. */
 static void arm(_Atomic uint32_t *flag)

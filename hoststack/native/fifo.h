@@ -20,6 +20,8 @@
 enum {
 	HS_FIFO_HEADER_BYTES = 128, /* before the data, in the shared block */
 	HS_FIFO_MAX_RANGES = 256, /* of bytes put out of order, with gaps between them */
+	HS_FIFO_PREFIX_BYTES = 2, /* before each message: its length, in the machine's byte order */
+	HS_FIFO_MAX_MESSAGE_BYTES = 65535,
 };
 
 /* What the verbs return in place of a count. */
@@ -88,6 +90,15 @@ int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n);
 int hs_fifo_drop_to(struct hs_fifo_consumer *c, uint64_t offset);
 /* Whether the producer said that no byte will follow. Ask before looking at the tail. */
 int hs_fifo_eof(const struct hs_fifo_consumer *c);
+
+/* A FIFO may carry messages in place of a stream's bytes. Each is there as a whole or not at all. */
+
+/* Append a message. Returns 1, or 0 if it does not fit now (or never), or HS_FIFO_CORRUPT. */
+int hs_fifo_write_message(struct hs_fifo_producer *p, const uint8_t *data, size_t n);
+/* The oldest message: where it lies (as hs_fifo_spans), and its length. Returns the offset behind
+ * it, for hs_fifo_drop_to; 0 if there is none, HS_FIFO_CORRUPT where the length is a lie. */
+int64_t hs_fifo_peek_message(struct hs_fifo_consumer *c, struct hs_fifo_span out[2],
+			     size_t *bytes);
 
 /* A side that is about to sleep arms its flag, and then looks once more. The other side takes the
  * flag after it moved its index, and wakes the sleeper only if it was armed. */

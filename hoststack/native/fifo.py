@@ -80,6 +80,12 @@ class Fifo:
         count: int = lib.hs_fifo_write(self._producer, ffi.from_buffer(data), len(data))
         return count if count >= 0 else _raise(count)
 
+    def write_message(self, data: bytes | bytearray | memoryview) -> bool:
+        """Append a message as a whole; whether it fitted. A FIFO that carries messages has
+        nothing else written to it."""
+        done: int = lib.hs_fifo_write_message(self._producer, ffi.from_buffer(data), len(data))
+        return bool(done if done >= 0 else _raise(done))
+
     def put(self, offset: int, data: bytes | memoryview) -> int:
         """Store bytes at an offset; what is below the tail, or there already, may come again.
 
@@ -119,6 +125,18 @@ class Fifo:
         target = ffi.from_buffer(buffer, require_writable=True)
         count: int = lib.hs_fifo_read(self._consumer, target, len(buffer))
         return count if count >= 0 else _raise(count)
+
+    def read_message(self) -> bytes | None:
+        """Take the oldest message; None if there is none."""
+        spans, size = ffi.new("struct hs_fifo_span[2]"), ffi.new("size_t *")
+        end: int = lib.hs_fifo_peek_message(self._consumer, spans, size)
+        if end <= 0:
+            if end:
+                _raise(end)
+            return None
+        data = b"".join([ffi.buffer(span.base, span.bytes) for span in spans])
+        lib.hs_fifo_drop_to(self._consumer, end)
+        return data
 
     def peek(self, offset: int, max_bytes: int) -> bytes:
         """Copy at most so many bytes from an offset on, and keep them.

@@ -197,7 +197,23 @@ static void fifo_with_a_hostile_peer(void)
 			memcpy(block, &p.tail, sizeof(p.tail));
 			memcpy((uint8_t *)block + 64, &c.head, sizeof(c.head));
 		}
-		switch (below(7)) {
+		struct hs_fifo_span spans[2];
+		size_t message_bytes;
+		switch (below(9)) {
+		case 7:
+			got = hs_fifo_write_message(&p, bytes, n);
+			CHECK(got <= 1);
+			break;
+		case 8:
+			got = hs_fifo_peek_message(&c, spans, &message_bytes);
+			if (got <= 0)
+				break;
+			CHECK(message_bytes == spans[0].bytes + spans[1].bytes);
+			CHECK(message_bytes <= size - HS_FIFO_PREFIX_BYTES);
+			for (int k = 0; k < 2; k++) /* all of it is inside the block */
+				fill(spans[k].base, spans[k].bytes);
+			CHECK(hs_fifo_drop_to(&c, (uint64_t)got) <= 0);
+			break;
 		case 0:
 			got = hs_fifo_write(&p, bytes, n);
 			CHECK(got <= (int64_t)n && got <= (int64_t)size);
@@ -232,6 +248,49 @@ static void fifo_with_a_hostile_peer(void)
 		CHECK(got >= HS_FIFO_OUTSIDE);
 		corrupt_seen += got == HS_FIFO_CORRUPT;
 		free(bytes);
+	}
+	hs_fifo_producer_close(&p);
+	free(block);
+}
+
+/* Messages come out whole and in order, each with the length that it was written with. */
+static void messages_in_a_fifo(void)
+{
+	uint64_t size = 1ULL << (2 + below(11)), lengths[2 * OPERATIONS], position = 0;
+	size_t block_bytes = HS_FIFO_HEADER_BYTES + size, written = 0, read = 0, used = 0;
+	void *block = take(block_bytes);
+	struct hs_fifo_producer p;
+	struct hs_fifo_consumer c;
+	struct hs_fifo_span spans[2];
+
+	CHECK(hs_fifo_producer_open(&p, block, block_bytes) == 0);
+	CHECK(hs_fifo_consumer_open(&c, block, block_bytes) == 0);
+	for (int i = 0; i < OPERATIONS; i++) {
+		size_t n = below(below(8) ? size / 4 + 1 : size + 8), got_bytes;
+		uint8_t *bytes = bytes_from(written, n);
+		int fits = used + HS_FIFO_PREFIX_BYTES + n <= size;
+		CHECK(hs_fifo_write_message(&p, bytes, n) == fits);
+		free(bytes);
+		if (fits) {
+			lengths[written++] = n;
+			used += HS_FIFO_PREFIX_BYTES + n;
+		}
+		if (below(2))
+			continue;
+		int64_t end = hs_fifo_peek_message(&c, spans, &got_bytes);
+		if (read == written) {
+			CHECK(end == 0);
+			continue;
+		}
+		position += HS_FIFO_PREFIX_BYTES + lengths[read];
+		CHECK(end == (int64_t)position && got_bytes == lengths[read]);
+		for (size_t k = 0; k < got_bytes; k++) {
+			uint8_t byte = k < spans[0].bytes ? spans[0].base[k] :
+							    spans[1].base[k - spans[0].bytes];
+			CHECK(byte == byte_at(read + k));
+		}
+		CHECK(hs_fifo_drop_to(&c, (uint64_t)end) == 0);
+		used -= HS_FIFO_PREFIX_BYTES + lengths[read++];
 	}
 	hs_fifo_producer_close(&p);
 	free(block);
@@ -444,6 +503,7 @@ int main(int argc, char **argv)
 	for (uint64_t i = 0; i < rounds; i++) {
 		fifo_against_model();
 		fifo_with_a_hostile_peer();
+		messages_in_a_fifo();
 		event_ring(0);
 		event_ring(1);
 		frame_there_and_back();

@@ -139,6 +139,34 @@ def test_dropping_what_was_not_written_is_refused() -> None:
         fifo.peek(4, 1)
 
 
+def test_messages_are_whole_or_not_there() -> None:
+    fifo = Fifo(SIZE_BYTES)
+    assert fifo.read_message() is None
+    messages = [b"", b"x", bytes(500), bytes(range(256)) * 2, b"last"]
+    for _ in range(5):  # round the end of the block, at every distance from it
+        for message in messages:
+            assert fifo.write_message(message) == (message != b"last")
+            if message == messages[2]:
+                assert [fifo.read_message() for _ in range(3)] == messages[:3]
+                assert fifo.write_message(bytes(504))
+        assert [fifo.read_message() for _ in range(3)] == [bytes(504), messages[3], None]
+
+
+@pytest.mark.parametrize("size_bytes", [SIZE_BYTES - 1, SIZE_BYTES, 65536, 1 << 20])
+def test_a_message_that_never_fits_is_not_taken(size_bytes: int) -> None:
+    fifo = Fifo(SIZE_BYTES)
+    assert not fifo.write_message(bytes(size_bytes))
+    assert not fifo.readable
+
+
+@pytest.mark.parametrize("rubbish", [b"\xff", b"\x05\0four", b"\xff\xff" + bytes(1000)])
+def test_the_length_of_a_message_is_not_believed(rubbish: bytes) -> None:
+    fifo = Fifo(SIZE_BYTES)
+    fifo.write(rubbish)
+    with pytest.raises(FifoCorruptError):
+        fifo.read_message()
+
+
 def test_a_flag_is_taken_once() -> None:
     fifo = Fifo(SIZE_BYTES)
     assert not fifo.take_read_armed()
