@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import trio
 
+from hoststack.datagrams import Datagrams
 from hoststack.errors import ConnectionClosedError
 from hoststack.quic.seam import CloseInfo
 from hoststack.session import messages as m
@@ -31,6 +32,7 @@ class Connection(trio.abc.AsyncResource):
         self._accepted: deque[Stream | ReceiveStream] = deque()
         self._streams: dict[int, SendStream | ReceiveStream] = {}
         self._sleepers = trio.lowlevel.ParkingLot()
+        self._datagrams = Datagrams(self._signal_sent, self._check)
 
     @property
     def handle(self) -> int:
@@ -100,6 +102,41 @@ class Connection(trio.abc.AsyncResource):
                 await self._sleepers.park()
             yield self._accepted.popleft()
 
+    @property
+    def max_datagram_bytes(self) -> int:
+        """The largest datagram that `send_datagram` takes now; 0 if this side or the peer offers
+        none (`QuicConfig.datagram_fifo_bytes`). It changes with the path."""
+        return self._datagrams.max_bytes
+
+    async def send_datagram(self, data: bytes | bytearray | memoryview) -> None:
+        """Send a datagram (RFC 9221): whole or not at all, once, in no order; it may be lost.
+
+        Returns when the stack has taken it; waits while too many others wait to be sent, for
+        datagrams keep to congestion control. Raises ValueError for one that is too large for the
+        peer or the path, and what `open_stream` raises.
+        """
+        await self._datagrams.send(data)
+
+    async def receive_datagram(self) -> bytes:
+        """The next datagram of the peer's. What finds no room while nobody receives is lost.
+
+        Raises ValueError if this side offers none, and what `open_stream` raises.
+        """
+        return await self._datagrams.receive()
+
+    async def datagrams(self) -> AsyncIterator[bytes]:
+        """The datagrams of the peer's. Ends, and raises, as `streams` does."""
+        while True:
+            try:
+                datagram = await self._datagrams.receive()
+            except trio.ClosedResourceError:
+                return
+            except ConnectionClosedError as error:
+                if error.code == 0:
+                    return
+                raise
+            yield datagram
+
     async def statistics(self) -> dict[str, int | float]:
         """RTT (seconds), congestion window, bytes in flight and more, as the engine knows them.
 
@@ -138,6 +175,7 @@ class Connection(trio.abc.AsyncResource):
         """
         self._is_closing = True
         self._sleepers.unpark_all()
+        self._datagrams.close()
         try:
             with trio.move_on_after(LINGER_SECONDS):
                 while self._info is None and self._has_unacknowledged():
@@ -150,8 +188,12 @@ class Connection(trio.abc.AsyncResource):
     def close_now(self, code: int = 0, reason: str = "") -> None:
         """Close at once, without waiting for acknowledgements; never blocks."""
         self._is_closing = True
+        self._datagrams.close()
         if self._info is None:
             self._router.post(m.CloseConnection(self.handle, code, reason))
+
+    def _signal_sent(self) -> None:
+        self._router.signal_sent(self.handle)
 
     def _check(self) -> None:
         if self._is_closing:
@@ -178,3 +220,4 @@ class Connection(trio.abc.AsyncResource):
     def _on_closed(self, info: CloseInfo) -> None:
         self._info = info
         self._sleepers.unpark_all()
+        self._datagrams.wake()

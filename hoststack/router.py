@@ -44,6 +44,7 @@ class Router:
             m.StreamReady: self._on_stream_ready,
             m.Accepted: self._on_accepted,
             m.StreamAccepted: self._on_stream_accepted,
+            m.DatagramsReady: self._on_datagrams_ready,
             m.Closed: self._on_closed,
             m.StreamReset: self._on_stream_reset,
             m.StreamStopped: self._on_stream_stopped,
@@ -100,6 +101,8 @@ class Router:
             stream = self._streams.get(handle)
             if stream is not None:
                 stream._on_event(code)
+            elif handle in self._connections:
+                self._connections[handle]._datagrams.on_event(code)
 
     def _reply(self, token: int, reply: Reply) -> None:
         call = self._calls.get(token)
@@ -171,6 +174,9 @@ class Router:
     def _add_stream(self, connection: Connection, stream: SendStream | ReceiveStream) -> None:
         self._streams[stream.handle] = stream
         connection._streams[stream.handle] = stream
+
+    def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
+        self._connections[notice.handle]._datagrams.on_ready(notice)
 
     def _on_closed(self, notice: m.Closed) -> None:
         connection = self._connections.pop(notice.handle)

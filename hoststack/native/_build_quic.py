@@ -22,6 +22,7 @@ _SOURCES = (
     "quic_callbacks.c",
     "quic_stopped.c",
     "quic_stream.c",
+    "quic_datagram.c",
     "quic_tls.c",
     "quic_tables.c",
     "wire_handed.c",

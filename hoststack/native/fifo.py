@@ -12,6 +12,7 @@ from typing import Final
 from hoststack.native._native import ffi, lib
 
 _HEADER_BYTES: Final = int(lib.HS_FIFO_HEADER_BYTES)
+_PREFIX_BYTES: Final = int(lib.HS_FIFO_PREFIX_BYTES)
 _MIN_BYTES: Final = 1024
 _MAX_BYTES: Final = 1 << 32
 
@@ -85,6 +86,10 @@ class Fifo:
         nothing else written to it."""
         done: int = lib.hs_fifo_write_message(self._producer, ffi.from_buffer(data), len(data))
         return bool(done if done >= 0 else _raise(done))
+
+    def has_room_for(self, message_bytes: int) -> bool:
+        """Whether `write_message` takes a message of that size now."""
+        return self.writable >= message_bytes + _PREFIX_BYTES
 
     def put(self, offset: int, data: bytes | memoryview) -> int:
         """Store bytes at an offset; what is below the tail, or there already, may come again.

@@ -32,6 +32,7 @@ enum {
 	HS_QUIC_MAX_ALPN = 16,
 	HS_QUIC_REASON_BYTES = 256,
 	HS_PATH_KEY_BYTES = 64, /* what marks a received datagram as a path's */
+	HS_QUIC_DATAGRAMS = -1, /* in place of a stream's ID: the connection's datagrams */
 };
 
 /* The numbers are EventKind's (hoststack/quic/seam.py); the last is between engine and Python. */
@@ -47,6 +48,7 @@ enum hs_quic_event_kind {
 	HS_QUIC_STREAM_CLOSED = 9,
 	HS_QUIC_STREAMS_AVAILABLE = 10,
 	HS_QUIC_SEND_FINISHED = 11,
+	HS_QUIC_DATAGRAMS_READY = 12,
 	HS_QUIC_FORGOTTEN = 100, /* the connection's number is free again */
 };
 
@@ -54,7 +56,7 @@ struct hs_quic_event {
 	uint32_t kind;
 	uint32_t connection; /* its number */
 	int64_t stream_id; /* -1: about the connection */
-	uint64_t info; /* the application's code of RESET and STOPPED */
+	uint64_t info; /* the application's code of RESET and STOPPED; of DATAGRAMS_READY the limit */
 	struct hs_stream *stream; /* NULL: about the connection */
 };
 
@@ -102,6 +104,7 @@ struct hs_quic_config {
 	uint64_t handshake_timeout_ns;
 	uint64_t keep_alive_ns; /* 0: none */
 	uint64_t packets_per_key; /* sent, before keys are updated */
+	uint64_t datagram_fifo_bytes; /* each way, for DATAGRAM frames; 0: not offered */
 	uint32_t max_datagram_bytes; /* 0: what the path carries */
 	uint32_t max_connections;
 	uint8_t congestion_control; /* 0 reno, 1 cubic, 2 bbr */
@@ -135,6 +138,14 @@ struct hs_quic_statistics {
 	uint64_t rx_ecn_ce; /* datagrams that came marked */
 };
 
+/* DATAGRAM frames of one connection. */
+struct hs_datagram_counters {
+	uint64_t sent;
+	uint64_t received;
+	uint64_t rx_dropped; /* the FIFO was full */
+	uint64_t tx_dropped; /* the path carries less than it did */
+};
+
 struct hs_quic_turn {
 	struct hs_quic_event *events;
 	uint32_t event_count;
@@ -147,7 +158,8 @@ struct hs_quic_turn {
 };
 
 /* Makes the FIFOs of a stream that the peer opened: rx where `rx` is not NULL, tx likewise. They
- * stay until the stream is closed. Returns 0, or -1 if there can be none. */
+ * stay until the stream is closed. With HS_QUIC_DATAGRAMS in place of a stream's ID they are the
+ * connection's, for messages. Returns 0, or -1 if there can be none. */
 typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stream_id,
 				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 
@@ -201,6 +213,11 @@ void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *
 			 size_t reason_bytes);
 /* Begin a key update; -1 while the last one is not confirmed yet (RFC 9001 section 6.5). */
 int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns);
+
+/* The application wrote a message into the tx FIFO of the connection's datagrams. */
+void hs_connection_send_datagrams(struct hs_connection *c);
+void hs_connection_datagram_counters(const struct hs_connection *c,
+				     struct hs_datagram_counters *out);
 
 /* NULL while the peer's limit forbids it. A unidirectional stream has no `rx`. */
 struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,

@@ -70,6 +70,8 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 	} else {
 		q->counters.connected++;
 	}
+	if (hs_datagrams_open(c))
+		return NGTCP2_ERR_CALLBACK_FAILURE;
 	if (c->config.keep_alive_ns)
 		ngtcp2_conn_set_keep_alive_timeout(c->conn, c->config.keep_alive_ns);
 	hs_touch(c, HS_PENDING_ESTABLISHED);
@@ -149,6 +151,14 @@ static int extend_max_stream_data(UNUSED ngtcp2_conn *conn, UNUSED int64_t strea
 	return 0;
 }
 
+static int recv_datagram(UNUSED ngtcp2_conn *conn, uint32_t flags, const uint8_t *data,
+			 size_t bytes, void *user_data)
+{
+	return hs_datagrams_receive(user_data, flags & NGTCP2_DATAGRAM_FLAG_0RTT, data, bytes) ?
+		       NGTCP2_ERR_CALLBACK_FAILURE :
+		       0;
+}
+
 static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
 				UNUSED const ngtcp2_pkt_stateless_reset *reset, void *user_data)
 {
@@ -168,6 +178,7 @@ static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
 	.stream_open = stream_open,                                      \
 	.stream_close = stream_close,                                    \
 	.recv_stateless_reset = recv_stateless_reset,                    \
+	.recv_datagram = recv_datagram,                                  \
 	.extend_max_local_streams_bidi = extend_max_streams,             \
 	.extend_max_local_streams_uni = extend_max_streams,              \
 	.rand = get_random,                                              \

@@ -80,6 +80,7 @@ static void fill_parameters(const struct hs_connection *c, ngtcp2_transport_para
 	params->initial_max_streams_uni = config->max_streams_uni;
 	params->max_idle_timeout = config->idle_timeout_ns;
 	params->active_connection_id_limit = ACTIVE_CID_LIMIT;
+	params->max_datagram_frame_size = hs_datagrams_offer(c);
 }
 
 static struct hs_connection *new_connection(struct hs_quic *q, struct hs_path *path,
@@ -96,9 +97,10 @@ static struct hs_connection *new_connection(struct hs_quic *q, struct hs_path *p
 	c->tls = tls;
 	hs_tls_hold(tls);
 	use_path(c, path);
-	if (hs_number_take(q, c)) {
+	if (hs_datagrams_new(c) || hs_number_take(q, c)) {
 		path->references--;
 		hs_tls_free(tls);
+		free(c->datagrams);
 		free(c);
 		return NULL;
 	}
@@ -206,6 +208,7 @@ void hs_connection_free(struct hs_connection *c)
 	hs_tls_free(c->tls);
 	free(c->server_name);
 	free(c->close_packet);
+	free(c->datagrams);
 	free(c);
 }
 
@@ -264,13 +267,22 @@ static struct hs_path *path_for(struct hs_connection *c, const ngtcp2_path *way)
 	return path;
 }
 
-/* One packet, with whatever streams fit into it. Returns its size, 0 for none, or an error. */
+/* One packet, with whatever streams and datagrams fit into it: every other one takes datagrams
+ * first. Returns its size, 0 for none, or an error. */
 static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
 				 uint8_t *out, size_t room)
 {
-	int is_window_empty = 0;
+	int is_window_empty = 0, datagrams_may_go = c->datagrams != NULL;
 	for (;;) {
 		struct hs_stream *s = is_window_empty ? NULL : c->first_to_send;
+		if (datagrams_may_go && (!s || hs_datagrams_are_first(c))) {
+			ngtcp2_ssize bytes = hs_datagrams_write(c, way, info, out, room);
+			if (bytes == HS_NO_DATAGRAM)
+				datagrams_may_go = 0;
+			else if (bytes != NGTCP2_ERR_WRITE_MORE)
+				return bytes;
+			continue;
+		}
 		ngtcp2_vec pieces[2];
 		ngtcp2_ssize taken = -1;
 		size_t count = 0, offered = 0;
@@ -354,6 +366,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 	if (c->close_is_due)
 		return hs_close_send(c);
 	update_key_if_due(c);
+	hs_datagrams_measure(c);
 	while (written < share && c->state <= HS_OPEN) {
 		ngtcp2_path_storage way;
 		ngtcp2_pkt_info info = { 0 };
@@ -369,6 +382,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 		}
 		if (bytes == 0)
 			break;
+		hs_datagrams_take_turns(c);
 		struct hs_path *path = path_for(c, &way.path);
 		c->tx_datagrams++;
 		c->tx_bytes += (uint64_t)bytes;

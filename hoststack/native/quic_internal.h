@@ -9,6 +9,7 @@
  *   quic_callbacks.c   what ngtcp2 tells and asks
  *   quic_stopped.c     STOP_SENDING frames, of which ngtcp2 does not tell
  *   quic_stream.c      streams and their FIFOs
+ *   quic_datagram.c    datagrams and their FIFOs
  *   quic_tls.c         GnuTLS credentials and sessions
  *   quic_tables.c      connections by connection ID, and by deadline
  *
@@ -85,6 +86,7 @@ enum hs_pending {
 	HS_PENDING_WRITABLE = 1 << 8,
 	HS_PENDING_SEND_FINISHED = 1 << 9,
 	HS_PENDING_STREAM_CLOSED = 1 << 10,
+	HS_PENDING_DATAGRAMS = 1 << 11,
 };
 
 struct hs_stream {
@@ -138,6 +140,7 @@ struct hs_connection {
 	struct hs_stream *streams;
 	struct hs_stream *first_to_send, *last_to_send;
 	struct hs_stream *touched_streams, **touched_end;
+	struct hs_datagrams *datagrams; /* NULL: they are not offered */
 	uint8_t *close_packet;
 	uint64_t deadline_ns;
 	uint64_t came_while_closing;
@@ -278,6 +281,25 @@ void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
 void hs_stream_on_reset(struct hs_stream *s, uint64_t code);
 void hs_stream_on_stopped(struct hs_stream *s, uint64_t code);
 void hs_stream_on_gone(struct hs_stream *s);
+
+/* quic_datagram.c */
+enum { HS_NO_DATAGRAM = -1 }; /* no error of ngtcp2's: those are below -200 */
+/* Returns 0, or -1 without memory. */
+int hs_datagrams_new(struct hs_connection *c);
+/* The largest frame that the peer may send; 0: none at all. */
+uint64_t hs_datagrams_offer(const struct hs_connection *c);
+/* The handshake is complete. Returns 0, or -1 if there are no FIFOs. */
+int hs_datagrams_open(struct hs_connection *c);
+int hs_datagrams_receive(struct hs_connection *c, int is_early, const uint8_t *data, size_t bytes);
+/* Find out how large a message may be now, and tell the application if that has changed. */
+void hs_datagrams_measure(struct hs_connection *c);
+uint64_t hs_datagrams_limit(const struct hs_connection *c);
+/* Whether the next packet takes them before streams, which it does every other time. */
+int hs_datagrams_are_first(const struct hs_connection *c);
+void hs_datagrams_take_turns(struct hs_connection *c);
+/* Put the oldest message into a packet. Returns what ngtcp2 says, HS_NO_DATAGRAM if there is none. */
+ngtcp2_ssize hs_datagrams_write(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
+				uint8_t *out, size_t room);
 
 /* quic_tls.c */
 int hs_tls_session(struct hs_connection *c, int is_server);

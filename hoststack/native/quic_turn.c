@@ -247,6 +247,12 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 	/* Streams that came with a handshake wait until it is complete. */
 	if (c->state != HS_OPENING)
 		tell_streams(q, c);
+	if (pending & HS_PENDING_DATAGRAMS)
+		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
+	if (pending & HS_PENDING_READABLE)
+		add_event(q, HS_QUIC_READABLE, c, NULL, 0);
+	if (pending & HS_PENDING_WRITABLE)
+		add_event(q, HS_QUIC_WRITABLE, c, NULL, 0);
 	if (pending & HS_PENDING_STREAMS_AVAILABLE && c->state == HS_OPEN)
 		add_event(q, HS_QUIC_STREAMS_AVAILABLE, c, NULL, 0);
 	if (pending & HS_PENDING_CLOSED)

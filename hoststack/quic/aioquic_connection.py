@@ -49,7 +49,11 @@ _WINDOW_FRACTION = 4
 
 
 class HostConnection(QuicConnection):
-    """One connection. `make_fifo(connection, is_rx)` gives a stream's FIFOs."""
+    """One connection. `make_fifo(connection, size_bytes)` gives a stream's FIFOs."""
+
+    #: It carries no datagrams, so it has no FIFOs of its own.
+    rx: Fifo | None = None
+    tx: Fifo | None = None
 
     # All of its streams are adopted as soon as they are made, and its recovery is ours.
     _streams: dict[int, HostStream]  # type: ignore[assignment]
@@ -65,7 +69,7 @@ class HostConnection(QuicConnection):
         listener: Listener | None,
         path: Path,
         new_cid: Callable[[], bytes],
-        make_fifo: Callable[[Any, bool], Fifo],
+        make_fifo: Callable[[Any, int], Fifo],
         **options: Any,
     ) -> None:
         super().__init__(configuration=configuration, **options)

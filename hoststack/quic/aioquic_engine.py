@@ -11,14 +11,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from aioquic.quic import events as aio
 from aioquic.quic.packet import QuicErrorCode
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
-from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_accept import Acceptor, Listener, client_configuration
 from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.quic.aioquic_host_stream import HostStream
@@ -33,6 +32,7 @@ from hoststack.quic.seam import (
     EngineCounters,
     Event,
     EventKind,
+    FifoFactory,
     ListenerContext,
     QuicConfig,
     StreamContext,
@@ -54,9 +54,7 @@ class AioquicEngine:
 
     name = "aioquic"
 
-    def __init__(
-        self, link: Link, make_fifo: Callable[[ConnectionContext, bool], Fifo], cid: CidConfig
-    ) -> None:
+    def __init__(self, link: Link, make_fifo: FifoFactory, cid: CidConfig) -> None:
         self.counters = EngineCounters()
         self._link = link
         self._make_fifo = make_fifo
@@ -120,6 +118,9 @@ class AioquicEngine:
         opened.connection.consumed(opened)
         if opened.connection.has_limits_due or opened.receiver.is_finished:
             self._due[opened.connection] = None
+
+    def send_datagrams(self, connection: ConnectionContext) -> None:
+        raise ValueError("the aioquic engine sends no datagrams: it has no FIFOs for them")
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         opened = cast(HostStream, stream)

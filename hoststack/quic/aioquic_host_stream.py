@@ -39,12 +39,12 @@ class HostStream(QuicStream):
         if unidirectional and is_local:
             self.receiver = QuicStreamReceiver(stream_id=self.stream_id, readable=False)
         else:
-            self.rx = connection.make_fifo(connection, True)
+            self.rx = connection.make_fifo(connection, connection.config.rx_fifo_bytes)
             self.receiver = FifoReceiver(self.stream_id, self.rx)
         if unidirectional and not is_local:
             self.sender = QuicStreamSender(stream_id=self.stream_id, writable=False)
         else:
-            self.tx = connection.make_fifo(connection, False)
+            self.tx = connection.make_fifo(connection, connection.config.tx_fifo_bytes)
             self.sender = FifoSender(
                 self.stream_id,
                 self.tx,

@@ -41,6 +41,8 @@ class NativeConnection:
         self.config = config
         self.listener = listener
         self.alpn: str | None = None
+        self.rx: Fifo | None = None
+        self.tx: Fifo | None = None
         self.streams: dict[int, NativeStream] = {}
         self._paths = paths
         self._path = self._current_path()
@@ -64,6 +66,8 @@ class NativeConnection:
         if self.pointer is not None:
             figures = ffi.new("struct hs_quic_statistics *")
             lib.hs_connection_statistics(self.pointer, figures)
+            datagrams = ffi.new("struct hs_datagram_counters *")
+            lib.hs_connection_datagram_counters(self.pointer, datagrams)
             self._statistics = {
                 "rtt_s": figures.rtt_ns / 1e9,
                 "rtt_min_s": figures.rtt_min_ns / 1e9,
@@ -78,6 +82,10 @@ class NativeConnection:
                 "tx_bytes": figures.tx_bytes,
                 "datagram_bytes": figures.datagram_bytes,
                 "streams": figures.streams,
+                "rx_datagram_frames": datagrams.received,
+                "rx_datagram_frames_dropped": datagrams.rx_dropped,
+                "tx_datagram_frames": datagrams.sent,
+                "tx_datagram_frames_dropped": datagrams.tx_dropped,
             }
         return self._statistics
 

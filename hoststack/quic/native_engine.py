@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final, cast
 
@@ -28,10 +28,12 @@ from hoststack.quic.native_tls import TlsContexts
 from hoststack.quic.seam import (
     QUIC_VERSIONS,
     CidConfig,
+    CloseInfo,
     ConnectionContext,
     EngineCounters,
     Event,
     EventKind,
+    FifoFactory,
     ListenerContext,
     QuicConfig,
     StreamContext,
@@ -51,23 +53,12 @@ _DROP_NAMES: Final = tuple(
     for value, name in ffi.typeof("enum hs_quic_drop").elements.items()
     if name != "HS_QUIC_DROPS"
 )
-_STREAM_KINDS: Final = frozenset(
-    (
-        EventKind.STREAM_OPENED,
-        EventKind.READABLE,
-        EventKind.WRITABLE,
-        EventKind.RESET,
-        EventKind.STOPPED,
-        EventKind.STREAM_CLOSED,
-        EventKind.SEND_FINISHED,
-    )
-)
 _KINDS: Final = {int(kind): kind for kind in EventKind}
 
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
 def hs_python_make_fifos(owner: Any, number: int, stream_id: int, rx: Any, tx: Any) -> int:
-    """Called in the middle of a turn, for a stream that a peer opened."""
+    """Called in the middle of a turn, for a stream that a peer opened, or for datagrams."""
     engine: NativeEngine = ffi.from_handle(owner)
     return engine._make_fifos(number, stream_id, rx, tx)
 
@@ -77,9 +68,7 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(
-        self, link: Link, make_fifo: Callable[[ConnectionContext, bool], Fifo], cid: CidConfig
-    ) -> None:
+    def __init__(self, link: Link, make_fifo: FifoFactory, cid: CidConfig) -> None:
         self._make_fifo = make_fifo
         self._handle = ffi.new_handle(self)
         wire = link.wire()
@@ -176,8 +165,9 @@ class NativeEngine:
         opening = cast(NativeConnection, connection)
         if opening.pointer is None:
             return None
-        rx = None if unidirectional else self._make_fifo(connection, True)
-        tx = self._make_fifo(connection, False)
+        config = opening.config
+        rx = None if unidirectional else self._make_fifo(connection, config.rx_fifo_bytes)
+        tx = self._make_fifo(connection, config.tx_fifo_bytes)
         pointer = lib.hs_connection_open_stream(
             opening.pointer, unidirectional, producer_of(rx), consumer_of(tx)
         )
@@ -197,6 +187,11 @@ class NativeEngine:
         pointer = cast(NativeStream, stream).pointer
         if pointer is not None:
             lib.hs_stream_consumed(pointer)
+
+    def send_datagrams(self, connection: ConnectionContext) -> None:
+        pointer = cast(NativeConnection, connection).pointer
+        if pointer is not None:
+            lib.hs_connection_send_datagrams(pointer)
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         pointer = cast(NativeStream, stream).pointer
@@ -269,17 +264,23 @@ class NativeEngine:
 
     def _make_fifos(self, number: int, stream_id: int, rx: Any, tx: Any) -> int:
         connection = self._connection(number)
-        stream = NativeStream(
-            connection,
-            stream_id,
-            self._make_fifo(connection, True) if rx else None,
-            self._make_fifo(connection, False) if tx else None,
-        )
+        config = connection.config
+        owner: NativeStream | NativeConnection
+        if stream_id == lib.HS_QUIC_DATAGRAMS:
+            owner = connection
+            owner.rx = self._make_fifo(connection, config.datagram_fifo_bytes)
+            owner.tx = self._make_fifo(connection, config.datagram_fifo_bytes)
+        else:
+            owner = connection.streams[stream_id] = NativeStream(
+                connection,
+                stream_id,
+                self._make_fifo(connection, config.rx_fifo_bytes) if rx else None,
+                self._make_fifo(connection, config.tx_fifo_bytes) if tx else None,
+            )
         if rx:
-            rx[0] = producer_of(stream.rx)
+            rx[0] = producer_of(owner.rx)
         if tx:
-            tx[0] = consumer_of(stream.tx)
-        connection.streams[stream_id] = stream
+            tx[0] = consumer_of(owner.tx)
         return 0
 
     def _events(self, raw: Any, count: int) -> list[Event]:
@@ -293,12 +294,14 @@ class NativeEngine:
                 continue
             kind = _KINDS[entry.kind]
             connection = self._connection(entry.connection)
-            if kind in _STREAM_KINDS:
+            if entry.stream_id >= 0:
                 stream = self._stream_event(connection, kind, entry)
                 info = entry.info if kind in (EventKind.RESET, EventKind.STOPPED) else None
                 events.append(Event(kind, stream, info))
             else:
-                events.append(Event(kind, connection, self._connection_event(connection, kind)))
+                events.append(
+                    Event(kind, connection, self._connection_event(connection, kind, entry))
+                )
         return events
 
     def _stream_event(
@@ -312,11 +315,15 @@ class NativeEngine:
             del connection.streams[entry.stream_id]
         return stream
 
-    def _connection_event(self, connection: NativeConnection, kind: EventKind) -> Any:
+    def _connection_event(
+        self, connection: NativeConnection, kind: EventKind, entry: Any
+    ) -> CloseInfo | int | None:
         if kind in (EventKind.ACCEPTED, EventKind.CONNECTED):
             connection.read_alpn()
         elif kind is EventKind.CLOSED:
             return connection.read_close_info()
+        elif kind is EventKind.DATAGRAMS_READY:
+            return int(entry.info)
         return None
 
 
@@ -339,6 +346,9 @@ def _c_config(config: QuicConfig) -> Any:
             "idle_timeout_ns": round(config.idle_timeout_s * _SECOND_NS),
             "handshake_timeout_ns": round(config.handshake_timeout_s * _SECOND_NS),
             "packets_per_key": config.packets_per_key,
+            "datagram_fifo_bytes": (
+                Fifo.rounded_up(config.datagram_fifo_bytes) if config.datagram_fifo_bytes else 0
+            ),
             "max_datagram_bytes": config.max_datagram_bytes or 0,
             "max_connections": config.max_connections,
             "congestion_control": _CONGESTION_CONTROLS.index(config.congestion_control),

@@ -27,13 +27,14 @@ class EventKind(enum.IntEnum):
     CONNECTED = 2  #: connection: our handshake is complete; info None
     CLOSED = 3  #: connection is over, however that came; info CloseInfo. The last event of it.
     STREAM_OPENED = 4  #: stream: the peer opened it; info None
-    READABLE = 5  #: stream: its rx FIFO got bytes or its end; info None
-    WRITABLE = 6  #: stream: its tx FIFO got room, for bytes were acknowledged
+    READABLE = 5  #: stream: its rx FIFO got bytes or its end; connection: got datagrams; info None
+    WRITABLE = 6  #: stream or connection: its tx FIFO got room; info None
     RESET = 7  #: stream: the peer sent RESET_STREAM; info the application's code
     STOPPED = 8  #: stream: the peer sent STOP_SENDING; info the application's code
     STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
     SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
+    DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now
 
 
 #: QUIC's versions by their names, as they are on the wire (RFC 9000, RFC 9369).
@@ -90,6 +91,15 @@ class ConnectionContext(Protocol):
         """The negotiated protocol, once the handshake is complete."""
 
     @property
+    def rx(self) -> Fifo | None:
+        """The FIFO of messages that the engine fills with datagrams (RFC 9221); None if
+        `QuicConfig.datagram_fifo_bytes` is 0, and before the handshake is complete."""
+
+    @property
+    def tx(self) -> Fifo | None:
+        """The FIFO of messages that the engine sends datagrams from; None as `rx`."""
+
+    @property
     def local(self) -> tuple[str, int]: ...
     @property
     def remote(self) -> tuple[str, int]: ...
@@ -133,6 +143,9 @@ class QuicConfig:
     rx_fifo_bytes: int = 1 << 20
     """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two."""
     tx_fifo_bytes: int = 1 << 20
+    datagram_fifo_bytes: int = 0
+    """What waits each way on a connection's DATAGRAM frames (RFC 9221), rounded up to a power of
+    two; 0 does not offer them. The native engine's."""
     connection_window_bytes: int = 4 << 20
     """Receive window of a connection over all its streams (RFC 9000 section 4.1)."""
     max_streams_bidi: int = 128
@@ -199,9 +212,9 @@ class EngineCounters:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
-#: Makes the FIFOs of a new stream: (connection, is_rx) -> Fifo. The session layer gives it, for
-#: FIFOs belong to the application that will use the stream.
-FifoFactory = Callable[[ConnectionContext, bool], Fifo]
+#: Makes the FIFOs of a new stream, or of a connection's datagrams, of so many bytes each.
+#: The session layer gives it, for FIFOs belong to the application that will use them.
+FifoFactory = Callable[[ConnectionContext, int], Fifo]
 
 
 class Engine(Protocol):
@@ -244,6 +257,9 @@ class Engine(Protocol):
 
     def consumed(self, stream: StreamContext) -> None:
         """The application read from the rx FIFO: the receive windows may move."""
+
+    def send_datagrams(self, connection: ConnectionContext) -> None:
+        """The application wrote a message into the connection's tx FIFO."""
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         """Send RESET_STREAM: what the tx FIFO still holds is given up."""

@@ -72,10 +72,13 @@ class SessionLayer:
             EventKind.CONNECTED: self._on_connected,
             EventKind.CLOSED: self._on_closed,
             EventKind.STREAMS_AVAILABLE: self._on_streams_available,
+            EventKind.DATAGRAMS_READY: self._on_datagrams_ready,
         }
-        self._stream_events: dict[EventKind, Callable[[StreamSession, Any], None]] = {
+        self._fifo_events: dict[EventKind, Callable[[StreamSession | ConnectionSession], None]] = {
             EventKind.READABLE: self._on_readable,
             EventKind.WRITABLE: self._on_writable,
+        }
+        self._stream_events: dict[EventKind, Callable[[StreamSession, Any], None]] = {
             EventKind.RESET: self._on_reset,
             EventKind.STOPPED: self._on_stopped,
             EventKind.SEND_FINISHED: self._on_send_finished,
@@ -99,8 +102,12 @@ class SessionLayer:
     def give_to_applications(self, events: Sequence[Event]) -> bool:
         """Hand a turn's events to the applications; whether any was woken."""
         for kind, context, info in events:
-            on_stream = self._stream_events.get(kind)
-            if on_stream is not None:
+            on_fifo, on_stream = self._fifo_events.get(kind), self._stream_events.get(kind)
+            if on_fifo is not None:
+                session = self.sessions.get(context.session)
+                if isinstance(session, StreamSession | ConnectionSession):
+                    on_fifo(session)
+            elif on_stream is not None:
                 session = self.sessions.get(context.session)
                 if isinstance(session, StreamSession):
                     on_stream(session, info)
@@ -115,6 +122,7 @@ class SessionLayer:
         # A session that is gone, or another application's, is no error: signals may be late.
         session = self.sessions.owned(application, handle, StreamSession)
         if session is None:
+            self._on_connection_signal(application, handle, code)
             return
         stream = session.context
         # Arm first, then look: what the application does after this sends a new signal.
@@ -125,9 +133,16 @@ class SessionLayer:
             stream.rx.arm_write()
             self.engine.consumed(stream)
 
-    def _make_fifo(self, connection: ConnectionContext, is_rx: bool) -> Fifo:
-        config = connection.config
-        return Fifo(config.rx_fifo_bytes if is_rx else config.tx_fifo_bytes)
+    def _on_connection_signal(self, application: Application, handle: int, code: int) -> None:
+        session = self.sessions.owned(application, handle, ConnectionSession)
+        # That there is room for datagrams again is nothing to the peer: it has no window for them.
+        if session is None or session.context.tx is None or code != m.EventCode.SENT:
+            return
+        session.context.tx.arm_read()
+        self.engine.send_datagrams(session.context)
+
+    def _make_fifo(self, _: ConnectionContext, size_bytes: int) -> Fifo:
+        return Fifo(size_bytes)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -281,6 +296,15 @@ class SessionLayer:
         if session is not None:
             self._open_waiting_streams(session)
 
+    def _on_datagrams_ready(self, context: ConnectionContext, limit_bytes: int) -> None:
+        session = self._connection(context)
+        if session is None or context.rx is None or context.tx is None:
+            return
+        context.tx.arm_read()
+        session.application.notify(
+            m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes)
+        )
+
     # --- events of streams -------------------------------------------------------------------
 
     def _on_stream_opened(self, stream: StreamContext) -> None:
@@ -289,12 +313,12 @@ class SessionLayer:
             about = self._add_stream(connection, stream)
             connection.application.notify(m.StreamAccepted(*about))
 
-    def _on_readable(self, session: StreamSession, _: None) -> None:
+    def _on_readable(self, session: StreamSession | ConnectionSession) -> None:
         rx = session.context.rx
         if rx is not None and rx.take_read_armed():
             session.application.raise_event(session.handle, m.EventCode.READABLE)
 
-    def _on_writable(self, session: StreamSession, _: None) -> None:
+    def _on_writable(self, session: StreamSession | ConnectionSession) -> None:
         tx = session.context.tx
         if tx is not None and tx.take_write_armed():
             session.application.raise_event(session.handle, m.EventCode.WRITABLE)

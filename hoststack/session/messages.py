@@ -174,6 +174,17 @@ class StreamAccepted:
 
 
 @dataclass(frozen=True, slots=True)
+class DatagramsReady:
+    """A connection carries datagrams of up to `max_bytes` now, in these FIFOs of messages. The
+    events about them carry the connection's handle. Comes again when the limit changes."""
+
+    handle: int
+    rx: Fifo
+    tx: Fifo
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """A connection is over, and its streams with it."""
 
@@ -216,6 +227,7 @@ Notice = (
     | StreamReady
     | Accepted
     | StreamAccepted
+    | DatagramsReady
     | Closed
     | StreamReset
     | StreamStopped

@@ -1,0 +1,121 @@
+"""Datagrams of a connection (RFC 9221): messages that are sent once, and may be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from hoststack.session import messages as m
+
+if TYPE_CHECKING:
+    from hoststack.native.fifo import Fifo
+
+
+class Datagrams:
+    """Both directions, over a pair of FIFOs of messages.
+
+    `signal` tells the worker that there is something to send; `check` raises where the connection
+    is over. Several tasks may send and receive, for messages are whole.
+    """
+
+    def __init__(self, signal: Callable[[], None], check: Callable[[], None]) -> None:
+        self.max_bytes = 0
+        self._signal = signal
+        self._check = check
+        self._is_closed = False
+        self._rx: Fifo | None = None
+        self._tx: Fifo | None = None
+        self._senders = trio.lowlevel.ParkingLot()
+        self._receivers = trio.lowlevel.ParkingLot()
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        message = memoryview(data).cast("B")
+        has_slept = False
+        while not self._write(message):
+            has_slept |= await self._wait_for_room(len(message))
+        if not has_slept:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _write(self, message: memoryview) -> bool:
+        self._check()
+        if len(message) > self.max_bytes or self._tx is None:
+            raise ValueError(self._refusal(len(message)))
+        if not self._tx.write_message(message):
+            return False
+        if self._tx.take_read_armed():
+            self._signal()
+        return True
+
+    def _refusal(self, size_bytes: int) -> str:
+        if self._tx is None:
+            return "this side offers no datagrams: give QuicConfig.datagram_fifo_bytes"
+        if not self.max_bytes:
+            return "the peer takes no datagrams (RFC 9221): use a stream"
+        return (
+            f"a datagram of {size_bytes} bytes: at most {self.max_bytes} go to this peer along "
+            "this path (Connection.max_datagram_bytes)"
+        )
+
+    async def _wait_for_room(self, size_bytes: int) -> bool:
+        """Whether that took a sleep, and so was a checkpoint."""
+        assert self._tx is not None
+        self._tx.arm_write()
+        # Room that came before the flag was up has raised no event.
+        must_sleep = not self._tx.has_room_for(size_bytes)
+        if must_sleep:
+            await self._senders.park()
+        return must_sleep
+
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_slept = False
+        while (message := self._read()) is None:
+            has_slept |= await self._wait_for_message()
+        if not has_slept:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return message
+
+    def _read(self) -> bytes | None:
+        """The next message. What came before the peer closed can still be had."""
+        if self._is_closed or self._rx is None:
+            self._check()
+            raise ValueError(self._refusal(0))
+        message = self._rx.read_message()
+        if message is None:
+            self._check()
+        return message
+
+    async def _wait_for_message(self) -> bool:
+        assert self._rx is not None
+        self._rx.arm_read()
+        must_sleep = not self._rx.readable
+        if must_sleep:
+            await self._receivers.park()
+        return must_sleep
+
+    def close(self) -> None:
+        """No more, in either direction. Idempotent."""
+        self._is_closed = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Something happened to the connection."""
+        self._senders.unpark_all()
+        self._receivers.unpark_all()
+
+    # --- from the router ---
+
+    def on_ready(self, notice: m.DatagramsReady) -> None:
+        self._rx, self._tx = notice.rx, notice.tx
+        self.max_bytes = notice.max_bytes
+        # One that waits may be too large now.
+        self._senders.unpark_all()
+
+    def on_event(self, code: int) -> None:
+        if code == m.EventCode.WRITABLE:
+            self._senders.unpark_all()
+        else:
+            self._receivers.unpark_all()
