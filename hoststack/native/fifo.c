@@ -265,6 +265,7 @@ int hs_fifo_write_message(struct hs_fifo_producer *p, const uint8_t *data, size_
 		return (int)room;
 	if (n > HS_FIFO_MAX_MESSAGE_BYTES || n + HS_FIFO_PREFIX_BYTES > (uint64_t)room)
 		return 0;
+	begin_anew_if_empty(p);
 	uint16_t length = (uint16_t)n;
 	uint8_t prefix[HS_FIFO_PREFIX_BYTES];
 	memcpy(prefix, &length, sizeof(prefix));
