@@ -57,11 +57,13 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->cc_algo = ALGORITHMS[config->congestion_control % 3];
 	settings->max_tx_udp_payload_size = most;
 	settings->no_tx_udp_payload_size_shaping = !config->probes_mtu;
-	settings->no_pmtud = !config->probes_mtu || most == LEAST_DATAGRAM_BYTES;
-	/* One probe: what the interface carries is known, whether the rest of the path does is not. */
-	*probe = (uint16_t)most;
+	/* One probe: what the interface carries is known, whether the rest of the path does is not. A
+	 * size that no datagram has is never sent, and no PMTUD this way: with `no_pmtud`, ngtcp2 before
+	 * 1.12 fails an assertion when a client's packets come from its first address again. */
+	int has_probe = config->probes_mtu && most > LEAST_DATAGRAM_BYTES;
+	*probe = has_probe ? (uint16_t)most : UINT16_MAX;
 	settings->pmtud_probes = probe;
-	settings->pmtud_probeslen = !settings->no_pmtud;
+	settings->pmtud_probeslen = 1;
 	settings->ack_thresh = PACKETS_PER_ACK;
 	settings->handshake_timeout = config->handshake_timeout_ns;
 	settings->available_versions = hs_versions;
