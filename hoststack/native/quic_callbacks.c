@@ -62,6 +62,9 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 	struct hs_quic *q = c->q;
 	c->state = HS_OPEN;
 	if (c->listener) {
+		/* RFC 9001 section 4.1.2: "the TLS handshake is considered confirmed at the server when
+		 * the handshake completes." */
+		c->is_confirmed = 1;
 		q->half_open--;
 		q->counters.accepted++;
 		/* A ticket that can't be sent is no reason to end the connection. */
@@ -75,6 +78,13 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 	if (c->config.keep_alive_ns)
 		ngtcp2_conn_set_keep_alive_timeout(c->conn, c->config.keep_alive_ns);
 	hs_touch(c, HS_PENDING_ESTABLISHED);
+	return 0;
+}
+
+static int handshake_confirmed(UNUSED ngtcp2_conn *conn, void *user_data)
+{
+	struct hs_connection *c = user_data;
+	c->is_confirmed = 1;
 	return 0;
 }
 
@@ -196,6 +206,7 @@ const ngtcp2_callbacks hs_client_callbacks = {
 	BOTH,
 	.client_initial = ngtcp2_crypto_client_initial_cb,
 	.recv_retry = ngtcp2_crypto_recv_retry_cb,
+	.handshake_confirmed = handshake_confirmed,
 };
 
 const ngtcp2_callbacks hs_server_callbacks = {

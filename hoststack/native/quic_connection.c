@@ -344,7 +344,10 @@ static void update_key_if_due(struct hs_connection *c)
 
 int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns)
 {
-	if (c->state != HS_OPEN || ngtcp2_conn_initiate_key_update(c->conn, now_ns))
+	/* RFC 9001 section 6.1: "An endpoint MUST NOT initiate a key update prior to having confirmed the
+	 * handshake". ngtcp2 fails an assertion where a client's own Finished is not out yet. */
+	if (c->state != HS_OPEN || !c->is_confirmed ||
+	    ngtcp2_conn_initiate_key_update(c->conn, now_ns))
 		return -1;
 	c->key_update_at = c->tx_datagrams + c->config.packets_per_key;
 	c->q->counters.key_updates++;
