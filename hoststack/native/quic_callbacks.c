@@ -84,6 +84,10 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 static int handshake_confirmed(UNUSED ngtcp2_conn *conn, void *user_data)
 {
 	struct hs_connection *c = user_data;
+	/* A server that confirms what it can't have seen the end of: ngtcp2 (1.22 still does) throws the
+	 * handshake's keys away, and reads its next handshake packet through a NULL pointer. */
+	if (!c->has_written_open)
+		return NGTCP2_ERR_CALLBACK_FAILURE;
 	c->is_confirmed = 1;
 	return 0;
 }

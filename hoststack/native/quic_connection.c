@@ -385,6 +385,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 			hs_close_fail(c, (int)bytes);
 			return written;
 		}
+		c->has_written_open |= c->state == HS_OPEN;
 		if (bytes == 0)
 			break;
 		hs_datagrams_take_turns(c);

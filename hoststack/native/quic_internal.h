@@ -156,6 +156,7 @@ struct hs_connection {
 	uint8_t is_touched;
 	uint8_t close_is_due; /* the application wants it closed, or its packet must go again */
 	uint8_t was_reset; /* by a stateless reset */
+	uint8_t has_written_open; /* so that the handshake's last message of ours is out */
 	uint8_t is_confirmed; /* the handshake, to both sides (RFC 9001 section 4.1.2) */
 	struct hs_quic_config config;
 	struct hs_quic_close_info close_info;
