@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Literal, overload
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, overload
 import trio
 
 from hoststack.datagrams import Datagrams
-from hoststack.errors import ConnectionClosedError
+from hoststack.errors import ConnectionClosedError, MigrationError
+from hoststack.link.base import Endpoint
 from hoststack.quic.seam import CloseInfo
 from hoststack.session import messages as m
 from hoststack.stream import ReceiveStream, SendStream, Stream
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 #: How long `aclose` waits for acknowledgements of what was sent on finished streams.
 LINGER_SECONDS = 10.0
 
+#: How long `migrate` waits until the peer is ready for it and has answered on the new path.
+MIGRATION_SECONDS = 10.0
+
 
 class Connection(trio.abc.AsyncResource):
     """A connection whose handshake is complete. Made by `Stack.connect` and `Listener.accept`."""
@@ -27,6 +32,7 @@ class Connection(trio.abc.AsyncResource):
     def __init__(self, router: Router, notice: m.Connected | m.Accepted) -> None:
         self._router = router
         self._notice = notice
+        self._local, self._remote = notice.local, notice.remote
         self._info: CloseInfo | None = None
         self._is_closing = False
         self._accepted: deque[Stream | ReceiveStream] = deque()
@@ -41,13 +47,13 @@ class Connection(trio.abc.AsyncResource):
 
     @property
     def local(self) -> tuple[str, int]:
-        """This side's address and port."""
-        return self._notice.local
+        """This side's address and port, as they are now."""
+        return self._local
 
     @property
     def remote(self) -> tuple[str, int]:
-        """The peer's address and port at the time of the handshake."""
-        return self._notice.remote
+        """The peer's address and port, as they are now."""
+        return self._remote
 
     @property
     def alpn(self) -> str | None:
@@ -158,6 +164,33 @@ class Connection(trio.abc.AsyncResource):
         """
         self._router.post(m.UpdateKey(self.handle))
 
+    async def migrate(self, local: str | None = None) -> None:
+        """Move this client's connection to another local port (RFC 9000 section 9).
+
+        `local` is an address of this machine, with a port or without ("10.0.0.9",
+        "[fd00::9]:4000"); without one it is the address that the route to the peer gives. Returns
+        when the peer has answered on the new path, which everything takes from then on. Raises
+        MigrationError if it does not, or forbids it, or there is no such address or port, and the
+        connection lives on where it was; ValueError for what is no address; and what `open_stream`
+        raises.
+        """
+        endpoint = None if local is None else Endpoint.parse(local, 0)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check()
+        reply: object = None
+        with trio.move_on_after(MIGRATION_SECONDS):
+            reply = await self._router.call(lambda token: m.Migrate(token, self.handle, endpoint))
+        if isinstance(reply, m.Migrated):
+            return
+        self._check()
+        if isinstance(reply, m.Failed):
+            raise MigrationError(reply.errno, f"{self!r}: {reply.text}")
+        raise MigrationError(
+            errno.ETIMEDOUT,
+            f"{self!r}: the peer has given no connection ID for another path within "
+            f"{MIGRATION_SECONDS:.0f} s, or does not answer along it",
+        )
+
     async def wait_closed(self) -> CloseInfo:
         """Wait until the connection is over, and say why."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -216,6 +249,9 @@ class Connection(trio.abc.AsyncResource):
     def _on_send_finished(self) -> None:
         if self._is_closing:
             self._sleepers.unpark_all()
+
+    def _on_path_changed(self, notice: m.PathChanged) -> None:
+        self._local, self._remote = notice.local, notice.remote
 
     def _on_closed(self, info: CloseInfo) -> None:
         self._info = info

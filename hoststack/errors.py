@@ -13,6 +13,7 @@ __all__ = [
     "ConnectError",
     "ConnectionClosedError",
     "LinkError",
+    "MigrationError",
     "StreamResetError",
     "StreamStoppedError",
     "TlsConfigError",
@@ -22,6 +23,10 @@ __all__ = [
 
 class ConnectError(OSError):
     """A connection did not come about; the message says why and what to do."""
+
+
+class MigrationError(OSError):
+    """A connection did not move. It lives on where it was; the message says why it did."""
 
 
 class ConnectionClosedError(trio.BrokenResourceError):

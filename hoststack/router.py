@@ -15,7 +15,7 @@ from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.stream import ReceiveStream, SendStream, Stream, StreamBase
 
-Reply = m.Failed | m.Statistics | Listener | Connection | Stream | SendStream
+Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | SendStream
 
 
 class _Call:
@@ -45,6 +45,8 @@ class Router:
             m.Accepted: self._on_accepted,
             m.StreamAccepted: self._on_stream_accepted,
             m.DatagramsReady: self._on_datagrams_ready,
+            m.PathChanged: self._on_path_changed,
+            m.Migrated: self._on_migrated,
             m.Closed: self._on_closed,
             m.StreamReset: self._on_stream_reset,
             m.StreamStopped: self._on_stream_stopped,
@@ -130,6 +132,9 @@ class Router:
     def _on_statistics(self, notice: m.Statistics) -> None:
         self._reply(notice.token, notice)
 
+    def _on_migrated(self, notice: m.Migrated) -> None:
+        self._reply(notice.token, notice)
+
     def _on_listening(self, notice: m.Listening) -> None:
         listener = Listener(self, notice.handle, notice.local)
         self._listeners[notice.handle] = listener
@@ -177,6 +182,9 @@ class Router:
 
     def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
         self._connections[notice.handle]._datagrams.on_ready(notice)
+
+    def _on_path_changed(self, notice: m.PathChanged) -> None:
+        self._connections[notice.handle]._on_path_changed(notice)
 
     def _on_closed(self, notice: m.Closed) -> None:
         connection = self._connections.pop(notice.handle)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hoststack.link.base import Link
 from hoststack.quic.aioquic_engine import AioquicEngine
-from hoststack.quic.seam import CidConfig, Engine, FifoFactory
+from hoststack.quic.seam import CidConfig, Engine, EngineOwner
 
 EngineName = Literal["auto", "native", "aioquic"]
 
@@ -23,8 +23,8 @@ def available_engines() -> list[Literal["native", "aioquic"]]:
 
 def engine_maker(
     name: EngineName, link: Link, cid: CidConfig | None = None
-) -> Callable[[FifoFactory], Engine]:
-    """What makes the engine of that name over a link, once it is given the FIFO factory.
+) -> Callable[[EngineOwner], Engine]:
+    """What makes the engine of that name over a link, once it is given its owner.
 
     "auto" is the native one where it was built. Raises ValueError for a name that is not there.
     """
@@ -40,7 +40,7 @@ def engine_maker(
     if name == "native":
         from hoststack.quic.native_engine import NativeEngine
 
-        return lambda make_fifo: NativeEngine(link, make_fifo, cid)
+        return lambda owner: NativeEngine(link, owner, cid)
     if name == "aioquic":
-        return lambda make_fifo: AioquicEngine(link, make_fifo, cid)
+        return lambda owner: AioquicEngine(link, owner, cid)
     raise ValueError(f"there is no engine {name!r}: take 'auto', 'native' or 'aioquic'")

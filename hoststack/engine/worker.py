@@ -8,15 +8,13 @@ an application or a deadline wakes it. There is no task, lock or timer per packe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from hoststack.link.base import Link
-from hoststack.quic.seam import Engine, FifoFactory, Turn
-from hoststack.session import messages as m
+from hoststack.quic.seam import Engine, EngineOwner, Turn
 from hoststack.session.application import Application
-from hoststack.session.connector import Connecting
 from hoststack.session.layer import SessionLayer
 
 #: Turns that a shutdown may take to get its CONNECTION_CLOSE packets out.
@@ -30,7 +28,7 @@ class Worker:
     """
 
     def __init__(
-        self, link: Link, make_engine: Callable[[FifoFactory], Engine], index: int = 0
+        self, link: Link, make_engine: Callable[[EngineOwner], Engine], index: int = 0
     ) -> None:
         self.link = link
         self.layer = SessionLayer(index, link, make_engine, self._spawn)
@@ -145,6 +143,6 @@ class Worker:
         deadline = self.layer.engine.next_deadline
         return self._lazy_deadline if deadline is None else min(deadline, self._lazy_deadline)
 
-    def _spawn(self, connecting: Connecting, application: Application, request: m.Connect) -> None:
+    def _spawn(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
         assert self._nursery is not None, "a worker takes requests only while it runs"
-        self._nursery.start_soon(connecting, application, request)
+        self._nursery.start_soon(task, *arguments)

@@ -146,6 +146,10 @@ class AfXdpLink:
         """See Link."""
         return await self._paths.connect(local_port, remote)
 
+    def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
+        """See Link."""
+        return self._paths.route(local, remote)
+
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
         """See Link."""
         return Endpoint(self._hops.find(remote.host).source, 0)

@@ -7,11 +7,15 @@ that are to go. It knows endpoints, paths and datagram sizes; it knows nothing o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from ipaddress import ip_address
+from typing import Final, NamedTuple, Protocol
 
 #: Datagrams that one turn takes from, or gives to, a link.
 BURST = 64
+
+_ENDPOINT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::([0-9]{1,5}))?")
 
 
 class LinkError(OSError):
@@ -23,6 +27,25 @@ class Endpoint(NamedTuple):
 
     host: str
     port: int
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Endpoint:
+        """From "10.0.0.1:1234" or "[fd00::1]:1234"; with a default port also an address alone.
+
+        Raises ValueError with a line for the user.
+        """
+        found = _ENDPOINT.fullmatch(text)
+        host = (found[1] or found[2]) if found else text
+        port = found[3] if found and found[3] else default_port
+        try:
+            address = ip_address(host)
+        except ValueError:
+            address = None
+        if address is None or port is None or int(port) > 65535:
+            raise ValueError(
+                f"{text!r} is no address with a port: write it as 10.0.0.1:1234 or [fd00::1]:1234"
+            )
+        return cls(str(address), int(port))
 
 
 class Path:
@@ -117,6 +140,13 @@ class Link(Protocol):
         """A path from this machine to `remote`, with the route and the next hop known.
 
         Raises LinkError with errno ENETUNREACH (no route) or EHOSTUNREACH (no neighbour).
+        """
+
+    def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
+        """The path between an open local endpoint, with an address of its own, and `remote`.
+
+        It is there at once: a next hop that is not known yet is looked for meanwhile. Raises
+        LinkError where there is no route, or the endpoint is not open.
         """
 
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:

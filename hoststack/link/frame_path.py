@@ -111,7 +111,13 @@ class PathTable:
     async def connect(self, local_port: int, remote: Endpoint) -> Path:
         """The path to a remote endpoint, once its next hop is known; raises LinkError."""
         hop = await self._hops.resolve(remote.host)
-        path = self._path(Endpoint(hop.source, local_port), remote)
+        return self.route(Endpoint(hop.source, local_port), remote)
+
+    def route(self, local: Endpoint, remote: Endpoint) -> Path:
+        """The path between two endpoints, its next hop looked for if it is not known yet; raises
+        LinkError where there is no route."""
+        self._hops.look_for(remote.host, local.host)
+        path = self._path(local, remote)
         data = path.link_data
         assert isinstance(data, FramePath)
         data.is_routed = True

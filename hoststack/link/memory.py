@@ -152,6 +152,13 @@ class MemoryLink:
         local = self.local_endpoint_for(remote)
         return self._path(Endpoint(local.host, local_port), remote)
 
+    def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
+        """See Link."""
+        self.local_endpoint_for(remote)
+        if local.host != self._host or local.port not in self._ports:
+            raise LinkError(errno.EADDRNOTAVAIL, f"{local.host} port {local.port} is not open")
+        return self._path(local, remote)
+
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
         """See Link."""
         if not self._network._reaches(remote.host):

@@ -151,6 +151,12 @@ class NextHops:
         except LinkError:
             return False
 
+    def look_for(self, remote: str, source: str) -> None:
+        """Have the neighbour found if it is not known yet, without waiting; raises as `find`."""
+        neighbour = self.find(remote, source).neighbour
+        if not neighbour.mac:
+            self._probe(neighbour)
+
     async def resolve(self, remote: str) -> NextHop:
         """Like `find`, but waits until the neighbour is known.
 

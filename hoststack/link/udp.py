@@ -161,14 +161,20 @@ class UdpLink:
     async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
         """See Link."""
         await trio.lowlevel.checkpoint()
-        source = self.local_endpoint_for(remote).host
+        return self.path_from(Endpoint(self.local_endpoint_for(remote).host, local_port), remote)
+
+    def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
+        """See Link."""
         wildcard = "0.0.0.0" if ip_address(remote.host).version == 4 else "::"
-        for host in (source, wildcard):
-            found = self._sockets.get(Endpoint(host, local_port))
+        for host in (local.host, wildcard):
+            found = self._sockets.get(Endpoint(host, local.port))
             if found is not None:
-                return self._path(found, _flow(source, remote))
+                path = self._path(found, _flow(local.host, remote))
+                self.max_datagram_bytes(path)  # asks for the route
+                return path
         raise LinkError(
-            errno.EADDRNOTAVAIL, f"UDP port {local_port} is not open on {source}: open it first"
+            errno.EADDRNOTAVAIL,
+            f"UDP port {local.port} is not open on {local.host}: open it first",
         )
 
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
@@ -205,11 +211,16 @@ class UdpLink:
 
     def _admit(self, flow: bytes, local_port: int) -> Path | None:
         version = flow[0]
+        local = ip_address(_endpoints(flow, local_port)[0].host)
+        wildcard: _UdpSocket | None = None
         for opened in self._by_fd.values():
-            endpoint = opened.endpoint
-            if endpoint.port == local_port and ip_address(endpoint.host).version == version:
-                return self._path(opened, flow)
-        return None
+            host = ip_address(opened.endpoint.host)
+            if opened.endpoint.port == local_port and host.version == version:
+                if host == local:
+                    return self._path(opened, flow)
+                if host.is_unspecified:
+                    wildcard = opened
+        return self._path(wildcard, flow) if wildcard is not None else None
 
     def _route(self, path: Path) -> WireRoute:
         way = cast("_Way", path.link_data)

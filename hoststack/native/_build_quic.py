@@ -23,6 +23,7 @@ _SOURCES = (
     "quic_stopped.c",
     "quic_stream.c",
     "quic_datagram.c",
+    "quic_path.c",
     "quic_tls.c",
     "quic_tables.c",
     "wire_handed.c",
@@ -48,6 +49,9 @@ ffibuilder.cdef(
     extern "Python" int hs_python_make_fifos(void *owner, uint32_t connection, int64_t stream_id,
                                              struct hs_fifo_producer **rx,
                                              struct hs_fifo_consumer **tx);
+    extern "Python" int64_t hs_python_find_path(void *owner, uint32_t connection,
+                                                uint8_t ip_version, const uint8_t *remote_ip,
+                                                uint16_t remote_port);
     """
 )
 ffibuilder.set_source(

@@ -49,6 +49,8 @@ enum hs_quic_event_kind {
 	HS_QUIC_STREAMS_AVAILABLE = 10,
 	HS_QUIC_SEND_FINISHED = 11,
 	HS_QUIC_DATAGRAMS_READY = 12,
+	HS_QUIC_PATH_CHANGED = 13,
+	HS_QUIC_MIGRATION_FAILED = 14,
 	HS_QUIC_FORGOTTEN = 100, /* the connection's number is free again */
 };
 
@@ -109,9 +111,15 @@ struct hs_quic_config {
 	uint32_t max_connections;
 	uint8_t congestion_control; /* 0 reno, 1 cubic, 2 bbr */
 	uint8_t probes_mtu; /* PMTUD; without it the path's size is taken for granted */
-	uint16_t zero;
+	uint8_t follows_preferred; /* a client moves to the server's preferred address */
+	uint8_t zero;
 	uint32_t retry_above; /* handshakes under way from which on Retry is asked for */
 	uint32_t version; /* the client's first choice */
+	/* A server's preferred addresses (RFC 9000 section 9.6); port 0: none. */
+	uint16_t preferred_v4_port;
+	uint16_t preferred_v6_port;
+	uint8_t preferred_v4[4];
+	uint8_t preferred_v6[16];
 };
 
 struct hs_quic_close_info {
@@ -136,6 +144,7 @@ struct hs_quic_statistics {
 	uint64_t streams;
 	uint64_t datagram_bytes; /* the size that is sent now */
 	uint64_t rx_ecn_ce; /* datagrams that came marked */
+	uint64_t path_changes;
 };
 
 /* DATAGRAM frames of one connection. */
@@ -163,10 +172,15 @@ struct hs_quic_turn {
 typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stream_id,
 				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 
+/* Finds the path to another address of the peer's. Returns its id, or -1 if there is no way. */
+typedef int64_t (*hs_quic_find_path)(void *owner, uint32_t connection, uint8_t ip_version,
+				     const uint8_t *remote_ip, uint16_t remote_port);
+
 /* `cid_prefix` is 4 bytes (bpf/steer.h), `secret` HS_QUIC_SECRET_BYTES: workers that share it
  * know each other's tokens and resets. The wire is the engine's from now on. NULL without memory. */
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
-			    hs_quic_make_fifos make_fifos, void *owner);
+			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
+			    void *owner);
 void hs_quic_free(struct hs_quic *q);
 
 /* One burst in, one burst out, and again while there is something to do, up to so many bursts; then,
@@ -211,6 +225,18 @@ void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_clos
 void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_statistics *out);
 void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *reason,
 			 size_t reason_bytes);
+/* Move a connection of ours to another local endpoint (RFC 9000 section 9), as soon as the peer has
+ * confirmed the handshake and given a connection ID for it. The path has another local endpoint, and
+ * the same remote one. HS_QUIC_PATH_CHANGED or HS_QUIC_MIGRATION_FAILED follows, unless this
+ * returns why not. */
+enum hs_migration_refusal {
+	HS_MIGRATION_OF_SERVER = 1, /* only a client may */
+	HS_MIGRATION_TOO_LATE,
+	HS_MIGRATION_FORBIDDEN, /* by the peer: disable_active_migration */
+};
+int hs_connection_migrate(struct hs_connection *c, uint32_t path_id);
+/* Do not, if it has not begun; HS_QUIC_MIGRATION_FAILED follows then. */
+void hs_connection_stay(struct hs_connection *c);
 /* Begin a key update; -1 while the last one is not confirmed yet (RFC 9001 section 6.5). */
 int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns);
 

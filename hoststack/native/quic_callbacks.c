@@ -45,12 +45,11 @@ static void get_random(uint8_t *out, size_t bytes, UNUSED const ngtcp2_rand_ctx 
 }
 
 /* So that the client's next connection needs no Retry (RFC 9000 section 8.1.3). */
-static void offer_token(struct hs_connection *c)
+static void offer_token(struct hs_connection *c, const ngtcp2_addr *remote)
 {
 	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN];
-	const union hs_address *remote = &c->path->remote;
 	ngtcp2_ssize bytes = ngtcp2_crypto_generate_regular_token(
-		token, c->q->secret, sizeof(c->q->secret), &remote->any, hs_address_bytes(remote),
+		token, c->q->secret, sizeof(c->q->secret), remote->addr, remote->addrlen,
 		c->q->now_ns);
 	if (bytes > 0)
 		ngtcp2_conn_submit_new_token(c->conn, token, (size_t)bytes);
@@ -69,7 +68,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		q->counters.accepted++;
 		/* A ticket that can't be sent is no reason to end the connection. */
 		gnutls_session_ticket_send(c->session, 1, 0);
-		offer_token(c);
+		offer_token(c, &ngtcp2_conn_get_path(c->conn)->remote);
 	} else {
 		q->counters.connected++;
 	}
@@ -181,6 +180,26 @@ static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
 	return 0;
 }
 
+static int path_validation(UNUSED ngtcp2_conn *conn, uint32_t flags, const ngtcp2_path *path,
+			   UNUSED const ngtcp2_path *old_path, ngtcp2_path_validation_result result,
+			   void *user_data)
+{
+	struct hs_connection *c = user_data;
+	int is_good = result == NGTCP2_PATH_VALIDATION_RESULT_SUCCESS;
+	hs_path_validated(c, path, flags, is_good);
+	/* A token is for one address (RFC 9000 section 8.1.3), and the client has another now. */
+	if (is_good && flags & NGTCP2_PATH_VALIDATION_FLAG_NEW_TOKEN)
+		offer_token(c, &path->remote);
+	return 0;
+}
+
+static int select_preferred_addr(UNUSED ngtcp2_conn *conn, ngtcp2_path *dest,
+				 const ngtcp2_preferred_addr *theirs, void *user_data)
+{
+	hs_path_select_preferred(user_data, theirs, dest);
+	return 0;
+}
+
 #define BOTH                                                             \
 	.recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,           \
 	.handshake_completed = handshake_completed,                      \
@@ -204,6 +223,7 @@ static int recv_stateless_reset(UNUSED ngtcp2_conn *conn,
 	.delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb, \
 	.delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb, \
 	.get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb, \
+	.path_validation = path_validation,                              \
 	.version_negotiation = ngtcp2_crypto_version_negotiation_cb
 
 const ngtcp2_callbacks hs_client_callbacks = {
@@ -211,6 +231,7 @@ const ngtcp2_callbacks hs_client_callbacks = {
 	.client_initial = ngtcp2_crypto_client_initial_cb,
 	.recv_retry = ngtcp2_crypto_recv_retry_cb,
 	.handshake_confirmed = handshake_confirmed,
+	.select_preferred_addr = select_preferred_addr,
 };
 
 const ngtcp2_callbacks hs_server_callbacks = {

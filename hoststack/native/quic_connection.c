@@ -23,22 +23,6 @@ enum {
 
 const uint32_t hs_versions[HS_QUIC_VERSIONS] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
 
-static ngtcp2_path ngtcp2_path_of(struct hs_path *path)
-{
-	return (ngtcp2_path){
-		.local = { &path->local.any, hs_address_bytes(&path->local) },
-		.remote = { &path->remote.any, hs_address_bytes(&path->remote) },
-	};
-}
-
-static void use_path(struct hs_connection *c, struct hs_path *path)
-{
-	if (c->path)
-		c->path->references--;
-	path->references++;
-	c->path = path;
-}
-
 /* --- beginning -------------------------------------------------------------------------------- */
 
 static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settings,
@@ -98,9 +82,9 @@ static struct hs_connection *new_connection(struct hs_quic *q, struct hs_path *p
 	c->touched_end = &c->touched_streams;
 	c->tls = tls;
 	hs_tls_hold(tls);
-	use_path(c, path);
+	hs_path_begin(c, path);
 	if (hs_datagrams_new(c) || hs_number_take(q, c)) {
-		path->references--;
+		hs_path_end(c);
 		hs_tls_free(tls);
 		free(c->datagrams);
 		free(c);
@@ -138,9 +122,10 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 		params.retry_scid_present = 1;
 	}
 	params.stateless_reset_token_present = 1;
-	ngtcp2_path way = ngtcp2_path_of(path);
+	ngtcp2_path way = hs_ngtcp2_path(path);
 	/* A client's first flight goes to the connection ID that the client picked. */
 	if (hs_new_cid(c, &scid, params.stateless_reset_token) ||
+	    hs_path_offer_preferred(c, &params) ||
 	    (hs_cids_add(&q->cids, c, hd->dcid.data, hd->dcid.datalen) && !original_dcid) ||
 	    ngtcp2_conn_server_new(&c->conn, &hd->scid, &scid, &way, hd->version,
 				   &hs_server_callbacks, &settings, &params, NULL, c) ||
@@ -171,7 +156,7 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 	/* RFC 9000 section 7.2: "This Destination Connection ID MUST be at least 8 bytes in length"
 	 * and "MUST be unpredictable". */
 	dcid.datalen = HS_CID_MAX_BYTES;
-	ngtcp2_path way = ngtcp2_path_of(path);
+	ngtcp2_path way = hs_ngtcp2_path(path);
 	c->server_name = strdup(server_name);
 	if (!c->server_name || gnutls_rnd(GNUTLS_RND_NONCE, dcid.data, dcid.datalen) ||
 	    hs_new_cid(c, &scid, unused_token) ||
@@ -206,7 +191,7 @@ void hs_connection_free(struct hs_connection *c)
 		hs_listener_release(c->listener);
 	}
 	hs_number_give(q, c);
-	c->path->references--;
+	hs_path_end(c);
 	hs_tls_free(c->tls);
 	free(c->server_name);
 	free(c->close_packet);
@@ -225,7 +210,7 @@ void hs_connection_read(struct hs_connection *c, const struct hs_received *datag
 	c->rx_datagrams++;
 	c->rx_bytes += datagram->bytes;
 	c->rx_ecn_ce += datagram->ecn == 3;
-	ngtcp2_path way = ngtcp2_path_of(datagram->path);
+	ngtcp2_path way = hs_ngtcp2_path(datagram->path);
 	ngtcp2_pkt_info info = { .ecn = datagram->ecn };
 	hs_stops_begin(c->q);
 	int result = ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
@@ -252,22 +237,6 @@ void hs_connection_set_timer(struct hs_connection *c)
 }
 
 /* --- writing ---------------------------------------------------------------------------------- */
-
-/* The path that ngtcp2 wants a packet to go along; NULL if nothing is known of it. */
-static struct hs_path *path_for(struct hs_connection *c, const ngtcp2_path *way)
-{
-	ngtcp2_path own = ngtcp2_path_of(c->path);
-	if (ngtcp2_path_eq(&own, way))
-		return c->path;
-	union hs_address local = { 0 }, remote = { 0 };
-	memcpy(&local, way->local.addr, way->local.addrlen);
-	memcpy(&remote, way->remote.addr, way->remote.addrlen);
-	struct hs_path *path = hs_paths_by_address(&c->q->wire->paths, &local, &remote);
-	/* The connection has moved, or this is only a probe. */
-	if (path && ngtcp2_path_eq(ngtcp2_conn_get_path(c->conn), way))
-		use_path(c, path);
-	return path;
-}
 
 /* One packet, with whatever streams and datagrams fit into it: every other one takes datagrams
  * first. Returns its size, 0 for none, or an error. */
@@ -372,6 +341,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 		return hs_close_send(c);
 	update_key_if_due(c);
 	hs_datagrams_measure(c);
+	hs_path_try_wanted(c);
 	while (written < share && c->state <= HS_OPEN) {
 		ngtcp2_path_storage way;
 		ngtcp2_pkt_info info = { 0 };
@@ -379,6 +349,10 @@ int hs_connection_write(struct hs_connection *c, int share)
 		uint8_t *out = wire->verbs->reserve(wire, &room);
 		if (!out)
 			return -1;
+		/* It may have come here along a path that carries more. */
+		if (c->path->max_datagram_bytes >= LEAST_DATAGRAM_BYTES &&
+		    c->path->max_datagram_bytes < room)
+			room = c->path->max_datagram_bytes;
 		ngtcp2_path_storage_zero(&way);
 		ngtcp2_ssize bytes = write_packet(c, &way.path, &info, out, room);
 		if (bytes < 0) {
@@ -389,7 +363,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 		if (bytes == 0)
 			break;
 		hs_datagrams_take_turns(c);
-		struct hs_path *path = path_for(c, &way.path);
+		struct hs_path *path = hs_path_for(c, &way.path);
 		c->tx_datagrams++;
 		c->tx_bytes += (uint64_t)bytes;
 		if (path) {
@@ -462,5 +436,6 @@ void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_stat
 		.streams = c->stream_count,
 		.datagram_bytes = ngtcp2_conn_get_path_max_tx_udp_payload_size(c->conn),
 		.rx_ecn_ce = c->rx_ecn_ce,
+		.path_changes = c->path_changes,
 	};
 }

@@ -10,6 +10,7 @@
  *   quic_stopped.c     STOP_SENDING frames, of which ngtcp2 does not tell
  *   quic_stream.c      streams and their FIFOs
  *   quic_datagram.c    datagrams and their FIFOs
+ *   quic_path.c        the path of a connection, and where it moves to
  *   quic_tls.c         GnuTLS credentials and sessions
  *   quic_tables.c      connections by connection ID, and by deadline
  *
@@ -87,6 +88,8 @@ enum hs_pending {
 	HS_PENDING_SEND_FINISHED = 1 << 9,
 	HS_PENDING_STREAM_CLOSED = 1 << 10,
 	HS_PENDING_DATAGRAMS = 1 << 11,
+	HS_PENDING_PATH_CHANGED = 1 << 12,
+	HS_PENDING_MIGRATION_FAILED = 1 << 13,
 };
 
 struct hs_stream {
@@ -134,6 +137,9 @@ struct hs_connection {
 	struct hs_listener *listener; /* NULL: a connection of ours */
 	char *server_name;
 	struct hs_path *path;
+	struct hs_path *last_path; /* the one before; these may be NULL */
+	struct hs_path *next_path; /* that is being validated */
+	struct hs_path *wanted_path; /* to migrate to, as soon as the peer allows it */
 	struct hs_cid_entry *cids;
 	struct hs_connection *next_due, *previous_due;
 	struct hs_connection *next_touched;
@@ -150,6 +156,7 @@ struct hs_connection {
 	uint32_t number;
 	uint32_t stream_count;
 	uint32_t pending;
+	uint32_t path_changes;
 	uint16_t close_bytes;
 	uint8_t state; /* enum hs_connection_state */
 	uint8_t is_due;
@@ -179,6 +186,7 @@ struct hs_parked {
 struct hs_quic {
 	struct hs_wire *wire;
 	hs_quic_make_fifos make_fifos;
+	hs_quic_find_path find_path;
 	void *owner;
 	uint64_t now_ns;
 	uint8_t cid_prefix[HS_CID_RANDOM_OFFSET];
@@ -302,6 +310,21 @@ void hs_datagrams_take_turns(struct hs_connection *c);
 /* Put the oldest message into a packet. Returns what ngtcp2 says, HS_NO_DATAGRAM if there is none. */
 ngtcp2_ssize hs_datagrams_write(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
 				uint8_t *out, size_t room);
+
+/* quic_path.c */
+ngtcp2_path hs_ngtcp2_path(struct hs_path *path);
+void hs_path_begin(struct hs_connection *c, struct hs_path *path);
+void hs_path_end(struct hs_connection *c);
+/* The path that ngtcp2 wants a packet to go along; NULL if nothing is known of it. */
+struct hs_path *hs_path_for(struct hs_connection *c, const ngtcp2_path *way);
+void hs_path_validated(struct hs_connection *c, const ngtcp2_path *way, uint32_t flags,
+		       int is_good);
+/* Begin the migration that is waited for, if that is possible by now. */
+void hs_path_try_wanted(struct hs_connection *c);
+/* Returns 0, or -1 without a connection ID. */
+int hs_path_offer_preferred(struct hs_connection *c, ngtcp2_transport_params *params);
+void hs_path_select_preferred(struct hs_connection *c, const ngtcp2_preferred_addr *theirs,
+			      ngtcp2_path *out);
 
 /* quic_tls.c */
 int hs_tls_session(struct hs_connection *c, int is_server);

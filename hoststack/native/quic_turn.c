@@ -253,6 +253,10 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 		add_event(q, HS_QUIC_READABLE, c, NULL, 0);
 	if (pending & HS_PENDING_WRITABLE)
 		add_event(q, HS_QUIC_WRITABLE, c, NULL, 0);
+	if (pending & HS_PENDING_PATH_CHANGED && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_PATH_CHANGED, c, NULL, 0);
+	if (pending & HS_PENDING_MIGRATION_FAILED && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_MIGRATION_FAILED, c, NULL, 0);
 	if (pending & HS_PENDING_STREAMS_AVAILABLE && c->state == HS_OPEN)
 		add_event(q, HS_QUIC_STREAMS_AVAILABLE, c, NULL, 0);
 	if (pending & HS_PENDING_CLOSED)
@@ -372,7 +376,8 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 /* --- beginning and end ------------------------------------------------------------------------ */
 
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
-			    hs_quic_make_fifos make_fifos, void *owner)
+			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
+			    void *owner)
 {
 	struct hs_quic *q = calloc(1, sizeof(*q));
 	if (!q || hs_cids_init(&q->cids)) {
@@ -382,6 +387,7 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 	}
 	q->wire = wire;
 	q->make_fifos = make_fifos;
+	q->find_path = find_path;
 	q->owner = owner;
 	q->touched_end = &q->touched;
 	q->reset_budget = 1;

@@ -94,6 +94,7 @@ def _configuration(
     for name, is_asked in (
         ("keep_alive_s", config.keep_alive_s),
         ("datagram_fifo_bytes", config.datagram_fifo_bytes),
+        ("preferred_addresses", config.preferred_addresses),
         ("probe_mtu", config.probe_mtu),
         ("retry_above_half_open", config.retry_above_half_open is not None),
     ):

@@ -30,9 +30,9 @@ from hoststack.quic.seam import (
     CidConfig,
     ConnectionContext,
     EngineCounters,
+    EngineOwner,
     Event,
     EventKind,
-    FifoFactory,
     ListenerContext,
     QuicConfig,
     StreamContext,
@@ -54,10 +54,10 @@ class AioquicEngine:
 
     name = "aioquic"
 
-    def __init__(self, link: Link, make_fifo: FifoFactory, cid: CidConfig) -> None:
+    def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig) -> None:
         self.counters = EngineCounters()
         self._link = link
-        self._make_fifo = make_fifo
+        self._make_fifo = owner.make_fifo
         self._new_cid = CidGenerator(cid)
         self._acceptor = Acceptor(link, self.counters)
         self._by_cid: dict[bytes, HostConnection] = {}
@@ -137,6 +137,12 @@ class AioquicEngine:
         if updating.is_established and updating._close_event is None:
             updating.key_update_at = 0
             self._due[updating] = None
+
+    def migrate(self, connection: ConnectionContext, path: object) -> None:
+        raise ValueError("the aioquic engine can't move a connection: take the native one")
+
+    def stay(self, connection: ConnectionContext) -> None:
+        """There is no migration that could be given up."""
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         closing = cast(HostConnection, connection)

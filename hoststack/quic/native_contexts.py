@@ -82,6 +82,7 @@ class NativeConnection:
                 "tx_bytes": figures.tx_bytes,
                 "datagram_bytes": figures.datagram_bytes,
                 "streams": figures.streams,
+                "path_changes": figures.path_changes,
                 "rx_datagram_frames": datagrams.received,
                 "rx_datagram_frames_dropped": datagrams.rx_dropped,
                 "tx_datagram_frames": datagrams.sent,

@@ -31,13 +31,14 @@ from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
     EngineCounters,
+    EngineOwner,
     Event,
     EventKind,
-    FifoFactory,
     ListenerContext,
     QuicConfig,
     StreamContext,
     Turn,
+    preferred_endpoints,
 )
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
@@ -53,6 +54,13 @@ _DROP_NAMES: Final = tuple(
     for value, name in ffi.typeof("enum hs_quic_drop").elements.items()
     if name != "HS_QUIC_DROPS"
 )
+_REFUSALS: Final = {
+    lib.HS_MIGRATION_OF_SERVER: "only the client of a connection can move it (RFC 9000 section 9)",
+    lib.HS_MIGRATION_TOO_LATE: "the connection is closed",
+    lib.HS_MIGRATION_FORBIDDEN: (
+        "the peer forbids migration (disable_active_migration, RFC 9000 section 18.2)"
+    ),
+}
 _KINDS: Final = {int(kind): kind for kind in EventKind}
 
 
@@ -63,13 +71,24 @@ def hs_python_make_fifos(owner: Any, number: int, stream_id: int, rx: Any, tx: A
     return engine._make_fifos(number, stream_id, rx, tx)
 
 
+@ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
+def hs_python_find_path(
+    owner: Any, number: int, ip_version: int, remote_ip: Any, remote_port: int
+) -> int:
+    """Called in the middle of a turn, for an address that a server prefers."""
+    engine: NativeEngine = ffi.from_handle(owner)
+    host = ip_address(bytes(ffi.buffer(remote_ip, 4 if ip_version == 4 else 16)))
+    return engine._find_path(number, (str(host), remote_port))
+
+
 class NativeEngine:
     """A worker's engine over one link (hoststack/quic/seam.py has the contract)."""
 
     name = "native"
 
-    def __init__(self, link: Link, make_fifo: FifoFactory, cid: CidConfig) -> None:
-        self._make_fifo = make_fifo
+    def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig) -> None:
+        self._owner = owner
+        self._make_fifo = owner.make_fifo
         self._handle = ffi.new_handle(self)
         wire = link.wire()
         self._wire = HandedWire(link) if wire is None else DirectWire(wire)
@@ -79,6 +98,7 @@ class NativeEngine:
                 CidGenerator(cid).prefix,
                 os.urandom(lib.HS_QUIC_SECRET_BYTES),
                 lib.hs_python_make_fifos,
+                lib.hs_python_find_path,
                 self._handle,
             ),
             lib.hs_quic_free,
@@ -208,6 +228,22 @@ class NativeEngine:
         if pointer is not None:
             lib.hs_connection_update_key(pointer, self._now_ns)
 
+    def migrate(self, connection: ConnectionContext, path: object) -> None:
+        pointer = cast(NativeConnection, connection).pointer
+        number = self._number(cast(Path, path))
+        if number is None:
+            raise ValueError("there is no room for another path: close some connections")
+        refusal = lib.HS_MIGRATION_TOO_LATE
+        if pointer is not None:
+            refusal = lib.hs_connection_migrate(pointer, number)
+        if refusal:
+            raise ValueError(_REFUSALS[refusal])
+
+    def stay(self, connection: ConnectionContext) -> None:
+        pointer = cast(NativeConnection, connection).pointer
+        if pointer is not None:
+            lib.hs_connection_stay(pointer)
+
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         pointer = cast(NativeConnection, connection).pointer
         if pointer is not None:
@@ -282,6 +318,11 @@ class NativeEngine:
         if tx:
             tx[0] = consumer_of(owner.tx)
         return 0
+
+    def _find_path(self, number: int, remote: tuple[str, int]) -> int:
+        path = self._owner.find_path(self._connection(number), remote)
+        found = None if path is None else self._number(cast(Path, path))
+        return -1 if found is None else found
 
     def _events(self, raw: Any, count: int) -> list[Event]:
         events: list[Event] = []
@@ -358,5 +399,19 @@ def _c_config(config: QuicConfig) -> Any:
                 _NO_RETRY if config.retry_above_half_open is None else config.retry_above_half_open
             ),
             "version": QUIC_VERSIONS[config.version],
+            "follows_preferred": config.follow_preferred_address,
+            **_preferred(config),
         },
     )
+
+
+def _preferred(config: QuicConfig) -> dict[str, Any]:
+    """The server's preferred addresses, as struct hs_quic_config has them."""
+    fields: dict[str, Any] = {}
+    for endpoint in preferred_endpoints(config):
+        host = ip_address(endpoint.host)
+        fields |= {
+            f"preferred_v{host.version}": host.packed,
+            f"preferred_v{host.version}_port": endpoint.port,
+        }
+    return fields

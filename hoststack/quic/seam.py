@@ -12,10 +12,12 @@ handle, and passes the context back; it reads no other field than the ones decla
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 
+from hoststack.link.base import Endpoint
 from hoststack.native.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 
@@ -35,6 +37,8 @@ class EventKind(enum.IntEnum):
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
     SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
     DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now
+    PATH_CHANGED = 13  #: connection: `local` and `remote` are others now; info None
+    MIGRATION_FAILED = 14  #: connection: it stays where it is, though `migrate` was asked for; None
 
 
 #: QUIC's versions by their names, as they are on the wire (RFC 9000, RFC 9369).
@@ -166,12 +170,30 @@ class QuicConfig:
     (Retry, RFC 9000 section 8.1.2): 0 always, None never. The native engine's."""
     version: int = 1
     """The QUIC version that a client begins with: 1 (RFC 9000) or 2 (RFC 9369)."""
+    preferred_addresses: tuple[str, ...] = ()
+    """Where a server wants its clients after the handshake (RFC 9000 section 9.6): "10.0.0.3:1234"
+    or "[fd00::3]:1234", one of each kind at most. It listens there too. The native engine's."""
+    follow_preferred_address: bool = True
+    """Whether a client goes there. The native engine does; aioquic never."""
     max_datagram_bytes: int | None = None
     """Upper bound on a UDP payload; None takes what the path's MTU carries."""
     packets_per_key: int = 1 << 22
     """Packets sent before keys are updated; RFC 9001 section 6.6 sets AES-GCM's limit at 2^23."""
     max_connections: int = 65536
     """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
+
+
+def preferred_endpoints(config: QuicConfig) -> list[Endpoint]:
+    """`QuicConfig.preferred_addresses`, parsed; raises ValueError with a line for the user."""
+    endpoints = [Endpoint.parse(text) for text in config.preferred_addresses]
+    for endpoint in endpoints:
+        if not endpoint.port or ip_address(endpoint.host).is_unspecified:
+            raise ValueError(
+                f"{endpoint.host} port {endpoint.port} is nowhere that a client can go"
+            )
+    if len({ip_address(endpoint.host).version for endpoint in endpoints}) < len(endpoints):
+        raise ValueError("there is one preferred address for IPv4, and one for IPv6")
+    return endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +234,15 @@ class EngineCounters:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
-#: Makes the FIFOs of a new stream, or of a connection's datagrams, of so many bytes each.
-#: The session layer gives it, for FIFOs belong to the application that will use them.
-FifoFactory = Callable[[ConnectionContext, int], Fifo]
+class EngineOwner(Protocol):
+    """What an engine asks in the middle of a turn: the session layer."""
+
+    def make_fifo(self, connection: ConnectionContext, size_bytes: int) -> Fifo:
+        """A FIFO of a new stream, or of a connection's datagrams: it belongs to the application
+        that will use it."""
+
+    def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> object | None:
+        """A link's Path to another address of the peer's; None if there is no way."""
 
 
 class Engine(Protocol):
@@ -269,6 +297,14 @@ class Engine(Protocol):
 
     def update_key(self, connection: ConnectionContext) -> None:
         """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
+
+    def migrate(self, connection: ConnectionContext, path: object) -> None:
+        """Move a connection of ours to a link's Path from another local endpoint, as soon as the
+        peer allows it; PATH_CHANGED or MIGRATION_FAILED follows. Raises ValueError if it never
+        can."""
+
+    def stay(self, connection: ConnectionContext) -> None:
+        """Do not migrate, if that has not begun yet; MIGRATION_FAILED follows then."""
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         """Close at once with the application's code; CLOSED follows."""

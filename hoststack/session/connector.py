@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
@@ -14,10 +15,11 @@ from hoststack.session.application import Application
 from hoststack.session.ports import PortTable
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 
-#: The task that looks for the way to a peer.
-Connecting = Callable[[Application, m.Connect], Awaitable[None]]
-#: Starts that task in the worker's nursery.
-Spawn = Callable[[Connecting, Application, m.Connect], None]
+
+class Spawn(Protocol):
+    """Starts a task in the worker's nursery."""
+
+    def __call__(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None: ...
 
 
 def error_text(error: Exception) -> str:

@@ -11,20 +11,22 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.link.base import Endpoint, Link, LinkError, Path
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
     Engine,
+    EngineOwner,
     Event,
     EventKind,
-    FifoFactory,
     StreamContext,
+    preferred_endpoints,
 )
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Connector, Spawn, error_text
+from hoststack.session.migrator import Migrator
 from hoststack.session.ports import PortTable
 from hoststack.session.session import (
     ConnectionSession,
@@ -38,22 +40,23 @@ from hoststack.session.session import (
 class SessionLayer:
     """Sessions of one worker.
 
-    `make_engine` gets the FIFO factory and gives the engine; `spawn` starts a task in the
-    worker's nursery (finding a next hop takes time).
+    `make_engine` gets this layer as the engine's owner; `spawn` starts a task in the worker's
+    nursery (finding a next hop takes time).
     """
 
     def __init__(
         self,
         worker: int,
         link: Link,
-        make_engine: Callable[[FifoFactory], Engine],
+        make_engine: Callable[[EngineOwner], Engine],
         spawn: Spawn,
     ) -> None:
         self.sessions = SessionTable(worker)
         self.applications: list[Application] = []
-        self.engine = make_engine(self._make_fifo)
+        self.engine = make_engine(self)
         self._ports = PortTable(link)
         self._connector = Connector(link, self.engine, self.sessions, self._ports, spawn)
+        self._migrator = Migrator(link, self.engine, self._ports, spawn)
         self._waiting_streams: dict[ConnectionSession, list[m.OpenStream]] = {}
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
@@ -65,6 +68,7 @@ class SessionLayer:
             m.ResetStream: self._reset_stream,
             m.StopSending: self._stop_sending,
             m.UpdateKey: self._update_key,
+            m.Migrate: self._migrate,
             m.GetStatistics: self._get_statistics,
         }
         self._connection_events: dict[EventKind, Callable[[ConnectionContext, Any], None]] = {
@@ -73,6 +77,8 @@ class SessionLayer:
             EventKind.CLOSED: self._on_closed,
             EventKind.STREAMS_AVAILABLE: self._on_streams_available,
             EventKind.DATAGRAMS_READY: self._on_datagrams_ready,
+            EventKind.PATH_CHANGED: self._on_path_changed,
+            EventKind.MIGRATION_FAILED: self._on_migration_failed,
         }
         self._fifo_events: dict[EventKind, Callable[[StreamSession | ConnectionSession], None]] = {
             EventKind.READABLE: self._on_readable,
@@ -141,8 +147,15 @@ class SessionLayer:
         session.context.tx.arm_read()
         self.engine.send_datagrams(session.context)
 
-    def _make_fifo(self, _: ConnectionContext, size_bytes: int) -> Fifo:
+    # --- for the engine, in the middle of its turn -------------------------------------------
+
+    def make_fifo(self, connection: ConnectionContext, size_bytes: int) -> Fifo:
+        """See EngineOwner."""
         return Fifo(size_bytes)
+
+    def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> Path | None:
+        """See EngineOwner."""
+        return self._migrator.path_to(connection, Endpoint(*remote))
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -153,10 +166,12 @@ class SessionLayer:
             application.notify(m.Failed(request.token, error.errno or 0, error_text(error)))
             return
         try:
+            self._ports.open_beside(local, preferred_endpoints(request.config))
             listener = self.engine.listen(local, request.tls, request.alpn, request.config)
-        except ValueError as error:
+        except (ValueError, LinkError) as error:
             self._ports.close_listener(local)
-            application.notify(m.Failed(request.token, errno.EINVAL, error_text(error)))
+            number = error.errno if isinstance(error, LinkError) else errno.EINVAL
+            application.notify(m.Failed(request.token, number or 0, error_text(error)))
             return
         session = self.sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
         application.notify(m.Listening(request.token, session.handle, local))
@@ -170,6 +185,7 @@ class SessionLayer:
 
     def _cancel(self, application: Application, request: m.Cancel) -> None:
         self._connector.cancel(application, request)
+        self._migrator.cancel(application, request)
         for session, waiting in self._waiting_streams.items():
             if session.application is application:
                 waiting[:] = [w for w in waiting if w.token != request.token]
@@ -234,6 +250,13 @@ class SessionLayer:
         if session is not None:
             self.engine.update_key(session.context)
 
+    def _migrate(self, application: Application, request: m.Migrate) -> None:
+        session = self.sessions.owned(application, request.handle, ConnectionSession)
+        if session is None or session.state is not SessionState.READY:
+            application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
+        else:
+            self._migrator.start(session, request)
+
     def _get_statistics(self, application: Application, request: m.GetStatistics) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
         if session is None:
@@ -283,6 +306,7 @@ class SessionLayer:
             session.application.notify(
                 m.Failed(request.token, errno.ENOTCONN, "the connection is closed")
             )
+        self._migrator.on_closed(context)
         for stream in list(session.streams.values()):
             self.sessions.remove(stream)
         self.sessions.remove(session)
@@ -295,6 +319,15 @@ class SessionLayer:
         session = self._connection(context)
         if session is not None:
             self._open_waiting_streams(session)
+
+    def _on_path_changed(self, context: ConnectionContext, _: None) -> None:
+        session = self._connection(context)
+        if session is not None:
+            session.application.notify(m.PathChanged(session.handle, context.local, context.remote))
+            self._migrator.on_path_changed(context)
+
+    def _on_migration_failed(self, context: ConnectionContext, _: None) -> None:
+        self._migrator.on_failed(context)
 
     def _on_datagrams_ready(self, context: ConnectionContext, limit_bytes: int) -> None:
         session = self._connection(context)

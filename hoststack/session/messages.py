@@ -92,6 +92,15 @@ class UpdateKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Migrate:
+    """Move a connection of ours to a new port (0: any) of a local address (None: the route's)."""
+
+    token: int
+    handle: int
+    local: tuple[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class GetStatistics:
     token: int
     handle: int
@@ -107,6 +116,7 @@ Request = (
     | ResetStream
     | StopSending
     | UpdateKey
+    | Migrate
     | GetStatistics
 )
 
@@ -212,6 +222,20 @@ class SendFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class PathChanged:
+    """A connection uses other addresses now, by either side's doing."""
+
+    handle: int
+    local: tuple[str, int]
+    remote: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """What is known of a connection; RTT in seconds, sizes in bytes."""
 
@@ -228,6 +252,8 @@ Notice = (
     | Accepted
     | StreamAccepted
     | DatagramsReady
+    | PathChanged
+    | Migrated
     | Closed
     | StreamReset
     | StreamStopped

@@ -8,6 +8,8 @@ since connection IDs tell them apart; it stays as long as the stack does.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
+from ipaddress import ip_address
 
 from hoststack.link.base import Endpoint, Link, LinkError
 
@@ -20,6 +22,7 @@ class PortTable:
         self._holders: dict[Endpoint, int] = {}
         self._listening: set[Endpoint] = set()
         self._client: dict[str, Endpoint] = {}
+        self._beside: dict[Endpoint, list[Endpoint]] = {}
 
     def open_for_listener(self, local: Endpoint) -> Endpoint:
         """Take a port for a listener; raises LinkError (EADDRINUSE, ...)."""
@@ -48,6 +51,24 @@ class PortTable:
             self._client[local.host] = self._link.open_port(local)
         return self._client[local.host]
 
+    def open_beside(self, local: Endpoint, others: Iterable[Endpoint]) -> None:
+        """Take ports that a listener's connections may move to, for as long as its own is held;
+        raises LinkError."""
+        for other in others:
+            if _covers(local, other):
+                continue
+            if other not in self._holders:
+                self._link.open_port(other)
+            self.hold(other)
+            self._beside.setdefault(local, []).append(other)
+
+    def open_for_one(self, local: Endpoint) -> Endpoint:
+        """Take a port for one connection of ours alone; `close_of_one` gives it back."""
+        return self._link.open_port(local)
+
+    def close_of_one(self, local: Endpoint) -> None:
+        self._link.close_port(local)
+
     def hold(self, local: Endpoint) -> None:
         """A connection came in on a port."""
         self._holders[local] = self._holders.get(local, 0) + 1
@@ -58,3 +79,12 @@ class PortTable:
         if not self._holders[local]:
             del self._holders[local]
             self._link.close_port(local)
+            for other in self._beside.pop(local, ()):
+                self.release(other)
+
+
+def _covers(local: Endpoint, other: Endpoint) -> bool:
+    """Whether what comes to `other` comes to `local`."""
+    here, there = ip_address(local.host), ip_address(other.host)
+    is_same_kind = here.version == there.version and local.port == other.port
+    return is_same_kind and (here == there or here.is_unspecified)

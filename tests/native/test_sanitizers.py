@@ -69,6 +69,7 @@ def test_nothing_is_touched_that_should_not_be(sanitizing_compiler: str, tmp_pat
 ENGINE_TESTS = (
     "tests/quic/test_native_features.py",
     "tests/quic/test_datagram.py",
+    "tests/quic/test_migration.py",
     "tests/quic/test_stock_aioquic.py",
     "tests/quic/test_hostile_peer.py",
     "tests/quic/test_fuzz.py",

@@ -101,8 +101,8 @@ class StockPeer:
             self.quic.handle_timer(now + 1e-6)
         self._take_events(self.quic)
         assert self._remote is not None
-        for data, _ in self.quic.datagrams_to_send(now):
-            self.link.send([(data, self._remote)])
+        for data, (host, port) in self.quic.datagrams_to_send(now):
+            self.link.send([(data, Path(self._remote.local, Endpoint(host, port)))])
 
     def _take_events(self, quic: QuicConnection) -> None:
         event: Any = quic.next_event()
