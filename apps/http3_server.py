@@ -215,7 +215,10 @@ async def _serve(arguments: argparse.Namespace, site: Site) -> None:
     handler = functools.partial(serve_connection, site)
     async with (
         hoststack.open_stack(
-            arguments.interface, link=arguments.link, engine=arguments.engine
+            arguments.interface,
+            link=arguments.link,
+            engine=arguments.engine,
+            config=hoststack.QuicConfig(preferred_addresses=tuple(arguments.preferred)),
         ) as stack,
         trio.open_nursery() as nursery,
     ):
@@ -255,6 +258,13 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", metavar="FOLDER", required=True, help="what is served")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--key", metavar="FILE", help="its private key, PEM")
+    parser.add_argument(
+        "--preferred",
+        metavar="ADDRESS:PORT",
+        action="append",
+        default=[],
+        help="where clients are to come after the handshake; once for IPv4, once for IPv6",
+    )
     parser.add_argument("--interface", metavar="IFACE", help="AF_XDP on this interface")
     parser.add_argument("--link", choices=("auto", "af_xdp", "udp"), default="auto")
     parser.add_argument("--engine", choices=("auto", "native", "aioquic"), default="auto")
