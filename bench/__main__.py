@@ -1,53 +1,88 @@
 """Run benchmarks, one after the other; tables on the screen, JSON in bench/results/.
 
 `python -m bench [NAME...] [--rounds N] [--seconds S]`: all of them, or those named. Each can also
-be run by itself, as `python -m bench.NAME`.
+be run by itself, as `python -m bench.NAME`. At the end stands one table of all that is expected;
+of all benchmarks it is in results/summary.*, of some of them in results/part.*.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
-HERE: Final = Path(__file__).resolve().parent
-#: And which options each has beside --json.
-BENCHMARKS: Final[dict[str, tuple[str, ...]]] = {
-    "pyxdp_pps": ("seconds",),
-    "link_pps": ("rounds", "seconds"),
-    "quic_echo": ("rounds",),
-    "bulk": ("rounds", "seconds"),
-    "tuning": ("rounds", "seconds"),
-    "connections": ("rounds", "seconds"),
-    "handshakes": ("rounds", "seconds"),
-    "ping_pong": ("rounds", "seconds"),
-    "cpu": ("rounds", "seconds"),
-    "idle": ("rounds", "seconds"),
+from bench import (
+    bulk,
+    connections,
+    cpu,
+    handshakes,
+    idle,
+    link_pps,
+    ping_pong,
+    pyxdp_pps,
+    quic_echo,
+    tuning,
+)
+from bench.lines import Line
+from bench.processes import BenchError
+from bench.report import Benchmark, add_options, first_line
+from bench.summary import summarize
+
+RESULTS: Final = Path(__file__).resolve().parent / "results"
+_REASON_LENGTH: Final = 80
+BENCHMARKS: Final[dict[str, Benchmark]] = {
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (
+        bulk,
+        tuning,
+        connections,
+        handshakes,
+        ping_pong,
+        cpu,
+        idle,
+        quic_echo,
+        link_pps,
+        pyxdp_pps,
+    )
 }
 
 
 def main() -> int:
-    """The worst exit status of all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, help="for each figure, in each round")
+    add_options(parser)
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}")
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    names = options.names or list(BENCHMARKS)
+    lines: list[Line] = []
     status = 0
-    for name in options.names or BENCHMARKS:
-        print(f"\n{name}", flush=True)
-        command = [sys.executable, "-m", f"bench.{name}", "--json", str(results / f"{name}.json")]
-        for option in BENCHMARKS[name]:
-            if (value := getattr(options, option)) is not None:
-                command += [f"--{option}", str(value)]
-        status = max(status, subprocess.run(command, cwd=HERE.parent, check=False).returncode)
+    start_s = time.monotonic()
+    for number, name in enumerate(names, 1):
+        print(f"\n{name} ({number} of {len(names)}, {_since(start_s)} so far)", flush=True)
+        file = RESULTS / f"{name}.json"
+        # What a failed benchmark leaves must not be taken for its result.
+        file.unlink(missing_ok=True)
+        try:
+            lines += BENCHMARKS[name].run(options.rounds, options.seconds, file)
+        except BenchError as error:
+            print(f"{name} FAILED: {error}", flush=True)
+            reason = str(error).partition("\n")[0][:_REASON_LENGTH]
+            lines.append(Line(what=name, case="", unit="", why_not=f"it failed: {reason}"))
+            status = 1
+    print(f"\nAll that is expected ({_since(start_s)} in all)")
+    made = {"rounds": options.rounds or "default", "seconds": options.seconds or "default"}
+    summarize(lines, RESULTS / ("part" if options.names else "summary"), made)
     return status
+
+
+def _since(start_s: float) -> str:
+    minutes, seconds = divmod(round(time.monotonic() - start_s), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 if __name__ == "__main__":

@@ -8,64 +8,57 @@ bytes in all.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from bench.bulk import sized
-from bench.contenders import Contender, Setting, quic_echo
-from bench.rounds import interleave, parser, print_table, ratio, report, spread
+from bench.contenders import Setting, quic_echo
+from bench.lines import Expected, compared
+from bench.report import Benchmark, Found
+from bench.rounds import interleave, progress, spread
 from hoststack.engine.engines import available_engines
 from tests.support import netns
 
 COUNTS: Final = (1, 10, 100, 1000)
 #: What is expected of that many connections, against one.
-EXPECTED: Final = {100: 0.8, 1000: 0.6}
+EXPECTED: Final = {100: Expected(">=", 0.8), 1000: Expected(">=", 0.6)}
 #: For each connection: less would be slow starts alone.
 _LEAST_BYTES: Final = 256 << 10
 
 
-def _speed(contender: Contender, setting: Setting, count: int) -> float:
-    return contender.transfer(setting, count, False).gbit_per_second
-
-
-def measure(rounds: int, seconds: float) -> dict[str, Any]:
-    """Goodput in Gbit/s of each number of connections, and its ratio to one's."""
+def measure(rounds: int, seconds: float) -> Found:
+    """Goodput of each number of connections, and its ratio to one's."""
     engine = available_engines()[0]
     with netns.veth_pair() as pair:
         setting = Setting(pair=pair)
         contenders = {count: quic_echo(engine, "af_xdp", count) for count in COUNTS}
-        total = max(sized(contenders[1], setting, seconds), _LEAST_BYTES * COUNTS[-1])
+        progress("first runs, checked")
+        total = max(contenders[1].sized(setting, seconds), _LEAST_BYTES * COUNTS[-1])
         for count in COUNTS[1:]:
             contenders[count].transfer(setting, _LEAST_BYTES * count, True)
         runs = {
-            str(count): partial(_speed, contender, setting, total)
+            str(count): partial(contender.speed, setting, total)
             for count, contender in contenders.items()
         }
         figures = interleave(runs, rounds)
-    rows = [
-        {
-            "connections": count,
-            **spread(figures[str(count)]),
-            "ratio_to_one": ratio(figures, str(count), "1"),
-            "expected": EXPECTED.get(count),
-        }
-        for count in COUNTS
-    ]
-    return {"unit": "Gbit/s of payload", "engine": engine, "rows": rows}
-
-
-def main() -> None:
-    options = parser(__doc__, rounds=3, seconds=0.5).parse_args()
-    found = report(options, "connections", partial(measure, options.rounds, options.seconds))
-    keys = ("connections", "median", "lowest", "highest", "ratio_to_one")
-    print(f"{found['unit']}, engine {found['engine']}")
-    print_table(
-        [*keys, "expected"],
+    return Found(
+        "Gbit/s of payload",
+        [{"connections": count, **spread(figures[str(count)])} for count in COUNTS],
         [
-            [*(str(row[key]) for key in keys), f">= {row['expected']}" if row["expected"] else ""]
-            for row in found["rows"]
+            compared(
+                figures,
+                str(count),
+                "1",
+                what=f"connections, {engine}, af_xdp",
+                case=f"{count:,}",
+                unit="Gbit/s",
+                expected=EXPECTED.get(count),
+            )
+            for count in COUNTS[1:]
         ],
+        told={"engine": engine},
     )
 
 
+BENCHMARK: Final = Benchmark("connections", __doc__, measure, seconds=0.5)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

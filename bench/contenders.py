@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from bench.processes import NOT_KNOWN, BenchError, Process, Used, run_to_json, running
+from bench.rounds import Figures, interleave, progress
 from hoststack import TlsConfig
 from hoststack.engine.engines import available_engines
 from tests.support import netns
@@ -31,6 +32,9 @@ Engine = Literal["native", "aioquic"]
 
 HERE: Final = Path(__file__).resolve().parent
 PORT: Final = 4433
+DIRECTIONS: Final[tuple[Direction, ...]] = ("download", "upload")
+#: A transfer is no shorter than this, and no longer than what a noisy minute should cost.
+_SIZES_BYTES: Final = (1 << 20, 8 << 30)
 _PYTHON: Final = sys.executable
 _ETHERNET_BYTES: Final = 14
 _IP_UDP_BYTES: Final = 20 + 8
@@ -88,6 +92,28 @@ class Contender:
     """For a first run, before its speed is known."""
     why_absent: str = ""
 
+    def sized(self, setting: Setting, seconds: float) -> int:
+        """Run it once, checked; how many bytes it moves in about so many seconds."""
+        first = self.transfer(setting, self.first_bytes, True)
+        count = int(first.bytes / first.seconds * seconds)
+        return min(max(count, _SIZES_BYTES[0]), _SIZES_BYTES[1])
+
+    def speed(self, setting: Setting, count: int) -> float:
+        """Run it, unchecked; Gbit/s."""
+        return self.transfer(setting, count, False).gbit_per_second
+
+
+def in_turns(
+    contenders: Sequence[Contender], setting: Setting, rounds: int, seconds: float
+) -> Figures:
+    """Their goodput in Gbit/s, after a first checked run of each by itself."""
+    where = f"{setting.direction}, MTU {setting.mtu_bytes}"
+    progress(f"{where}: first runs, checked")
+    runs = {
+        each.name: partial(each.speed, setting, each.sized(setting, seconds)) for each in contenders
+    }
+    return interleave(runs, rounds, where)
+
 
 # --- quic_echo ---
 
@@ -128,34 +154,25 @@ def quic_echo(engine: Engine, link: Link, connections: int = 1) -> Contender:
 # --- raw frames ---
 
 
+def blast(setting: Setting, size_bytes: int, *until: str) -> dict[str, Any]:
+    """Packets of that size until the receiver (bench.blast) has enough; what it found."""
+    is_upload = setting.direction == "upload"
+    sink, source = setting.server, setting.client
+    to, by = setting.pair.b, setting.pair.a
+    if not is_upload:
+        sink, source, to, by = source, sink, by, to
+    words = (_PYTHON, "-m", "bench.blast")
+    size = f"--size={size_bytes}"
+    receiver = sink(*words, "receive", to.ifname, size, f"--mode={setting.mode}", *until)
+    sender = source(*words, "send", by.ifname, size)
+    with running(receiver) as end, running(sender):
+        return end.finish_to_json()
+
+
 def _blast(setting: Setting, count: int, is_checked: bool) -> Transferred:
     payload_bytes = setting.mtu_bytes - _IP_UDP_BYTES
-    size = str(setting.mtu_bytes + _ETHERNET_BYTES)
     packets = max(1, count // payload_bytes)
-    # The receiver of a download is the client.
-    sink, source = (
-        (setting.server, setting.client)
-        if setting.direction == "upload"
-        else (setting.client, setting.server)
-    )
-    to, by = (
-        (setting.pair.b, setting.pair.a)
-        if setting.direction == "upload"
-        else (setting.pair.a, setting.pair.b)
-    )
-    receiver = Process(
-        sink(_PYTHON, "-m", "bench.blast", to.ifname, setting.mode, size, str(packets))
-    )
-    try:
-        receiver.wait_ready()
-        feeder = source(_PYTHON, "-m", "bench.pyxdp_pps", "--feed", by.ifname, "--size", size)
-        sender = Process(feeder)
-        try:
-            found = receiver.finish_to_json()
-        finally:
-            sender.close()
-    finally:
-        receiver.close()
+    found = blast(setting, setting.mtu_bytes + _ETHERNET_BYTES, f"--packets={packets}")
     return Transferred(int(found["packets"]) * payload_bytes, float(found["seconds"]))
 
 
@@ -240,29 +257,37 @@ def gtls(*, has_gso: bool) -> Contender:
     return Contender(
         f"gtlsserver/client, {'GSO' if has_gso else 'no GSO'}",
         partial(_gtls, has_gso),
-        why_absent="" if is_there else "Debian's ngtcp2-server and ngtcp2-client are missing",
+        why_absent="" if is_there else "Debian's packages ngtcp2-server, ngtcp2-client are missing",
     )
 
 
 # --- aioquic by itself ---
 
 
-def _aioquic_asyncio(setting: Setting, count: int, is_checked: bool) -> Transferred:
+def _aioquic_asyncio(
+    options: tuple[str, ...], setting: Setting, count: int, is_checked: bool
+) -> Transferred:
     host = setting.pair.b.ipv4
     words = (_PYTHON, "-m", "bench.aioquic_asyncio")
-    with running(setting.server(*words, "server", host)) as process:
-        line = setting.client(*words, "client", host, setting.direction, str(count))
+    with running(setting.server(*words, "server", host, *options)) as process:
+        line = setting.client(*words, "client", host, setting.direction, str(count), *options)
         report, used = run_to_json(line)
         server_used = process.stop()
     return Transferred(count, float(report["seconds"]), server_used, used)
 
 
-AIOQUIC_ASYNCIO: Final = Contender("aioquic asyncio", _aioquic_asyncio, first_bytes=4 << 20)
+def aioquic_asyncio(name: str, *options: str) -> Contender:
+    """aioquic's own asyncio server and client, with options of bench.aioquic_asyncio."""
+    return Contender(name, partial(_aioquic_asyncio, options), first_bytes=4 << 20)
 
 
-def those_here(contenders: list[Contender]) -> list[Contender]:
-    """Those that can be run; says on the screen what the others lack."""
-    for contender in contenders:
-        if contender.why_absent:
-            print(f"not measured: {contender.name}: {contender.why_absent}")
-    return [each for each in contenders if not each.why_absent]
+#: As shipped: with datagrams of 1200 bytes.
+AIOQUIC_ASYNCIO: Final = aioquic_asyncio("aioquic asyncio")
+
+
+def those_here(contenders: Sequence[Contender]) -> tuple[list[Contender], dict[str, str]]:
+    """Those that can be run; and what the others lack, which is said on the screen as well."""
+    absent = {each.name: each.why_absent for each in contenders if each.why_absent}
+    for name, why_absent in absent.items():
+        print(f"!!! NOT MEASURED: {name}: {why_absent}", flush=True)
+    return [each for each in contenders if not each.why_absent], absent

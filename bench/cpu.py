@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, Final
 
 from bench import ends
-from bench.rounds import interleave, parser, print_table, ratio, report, spread
+from bench.lines import Expected, Line, compared
+from bench.report import Benchmark, Found
+from bench.rounds import interleave, progress, spread
 from hoststack.engine.engines import available_engines
 from tests.support import netns
 
@@ -22,6 +24,8 @@ LINKS: Final = {
     "udp": "udp, GSO and GRO",
     "udp_single": "udp, one datagram a message",
 }
+#: Of af_xdp, against each link.
+EXPECTED: Final = {"udp_single": Expected("<", 1)}
 _FIGURES: Final[dict[str, Callable[[ends.Found], float]]] = {
     "client user": lambda run: run["user_s"]["client"],
     "client system": lambda run: run["system_s"]["client"],
@@ -33,12 +37,14 @@ _FIGURES: Final[dict[str, Callable[[ends.Found], float]]] = {
 #: Of a first run, in which every byte is looked at.
 _CHECKED_S: Final = 0.1
 _TOTAL: Final = "user and system"
+_UNIT: Final = "CPU seconds per GB"
 
 
-def measure(rounds: int, seconds: float) -> dict[str, Any]:
+def measure(rounds: int, seconds: float) -> Found:
     """Each figure of each link with the best engine, and the ratios between the totals."""
     engine = available_engines()[0]
     with netns.veth_pair() as pair:
+        progress("first runs, checked")
         for link in LINKS:
             ends.measure(pair, "upload", link, engine, _CHECKED_S, is_checked=True)
         runs = {
@@ -47,7 +53,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
         }
         found = interleave(runs, rounds)
     rows: list[dict[str, Any]] = []
-    ratios: list[dict[str, Any]] = []
+    lines: dict[str, Line] = {}
     for what, figure in _FIGURES.items():
         per_gb = {
             name: [figure(run) / (run["bytes"] / 1e9) for run in all_]
@@ -55,25 +61,29 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
         }
         rows += [{"what": name, "figure": what, **spread(per_gb[name])} for name in per_gb]
         if what == _TOTAL:
-            ours = LINKS["af_xdp"]
-            ratios = [
-                {"what": ours, "against": name, "ratio": ratio(per_gb, ours, name)}
-                for name in per_gb
-                if name != ours
-            ]
-    return {"unit": "CPU seconds per GB", "engine": engine, "rows": rows, "ratios": ratios}
+            lines = {
+                link: compared(
+                    per_gb,
+                    LINKS["af_xdp"],
+                    name,
+                    what=f"CPU time, {engine}, af_xdp",
+                    case=what,
+                    unit=_UNIT,
+                    expected=EXPECTED.get(link),
+                )
+                for link, name in LINKS.items()
+                if link != "af_xdp"
+            }
+    return Found(
+        f"{_UNIT}, one stream up",
+        rows,
+        [line for link, line in lines.items() if link in EXPECTED],
+        [line for link, line in lines.items() if link not in EXPECTED],
+        {"engine": engine},
+    )
 
 
-def main() -> None:
-    options = parser(__doc__, rounds=3, seconds=1.0).parse_args()
-    found = report(options, "cpu", partial(measure, options.rounds, options.seconds))
-    print(f"{found['unit']}, one stream up, engine {found['engine']}")
-    keys = ("what", "figure", "median", "lowest", "highest")
-    print_table(["", *keys[1:]], [[str(row[key]) for key in keys] for row in found["rows"]])
-    for row in found["ratios"]:
-        expected = ", expected: less than 1" if row["against"] == LINKS["udp_single"] else ""
-        print(f"{row['what']} takes {row['ratio']:.2f} times {row['against']}{expected}")
-
+BENCHMARK: Final = Benchmark("cpu", __doc__, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -6,66 +6,78 @@ of each process differs by, divided by how many more they are. Over af_xdp, the 
 
 from __future__ import annotations
 
+import statistics
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from bench import ends
-from bench.rounds import interleave, parser, print_table, ratio, report, spread
+from bench.lines import Expected, Line, compared
+from bench.report import Benchmark, Found
+from bench.rounds import interleave, progress, spread
 from hoststack.engine.engines import available_engines
 from tests.support import netns
 
 FEW: Final = 10
 MANY: Final = 1000
-EXPECTED_BYTES: Final = 20 << 10
+EXPECTED_BYTES: Final = Expected("<=", 20 << 10)
+#: A turn's cost is not to grow with the idle ones; less than this is no noise any more.
+EXPECTED_GOODPUT: Final = Expected(">=", 0.9)
 #: Of a first run, in which every byte is looked at.
 _CHECKED_S: Final = 0.1
+_SIDES: Final = ("client", "server")
 
 
-def measure(rounds: int, seconds: float) -> dict[str, Any]:
-    """Bytes per connection at both ends, and goodput in Gbit/s beside both numbers of them."""
+def measure(rounds: int, seconds: float) -> Found:
+    """Bytes per connection at both ends, and goodput beside both numbers of them."""
     engine = available_engines()[0]
     with netns.veth_pair() as pair:
         upload = partial(ends.measure, pair, "upload", "af_xdp", engine)
+        progress("a first run, checked")
         upload(_CHECKED_S, idle=FEW, is_checked=True)
         runs = {str(count): partial(upload, seconds, idle=count) for count in (FEW, MANY)}
         found = interleave(runs, rounds)
     few, many = found[str(FEW)], found[str(MANY)]
-    rows = []
-    for end in ("client", "server"):
-        more_bytes = [
-            (b["memory_bytes"][end] - a["memory_bytes"][end]) / (MANY - FEW)
+    more_bytes = {
+        side: [
+            (b["memory_bytes"][side] - a["memory_bytes"][side]) / (MANY - FEW)
             for a, b in zip(few, many, strict=True)
         ]
-        rows.append({"what": f"bytes per connection, {end}", **spread(more_bytes, 0)})
+        for side in _SIDES
+    }
     goodput = {
         name: [one["bytes"] * 8 / one["seconds"] / 1e9 for one in found[name]] for name in found
     }
-    rows += [
-        {"what": f"Gbit/s beside {name} idle connections", **spread(goodput[name])}
-        for name in goodput
+    memory = [
+        Line(
+            what=f"memory per idle connection, {engine}",
+            case=side,
+            unit="bytes",
+            expected=EXPECTED_BYTES,
+            ours=statistics.median(more_bytes[side]),
+        )
+        for side in _SIDES
     ]
-    return {
-        "engine": engine,
-        "rows": rows,
-        "goodput_many_to_few": ratio(goodput, str(MANY), str(FEW)),
-        "expected_bytes": EXPECTED_BYTES,
-    }
-
-
-def main() -> None:
-    options = parser(__doc__, rounds=3, seconds=1.0).parse_args()
-    found = report(options, "idle", partial(measure, options.rounds, options.seconds))
-    keys = ("what", "median", "lowest", "highest")
-    print_table(
-        [f"engine {found['engine']}", *keys[1:]],
-        [[f"{row[key]}" for key in keys] for row in found["rows"]],
+    beside = compared(
+        goodput,
+        str(MANY),
+        str(FEW),
+        what=f"goodput beside idle connections, {engine}",
+        case=f"{MANY:,}",
+        unit="Gbit/s",
+        expected=EXPECTED_GOODPUT,
     )
-    print(f"expected: {EXPECTED_BYTES} bytes or less for each")
-    print(
-        f"goodput beside {MANY} / beside {FEW}: {found['goodput_many_to_few']:.2f}, "
-        "expected: about 1"
+    return Found(
+        "bytes per idle connection, and Gbit/s beside them",
+        [
+            *({"what": f"bytes, {side}", **spread(more_bytes[side], 0)} for side in _SIDES),
+            *({"what": f"Gbit/s beside {name}", **spread(goodput[name])} for name in goodput),
+        ],
+        [*memory, beside],
+        told={"engine": engine},
     )
 
+
+BENCHMARK: Final = Benchmark("idle", __doc__, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,16 +1,23 @@
-"""The picture of the bulk ratios."""
+"""The picture of what was measured and expected."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from bench.lines import Line
+
+_COLUMNS: Final = 3
+_PANEL_INCHES: Final = (5.2, 1.9)
 
 
-def draw_ratios(found: dict[str, Any], path: Path) -> str:
-    """Draw what `bulk` found into a PNG file; one line that says where it is, or why none.
+def draw(lines: Sequence[Line], path: Path) -> str:
+    """Draw the lines into a PNG file; one line that says where it is, or why there is none.
 
-    A bar for each thing that the native engine is compared with, on a logarithmic scale, and a
-    mark where a ratio is expected.
+    A panel for each thing that is compared, a bar for each of its cases with the absolute figures
+    beside it, and a mark where the figure is expected.
     """
     try:
         import matplotlib
@@ -19,31 +26,40 @@ def draw_ratios(found: dict[str, Any], path: Path) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    settings = sorted({(row["mtu_bytes"], row["direction"]) for row in found["ratios"]})
-    if not settings:
-        return "no picture: the native engine was not measured"
+    panels: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        panels.setdefault((line.what, line.against), []).append(line)
+    rows = math.ceil(len(panels) / _COLUMNS)
+    size = (_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * rows + 0.4)
     figure, axes = pyplot.subplots(
-        len(settings), 1, sharex=True, figsize=(8, 2.6 * len(settings)), layout="constrained"
+        rows, _COLUMNS, squeeze=False, figsize=size, layout="constrained"
     )
-    for (mtu_bytes, direction), axis in zip(settings, axes, strict=True):
-        rows = [
-            row
-            for row in found["ratios"]
-            if (row["mtu_bytes"], row["direction"]) == (mtu_bytes, direction)
-        ]
-        rows.reverse()  # barh begins at the bottom
-        names = [f"{row['what']} / {row['against']}" for row in rows]
-        bars = axis.barh(names, [row["ratio"] for row in rows], color="#4878a8")
-        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-        for place, row in enumerate(rows):
-            if row["expected"]:
-                axis.plot([row["expected"]] * 2, [place - 0.4, place + 0.4], color="#c03020")
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_xscale("log")
-        axis.margins(x=0.15)
-        axis.tick_params(axis="y", labelsize=8)
-        axis.set_title(f"{direction}, MTU {mtu_bytes}", fontsize=10, loc="left")
-    axes[-1].set_xlabel("times as fast (median of the rounds); red: expected", fontsize=9)
-    figure.savefig(path, dpi=120)
+    places = list(axes.flat)
+    for ((what, against), of_panel), axis in zip(panels.items(), places, strict=False):
+        axis.set_title(f"{what} / {against}" if against else what, fontsize=9, loc="left")
+        _draw_panel(axis, of_panel)
+    for axis in places[len(panels) :]:
+        axis.set_visible(False)
+    figure.suptitle("ratios are medians of the rounds; red: expected", fontsize=9)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return f"picture: {path}"
+
+
+def _draw_panel(axis: Any, lines: Sequence[Line]) -> None:
+    most = 0.0
+    for place, line in enumerate(lines):
+        value = line.value or 0
+        axis.barh(place, value, height=0.6, color="#4878a8")
+        words = f"{line.measured} ({line.absolute})" if line.against else line.measured
+        axis.text(value, place, f"  {words}", va="center", fontsize=7)
+        most = max(most, value)
+        if line.expected:
+            bound = line.expected.bound
+            axis.plot([bound] * 2, [place - 0.4, place + 0.4], color="#c03020", linewidth=2)
+            most = max(most, bound)
+    # The words behind the longest bar need room, too.
+    axis.set_xlim(0, 2.2 * (most or 1))
+    axis.set_ylim(len(lines) - 0.4, -0.6)
+    axis.set_yticks(range(len(lines)), [line.case for line in lines], fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)

@@ -9,50 +9,51 @@ from functools import partial
 from typing import Any, Final
 
 from bench import ends
-from bench.rounds import interleave, parser, print_table, ratio, report, spread
+from bench.lines import Expected, Line, compared
+from bench.report import Benchmark, Found
+from bench.rounds import interleave, spread
 from hoststack.engine.engines import available_engines
 from tests.support import netns
 
 LINKS: Final = ("af_xdp", "udp")
-_PERCENTILES: Final = ("p50_us", "p99_us")
+#: Of the native engine over af_xdp, against itself over udp.
+EXPECTED: Final = Expected("<", 1)
+_PERCENTILES: Final = {"p50_us": "p50", "p99_us": "p99"}
+_UNIT: Final = "us"
 
 
-def measure(rounds: int, seconds: float) -> dict[str, Any]:
+def measure(rounds: int, seconds: float) -> Found:
     """Both percentiles of each engine that is there, in microseconds, and af_xdp's to udp's."""
-    engines = available_engines()
-    names = {(engine, link): f"{engine}, {link}" for engine in engines for link in LINKS}
+    names = {(e, link): f"{e}, {link}" for e in available_engines() for link in LINKS}
     with netns.veth_pair() as pair:
         runs = {
             name: partial(ends.measure, pair, "ping_pong", link, engine, seconds)
             for (engine, link), name in names.items()
         }
         found = interleave(runs, rounds)
-    rows, ratios = [], []
-    for what in _PERCENTILES:
-        figures = {name: [one[what] for one in all_] for name, all_ in found.items()}
-        rows += [{"what": name, "figure": what, **spread(figures[name], 1)} for name in figures]
-        ratios += [
-            {
-                "engine": engine,
-                "figure": what,
-                "af_xdp_to_udp": ratio(figures, names[engine, "af_xdp"], names[engine, "udp"]),
-            }
-            for engine in engines
+    rows: list[dict[str, Any]] = []
+    lines: dict[str, list[Line]] = {"native": [], "aioquic": []}
+    for key, percentile in _PERCENTILES.items():
+        figures = {name: [one[key] for one in all_] for name, all_ in found.items()}
+        rows += [
+            {"what": name, "figure": percentile, **spread(figures[name], 1)} for name in figures
         ]
-    return {"unit": "microseconds", "ping_bytes": ends.PING_BYTES, "rows": rows, "ratios": ratios}
+        for engine, of_engine in lines.items():
+            of_engine.append(
+                compared(
+                    figures,
+                    *(f"{engine}, {link}" for link in LINKS),
+                    what=f"ping-pong of {ends.PING_BYTES} bytes, {engine}, af_xdp",
+                    case=percentile,
+                    unit=_UNIT,
+                    expected=EXPECTED if engine == "native" else None,
+                )
+            )
+    told = {"ping_bytes": ends.PING_BYTES}
+    return Found("microseconds", rows, lines["native"], lines["aioquic"], told)
 
 
-def main() -> None:
-    options = parser(__doc__, rounds=3, seconds=1.0).parse_args()
-    found = report(options, "ping_pong", partial(measure, options.rounds, options.seconds))
-    keys = ("what", "figure", "median", "lowest", "highest")
-    print_table(["", *keys[1:]], [[str(row[key]) for key in keys] for row in found["rows"]])
-    for row in found["ratios"]:
-        print(
-            f"{row['engine']}, {row['figure']}: af_xdp takes {row['af_xdp_to_udp']:.2f} times as "
-            "long as udp" + (", expected: less than 1" if row["engine"] == "native" else "")
-        )
-
+BENCHMARK: Final = Benchmark("ping_pong", __doc__, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -73,14 +73,20 @@ class Process:
             raise BenchError(f"{self._name()} failed ({status}): {self.output()}{self.errors()}")
         return self.used
 
-    def finish_to_json(self, timeout_s: float = 120) -> dict[str, Any]:
-        """Wait for its end: the JSON object that it printed. Raises BenchError as `finish`."""
-        self.finish(timeout_s)
+    def found(self) -> dict[str, Any]:
+        """The JSON object that it printed. Raises BenchError if it did not."""
         try:
             found: dict[str, Any] = json.loads(self.output())
         except ValueError:
-            raise BenchError(f"{self._name()} printed no JSON: {self.output()}") from None
+            raise BenchError(
+                f"{self._name()} printed no JSON: {self.output()}{self.errors()}"
+            ) from None
         return found
+
+    def finish_to_json(self, timeout_s: float = 120) -> dict[str, Any]:
+        """Wait for its end: the JSON object that it printed. Raises BenchError as `finish`."""
+        self.finish(timeout_s)
+        return self.found()
 
     def stop(self) -> Used:
         """End it by SIGTERM, if it has not ended, whatever its exit status is."""

@@ -11,13 +11,16 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from bench.bulk import AF_XDP, DIRECTIONS, sized
-from bench.contenders import Direction, Setting, those_here
-from bench.rounds import interleave, parser, print_table, ratio, report, spread
+from bench.bulk import AF_XDP, UNIT
+from bench.contenders import DIRECTIONS, Direction, Setting, those_here
+from bench.lines import Expected, Line, compared
+from bench.report import Benchmark, Found
+from bench.rounds import Figures, interleave, progress, spread
 from tests.support import netns
 
 Tuning = Literal["none", "bound", "rps", "napi"]
@@ -28,7 +31,7 @@ TUNINGS: Final[dict[Tuning, str]] = {
     "napi": "bound, native mode, NAPI thread",
 }
 #: How many times as fast as without it the better of the two is to be.
-EXPECTED_RATIO: Final = 1.4
+EXPECTED: Final = Expected(">=", 1.4)
 MTU_BYTES: Final = 1500
 _MODES: Final[dict[Tuning, Literal["auto", "generic", "native"]]] = {
     "none": "auto",
@@ -87,58 +90,65 @@ def tuned(pair: netns.VethPair, tuning: Tuning, direction: Direction) -> Setting
     )
 
 
-def _tunings_here() -> dict[Tuning, str]:
+def _lacking() -> dict[Tuning, str]:
+    """What can't be tried here, and why."""
     lacking: dict[Tuning, str] = {}
     if (os.cpu_count() or 1) < 2:
         lacking = dict.fromkeys(("bound", "rps", "napi"), "it takes two cores")
     elif not shutil.which("ethtool"):
         lacking["napi"] = "ethtool is not installed"
     for tuning, reason in lacking.items():
-        print(f"not measured: {TUNINGS[tuning]}: {reason}")
-    return {tuning: name for tuning, name in TUNINGS.items() if tuning not in lacking}
+        print(f"!!! NOT MEASURED: {TUNINGS[tuning]}: {reason}", flush=True)
+    return lacking
 
 
-def measure(rounds: int, seconds: float) -> dict[str, Any]:
-    """Goodput in Gbit/s with each tuning, and its ratio to none, in both directions."""
+def _in_turns(
+    tunings: dict[Tuning, str], direction: Direction, rounds: int, seconds: float
+) -> Figures:
+    """Goodput in Gbit/s with each tuning, each on a veth pair of its own."""
+    runs: dict[str, Callable[[], float]] = {}
+    with ExitStack() as pairs:
+        progress(f"{direction}: first runs, checked")
+        for tuning, name in tunings.items():
+            pair = pairs.enter_context(netns.veth_pair(mtu_bytes=MTU_BYTES))
+            setting = tuned(pair, tuning, direction)
+            runs[name] = partial(AF_XDP.speed, setting, AF_XDP.sized(setting, seconds))
+        return interleave(runs, rounds, direction)
+
+
+def measure(rounds: int, seconds: float) -> Found:
+    """Goodput with each tuning, and its ratio to none, in both directions."""
+    lacking = _lacking()
+    here, absent = those_here([AF_XDP])
+    tunings = {tuning: name for tuning, name in TUNINGS.items() if here and tuning not in lacking}
+    why_not = {TUNINGS[tuning]: reason for tuning, reason in lacking.items()}
+    why_not |= dict.fromkeys(TUNINGS.values() if absent else (), absent.get(AF_XDP.name, ""))
     rows: list[dict[str, Any]] = []
-    tunings = _tunings_here() if those_here([AF_XDP]) else {}
-    for direction in DIRECTIONS if tunings else ():
-        runs: dict[str, Callable[[], float]] = {}
-        with ExitStack() as pairs:
-            for tuning, name in tunings.items():
-                pair = pairs.enter_context(netns.veth_pair(mtu_bytes=MTU_BYTES))
-                setting = tuned(pair, tuning, direction)
-                runs[name] = partial(_speed, setting, sized(AF_XDP, setting, seconds))
-            figures = interleave(runs, rounds)
-        rows += [
-            {
-                "what": name,
-                "direction": direction,
-                **spread(figures[name]),
-                "ratio": ratio(figures, name, TUNINGS["none"]),
-            }
-            for name in figures
-        ]
-    return {"unit": "Gbit/s of payload", "expected_ratio": EXPECTED_RATIO, "rows": rows}
+    judged: list[Line] = []
+    others: list[Line] = []
+    for direction in DIRECTIONS:
+        figures = _in_turns(tunings, direction, rounds, seconds)
+        rows += [{"what": it, "direction": direction, **spread(figures[it])} for it in figures]
+        ratios = {
+            tuning: compared(
+                figures,
+                name,
+                TUNINGS["none"],
+                what=f"{AF_XDP.name}, tuned",
+                case=f"{direction}, {name}",
+                unit=UNIT,
+                absent=why_not,
+            )
+            for tuning, name in TUNINGS.items()
+            if tuning != "none"
+        }
+        best = max(ratios["rps"], ratios["napi"], key=lambda line: line.ratio or 0)
+        judged.append(replace(best, expected=EXPECTED))
+        others += [line for line in ratios.values() if line is not best]
+    return Found(f"{UNIT} of payload", rows, judged, others)
 
 
-def _speed(setting: Setting, count: int) -> float:
-    return AF_XDP.transfer(setting, count, False).gbit_per_second
-
-
-def main() -> None:
-    options = parser(__doc__, rounds=3, seconds=0.5).parse_args()
-    found = report(options, "tuning", partial(measure, options.rounds, options.seconds))
-    keys = ("median", "lowest", "highest", "ratio")
-    print_table(
-        ["Gbit/s", "", *keys],
-        [
-            [row["what"], row["direction"], *(f"{row[key]:.2f}" for key in keys)]
-            for row in found["rows"]
-        ],
-    )
-    print(f"expected of the better tuning: {EXPECTED_RATIO} or more, in a quiet minute")
-
+BENCHMARK: Final = Benchmark("tuning", __doc__, measure, seconds=0.5)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()
