@@ -24,6 +24,10 @@ EXPECTED: Final = {100: Expected(">=", 0.8), 1000: Expected(">=", 0.6)}
 _LEAST_BYTES: Final = 256 << 10
 
 
+def _name(count: int) -> str:
+    return f"{count:,} connection{'s' if count > 1 else ''}"
+
+
 def measure(rounds: int, seconds: float) -> Found:
     """Goodput of each number of connections, and its ratio to one's."""
     engine = available_engines()[0]
@@ -35,20 +39,20 @@ def measure(rounds: int, seconds: float) -> Found:
         for count in COUNTS[1:]:
             contenders[count].transfer(setting, _LEAST_BYTES * count, True)
         runs = {
-            str(count): partial(contender.speed, setting, total)
+            _name(count): partial(contender.speed, setting, total)
             for count, contender in contenders.items()
         }
         figures = interleave(runs, rounds)
     return Found(
         "Gbit/s of payload",
-        [{"connections": count, **spread(figures[str(count)])} for count in COUNTS],
+        [{"connections": count, **spread(figures[_name(count)])} for count in COUNTS],
         [
             compared(
                 figures,
-                str(count),
-                "1",
-                what=f"connections, {engine}, af_xdp",
-                case=f"{count:,}",
+                _name(count),
+                _name(1),
+                what=f"goodput in all, {engine}, af_xdp",
+                case=_name(count),
                 unit="Gbit/s",
                 expected=EXPECTED.get(count),
             )

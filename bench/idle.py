@@ -27,6 +27,10 @@ _CHECKED_S: Final = 0.1
 _SIDES: Final = ("client", "server")
 
 
+def _name(count: int) -> str:
+    return f"beside {count:,} idle ones"
+
+
 def measure(rounds: int, seconds: float) -> Found:
     """Bytes per connection at both ends, and goodput beside both numbers of them."""
     engine = available_engines()[0]
@@ -34,9 +38,9 @@ def measure(rounds: int, seconds: float) -> Found:
         upload = partial(ends.measure, pair, "upload", "af_xdp", engine)
         progress("a first run, checked")
         upload(_CHECKED_S, idle=FEW, is_checked=True)
-        runs = {str(count): partial(upload, seconds, idle=count) for count in (FEW, MANY)}
+        runs = {_name(count): partial(upload, seconds, idle=count) for count in (FEW, MANY)}
         found = interleave(runs, rounds)
-    few, many = found[str(FEW)], found[str(MANY)]
+    few, many = found[_name(FEW)], found[_name(MANY)]
     more_bytes = {
         side: [
             (b["memory_bytes"][side] - a["memory_bytes"][side]) / (MANY - FEW)
@@ -59,10 +63,10 @@ def measure(rounds: int, seconds: float) -> Found:
     ]
     beside = compared(
         goodput,
-        str(MANY),
-        str(FEW),
-        what=f"goodput beside idle connections, {engine}",
-        case=f"{MANY:,}",
+        _name(MANY),
+        _name(FEW),
+        what=f"goodput, {engine}, af_xdp",
+        case=_name(MANY),
         unit="Gbit/s",
         expected=EXPECTED_GOODPUT,
     )
@@ -70,7 +74,7 @@ def measure(rounds: int, seconds: float) -> Found:
         "bytes per idle connection, and Gbit/s beside them",
         [
             *({"what": f"bytes, {side}", **spread(more_bytes[side], 0)} for side in _SIDES),
-            *({"what": f"Gbit/s beside {name}", **spread(goodput[name])} for name in goodput),
+            *({"what": f"Gbit/s {name}", **spread(goodput[name])} for name in goodput),
         ],
         [*memory, beside],
         told={"engine": engine},

@@ -104,7 +104,6 @@ def compared(
     made = partial(Line, what=what, against=to, case=case, unit=unit, expected=expected)
     for name in (of, to):
         if name not in figures:
-            lack = (absent or {}).get(name, "the engine was not built")
-            return made(why_not=f"{name}: {lack}")
+            return made(why_not=(absent or {}).get(name, "the engine was not built"))
     ours, theirs = (statistics.median(figures[name]) for name in (of, to))
     return made(ratio=ratio(figures, of, to), ours=ours, theirs=theirs)

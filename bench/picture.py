@@ -26,14 +26,15 @@ def draw(lines: Sequence[Line], path: Path) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if not lines:
+        return "no picture: nothing was compared with what is expected of it"
     panels: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         panels.setdefault((line.what, line.against), []).append(line)
-    rows = math.ceil(len(panels) / _COLUMNS)
-    size = (_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * rows + 0.4)
-    figure, axes = pyplot.subplots(
-        rows, _COLUMNS, squeeze=False, figsize=size, layout="constrained"
-    )
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows + 0.4)
+    figure, axes = pyplot.subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")
     places = list(axes.flat)
     for ((what, against), of_panel), axis in zip(panels.items(), places, strict=False):
         axis.set_title(f"{what} / {against}" if against else what, fontsize=9, loc="left")
@@ -49,17 +50,21 @@ def draw(lines: Sequence[Line], path: Path) -> str:
 def _draw_panel(axis: Any, lines: Sequence[Line]) -> None:
     most = 0.0
     for place, line in enumerate(lines):
-        value = line.value or 0
-        axis.barh(place, value, height=0.6, color="#4878a8")
-        words = f"{line.measured} ({line.absolute})" if line.against else line.measured
-        axis.text(value, place, f"  {words}", va="center", fontsize=7)
-        most = max(most, value)
+        if line.value is None:
+            axis.text(0, place, f"  not measured: {line.why_not}", va="center", fontsize=7)
+            continue
+        axis.barh(place, line.value, height=0.6, color="#4878a8")
+        words, end = line.measured, line.value
         if line.expected:
             bound = line.expected.bound
             axis.plot([bound] * 2, [place - 0.4, place + 0.4], color="#c03020", linewidth=2)
-            most = max(most, bound)
+            words, end = f"{words}, expected {line.expected}", max(end, bound)
+        if line.against:
+            words += f" ({line.absolute})"
+        axis.text(end, place, f"  {words}", va="center", fontsize=7)
+        most = max(most, end)
     # The words behind the longest bar need room, too.
-    axis.set_xlim(0, 2.2 * (most or 1))
+    axis.set_xlim(0, 2.6 * (most or 1))
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.set_yticks(range(len(lines)), [line.case for line in lines], fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
