@@ -9,8 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path as FilePath
 from typing import Any
@@ -22,14 +22,13 @@ import pyxdp
 from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Endpoint, Link, LinkError, Outgoing, Path, Received
 from tests.support.checksummed import CTAG, STAG, udp_frame
+from tests.support.links import running
 from tests.support.netns import Side, VethPair, run
 
 pytestmark = pytest.mark.needs_root
 
 PORT = 4433
 FAMILIES = ["ipv4", "ipv6"]
-#: Longer than anything here takes: the deadline of a test that would wait for ever.
-PATIENCE_S = 15
 SHORT = b"\x40" + bytes(range(40))
 
 # linux/if_packet.h; Python's socket module lacks them.
@@ -55,17 +54,6 @@ def opened(side: Side, mode: XdpMode = "auto") -> Iterator[AfXdpLink]:
         link.close()
         with side.inside():
             assert pyxdp.attached_programs(side.ifname) == []
-
-
-@asynccontextmanager
-async def running(*links: Link) -> AsyncIterator[None]:
-    """The links' upkeep, and a deadline for what is done within."""
-    with trio.fail_after(PATIENCE_S):
-        async with trio.open_nursery() as nursery:
-            for link in links:
-                nursery.start_soon(link.run)
-            yield
-            nursery.cancel_scope.cancel()
 
 
 def open_port(link: Link, side: Side, host: str, port: int = PORT) -> Endpoint:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import pyxdp
 from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Endpoint, Link, Path, Wire
 from hoststack.link.udp import UdpLink
+from tests.support.links import PATIENCE_S, running
 from tests.support.netns import Side, VethPair, run
 from tests.support.wires import WireCalls
 
@@ -23,8 +24,6 @@ pytest.importorskip("hoststack.native._quic", reason="the native engine was not 
 FAMILIES = ["ipv4", "ipv6"]
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 BURST = 64
-#: Longer than anything here takes: the deadline of a test that would wait for ever.
-PATIENCE_S = 15
 #: A queue that holds more than a socket's buffer, and empties in a fraction of a second.
 SHAPED = ["rate", "100mbit", "burst", "64kb", "limit", "64mb"]
 
@@ -90,17 +89,6 @@ def driving(link: Link) -> Iterator[Driver]:
     finally:
         link.close()
         driver.calls.free()
-
-
-@asynccontextmanager
-async def running(*links: Link) -> AsyncIterator[None]:
-    """The links' upkeep, and a deadline for what is done within."""
-    with trio.fail_after(PATIENCE_S):
-        async with trio.open_nursery() as nursery:
-            for link in links:
-                nursery.start_soon(link.run)
-            yield
-            nursery.cancel_scope.cancel()
 
 
 def plain_socket(host: str) -> socket.socket:

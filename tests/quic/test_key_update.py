@@ -9,6 +9,7 @@ import trio.testing
 import hoststack
 from hoststack import QuicConfig, TlsConfig
 from hoststack.link.memory import MemoryNetwork
+from tests.support.streams import exchange
 
 PACKETS_PER_KEY = 400
 
@@ -31,18 +32,8 @@ def test_a_long_transfer_goes_through_many_keys(loss: float) -> None:
             await server.listen(uri, tls=tls) as listener,
             client.connect(uri, tls=TlsConfig(verify=False)) as connected,
             await listener.accept() as accepted,
-            trio.open_nursery() as nursery,
         ):
-            stream = await connected.open_stream()
-
-            async def send() -> None:
-                await stream.send_all(data)
-                await stream.send_eof()
-
-            nursery.start_soon(send)
-            async for theirs in accepted.streams():
-                assert b"".join([chunk async for chunk in theirs]) == data
-                break
+            await exchange(connected, accepted, data)
             key_updates = client.counters().key_updates
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -15,6 +15,7 @@ from hoststack import Connection, QuicConfig, Stack, TlsConfig
 from hoststack.engine import engines
 from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryNetwork
+from tests.support.streams import exchange
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -63,21 +64,6 @@ async def meeting(
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-async def exchange(here: Connection, there: Connection, data: bytes) -> None:
-    """Bytes from here to there on a new stream, all of them."""
-    stream = await here.open_stream(unidirectional=True)
-    async with trio.open_nursery() as nursery:
-
-        async def send() -> None:
-            await stream.send_all(data)
-            await stream.send_eof()
-
-        nursery.start_soon(send)
-        async for theirs in there.streams():
-            assert b"".join([chunk async for chunk in theirs]) == data
-            break
 
 
 @pytest.mark.parametrize("threshold", [0, 1, None])

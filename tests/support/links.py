@@ -1,0 +1,24 @@
+"""Links without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from hoststack.link.base import Link
+
+#: Longer than any test takes: the deadline of one that would wait for ever.
+PATIENCE_S = 15
+
+
+@asynccontextmanager
+async def running(*links: Link) -> AsyncIterator[None]:
+    """The links' upkeep, and a deadline for what is done within."""
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            for link in links:
+                nursery.start_soon(link.run)
+            yield
+            nursery.cancel_scope.cancel()
