@@ -25,6 +25,9 @@ demo: build ## quic_echo between two namespaces over AF_XDP, with the proof
 	@$(PYTHON) -m apps.demo
 
 bench: build ## measure, into bench/results/
+	@$(PYTHON) -c "import matplotlib" 2>/dev/null || \
+		$(PYTHON) -m pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[bench]' || \
+		echo "bench: matplotlib could not be installed: going on without the picture"
 	@$(PYTHON) -m bench
 
 clean: ## remove what was built, and .venv
