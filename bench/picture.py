@@ -10,14 +10,14 @@ from typing import Any, Final
 from bench.lines import Line
 
 _COLUMNS: Final = 3
-_PANEL_INCHES: Final = (5.2, 1.9)
+_PANEL_INCHES: Final = (5.2, 1.7)
 
 
 def draw(lines: Sequence[Line], path: Path) -> str:
     """Draw the lines into a PNG file; one line that says where it is, or why there is none.
 
-    A panel for each thing that is compared, a bar for each of its cases with the absolute figures
-    beside it, and a mark where the figure is expected.
+    A panel for each thing that is compared, a bar for each of its cases with the absolute figures,
+    and a mark where the figure is expected.
     """
     try:
         import matplotlib
@@ -50,21 +50,21 @@ def draw(lines: Sequence[Line], path: Path) -> str:
 def _draw_panel(axis: Any, lines: Sequence[Line]) -> None:
     most = 0.0
     for place, line in enumerate(lines):
-        if line.value is None:
-            axis.text(0, place, f"  not measured: {line.why_not}", va="center", fontsize=7)
-            continue
-        axis.barh(place, line.value, height=0.6, color="#4878a8")
-        words, end = line.measured, line.value
+        # Above the bar, not beside it: there it would have no room.
+        axis.text(0, place - 0.32, f" {_words(line)}", va="center", fontsize=7.5)
+        axis.barh(place + 0.1, line.value or 0, height=0.5, color="#4878a8")
+        most = max(most, line.value or 0)
         if line.expected:
             bound = line.expected.bound
-            axis.plot([bound] * 2, [place - 0.4, place + 0.4], color="#c03020", linewidth=2)
-            words, end = f"{words}, expected {line.expected}", max(end, bound)
-        if line.against:
-            words += f" ({line.absolute})"
-        axis.text(end, place, f"  {words}", va="center", fontsize=7)
-        most = max(most, end)
-    # The words behind the longest bar need room, too.
-    axis.set_xlim(0, 2.6 * (most or 1))
-    axis.set_ylim(len(lines) - 0.4, -0.6)
-    axis.set_yticks(range(len(lines)), [line.case for line in lines], fontsize=8)
+            axis.plot([bound] * 2, [place - 0.17, place + 0.37], color="#c03020", linewidth=2)
+            most = max(most, bound)
+    axis.set_xlim(0, 1.05 * (most or 1))
+    axis.set_ylim(len(lines) - 0.5, -0.6)
+    axis.set_yticks([])
     axis.tick_params(axis="x", labelsize=7)
+
+
+def _words(line: Line) -> str:
+    expected = f", expected {line.expected}" if line.expected else ""
+    absolute = f" ({line.absolute})" if line.against or line.why_not else ""
+    return f"{line.case}: {line.measured}{expected}{absolute}"
