@@ -1,8 +1,9 @@
 # Hoststack. `make demo` and `make test` set up what is missing.
 PYTHON := .venv/bin/python
 PACKAGES := pyxdp hoststack apps
+SECONDS ?= 60
 
-.PHONY: help bootstrap build lint test demo bench clean
+.PHONY: help bootstrap build lint test fuzz demo bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,6 +21,9 @@ lint: build ## ruff and mypy
 
 test: lint ## everything: lint, types, all tests (those that need root only as root)
 	@$(PYTHON) -m pytest
+
+fuzz: build ## libFuzzer on the C core, each target for SECONDS (60): make fuzz SECONDS=600
+	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
 
 demo: build ## quic_echo between two namespaces over AF_XDP, with the proof
 	@$(PYTHON) -m apps.demo

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 # The one list of Debian's packages.
 PACKAGES=(
 	clang llvm # the steering program
+	libclang-rt-dev # libFuzzer, for the tests of the C core
 	gcc libc6-dev linux-libc-dev pkg-config python3-dev # the C modules; the tests' sanitizers
 	libbpf-dev libxdp-dev libelf-dev zlib1g-dev
 	python3-venv

@@ -1,0 +1,1 @@
+"""libFuzzer targets for the C core: see docs/testing.md."""

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The look for STOP_SENDING frames in decrypted packets (hoststack/native/quic_stopped.c). The input
+ * is a packet's frames. Every beginning of it gives a beginning of what the whole gives: a frame
+ * is never misread because the packet ends.
+ */
+#include "quic_internal.h"
+
+#include "fuzz.h"
+
+enum { LEAST_FRAME_BYTES = 3, MOST_CUTS = 64 };
+
+static uint32_t look(struct hs_quic *q, const uint8_t *data, size_t bytes)
+{
+	uint8_t *frames = copy_of(data, bytes);
+	hs_stops_begin(q);
+	hs_stops_look(q, frames, bytes);
+	free(frames);
+	return q->stop_count;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+	struct hs_quic *whole = take_memory(sizeof(*whole));
+	struct hs_quic *cut = take_memory(sizeof(*cut));
+	uint32_t all = look(whole, data, bytes), before = 0;
+	CHECK(all <= bytes / LEAST_FRAME_BYTES);
+	for (uint32_t i = 0; i < all; i++)
+		CHECK(whole->stops[i].stream_id >= 0 && whole->stops[i].code < 1ULL << 62);
+	size_t step = 1 + bytes / MOST_CUTS;
+	for (size_t n = 0; n < bytes; n += step) {
+		uint32_t found = look(cut, data, n);
+		CHECK(found >= before && found <= all);
+		for (uint32_t i = 0; i < found; i++)
+			CHECK(cut->stops[i].stream_id == whole->stops[i].stream_id &&
+			      cut->stops[i].code == whole->stops[i].code);
+		before = found;
+	}
+	free(whole->stops);
+	free(cut->stops);
+	free(whole);
+	free(cut);
+	return 0;
+}

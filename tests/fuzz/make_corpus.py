@@ -1,0 +1,281 @@
+"""Makes tests/fuzz/corpus: `python -m tests.fuzz.make_corpus`.
+
+Small inputs that reach what a fuzzer would look for in vain, and those with which one found faults.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from tests.fuzz.targets import CORPUS
+from tests.support import packets
+
+#: Inputs that ended a process once; what was wrong is in the log of the files that changed.
+FOUND: Final = {
+    "turn": {"client_returns": "00950030197009"},
+    "plaintext": {
+        "key_update_early": "741500000a0e005249" + 26 * "00" + "654168564054" + "45",
+        "handshake_done_early": "01a80081010000151e",
+    },
+}
+
+
+def frames() -> Iterator[bytes]:
+    payload = b"\x40" + bytes(30)
+    udp = packets.udp(payload)
+    v4, v6 = packets.ipv4(udp), packets.ipv6(udp)
+    plain = [
+        packets.ethernet(v4),
+        packets.ethernet(v6, packets.IPV6),
+        packets.ethernet(v4, tags=(0x8100,)),
+        packets.ethernet(v6, packets.IPV6, (0x88A8, 0x8100)),
+        packets.ethernet(v4, tags=(0x88A8, 0x8100, 0x8100)),
+        packets.ethernet(v4) + bytes(18),  # padded by the driver
+        packets.ethernet(packets.ipv4(udp, options=bytes(8))),
+        packets.ethernet(packets.ipv4(udp, fragment=0x2000)),
+        packets.ethernet(packets.ipv4(udp, ihl=4)),
+        packets.ethernet(packets.ipv4(udp, total=2000)),
+        packets.ethernet(packets.ipv4(udp, protocol=6)),
+        packets.ethernet(packets.ipv4(packets.udp(b"", length=7))),
+        packets.ethernet(packets.ipv4(packets.udp(payload, length=600))),
+        packets.ethernet(packets.ipv6(udp, length=600), packets.IPV6),
+        packets.ethernet(packets.ipv6(udp, follows=packets.FRAGMENT), packets.IPV6),
+        packets.ethernet(bytes(28), packets.ARP),
+        v4,
+    ]
+    for kinds in ((packets.HOP_BY_HOP,), (packets.ROUTING, packets.DESTINATION), (60,) * 9):
+        inner = udp
+        follows = packets.UDP
+        for kind in kinds:
+            inner, follows = packets.extension(follows, 16) + inner, kind
+        plain.append(packets.ethernet(packets.ipv6(inner, follows=follows), packets.IPV6))
+    left = packets.extension(packets.UDP, segments_left=1) + udp
+    plain.append(packets.ethernet(packets.ipv6(left, follows=packets.ROUTING), packets.IPV6))
+    yield from (b"\0" + frame for frame in plain)
+    for at in (0, 64, 300):  # bursts: descriptors, and a UMEM in which a frame lies
+        good = struct.pack("!HH", at, len(plain[0]))
+        wide = struct.pack("!HQH", 0x8000, 1 << 63, 20) + struct.pack("!HQ", 0x4000, 1 << 31)
+        yield b"\4" + good + good + wide + bytes(at) + plain[0]
+
+
+def fifo() -> Iterator[bytes]:
+    def write(n: int) -> bytes:
+        return b"\0" + struct.pack("!H", n)
+
+    def put(n: int, ahead: int) -> bytes:
+        return b"\0" + struct.pack("!HH", n, ahead)
+
+    def read(n: int) -> bytes:
+        return b"\3" + struct.pack("!H", n)
+
+    def look(n: int, ahead: int) -> bytes:
+        return b"\2" + struct.pack("!HH", n, ahead)
+
+    def drop(ahead: int) -> bytes:
+        return b"\4" + struct.pack("!H", ahead)
+
+    def near(offset: int, *, index: int, of_producer: bool) -> bytes:
+        return bytes((15 if of_producer else 7, index << 2, 128 + offset))
+
+    def anything(value: int, index: int) -> bytes:
+        return bytes((7, 1 | index << 2)) + struct.pack("!Q", value)
+
+    truth, arm, written, by_offset = b"\6", b"\5", b"\0", b"\0"
+    for bits in (0, 3, 8, 10):
+        size = 1 << bits
+        in_order = written + bytes((bits << 1,))
+        around = write(size) + look(size, 0) + read(size // 2 + 1) + write(size) + look(size, 1)
+        yield in_order + around + arm + drop(1) + read(size)
+        holes = put(1, 1) + put(1, 3) + put(2, 2) + put(1, 0) + put(size, 0)
+        yield by_offset + bytes((bits << 1 | 1,)) + holes + read(3) + put(size + 1, 0)
+        for index in (0, 1):
+            for offset in (-1, 1, min(size, 100), min(size, 100) + 1):
+                for of_producer in (False, True):
+                    lie = near(offset, index=index, of_producer=of_producer)
+                    after = write(size) + read(size) + look(size, 0) + drop(1) + truth + write(3)
+                    yield in_order + write(size // 2) + lie + after + read(size)
+            for value in ((1 << 64) - 1, 1 << 63, (1 << 63) - 1, (1 << 62) + 3):
+                yield in_order + write(size) + anything(value, index) + read(9) + write(9) + drop(2)
+    for bits in (1, 3, 7):
+        size = 1 << bits
+        message = b"\0" + struct.pack("!H", max(size // 2 - 1, 0))
+        some = bytes((2, bits)) + message * 2 + b"\1" + message + b"\1\1"
+        yield some
+        for index in (0, 1, 32, 33):  # indices, and where the first lengths lie
+            lie = bytes((7, 3 | (index & 63) << 2)) + struct.pack("!Q", 0xFFFF_FFFF_0000_FFFF)
+            yield some + message + lie + b"\1\2\1" + message
+    for bits in (0, 2):
+        size = 1 << bits
+        ring = bytes((1, bits)) + b"\0" * (size + 1) + bytes((size << 2 | 1,)) + b"\0\0\5"
+        yield ring
+        for index in (0, 1):
+            for value in (0, (1 << 64) - 1, size + 1, 1 << 63):
+                lie = bytes((3, 1 | index << 2)) + struct.pack("!Q", value)
+                yield ring + lie + b"\0\5\0\x25" + b"\2\0\5"
+
+
+#: One of each frame type (RFC 9000 section 19), where a stream is meant: 0.
+FRAMES: Final = tuple(
+    bytes.fromhex(text)
+    for text in (
+        "01",
+        "0200000000",
+        "03000000000102 03",
+        "0204000200010000",
+        "04004400 4400",
+        "050007",
+        "0500 c000000000000007",
+        "060005 68656c6c6f",
+        "0705 746f6b656e",
+        "0800 68656c6c6f",
+        "0a0405 68656c6c6f",
+        "0e004000 05 68656c6c6f",
+        "0f0040000001 65",
+        "0b0203 656e64",
+        "10800fffff",
+        "11004400",
+        "1220",
+        "13d000000000000001",
+        "1410",
+        "150010",
+        "1610",
+        "1710",
+        "180500 0c" + 12 * "63" + 16 * "74",
+        "18010108" + 8 * "64" + 16 * "75",
+        "1900",
+        "1a" + 8 * "31",
+        "1b" + 8 * "32",
+        "1c000000",
+        "1d0005 68656c6c6f",
+        "1e",
+        "300102",
+        "3105 68656c6c6f",
+        "4021",
+        "00",
+    )
+)
+
+
+def stops() -> Iterator[bytes]:
+    rng = random.Random(1)
+    yield from FRAMES
+    stop = FRAMES[5]
+    for frame in FRAMES:
+        yield frame + stop
+    for _ in range(10):
+        yield b"".join(rng.sample(FRAMES[:-2], 6)) + stop
+
+
+def tokens() -> Iterator[bytes]:
+    prefix = bytes((12,)) + b"destination!"  # lengths are within the fuzzer's 21
+    source = bytes((8,)) + b"thesourc"
+    own = bytes((0x80 | 64,)) + bytes(1)  # a multiple of 21 and a bit more: one of ours
+    for shape in (0, 1, 2, 4, 8):
+        for version in (0, 1, 2, 3):
+            for token in (
+                b"\0\0\0",  # none
+                b"\x01\0",
+                b"\x05\0",  # of another address
+                b"\x02\0" + prefix,
+                b"\x0a\0" + prefix + b"\5\1",  # with one byte changed
+                b"\x01\xff",  # too old
+                b"\x82\0" + prefix + b"\x10",  # cut off
+            ):
+                if shape in (0, 1) or token == b"\0\0\0":
+                    yield bytes((shape, 0x40, 1, 0, version)) + prefix + source + token
+    for how in (0, 1, 8, 0x18, 0x38):
+        yield bytes((0, how | 0x40, 1, 0, 0)) + prefix + source + b"\2\0" + prefix
+        for fill in (0, 20, 22, 43, 60, 250):
+            yield bytes((0, how | 0x80, 1, 0xC0, fill)) + b"whatever follows" + own
+    for how in (0, 8, 0x18, 0x38):  # a version of nobody's, long enough for an answer and not
+        for padded in (0x80, 0):
+            start = bytes((0, how, 0, padded, 30)) + b"\xc0\x1a\x2a\x3a\x4a\4dcid\4scid"
+            yield start + bytes(16)
+    many = bytes((0x80, 0, 0xC0, 60)) + b"twenty bytes of a cid"[:20]
+    yield b"\0" + many * 20
+    yield b"\0" + bytes((0, 0, 0x80, 30)) + b"\xc0\1\2\3\4\x20" + bytes(24)
+    yield b"\0" + bytes((0, 0, 0x80, 6)) + b"\xff\0\0\0\1\xff"
+
+
+#: Bytes of the turn's inputs: what becomes of a datagram (enum action) in the low half.
+PASS, DROP, DUPLICATE, DELAY, FLIP, CUT, JOIN, GROW = range(8)
+REPLAY, REBIND, APPLICATION, INJECT, MARK, UNKNOWN, WAIT = range(8, 15)
+
+
+def turn() -> Iterator[bytes]:
+    def act(action: int, amount: int = 0) -> bytes:
+        return bytes((amount << 4 | action,))
+
+    one = {
+        "drop": act(DROP) * 3,
+        "duplicate": act(DUPLICATE, 5) * 2,
+        "late": act(DELAY, 9) + act(DELAY, 2) + act(PASS),
+        "flip": act(FLIP) + b"\0\3\x80" + act(FLIP, 1) + b"\0\x20\1\0\0\x40",
+        "cut": act(CUT) + b"\0\x14" + act(CUT) + b"\1\0",
+        "join": act(JOIN) + act(JOIN),
+        "grow": act(GROW, 4) + b"more",
+        "replay": act(REPLAY, 2) + b"\0" + act(REPLAY, 1) + b"\1",
+        "rebind": act(REBIND, 1) + act(PASS, 6) + act(REBIND, 2),
+        "reset": act(APPLICATION, 0) + b"\0" + act(APPLICATION, 0) + b"\1",
+        "stop": act(APPLICATION, 1) + b"\0" + act(APPLICATION, 1) + b"\3",
+        "migrate": act(APPLICATION, 6) + b"\2" + act(PASS, 8) + act(APPLICATION, 6) + b"\4",
+        "stay": act(APPLICATION, 6) + b"\2" + act(APPLICATION, 7) + b"\0",
+        "key": act(APPLICATION, 2) + b"\0" + act(PASS, 9) + act(APPLICATION, 2) + b"\1",
+        "close": act(APPLICATION, 3) + b"\1",
+        "pause": act(APPLICATION, 4) + b"\1" + act(PASS, 9) + act(APPLICATION, 4) + b"\1",
+        "scribble": act(APPLICATION, 5) + b"\x18" + bytes(7) + b"\xff",
+        "inject": act(INJECT, 1) + b"\x8d\xc0\0\0\0\1\4dcid\4scid",
+        "negotiate": act(INJECT, 0) + b"\x12\xc0\0\0\0\0\4dcid\4scid",
+        "mark": act(MARK, 3) + act(PASS, 5) + act(MARK, 1),
+        "unknown": act(UNKNOWN) * 2,
+        "wait": act(WAIT, 4) + act(DROP) + act(WAIT, 15),
+    }
+    shapes = ((0x00, 0x95), (0x65, 0x1A), (0x89, 0xF4))  # the second: from the handshake on
+    for i, actions in enumerate(one.values()):
+        for a, b in shapes[i % 2 :]:
+            yield bytes((a, b, i % 4)) + act(PASS, i % 5) + actions + act(PASS, 3) + actions
+
+
+def plaintext() -> Iterator[bytes]:
+    rng = random.Random(2)
+    for i, frame in enumerate(FRAMES):
+        # the hostile side, after the handshake; put in front of what its packet has
+        start = bytes((0x80 | i & 1, i % 3 << 2, i % 4, 0x10 | i % 5))
+        yield start + bytes((len(frame),)) + frame
+        yield start + bytes((3 * len(frame),)) + frame * 3
+    for level in range(6):  # the handshake's own packets
+        for side in (0, 1):
+            yield bytes((side, 0, 3, level, 5)) + b"\6\0\2\xff\xff"
+            yield bytes((side, 0, 0, 0x30 | level, 3, 0, 9)) + b"\1\2\4"
+    for _ in range(12):
+        strikes = (bytes((0x10 | rng.randrange(4), len(f))) + f for f in rng.sample(FRAMES, 4))
+        shape = bytes((0x80 | rng.randrange(64), rng.randrange(64), rng.randrange(4)))
+        yield shape + b"".join(strikes)
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
+    """The whole corpus: for each target, files by name."""
+    made = {}
+    for make in (frames, fifo, stops, tokens, turn, plaintext):
+        files = {f"seed_{i:03}": data for i, data in enumerate(make())}
+        for name, text in FOUND.get(make.__name__, {}).items():
+            files[f"found_{name}"] = bytes.fromhex(text)
+        made[make.__name__] = files
+    return made
+
+
+def main() -> None:
+    for target, files in seeds().items():
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            path.unlink()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

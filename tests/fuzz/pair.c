@@ -1,0 +1,582 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pair.h"
+
+#include "fuzz.h"
+#include "kept_wire.h"
+#include "steady.h"
+
+enum {
+	CLIENT_PORT = 5000,
+	SERVER_PORT = 443,
+	DATAGRAM_BYTES = 1452,
+	CHUNK_BYTES = 4096,
+	PATTERN_PERIOD = 4093,
+	TRIP_NS = 100000,
+	MOST_TURNS = 20000,
+	MOST_MESSAGES = 8,
+	MOST_ROUNDS_OF_A_MOMENT = 200, /* turns without time going on */
+};
+
+#define FIRST_NS (1ULL << 41)
+#define IDLE_NS (10000 * MS_NS)
+
+static const uint8_t CLIENT_IP[4] = { 10, 0, 0, 2 };
+static const uint8_t SERVER_IPS[PAIR_PATHS / PAIR_PORTS][4] = { { 10, 0, 0, 1 }, { 10, 0, 0, 3 } };
+
+/* --- the applications --------------------------------------------------------------------------- */
+
+/* What a stream carries in one direction, from an offset on: CHUNK_BYTES of it. */
+static const uint8_t *pattern(const struct flow *f, int from, uint64_t offset)
+{
+	static uint8_t bytes[PATTERN_PERIOD + CHUNK_BYTES];
+	if (!bytes[1]) {
+		for (uint32_t i = 0; i < sizeof(bytes); i++)
+			bytes[i] = (uint8_t)(i % PATTERN_PERIOD * 2654435761U >> 24);
+	}
+	uint64_t shift = (uint64_t)f->id * 7 + (uint64_t)from * 101;
+	return bytes + (offset + shift) % PATTERN_PERIOD;
+}
+
+static struct flow *new_flow(struct pair *p, int side, uint32_t connection, int64_t id)
+{
+	struct flow *f = take_memory(sizeof(*f));
+	int is_uni = id >= 0 && id & 2, is_own = (id & 1) == (side == SERVER);
+	int is_messages = id == HS_QUIC_DATAGRAMS;
+	CHECK(id >= HS_QUIC_DATAGRAMS && id < MOST_STREAM_NUMBERS);
+	f->pair = p;
+	f->side = side;
+	f->connection = connection;
+	f->id = id;
+	f->has_rx = !is_uni || !is_own;
+	f->has_tx = !is_uni || is_own;
+	f->block_bytes = HS_FIFO_HEADER_BYTES +
+			 (is_messages ? p->shape.datagram_fifo_bytes : p->shape.fifo_bytes);
+	f->rx_block = take_memory(f->block_bytes);
+	f->tx_block = take_memory(f->block_bytes);
+	CHECK(!hs_fifo_producer_open(&f->rx_in, f->rx_block, f->block_bytes));
+	CHECK(!hs_fifo_consumer_open(&f->rx_out, f->rx_block, f->block_bytes));
+	CHECK(!hs_fifo_producer_open(&f->tx_in, f->tx_block, f->block_bytes));
+	CHECK(!hs_fifo_consumer_open(&f->tx_out, f->tx_block, f->block_bytes));
+	f->next = p->side[side].flows;
+	p->side[side].flows = f;
+	return f;
+}
+
+static void free_flow(struct flow *f)
+{
+	hs_fifo_producer_close(&f->rx_in);
+	hs_fifo_producer_close(&f->tx_in);
+	free(f->rx_block);
+	free(f->tx_block);
+	free(f);
+}
+
+static struct flow *find_flow(struct pair *p, int side, uint32_t connection, int64_t id)
+{
+	for (struct flow *f = p->side[side].flows; f; f = f->next) {
+		if (f->connection == connection && f->id == id)
+			return f;
+	}
+	return NULL;
+}
+
+struct flow *pair_flow(struct pair *p, int side, unsigned int which)
+{
+	struct flow *f = p->side[side].flows;
+	while (f && (!f->stream || which--))
+		f = f->next;
+	return f;
+}
+
+static int make_fifos(void *owner, uint32_t connection, int64_t stream_id,
+		      struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx)
+{
+	struct pair *p = owner;
+	CHECK(!find_flow(p, p->turning, connection, stream_id));
+	if (p->distrusts && stream_id >= MOST_STREAM_NUMBERS)
+		return -1;
+	CHECK(stream_id == HS_QUIC_DATAGRAMS || (stream_id & 1) == (p->turning == CLIENT));
+	struct flow *f = new_flow(p, p->turning, connection, stream_id);
+	CHECK(rx && (tx != NULL) == f->has_tx);
+	*rx = &f->rx_in;
+	if (tx)
+		*tx = &f->tx_out;
+	return 0;
+}
+
+static int64_t find_path(void *owner, uint32_t connection, uint8_t ip_version,
+			 const uint8_t *remote_ip, uint16_t remote_port)
+{
+	struct pair *p = owner;
+	(void)connection;
+	CHECK(p->turning == CLIENT && (p->shape.has_preferred || p->distrusts));
+	int is_known = ip_version == 4 && remote_port == SERVER_PORT &&
+		       !memcmp(remote_ip, SERVER_IPS[1], sizeof(SERVER_IPS[1]));
+	CHECK(is_known || p->distrusts);
+	return is_known ? PAIR_PORTS : -1;
+}
+
+static void open_streams(struct pair *p)
+{
+	struct side *client = &p->side[CLIENT];
+	for (int i = 0; i < p->shape.streams; i++) {
+		int is_uni = p->shape.is_uni && i % 2;
+		int64_t id = (i / (p->shape.is_uni ? 2 : 1)) * 4 + (is_uni ? 2 : 0);
+		struct flow *f = new_flow(p, CLIENT, hs_connection_number(client->connection), id);
+		f->stream = hs_connection_open_stream(client->connection, is_uni,
+						      is_uni ? NULL : &f->rx_in, &f->tx_out);
+		if (!f->stream) { /* a hostile server allowed none */
+			CHECK(p->distrusts);
+			client->flows = f->next;
+			free_flow(f);
+			continue;
+		}
+		CHECK(hs_stream_id(f->stream) == id);
+	}
+}
+
+static void write_some(struct pair *p, struct flow *f)
+{
+	uint64_t left = p->shape.stream_bytes - f->written;
+	size_t n = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
+	if (!f->has_tx || f->has_set_end || p->is_spoilt[f->id] == SCRIBBLED)
+		return;
+	int64_t took = hs_fifo_write(&f->tx_in, pattern(f, f->side, f->written), n);
+	CHECK(took >= 0);
+	f->written += (uint64_t)took;
+	if (f->written == p->shape.stream_bytes) {
+		hs_fifo_set_eof(&f->tx_in);
+		f->has_set_end = 1;
+	}
+	if (took || f->has_set_end)
+		hs_stream_send_ready(f->stream);
+}
+
+static void read_some(struct pair *p, struct flow *f)
+{
+	uint8_t chunk[CHUNK_BYTES];
+	int64_t n;
+	if (!f->has_rx || p->is_spoilt[f->id] == SCRIBBLED)
+		return;
+	int at_end = hs_fifo_eof(&f->rx_out);
+	while ((n = hs_fifo_read(&f->rx_out, chunk, sizeof(chunk))) > 0) {
+		CHECK(p->distrusts || !memcmp(chunk, pattern(f, !f->side, f->read), (size_t)n));
+		f->read += (uint64_t)n;
+		hs_stream_consumed(f->stream);
+	}
+	CHECK(n == 0);
+	f->has_read_end |= at_end != 0;
+}
+
+/* Messages say which they are: the network may lose any. */
+static void write_messages(struct pair *p, struct flow *f)
+{
+	uint8_t message[CHUNK_BYTES];
+	while (f->written < MOST_MESSAGES && f->largest_message) {
+		size_t n = 1 + f->written * 331 % f->largest_message;
+		CHECK(n <= sizeof(message));
+		memcpy(message, pattern(f, f->side, f->written), n);
+		message[0] = (uint8_t)f->written;
+		int took = hs_fifo_write_message(&f->tx_in, message, n);
+		CHECK(took >= 0);
+		if (!took)
+			break;
+		f->written++;
+		hs_connection_send_datagrams(p->side[f->side].connection);
+	}
+}
+
+static void read_messages(struct pair *p, struct flow *f)
+{
+	struct hs_fifo_span spans[2];
+	uint8_t message[CHUNK_BYTES];
+	size_t n;
+	int64_t end;
+	while ((end = hs_fifo_peek_message(&f->rx_out, spans, &n)) > 0) {
+		CHECK(n <= sizeof(message) && spans[0].bytes + spans[1].bytes == n);
+		memcpy(message, spans[0].base, spans[0].bytes);
+		memcpy(message + spans[0].bytes, spans[1].base, spans[1].bytes);
+		CHECK(!hs_fifo_drop_to(&f->rx_out, (uint64_t)end));
+		CHECK(p->distrusts || (n && message[0] < MOST_MESSAGES));
+		CHECK(p->distrusts ||
+		      !memcmp(message + 1, pattern(f, !f->side, message[0]) + 1, n - 1));
+	}
+	CHECK(end == 0);
+}
+
+static void work(struct pair *p, int side)
+{
+	struct side *s = &p->side[side];
+	if (s->is_closed)
+		return;
+	for (struct flow *f = s->flows; f; f = f->next) {
+		if (f->id == HS_QUIC_DATAGRAMS) {
+			write_messages(p, f);
+			read_messages(p, f);
+		}
+		if (!f->stream)
+			continue;
+		write_some(p, f);
+		if (!s->is_not_reading)
+			read_some(p, f);
+	}
+}
+
+static void forget_flows(struct pair *p, int side, uint32_t connection)
+{
+	for (struct flow **at = &p->side[side].flows; *at;) {
+		struct flow *f = *at;
+		if (f->connection == connection) {
+			*at = f->next;
+			free_flow(f);
+		} else {
+			at = &f->next;
+		}
+	}
+}
+
+static void stream_is_over(struct pair *p, struct flow *f)
+{
+	struct side *s = &p->side[f->side];
+	read_some(p, f);
+	if (!p->distrusts && !p->is_spoilt[f->id]) {
+		CHECK(!f->has_tx || (f->has_set_end && f->is_send_finished));
+		CHECK(!f->has_rx || (f->has_read_end && f->read == p->shape.stream_bytes));
+	}
+	s->streams_over++;
+	struct flow **at = &s->flows;
+	while (*at != f)
+		at = &(*at)->next;
+	*at = f->next;
+	free_flow(f); /* "They stay until the stream is closed" (quic.h) */
+}
+
+/* --- what an engine tells ----------------------------------------------------------------------- */
+
+static void hear_of_stream(struct pair *p, int side, const struct hs_quic_event *event)
+{
+	struct flow *f = find_flow(p, side, event->connection, event->stream_id);
+	CHECK(f && event->stream && hs_stream_id(event->stream) == event->stream_id);
+	CHECK(f->stream == (event->kind == HS_QUIC_STREAM_OPENED ? NULL : event->stream));
+	f->stream = event->stream;
+	switch (event->kind) {
+	case HS_QUIC_RESET:
+	case HS_QUIC_STOPPED:
+		CHECK(p->is_spoilt[f->id] || p->distrusts);
+		p->is_spoilt[f->id] |= GIVEN_UP;
+		break;
+	case HS_QUIC_SEND_FINISHED:
+		CHECK(!f->is_send_finished);
+		f->is_send_finished = 1;
+		break;
+	case HS_QUIC_STREAM_CLOSED:
+		stream_is_over(p, f);
+		break;
+	default:
+		CHECK(event->kind == HS_QUIC_STREAM_OPENED || event->kind == HS_QUIC_READABLE ||
+		      event->kind == HS_QUIC_WRITABLE);
+	}
+}
+
+static void hear_of_connection(struct pair *p, int side, const struct hs_quic_event *event)
+{
+	struct side *s = &p->side[side];
+	struct hs_connection *c = hs_quic_connection(s->q, event->connection);
+	struct flow *f;
+	CHECK(c && hs_connection_number(c) == event->connection && !event->stream);
+	switch (event->kind) {
+	case HS_QUIC_ACCEPTED:
+	case HS_QUIC_CONNECTED:
+		CHECK((event->kind == HS_QUIC_CONNECTED) == (side == CLIENT));
+		CHECK(!s->is_established || s->is_closed);
+		s->connection = c;
+		s->is_established = 1;
+		s->is_closed = 0;
+		s->is_forgotten = 0;
+		if (side == CLIENT)
+			open_streams(p);
+		break;
+	case HS_QUIC_CLOSED:
+		CHECK(c == s->connection && !s->is_closed);
+		s->is_closed = 1;
+		hs_connection_close_info(c, &s->close);
+		CHECK(s->close.reason_bytes <= HS_QUIC_REASON_BYTES);
+		break;
+	case HS_QUIC_FORGOTTEN:
+		if (c == s->connection) {
+			CHECK(s->is_closed && !s->is_forgotten);
+			s->is_forgotten = 1;
+			s->connection = NULL;
+		}
+		forget_flows(p, side, event->connection);
+		break;
+	case HS_QUIC_DATAGRAMS_READY:
+		f = find_flow(p, side, event->connection, HS_QUIC_DATAGRAMS);
+		CHECK(f);
+		f->largest_message = event->info;
+		break;
+	case HS_QUIC_PATH_CHANGED:
+		CHECK(hs_connection_path(c) < PAIR_PATHS);
+		break;
+	case HS_QUIC_MIGRATION_FAILED:
+		CHECK(side == CLIENT);
+		break;
+	default: /* of the connection: its datagrams */
+		CHECK(event->kind == HS_QUIC_STREAMS_AVAILABLE ||
+		      event->kind == HS_QUIC_READABLE || event->kind == HS_QUIC_WRITABLE);
+	}
+}
+
+/* --- the network -------------------------------------------------------------------------------- */
+
+/* The number of the way at its other end. There is a NAT in front of the client, and its ports change
+ * at times. */
+static uint8_t far_path(struct pair *p, int to)
+{
+	uint8_t port = p->carried_path % PAIR_PORTS, address = p->carried_path / PAIR_PORTS;
+	if (to == CLIENT)
+		return (uint8_t)(address * PAIR_PORTS + p->behind_nat[port]);
+	uint8_t seen = (uint8_t)(port + p->nat_shift) % PAIR_PORTS;
+	p->behind_nat[seen] = port;
+	return (uint8_t)(address * PAIR_PORTS + seen);
+}
+
+void pair_send(struct pair *p, int to, const uint8_t *data, uint32_t bytes, uint64_t delay_ns,
+	       uint8_t ecn)
+{
+	struct travelling t = { NULL, bytes, ecn, (uint8_t)to, 0, p->now_ns + TRIP_NS + delay_ns };
+	uint32_t at = p->waiting_count;
+	if (at == MOST_WAITING)
+		return; /* lost, as in any full queue */
+	t.data = copy_of(data, bytes);
+	t.path = far_path(p, to);
+	for (; at > 0 && p->waiting[at - 1].at_ns > t.at_ns; at--)
+		p->waiting[at] = p->waiting[at - 1];
+	p->waiting[at] = t;
+	p->waiting_count++;
+}
+
+/* Hands over what has arrived; returns how many datagrams, which are to be freed after the turn. */
+static uint32_t deliver(struct pair *p, int side, uint8_t *arrived[HS_WIRE_BURST])
+{
+	uint32_t kept = 0, count = 0;
+	for (uint32_t i = 0; i < p->waiting_count; i++) {
+		struct travelling t = p->waiting[i];
+		if (t.to != side || t.at_ns > p->now_ns || count == HS_WIRE_BURST) {
+			p->waiting[kept++] = t;
+			continue;
+		}
+		CHECK(!hs_wire_handed_put(p->side[side].wire, t.data, t.bytes, t.ecn, t.path));
+		arrived[count++] = t.data;
+	}
+	p->waiting_count = kept;
+	return count;
+}
+
+static void carry_all(struct pair *p, int side)
+{
+	struct hs_wire *wire = p->side[side].wire;
+	uint32_t count = 0, bytes, path;
+	const uint8_t *data;
+	while ((data = hs_wire_handed_take(wire, count, &bytes, &path))) {
+		CHECK(path < PAIR_PATHS);
+		p->carried_path = (uint8_t)path;
+		count++;
+		p->carry(p, side, data, bytes);
+	}
+	hs_wire_handed_sent(wire, count);
+}
+
+static void admit_parked(struct pair *p, int side, uint32_t count)
+{
+	struct hs_quic *q = p->side[side].q;
+	for (uint32_t i = 0; i < count; i++) {
+		const uint8_t *key = hs_quic_parked_key(q, i);
+		CHECK(key && key[0] < PAIR_PATHS);
+		hs_quic_admit(q, i, key[0]);
+	}
+}
+
+/* --- turns -------------------------------------------------------------------------------------- */
+
+/* Returns when this side wants to be called again. */
+static uint64_t turn(struct pair *p, int side)
+{
+	struct side *s = &p->side[side];
+	uint8_t *arrived[HS_WIRE_BURST];
+	struct hs_quic_turn out;
+	p->turning = side;
+	steady_set_time(p->now_ns);
+	uint32_t n = deliver(p, side, arrived);
+	hs_quic_turn(s->q, p->now_ns, 1, 0, &out);
+	while (n)
+		free(arrived[--n]);
+	for (uint32_t i = 0; i < out.event_count; i++) {
+		const struct hs_quic_event *event = &out.events[i];
+		if (event->stream_id < 0)
+			hear_of_connection(p, side, event);
+		else
+			hear_of_stream(p, side, event);
+	}
+	admit_parked(p, side, out.parked);
+	carry_all(p, side);
+	work(p, side);
+	CHECK(++p->turns < MOST_TURNS);
+	return out.more || out.parked || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
+}
+
+int pair_is_complete(const struct pair *p)
+{
+	return p->side[CLIENT].streams_over >= p->shape.streams &&
+	       p->side[SERVER].streams_over >= p->shape.streams;
+}
+
+static int is_settled(const struct pair *p)
+{
+	return pair_is_complete(p) || p->side[CLIENT].is_forgotten ||
+	       (p->side[CLIENT].is_closed && p->side[SERVER].is_closed);
+}
+
+/* Both sides once, and time goes on if nobody has anything to do now. Returns 0 when nobody ever
+ * will have. */
+static int step(struct pair *p, uint32_t *rounds)
+{
+	uint64_t next_ns = UINT64_MAX;
+	for (int side = 0; side < SIDES; side++) {
+		uint64_t wanted_ns = turn(p, side);
+		if (wanted_ns < next_ns)
+			next_ns = wanted_ns;
+	}
+	if (p->waiting_count && p->waiting[0].at_ns < next_ns)
+		next_ns = p->waiting[0].at_ns;
+	if (next_ns == UINT64_MAX)
+		return 0;
+	CHECK(next_ns > p->now_ns || ++*rounds < MOST_ROUNDS_OF_A_MOMENT);
+	if (next_ns > p->now_ns) {
+		p->now_ns = next_ns;
+		*rounds = 0;
+	}
+	return 1;
+}
+
+void pair_run(struct pair *p, uint64_t until_ns)
+{
+	uint32_t rounds = 0;
+	while (p->now_ns < until_ns && !is_settled(p)) {
+		if (!step(p, &rounds))
+			break;
+	}
+}
+
+static int is_empty(const struct pair *p, int side)
+{
+	struct hs_quic_counters counters;
+	hs_quic_counters(p->side[side].q, &counters);
+	return counters.connections == 0;
+}
+
+void pair_end(struct pair *p, int from)
+{
+	uint32_t rounds = 0;
+	struct side *s = &p->side[from];
+	/* Nobody keeps the other alive for ever: it ends by a close, or by the idle timeout. */
+	do {
+		if (s->connection && !s->is_closed)
+			hs_connection_close(s->connection, 7, (const uint8_t *)"done", 4);
+	} while ((!is_empty(p, CLIENT) || !is_empty(p, SERVER)) && step(p, &rounds));
+	for (int side = 0; side < SIDES; side++) {
+		struct hs_quic_counters counters;
+		CHECK(is_empty(p, side));
+		CHECK(!p->side[side].connection && !p->side[side].flows);
+		hs_quic_counters(p->side[side].q, &counters);
+		CHECK(counters.half_open == 0);
+		CHECK(counters.accepted + counters.connected == counters.closed ||
+		      (side == CLIENT && !p->side[side].is_established));
+	}
+}
+
+/* --- beginning and end -------------------------------------------------------------------------- */
+
+static struct hs_tls *new_tls(int is_server)
+{
+	static struct hs_tls *kept[SIDES];
+	const char *certificate, *key;
+	char error[256];
+	if (!kept[is_server]) {
+		steady_certificate(&certificate, &key);
+		kept[is_server] = hs_tls_new(is_server, is_server ? certificate : NULL,
+					     is_server ? key : NULL, NULL, 0,
+					     (const uint8_t *)"\2hs", 3, error, sizeof(error));
+		CHECK(kept[is_server]);
+	}
+	return kept[is_server];
+}
+
+static void begin_side(struct pair *p, int side)
+{
+	static const uint8_t PREFIXES[SIDES][HS_CID_RANDOM_OFFSET] = { { 0x0b, 0, 2, 0 },
+								       { 0x0b, 0, 1, 0 } };
+	static const uint8_t SECRETS[SIDES][HS_QUIC_SECRET_BYTES] = { "the client's", "the server's" };
+	struct side *s = &p->side[side];
+	int is_server = side == SERVER;
+	s->wire = kept_wire(side);
+	s->q = hs_quic_new(s->wire, PREFIXES[side], SECRETS[side], make_fifos, find_path, p);
+	s->tls = new_tls(is_server);
+	CHECK(s->q);
+	for (int i = 0; i < PAIR_PATHS; i++) {
+		uint8_t key[HS_PATH_KEY_BYTES] = { (uint8_t)i };
+		const uint8_t *server_ip = SERVER_IPS[i / PAIR_PORTS];
+		uint16_t client_port = (uint16_t)(CLIENT_PORT + i % PAIR_PORTS);
+		int64_t id = hs_quic_add_path(s->q, 4, is_server ? server_ip : CLIENT_IP,
+					      is_server ? SERVER_PORT : client_port,
+					      is_server ? CLIENT_IP : server_ip,
+					      is_server ? client_port : SERVER_PORT, 0);
+		CHECK(id == i);
+		hs_path_set_size(s->q, (uint32_t)id, DATAGRAM_BYTES);
+		hs_path_set_key(s->q, (uint32_t)id, key);
+	}
+}
+
+void pair_begin(struct pair *p, const struct pair_shape *shape)
+{
+	struct hs_quic_config config = {
+		.rx_fifo_bytes = shape->fifo_bytes,
+		.connection_window_bytes = 4 * (uint64_t)shape->fifo_bytes,
+		.max_streams_bidi = MOST_STREAMS / 2,
+		.max_streams_uni = MOST_STREAMS / 2,
+		.idle_timeout_ns = IDLE_NS,
+		.handshake_timeout_ns = IDLE_NS,
+		.keep_alive_ns = shape->keep_alive_ns,
+		.packets_per_key = shape->packets_per_key,
+		.max_connections = PAIR_CONNECTIONS,
+		.congestion_control = shape->congestion_control,
+		.probes_mtu = shape->probes_mtu,
+		.retry_above = shape->wants_retry ? 0 : 1000,
+		.datagram_fifo_bytes = shape->datagram_fifo_bytes,
+		.follows_preferred = 1,
+		.preferred_v4_port = shape->has_preferred ? SERVER_PORT : 0,
+		.version = shape->is_v2 ? NGTCP2_PROTO_VER_V2 : NGTCP2_PROTO_VER_V1,
+	};
+	memcpy(config.preferred_v4, SERVER_IPS[1], sizeof(config.preferred_v4));
+	for (uint8_t i = 0; i < PAIR_PORTS; i++)
+		p->behind_nat[i] = i;
+	p->shape = *shape;
+	p->now_ns = FIRST_NS;
+	begin_side(p, CLIENT);
+	begin_side(p, SERVER);
+	struct side *client = &p->side[CLIENT], *server = &p->side[SERVER];
+	CHECK(hs_quic_listen(server->q, 4, SERVER_IPS[0], SERVER_PORT, server->tls, &config));
+	client->connection = hs_quic_connect(client->q, 0, client->tls, "localhost", &config,
+					     p->now_ns);
+	CHECK(client->connection);
+}
+
+void pair_free(struct pair *p)
+{
+	for (int side = 0; side < SIDES; side++) {
+		hs_quic_free(p->side[side].q);
+		forget_flows(p, side, 0);
+	}
+	for (uint32_t i = 0; i < p->waiting_count; i++)
+		free(p->waiting[i].data);
+}

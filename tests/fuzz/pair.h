@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A client and a server, two native engines with real TLS, a network between them on a simulated
+ * clock, and applications on both that send a pattern along streams and check what they read.
+ * A target says what becomes of each datagram.
+ *
+ * What is checked whatever happens: bytes that an application reads are those that the other wrote
+ * (unless the target says that nothing may be trusted); a stream is told to be over when both
+ * sides of it are; nothing is told of a connection after its end; no more turns than such a transfer
+ * can take; at the end nothing is left in either engine.
+ */
+#ifndef HS_FUZZ_PAIR_H
+#define HS_FUZZ_PAIR_H
+
+#include "quic_internal.h"
+
+#define MS_NS 1000000ULL
+
+enum {
+	CLIENT,
+	SERVER,
+	SIDES,
+	MOST_STREAMS = 16, /* of one connection; their numbers are below 64 */
+	MOST_STREAM_NUMBERS = 64,
+	MOST_WAITING = 256, /* datagrams on their way */
+	/* A path's number is that of the server's address, times PAIR_PORTS, and that of the client's
+	 * port, as that side sees it. */
+	PAIR_PORTS = 4,
+	PAIR_PATHS = 2 * PAIR_PORTS,
+	PAIR_CONNECTIONS = 16, /* that the server takes at once */
+};
+
+/* What an application did to a stream. */
+enum pair_spoilt {
+	GIVEN_UP = 1, /* reset, or it wants no more */
+	SCRIBBLED = 2, /* rubbish in its FIFO: nobody touches it any more */
+};
+
+struct pair_shape {
+	uint8_t congestion_control;
+	uint8_t is_v2;
+	uint8_t wants_retry;
+	uint8_t probes_mtu;
+	uint8_t streams; /* that the client opens */
+	uint8_t is_uni; /* every second one */
+	uint32_t stream_bytes; /* each way */
+	uint32_t fifo_bytes;
+	uint64_t packets_per_key;
+	uint64_t keep_alive_ns;
+	uint32_t datagram_fifo_bytes;
+	uint8_t has_preferred; /* the server has another address, and the client goes there */
+};
+
+/* A stream as the application has it; with HS_QUIC_DATAGRAMS for its number, the connection's datagrams. */
+struct flow {
+	struct flow *next;
+	struct pair *pair;
+	struct hs_stream *stream; /* NULL until it is told */
+	int64_t id;
+	uint32_t connection;
+	int side;
+	uint8_t *rx_block, *tx_block;
+	size_t block_bytes;
+	struct hs_fifo_producer rx_in, tx_in;
+	struct hs_fifo_consumer rx_out, tx_out;
+	uint64_t written, read;
+	uint8_t has_rx, has_tx;
+	uint8_t has_set_end, has_read_end, is_send_finished;
+	uint64_t largest_message; /* of the connection's datagrams */
+};
+
+struct side {
+	struct hs_quic *q;
+	struct hs_wire *wire;
+	struct hs_tls *tls;
+	struct flow *flows;
+	/* Of the connection that was told last. */
+	struct hs_connection *connection;
+	struct hs_quic_close_info close;
+	uint8_t is_established, is_closed, is_forgotten;
+	uint8_t is_not_reading;
+	uint32_t streams_over;
+	uint32_t alive; /* connections told and not forgotten */
+};
+
+struct travelling {
+	uint8_t *data; /* of its exact size */
+	uint32_t bytes;
+	uint8_t ecn; /* with UNKNOWN_PATH */
+	uint8_t to;
+	uint8_t path;
+	uint64_t at_ns;
+};
+
+struct pair {
+	struct side side[SIDES];
+	struct pair_shape shape;
+	uint64_t now_ns;
+	struct travelling waiting[MOST_WAITING]; /* by the time of arrival */
+	uint32_t waiting_count;
+	uint32_t turns;
+	uint8_t nat_shift; /* between the client's ports and those that the server sees */
+	uint8_t behind_nat[PAIR_PORTS]; /* the client's ports by those */
+	uint8_t carried_path; /* the way of the datagram that is carried, as its sender numbers it */
+	uint8_t ecn;
+	uint8_t distrusts; /* applications take what comes */
+	uint8_t is_spoilt[MOST_STREAM_NUMBERS]; /* enum pair_spoilt, by the stream's number */
+	int turning; /* the side whose turn it is */
+	/* What becomes of a datagram. It is the target's to send, changed or not. */
+	void (*carry)(struct pair *p, int from, const uint8_t *data, uint32_t bytes);
+	void *target;
+};
+
+/* Two engines, of which the client begins a connection. */
+void pair_begin(struct pair *p, const struct pair_shape *shape);
+/* Puts a datagram on its way to a side. */
+void pair_send(struct pair *p, int to, const uint8_t *data, uint32_t bytes, uint64_t delay_ns,
+	       uint8_t ecn);
+/* Turns until everything that the applications wanted is there, a connection has ended, or there
+ * is nothing more to wait for before `until_ns`. */
+void pair_run(struct pair *p, uint64_t until_ns);
+/* Whether all streams of both sides came to their ends. */
+int pair_is_complete(const struct pair *p);
+/* Ends the connection from one side and waits until it is forgotten on both. */
+void pair_end(struct pair *p, int from);
+/* Frees both engines. */
+void pair_free(struct pair *p);
+struct flow *pair_flow(struct pair *p, int side, unsigned int which);
+
+#endif
