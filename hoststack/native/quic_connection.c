@@ -207,6 +207,10 @@ void hs_connection_read(struct hs_connection *c, const struct hs_received *datag
 		hs_close_answer(c);
 		return;
 	}
+	if (hs_path_is_too_early(c, datagram->path)) {
+		c->q->counters.drops[HS_QUIC_DROP_EARLY_PROBE]++;
+		return;
+	}
 	c->rx_datagrams++;
 	c->rx_bytes += datagram->bytes;
 	c->rx_ecn_ce += datagram->ecn == 3;

@@ -163,6 +163,7 @@ struct hs_connection {
 	uint8_t is_touched;
 	uint8_t close_is_due; /* the application wants it closed, or its packet must go again */
 	uint8_t was_reset; /* by a stateless reset */
+	uint8_t has_peer_cids; /* the peer gave more connection IDs than its first */
 	uint8_t has_written_open; /* so that the handshake's last message of ours is out */
 	uint8_t is_confirmed; /* the handshake, to both sides (RFC 9001 section 4.1.2) */
 	struct hs_quic_config config;
@@ -213,6 +214,7 @@ struct hs_quic {
 	uint32_t event_count, event_room;
 	struct hs_stop *stops; /* of the datagram that is being read */
 	uint32_t stop_count, stop_room;
+	uint8_t came_with_cid; /* it had a NEW_CONNECTION_ID frame */
 	uint64_t reset_tokens_ns; /* when the budget of stateless resets was filled last */
 	uint32_t reset_budget;
 	struct hs_quic_counters counters;
@@ -317,6 +319,8 @@ void hs_path_begin(struct hs_connection *c, struct hs_path *path);
 void hs_path_end(struct hs_connection *c);
 /* The path that ngtcp2 wants a packet to go along; NULL if nothing is known of it. */
 struct hs_path *hs_path_for(struct hs_connection *c, const ngtcp2_path *way);
+/* Whether ngtcp2 must not see yet what came along a path. */
+int hs_path_is_too_early(const struct hs_connection *c, struct hs_path *path);
 void hs_path_validated(struct hs_connection *c, const ngtcp2_path *way, uint32_t flags,
 		       int is_good);
 /* Begin the migration that is waited for, if that is possible by now. */

@@ -69,6 +69,19 @@ struct hs_path *hs_path_for(struct hs_connection *c, const ngtcp2_path *way)
 	return path;
 }
 
+/* ngtcp2 (1.11) takes the probe of a preferred address before it has a connection ID to answer with, and
+ * from then on takes each that the client gives, finds itself not allowed to send, and gives it back:
+ * for ever, once in a PTO. The client's later probes are answered if it does not see this one. */
+int hs_path_is_too_early(const struct hs_connection *c, struct hs_path *path)
+{
+	if (!c->listener || c->has_peer_cids || path == c->path ||
+	    !ngtcp2_conn_get_dcid(c->conn)->datalen)
+		return 0;
+	ngtcp2_path own = hs_ngtcp2_path(c->path), way = hs_ngtcp2_path(path);
+	way.remote = own.remote;
+	return !ngtcp2_path_eq(&own, &way);
+}
+
 void hs_path_validated(struct hs_connection *c, const ngtcp2_path *way, uint32_t flags, int is_good)
 {
 	struct hs_path *path = c->next_path;

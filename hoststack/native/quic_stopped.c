@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * STOP_SENDING frames that come. ngtcp2 answers them with RESET_STREAM and tells nobody (before
- * 1.22), so they are looked for in the packets that it has decrypted. */
+ * 1.22), so they are looked for in the packets that it has decrypted. And NEW_CONNECTION_ID frames,
+ * for hs_path_is_too_early. */
 #include "quic_internal.h"
 
 #include <stdlib.h>
@@ -158,6 +159,8 @@ void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
 			note(q, stream_id, code);
 		} else if (!skip_frame(&c, type)) {
 			return;
+		} else if (type == NEW_CONNECTION_ID) {
+			q->came_with_cid = 1;
 		}
 	}
 }
@@ -181,12 +184,14 @@ void hs_stops_begin(struct hs_quic *q)
 {
 	reading = q;
 	q->stop_count = 0;
+	q->came_with_cid = 0;
 }
 
 void hs_stops_end(struct hs_connection *c)
 {
 	struct hs_quic *q = c->q;
 	reading = NULL;
+	c->has_peer_cids |= q->came_with_cid;
 	for (uint32_t i = 0; i < q->stop_count && c->state <= HS_OPEN; i++) {
 		for (struct hs_stream *s = c->streams; s; s = s->next) {
 			if (s->id == q->stops[i].stream_id) {

@@ -479,8 +479,7 @@ def test_aioquic_does_not_move() -> None:
 
 @pytest.mark.usefixtures("native")
 def test_a_stock_client_goes_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    # It sends its PATH_CHALLENGE before its connection IDs, and once only; ngtcp2 1.11 never
-    # answers one that came when there was no connection ID to answer with.
+    # It sends its PATH_CHALLENGE once only, and before the connection IDs that an answer needs.
     def carry(network: MemoryNetwork, data: bytes, path: Path) -> None:
         receiver = network._links[path.remote.host]
         delay_s = 0.01 if path.remote.port == 5555 else 0
@@ -499,6 +498,24 @@ def test_a_stock_client_goes_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await m.stock.stream_ends(stream.stream_id) == b"here"
             await settle()
             assert m.ours.local == PREFERRED
+
+    run(main)
+
+
+@pytest.mark.usefixtures("native")
+def test_a_probe_that_comes_too_early_is_as_if_lost() -> None:
+    async def main() -> None:
+        async with stock_client(PREFERRING) as m:
+            await settle()
+            assert m.stack.counters().dropped["early_probe"] == 1
+            came = m.stock.datagrams_received
+            await settle()
+            assert m.stock.datagrams_received == came
+            stream = await m.ours.open_stream()
+            await stream.send_all(b"still here")
+            await stream.send_eof()
+            assert await m.stock.stream_ends(stream.stream_id) == b"still here"
+            assert m.ours.local == (SERVER, 4433)
 
     run(main)
 
