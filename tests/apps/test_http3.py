@@ -818,3 +818,48 @@ def test_our_client_at_servers_of_others(
     assert missing.returncode == 1
     assert [line[:4] for line in missing.stdout.splitlines()] == ["404 "] * 20
     assert missing.stderr.count("the server answers 404") == 20
+
+
+def test_our_client_moves_at_servers_of_others(
+    engine: str, other_server: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    if engine != "native":
+        pytest.skip("only the native engine's connections move")
+    # Debian's quic-go says disable_active_migration: what it forbids disturbs nothing.
+    is_forbidden = "caddy" in request.node.name
+    authority = other_server.removeprefix("https://")
+
+    async def main() -> None:
+        async with (
+            hoststack.open_stack(link="udp") as stack,
+            stack.connect(
+                f"quic://{authority}", tls=TlsConfig(verify=False), alpn=["h3"]
+            ) as connection,
+            trio.open_nursery() as nursery,
+        ):
+            http = await Http3Connection.over(connection, is_client=True)
+            nursery.start_soon(http.run)
+            # To another port, to another address, and back to the first.
+            for local in (None, "127.0.0.3", ADDRESS):
+                exchange = await http.request(
+                    [
+                        (b":method", b"GET"),
+                        (b":scheme", b"https"),
+                        (b":authority", authority.encode()),
+                        (b":path", b"/large"),
+                    ]
+                )
+                assert isinstance(await exchange.receive(), HeadersReceived)
+                before = connection.local
+                if is_forbidden:
+                    with pytest.raises(hoststack.MigrationError, match="the peer forbids"):
+                        await connection.migrate(local)
+                else:
+                    await connection.migrate(local)
+                assert (connection.local == before) == is_forbidden
+                assert await rest(exchange) == (folder / "large").read_bytes()
+            moves = (await connection.statistics())["path_changes"]
+            assert moves == (0 if is_forbidden else 3)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
