@@ -13,6 +13,7 @@ from hoststack.errors import (
 )
 from hoststack.listener import Listener
 from hoststack.quic.seam import CloseInfo, QuicConfig
+from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
 from hoststack.stack import Stack, open_stack
 from hoststack.stream import ReceiveStream, SendStream, Stream
@@ -28,6 +29,7 @@ __all__ = [
     "QuicConfig",
     "ReceiveStream",
     "SendStream",
+    "SessionCache",
     "Stack",
     "Stream",
     "StreamResetError",

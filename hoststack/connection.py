@@ -12,7 +12,7 @@ import trio
 from hoststack.datagrams import Datagrams
 from hoststack.errors import ConnectionClosedError, MigrationError
 from hoststack.link.base import Endpoint
-from hoststack.quic.seam import CloseInfo
+from hoststack.quic.seam import CloseInfo, EarlyData
 from hoststack.session import messages as m
 from hoststack.stream import ReceiveStream, SendStream, Stream
 
@@ -27,12 +27,17 @@ MIGRATION_SECONDS = 10.0
 
 
 class Connection(trio.abc.AsyncResource):
-    """A connection whose handshake is complete. Made by `Stack.connect` and `Listener.accept`."""
+    """A connection, made by `Stack.connect` and `Listener.accept`.
+
+    Its handshake is complete, unless `early_data` is "pending".
+    """
 
     def __init__(self, router: Router, notice: m.Connected | m.Accepted) -> None:
         self._router = router
         self._notice = notice
         self._local, self._remote = notice.local, notice.remote
+        self._early_data = notice.early_data
+        self._is_resumed = notice.is_resumed
         self._info: CloseInfo | None = None
         self._is_closing = False
         self._accepted: deque[Stream | ReceiveStream] = deque()
@@ -59,6 +64,22 @@ class Connection(trio.abc.AsyncResource):
     def alpn(self) -> str | None:
         """The application protocol that the handshake agreed on."""
         return self._notice.alpn
+
+    @property
+    def early_data(self) -> EarlyData:
+        """Whether data were sent before the handshake was complete (0-RTT, RFC 9001 section 4.6).
+
+        "pending" while it still is not: what came until now may be a replay of what an onlooker
+        recorded (section 9.2), so do nothing with it that must not be done twice, or await
+        `wait_handshake` first. Then "accepted"; or, on the client's side, "rejected": the server
+        did not want them, and they were sent again.
+        """
+        return self._early_data
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the handshake resumed a session of before, without certificates."""
+        return self._is_resumed
 
     @property
     def close_info(self) -> CloseInfo | None:
@@ -191,6 +212,18 @@ class Connection(trio.abc.AsyncResource):
             f"{MIGRATION_SECONDS:.0f} s, or does not answer along it",
         )
 
+    async def wait_handshake(self) -> None:
+        """Wait until the handshake is complete: then nothing that came is a replay.
+
+        Returns at once unless `early_data` is "pending". Raises ConnectionClosedError.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._early_data == "pending":
+            if self._info is not None:
+                raise ConnectionClosedError(self._info)
+            await self._sleepers.park()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
     async def wait_closed(self) -> CloseInfo:
         """Wait until the connection is over, and say why."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -244,6 +277,11 @@ class Connection(trio.abc.AsyncResource):
 
     def _on_stream_accepted(self, stream: Stream | ReceiveStream) -> None:
         self._accepted.append(stream)
+        self._sleepers.unpark_all()
+
+    def _on_handshake_done(self, notice: m.HandshakeDone) -> None:
+        self._early_data = notice.early_data
+        self._is_resumed = notice.is_resumed
         self._sleepers.unpark_all()
 
     def _on_send_finished(self) -> None:

@@ -43,6 +43,7 @@ class Router:
             m.Connected: self._on_connected,
             m.StreamReady: self._on_stream_ready,
             m.Accepted: self._on_accepted,
+            m.HandshakeDone: self._on_handshake_done,
             m.StreamAccepted: self._on_stream_accepted,
             m.DatagramsReady: self._on_datagrams_ready,
             m.PathChanged: self._on_path_changed,
@@ -150,6 +151,11 @@ class Router:
             connection.close_now()
         else:
             listener._on_accepted(connection)
+
+    def _on_handshake_done(self, notice: m.HandshakeDone) -> None:
+        connection = self._connections.get(notice.handle)
+        if connection is not None:
+            connection._on_handshake_done(notice)
 
     def _add_connection(self, notice: m.Connected | m.Accepted) -> Connection:
         connection = Connection(self, notice)

@@ -168,13 +168,15 @@ async def open_stack(
     mode: Literal["auto", "native", "generic"] = "auto",
     engine: EngineName = "auto",
     config: QuicConfig | None = None,
+    secret: bytes | None = None,
 ) -> AsyncIterator[Stack]:
     """A stack in the caller's own trio loop, closed at the end of the block.
 
     With an interface `link="auto"` takes AF_XDP on it where that works, and the kernel's UDP
     sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
     is, and closed at the end. `engine="auto"` takes the native QUIC engine where it was built, and
-    aioquic elsewhere. Raises LinkError if the link that was asked for can't be had, and ValueError
+    aioquic elsewhere. With the same `secret`, 32 bytes that nobody else knows, one stack takes the
+    session tickets and tokens that another gave. Raises LinkError if the link that was asked for can't be had, and ValueError
     for an engine that can't.
     """
     config = config or QuicConfig()
@@ -185,7 +187,7 @@ async def open_stack(
     application = Application(f"{os.getpid()}")
     error: BaseException | None = None
     try:
-        worker = Worker(chosen, engine_maker(engine, chosen))
+        worker = Worker(chosen, engine_maker(engine, chosen, secret=secret))
         async with trio.open_nursery() as nursery:
             worker.attach(application)
             await nursery.start(worker.run)

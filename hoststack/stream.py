@@ -149,6 +149,12 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         """As `receive_some`, into a buffer: how many bytes came; 0 at the end alone."""
         return await self._receiving.receive_into(buffer)
 
+    @property
+    def may_be_replayed(self) -> bool:
+        """Whether what was received until now may be a replay: it came as early data, and the
+        handshake is not complete (see `Connection.early_data`)."""
+        return self.connection.early_data == "pending"
+
     def stop_sending(self, code: int = 0) -> None:
         """Ask the peer to send no more, with an application code (STOP_SENDING)."""
         if not self._receiving.has_end:

@@ -19,6 +19,7 @@ _SOURCES = (
     "quic_accept.c",
     "quic_connection.c",
     "quic_close.c",
+    "quic_resume.c",
     "quic_callbacks.c",
     "quic_stopped.c",
     "quic_stream.c",

@@ -31,11 +31,12 @@ enum {
 	HS_QUIC_SECRET_BYTES = 32,
 	HS_QUIC_MAX_ALPN = 16,
 	HS_QUIC_REASON_BYTES = 256,
+	HS_QUIC_TOKEN_BYTES = 512, /* longer ones are not kept */
 	HS_PATH_KEY_BYTES = 64, /* what marks a received datagram as a path's */
 	HS_QUIC_DATAGRAMS = -1, /* in place of a stream's ID: the connection's datagrams */
 };
 
-/* The numbers are EventKind's (hoststack/quic/seam.py); the last is between engine and Python. */
+/* The numbers are EventKind's (hoststack/quic/seam.py); those from 100 on are between engine and Python. */
 enum hs_quic_event_kind {
 	HS_QUIC_ACCEPTED = 1,
 	HS_QUIC_CONNECTED = 2,
@@ -51,15 +52,26 @@ enum hs_quic_event_kind {
 	HS_QUIC_DATAGRAMS_READY = 12,
 	HS_QUIC_PATH_CHANGED = 13,
 	HS_QUIC_MIGRATION_FAILED = 14,
+	HS_QUIC_HANDSHAKE_DONE = 15,
 	HS_QUIC_FORGOTTEN = 100, /* the connection's number is free again */
+	HS_QUIC_TICKET = 101, /* see hs_connection_ticket */
+	HS_QUIC_TOKEN = 102, /* see hs_connection_token */
 };
 
 struct hs_quic_event {
 	uint32_t kind;
 	uint32_t connection; /* its number */
 	int64_t stream_id; /* -1: about the connection */
-	uint64_t info; /* the application's code of RESET and STOPPED; of DATAGRAMS_READY the limit */
+	/* The application's code of RESET and STOPPED; of DATAGRAMS_READY the limit; of ACCEPTED,
+	 * CONNECTED and HANDSHAKE_DONE bits of enum hs_quic_handshake. */
+	uint64_t info;
 	struct hs_stream *stream; /* NULL: about the connection */
+};
+
+enum hs_quic_handshake {
+	HS_QUIC_IS_EARLY = 1, /* it is not complete yet: HANDSHAKE_DONE follows */
+	HS_QUIC_IS_RESUMED = 2,
+	HS_QUIC_WAS_REJECTED = 4, /* early data were sent, and go again */
 };
 
 /* Why a datagram was dropped before any connection could use it, or with its connection. */
@@ -113,6 +125,7 @@ struct hs_quic_config {
 	uint8_t congestion_control; /* 0 reno, 1 cubic, 2 bbr */
 	uint8_t probes_mtu; /* PMTUD; without it the path's size is taken for granted */
 	uint8_t follows_preferred; /* a client moves to the server's preferred address */
+	uint8_t early_data; /* a server offers 0-RTT */
 	uint8_t zero;
 	uint32_t retry_above; /* handshakes under way from which on Retry is asked for */
 	uint32_t version; /* the client's first choice */
@@ -209,11 +222,38 @@ struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const 
 				   const struct hs_quic_config *config);
 void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener);
 
+/* What a client knows of a server from before: of a ticket (hs_connection_ticket) the session and
+ * the parameters, and a token (hs_connection_token). Each may be missing: then it has 0 bytes. */
+struct hs_quic_resume {
+	const uint8_t *session;
+	const uint8_t *parameters;
+	const uint8_t *token;
+	uint32_t session_bytes;
+	uint32_t parameters_bytes;
+	uint32_t token_bytes;
+	uint8_t early_data; /* send before the handshake is complete, where the ticket allows it */
+	uint8_t keeps; /* tickets and tokens are wanted */
+};
+
 /* Begin a connection along a path; NULL without memory. `server_name` may be a host name or an
  * address. */
 struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struct hs_tls *tls,
 				      const char *server_name,
-				      const struct hs_quic_config *config, uint64_t now_ns);
+				      const struct hs_quic_config *config,
+				      const struct hs_quic_resume *resume, uint64_t now_ns);
+/* The last ticket that came (HS_QUIC_TICKET tells); the session is good until the next turn.
+ * Returns 0, or -1 if there is none. */
+struct hs_quic_ticket {
+	const uint8_t *session;
+	uint32_t session_bytes;
+	uint32_t lifetime_s;
+	uint32_t parameters_bytes; /* 0: no early data may be sent with it */
+	uint8_t parameters[256];
+};
+int hs_connection_ticket(const struct hs_connection *c, struct hs_quic_ticket *out);
+/* The last token of a NEW_TOKEN frame, at most HS_QUIC_TOKEN_BYTES; returns its length. */
+size_t hs_connection_token(const struct hs_connection *c, uint8_t *out);
+int hs_connection_is_resumed(const struct hs_connection *c);
 struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number);
 uint32_t hs_connection_number(const struct hs_connection *c);
 /* The number of the listener that it came in on; -1 for a connection of ours. */

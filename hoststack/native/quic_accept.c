@@ -39,6 +39,10 @@ struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const 
 	listener->tls = tls;
 	hs_tls_hold(tls);
 	listener->config = *config;
+	if (hs_resume_ticket_key(q, listener)) {
+		hs_listener_release(listener);
+		return NULL;
+	}
 	listener->next = q->listeners;
 	q->listeners = listener;
 	return listener;

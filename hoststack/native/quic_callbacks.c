@@ -59,6 +59,8 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 {
 	struct hs_connection *c = user_data;
 	struct hs_quic *q = c->q;
+	if (hs_resume_completed(c))
+		return NGTCP2_ERR_CALLBACK_FAILURE;
 	c->state = HS_OPEN;
 	if (c->listener) {
 		/* RFC 9001 section 4.1.2: "the TLS handshake is considered confirmed at the server when
@@ -76,7 +78,15 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
 	if (c->config.keep_alive_ns)
 		ngtcp2_conn_set_keep_alive_timeout(c->conn, c->config.keep_alive_ns);
-	hs_touch(c, HS_PENDING_ESTABLISHED);
+	if (!c->is_early)
+		hs_touch(c, HS_PENDING_ESTABLISHED);
+	return 0;
+}
+
+static int recv_new_token(UNUSED ngtcp2_conn *conn, const uint8_t *token, size_t bytes,
+			  void *user_data)
+{
+	hs_resume_keep_token(user_data, token, bytes);
 	return 0;
 }
 
@@ -106,6 +116,12 @@ static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 	if (!s)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
 	ngtcp2_conn_set_stream_user_data(conn, stream_id, s);
+	if (c->state == HS_OPENING && !c->is_early) {
+		/* Only 0-RTT comes before the handshake is complete. The application decides what it
+		 * does with what may be a replay. */
+		c->is_early = 1;
+		hs_touch(c, HS_PENDING_ESTABLISHED);
+	}
 	hs_touch_stream(s, HS_PENDING_OPENED);
 	return 0;
 }
@@ -232,6 +248,7 @@ const ngtcp2_callbacks hs_client_callbacks = {
 	.recv_retry = ngtcp2_crypto_recv_retry_cb,
 	.handshake_confirmed = handshake_confirmed,
 	.select_preferred_addr = select_preferred_addr,
+	.recv_new_token = recv_new_token,
 };
 
 const ngtcp2_callbacks hs_server_callbacks = {

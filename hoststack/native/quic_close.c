@@ -29,7 +29,7 @@ static void leave(struct hs_connection *c, enum hs_connection_state state)
 	else if (c->state <= HS_OPEN)
 		c->q->counters.closed++;
 	/* Of a peer's handshake that failed nobody was told. */
-	if (c->state == HS_OPEN || (c->state == HS_OPENING && !c->listener))
+	if (c->state == HS_OPEN || (c->state == HS_OPENING && (!c->listener || c->is_early)))
 		hs_touch(c, HS_PENDING_CLOSED);
 	c->state = (uint8_t)state;
 	if (state == HS_OVER)
@@ -86,7 +86,7 @@ void hs_close_fail(struct hs_connection *c, int error)
 	} else {
 		ngtcp2_ccerr_set_liberr(&why, error, NULL, 0);
 	}
-	const char *reason = text[0] ? text : ngtcp2_strerror(error);
+	const char *reason = text[0] ? text : c->failure ? c->failure : ngtcp2_strerror(error);
 	set_reason(c, (const uint8_t *)reason, strlen(reason));
 	c->close_info.code = why.error_code;
 	c->close_info.is_application = 0; /* the application may have asked for a close just before */

@@ -129,7 +129,7 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 	    (hs_cids_add(&q->cids, c, hd->dcid.data, hd->dcid.datalen) && !original_dcid) ||
 	    ngtcp2_conn_server_new(&c->conn, &hd->scid, &scid, &way, hd->version,
 				   &hs_server_callbacks, &settings, &params, NULL, c) ||
-	    hs_tls_session(c, 1)) {
+	    hs_tls_session(c, 1, c->config.early_data) || hs_resume_offer(c)) {
 		hs_connection_free(c);
 		return NULL;
 	}
@@ -139,7 +139,8 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 
 struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struct hs_tls *tls,
 				      const char *server_name,
-				      const struct hs_quic_config *config, uint64_t now_ns)
+				      const struct hs_quic_config *config,
+				      const struct hs_quic_resume *resume, uint64_t now_ns)
 {
 	struct hs_path *path = hs_quic_path(q, path_id);
 	struct hs_connection *c = path ? new_connection(q, path, tls, config) : NULL;
@@ -153,6 +154,9 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 	uint16_t probe;
 	fill_settings(c, &settings, &probe);
 	fill_parameters(c, &params);
+	settings.token = resume->token;
+	settings.tokenlen = resume->token_bytes;
+	c->keeps_tickets = resume->keeps;
 	/* RFC 9000 section 7.2: "This Destination Connection ID MUST be at least 8 bytes in length"
 	 * and "MUST be unpredictable". */
 	dcid.datalen = HS_CID_MAX_BYTES;
@@ -162,11 +166,12 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 	    hs_new_cid(c, &scid, unused_token) ||
 	    ngtcp2_conn_client_new(&c->conn, &dcid, &scid, &way, config->version,
 				   &hs_client_callbacks, &settings, &params, NULL, c) ||
-	    hs_tls_session(c, 0)) {
+	    hs_tls_session(c, 0, resume->early_data)) {
 		hs_connection_free(c);
 		return NULL;
 	}
 	ngtcp2_conn_set_tls_native_handle(c->conn, c->session);
+	hs_resume_begin(c, resume);
 	hs_make_due(c);
 	return c;
 }
@@ -185,6 +190,7 @@ void hs_connection_free(struct hs_connection *c)
 		ngtcp2_conn_del(c->conn);
 	if (c->session)
 		gnutls_deinit(c->session);
+	hs_resume_free(c);
 	if (c->listener) {
 		if (c->state == HS_OPENING)
 			q->half_open--;
@@ -392,7 +398,7 @@ struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unid
 					    struct hs_fifo_consumer *tx)
 {
 	int64_t id;
-	if (c->state != HS_OPEN)
+	if (c->state != HS_OPEN && !(c->state == HS_OPENING && c->is_early))
 		return NULL;
 	int failed = is_unidirectional ? ngtcp2_conn_open_uni_stream(c->conn, &id, NULL) :
 					 ngtcp2_conn_open_bidi_stream(c->conn, &id, NULL);

@@ -6,6 +6,7 @@
  *   quic_accept.c      datagrams that belong to no connection
  *   quic_connection.c  a connection's life: beginning, reading, writing
  *   quic_close.c       its end
+ *   quic_resume.c      sessions that are resumed, and 0-RTT
  *   quic_callbacks.c   what ngtcp2 tells and asks
  *   quic_stopped.c     STOP_SENDING frames, of which ngtcp2 does not tell
  *   quic_stream.c      streams and their FIFOs
@@ -72,6 +73,7 @@ struct hs_listener {
 	uint16_t port;
 	struct hs_tls *tls;
 	struct hs_quic_config config;
+	uint8_t ticket_key[HS_QUIC_TICKET_KEY_BYTES];
 };
 
 /* Bits of what there is to tell about a connection or a stream. */
@@ -90,6 +92,9 @@ enum hs_pending {
 	HS_PENDING_DATAGRAMS = 1 << 11,
 	HS_PENDING_PATH_CHANGED = 1 << 12,
 	HS_PENDING_MIGRATION_FAILED = 1 << 13,
+	HS_PENDING_HANDSHAKE = 1 << 14,
+	HS_PENDING_TICKET = 1 << 15,
+	HS_PENDING_TOKEN = 1 << 16,
 };
 
 struct hs_stream {
@@ -103,8 +108,10 @@ struct hs_stream {
 	uint64_t credited; /* received bytes for which the windows were moved */
 	uint64_t tx_next; /* the first byte that was not sent yet */
 	uint64_t tx_acked;
-	uint64_t reset_code;
+	uint64_t reset_code; /* the peer's, as the next */
 	uint64_t stop_code;
+	uint64_t own_reset_code;
+	uint64_t own_stop_code;
 	uint32_t pending; /* enum hs_pending */
 	unsigned int is_local : 1;
 	unsigned int is_to_send : 1; /* in the connection's list */
@@ -166,6 +173,14 @@ struct hs_connection {
 	uint8_t has_peer_cids; /* the peer gave more connection IDs than its first */
 	uint8_t has_written_open; /* so that the handshake's last message of ours is out */
 	uint8_t is_confirmed; /* the handshake, to both sides (RFC 9001 section 4.1.2) */
+	uint8_t is_early; /* the application knew of it before its handshake was complete */
+	uint8_t was_early_rejected;
+	uint8_t keeps_tickets; /* and tokens */
+	uint16_t token_bytes;
+	uint32_t ticket_lifetime_s;
+	uint8_t *token;
+	gnutls_datum_t ticket;
+	const char *failure; /* why a callback failed; NULL: nobody knows better than ngtcp2 */
 	struct hs_quic_config config;
 	struct hs_quic_close_info close_info;
 };
@@ -192,7 +207,7 @@ struct hs_quic {
 	uint64_t now_ns;
 	uint8_t cid_prefix[HS_CID_RANDOM_OFFSET];
 	uint8_t secret[HS_QUIC_SECRET_BYTES];
-	uint8_t ticket_key[HS_QUIC_TICKET_KEY_BYTES];
+	struct hs_replays *replays; /* NULL: nobody has offered 0-RTT yet */
 	struct hs_cid_table cids;
 	struct hs_connection **connections; /* by number */
 	uint32_t connection_room, connection_top; /* numbers below top were given out */
@@ -260,6 +275,19 @@ int hs_close_send(struct hs_connection *c);
 /* The time for stragglers is over (RFC 9000 section 10.2). */
 void hs_close_expire(struct hs_connection *c);
 
+/* quic_resume.c */
+struct hs_replays;
+/* For a client's session that was just made. */
+void hs_resume_begin(struct hs_connection *c, const struct hs_quic_resume *resume);
+/* For a server's: tickets, and early data. Returns 0, or -1. */
+int hs_resume_offer(struct hs_connection *c);
+/* The handshake is complete. Returns 0, or -1 if the connection can't go on. */
+int hs_resume_completed(struct hs_connection *c);
+void hs_resume_keep_token(struct hs_connection *c, const uint8_t *token, size_t bytes);
+void hs_resume_free(struct hs_connection *c);
+void hs_resume_free_replays(struct hs_quic *q);
+int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener);
+
 /* quic_callbacks.c */
 extern const ngtcp2_callbacks hs_client_callbacks;
 extern const ngtcp2_callbacks hs_server_callbacks;
@@ -293,6 +321,8 @@ void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
 void hs_stream_on_reset(struct hs_stream *s, uint64_t code);
 void hs_stream_on_stopped(struct hs_stream *s, uint64_t code);
 void hs_stream_on_gone(struct hs_stream *s);
+/* Send it again from its first byte: ngtcp2 has just opened it anew. */
+void hs_stream_rewind(struct hs_stream *s);
 
 /* quic_datagram.c */
 enum { HS_NO_DATAGRAM = -1 }; /* no error of ngtcp2's: those are below -200 */
@@ -331,7 +361,7 @@ void hs_path_select_preferred(struct hs_connection *c, const ngtcp2_preferred_ad
 			      ngtcp2_path *out);
 
 /* quic_tls.c */
-int hs_tls_session(struct hs_connection *c, int is_server);
+int hs_tls_session(struct hs_connection *c, int is_server, int early_data);
 void hs_tls_hold(struct hs_tls *tls);
 /* Why the peer's certificate was refused; empty if it was not. */
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room);

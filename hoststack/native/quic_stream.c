@@ -182,6 +182,7 @@ void hs_stream_reset(struct hs_stream *s, uint64_t code)
 {
 	if (s->tx_is_over || s->connection->state > HS_OPEN)
 		return;
+	s->own_reset_code = code;
 	if (!s->is_gone)
 		ngtcp2_conn_shutdown_stream_write(s->connection->conn, 0, s->id, code);
 	finish_sending(s);
@@ -278,6 +279,7 @@ void hs_stream_stop_sending(struct hs_stream *s, uint64_t code)
 {
 	if (!s->rx || s->is_discarding || s->connection->state > HS_OPEN)
 		return;
+	s->own_stop_code = code;
 	if (!s->is_gone && !s->has_rx_end)
 		ngtcp2_conn_shutdown_stream_read(s->connection->conn, 0, s->id, code);
 	discard(s);
@@ -303,6 +305,21 @@ void hs_stream_on_gone(struct hs_stream *s)
 	if (!s->tx_is_over)
 		finish_sending(s);
 	end_if_over(s);
+}
+
+void hs_stream_rewind(struct hs_stream *s)
+{
+	ngtcp2_conn *conn = s->connection->conn;
+	s->tx_next = s->tx_acked;
+	s->has_sent_fin = 0;
+	s->fin_went_alone = 0;
+	s->fin_is_acked = 0;
+	s->is_blocked = 0;
+	if (s->tx && s->tx_is_over)
+		ngtcp2_conn_shutdown_stream_write(conn, 0, s->id, s->own_reset_code);
+	if (s->rx && s->is_discarding)
+		ngtcp2_conn_shutdown_stream_read(conn, 0, s->id, s->own_stop_code);
+	hs_stream_look(s);
 }
 
 int64_t hs_stream_id(const struct hs_stream *s)

@@ -129,19 +129,13 @@ static int set_up_client(struct hs_connection *c)
 	return failed;
 }
 
-static int set_up_server(struct hs_connection *c)
-{
-	gnutls_datum_t key = { c->q->ticket_key, sizeof(c->q->ticket_key) };
-	int failed = ngtcp2_crypto_gnutls_configure_server_session(c->session);
-	if (!failed)
-		failed = gnutls_session_ticket_enable_server(c->session, &key);
-	return failed;
-}
-
-int hs_tls_session(struct hs_connection *c, int is_server)
+int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 {
 	unsigned int flags = is_server ? GNUTLS_SERVER | GNUTLS_NO_AUTO_SEND_TICKET :
 					 GNUTLS_CLIENT;
+	if (early_data)
+		flags |= GNUTLS_ENABLE_EARLY_DATA;
+	/* RFC 9001 section 8.3: "Clients MUST NOT send the EndOfEarlyData message." */
 	if (gnutls_init(&c->session, flags | GNUTLS_NO_END_OF_EARLY_DATA))
 		return -1;
 	c->ref.get_conn = conn_of;
@@ -153,7 +147,8 @@ int hs_tls_session(struct hs_connection *c, int is_server)
 				      GNUTLS_ALPN_MANDATORY |
 					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))
 		return -1;
-	return is_server ? set_up_server(c) : set_up_client(c);
+	return is_server ? ngtcp2_crypto_gnutls_configure_server_session(c->session) :
+			   set_up_client(c);
 }
 
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room)

@@ -237,15 +237,30 @@ static void tell_streams(struct hs_quic *q, struct hs_connection *c)
 	}
 }
 
+/* Bits of enum hs_quic_handshake. */
+static uint64_t handshake_info(const struct hs_connection *c, int is_early)
+{
+	if (is_early)
+		return HS_QUIC_IS_EARLY;
+	return (uint64_t)(hs_connection_is_resumed(c) ? HS_QUIC_IS_RESUMED : 0) |
+	       (c->was_early_rejected ? HS_QUIC_WAS_REJECTED : 0);
+}
+
 static void tell(struct hs_quic *q, struct hs_connection *c)
 {
 	uint32_t pending = c->pending;
 	c->pending = 0;
 	c->is_touched = 0;
 	if (pending & HS_PENDING_ESTABLISHED)
-		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c, NULL, 0);
-	/* Streams that came with a handshake wait until it is complete. */
-	if (c->state != HS_OPENING)
+		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c, NULL,
+			  handshake_info(c, pending & HS_PENDING_HANDSHAKE || c->state == HS_OPENING));
+	if (pending & HS_PENDING_HANDSHAKE && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_HANDSHAKE_DONE, c, NULL, handshake_info(c, 0));
+	if (pending & HS_PENDING_TICKET)
+		add_event(q, HS_QUIC_TICKET, c, NULL, 0);
+	if (pending & HS_PENDING_TOKEN)
+		add_event(q, HS_QUIC_TOKEN, c, NULL, 0);
+	if (c->state != HS_OPENING || c->is_early)
 		tell_streams(q, c);
 	if (pending & HS_PENDING_DATAGRAMS)
 		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
@@ -393,18 +408,6 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 	q->reset_budget = 1;
 	memcpy(q->cid_prefix, cid_prefix, sizeof(q->cid_prefix));
 	memcpy(q->secret, secret, sizeof(q->secret));
-	/* Tickets are valid on all workers that share the secret. */
-	static const char LABEL[] = "hoststack session tickets";
-	uint8_t half[32];
-	gnutls_datum_t key = { q->secret, sizeof(q->secret) };
-	for (int i = 0; i < 2; i++) {
-		uint8_t info[sizeof(LABEL)];
-		memcpy(info, LABEL, sizeof(LABEL));
-		info[sizeof(LABEL) - 1] = (uint8_t)i;
-		gnutls_datum_t about = { info, sizeof(info) };
-		gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &key, &about, half, sizeof(half));
-		memcpy(q->ticket_key + 32 * i, half, sizeof(half));
-	}
 	return q;
 }
 
@@ -419,6 +422,7 @@ void hs_quic_free(struct hs_quic *q)
 		hs_quic_unlisten(q, q->listeners);
 	for (uint32_t i = 0; i < q->parked_count; i++)
 		free(q->parked[i].data);
+	hs_resume_free_replays(q);
 	hs_cids_free(&q->cids);
 	free(q->connections);
 	free(q->free_numbers);

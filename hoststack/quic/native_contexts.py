@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hoststack.link.base import Path
 from hoststack.native._quic import ffi, lib
 from hoststack.native.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, QuicConfig
+from hoststack.quic.seam import CloseInfo, EarlyData, QuicConfig
+from hoststack.quic.session_cache import ServerSessions
 
 if TYPE_CHECKING:
     from hoststack.quic.native_paths import PathTable
@@ -35,12 +36,16 @@ class NativeConnection:
         pointer: Any,
         config: QuicConfig,
         listener: NativeListener | None,
+        sessions: ServerSessions | None = None,
     ) -> None:
         self.session = -1
         self.pointer = pointer
         self.config = config
         self.listener = listener
         self.alpn: str | None = None
+        self.early_data: EarlyData = "none"
+        self.is_resumed = False
+        self._sessions = sessions
         self.rx: Fifo | None = None
         self.tx: Fifo | None = None
         self.streams: dict[int, NativeStream] = {}
@@ -90,11 +95,40 @@ class NativeConnection:
             }
         return self._statistics
 
-    def read_alpn(self) -> None:
-        """Note the negotiated protocol; the handshake is complete."""
+    def note_handshake(self, info: int) -> None:
+        """Bits of enum hs_quic_handshake: how far it is, and how it went."""
+        self.is_resumed = bool(info & lib.HS_QUIC_IS_RESUMED)
+        if info & lib.HS_QUIC_IS_EARLY:
+            self.early_data = "pending"
+        elif self.early_data == "pending":
+            self.early_data = "rejected" if info & lib.HS_QUIC_WAS_REJECTED else "accepted"
+        # A client learns of it in the handshake; before that it is the one that it asks for.
+        if self.listener is not None or self.early_data != "pending":
+            self._read_alpn()
+
+    def _read_alpn(self) -> None:
         room = ffi.new("uint8_t[]", _MAX_ALPN_BYTES)
         size = lib.hs_connection_alpn(self.pointer, room, _MAX_ALPN_BYTES)
         self.alpn = bytes(ffi.buffer(room, size)).decode(errors="replace") if size else None
+
+    def keep_ticket(self) -> None:
+        """Remember the ticket that has come."""
+        ticket = ffi.new("struct hs_quic_ticket *")
+        if self._sessions is None or lib.hs_connection_ticket(self.pointer, ticket):
+            return
+        self._sessions.keep(
+            bytes(ffi.buffer(ticket.session, ticket.session_bytes)),
+            bytes(ffi.buffer(ticket.parameters, ticket.parameters_bytes)),
+            self.alpn,
+            ticket.lifetime_s,
+        )
+
+    def keep_token(self) -> None:
+        """Remember the token that has come."""
+        room = ffi.new("uint8_t[]", lib.HS_QUIC_TOKEN_BYTES)
+        size = lib.hs_connection_token(self.pointer, room)
+        if self._sessions is not None and size:
+            self._sessions.keep_token(bytes(ffi.buffer(room, size)))
 
     def read_close_info(self) -> CloseInfo:
         """Why the connection ended."""

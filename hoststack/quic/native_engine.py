@@ -7,7 +7,6 @@ and turns what the call reports into the seam's events.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final, cast
@@ -40,6 +39,7 @@ from hoststack.quic.seam import (
     Turn,
     preferred_endpoints,
 )
+from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 _CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
@@ -62,6 +62,7 @@ _REFUSALS: Final = {
     ),
 }
 _KINDS: Final = {int(kind): kind for kind in EventKind}
+_HANDSHAKE_KINDS: Final = (EventKind.ACCEPTED, EventKind.CONNECTED, EventKind.HANDSHAKE_DONE)
 
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
@@ -86,7 +87,7 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig) -> None:
+    def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig, secret: bytes) -> None:
         self._owner = owner
         self._make_fifo = owner.make_fifo
         self._handle = ffi.new_handle(self)
@@ -96,7 +97,7 @@ class NativeEngine:
             lib.hs_quic_new(
                 self._wire.wire,
                 CidGenerator(cid).prefix,
-                os.urandom(lib.HS_QUIC_SECRET_BYTES),
+                secret,
                 lib.hs_python_make_fifos,
                 lib.hs_python_find_path,
                 self._handle,
@@ -140,6 +141,7 @@ class NativeEngine:
     ) -> ListenerContext:
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
+        _check_early_data(alpn, config)
         context = self._tls.get(tls, alpn, is_server=True)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(
@@ -165,17 +167,30 @@ class NativeEngine:
         alpn: Sequence[str],
         config: QuicConfig,
     ) -> ConnectionContext:
+        _check_early_data(alpn, config)
         context = self._tls.get(tls, alpn, is_server=False)
         way = cast(Path, path)
         number = self._number(way)
+        sessions = None
+        if tls.sessions is not None:
+            sessions = tls.sessions.of(self.name, server_name, way.remote, tls, alpn)
         pointer = ffi.NULL
         if number is not None:
+            resume, _pieces = _c_resume(sessions, config)
             pointer = lib.hs_quic_connect(
-                self._quic, number, context, server_name.encode(), _c_config(config), self._now_ns
+                self._quic,
+                number,
+                context,
+                server_name.encode(),
+                _c_config(config),
+                resume,
+                self._now_ns,
             )
         if not pointer:
             raise ValueError("there is no room for another connection: close some")
-        connection = NativeConnection(self._paths, pointer, config, None)
+        connection = NativeConnection(self._paths, pointer, config, None, sessions)
+        if config.early_data:
+            connection.alpn = alpn[0]
         self._connections[lib.hs_connection_number(pointer)] = connection
         return connection
 
@@ -333,8 +348,14 @@ class NativeEngine:
                 if forgotten is not None:
                     forgotten.forget()
                 continue
-            kind = _KINDS[entry.kind]
             connection = self._connection(entry.connection)
+            if entry.kind == lib.HS_QUIC_TICKET:
+                connection.keep_ticket()
+                continue
+            if entry.kind == lib.HS_QUIC_TOKEN:
+                connection.keep_token()
+                continue
+            kind = _KINDS[entry.kind]
             if entry.stream_id >= 0:
                 stream = self._stream_event(connection, kind, entry)
                 info = entry.info if kind in (EventKind.RESET, EventKind.STOPPED) else None
@@ -359,13 +380,43 @@ class NativeEngine:
     def _connection_event(
         self, connection: NativeConnection, kind: EventKind, entry: Any
     ) -> CloseInfo | int | None:
-        if kind in (EventKind.ACCEPTED, EventKind.CONNECTED):
-            connection.read_alpn()
+        if kind in _HANDSHAKE_KINDS:
+            connection.note_handshake(entry.info)
         elif kind is EventKind.CLOSED:
             return connection.read_close_info()
         elif kind is EventKind.DATAGRAMS_READY:
             return int(entry.info)
         return None
+
+
+def _check_early_data(alpn: Sequence[str], config: QuicConfig) -> None:
+    # RFC 8446 section 4.2.10: what is sent early is of the protocol that the ticket was made for.
+    if config.early_data and len(alpn) != 1:
+        raise ValueError(
+            "early data (0-RTT) is for one application protocol: give exactly one, or leave out "
+            "early_data"
+        )
+
+
+def _c_resume(sessions: ServerSessions | None, config: QuicConfig) -> tuple[Any, list[Any]]:
+    """struct hs_quic_resume, with what is known of a server, and what it points at."""
+    if sessions is None:
+        return ffi.new("struct hs_quic_resume *"), []
+    ticket = sessions.take()
+    session, parameters = (ticket.session, ticket.parameters) if ticket is not None else (b"", b"")
+    token = sessions.take_token()
+    pieces = [ffi.from_buffer("uint8_t[]", piece) for piece in (session, parameters, token)]
+    fields = {
+        "session": pieces[0],
+        "session_bytes": len(session),
+        "parameters": pieces[1],
+        "parameters_bytes": len(parameters),
+        "token": pieces[2],
+        "token_bytes": len(token),
+        "early_data": config.early_data and bool(parameters),
+        "keeps": True,
+    }
+    return ffi.new("struct hs_quic_resume *", fields), pieces
 
 
 def _c_config(config: QuicConfig) -> Any:
@@ -401,6 +452,7 @@ def _c_config(config: QuicConfig) -> Any:
             "version": QUIC_VERSIONS[config.version],
             "follows_preferred": config.follow_preferred_address,
             **_preferred(config),
+            "early_data": config.early_data,
         },
     )
 

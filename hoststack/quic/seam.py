@@ -15,7 +15,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from hoststack.link.base import Endpoint
 from hoststack.native.fifo import Fifo
@@ -25,8 +25,8 @@ from hoststack.quic.tls import TlsConfig
 class EventKind(enum.IntEnum):
     """What happened. The second column is the event's context, the third its `info`."""
 
-    ACCEPTED = 1  #: connection: a peer's handshake is complete; info None
-    CONNECTED = 2  #: connection: our handshake is complete; info None
+    ACCEPTED = 1  #: connection: a peer's, for the application; info None
+    CONNECTED = 2  #: connection: ours, for the application; info None
     CLOSED = 3  #: connection is over, however that came; info CloseInfo. The last event of it.
     STREAM_OPENED = 4  #: stream: the peer opened it; info None
     READABLE = 5  #: stream: its rx FIFO got bytes or its end; connection: got datagrams; info None
@@ -39,6 +39,7 @@ class EventKind(enum.IntEnum):
     DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now
     PATH_CHANGED = 13  #: connection: `local` and `remote` are others now; info None
     MIGRATION_FAILED = 14  #: connection: it stays where it is, though `migrate` was asked for; None
+    HANDSHAKE_DONE = 15  #: connection: its handshake, which was under way until now; info None
 
 
 #: QUIC's versions by their names, as they are on the wire (RFC 9000, RFC 9369).
@@ -46,6 +47,12 @@ QUIC_VERSIONS = {1: 0x00000001, 2: 0x6B3343CF}
 
 #: The reason of a CloseInfo whose handshake was not answered in time.
 NO_ANSWER = "No answer"
+
+
+#: Whether data were sent before the handshake was complete (0-RTT, RFC 9001 section 4.6), as one
+#: side sees it: not at all; the handshake is still under way; it is complete; the server did not
+#: want them, and they were sent again.
+EarlyData = Literal["none", "pending", "accepted", "rejected"]
 
 
 class CloseInfo(NamedTuple):
@@ -92,7 +99,16 @@ class ConnectionContext(Protocol):
 
     @property
     def alpn(self) -> str | None:
-        """The negotiated protocol, once the handshake is complete."""
+        """The negotiated protocol."""
+
+    @property
+    def early_data(self) -> EarlyData:
+        """ "pending" from ACCEPTED or CONNECTED on, if these came before the handshake was
+        complete, until HANDSHAKE_DONE."""
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the handshake resumed a session of before."""
 
     @property
     def rx(self) -> Fifo | None:
@@ -168,6 +184,9 @@ class QuicConfig:
     retry_above_half_open: int | None = None
     """Handshakes of peers under way from which on new ones must show that their address is theirs
     (Retry, RFC 9000 section 8.1.2): 0 always, None never. The native engine's."""
+    early_data: bool = False
+    """0-RTT (RFC 9001 section 4.6): a server offers it, a client uses it where a ticket of
+    `TlsConfig.sessions` allows it. Needs exactly one application protocol."""
     version: int = 1
     """The QUIC version that a client begins with: 1 (RFC 9000) or 2 (RFC 9369)."""
     preferred_addresses: tuple[str, ...] = ()

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
+from hoststack.quic.session_cache import SessionCache
+
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
 #: PEM text, or the path of a file that holds it.
@@ -42,6 +44,8 @@ class TlsConfig:
     ca: Source | None = None
     verify: bool = True
     server_name: str | None = None
+    sessions: SessionCache | None = field(default=None, compare=False)
+    """Where a client keeps tickets and tokens, so that its next connections resume these."""
 
     chain: tuple[x509.Certificate, ...] = field(init=False, repr=False, compare=False, default=())
     private_key: PrivateKey | None = field(init=False, repr=False, compare=False, default=None)

@@ -74,6 +74,7 @@ class SessionLayer:
         self._connection_events: dict[EventKind, Callable[[ConnectionContext, Any], None]] = {
             EventKind.ACCEPTED: self._on_accepted,
             EventKind.CONNECTED: self._on_connected,
+            EventKind.HANDSHAKE_DONE: self._on_handshake_done,
             EventKind.CLOSED: self._on_closed,
             EventKind.STREAMS_AVAILABLE: self._on_streams_available,
             EventKind.DATAGRAMS_READY: self._on_datagrams_ready,
@@ -281,7 +282,15 @@ class SessionLayer:
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
         session.application.notify(
-            m.Accepted(listener.handle, session.handle, context.local, context.remote, context.alpn)
+            m.Accepted(
+                listener.handle,
+                session.handle,
+                context.local,
+                context.remote,
+                context.alpn,
+                context.early_data,
+                context.is_resumed,
+            )
         )
 
     def _on_connected(self, context: ConnectionContext, _: None) -> None:
@@ -295,7 +304,16 @@ class SessionLayer:
                     context.local,
                     context.remote,
                     context.alpn,
+                    context.early_data,
+                    context.is_resumed,
                 )
+            )
+
+    def _on_handshake_done(self, context: ConnectionContext, _: None) -> None:
+        session = self._connection(context)
+        if session is not None:
+            session.application.notify(
+                m.HandshakeDone(session.handle, context.early_data, context.is_resumed)
             )
 
     def _on_closed(self, context: ConnectionContext, info: CloseInfo) -> None:

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass
 
 from hoststack.native.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, QuicConfig
+from hoststack.quic.seam import CloseInfo, EarlyData, QuicConfig
 from hoststack.quic.tls import TlsConfig
 
 
@@ -147,6 +147,8 @@ class Connected:
     local: tuple[str, int]
     remote: tuple[str, int]
     alpn: str | None
+    early_data: EarlyData
+    is_resumed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,17 @@ class Accepted:
     local: tuple[str, int]
     remote: tuple[str, int]
     alpn: str | None
+    early_data: EarlyData
+    is_resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeDone:
+    """The handshake of a connection that began with early data is complete."""
+
+    handle: int
+    early_data: EarlyData
+    is_resumed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +263,7 @@ Notice = (
     | Connected
     | StreamReady
     | Accepted
+    | HandshakeDone
     | StreamAccepted
     | DatagramsReady
     | PathChanged
