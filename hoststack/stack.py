@@ -176,8 +176,8 @@ async def open_stack(
     sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
     is, and closed at the end. `engine="auto"` takes the native QUIC engine where it was built, and
     aioquic elsewhere. With the same `secret`, 32 bytes that nobody else knows, one stack takes the
-    session tickets and tokens that another gave. Raises LinkError if the link that was asked for can't be had, and ValueError
-    for an engine that can't.
+    session tickets and tokens that another gave. Raises LinkError if the link that was asked for
+    can't be had, and ValueError for an engine that can't.
     """
     config = config or QuicConfig()
     if isinstance(link, str):

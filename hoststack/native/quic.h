@@ -126,7 +126,6 @@ struct hs_quic_config {
 	uint8_t probes_mtu; /* PMTUD; without it the path's size is taken for granted */
 	uint8_t follows_preferred; /* a client moves to the server's preferred address */
 	uint8_t early_data; /* a server offers 0-RTT */
-	uint8_t zero;
 	uint32_t retry_above; /* handshakes under way from which on Retry is asked for */
 	uint32_t version; /* the client's first choice */
 	/* A server's preferred addresses (RFC 9000 section 9.6); port 0: none. */

@@ -248,12 +248,21 @@ void hs_connection_set_timer(struct hs_connection *c)
 
 /* --- writing ---------------------------------------------------------------------------------- */
 
+/* ngtcp2 leaves an Initial packet short where 0-RTT is to fill up its datagram, also when the
+ * congestion window then lets none follow; and "a server MUST discard an Initial packet that is
+ * carried in a UDP datagram with a payload that is smaller than the smallest allowed maximum
+ * datagram size of 1200 bytes" (RFC 9000 section 14.1). */
+static int may_send_data(struct hs_connection *c)
+{
+	return c->state != HS_OPENING || c->listener || ngtcp2_conn_get_cwnd_left(c->conn);
+}
+
 /* One packet, with whatever streams and datagrams fit into it: every other one takes datagrams
  * first. Returns its size, 0 for none, or an error. */
 static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
 				 uint8_t *out, size_t room)
 {
-	int is_window_empty = 0, datagrams_may_go = c->datagrams != NULL;
+	int is_window_empty = !may_send_data(c), datagrams_may_go = c->datagrams != NULL;
 	for (;;) {
 		struct hs_stream *s = is_window_empty ? NULL : c->first_to_send;
 		if (datagrams_may_go && (!s || hs_datagrams_are_first(c))) {

@@ -19,8 +19,9 @@ from aioquic.quic.packet import (
 )
 
 from hoststack.link.base import Link, Path
+from hoststack.quic.aioquic_resume import GivenTickets
 from hoststack.quic.cid import CID_BYTES
-from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig
+from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_early_data
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 #: RFC 9000 section 14.1.
@@ -45,6 +46,8 @@ class Listener:
         self.session = -1
         self.local = local
         self.config = config
+        check_early_data(alpn, config)
+        self.tickets = GivenTickets() if config.early_data else None
         self._tls = tls
         self._alpn = list(alpn)
         self._configurations: dict[int, QuicConfiguration] = {}
@@ -72,6 +75,11 @@ def client_configuration(
     max_datagram_bytes: int,
 ) -> QuicConfiguration:
     """aioquic's configuration for a connection of ours."""
+    if config.early_data:
+        raise ValueError(
+            "the aioquic engine sends no early data as a client: take the native one, or leave out "
+            "QuicConfig.early_data"
+        )
     configuration = _configuration(config, list(alpn), max_datagram_bytes)
     configuration.server_name = server_name
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from aioquic.quic import events as aio
 from aioquic.quic.packet import QuicErrorCode
@@ -22,6 +22,7 @@ from hoststack.quic.aioquic_accept import Acceptor, Listener, client_configurati
 from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_receive import receive_burst
+from hoststack.quic.aioquic_resume import resume
 from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
 from hoststack.quic.aioquic_transmit import is_ordinary, write_burst
 from hoststack.quic.cid import CID_BYTES, CidGenerator
@@ -88,15 +89,21 @@ class AioquicEngine:
         config: QuicConfig,
     ) -> ConnectionContext:
         way = cast(Path, path)
+        configuration = client_configuration(
+            tls, server_name, alpn, config, self._link.max_datagram_bytes(way)
+        )
+        options = {}
+        if tls.sessions is not None:
+            sessions = tls.sessions.of(self.name, server_name, way.remote, tls, alpn)
+            options = resume(configuration, sessions)
         connection = HostConnection(
-            configuration=client_configuration(
-                tls, server_name, alpn, config, self._link.max_datagram_bytes(way)
-            ),
+            configuration=configuration,
             config=config,
             listener=None,
             path=way,
             new_cid=self._new_cid,
             make_fifo=self._make_fifo,
+            **options,
         )
         # The handshake begins in the next turn, which knows the time.
         self._starting.append((connection, way))
@@ -239,6 +246,10 @@ class AioquicEngine:
         if isinstance(answer, bytes):
             self._outbox.append((answer, path))
         elif answer is not None:
+            options: dict[str, Any] = {}
+            if answer.tickets is not None:
+                options["session_ticket_handler"] = answer.tickets.keep
+                options["session_ticket_fetcher"] = answer.tickets.take
             connection = HostConnection(
                 configuration=answer.configuration(self._link.max_datagram_bytes(path)),
                 config=answer.config,
@@ -247,6 +258,7 @@ class AioquicEngine:
                 new_cid=self._new_cid,
                 make_fifo=self._make_fifo,
                 original_destination_connection_id=dcid,
+                **options,
             )
             connection.handshake_deadline = now + answer.config.handshake_timeout_s
             # A client's first flight goes to the connection ID that the client picked.
@@ -366,7 +378,8 @@ class AioquicEngine:
             self._collect_streams(connection, events)
             connection.has_reported_close = True
             self.counters.closed += 1
-            if connection.is_established or connection.listener is None:
+            is_known = connection.is_established or connection.early_data == "pending"
+            if is_known or connection.listener is None:
                 events.append(Event(EventKind.CLOSED, connection, connection.close_info()))
         if connection.is_over:
             self._forget(connection)
@@ -380,6 +393,7 @@ class AioquicEngine:
             self._by_cid.pop(event.connection_id, None)
         elif isinstance(event, aio.HandshakeCompleted):
             connection.alpn = event.alpn_protocol
+            connection.is_resumed = event.session_resumed
             connection.is_established = True
             connection.handshake_deadline = None
             if connection.listener is None:
@@ -388,7 +402,11 @@ class AioquicEngine:
             else:
                 self.counters.accepted += 1
                 self._acceptor.half_open -= 1
-                events.append(Event(EventKind.ACCEPTED, connection))
+                if connection.early_data == "pending":
+                    connection.early_data = "accepted"
+                    events.append(Event(EventKind.HANDSHAKE_DONE, connection))
+                else:
+                    events.append(Event(EventKind.ACCEPTED, connection))
         elif isinstance(event, aio.StreamReset):
             stream = connection._streams.get(event.stream_id)
             if stream is not None:
@@ -399,6 +417,11 @@ class AioquicEngine:
                 connection.resets.append((stream, EventKind.STOPPED, event.error_code))
 
     def _collect_streams(self, connection: HostConnection, events: list[Event]) -> None:
+        if connection.opened and not connection.is_established and connection.early_data == "none":
+            # Only early data come before the handshake is complete.
+            connection.alpn = connection.tls.alpn_negotiated
+            connection.early_data = "pending"
+            events.append(Event(EventKind.ACCEPTED, connection))
         for stream in connection.opened:
             events.append(Event(EventKind.STREAM_OPENED, stream))
         connection.opened.clear()

@@ -38,6 +38,7 @@ from hoststack.quic.seam import (
     StreamContext,
     Turn,
     preferred_endpoints,
+    check_early_data,
 )
 from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig, TlsConfigError
@@ -141,7 +142,7 @@ class NativeEngine:
     ) -> ListenerContext:
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
-        _check_early_data(alpn, config)
+        check_early_data(alpn, config)
         context = self._tls.get(tls, alpn, is_server=True)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(
@@ -167,7 +168,7 @@ class NativeEngine:
         alpn: Sequence[str],
         config: QuicConfig,
     ) -> ConnectionContext:
-        _check_early_data(alpn, config)
+        check_early_data(alpn, config)
         context = self._tls.get(tls, alpn, is_server=False)
         way = cast(Path, path)
         number = self._number(way)
@@ -387,15 +388,6 @@ class NativeEngine:
         elif kind is EventKind.DATAGRAMS_READY:
             return int(entry.info)
         return None
-
-
-def _check_early_data(alpn: Sequence[str], config: QuicConfig) -> None:
-    # RFC 8446 section 4.2.10: what is sent early is of the protocol that the ticket was made for.
-    if config.early_data and len(alpn) != 1:
-        raise ValueError(
-            "early data (0-RTT) is for one application protocol: give exactly one, or leave out "
-            "early_data"
-        )
 
 
 def _c_resume(sessions: ServerSessions | None, config: QuicConfig) -> tuple[Any, list[Any]]:

@@ -264,6 +264,18 @@ class EngineOwner(Protocol):
         """A link's Path to another address of the peer's; None if there is no way."""
 
 
+def check_early_data(alpn: Sequence[str], config: QuicConfig) -> None:
+    """Raises ValueError where `early_data` can't be had.
+
+    RFC 8446 section 4.2.10: what is sent early is of the protocol that the ticket was made for.
+    """
+    if config.early_data and len(alpn) != 1:
+        raise ValueError(
+            "early data (0-RTT) is for one application protocol: give exactly one, or leave out "
+            "early_data"
+        )
+
+
 class Engine(Protocol):
     """A QUIC engine. All calls come from the worker's own loop; none blocks."""
 

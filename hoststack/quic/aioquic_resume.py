@@ -1,0 +1,85 @@
+"""Session tickets of the aioquic engine: those that a server gave, and those that a client keeps."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import OrderedDict
+from typing import Any, Final
+
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.tls import CipherSuite, SessionTicket
+
+from hoststack.quic.session_cache import ServerSessions
+
+#: Tickets that a listener remembers; each is some 500 bytes.
+_GIVEN: Final = 4096
+
+
+class GivenTickets:
+    """What a listener has given out. Each is good for one connection, so that a first flight which
+    somebody recorded finds no ticket: "single-use tickets" (RFC 8446 section 8.1)."""
+
+    def __init__(self) -> None:
+        self._by_label: OrderedDict[bytes, SessionTicket] = OrderedDict()
+
+    def keep(self, ticket: SessionTicket) -> None:
+        """Called by aioquic with a ticket that goes to a client."""
+        self._by_label[ticket.ticket] = ticket
+        if len(self._by_label) > _GIVEN:
+            self._by_label.popitem(last=False)
+
+    def take(self, label: bytes) -> SessionTicket | None:
+        """Called by aioquic with what a client brings."""
+        return self._by_label.pop(label, None)
+
+
+def resume(configuration: QuicConfiguration, sessions: ServerSessions) -> dict[str, Any]:
+    """Have a connection of ours use what is known of its server, and keep what it learns.
+
+    Returns further arguments of QuicConnection.
+    """
+    found = sessions.take()
+    if found is not None:
+        configuration.session_ticket = _decoded(found.session)
+    configuration.token = sessions.take_token()
+
+    def keep(ticket: SessionTicket) -> None:
+        lifetime_s = (ticket.not_valid_after - ticket.not_valid_before).total_seconds()
+        sessions.keep(_encoded(ticket), b"", None, lifetime_s)
+
+    return {"session_ticket_handler": keep, "token_handler": sessions.keep_token}
+
+
+def _encoded(ticket: SessionTicket) -> bytes:
+    fields = {
+        "age_add": ticket.age_add,
+        "cipher_suite": int(ticket.cipher_suite),
+        "not_valid_after": ticket.not_valid_after.timestamp(),
+        "not_valid_before": ticket.not_valid_before.timestamp(),
+        "resumption_secret": ticket.resumption_secret.hex(),
+        "server_name": ticket.server_name,
+        "ticket": ticket.ticket.hex(),
+    }
+    return json.dumps(fields).encode()
+
+
+def _decoded(data: bytes) -> SessionTicket | None:
+    """None for what is no ticket: then the handshake is a full one. It never allows early data."""
+    try:
+        fields = json.loads(data)
+        return SessionTicket(
+            age_add=int(fields["age_add"]),
+            cipher_suite=CipherSuite(fields["cipher_suite"]),
+            not_valid_after=_time(fields["not_valid_after"]),
+            not_valid_before=_time(fields["not_valid_before"]),
+            resumption_secret=bytes.fromhex(fields["resumption_secret"]),
+            server_name=str(fields["server_name"]),
+            ticket=bytes.fromhex(fields["ticket"]),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def _time(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
