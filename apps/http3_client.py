@@ -78,11 +78,22 @@ class Download:
                         for target in targets:
                             getting.start_soon(self._get, http, target)
                     nursery.cancel_scope.cancel()
+                await connection.wait_handshake()
+                self._tell_how(authority, connection)
                 await connection.aclose(ErrorCode.H3_NO_ERROR)
         except hoststack.ConnectError as error:
             self._fail(error.strerror or str(error))
         except (ValueError, trio.BrokenResourceError) as error:
             self._fail(f"{authority}: {error}")
+
+    def _tell_how(self, authority: str, connection: hoststack.Connection) -> None:
+        if self._tls.sessions is not None and connection.is_resumed:
+            print(
+                f"http3_client: {authority}: session resumed, early data: {connection.early_data}",
+                file=sys.stderr,
+            )
+        elif connection.early_data == "rejected":
+            print(f"http3_client: {authority}: early data: rejected", file=sys.stderr)
 
     async def _get(self, http: Http3Connection, target: Target) -> None:
         start = trio.current_time()
@@ -161,6 +172,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="F", type=Path, help="a file, or a folder for a file of each URL"
     )
+    parser.add_argument(
+        "--session-file", metavar="F", type=Path, help="resume sessions that are kept in this file"
+    )
+    parser.add_argument(
+        "--early-data",
+        action="store_true",
+        help="ask in the first flight (0-RTT) where that can be",
+    )
     parser.add_argument("--engine", choices=("auto", "native", "aioquic"), default="auto")
     return parser.parse_args(words)
 
@@ -178,16 +197,26 @@ def _targets(arguments: argparse.Namespace) -> list[Target]:
 
 async def _get_all(arguments: argparse.Namespace, targets: Sequence[Target]) -> bool:
     """Whether all went well. Raises TlsConfigError, ValueError and LinkError."""
-    download = Download(hoststack.TlsConfig(ca=arguments.ca, verify=not arguments.insecure))
+    sessions = None
+    if arguments.session_file is not None:
+        sessions = hoststack.SessionCache.load(arguments.session_file)
+    elif arguments.early_data:
+        raise MistakeError("--early-data: give --session-file too, for it takes a ticket of before")
+    download = Download(
+        hoststack.TlsConfig(ca=arguments.ca, verify=not arguments.insecure, sessions=sessions)
+    )
+    config = hoststack.QuicConfig(early_data=arguments.early_data)
     by_host: dict[str, list[Target]] = {}
     for target in targets:
         by_host.setdefault(target.authority, []).append(target)
     async with (
-        hoststack.open_stack(engine=arguments.engine) as stack,
+        hoststack.open_stack(engine=arguments.engine, config=config) as stack,
         trio.open_nursery() as nursery,
     ):
         for group in by_host.values():
             nursery.start_soon(download.visit, stack, group)
+    if sessions is not None:
+        sessions.save(arguments.session_file)
     return not download.has_failed
 
 
@@ -204,7 +233,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except* BrokenPipeError:
         # Whoever read our output has gone; what is left in the buffer must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except* (ValueError, hoststack.LinkError) as group:
+    except* (ValueError, OSError) as group:
         print(f"http3_client: {group.exceptions[0]}", file=sys.stderr)
     except* KeyboardInterrupt:
         status = 128 + signal.SIGINT

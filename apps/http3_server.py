@@ -25,6 +25,7 @@ from apps.http3 import ALPN, CHUNK_BYTES, Exchange, Http3Connection
 
 logger = logging.getLogger(__name__)
 
+
 #: A path that asks for that many bytes; more digits than these are no number of bytes.
 _GENERATED: Final = re.compile(rb"/([0-9]{1,15})")
 _INDEX: Final = b"index.html"
@@ -218,7 +219,11 @@ async def _serve(arguments: argparse.Namespace, site: Site) -> None:
             arguments.interface,
             link=arguments.link,
             engine=arguments.engine,
-            config=hoststack.QuicConfig(preferred_addresses=tuple(arguments.preferred)),
+            # All that is answered can be asked again without harm, so that a replay does none
+            # (RFC 8470).
+            config=hoststack.QuicConfig(
+                early_data=True, preferred_addresses=tuple(arguments.preferred)
+            ),
         ) as stack,
         trio.open_nursery() as nursery,
     ):

@@ -1,4 +1,4 @@
-"""Session tickets of the aioquic engine: those that a server gave, and those that a client keeps."""
+"""Session tickets of the aioquic engine: what a server gave, and what a client keeps."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ from hoststack.quic.seam import (
     QuicConfig,
     StreamContext,
     Turn,
-    preferred_endpoints,
     check_early_data,
+    preferred_endpoints,
 )
 from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig, TlsConfigError

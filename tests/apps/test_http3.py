@@ -43,9 +43,6 @@ NARROW: Final = ("--max-stream-data-bidi-local=32K",)
 #: Soon after the handshake, and long before the end of what NARROW lets through.
 EARLY: Final = "20ms"
 
-WITHOUT_TICKETS: Final = {"aioquic"}
-WITHOUT_EARLY_DATA: Final = {"aioquic", "native"}
-
 pytestmark = pytest.mark.usefixtures("engine")
 
 
@@ -661,10 +658,8 @@ def _handshake_bytes(log: str) -> int:
 
 
 def test_gtlsclient_resumes(
-    engine: str, port: int, folder: Path, tmp_path: Path, fetch: Callable[..., str]
+    port: int, folder: Path, tmp_path: Path, fetch: Callable[..., str]
 ) -> None:
-    if engine in WITHOUT_TICKETS:
-        pytest.skip(f"the {engine} engine gives no session tickets")
     session = f"--session-file={tmp_path / 'session'}"
     first = fetch(port, session, "--wait-for-ticket", names=["page.html"])
     again = fetch(port, session, names=["inner"])
@@ -673,10 +668,8 @@ def test_gtlsclient_resumes(
 
 
 def test_gtlsclient_asks_in_its_first_flight(
-    engine: str, port: int, folder: Path, tmp_path: Path, fetch: Callable[..., str]
+    port: int, folder: Path, tmp_path: Path, fetch: Callable[..., str]
 ) -> None:
-    if engine in WITHOUT_EARLY_DATA:
-        pytest.skip(f"the {engine} engine takes no 0-RTT data")
     words = [f"--session-file={tmp_path / 'session'}", f"--tp-file={tmp_path / 'parameters'}"]
     fetch(port, *words, "--wait-for-ticket", names=["page.html"])
     log = fetch(port, *words, names=["inner"])
@@ -863,3 +856,29 @@ def test_our_client_moves_at_servers_of_others(
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def test_our_client_resumes_at_servers_of_others(
+    engine: str,
+    other_server: str,
+    folder: Path,
+    certificate: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    words = ["--ca", str(certificate[0]), "--session-file", str(tmp_path / "sessions")]
+    words += ["--output", str(tmp_path), f"{other_server}/page.html"]
+    first = client(engine, *words)
+    assert (first.returncode, first.stderr) == (0, "")
+    again = client(engine, *words)
+    assert again.returncode == 0, again.stderr
+    assert "session resumed, early data: none" in again.stderr
+    assert_same(tmp_path / "page.html", folder / "page.html")
+    if engine == "aioquic":
+        refused = client(engine, *words, "--early-data")
+        assert refused.returncode == 1
+        assert "take the native one" in refused.stderr
+        return
+    early = client(engine, *words, "--early-data")
+    assert early.returncode == 0, early.stderr
+    assert "session resumed, early data: accepted" in early.stderr
+    assert_same(tmp_path / "page.html", folder / "page.html")

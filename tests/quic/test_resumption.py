@@ -460,12 +460,12 @@ def test_a_replayed_first_flight_is_not_believed_twice(server_engine: str) -> No
                 async with client.connect(URI, tls=tls) as connection:
                     await ask(connection, b"once")
                 flight = [each for each in network.to_server if each[0][0] & 0x80]
-            before = server.counters()
+            before = server.counters().rx_datagrams
             await trio.sleep(60)  # the server forgets the connection, not the first flight
             for data, path in flight:
                 network._carry(data, path)
             await trio.sleep(60)
-            assert server.counters().rx_datagrams > before.rx_datagrams
+            assert server.counters().rx_datagrams > before
         assert echo.received == [b"first", b"once"]
 
     run(main)
