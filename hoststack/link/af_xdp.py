@@ -37,11 +37,12 @@ _DROP_REASONS: Final = {
 }
 
 _ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
-#: A queue's rings. A turn with the applications of a thousand connections behind it takes some
-#: milliseconds, and the kernel fills a ring of this size in 8 at a million packets a second.
-_RING_FRAMES: Final = 8192
+#: A queue's RX and FILL rings. A turn with the applications of a thousand connections behind it
+#: takes milliseconds, and the kernel fills a ring of this size in 4 at a million packets a second.
+_RX_FRAMES: Final = 4096
+_TX_FRAMES: Final = 2048
 #: Frames beside those of the receive queues: a full TX ring, and bursts in hand.
-_SENDING_FRAMES: Final = 2 * _RING_FRAMES
+_SENDING_FRAMES: Final = 2 * _TX_FRAMES
 
 
 class AfXdpLink:
@@ -97,16 +98,16 @@ class AfXdpLink:
             )
             opened.append(steering)
             queues = min(about.rx_queues, steering.sockets)
-            umem = pyxdp.Umem(queues * 2 * _RING_FRAMES + _SENDING_FRAMES, frame_bytes, debug=debug)
+            umem = pyxdp.Umem(queues * 2 * _RX_FRAMES + _SENDING_FRAMES, frame_bytes, debug=debug)
             opened.append(umem)
             sockets = [
                 pyxdp.Socket(
                     umem,
                     interface,
                     queue,
-                    rx_size=_RING_FRAMES,
-                    tx_size=_RING_FRAMES,
-                    fill_frames=_RING_FRAMES,
+                    rx_size=_RX_FRAMES,
+                    tx_size=_TX_FRAMES,
+                    fill_frames=_RX_FRAMES,
                     burst=BURST,
                 )
                 for queue in range(queues)
