@@ -193,7 +193,7 @@ class Connection(trio.abc.AsyncResource):
         when the peer has answered on the new path, which everything takes from then on. Raises
         MigrationError if it does not, or forbids it, or there is no such address or port, and the
         connection lives on where it was; ValueError for what is no address; and what `open_stream`
-        raises.
+        raises. Cancelled, it may come about all the same.
         """
         endpoint = None if local is None else Endpoint.parse(local, 0)
         await trio.lowlevel.checkpoint_if_cancelled()

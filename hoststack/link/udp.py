@@ -135,12 +135,16 @@ class UdpLink:
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """See Link."""
         opened = _UdpSocket(endpoint)
-        self._sockets[opened.endpoint] = opened
         fd = opened.socket.fileno()
+        if self._wire is not None:
+            try:
+                self._wire.add(fd, opened.endpoint.port)
+            except LinkError:
+                opened.socket.close()
+                raise
+        self._sockets[opened.endpoint] = opened
         self._by_fd[fd] = opened
         self._epoll.register(fd, select.EPOLLIN)
-        if self._wire is not None:
-            self._wire.add(fd, opened.endpoint.port)
         return opened.endpoint
 
     def close_port(self, endpoint: Endpoint) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from hoststack.link.base import Path, WireRoute
+from hoststack.link.base import LinkError, Path, WireRoute
 from hoststack.native._quic import ffi, lib
 
 _FLOW_BYTES: Final = 40  # struct hs_udp_flow
@@ -42,8 +43,12 @@ class UdpWire:
         return int(ffi.cast("uintptr_t", self._wire))
 
     def add(self, fd: int, local_port: int) -> None:
-        """A socket was opened."""
-        lib.hs_wire_udp_add(self._wire, fd, local_port)
+        """A socket was opened. Raises LinkError when there are too many."""
+        if lib.hs_wire_udp_add(self._wire, fd, local_port):
+            raise LinkError(
+                errno.EMFILE,
+                f"{lib.HS_WIRE_UDP_MAX_SOCKETS} UDP ports are open here: close some",
+            )
 
     def remove(self, fd: int) -> None:
         """A socket is about to be closed."""

@@ -177,7 +177,8 @@ class QuicConfig:
     congestion_control: str = "cubic"
     """cubic or reno; bbr with the native engine."""
     keep_alive_s: float = 0.0
-    """Silence after which a PING keeps the connection alive; 0 never. The native engine's."""
+    """Silence after which a PING keeps the connection alive; 0 never. It also shows the peer where
+    a client behind a NAT is now that only receives. The native engine's."""
     probe_mtu: bool | None = None
     """Whether to find out by probes what the path carries (RFC 9000 section 14.3); False takes the
     interface's MTU for granted. None is the engine's own way: native probes, aioquic does not."""

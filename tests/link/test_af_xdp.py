@@ -434,6 +434,8 @@ def test_no_route(veth_pair: VethPair) -> None:
                     await link.connect_path(PORT, Endpoint("192.0.2.1", 1))
                 with refused(errno.ENETUNREACH, "192.0.2.1"):
                     link.local_endpoint_for(Endpoint("192.0.2.1", 1))
+                with refused(errno.ENETUNREACH, "192.0.2.1"):
+                    link.path_from(Endpoint(veth_pair.a.ipv4, PORT), Endpoint("192.0.2.1", 1))
 
     trio.run(main)
 

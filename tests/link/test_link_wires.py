@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import trio
 
 import pyxdp
 from hoststack.link.af_xdp import AfXdpLink, XdpMode
-from hoststack.link.base import Endpoint, Link, Path, Wire
+from hoststack.link.base import Endpoint, Link, LinkError, Path, Wire
 from hoststack.link.udp import UdpLink
 from tests.support.links import PATIENCE_S, running
 from tests.support.netns import Side, VethPair, run
@@ -139,6 +140,17 @@ def test_udp_both_ways(family: str, segments: bool) -> None:
             }
 
     trio.run(main)
+
+
+def test_udp_ports_are_not_without_number() -> None:
+    link = UdpLink()
+    with driving(link):
+        taken = [link.open_port(Endpoint("127.0.0.1", 0)) for _ in range(256)]
+        with pytest.raises(LinkError, match="256 UDP ports are open here") as caught:
+            link.open_port(Endpoint("127.0.0.1", 0))
+        assert caught.value.errno == errno.EMFILE
+        link.close_port(taken[0])
+        link.open_port(taken[0])
 
 
 def test_udp_ports_come_and_go() -> None:

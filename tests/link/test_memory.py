@@ -312,6 +312,12 @@ def test_no_such_host() -> None:
         with pytest.raises(LinkError, match=r"10\.0\.0\.9") as caught:
             await left.connect_path(PORT, Endpoint("10.0.0.9", 1))
         assert caught.value.errno == errno.ENETUNREACH
+        with pytest.raises(LinkError, match=r"10\.0\.0\.9"):
+            left.path_from(path.local, Endpoint("10.0.0.9", 1))
+        assert left.path_from(path.local, path.remote) is path
+        for host, port in ((path.local.host, 1), (B, path.local.port)):
+            with pytest.raises(LinkError, match="is not open"):
+                left.path_from(Endpoint(host, port), path.remote)
         # One that leaves is a host that is switched off.
         right.close()
         right.close()

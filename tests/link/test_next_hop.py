@@ -57,6 +57,18 @@ def _errno_of(function: Callable[[], object]) -> int | None:
     return caught.value.errno
 
 
+def test_a_neighbour_is_looked_for_meanwhile(veth_pair: VethPair) -> None:
+    a, b = veth_pair.a, veth_pair.b
+
+    async def main() -> None:
+        async with _running(veth_pair) as hops:
+            neighbour = hops.find(b.ipv4, a.ipv4).neighbour
+            hops.look_for(b.ipv4, a.ipv4)
+            await _until(lambda: neighbour.mac == b.mac)
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_a_missing_neighbour_is_probed(veth_pair: VethPair, family: str) -> None:
     a, b = veth_pair.a, veth_pair.b

@@ -224,6 +224,20 @@ def test_path_from_a_port_that_is_not_open() -> None:
     trio.run(main)
 
 
+def test_a_path_at_once() -> None:
+    with opened() as link:
+        remote = Endpoint("127.0.0.1", 9)
+        wildcard = link.open_port(Endpoint("0.0.0.0", 0))
+        # From any address of this machine; what is open on that one comes first.
+        for host in ("127.0.0.1", "127.0.0.7"):
+            local = Endpoint(host, wildcard.port)
+            assert link.path_from(local, remote) == Path(local, remote)
+        with pytest.raises(LinkError, match="open it first"):
+            link.path_from(Endpoint("127.0.0.1", 1), remote)
+        with pytest.raises(LinkError, match="no route"):
+            link.path_from(Endpoint("127.0.0.1", wildcard.port), Endpoint("255.255.255.255", 9))
+
+
 def test_ipv4_and_ipv6_share_a_port_number() -> None:
     async def main() -> None:
         with opened() as link, plain_socket("127.0.0.1") as four, plain_socket("::1") as six:

@@ -173,3 +173,29 @@ def test_a_second_address_on_the_same_port(veth_pair: VethPair, kind: str, famil
             assert accepted.local == (preferred, PORT)
 
     trio.run(main)
+
+
+def test_from_one_kind_of_address_to_the_other(
+    veth_pair: VethPair, kind: str, family: Family
+) -> None:
+    """A server that prefers the other kind; its packets carry less or more of a datagram."""
+    a, b = veth_pair.a, veth_pair.b
+    other = getattr(a, "ipv6" if family == "ipv4" else "ipv4")
+    uri = uri_of(getattr(a, family), PORT)
+    wanted = uri_of(other, PREFERRED_PORT).removeprefix("quic://")
+
+    async def main() -> None:
+        config = QuicConfig(preferred_addresses=(wanted,), probe_mtu=False)
+        async with (
+            hoststack.open_stack(link=opened(kind, a), engine="native") as server,
+            hoststack.open_stack(link=opened(kind, b), engine="native", config=config) as client,
+            await server.listen(uri, tls=TLS, config=config) as listener,
+            client.connect(uri, tls=TRUSTING) as connected,
+            await listener.accept() as accepted,
+        ):
+            await until(lambda: connected.remote == (other, PREFERRED_PORT), connected)
+            await exchange(connected, accepted, bytes(SIZE_BYTES))
+            await exchange(accepted, connected, bytes(SIZE_BYTES))
+            assert accepted.local == (other, PREFERRED_PORT)
+
+    trio.run(main)

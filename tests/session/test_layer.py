@@ -137,6 +137,7 @@ async def is_alive(scene: Scene) -> None:
         lambda scene: m.CloseConnection(1 << 63, 0, ""),
         lambda scene: m.ResetStream(scene.accepted.handle, 1),
         lambda scene: m.StopSending(scene.listening.handle, 1),
+        lambda scene: m.UpdateKey(scene.accepted.handle),
     ],
 )
 def test_what_is_another_applications_stays_as_it_is(make_request: Callable[[Scene], Any]) -> None:
@@ -150,10 +151,21 @@ def test_what_is_another_applications_stays_as_it_is(make_request: Callable[[Sce
     play(script)
 
 
-def test_a_stream_in_another_applications_connection_is_refused() -> None:
+@pytest.mark.parametrize(
+    "make_request",
+    [
+        lambda handle: m.OpenStream(9, handle, False),
+        lambda handle: m.Migrate(9, handle, None),
+        lambda handle: m.GetStatistics(9, handle),
+    ],
+)
+def test_what_is_asked_of_another_applications_connection_is_refused(
+    make_request: Callable[[int], Any],
+) -> None:
     async def script(scene: Scene) -> None:
-        scene.intruder.application.request(m.OpenStream(9, scene.accepted.handle, False))
-        assert (await scene.intruder.wait_for(m.Failed)).token == 9
+        for handle in (scene.accepted.handle, scene.accepted_stream.handle, -1, 1 << 63):
+            scene.intruder.application.request(make_request(handle))
+            assert (await scene.intruder.wait_for(m.Failed)).token == 9
         await is_alive(scene)
 
     play(script)
