@@ -139,9 +139,10 @@ class Connection(trio.abc.AsyncResource):
         """Send a datagram (RFC 9221): whole or not at all, once, in no order; it may be lost.
 
         Returns when the stack has taken it; waits while too many others wait to be sent, for
-        datagrams keep to congestion control. Raises ValueError for one that is too large for the
-        peer or the path, and what `open_stream` raises.
+        datagrams keep to congestion control. With early data it waits for the handshake. Raises
+        ValueError for one that is too large for the peer or the path, and as `open_stream` does.
         """
+        await self._leave_early_data()
         await self._datagrams.send(data)
 
     async def receive_datagram(self) -> bytes:
@@ -149,13 +150,14 @@ class Connection(trio.abc.AsyncResource):
 
         Raises ValueError if this side offers none, and what `open_stream` raises.
         """
+        await self._leave_early_data()
         return await self._datagrams.receive()
 
     async def datagrams(self) -> AsyncIterator[bytes]:
         """The datagrams of the peer's. Ends, and raises, as `streams` does."""
         while True:
             try:
-                datagram = await self._datagrams.receive()
+                datagram = await self.receive_datagram()
             except trio.ClosedResourceError:
                 return
             except ConnectionClosedError as error:
@@ -196,6 +198,7 @@ class Connection(trio.abc.AsyncResource):
         raises. Cancelled, it may come about all the same.
         """
         endpoint = None if local is None else Endpoint.parse(local, 0)
+        await self._leave_early_data()
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check()
         reply: object = None
@@ -257,6 +260,11 @@ class Connection(trio.abc.AsyncResource):
         self._datagrams.close()
         if self._info is None:
             self._router.post(m.CloseConnection(self.handle, code, reason))
+
+    async def _leave_early_data(self) -> None:
+        """Wait for the handshake, without a checkpoint if there is nothing to wait for."""
+        if self._early_data == "pending":
+            await self.wait_handshake()
 
     def _signal_sent(self) -> None:
         self._router.signal_sent(self.handle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +13,11 @@ import trio.testing
 from aioquic.quic.events import DatagramFrameReceived
 
 import hoststack
-from hoststack import Connection, ConnectionClosedError, QuicConfig
+from hoststack import Connection, ConnectionClosedError, QuicConfig, SessionCache
 from hoststack.engine import engines
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryNetwork
-from tests.quic.test_native_features import SERVER, TLS, TRUSTING, URI, meeting, run
+from tests.quic.test_native_features import CLIENT, SERVER, TLS, TRUSTING, URI, meeting, run
 from tests.quic.test_stock_aioquic import stock_client, stock_server
 
 CONFIG = QuicConfig(datagram_fifo_bytes=64 * 1024)
@@ -387,5 +389,43 @@ def test_a_repeated_packet_brings_no_second_datagram() -> None:
             with trio.move_on_after(1) as scope:
                 await accepted.receive_datagram()
             assert scope.cancelled_caught
+
+    run(main)
+
+
+def test_datagrams_wait_for_the_handshake() -> None:
+    """One in a 0-RTT packet may be a replay, and has no place to say so."""
+
+    async def echo(connection: Connection) -> None:
+        async for datagram in connection.datagrams():
+            await connection.send_datagram(datagram)
+
+    async def main() -> None:
+        network = MemoryNetwork(delay_s=0.1)
+        config = QuicConfig(early_data=True, datagram_fifo_bytes=4096)
+        async with (
+            hoststack.open_stack(
+                link=network.link(SERVER), engine="native", config=config
+            ) as server,
+            hoststack.open_stack(
+                link=network.link(CLIENT), engine="native", config=config
+            ) as client,
+            trio.open_nursery() as nursery,
+        ):
+            await nursery.start(partial(server.serve, URI, echo, tls=TLS))
+            tls = replace(TRUSTING, sessions=SessionCache())
+            for state in ("none", "pending"):
+                async with client.connect(URI, tls=tls) as connection:
+                    assert connection.early_data == state
+                    if state == "pending":
+                        stream = await connection.open_stream()
+                        await stream.send_all(b"before the handshake")
+                    await connection.send_datagram(b"after it")
+                    assert await connection.receive_datagram() == b"after it"
+                    assert connection.early_data in ("none", "accepted")
+                    await connection.migrate()
+                    await connection.send_datagram(b"elsewhere")
+                    assert await connection.receive_datagram() == b"elsewhere"
+            nursery.cancel_scope.cancel()
 
     run(main)
