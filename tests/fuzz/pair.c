@@ -282,6 +282,8 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 {
 	struct side *s = &p->side[side];
 	struct hs_connection *c = hs_quic_connection(s->q, event->connection);
+	struct hs_quic_ticket ticket;
+	uint8_t token[HS_QUIC_TOKEN_BYTES];
 	struct flow *f;
 	CHECK(c && hs_connection_number(c) == event->connection && !event->stream);
 	switch (event->kind) {
@@ -314,6 +316,13 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 		f = find_flow(p, side, event->connection, HS_QUIC_DATAGRAMS);
 		CHECK(f);
 		f->largest_message = event->info;
+		break;
+	case HS_QUIC_TICKET:
+		CHECK(side == CLIENT && !hs_connection_ticket(c, &ticket));
+		CHECK(ticket.session_bytes && ticket.parameters_bytes <= sizeof(ticket.parameters));
+		break;
+	case HS_QUIC_TOKEN:
+		CHECK(side == CLIENT && hs_connection_token(c, token));
 		break;
 	case HS_QUIC_PATH_CHANGED:
 		CHECK(hs_connection_path(c) < PAIR_PATHS);
@@ -557,6 +566,7 @@ void pair_begin(struct pair *p, const struct pair_shape *shape)
 		.preferred_v4_port = shape->has_preferred ? SERVER_PORT : 0,
 		.version = shape->is_v2 ? NGTCP2_PROTO_VER_V2 : NGTCP2_PROTO_VER_V1,
 	};
+	struct hs_quic_resume resume = { .keeps = 1 };
 	memcpy(config.preferred_v4, SERVER_IPS[1], sizeof(config.preferred_v4));
 	for (uint8_t i = 0; i < PAIR_PORTS; i++)
 		p->behind_nat[i] = i;
@@ -567,7 +577,7 @@ void pair_begin(struct pair *p, const struct pair_shape *shape)
 	struct side *client = &p->side[CLIENT], *server = &p->side[SERVER];
 	CHECK(hs_quic_listen(server->q, 4, SERVER_IPS[0], SERVER_PORT, server->tls, &config));
 	client->connection = hs_quic_connect(client->q, 0, client->tls, "localhost", &config,
-					     p->now_ns);
+					     &resume, p->now_ns);
 	CHECK(client->connection);
 }
 
