@@ -101,6 +101,16 @@ static int handshake_confirmed(UNUSED ngtcp2_conn *conn, void *user_data)
 	return 0;
 }
 
+static int dcid_status(UNUSED ngtcp2_conn *conn, UNUSED ngtcp2_connection_id_status_type type,
+		       uint64_t number, UNUSED const ngtcp2_cid *cid, UNUSED const uint8_t *token,
+		       void *user_data)
+{
+	struct hs_connection *c = user_data;
+	/* A server that retires its first connection ID as early as that: ngtcp2 fails an assertion when
+	 * it writes our Finished. */
+	return number && !c->has_written_open ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
+}
+
 /* --- streams ---------------------------------------------------------------------------------- */
 
 static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
@@ -247,6 +257,7 @@ const ngtcp2_callbacks hs_client_callbacks = {
 	.client_initial = ngtcp2_crypto_client_initial_cb,
 	.recv_retry = ngtcp2_crypto_recv_retry_cb,
 	.handshake_confirmed = handshake_confirmed,
+	.dcid_status = dcid_status,
 	.select_preferred_addr = select_preferred_addr,
 	.recv_new_token = recv_new_token,
 };

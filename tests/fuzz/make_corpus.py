@@ -18,6 +18,7 @@ FOUND: Final = {
     "turn": {"client_returns": "00950030197009"},
     "plaintext": {
         "key_update_early": "741500000a0e005249" + 26 * "00" + "654168564054" + "45",
+        "connection_id_retired_early": "33e88032083f020100" + "1405ff",
         "handshake_done_early": "01a80081010000151e",
     },
 }
