@@ -120,8 +120,9 @@ class PathTable:
         path = self._path(local, remote)
         data = path.link_data
         assert isinstance(data, FramePath)
-        data.is_routed = True
-        self.prepare(path, data)
+        if not data.is_routed or data.generation != self._hops.generation:
+            data.is_routed = True
+            self.prepare(path, data)
         return path
 
     def current(self, path: Path) -> FramePath:
