@@ -16,7 +16,7 @@ from hoststack.session.connector import Spawn, error_text
 from hoststack.session.ports import PortTable
 from hoststack.session.session import ConnectionSession
 
-#: How long a port that a connection has left stays open, for what is still under way to it.
+#: How long a port that nobody uses any more stays open, for what is still under way to it.
 _STRAGGLERS_S = 3.0
 
 Address = IPv4Address | IPv6Address
@@ -107,9 +107,10 @@ class Migrator:
     def on_closed(self, context: ConnectionContext) -> None:
         """A connection is over."""
         self._end(context, errno.ENOTCONN, "the connection is closed")
+        # The peer may have missed the CONNECTION_CLOSE, and is told again if it goes on.
         own = self._own.pop(context, None)
         if own is not None:
-            self._ports.close_of_one(own)
+            self._spawn(self._close_later, own)
 
     def _end(self, context: ConnectionContext, number: int, text: str) -> None:
         move = self._moves.pop(context, None)

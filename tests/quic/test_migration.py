@@ -105,7 +105,26 @@ def test_ports_are_given_back() -> None:
             assert open_ports(client) == {shared, ports[-1]}
             await connected.aclose()
             await connected.wait_closed()
+            assert open_ports(client) == {shared, ports[-1]}
+            await settle()
             assert open_ports(client) == {shared}
+
+    run(main)
+
+
+def test_a_close_that_was_lost_is_said_again_from_there() -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with meeting(network) as (_, _, accepted, connected):
+            await connected.migrate()
+            stream = await accepted.open_stream()
+            network.impairments.loss = 1.0
+            await connected.aclose(9)
+            await trio.sleep(0.01)
+            network.impairments.loss = 0.0
+            await stream.send_all(b"are you there?")
+            with trio.fail_after(1):
+                assert (await accepted.wait_closed()).code == 9
 
     run(main)
 
