@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Literal, overload
 
 import trio
+from cryptography import x509
 
 from hoststack.datagrams import Datagrams
 from hoststack.errors import ConnectionClosedError, MigrationError
@@ -36,8 +37,7 @@ class Connection(trio.abc.AsyncResource):
         self._router = router
         self._notice = notice
         self._local, self._remote = notice.local, notice.remote
-        self._early_data = notice.early_data
-        self._is_resumed = notice.is_resumed
+        self._handshake = notice.handshake
         self._info: CloseInfo | None = None
         self._is_closing = False
         self._accepted: deque[Stream | ReceiveStream] = deque()
@@ -74,12 +74,22 @@ class Connection(trio.abc.AsyncResource):
         `wait_handshake` first. Then "accepted"; or, on the client's side, "rejected": the server
         did not want them, and they were sent again.
         """
-        return self._early_data
+        return self._handshake.early_data
 
     @property
     def is_resumed(self) -> bool:
         """Whether the handshake resumed a session of before, without certificates."""
-        return self._is_resumed
+        return self._handshake.is_resumed
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The certificate that the peer has shown in this connection's handshake.
+
+        None while `early_data` is "pending", for a client that was not asked or has none, and, on
+        the client's side, where the session was resumed: then it is the one of before.
+        """
+        der = self._handshake.certificate
+        return None if der is None else x509.load_der_x509_certificate(der)
 
     @property
     def close_info(self) -> CloseInfo | None:
@@ -221,7 +231,7 @@ class Connection(trio.abc.AsyncResource):
         Returns at once unless `early_data` is "pending". Raises ConnectionClosedError.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self._early_data == "pending":
+        while self.early_data == "pending":
             if self._info is not None:
                 raise ConnectionClosedError(self._info)
             await self._sleepers.park()
@@ -263,7 +273,7 @@ class Connection(trio.abc.AsyncResource):
 
     async def _leave_early_data(self) -> None:
         """Wait for the handshake, without a checkpoint if there is nothing to wait for."""
-        if self._early_data == "pending":
+        if self.early_data == "pending":
             await self.wait_handshake()
 
     def _signal_sent(self) -> None:
@@ -288,8 +298,7 @@ class Connection(trio.abc.AsyncResource):
         self._sleepers.unpark_all()
 
     def _on_handshake_done(self, notice: m.HandshakeDone) -> None:
-        self._early_data = notice.early_data
-        self._is_resumed = notice.is_resumed
+        self._handshake = notice.handshake
         self._sleepers.unpark_all()
 
     def _on_send_finished(self) -> None:

@@ -213,6 +213,10 @@ void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id);
 struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
 			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
 			  size_t error_bytes);
+/* Have a server ask its clients for certificates, and check them against `ca`, NULL for the system's,
+ * if it verifies. Returns 0, or -1 and one line in `error`. */
+int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,
+		       size_t error_bytes);
 void hs_tls_free(struct hs_tls *tls); /* connections that use it keep it */
 
 /* `ip` is 4 or 16 bytes, all zeros for any. */
@@ -252,6 +256,9 @@ struct hs_quic_ticket {
 int hs_connection_ticket(const struct hs_connection *c, struct hs_quic_ticket *out);
 /* The last token of a NEW_TOKEN frame, at most HS_QUIC_TOKEN_BYTES; returns its length. */
 size_t hs_connection_token(const struct hs_connection *c, uint8_t *out);
+/* The peer's certificate as DER, once the handshake is complete; NULL if it showed none, or if the
+ * session was resumed. Good until the next turn. */
+const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes);
 int hs_connection_is_resumed(const struct hs_connection *c);
 struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number);
 uint32_t hs_connection_number(const struct hs_connection *c);

@@ -69,7 +69,8 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		q->half_open--;
 		q->counters.accepted++;
 		/* A ticket that can't be sent is no reason to end the connection. */
-		gnutls_session_ticket_send(c->session, 1, 0);
+		if (!c->tls->asks_clients)
+			gnutls_session_ticket_send(c->session, 1, 0);
 		offer_token(c, &ngtcp2_conn_get_path(c->conn)->remote);
 	} else {
 		q->counters.connected++;

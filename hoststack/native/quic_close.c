@@ -81,8 +81,9 @@ void hs_close_fail(struct hs_connection *c, int error)
 	ngtcp2_ccerr why;
 	ngtcp2_ccerr_default(&why);
 	if (error == NGTCP2_ERR_CRYPTO) {
-		ngtcp2_ccerr_set_tls_alert(&why, ngtcp2_conn_get_tls_alert(c->conn), NULL, 0);
 		hs_tls_failure(c, text, sizeof(text));
+		ngtcp2_ccerr_set_tls_alert(&why, ngtcp2_conn_get_tls_alert(c->conn),
+					   (const uint8_t *)text, strlen(text));
 	} else {
 		ngtcp2_ccerr_set_liberr(&why, error, NULL, 0);
 	}

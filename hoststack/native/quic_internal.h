@@ -62,6 +62,8 @@ struct hs_tls {
 	uint32_t alpn_count;
 	uint8_t *alpn_names;
 	uint8_t verifies;
+	uint8_t asks_clients; /* for certificates */
+	uint8_t requires_clients; /* to show one */
 };
 
 struct hs_listener {
@@ -180,6 +182,7 @@ struct hs_connection {
 	uint32_t ticket_lifetime_s;
 	uint8_t *token;
 	gnutls_datum_t ticket;
+	unsigned int client_flaws; /* of its certificate (gnutls_certificate_status_t) */
 	const char *failure; /* why a callback failed; NULL: nobody knows better than ngtcp2 */
 	struct hs_quic_config config;
 	struct hs_quic_close_info close_info;

@@ -227,6 +227,9 @@ void hs_resume_free_replays(struct hs_quic *q)
 int hs_resume_offer(struct hs_connection *c)
 {
 	gnutls_datum_t key = { c->listener->ticket_key, sizeof(c->listener->ticket_key) };
+	/* A ticket does not say whose certificate was shown: each connection has to show it. */
+	if (c->tls->asks_clients)
+		return 0;
 	if (gnutls_session_ticket_enable_server(c->session, &key))
 		return -1;
 	if (!c->config.early_data)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quic_internal.h"
 
+#include <gnutls/x509.h>
+
 #include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,7 +70,7 @@ struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *ke
 	if (failed < 0)
 		goto fail;
 	what = "the trusted CAs";
-	failed = (verify && !is_server) || (verify && ca) ? load_trust(tls, ca) : 0;
+	failed = verify && !is_server ? load_trust(tls, ca) : 0;
 	if (failed < 0)
 		goto fail;
 	what = "certificate and key";
@@ -85,6 +87,18 @@ fail:
 	if (tls)
 		hs_tls_free(tls);
 	return NULL;
+}
+
+int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,
+		       size_t error_bytes)
+{
+	int failed = tls->verifies ? load_trust(tls, ca) : 0;
+	tls->asks_clients = 1;
+	tls->requires_clients = is_required != 0;
+	if (failed < 0)
+		snprintf(error, error_bytes, "GnuTLS can't use the trusted CAs: %s",
+			 gnutls_strerror(failed));
+	return failed < 0 ? -1 : 0;
 }
 
 void hs_tls_hold(struct hs_tls *tls)
@@ -129,6 +143,36 @@ static int set_up_client(struct hs_connection *c)
 	return failed;
 }
 
+/* Whether a client that has to show no certificate may go on is decided elsewhere. */
+static int verify_client(gnutls_session_t session)
+{
+	static gnutls_typed_vdata_st PURPOSE = {
+		.type = GNUTLS_DT_KEY_PURPOSE_OID,
+		.data = (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT,
+	};
+	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
+	struct hs_connection *c = ref->user_data;
+	if (!gnutls_certificate_get_peers(session, NULL))
+		return 0;
+	if (gnutls_certificate_verify_peers(session, &PURPOSE, 1, &c->client_flaws))
+		return GNUTLS_E_CERTIFICATE_ERROR;
+	return c->client_flaws ? GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR : 0;
+}
+
+static int set_up_server(struct hs_connection *c)
+{
+	if (c->tls->asks_clients) {
+		gnutls_certificate_server_set_request(c->session, c->tls->requires_clients ?
+									  GNUTLS_CERT_REQUIRE :
+									  GNUTLS_CERT_REQUEST);
+		/* Who is trusted here is not told to everybody who asks. */
+		gnutls_certificate_send_x509_rdn_sequence(c->session, 1);
+	}
+	if (c->tls->asks_clients && c->tls->verifies)
+		gnutls_session_set_verify_function(c->session, verify_client);
+	return ngtcp2_crypto_gnutls_configure_server_session(c->session);
+}
+
 int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 {
 	unsigned int flags = is_server ? GNUTLS_SERVER | GNUTLS_NO_AUTO_SEND_TICKET :
@@ -147,21 +191,33 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 				      GNUTLS_ALPN_MANDATORY |
 					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))
 		return -1;
-	return is_server ? ngtcp2_crypto_gnutls_configure_server_session(c->session) :
-			   set_up_client(c);
+	return is_server ? set_up_server(c) : set_up_client(c);
 }
 
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room)
 {
 	gnutls_datum_t text = { 0 };
 	out[0] = 0;
-	unsigned int status = gnutls_session_get_verify_cert_status(c->session);
-	if (c->listener || !c->tls->verifies || !status || status == (unsigned int)-1)
+	if (c->listener && c->tls->requires_clients && !gnutls_certificate_get_peers(c->session, NULL)) {
+		snprintf(out, room, "A client has to show a certificate here");
+		return;
+	}
+	unsigned int status = c->listener ? c->client_flaws :
+					    gnutls_session_get_verify_cert_status(c->session);
+	if (!c->tls->verifies || !status || status == (unsigned int)-1)
 		return;
 	if (gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) < 0)
 		return;
 	snprintf(out, room, "%.*s", (int)text.size, (const char *)text.data);
 	gnutls_free(text.data);
+}
+
+const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes)
+{
+	unsigned int count = 0;
+	const gnutls_datum_t *chain = gnutls_certificate_get_peers(c->session, &count);
+	*bytes = chain && count ? chain[0].size : 0;
+	return *bytes ? chain[0].data : NULL;
 }
 
 size_t hs_connection_alpn(const struct hs_connection *c, uint8_t *out, size_t room)

@@ -43,6 +43,11 @@ class Listener:
     ) -> None:
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
+        if tls.client_certificates != "none":
+            raise TlsConfigError(
+                "the aioquic engine asks for no client certificates: take the native one, or leave "
+                "out client_certificates"
+            )
         self.session = -1
         self.local = local
         self.config = config

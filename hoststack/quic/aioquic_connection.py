@@ -42,7 +42,7 @@ from hoststack.quic.aioquic_accept import Listener
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_recovery import Recovery
 from hoststack.quic.aioquic_stream import FifoReceiver
-from hoststack.quic.seam import CloseInfo, EarlyData, EventKind, QuicConfig
+from hoststack.quic.seam import CloseInfo, EventKind, Handshake, QuicConfig
 
 #: A window is announced again when so little of it is left, or so much could be added.
 _WINDOW_FRACTION = 4
@@ -77,8 +77,7 @@ class HostConnection(QuicConnection):
         self.config = config
         self.listener = listener
         self.alpn: str | None = None
-        self.early_data: EarlyData = "none"
-        self.is_resumed = False
+        self.handshake = Handshake()
         self.is_established = False
         self.has_reported_close = False
         self.handshake_deadline: float | None = None

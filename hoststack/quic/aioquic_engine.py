@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from aioquic.quic import events as aio
 from aioquic.quic.packet import QuicErrorCode
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
 from hoststack.quic.aioquic_accept import Acceptor, Listener, client_configuration
@@ -34,6 +35,7 @@ from hoststack.quic.seam import (
     EngineOwner,
     Event,
     EventKind,
+    Handshake,
     ListenerContext,
     QuicConfig,
     StreamContext,
@@ -378,7 +380,7 @@ class AioquicEngine:
             self._collect_streams(connection, events)
             connection.has_reported_close = True
             self.counters.closed += 1
-            is_known = connection.is_established or connection.early_data == "pending"
+            is_known = connection.is_established or connection.handshake.early_data == "pending"
             if is_known or connection.listener is None:
                 events.append(Event(EventKind.CLOSED, connection, connection.close_info()))
         if connection.is_over:
@@ -393,7 +395,13 @@ class AioquicEngine:
             self._by_cid.pop(event.connection_id, None)
         elif isinstance(event, aio.HandshakeCompleted):
             connection.alpn = event.alpn_protocol
-            connection.is_resumed = event.session_resumed
+            is_early = connection.handshake.early_data == "pending"
+            certificate = connection.tls._peer_certificate
+            connection.handshake = Handshake(
+                "accepted" if is_early else "none",
+                event.session_resumed,
+                certificate.public_bytes(Encoding.DER) if certificate else None,
+            )
             connection.is_established = True
             connection.handshake_deadline = None
             if connection.listener is None:
@@ -402,8 +410,7 @@ class AioquicEngine:
             else:
                 self.counters.accepted += 1
                 self._acceptor.half_open -= 1
-                if connection.early_data == "pending":
-                    connection.early_data = "accepted"
+                if is_early:
                     events.append(Event(EventKind.HANDSHAKE_DONE, connection))
                 else:
                     events.append(Event(EventKind.ACCEPTED, connection))
@@ -417,10 +424,11 @@ class AioquicEngine:
                 connection.resets.append((stream, EventKind.STOPPED, event.error_code))
 
     def _collect_streams(self, connection: HostConnection, events: list[Event]) -> None:
-        if connection.opened and not connection.is_established and connection.early_data == "none":
+        is_early = connection.handshake.early_data == "pending"
+        if connection.opened and not connection.is_established and not is_early:
             # Only early data come before the handshake is complete.
             connection.alpn = connection.tls.alpn_negotiated
-            connection.early_data = "pending"
+            connection.handshake = Handshake("pending")
             events.append(Event(EventKind.ACCEPTED, connection))
         for stream in connection.opened:
             events.append(Event(EventKind.STREAM_OPENED, stream))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hoststack.link.base import Path
 from hoststack.native._quic import ffi, lib
 from hoststack.native.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, EarlyData, QuicConfig
+from hoststack.quic.seam import CloseInfo, EarlyData, Handshake, QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class NativeConnection:
         self.config = config
         self.listener = listener
         self.alpn: str | None = None
-        self.early_data: EarlyData = "none"
-        self.is_resumed = False
+        self.handshake = Handshake()
         self._sessions = sessions
         self.rx: Fifo | None = None
         self.tx: Fifo | None = None
@@ -97,14 +96,23 @@ class NativeConnection:
 
     def note_handshake(self, info: int) -> None:
         """Bits of enum hs_quic_handshake: how far it is, and how it went."""
-        self.is_resumed = bool(info & lib.HS_QUIC_IS_RESUMED)
+        early_data: EarlyData = "none"
         if info & lib.HS_QUIC_IS_EARLY:
-            self.early_data = "pending"
-        elif self.early_data == "pending":
-            self.early_data = "rejected" if info & lib.HS_QUIC_WAS_REJECTED else "accepted"
-        # A client learns of it in the handshake; before that it is the one that it asks for.
-        if self.listener is not None or self.early_data != "pending":
-            self._read_alpn()
+            self.handshake = Handshake("pending")
+            # A client learns the protocol in the handshake; here it is the one that it asks for.
+            if self.listener is not None:
+                self._read_alpn()
+            return
+        if self.handshake.early_data == "pending":
+            early_data = "rejected" if info & lib.HS_QUIC_WAS_REJECTED else "accepted"
+        size = ffi.new("size_t *")
+        certificate = lib.hs_connection_certificate(self.pointer, size)
+        self.handshake = Handshake(
+            early_data,
+            bool(info & lib.HS_QUIC_IS_RESUMED),
+            bytes(ffi.buffer(certificate, size[0])) if certificate else None,
+        )
+        self._read_alpn()
 
     def _read_alpn(self) -> None:
         room = ffi.new("uint8_t[]", _MAX_ALPN_BYTES)

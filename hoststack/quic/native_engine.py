@@ -143,6 +143,11 @@ class NativeEngine:
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
         check_early_data(alpn, config)
+        if config.early_data and tls.client_certificates != "none":
+            raise TlsConfigError(
+                "early data (0-RTT) come before a client has shown its certificate: leave out "
+                "early_data, or client_certificates"
+            )
         context = self._tls.get(tls, alpn, is_server=True)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(

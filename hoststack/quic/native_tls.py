@@ -58,7 +58,12 @@ def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool) -> Any:
     )
     if not made:
         raise TlsConfigError(ffi.string(error).decode())
-    return ffi.gc(made, lib.hs_tls_free)
+    made = ffi.gc(made, lib.hs_tls_free)
+    if is_server and tls.client_certificates != "none":
+        is_required = tls.client_certificates == "required"
+        if lib.hs_tls_ask_clients(made, is_required, ca, error, _ERROR_BYTES):
+            raise TlsConfigError(ffi.string(error).decode())
+    return made
 
 
 def _alpn_name(name: str) -> bytes:

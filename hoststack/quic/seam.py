@@ -55,6 +55,18 @@ NO_ANSWER = "No answer"
 EarlyData = Literal["none", "pending", "accepted", "rejected"]
 
 
+class Handshake(NamedTuple):
+    """How a connection's handshake went, as far as it is."""
+
+    early_data: EarlyData = "none"
+    """ "pending" from ACCEPTED or CONNECTED on, if these came before the handshake was complete,
+    until HANDSHAKE_DONE."""
+    is_resumed: bool = False
+    """Whether it resumed a session of before."""
+    certificate: bytes | None = None
+    """The peer's, DER; None if it showed none, or none again in a resumed session."""
+
+
 class CloseInfo(NamedTuple):
     """Why a connection ended (RFC 9000 section 10)."""
 
@@ -102,14 +114,7 @@ class ConnectionContext(Protocol):
         """The negotiated protocol."""
 
     @property
-    def early_data(self) -> EarlyData:
-        """ "pending" from ACCEPTED or CONNECTED on, if these came before the handshake was
-        complete, until HANDSHAKE_DONE."""
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether the handshake resumed a session of before."""
-
+    def handshake(self) -> Handshake: ...
     @property
     def rx(self) -> Fifo | None:
         """The FIFO of messages that the engine fills with datagrams (RFC 9221); None if

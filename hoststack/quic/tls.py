@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,9 +35,9 @@ class TlsConfig:
     """What one side brings to the handshake.
 
     `certificate` (a chain, the leaf first) and `key` are PEM, as bytes or as a path; a server
-    needs both. `ca` names the authorities that a client trusts, the system's if it is None;
-    `verify=False` takes any certificate. `server_name` is what the certificate must be for, if
-    it is not the host that is connected to. Raises TlsConfigError.
+    needs both, a client may have them. `ca` names the authorities to trust, the system's if it is
+    None; `verify=False` takes any certificate. `server_name` is what the certificate must be for,
+    if it is not the host that is connected to. Raises TlsConfigError.
     """
 
     certificate: Source | None = None
@@ -44,6 +45,9 @@ class TlsConfig:
     ca: Source | None = None
     verify: bool = True
     server_name: str | None = None
+    client_certificates: Literal["none", "optional", "required"] = "none"
+    """Whether a server asks for its clients' certificates, and ends handshakes without one. They
+    are checked against `ca`, unless `verify` is False. It gives no session tickets then."""
     sessions: SessionCache | None = field(default=None, compare=False)
     """Where a client keeps tickets and tokens, so that its next connections resume these."""
 
@@ -52,6 +56,11 @@ class TlsConfig:
     ca_pem: bytes | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.client_certificates not in ("none", "optional", "required"):
+            raise TlsConfigError(
+                "client_certificates is none, optional or required, "
+                f"not {self.client_certificates!r}"
+            )
         if (self.certificate is None) != (self.key is None):
             given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
             raise TlsConfigError(f"a {given} was given without its {missing}: give both")

@@ -288,8 +288,7 @@ class SessionLayer:
                 context.local,
                 context.remote,
                 context.alpn,
-                context.early_data,
-                context.is_resumed,
+                context.handshake,
             )
         )
 
@@ -304,17 +303,14 @@ class SessionLayer:
                     context.local,
                     context.remote,
                     context.alpn,
-                    context.early_data,
-                    context.is_resumed,
+                    context.handshake,
                 )
             )
 
     def _on_handshake_done(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
         if session is not None:
-            session.application.notify(
-                m.HandshakeDone(session.handle, context.early_data, context.is_resumed)
-            )
+            session.application.notify(m.HandshakeDone(session.handle, context.handshake))
 
     def _on_closed(self, context: ConnectionContext, info: CloseInfo) -> None:
         session = self._connection(context)

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass
 
 from hoststack.native.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, EarlyData, QuicConfig
+from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
 from hoststack.quic.tls import TlsConfig
 
 
@@ -147,8 +147,7 @@ class Connected:
     local: tuple[str, int]
     remote: tuple[str, int]
     alpn: str | None
-    early_data: EarlyData
-    is_resumed: bool
+    handshake: Handshake
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +171,7 @@ class Accepted:
     local: tuple[str, int]
     remote: tuple[str, int]
     alpn: str | None
-    early_data: EarlyData
-    is_resumed: bool
+    handshake: Handshake
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +179,7 @@ class HandshakeDone:
     """The handshake of a connection that began with early data is complete."""
 
     handle: int
-    early_data: EarlyData
-    is_resumed: bool
+    handshake: Handshake
 
 
 @dataclass(frozen=True, slots=True)
