@@ -48,8 +48,9 @@ struct network {
 	uint8_t was_touched; /* before the handshake was complete */
 	uint8_t has_moved; /* the client, or its address */
 	uint8_t may_end; /* an application did what ends connections */
-	/* An application wants no more of a stream: where all of it came, but not in order, ngtcp2 never
-	 * knows that it did, and the stream stays until the connection ends. */
+	/* An application wants no more of a stream, or resets one of one direction: where all of it came,
+	 * but not in order, or only the reset did, ngtcp2 1.11 never knows that it is over, and the
+	 * stream stays until the connection ends. */
 	uint8_t may_linger;
 	struct {
 		uint8_t *data;
@@ -108,7 +109,7 @@ static void act(struct pair *p, struct network *net, uint8_t which)
 			hs_stream_reset(f->stream, how);
 		else if (which == STOP)
 			hs_stream_stop_sending(f->stream, how);
-		net->may_linger |= which == STOP;
+		net->may_linger |= which == STOP || (which == RESET && f->id & 2);
 		if (which != SCRIBBLE)
 			return;
 		net->may_end = 1;
