@@ -179,6 +179,7 @@ class Connection(trio.abc.AsyncResource):
     async def statistics(self) -> dict[str, int | float]:
         """RTT (seconds), congestion window, bytes in flight and more, as the engine knows them.
 
+        docs/architecture.md lists them. What an engine can't know is not there.
         Raises ConnectionClosedError, and ClosedResourceError after `aclose`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -90,7 +90,19 @@ enum hs_quic_drop {
 	HS_QUIC_DROPS, /* how many there are */
 };
 
-/* What happened in a worker's life. */
+/* Kinds of packets (RFC 9000 section 17); Retry and Version Negotiation are counted by themselves. */
+enum hs_quic_packet {
+	HS_QUIC_PACKET_INITIAL,
+	HS_QUIC_PACKET_0RTT,
+	HS_QUIC_PACKET_HANDSHAKE,
+	HS_QUIC_PACKET_1RTT,
+	HS_QUIC_PACKETS, /* how many kinds */
+	/* Datagrams in a turn, counted by powers of two: 0, 1, 2 and 3, 4 to 7, ..., 64 and more. */
+	HS_QUIC_TURN_SIZES = 8,
+};
+
+/* What happened in a worker's life. Another thread may read this while the engine runs: each word is
+ * whole, but they are not of one moment. */
 struct hs_quic_counters {
 	uint64_t turns;
 	uint64_t empty_turns;
@@ -106,6 +118,10 @@ struct hs_quic_counters {
 	uint64_t key_updates; /* begun by this side */
 	uint64_t connections; /* there are now */
 	uint64_t half_open; /* handshakes of peers that are under way now */
+	uint64_t rx_packets[HS_QUIC_PACKETS]; /* that could be decrypted */
+	uint64_t tx_packets[HS_QUIC_PACKETS];
+	uint64_t rx_in_turns[HS_QUIC_TURN_SIZES]; /* turns that received so many datagrams */
+	uint64_t tx_in_turns[HS_QUIC_TURN_SIZES];
 	uint64_t drops[HS_QUIC_DROPS];
 };
 
@@ -158,6 +174,11 @@ struct hs_quic_statistics {
 	uint64_t datagram_bytes; /* the size that is sent now */
 	uint64_t rx_ecn_ce; /* datagrams that came marked */
 	uint64_t path_changes;
+	uint64_t rtt_variance_ns;
+	uint64_t ssthresh_bytes; /* all ones: none yet */
+	uint64_t resent_bytes; /* of streams, that went more than once */
+	uint64_t rx_packets[HS_QUIC_PACKETS];
+	uint64_t tx_packets[HS_QUIC_PACKETS];
 };
 
 /* DATAGRAM frames of one connection. */

@@ -230,7 +230,7 @@ static int select_preferred_addr(UNUSED ngtcp2_conn *conn, ngtcp2_path *dest,
 #define BOTH                                                             \
 	.recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,           \
 	.handshake_completed = handshake_completed,                      \
-	.encrypt = ngtcp2_crypto_encrypt_cb,                             \
+	.encrypt = hs_encrypt,                             \
 	.decrypt = hs_decrypt,                                           \
 	.hp_mask = ngtcp2_crypto_hp_mask_cb,                             \
 	.recv_stream_data = recv_stream_data,                            \

@@ -223,11 +223,13 @@ void hs_connection_read(struct hs_connection *c, const struct hs_received *datag
 	ngtcp2_path way = hs_ngtcp2_path(datagram->path);
 	ngtcp2_pkt_info info = { .ecn = datagram->ecn };
 	hs_stops_begin(c->q);
+	hs_packets_of(c);
 	int result = ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
 					  c->q->now_ns);
 	hs_stops_end(c);
 	hs_close_heed(c, result);
 	hs_make_due(c);
+	hs_packets_of(NULL);
 }
 
 void hs_connection_expire(struct hs_connection *c)
@@ -236,8 +238,10 @@ void hs_connection_expire(struct hs_connection *c)
 		hs_close_expire(c);
 		return;
 	}
+	hs_packets_of(c);
 	hs_close_heed(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
 	hs_make_due(c);
+	hs_packets_of(NULL);
 }
 
 void hs_connection_set_timer(struct hs_connection *c)
@@ -352,7 +356,7 @@ static void pace(struct hs_connection *c)
 		ngtcp2_conn_update_pkt_tx_time(c->conn, c->q->now_ns);
 }
 
-int hs_connection_write(struct hs_connection *c, int share)
+static int write_packets(struct hs_connection *c, int share)
 {
 	struct hs_wire *wire = c->q->wire;
 	int written = 0;
@@ -400,6 +404,14 @@ int hs_connection_write(struct hs_connection *c, int share)
 	return written;
 }
 
+int hs_connection_write(struct hs_connection *c, int share)
+{
+	hs_packets_of(c);
+	int written = write_packets(c, share);
+	hs_packets_of(NULL);
+	return written;
+}
+
 /* --- for the caller --------------------------------------------------------------------------- */
 
 struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,
@@ -442,6 +454,11 @@ void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_stat
 	ngtcp2_conn_info info;
 	ngtcp2_conn_get_conn_info(c->conn, &info);
 	*out = (struct hs_quic_statistics){
+		.rtt_variance_ns = info.rttvar,
+		.ssthresh_bytes = info.ssthresh,
+		.resent_bytes = c->sent_stream_bytes > c->new_stream_bytes ?
+					c->sent_stream_bytes - c->new_stream_bytes :
+					0,
 		.rtt_ns = info.smoothed_rtt,
 		.rtt_min_ns = info.min_rtt == UINT64_MAX ? 0 : info.min_rtt,
 		.rtt_latest_ns = info.latest_rtt,
@@ -457,4 +474,6 @@ void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_stat
 		.rx_ecn_ce = c->rx_ecn_ce,
 		.path_changes = c->path_changes,
 	};
+	memcpy(out->rx_packets, c->rx_packets, sizeof(out->rx_packets));
+	memcpy(out->tx_packets, c->tx_packets, sizeof(out->tx_packets));
 }

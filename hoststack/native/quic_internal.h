@@ -8,7 +8,8 @@
  *   quic_close.c       its end
  *   quic_resume.c      sessions that are resumed, and 0-RTT
  *   quic_callbacks.c   what ngtcp2 tells and asks
- *   quic_stopped.c     STOP_SENDING frames, of which ngtcp2 does not tell
+ *   quic_packets.c     packets as they pass encryption: counted, and looked into
+ *   quic_frames.c      frames of which ngtcp2 does not tell
  *   quic_stream.c      streams and their FIFOs
  *   quic_datagram.c    datagrams and their FIFOs
  *   quic_path.c        the path of a connection, and where it moves to
@@ -161,6 +162,9 @@ struct hs_connection {
 	uint64_t came_while_closing;
 	uint64_t key_update_at; /* packets sent by then */
 	uint64_t rx_datagrams, rx_bytes, tx_datagrams, tx_bytes, acked_bytes, rx_ecn_ce;
+	uint64_t rx_packets[HS_QUIC_PACKETS], tx_packets[HS_QUIC_PACKETS];
+	uint64_t sent_stream_bytes; /* all that went out in STREAM frames */
+	uint64_t new_stream_bytes; /* those that went for the first time */
 	uint32_t heap_place; /* from 1; 0: not in the heap */
 	uint32_t number;
 	uint32_t stream_count;
@@ -299,14 +303,23 @@ int hs_draw_cid(const struct hs_quic *q, ngtcp2_cid *cid);
 /* The same, for a connection from now on, with its token. */
 int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token);
 
-/* quic_stopped.c */
+/* quic_packets.c */
+/* Whose packets are read or written from now on; NULL: nobody's. */
+void hs_packets_of(struct hs_connection *c);
+int hs_encrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
+	       const uint8_t *plaintext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
+	       const uint8_t *header, size_t header_bytes);
+int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
+	       const uint8_t *ciphertext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
+	       const uint8_t *header, size_t header_bytes);
+
+/* quic_frames.c */
 void hs_stops_begin(struct hs_quic *q);
 void hs_stops_end(struct hs_connection *c);
 /* Look through the frames of a packet. */
 void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes);
-int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
-	       const uint8_t *ciphertext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
-	       const uint8_t *header, size_t header_bytes);
+/* How many bytes of streams are in STREAM frames. */
+uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes);
 
 /* quic_stream.c */
 struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,

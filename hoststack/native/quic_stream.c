@@ -117,6 +117,7 @@ size_t hs_stream_gather(struct hs_stream *s, ngtcp2_vec out[2], size_t *bytes, i
 void hs_stream_was_sent(struct hs_stream *s, size_t taken, size_t offered, int fin)
 {
 	s->tx_next += taken;
+	s->connection->new_stream_bytes += taken;
 	if (fin && taken == offered) {
 		s->has_sent_fin = 1;
 		s->fin_went_alone = taken == 0;

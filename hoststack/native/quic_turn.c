@@ -369,6 +369,14 @@ static void run_bursts(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint
 	}
 }
 
+static int turn_size(uint32_t datagrams)
+{
+	int size = 0;
+	for (; datagrams && size < HS_QUIC_TURN_SIZES - 1; datagrams >>= 1)
+		size++;
+	return size;
+}
+
 void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
 		  struct hs_quic_turn *out)
 {
@@ -380,6 +388,8 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 	run_bursts(q, now_ns, bursts, spin_ns, out);
 	tell_all(q);
 	q->counters.turns++;
+	q->counters.rx_in_turns[turn_size(out->received)]++;
+	q->counters.tx_in_turns[turn_size(out->sent)]++;
 	q->counters.empty_turns += !out->received && !out->sent;
 	q->counters.tx_datagrams += out->sent;
 	out->events = q->events;

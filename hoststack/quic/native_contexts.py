@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 _MAX_ALPN_BYTES: Final = 255
 
 
+_PACKET_KINDS: Final = ("initial", "0rtt", "handshake", "1rtt")
+#: ssthresh before the first loss.
+_NONE: Final = (1 << 64) - 1
+
+
+def packets_by_kind(counts: Any) -> dict[str, int]:
+    """By name; `counts` is one for each of enum hs_quic_packet."""
+    return {kind: count for kind, count in zip(_PACKET_KINDS, counts, strict=True) if count}
+
+
 class NativeListener:
     """A listening endpoint."""
 
@@ -91,7 +101,14 @@ class NativeConnection:
                 "rx_datagram_frames_dropped": datagrams.rx_dropped,
                 "tx_datagram_frames": datagrams.sent,
                 "tx_datagram_frames_dropped": datagrams.tx_dropped,
+                "rtt_variance_s": figures.rtt_variance_ns / 1e9,
+                "resent_bytes": figures.resent_bytes,
             }
+            if figures.ssthresh_bytes != _NONE:
+                self._statistics["ssthresh_bytes"] = figures.ssthresh_bytes
+            for direction, counts in (("rx", figures.rx_packets), ("tx", figures.tx_packets)):
+                for kind, count in packets_by_kind(counts).items():
+                    self._statistics[f"{direction}_{kind}_packets"] = count
         return self._statistics
 
     def note_handshake(self, info: int) -> None:

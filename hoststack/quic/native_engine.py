@@ -20,6 +20,7 @@ from hoststack.quic.native_contexts import (
     NativeListener,
     NativeStream,
     consumer_of,
+    packets_by_kind,
     producer_of,
 )
 from hoststack.quic.native_paths import DirectWire, HandedWire, PathTable
@@ -133,6 +134,12 @@ class NativeEngine:
             key_updates=figures.key_updates,
             retries=figures.retries,
             stateless_resets=figures.stateless_resets,
+            version_negotiations=figures.version_negotiations,
+            tx_full=figures.tx_full,
+            rx_packets=packets_by_kind(figures.rx_packets),
+            tx_packets=packets_by_kind(figures.tx_packets),
+            rx_in_turns=tuple(figures.rx_in_turns),
+            tx_in_turns=tuple(figures.tx_in_turns),
         )
 
     # --- verbs -------------------------------------------------------------------------------

@@ -250,6 +250,18 @@ class EngineCounters:
     """Retry packets sent."""
     stateless_resets: int = 0
     """Sent, for packets of connections that are gone (RFC 9000 section 10.3)."""
+    version_negotiations: int = 0
+    """Sent (RFC 9000 section 6)."""
+    tx_full: int = 0
+    """Bursts that ended because the way out took no more."""
+    rx_packets: dict[str, int] = field(default_factory=dict)
+    """Packets by kind, each of those that share a datagram: initial, 0rtt, handshake, 1rtt; those
+    that could be decrypted. The native engine's, as the next three."""
+    tx_packets: dict[str, int] = field(default_factory=dict)
+    rx_in_turns: tuple[int, ...] = ()
+    """Turns by how many datagrams they received: 0, 1, 2 to 3, 4 to 7, ..., 64 or more."""
+    tx_in_turns: tuple[int, ...] = ()
+    """The same, by how many they sent."""
     connections: int = 0
     half_open: int = 0
     """Handshakes of peers that are under way."""

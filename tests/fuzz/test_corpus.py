@@ -62,7 +62,7 @@ PLANTS = {
         "fuzz_fifo.c",
     ),
     "stops": Plant(
-        "quic_stopped.c",
+        "quic_frames.c",
         "if ((size_t)(c->end - c->at) < bytes)",
         "if ((size_t)(c->end - c->at) + 1 < bytes)",
         "ERROR: AddressSanitizer: heap-buffer-overflow",
@@ -80,7 +80,7 @@ PLANTS = {
         "ERROR: AddressSanitizer: heap-buffer-overflow",
     ),
     "plaintext": Plant(
-        "quic_stopped.c",
+        "quic_frames.c",
         "realloc(q->stops, room * sizeof(*q->stops))",
         "realloc(q->stops, room)",
         "ERROR: AddressSanitizer: heap-buffer-overflow",

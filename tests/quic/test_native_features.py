@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -223,3 +224,83 @@ def test_congestion_controls(name: str) -> None:
             assert (await connected.statistics())["rtt_s"] >= 0.02
 
     run(main)
+
+
+# --- what is counted ---
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_packets_are_counted_by_kind(version: int) -> None:
+    async def main() -> None:
+        config = QuicConfig(version=version)
+        network = MemoryNetwork(delay_s=0.01)
+        async with meeting(network, config) as (server, client, accepted, connected):
+            await exchange(connected, accepted, bytes(100_000))
+            await trio.sleep(1)  # what is under way arrives
+            here, there = client.counters(), server.counters()
+            assert set(here.tx_packets) == set(here.rx_packets) == {"initial", "handshake", "1rtt"}
+            assert here.tx_packets == there.rx_packets
+            assert here.rx_packets == there.tx_packets
+            assert here.tx_packets["1rtt"] > 100_000 // 1500
+            statistics = await connected.statistics()
+            assert statistics["tx_1rtt_packets"] >= here.tx_packets["1rtt"]
+            assert statistics["rx_handshake_packets"] == here.rx_packets["handshake"]
+            assert statistics["resent_bytes"] == 0
+            assert "ssthresh_bytes" not in statistics
+            assert statistics["rtt_variance_s"] > 0
+
+    run(main)
+
+
+def test_what_was_lost_is_counted_as_sent_again() -> None:
+    async def main() -> None:
+        network = MemoryNetwork(seed=2, delay_s=0.01, loss=0.05)
+        async with meeting(network) as (_, _, accepted, connected):
+            await exchange(connected, accepted, bytes(2_000_000))
+            statistics = await connected.statistics()
+            # One packet in twenty, roughly, and its bytes go again.
+            assert 40_000 < statistics["resent_bytes"] < 400_000
+            assert statistics["ssthresh_bytes"] > 0
+
+    run(main)
+
+
+def test_turns_are_counted_by_their_size() -> None:
+    async def main() -> None:
+        async with meeting(MemoryNetwork(delay_s=0.01)) as (server, client, accepted, connected):
+            await exchange(connected, accepted, bytes(1_000_000))
+            for stack in (server, client):
+                counters = stack.counters()
+                assert len(counters.rx_in_turns) == len(counters.tx_in_turns) == 8
+                assert sum(counters.rx_in_turns) == sum(counters.tx_in_turns) == counters.turns
+            assert sum(client.counters().tx_in_turns[5:]) > 0
+
+    run(main)
+
+
+def test_counters_can_be_read_by_another_thread() -> None:
+    async def main() -> None:
+        async with (
+            hoststack.open_stack(link="udp", engine="native") as server,
+            hoststack.open_stack(link="udp", engine="native") as client,
+            await server.listen("quic://127.0.0.1:0", tls=TLS) as listener,
+            client.connect(f"quic://127.0.0.1:{listener.local[1]}", tls=TRUSTING) as connected,
+            await listener.accept() as accepted,
+        ):
+            is_over = threading.Event()
+            seen: list[tuple[int, int]] = []
+
+            def watch() -> None:
+                while not is_over.is_set():
+                    counters = server.counters()
+                    seen.append((counters.turns, counters.rx_datagrams))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, watch)
+                await exchange(connected, accepted, bytes(30_000_000))
+                is_over.set()
+            assert len(set(seen)) > 10
+            assert seen == sorted(seen)
+            assert seen[-1][1] <= server.counters().rx_datagrams
+
+    trio.run(main)

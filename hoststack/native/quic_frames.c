@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * STOP_SENDING frames that come. ngtcp2 answers them with RESET_STREAM and tells nobody (before
- * 1.22), so they are looked for in the packets that it has decrypted. And NEW_CONNECTION_ID frames,
- * for hs_path_is_too_early. */
+ * Frames that ngtcp2 does not tell of, looked for in packets that were decrypted or are about to be
+ * encrypted: STOP_SENDING, which ngtcp2 answers with RESET_STREAM by itself (before 1.22 nobody is
+ * told), NEW_CONNECTION_ID, for hs_path_is_too_early, and how many bytes of streams go out, for what
+ * goes again. */
 #include "quic_internal.h"
 
 #include <stdlib.h>
 
 enum {
-	AEAD_TAG_BYTES = 16,
 	/* Frame types, RFC 9000 section 19. */
 	PADDING = 0x00,
 	PING = 0x01,
@@ -165,24 +165,31 @@ void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
 	}
 }
 
-/* ngtcp2's decryption callback knows no connection: the engine whose packet is being read. */
-static _Thread_local struct hs_quic *reading;
-
-int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
-	       const uint8_t *ciphertext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
-	       const uint8_t *header, size_t header_bytes)
+uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes)
 {
-	int failed = ngtcp2_crypto_decrypt_cb(out, aead, context, ciphertext, bytes, nonce,
-					      nonce_bytes, header, header_bytes);
-	if (!failed && reading && header_bytes && !(header[0] & HS_QUIC_LONG_HEADER) &&
-	    bytes >= AEAD_TAG_BYTES)
-		hs_stops_look(reading, out, bytes - AEAD_TAG_BYTES);
-	return failed;
+	struct cursor c = { frames, frames + bytes };
+	uint64_t sum = 0;
+	while (c.at < c.end) {
+		uint8_t type = *c.at++;
+		uint64_t n;
+		if (type < STREAM || type > STREAM_LAST) {
+			if (type == STOP_SENDING ? !skip_varints(&c, 2) : !skip_frame(&c, type))
+				break;
+			continue;
+		}
+		if (!skip_varints(&c, type & STREAM_HAS_OFFSET ? 2 : 1))
+			break;
+		if (!(type & STREAM_HAS_LENGTH))
+			return sum + (uint64_t)(c.end - c.at);
+		if (!take_varint(&c, &n) || !skip(&c, n))
+			break;
+		sum += n;
+	}
+	return sum;
 }
 
 void hs_stops_begin(struct hs_quic *q)
 {
-	reading = q;
 	q->stop_count = 0;
 	q->came_with_cid = 0;
 }
@@ -190,7 +197,6 @@ void hs_stops_begin(struct hs_quic *q)
 void hs_stops_end(struct hs_connection *c)
 {
 	struct hs_quic *q = c->q;
-	reading = NULL;
 	c->has_peer_cids |= q->came_with_cid;
 	for (uint32_t i = 0; i < q->stop_count && c->state <= HS_OPEN; i++) {
 		for (struct hs_stream *s = c->streams; s; s = s->next) {
