@@ -89,6 +89,7 @@ class Worker:
                 await self._loop()
             finally:
                 self._nursery = None
+                self._may_turn_over = False
 
     def close(self, code: int, reason: str) -> None:
         """Close all connections, and say so to the peers; the link stays its owner's to close."""

@@ -1,0 +1,100 @@
+"""When a worker has a turn: its own task, and an application that sends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from hoststack.engine.engines import engine_maker
+from hoststack.engine.worker import Worker
+from hoststack.link.memory import MemoryNetwork
+from hoststack.session.application import LAZY_S, Application
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+#: A handle that nobody has: a signal about it brings about a turn, and nothing else.
+NOBODY = 1 << 20
+
+
+def play(script: Callable[[Worker, Application], Awaitable[None]]) -> None:
+    """Run `script` beside a worker that sleeps, on a clock that jumps."""
+
+    async def main() -> None:
+        link = MemoryNetwork().link("10.0.0.1")
+        worker, application = Worker(link, engine_maker("auto", link)), Application("test")
+        worker.attach(application)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await script(worker, application)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def turns(worker: Worker) -> int:
+    return worker.layer.engine.counters.turns
+
+
+def test_who_sends_has_a_turn_at_once_and_the_next_ones_share_one() -> None:
+    async def script(worker: Worker, application: Application) -> None:
+        before = turns(worker)
+        application.signal_sent(NOBODY)
+        assert turns(worker) == before + 1
+        for _ in range(10):
+            application.signal_sent(NOBODY)
+        assert turns(worker) == before + 1
+        await trio.testing.wait_all_tasks_blocked()
+        assert turns(worker) == before + 2
+        application.signal_sent(NOBODY)
+        assert turns(worker) == before + 3
+
+    play(script)
+
+
+def test_who_reads_a_little_wakes_nobody_for_a_while() -> None:
+    async def script(worker: Worker, application: Application) -> None:
+        before, start = turns(worker), trio.current_time()
+        for _ in range(10):
+            application.signal_consumed(NOBODY, is_urgent=False)
+        await trio.testing.wait_all_tasks_blocked()
+        assert turns(worker) == before
+        await trio.sleep(2 * LAZY_S)
+        assert turns(worker) == before + 1
+        assert trio.current_time() == start + 2 * LAZY_S
+        application.signal_consumed(NOBODY)
+        await trio.testing.wait_all_tasks_blocked()
+        assert turns(worker) == before + 2
+
+    play(script)
+
+
+def test_a_turn_that_fails_ends_the_worker_and_not_who_sends() -> None:
+    async def script(worker: Worker, application: Application) -> None:
+        def fail(now: float) -> None:
+            raise RuntimeError("broken engine")
+
+        worker.layer.engine.turn = fail  # type: ignore[method-assign, assignment]
+        application.signal_sent(NOBODY)
+        await trio.sleep_forever()
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RuntimeError, match="broken engine"), flatten_subgroups=True
+    ):
+        play(script)
+
+
+def test_nobody_has_a_turn_once_the_worker_is_gone() -> None:
+    seen: list[tuple[Worker, Application]] = []
+
+    async def script(worker: Worker, application: Application) -> None:
+        seen.append((worker, application))
+
+    play(script)
+    ((worker, application),) = seen
+    before = turns(worker)
+    application.signal_sent(NOBODY)
+    assert turns(worker) == before
