@@ -88,13 +88,16 @@ def test_a_turn_that_fails_ends_the_worker_and_not_who_sends() -> None:
 
 
 def test_nobody_has_a_turn_once_the_worker_is_gone() -> None:
-    seen: list[tuple[Worker, Application]] = []
-
-    async def script(worker: Worker, application: Application) -> None:
-        seen.append((worker, application))
+    async def script(_: Worker, __: Application) -> None:
+        link = MemoryNetwork().link("10.0.0.1")
+        worker, application = Worker(link, engine_maker("auto", link)), Application("test")
+        worker.attach(application)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        before = turns(worker)
+        application.signal_sent(NOBODY)
+        assert turns(worker) == before
 
     play(script)
-    ((worker, application),) = seen
-    before = turns(worker)
-    application.signal_sent(NOBODY)
-    assert turns(worker) == before
