@@ -257,9 +257,10 @@ class Connection(trio.abc.AsyncResource):
         self._sleepers.unpark_all()
         self._datagrams.close()
         try:
-            with trio.move_on_after(LINGER_SECONDS):
-                while self._info is None and self._has_unacknowledged():
-                    await self._sleepers.park()
+            if self._has_unacknowledged():
+                with trio.move_on_after(LINGER_SECONDS):
+                    while self._info is None and self._has_unacknowledged():
+                        await self._sleepers.park()
             await trio.lowlevel.checkpoint_if_cancelled()
         finally:
             self.close_now(code, reason)

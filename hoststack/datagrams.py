@@ -103,8 +103,11 @@ class Datagrams:
 
     def wake(self) -> None:
         """Something happened to the connection."""
-        self._senders.unpark_all()
-        self._receivers.unpark_all()
+        # Most connections have no datagrams, and each has this called some times.
+        if self._senders:
+            self._senders.unpark_all()
+        if self._receivers:
+            self._receivers.unpark_all()
 
     # --- from the router ---
 
