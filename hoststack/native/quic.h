@@ -87,6 +87,7 @@ enum hs_quic_drop {
 	HS_QUIC_DROP_BAD_TOKEN,
 	HS_QUIC_DROP_CLOSING,
 	HS_QUIC_DROP_EARLY_PROBE,
+	HS_QUIC_DROP_UNDECRYPTABLE, /* packets: changed under way, or forged */
 	HS_QUIC_DROPS, /* how many there are */
 };
 

@@ -52,9 +52,13 @@ int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 {
 	int failed = ngtcp2_crypto_decrypt_cb(out, aead, context, ciphertext, bytes, nonce,
 					      nonce_bytes, header, header_bytes);
-	if (failed || !at_hand || !header_bytes || bytes < AEAD_TAG_BYTES)
+	if (!at_hand || !header_bytes || bytes < AEAD_TAG_BYTES)
 		return failed;
 	struct hs_connection *c = at_hand;
+	if (failed) { /* ngtcp2 says nothing of packets that it leaves out */
+		c->q->counters.drops[HS_QUIC_DROP_UNDECRYPTABLE]++;
+		return failed;
+	}
 	enum hs_quic_packet type = type_of(header, header_bytes);
 	c->rx_packets[type]++;
 	c->q->counters.rx_packets[type]++;

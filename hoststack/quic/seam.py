@@ -240,7 +240,8 @@ class EngineCounters:
     rx_datagrams: int = 0
     tx_datagrams: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    """Datagrams dropped, by reason: malformed, unknown_cid, unknown_version, refused, ..."""
+    """Datagrams dropped, by reason: malformed, unknown_cid, unknown_version, refused, ..., and
+    packets that a connection's keys do not open: undecryptable."""
     accepted: int = 0
     connected: int = 0
     closed: int = 0

@@ -214,6 +214,26 @@ def test_what_aioquic_can_not_do_is_said_when_it_is_asked_for(config: QuicConfig
     run(main)
 
 
+@pytest.mark.parametrize("engine", ["native", "aioquic"])
+def test_packets_that_were_changed_under_way_are_counted(engine: str) -> None:
+    async def main() -> None:
+        network = Watched()
+        async with meeting(network, engine=engine) as (server, _, accepted, connected):
+            await exchange(connected, accepted, bytes(50_000))
+            # As it ends: no datagram of the handshake, and to the connection's own ID.
+            data, path = network.to_server[-1]
+            before = server.counters().dropped.get("undecryptable", 0)
+            for at in range(1, 6):
+                changed = bytearray(data)
+                changed[-at] ^= 1 << at
+                network._carry(bytes(changed), path)
+            await trio.sleep(0.1)
+            assert server.counters().dropped["undecryptable"] == before + 5
+            await exchange(connected, accepted, bytes(50_000))
+
+    run(main)
+
+
 @pytest.mark.parametrize("name", ["reno", "cubic", "bbr"])
 def test_congestion_controls(name: str) -> None:
     async def main() -> None:
