@@ -5,7 +5,6 @@ Threads and processes enter by setns(2): `ip netns exec` would hide /sys/fs/bpf.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import json
@@ -13,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -114,38 +113,65 @@ class VethPair:
     b: Side
 
 
-def _sweep() -> None:
-    """Remove what test processes left that were killed."""
-    for name in os.listdir("/run/netns") if os.path.isdir("/run/netns") else []:
-        prefix, _, rest = name.partition("-")
-        pid = rest.partition("-")[0]
-        if prefix == _PREFIX and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+@cache
+def _reaper(stem: str) -> subprocess.Popen[bytes]:
+    """A process that outlives this one for a moment and removes its namespaces, however it died.
+
+    Only this process has the other end of the pipe that it reads. It has a session of its own:
+    timeout(1) and Ctrl-C end a whole group.
+    """
+    script = f'cat; for name in $(ls /run/netns | grep "^{stem}-"); do ip netns del "$name"; done'
+    return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+
+
+def reaper_pid() -> int:
+    """The process ID of what removes the namespaces if this process is killed."""
+    return _reaper(f"{_PREFIX}-{os.getpid()}").pid
+
+
+class Namespaces:
+    """Makes what has a name of its own in each test process, and removes it."""
+
+    def __init__(self, undo: ExitStack) -> None:
+        reaper_pid()
+        self._undo = undo
+        self.stem = f"{_PREFIX}-{os.getpid()}-{next(_numbers)}"
+
+    def add(self, letter: str) -> str:
+        """A namespace; its name."""
+        name = f"{self.stem}-{letter}"
+        run("ip", "netns", "add", name)
+        self._undo.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
+        return name
+
+    def sides(self) -> tuple[Side, Side]:
+        """The two ends, whose interfaces are still to be made."""
+        return (
+            Side(self.add("a"), "left", "10.77.0.1", "fd77::1"),
+            Side(self.add("b"), "right", "10.77.0.2", "fd77::2"),
+        )
+
+
+def bring_up(side: Side, mtu_bytes: int) -> None:
+    """Give a side's interface its addresses."""
+    side.ip("link", "set", "lo", "up")
+    # Addresses of ours, without duplicate address detection, are there at once.
+    side.ip("link", "set", side.ifname, "addrgenmode", "none")
+    side.ip("link", "set", side.ifname, "mtu", str(mtu_bytes))
+    side.ip("address", "add", f"{side.link_local()}/64", "dev", side.ifname, "nodad")
+    side.ip("address", "add", f"{side.ipv4}/24", "dev", side.ifname)
+    side.ip("address", "add", f"{side.ipv6}/64", "dev", side.ifname, "nodad")
+    side.ip("link", "set", side.ifname, "up")
 
 
 @contextmanager
 def veth_pair(*, mtu_bytes: int = 1500, queues: int = 1) -> Iterator[VethPair]:
     """Make a pair; removed at the end, also after a failure."""
-    _sweep()
-    stem = f"{_PREFIX}-{os.getpid()}-{next(_numbers)}"
-    a = Side(f"{stem}-a", "left", "10.77.0.1", "fd77::1")
-    b = Side(f"{stem}-b", "right", "10.77.0.2", "fd77::2")
-    with contextlib.ExitStack() as undo:
-        for side in (a, b):
-            run("ip", "netns", "add", side.namespace)
-            undo.callback(
-                subprocess.run, ["ip", "netns", "del", side.namespace], capture_output=True
-            )
+    with ExitStack() as undo:
+        a, b = Namespaces(undo).sides()
         count: Sequence[str] = ("numrxqueues", str(queues), "numtxqueues", str(queues))
         peer = ("peer", "name", b.ifname, "netns", b.namespace, *count)
         a.ip("link", "add", a.ifname, *count, "type", "veth", *peer)
         for side in (a, b):
-            side.ip("link", "set", "lo", "up")
-            # Addresses of ours, without duplicate address detection, are there at once.
-            side.ip("link", "set", side.ifname, "addrgenmode", "none")
-            side.ip("link", "set", side.ifname, "mtu", str(mtu_bytes))
-            side.ip("address", "add", f"{side.link_local()}/64", "dev", side.ifname, "nodad")
-            side.ip("address", "add", f"{side.ipv4}/24", "dev", side.ifname)
-            side.ip("address", "add", f"{side.ipv6}/64", "dev", side.ifname, "nodad")
-            side.ip("link", "set", side.ifname, "up")
+            bring_up(side, mtu_bytes)
         yield VethPair(a, b)
