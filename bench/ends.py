@@ -50,7 +50,13 @@ async def _stack(given: argparse.Namespace) -> AsyncIterator[Stack]:
         made = open_stack(link=UdpLink(segments=False), engine=given.engine, config=config)
     else:
         interface = given.interface if given.link == "af_xdp" else None
-        made = open_stack(interface, link=given.link, engine=given.engine, config=config)
+        made = open_stack(
+            interface,
+            link=given.link,
+            engine=given.engine,
+            config=config,
+            busy_poll_us=given.busy_poll_us,
+        )
     async with made as stack:
         yield stack
 
@@ -218,13 +224,14 @@ def measure(
     *,
     idle: int = 0,
     is_checked: bool = False,
+    busy_poll_us: int = 0,
 ) -> Found:
     """A client in that role in namespace a, against a new server in b. Raises BenchError."""
     uri = f"quic://{pair.b.ipv4}:{_PORT}"
 
     def command(side: netns.Side, role: str, *words: str) -> list[str]:
         line = (sys.executable, "-m", "bench.ends", role, link, engine, side.ifname, uri)
-        return side.command(*line, *words)
+        return side.command(*line, f"--busy-poll-us={busy_poll_us}", *words)
 
     with running(command(pair.b, "server", *(["--check"] if is_checked else []))) as server:
         words = (f"--seconds={seconds}", f"--idle={idle}", f"--server-pid={server.pid}")
@@ -247,6 +254,7 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=0)
     parser.add_argument("--server-pid", type=int)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--busy-poll-us", type=int, default=0)
     print(json.dumps(trio.run(_run, parser.parse_args())))
 
 

@@ -1,11 +1,11 @@
 """Round trips of 64 bytes on one stream, there and back, over af_xdp and over udp.
 
 One at a time between two programs on the trio API, so a round trip has both programs' loops in it.
+Both sleep when there is nothing, or both poll busily, SPIN_US at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ LINKS: Final = ("af_xdp", "udp")
 EXPECTED: Final = Expected("<", 1)
 _PERCENTILES: Final = {"p50_us": "p50", "p99_us": "p99"}
 _UNIT: Final = "us"
+SPIN_US: Final = 50
 
 
 def measure(rounds: int, seconds: float) -> Found:
@@ -30,6 +31,13 @@ def measure(rounds: int, seconds: float) -> Found:
         runs = {
             name: partial(ends.measure, pair, "ping_pong", link, engine, seconds)
             for (engine, link), name in names.items()
+        }
+        runs |= {
+            f"{name}, spinning": partial(
+                ends.measure, pair, "ping_pong", link, engine, seconds, busy_poll_us=SPIN_US
+            )
+            for (engine, link), name in names.items()
+            if engine == "native"
         }
         found = interleave(runs, rounds)
     rows: list[dict[str, Any]] = []
@@ -50,16 +58,24 @@ def measure(rounds: int, seconds: float) -> Found:
                     expected=EXPECTED if engine == "native" else None,
                 )
             )
-    spinning = replace(
-        lines["native"][0],
-        case="short spin",
-        ratio=None,
-        ours=None,
-        theirs=None,
-        why_not="the stack has no busy-poll mode",
-    )
+        lines["native"] += [
+            compared(
+                figures,
+                f"native, {link}, spinning",
+                to,
+                what=f"ping-pong of {ends.PING_BYTES} bytes, native, {link}, spinning",
+                case=percentile,
+                unit=_UNIT,
+                expected=EXPECTED if to.startswith("native, udp, ") else None,
+            )
+            for link, to in (
+                ("af_xdp", "native, udp, spinning"),
+                ("af_xdp", "native, af_xdp"),
+                ("udp", "native, udp"),
+            )
+        ]
     told = {"ping_bytes": ends.PING_BYTES}
-    return Found("microseconds", rows, [*lines["native"], spinning], lines["aioquic"], told)
+    return Found("microseconds", rows, lines["native"], lines["aioquic"], told)
 
 
 BENCHMARK: Final = Benchmark("ping_pong", __doc__, measure)

@@ -169,6 +169,7 @@ async def open_stack(
     engine: EngineName = "auto",
     config: QuicConfig | None = None,
     secret: bytes | None = None,
+    busy_poll_us: int = 0,
 ) -> AsyncIterator[Stack]:
     """A stack in the caller's own trio loop, closed at the end of the block.
 
@@ -176,18 +177,20 @@ async def open_stack(
     sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
     is, and closed at the end. `engine="auto"` takes the native QUIC engine where it was built, and
     aioquic elsewhere. With the same `secret`, 32 bytes that nobody else knows, one stack takes the
-    session tickets and tokens that another gave. Raises LinkError if the link that was asked for
-    can't be had, and ValueError for an engine that can't.
+    session tickets and tokens that another gave. With `busy_poll_us` the stack looks for datagrams
+    without end, so many microseconds (1000 at most) before other tasks have a turn: round trips are
+    shorter, and it takes a whole core (docs/performance.md). Raises LinkError if the link that was
+    asked for can't be had, and ValueError for an engine that can't, or can't poll busily.
     """
     config = config or QuicConfig()
     if isinstance(link, str):
-        chosen, reason = choose_link(interface, link, mode=mode)
+        chosen, reason = choose_link(interface, link, mode=mode, busy_poll_us=busy_poll_us)
     else:
         chosen, reason = link, ""
     application = Application(f"{os.getpid()}")
     error: BaseException | None = None
     try:
-        worker = Worker(chosen, engine_maker(engine, chosen, secret=secret))
+        worker = Worker(chosen, engine_maker(engine, chosen, secret=secret), spin_us=busy_poll_us)
         async with trio.open_nursery() as nursery:
             worker.attach(application)
             await nursery.start(worker.run)

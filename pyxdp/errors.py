@@ -57,6 +57,7 @@ _CAUSES = {
     errno.EINVAL: "the kernel does not accept these values",
     errno.ENETDOWN: "the interface is down: `ip link set IFACE up`",
     errno.ENOBUFS: "locked memory is limited: raise `ulimit -l`, or add CAP_IPC_LOCK",
+    errno.ENOPROTOOPT: "this kernel has no such socket option",
     errno.ENOMEM: "memory is short, or limited: ask for fewer frames, or raise `ulimit -l`",
     errno.ENOSPC: "the map is full",
     errno.EOPNOTSUPP: "the interface's driver cannot do this: use generic or copy mode",

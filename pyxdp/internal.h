@@ -51,6 +51,7 @@ struct pyxdp_socket {
 	struct pyxdp_umem *umem;
 	struct pyxdp_queue *queue;
 	int fd;
+	int busy_polls;
 	uint64_t rx_frames;
 	uint64_t tx_frames;
 	uint64_t rx_bad_descs;

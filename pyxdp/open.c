@@ -12,6 +12,14 @@
 #define XDP_MAX_TX_SKB_BUDGET 9
 #endif
 
+/* Younger than some C libraries' headers. */
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#endif
+#ifndef SO_BUSY_POLL_BUDGET
+#define SO_BUSY_POLL_BUDGET 70
+#endif
+
 static struct pyxdp_queue *queue_new(void)
 {
 	struct pyxdp_queue *queue = calloc(1, sizeof(*queue));
@@ -190,6 +198,26 @@ void pyxdp_socket_close(struct pyxdp_socket *socket)
 	socket->queue->sockets--;
 	socket->umem->sockets--;
 	free(socket);
+}
+
+int pyxdp_socket_busy_poll(struct pyxdp_socket *socket, uint32_t microseconds, uint32_t budget)
+{
+	const struct {
+		int name;
+		int value;
+	} options[] = {
+		{ SO_PREFER_BUSY_POLL, 1 },
+		{ SO_BUSY_POLL, (int)microseconds },
+		{ SO_BUSY_POLL_BUDGET, (int)budget },
+	};
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+		if (setsockopt(socket->fd, SOL_SOCKET, options[i].name, &options[i].value,
+			       sizeof(options[i].value)) < 0)
+			return -errno;
+	}
+	socket->busy_polls = 1;
+	return 0;
 }
 
 int pyxdp_socket_fd(const struct pyxdp_socket *socket)

@@ -113,6 +113,12 @@ int pyxdp_socket_is_zero_copy(const struct pyxdp_socket *socket);
 
 int pyxdp_socket_statistics(const struct pyxdp_socket *socket, struct pyxdp_statistics *out);
 
+/* Have calls that find nothing to receive poll the driver themselves, in place of its interrupts:
+ * SO_PREFER_BUSY_POLL, SO_BUSY_POLL and SO_BUSY_POLL_BUDGET (the kernel's
+ * Documentation/networking/af_xdp.rst and napi.rst), `budget` packets at a time. For who receives
+ * without end. -EPERM without CAP_NET_ADMIN, -ENOPROTOOPT where the kernel was built without. */
+int pyxdp_socket_busy_poll(struct pyxdp_socket *socket, uint32_t microseconds, uint32_t budget);
+
 /* Take up to `budget` received packets. They are the caller's until released or submitted. */
 int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget);
 

@@ -73,7 +73,8 @@ int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budg
 		/* Frames that were sent on instead of released are missing here. */
 		if (lacking(queue, queue->fill_target) > queue->fill_target / 2)
 			pyxdp_fill_up(umem, queue);
-		if (xsk_ring_prod__needs_wakeup(&queue->fill))
+		/* This is also what has the kernel poll the driver, where that was asked for. */
+		if (socket->busy_polls || xsk_ring_prod__needs_wakeup(&queue->fill))
 			recvfrom(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
 		return 0;
 	}

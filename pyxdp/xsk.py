@@ -206,6 +206,17 @@ class Socket:
             == 1
         )
 
+    def busy_poll(self, microseconds: int, budget: int = BURST) -> None:
+        """Have `rx_burst` poll the driver when it finds nothing, `budget` packets at a time.
+
+        For programs that receive without end instead of waiting (SO_PREFER_BUSY_POLL,
+        SO_BUSY_POLL, SO_BUSY_POLL_BUDGET). It does something where the driver has a NAPI instance
+        for the queue, so not in generic mode. Raises NoPrivilegeError without CAP_NET_ADMIN, and
+        PyxdpError with errno ENOPROTOOPT where the kernel has no busy polling.
+        """
+        result = self._library.pyxdp_socket_busy_poll(self.c_socket, microseconds, budget)
+        self._checked(result, "cannot have the driver polled")
+
     def _checked(self, result: int, what: str) -> int:
         if result < 0:
             self.umem.raise_error(result, f"{what} (queue {self.queue} of {self.interface})")

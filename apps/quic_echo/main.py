@@ -95,6 +95,7 @@ async def _run_role(record: Record) -> None:
         mode=options.mode,
         engine=options.engine,
         config=config,
+        busy_poll_us=options.busy_poll_us,
     ) as stack:
         record.link_name = stack.link_name
         record.engine_name = stack.engine_name

@@ -30,6 +30,7 @@ class Options:
     link: Literal["auto", "af_xdp", "udp"] = "udp"
     mode: Literal["auto", "native", "generic"] = "auto"
     engine: Literal["auto", "native", "aioquic"] = "auto"
+    busy_poll_us: int = 0
     connections: int | None = None
     """How many there will be; None: a server that runs until it is stopped."""
     streams: int | None = None
@@ -262,6 +263,7 @@ _VALUES: Final[dict[str, tuple[str, _Convert]]] = {
     "link": ("link", _one_of("auto", "af_xdp", "udp")),
     "mode": ("mode", _one_of("auto", "native", "generic")),
     "engine": ("engine", _one_of("auto", "native", "aioquic")),
+    "busy-poll": ("busy_poll_us", _number(1, 1000)),
     "uri": ("uri", _text),
     "nclients": ("connections", _clients),
     "nclient": ("connections", _clients),

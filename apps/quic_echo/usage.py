@@ -17,6 +17,8 @@ Where
                       auto takes af_xdp where it works, and says why where not
   mode M              of XDP: auto, native (in the driver) or generic (anywhere)
   engine E            of QUIC: auto, native (in C, where it was built) or aioquic
+  busy-poll N         look for datagrams without end, N microseconds (1 to 1000) at a time, instead
+                      of sleeping: shorter round trips for a whole core. engine native
   uri URI             the server's address; VPP's older quic://ADDRESS/PORT is taken too
 
 How much

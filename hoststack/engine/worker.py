@@ -2,7 +2,8 @@
 
 A turn takes what applications asked for, then a burst from the link, then fills the way out, then
 tells the applications. Between turns the worker lets other tasks run, or sleeps until the link,
-an application or a deadline wakes it. There is no task, lock or timer per packet or connection.
+an application or a deadline wakes it, unless it is to poll busily. There is no task, lock or timer
+per packet or connection.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from hoststack.session.layer import SessionLayer
 #: Turns that a shutdown may take to get its CONNECTION_CLOSE packets out.
 _LAST_TURNS = 64
 
+#: Other tasks wait as long.
+MOST_SPIN_US = 1000
+
 
 class Worker:
     """One link, one engine, one session layer, and the loop around them.
@@ -28,10 +32,28 @@ class Worker:
     """
 
     def __init__(
-        self, link: Link, make_engine: Callable[[EngineOwner], Engine], index: int = 0
+        self,
+        link: Link,
+        make_engine: Callable[[EngineOwner], Engine],
+        index: int = 0,
+        *,
+        spin_us: int = 0,
     ) -> None:
+        """With `spin_us` it never sleeps: a turn without events looks for datagrams that long.
+
+        Raises ValueError where the engine can't do that, or it would hold up the loop for longer
+        than MOST_SPIN_US.
+        """
         self.link = link
         self.layer = SessionLayer(index, link, make_engine, self._spawn)
+        if not 0 <= spin_us <= MOST_SPIN_US:
+            raise ValueError(f"busy polling is for 0 to {MOST_SPIN_US} microseconds, not {spin_us}")
+        if spin_us and not self.layer.engine.can_spin:
+            raise ValueError(
+                f"the {self.layer.engine.name} engine can't poll busily over link {link.name}: it "
+                "takes the native engine, over af_xdp or udp"
+            )
+        self._spin_s = spin_us / 1e6
         self._nursery: trio.Nursery | None = None
         self._sleep_scope: trio.CancelScope | None = None
         self._is_woken = False
@@ -108,7 +130,7 @@ class Worker:
         while True:
             if self._error is not None:
                 raise self._error
-            turn, has_woken = self._turn()
+            turn, has_woken = self._turn(self._spin_s)
             self._may_turn_over = not turn.blocked
             # Those whom this turn woke run beside this task, some before it and some after: what
             # they want is known when it has come round twice.
@@ -117,15 +139,18 @@ class Worker:
             if has_woken and not (turn.more or self._is_woken):
                 await trio.lowlevel.checkpoint()
             if not (turn.more or self._is_woken):
-                await self._sleep(blocked=turn.blocked)
+                if self._spin_s:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._sleep(blocked=turn.blocked)
             self._may_turn_over = False
 
-    def _turn(self) -> tuple[Turn, bool]:
+    def _turn(self, spin_s: float = 0.0) -> tuple[Turn, bool]:
         """One turn, and whether it woke an application."""
         self._is_woken = False
         self._lazy_deadline = math.inf
         self.layer.take_from_applications()
-        turn = self.layer.engine.turn(trio.current_time())
+        turn = self.layer.engine.turn(trio.current_time(), spin_s)
         return turn, self.layer.give_to_applications(turn.events)
 
     async def _sleep(self, *, blocked: bool) -> None:

@@ -296,6 +296,15 @@ class AfXdpLink:
 
     # --- waiting, and the rest ---
 
+    def busy_poll(self, microseconds: int) -> str:
+        """See Link; in generic mode there is no driver to poll."""
+        try:
+            for socket in self._sockets:
+                socket.busy_poll(microseconds, BURST)
+        except pyxdp.PyxdpError as error:
+            return f"the driver is not busy-polled: {error.strerror}"
+        return ""
+
     async def wait_readable(self) -> None:
         """See Link."""
         await trio.lowlevel.wait_readable(self._epoll.fileno())

@@ -13,14 +13,25 @@ LinkName = Literal["auto", "af_xdp", "udp"]
 
 
 def choose_link(
-    interface: str | None, wanted: LinkName = "auto", *, mode: XdpMode = "auto"
+    interface: str | None,
+    wanted: LinkName = "auto",
+    *,
+    mode: XdpMode = "auto",
+    busy_poll_us: int = 0,
 ) -> tuple[Link, str]:
     """The link that was asked for; "auto" takes AF_XDP where that works, else UDP sockets.
 
-    The second value says in one line why it is not AF_XDP; it is empty where nothing better was
-    wanted. Raises LinkError where "af_xdp" can't be had, and in any case for an interface that
-    does not exist: that is a mistake to tell of, not one to work around.
+    With `busy_poll_us` the kernel is to poll the driver as well, where it can. The second value
+    says in one line why it is not AF_XDP, or does not poll; it is empty where all is as wanted.
+    Raises LinkError where "af_xdp" can't be had, and in any case for an interface that does not
+    exist: that is a mistake to tell of, not one to work around.
     """
+    link, reason = _choose(interface, wanted, mode)
+    refusal = link.busy_poll(busy_poll_us) if busy_poll_us else ""
+    return link, "; ".join(filter(None, (reason, refusal)))
+
+
+def _choose(interface: str | None, wanted: LinkName, mode: XdpMode) -> tuple[Link, str]:
     if wanted == "udp":
         return UdpLink(), ""
     if wanted not in ("auto", "af_xdp"):

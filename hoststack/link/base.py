@@ -159,6 +159,12 @@ class Link(Protocol):
         """The way past Python, once for each link; None if there is none. Who takes it calls
         neither `receive` nor `send`."""
 
+    def busy_poll(self, microseconds: int) -> str:
+        """Have the kernel poll the driver when there is nothing to receive, up to so long.
+
+        For a worker that spins. Returns one line that says why it does not, or "".
+        """
+
     def receive(self, budget: int = BURST) -> list[Received]:
         """All datagrams that have come, at most `budget`; never blocks."""
 

@@ -218,6 +218,10 @@ class MemoryLink:
 
     # --- waiting, and the rest ---
 
+    def busy_poll(self, microseconds: int) -> str:
+        """See Link."""
+        return "a network in memory has no driver"
+
     async def wait_readable(self) -> None:
         """See Link."""
         while True:

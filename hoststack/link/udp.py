@@ -55,6 +55,8 @@ _HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
 # linux/in.h, linux/in6.h: Python's socket module lacks them.
 _IP_MTU: Final = 14
 _IPV6_MTU: Final = 24
+# asm-generic/socket.h
+_SO_BUSY_POLL: Final = 46
 
 
 class _UdpSocket:
@@ -107,6 +109,7 @@ class UdpLink:
     def __init__(self, *, segments: bool = True) -> None:
         """`segments` lets an engine in C put several datagrams into one message (GSO and GRO)."""
         self._segments = segments
+        self._busy_poll_us = 0
         self._sockets: dict[Endpoint, _UdpSocket] = {}
         self._by_fd: dict[int, _UdpSocket] = {}
         self._epoll = select.epoll()
@@ -136,6 +139,8 @@ class UdpLink:
         """See Link."""
         opened = _UdpSocket(endpoint)
         fd = opened.socket.fileno()
+        if self._busy_poll_us:
+            opened.socket.setsockopt(socket.SOL_SOCKET, _SO_BUSY_POLL, self._busy_poll_us)
         if self._wire is not None:
             try:
                 self._wire.add(fd, opened.endpoint.port)
@@ -313,6 +318,17 @@ class UdpLink:
         self._drops[reason] = self._drops.get(reason, 0) + count
 
     # --- waiting, and the rest ---
+
+    def busy_poll(self, microseconds: int) -> str:
+        """See Link; for ports that are opened from now on, too."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for udp_socket in (probe, *(each.socket for each in self._by_fd.values())):
+                try:
+                    udp_socket.setsockopt(socket.SOL_SOCKET, _SO_BUSY_POLL, microseconds)
+                except OSError as error:
+                    return f"drivers are not busy-polled: SO_BUSY_POLL: {error.strerror}"
+        self._busy_poll_us = microseconds
+        return ""
 
     async def wait_readable(self) -> None:
         """See Link."""

@@ -56,6 +56,7 @@ class AioquicEngine:
     """A worker's engine over one link (hoststack/quic/seam.py has the contract)."""
 
     name = "aioquic"
+    can_spin = False
 
     def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig) -> None:
         self.counters = EngineCounters()
@@ -177,7 +178,7 @@ class AioquicEngine:
 
     # --- the turn ----------------------------------------------------------------------------
 
-    def turn(self, now: float) -> Turn:
+    def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         received = self._link.receive(BURST)
         touched: dict[HostConnection, None] = {}
         self._start_handshakes(now, touched)

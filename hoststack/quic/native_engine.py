@@ -95,6 +95,7 @@ class NativeEngine:
         self._handle = ffi.new_handle(self)
         wire = link.wire()
         self._wire = HandedWire(link) if wire is None else DirectWire(wire)
+        self.can_spin = wire is not None
         self._quic: Any = ffi.gc(
             lib.hs_quic_new(
                 self._wire.wire,
@@ -296,11 +297,11 @@ class NativeEngine:
             return None
         return (deadline_ns + _ROUNDING_NS) / _SECOND_NS
 
-    def turn(self, now: float) -> Turn:
+    def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         self._now_ns = math.floor(now * _SECOND_NS)
         wire, quic, turn = self._wire, self._quic, self._turn
         handed = wire.before_turn(self._paths, quic, self._now_ns)
-        lib.hs_quic_turn(quic, self._now_ns, wire.bursts, 0, turn)
+        lib.hs_quic_turn(quic, self._now_ns, wire.bursts, round(spin_s * _SECOND_NS), turn)
         blocked = wire.after_turn(self._paths, quic, turn.parked) or bool(turn.blocked)
         return Turn(
             events=self._events(turn.events, turn.event_count),

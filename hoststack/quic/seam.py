@@ -299,6 +299,8 @@ class Engine(Protocol):
     """A QUIC engine. All calls come from the worker's own loop; none blocks."""
 
     name: str
+    can_spin: bool
+    """Whether `turn` heeds `spin_s`."""
 
     @property
     def counters(self) -> EngineCounters: ...
@@ -359,8 +361,8 @@ class Engine(Protocol):
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         """Close at once with the application's code; CLOSED follows."""
 
-    def turn(self, now: float) -> Turn:
-        """One burst in, one burst out."""
+    def turn(self, now: float, spin_s: float = 0.0) -> Turn:
+        """One burst in, one burst out; with nothing to tell, look for more for `spin_s`."""
 
     @property
     def next_deadline(self) -> float | None:

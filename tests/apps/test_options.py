@@ -56,6 +56,7 @@ def test_what_is_no_size(text: str) -> None:
         ("server TX=RX", {"tx_bytes": None}),
         ("server uni", {"tx_bytes": 0, "rx_bytes": None}),
         ("server quic-setup serverstream", {"tx_bytes": 65536, "streams": 1, "stream_close": "Y"}),
+        ("client busy-poll 50", {"busy_poll_us": 50, "link": "udp"}),
         ("server interface a0", {"interface": "a0", "link": "af_xdp"}),
         ("server interface a0 link auto mode native", {"link": "auto", "mode": "native"}),
         ("server test-bytes", {"check": "count"}),

@@ -480,3 +480,32 @@ def test_interface_is_described(make_veth: Callable[..., Veth]) -> None:
     assert pyxdp.describe_interface("lo").rx_queues == 1
     with pytest.raises(pyxdp.NoInterfaceError):
         pyxdp.describe_interface("nope0")
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_the_driver_is_polled_when_there_is_nothing(veth: Veth, mode: pyxdp.Mode) -> None:
+    packets = [packet(number) for number in range(100)]
+    af_xdp, prefer_busy_poll, busy_poll = 44, 69, 46  # linux/socket.h
+    with open_pair(veth, mode) as pair:
+        pair.right.busy_poll(50, 32)
+        with socket.socket(af_xdp, socket.SOCK_RAW, 0, os.dup(pair.right.fd)) as told:
+            assert told.getsockopt(socket.SOL_SOCKET, prefer_busy_poll) == 1
+            assert told.getsockopt(socket.SOL_SOCKET, busy_poll) == 50
+        got: list[bytes] = []
+        send(pair.left, packets)
+        while len(got) < len(packets):
+            burst = pair.right.rx_burst()
+            got += [bytes(view) for view in burst]
+            pair.right.rx_release(burst)
+        assert got == packets
+
+
+def test_polling_the_driver_takes_privilege(veth: Veth) -> None:
+    with open_pair(veth) as pair:
+        os.seteuid(65534)
+        try:
+            with pytest.raises(pyxdp.NoPrivilegeError, match="cannot have the driver polled"):
+                pair.right.busy_poll(50)
+        finally:
+            os.seteuid(0)
+        assert pair.right.rx_burst().count == 0

@@ -74,7 +74,7 @@ def test_who_reads_a_little_wakes_nobody_for_a_while() -> None:
 
 def test_a_turn_that_fails_ends_the_worker_and_not_who_sends() -> None:
     async def script(worker: Worker, application: Application) -> None:
-        def fail(now: float) -> None:
+        def fail(now: float, spin_s: float = 0.0) -> None:
             raise RuntimeError("broken engine")
 
         worker.layer.engine.turn = fail  # type: ignore[method-assign, assignment]
