@@ -66,6 +66,14 @@ class Connection(trio.abc.AsyncResource):
         return self._notice.alpn
 
     @property
+    def cipher(self) -> str | None:
+        """What packets are encrypted with, by the names of `TlsConfig.ciphers`.
+
+        None while `early_data` is "pending".
+        """
+        return self._handshake.cipher
+
+    @property
     def early_data(self) -> EarlyData:
         """Whether data were sent before the handshake was complete (0-RTT, RFC 9001 section 4.6).
 

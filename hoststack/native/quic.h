@@ -239,6 +239,9 @@ struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *ke
  * if it verifies. Returns 0, or -1 and one line in `error`. */
 int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,
 		       size_t error_bytes);
+/* Allow these ciphers only, by GnuTLS's names with ":+" between them; their order decides, for a server
+ * also over what its clients prefer. Returns 0, or -1 and one line in `error`. */
+int hs_tls_set_ciphers(struct hs_tls *tls, const char *ciphers, char *error, size_t error_bytes);
 void hs_tls_free(struct hs_tls *tls); /* connections that use it keep it */
 
 /* `ip` is 4 or 16 bytes, all zeros for any. */
@@ -281,6 +284,8 @@ size_t hs_connection_token(const struct hs_connection *c, uint8_t *out);
 /* The peer's certificate as DER, once the handshake is complete; NULL if it showed none, or if the
  * session was resumed. Good until the next turn. */
 const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes);
+/* GnuTLS's name of what encrypts packets, once the handshake is complete. */
+const char *hs_connection_cipher(const struct hs_connection *c);
 int hs_connection_is_resumed(const struct hs_connection *c);
 struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number);
 uint32_t hs_connection_number(const struct hs_connection *c);

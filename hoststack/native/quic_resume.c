@@ -244,8 +244,8 @@ int hs_resume_offer(struct hs_connection *c)
 }
 
 /* The key of a listener's tickets comes from the secret that workers share, and from what early
- * data rely on: a ticket of a time when other protocols were spoken or more was allowed can't be
- * read, so that its early data are refused (RFC 8446 section 4.2.10, RFC 9000 section 7.4.1). */
+ * data rely on: a ticket of a time when other protocols were spoken, other ciphers used or
+ * more was allowed can't be read, so that its early data are refused (RFC 8446 section 4.2.10, RFC 9000 section 7.4.1). */
 int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
 {
 	static const char LABEL[] = "hoststack session tickets";
@@ -254,16 +254,22 @@ int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
 				    config->max_streams_bidi, config->max_streams_uni,
 				    config->datagram_fifo_bytes };
 	const struct hs_tls *tls = listener->tls;
+	const unsigned int *ciphers;
+	size_t cipher_bytes = sizeof(*ciphers) *
+			      (size_t)gnutls_priority_cipher_list(tls->priority, &ciphers);
 	size_t names_bytes = 0;
 	for (uint32_t i = 0; i < tls->alpn_count; i++)
 		names_bytes += 1 + tls->alpn[i].size;
-	gnutls_datum_t about = { NULL, (unsigned int)(1 + sizeof(LABEL) + sizeof(limits) + names_bytes) };
+	gnutls_datum_t about = { NULL, (unsigned int)(1 + sizeof(LABEL) + sizeof(limits) +
+						      cipher_bytes + names_bytes) };
 	about.data = malloc(about.size);
 	if (!about.data)
 		return -1;
 	memcpy(about.data + 1, LABEL, sizeof(LABEL));
 	memcpy(about.data + 1 + sizeof(LABEL), limits, sizeof(limits));
-	memcpy(about.data + 1 + sizeof(LABEL) + sizeof(limits), tls->alpn_names, names_bytes);
+	memcpy(about.data + 1 + sizeof(LABEL) + sizeof(limits), ciphers, cipher_bytes);
+	memcpy(about.data + 1 + sizeof(LABEL) + sizeof(limits) + cipher_bytes, tls->alpn_names,
+	       names_bytes);
 	gnutls_datum_t secret = { q->secret, sizeof(q->secret) };
 	int failed = 0;
 	for (uint8_t half = 0; half < 2 && !failed; half++) {

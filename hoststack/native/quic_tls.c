@@ -8,10 +8,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* AES first: GnuTLS's ChaCha20 is the slow one. */
-static const char PRIORITY[] =
-	"NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"
-	"-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%DISABLE_TLS13_COMPAT_MODE";
+/* AES first: processors have instructions for it. */
+static const char CIPHERS[] = "AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";
+
+enum { PRIORITY_BYTES = 512 };
+
+/* `option` begins with a colon, or is empty. */
+static int set_priority(struct hs_tls *tls, const char *ciphers, const char *option)
+{
+	char text[PRIORITY_BYTES];
+	gnutls_priority_t made;
+	snprintf(text, sizeof(text),
+		 "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+%s:"
+		 "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:"
+		 "%%DISABLE_TLS13_COMPAT_MODE%s",
+		 ciphers, option);
+	int failed = gnutls_priority_init(&made, text, NULL);
+	if (failed < 0)
+		return failed;
+	if (tls->priority)
+		gnutls_priority_deinit(tls->priority);
+	tls->priority = made;
+	return 0;
+}
 
 static gnutls_datum_t datum(const char *text)
 {
@@ -66,7 +85,7 @@ struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *ke
 	if (failed < 0)
 		goto fail;
 	what = "the priorities";
-	failed = gnutls_priority_init(&tls->priority, PRIORITY, NULL);
+	failed = set_priority(tls, CIPHERS, "");
 	if (failed < 0)
 		goto fail;
 	what = "the trusted CAs";
@@ -97,6 +116,15 @@ int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char
 	tls->requires_clients = is_required != 0;
 	if (failed < 0)
 		snprintf(error, error_bytes, "GnuTLS can't use the trusted CAs: %s",
+			 gnutls_strerror(failed));
+	return failed < 0 ? -1 : 0;
+}
+
+int hs_tls_set_ciphers(struct hs_tls *tls, const char *ciphers, char *error, size_t error_bytes)
+{
+	int failed = set_priority(tls, ciphers, ":%SERVER_PRECEDENCE");
+	if (failed < 0)
+		snprintf(error, error_bytes, "GnuTLS can't use the ciphers: %s",
 			 gnutls_strerror(failed));
 	return failed < 0 ? -1 : 0;
 }
@@ -218,6 +246,11 @@ const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *
 	const gnutls_datum_t *chain = gnutls_certificate_get_peers(c->session, &count);
 	*bytes = chain && count ? chain[0].size : 0;
 	return *bytes ? chain[0].data : NULL;
+}
+
+const char *hs_connection_cipher(const struct hs_connection *c)
+{
+	return gnutls_cipher_get_name(gnutls_cipher_get(c->session));
 }
 
 size_t hs_connection_alpn(const struct hs_connection *c, uint8_t *out, size_t room)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from typing import Final
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
@@ -17,12 +18,13 @@ from aioquic.quic.packet import (
     encode_quic_version_negotiation,
     pull_quic_header,
 )
+from aioquic.tls import CipherSuite
 
 from hoststack.link.base import Link, Path
 from hoststack.quic.aioquic_resume import GivenTickets
 from hoststack.quic.cid import CID_BYTES
 from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_early_data
-from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError
 
 #: RFC 9000 section 14.1.
 _LEAST_INITIAL_BYTES = 1200
@@ -32,6 +34,13 @@ _LEAST_DCID_BYTES = 8
 #: can begin one from a forged address.
 _MAX_HALF_OPEN = 1024
 _VERSIONS = [int(QuicProtocolVersion.VERSION_1), int(QuicProtocolVersion.VERSION_2)]
+_CIPHER_SUITES: Final[dict[Cipher, CipherSuite]] = {
+    "aes-128-gcm": CipherSuite.AES_128_GCM_SHA256,
+    "aes-256-gcm": CipherSuite.AES_256_GCM_SHA384,
+    "chacha20-poly1305": CipherSuite.CHACHA20_POLY1305_SHA256,
+}
+#: TlsConfig's names by aioquic's.
+CIPHERS: Final = {suite: cipher for cipher, suite in _CIPHER_SUITES.items()}
 _CONGESTION_CONTROLS = ("cubic", "reno")
 
 
@@ -63,7 +72,7 @@ class Listener:
         """aioquic's configuration for connections over a path that carries so much."""
         configuration = self._configurations.get(max_datagram_bytes)
         if configuration is None:
-            configuration = _configuration(self.config, self._alpn, max_datagram_bytes)
+            configuration = _configuration(self._tls, self.config, self._alpn, max_datagram_bytes)
             configuration.is_client = False
             configuration.certificate = self._tls.chain[0]
             configuration.certificate_chain = list(self._tls.chain[1:])
@@ -85,7 +94,7 @@ def client_configuration(
             "the aioquic engine sends no early data as a client: take the native one, or leave out "
             "QuicConfig.early_data"
         )
-    configuration = _configuration(config, list(alpn), max_datagram_bytes)
+    configuration = _configuration(tls, config, list(alpn), max_datagram_bytes)
     configuration.server_name = server_name
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
     configuration.cadata = tls.ca_pem
@@ -97,7 +106,7 @@ def client_configuration(
 
 
 def _configuration(
-    config: QuicConfig, alpn: list[str], max_datagram_bytes: int
+    tls: TlsConfig, config: QuicConfig, alpn: list[str], max_datagram_bytes: int
 ) -> QuicConfiguration:
     if config.congestion_control not in _CONGESTION_CONTROLS:
         raise ValueError(
@@ -119,6 +128,7 @@ def _configuration(
         raise ValueError(f"there is no QUIC version {config.version}: take 1 or 2")
     return QuicConfiguration(
         alpn_protocols=alpn,
+        cipher_suites=[_CIPHER_SUITES[cipher] for cipher in tls.ciphers] or None,
         congestion_control_algorithm=config.congestion_control,
         connection_id_length=CID_BYTES,
         idle_timeout=config.idle_timeout_s,

@@ -19,7 +19,7 @@ from aioquic.quic.packet import QuicErrorCode
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
-from hoststack.quic.aioquic_accept import Acceptor, Listener, client_configuration
+from hoststack.quic.aioquic_accept import CIPHERS, Acceptor, Listener, client_configuration
 from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_receive import receive_burst
@@ -398,10 +398,13 @@ class AioquicEngine:
             connection.alpn = event.alpn_protocol
             is_early = connection.handshake.early_data == "pending"
             certificate = connection.tls._peer_certificate
+            schedule = connection.tls.key_schedule
+            assert schedule is not None
             connection.handshake = Handshake(
                 "accepted" if is_early else "none",
                 event.session_resumed,
                 certificate.public_bytes(Encoding.DER) if certificate else None,
+                CIPHERS[schedule.cipher_suite],
             )
             connection.is_established = True
             connection.handshake_deadline = None

@@ -128,6 +128,7 @@ class NativeConnection:
             early_data,
             bool(info & lib.HS_QUIC_IS_RESUMED),
             bytes(ffi.buffer(certificate, size[0])) if certificate else None,
+            ffi.string(lib.hs_connection_cipher(self.pointer)).decode().lower(),
         )
         self._read_alpn()
 

@@ -63,6 +63,10 @@ def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool) -> Any:
         is_required = tls.client_certificates == "required"
         if lib.hs_tls_ask_clients(made, is_required, ca, error, _ERROR_BYTES):
             raise TlsConfigError(ffi.string(error).decode())
+    if tls.ciphers:
+        names_of_gnutls = ":+".join(cipher.upper() for cipher in tls.ciphers)
+        if lib.hs_tls_set_ciphers(made, names_of_gnutls.encode(), error, _ERROR_BYTES):
+            raise TlsConfigError(ffi.string(error).decode())
     return made
 
 

@@ -65,6 +65,8 @@ class Handshake(NamedTuple):
     """Whether it resumed a session of before."""
     certificate: bytes | None = None
     """The peer's, DER; None if it showed none, or none again in a resumed session."""
+    cipher: str | None = None
+    """What packets are encrypted with, by TlsConfig's names; None until it is agreed on."""
 
 
 class CloseInfo(NamedTuple):

@@ -76,8 +76,8 @@ class ServerSessions:
 class SessionCache:
     """Tickets and tokens of `max_servers` servers at most, those used last; for TlsConfig.
 
-    What was learned while trust was different is not used: a resumed connection does not look at
-    the server's certificate again.
+    What was learned while trust or ciphers were different is not used: a resumed connection does
+    not look at the server's certificate again, and early data are encrypted as the session was.
     """
 
     def __init__(self, max_servers: int = 256) -> None:
@@ -99,7 +99,7 @@ class SessionCache:
         """The part of a server, as one engine reaches it with this configuration."""
         own = [c.public_bytes(serialization.Encoding.DER).hex() for c in tls.chain]
         trust = [tls.verify, (tls.ca_pem or b"").decode("latin-1"), own]
-        text = json.dumps([engine, server_name, *remote, list(alpn), trust])
+        text = json.dumps([engine, server_name, *remote, list(alpn), trust, tls.ciphers])
         key = hashlib.sha256(text.encode()).hexdigest()
         found = self._servers.pop(key, None) or ServerSessions()
         self._servers[key] = found

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,6 +24,10 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPri
 
 #: PEM text, or the path of a file that holds it.
 Source = bytes | str | Path
+
+#: How packets are encrypted (RFC 8446 section B.4).
+Cipher = Literal["aes-128-gcm", "aes-256-gcm", "chacha20-poly1305"]
+_CIPHERS: Final = get_args(Cipher)
 
 
 class TlsConfigError(ValueError):
@@ -48,6 +52,9 @@ class TlsConfig:
     client_certificates: Literal["none", "optional", "required"] = "none"
     """Whether a server asks for its clients' certificates, and ends handshakes without one. They
     are checked against `ca`, unless `verify` is False. It gives no session tickets then."""
+    ciphers: tuple[Cipher, ...] = ()
+    """What packets may be encrypted with, the preferred one first; of what both sides have, the
+    server's first is taken. Empty: all of them, in the engine's order."""
     sessions: SessionCache | None = field(default=None, compare=False)
     """Where a client keeps tickets and tokens, so that its next connections resume these."""
 
@@ -61,6 +68,11 @@ class TlsConfig:
                 "client_certificates is none, optional or required, "
                 f"not {self.client_certificates!r}"
             )
+        for cipher in self.ciphers:
+            if cipher not in _CIPHERS or self.ciphers.count(cipher) > 1:
+                raise TlsConfigError(
+                    f"ciphers are some of {', '.join(_CIPHERS)}, each once, not {self.ciphers!r}"
+                )
         if (self.certificate is None) != (self.key is None):
             given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
             raise TlsConfigError(f"a {given} was given without its {missing}: give both")
