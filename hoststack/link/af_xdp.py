@@ -311,7 +311,12 @@ class AfXdpLink:
 
     async def wait_writable(self) -> None:
         """See Link."""
-        await trio.lowlevel.wait_writable(self._tx.fd)
+        # Not by the socket itself, which `_kick_again` may be waiting for.
+        self._epoll.modify(self._tx.fd, select.EPOLLIN | select.EPOLLOUT)
+        try:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+        finally:
+            self._epoll.modify(self._tx.fd, select.EPOLLIN)
 
     async def run(self) -> None:
         """See Link: follows routes and neighbours, and sends what a kick had to leave."""

@@ -180,7 +180,8 @@ class Link(Protocol):
         """Return when `receive` may have something."""
 
     async def wait_writable(self) -> None:
-        """Return when `send` may take something again."""
+        """Return when `send` may take something again, or `receive` may have something: peers go on
+        to acknowledge while the way out is full."""
 
     async def run(self) -> None:
         """The link's own upkeep: runs until cancelled, beside whoever drives the link.

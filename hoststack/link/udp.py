@@ -163,7 +163,7 @@ class UdpLink:
         self._epoll.unregister(fd)
         del self._by_fd[fd]
         if self._blocked is closed.socket:
-            trio.lowlevel.notify_closing(closed.socket)
+            trio.lowlevel.notify_closing(self._epoll.fileno())  # whoever waits for it goes on
             self._blocked = None
         closed.socket.close()
 
@@ -341,8 +341,14 @@ class UdpLink:
         if self._blocked is None:
             await trio.lowlevel.checkpoint()
             return
-        with contextlib.suppress(trio.ClosedResourceError):
-            await trio.lowlevel.wait_writable(self._blocked)
+        fd = self._blocked.fileno()
+        self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+        try:
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+        finally:
+            if fd in self._by_fd:
+                self._epoll.modify(fd, select.EPOLLIN)
         self._blocked = None
 
     async def run(self) -> None:
