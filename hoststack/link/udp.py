@@ -50,6 +50,10 @@ _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 #: Paths that are remembered. Anyone can make us see many, by forging sources.
 _MAX_PATHS: Final = 16384
 
+#: What a path is taken to carry while there is no route: QUIC works on none that carries less
+#: (RFC 9000 section 14).
+_LEAST_DATAGRAM_BYTES: Final = 1200
+
 _HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
 
 # linux/in.h, linux/in6.h: Python's socket module lacks them.
@@ -93,12 +97,14 @@ class _UdpSocket:
 class _Way:
     """A path's `link_data`: the socket and the addresses that its datagrams go by."""
 
-    __slots__ = ("flow", "max_datagram_bytes", "socket")
+    __slots__ = ("asked", "flow", "max_datagram_bytes", "socket")
 
     def __init__(self, udp_socket: _UdpSocket, flow: bytes) -> None:
         self.socket = udp_socket
         self.flow = flow
-        self.max_datagram_bytes = 0
+        self.max_datagram_bytes = _LEAST_DATAGRAM_BYTES
+        self.asked = -1
+        """UdpLink._generation when the kernel was asked for it."""
 
 
 class UdpLink:
@@ -110,6 +116,8 @@ class UdpLink:
         """`segments` lets an engine in C put several datagrams into one message (GSO and GRO)."""
         self._segments = segments
         self._busy_poll_us = 0
+        self._generation = 0
+        """Changes when paths may carry less than they did."""
         self._sockets: dict[Endpoint, _UdpSocket] = {}
         self._by_fd: dict[int, _UdpSocket] = {}
         self._epoll = select.epoll()
@@ -125,6 +133,7 @@ class UdpLink:
         self._datagrams: Any = ffi.new("struct hs_udp_datagram[]", _MAX_BURST)
         self._infos = memoryview(ffi.buffer(self._datagrams))
         self._refused: Any = ffi.new("int *")
+        self._refused_bytes: Any = ffi.new("size_t *")
         self._reason: Any = ffi.new("int *")
         self._rx_datagrams = 0
         self._rx_bytes = 0
@@ -179,7 +188,7 @@ class UdpLink:
             found = self._sockets.get(Endpoint(host, local.port))
             if found is not None:
                 path = self._path(found, _flow(local.host, remote))
-                self.max_datagram_bytes(path)  # asks for the route
+                self._ask_for_size(path, cast("_Way", path.link_data))
                 return path
         raise LinkError(
             errno.EADDRNOTAVAIL,
@@ -194,9 +203,19 @@ class UdpLink:
     def max_datagram_bytes(self, path: Path) -> int:
         """See Link."""
         way = cast("_Way", path.link_data)
-        if not way.max_datagram_bytes:
-            way.max_datagram_bytes = _max_datagram_bytes(path.remote)
+        if way.asked != self._generation:
+            # Who has sent from there may be out of reach: the kernel refuses what goes there.
+            with contextlib.suppress(LinkError):
+                self._ask_for_size(path, way)
         return way.max_datagram_bytes
+
+    def _ask_for_size(self, path: Path, way: _Way) -> None:
+        """Raises LinkError where there is no route."""
+        way.max_datagram_bytes = _max_datagram_bytes(path.remote)
+        way.asked = self._generation
+
+    def _forget_sizes(self) -> None:
+        self._generation += 1
 
     def _path(self, udp_socket: _UdpSocket, flow: bytes) -> Path:
         path = udp_socket.paths.get(flow)
@@ -213,7 +232,7 @@ class UdpLink:
         """See Link."""
         from hoststack.link.udp_wire import UdpWire
 
-        self._wire = UdpWire(self._admit, self._route, segments=self._segments)
+        self._wire = UdpWire(self._admit, self._route, self._forget_sizes, segments=self._segments)
         for fd, opened in self._by_fd.items():
             self._wire.add(fd, opened.endpoint.port)
         return self._wire
@@ -303,15 +322,19 @@ class UdpLink:
             ffi.from_buffer("uint32_t[]", array("I", map(len, payloads))),
             ffi.from_buffer("struct hs_udp_flow[]", b"".join([way.flow for way in ways])),
             self._refused,
+            self._refused_bytes,
             self._reason,
         )
         if taken < len(payloads):
             self._blocked = udp_socket.socket
         refused: int = self._refused[0]
         if refused:
+            if self._reason[0] == errno.EMSGSIZE:
+                self._forget_sizes()
             self._drop(f"tx_{errno.errorcode.get(self._reason[0], 'error').lower()}", refused)
         self._tx_datagrams += taken - refused
-        self._tx_bytes += len(blob) if taken == len(payloads) else sum(map(len, payloads[:taken]))
+        taken_bytes = len(blob) if taken == len(payloads) else sum(map(len, payloads[:taken]))
+        self._tx_bytes += taken_bytes - self._refused_bytes[0]
         return taken
 
     def _drop(self, reason: str, count: int = 1) -> None:

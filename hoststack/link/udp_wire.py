@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, Final
+
+import trio
 
 from hoststack.link.base import LinkError, Path, WireRoute
 from hoststack.native._quic import ffi, lib
 
 _FLOW_BYTES: Final = 40  # struct hs_udp_flow
 _MAX_PATHS: Final = 1 << 16
+#: What the kernel says of all paths costs some system calls each.
+_ASK_EVERY_S: Final = 0.1
 _DROPS: Final = {
     value: name.removeprefix("HS_WIRE_UDP_").lower()
     for value, name in ffi.typeof("enum hs_wire_udp_drop").elements.items()
@@ -19,14 +24,13 @@ _DROPS: Final = {
 
 
 class UdpWire:
-    """Implements Wire. `admit_flow` and `route_of` are the link's."""
-
-    generation: Final = 0
+    """Implements Wire. `admit_flow`, `route_of` and `forget_sizes` are the link's."""
 
     def __init__(
         self,
         admit_flow: Callable[[bytes, int], Path | None],
         route_of: Callable[[Path], WireRoute],
+        forget_sizes: Callable[[], None],
         *,
         segments: bool,
     ) -> None:
@@ -35,6 +39,10 @@ class UdpWire:
             raise MemoryError("no memory for the buffers of a UDP link")
         self._admit_flow = admit_flow
         self.route = route_of
+        self._forget_sizes = forget_sizes
+        self.generation = 0
+        self._too_large = 0
+        self._ask_at_s = -math.inf
         self._last: dict[str, int] = {}
 
     @property
@@ -70,7 +78,16 @@ class UdpWire:
         return False
 
     def after_turn(self) -> None:
-        """See Wire."""
+        """See Wire: where an MTU has shrunk, paths are asked for what they carry now."""
+        too_large = lib.hs_wire_udp_too_large(self._wire)
+        if too_large == self._too_large:
+            return
+        now_s = trio.current_time()
+        if now_s >= self._ask_at_s:
+            self._ask_at_s = now_s + _ASK_EVERY_S
+            self._too_large = too_large
+            self._forget_sizes()
+            self.generation += 1
 
     def statistics(self) -> dict[str, int]:
         """Counters by name, as Link.statistics has them."""

@@ -174,7 +174,8 @@ struct cmsghdr *hs_udp_fill_local(struct msghdr *header, uint8_t *control,
 }
 
 /* Send prepared messages; see hs_udp_send for what is returned. */
-static int send_all(int fd, struct mmsghdr *messages, int n, int *refused, int *reason)
+static int send_all(int fd, struct mmsghdr *messages, int n, int *refused, size_t *refused_bytes,
+		    int *reason)
 {
 	int taken = 0;
 	while (taken < n) {
@@ -186,6 +187,7 @@ static int send_all(int fd, struct mmsghdr *messages, int n, int *refused, int *
 		} else if (errno != EINTR) {
 			*reason = errno;
 			++*refused;
+			*refused_bytes += messages[taken].msg_hdr.msg_iov->iov_len;
 			taken++;
 		}
 	}
@@ -194,7 +196,7 @@ static int send_all(int fd, struct mmsghdr *messages, int n, int *refused, int *
 
 int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
 		const uint32_t *payload_bytes, const struct hs_udp_flow *flows, int *refused,
-		int *reason)
+		size_t *refused_bytes, int *reason)
 {
 	struct mmsghdr messages[HS_UDP_BURST];
 	struct iovec parts[HS_UDP_BURST];
@@ -202,6 +204,7 @@ int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
 	_Alignas(struct cmsghdr) uint8_t controls[HS_UDP_BURST][CONTROL_BYTES];
 
 	*refused = 0;
+	*refused_bytes = 0;
 	*reason = 0;
 	if (n > HS_UDP_BURST)
 		n = HS_UDP_BURST;
@@ -223,5 +226,5 @@ int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
 		};
 		hs_udp_fill_local(&messages[i].msg_hdr, controls[i], &flows[i]);
 	}
-	return send_all(fd, messages, n, refused, reason);
+	return send_all(fd, messages, n, refused, refused_bytes, reason);
 }

@@ -50,9 +50,10 @@ int hs_udp_receive(struct hs_udp_receiver *r, int fd, int budget, struct hs_udp_
 
 /* Send `n` datagrams without waiting. Their payloads lie in `payloads` one after the other.
  * Returns how many were taken: fewer than `n` once the socket is full. A datagram that the kernel
- * refuses for another reason counts as taken, in *refused, with the reason in *reason (errno). */
+ * refuses for another reason counts as taken, in *refused and *refused_bytes, with the reason in
+ * *reason (errno). */
 int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
 		const uint32_t *payload_bytes, const struct hs_udp_flow *flows, int *refused,
-		int *reason);
+		size_t *refused_bytes, int *reason);
 
 #endif

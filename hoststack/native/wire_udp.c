@@ -39,6 +39,7 @@ struct udp_wire {
 	int next_socket;
 	int segments;
 	int blocked_fd;
+	uint64_t too_large; /* for the kernel */
 
 	/* Received messages whose datagrams were not all given out yet. */
 	int message_count, message_at;
@@ -111,6 +112,11 @@ void hs_wire_udp_remove(struct hs_wire *wire, int fd)
 int hs_wire_udp_blocked(struct hs_wire *wire)
 {
 	return own(wire)->blocked_fd;
+}
+
+uint64_t hs_wire_udp_too_large(struct hs_wire *wire)
+{
+	return own(wire)->too_large;
 }
 
 /* --- in --------------------------------------------------------------------------------------- */
@@ -340,6 +346,7 @@ static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, c
 			break;
 		} else {
 			w->is_doubted = 0;
+			w->too_large += errno == EMSGSIZE;
 			w->wire.counters.drops[refusal(errno)]++;
 			done++;
 			sent++;

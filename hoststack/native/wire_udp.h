@@ -30,6 +30,8 @@ struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments);
 /* Use a bound socket; -1 if there are too many. */
 int hs_wire_udp_add(struct hs_wire *wire, int fd, uint16_t local_port);
 void hs_wire_udp_remove(struct hs_wire *wire, int fd);
+/* How many datagrams were larger than the kernel sends along their path: its MTU may have shrunk. */
+uint64_t hs_wire_udp_too_large(struct hs_wire *wire);
 /* The socket that was full at the last `flush`; -1 for none. */
 int hs_wire_udp_blocked(struct hs_wire *wire);
 
