@@ -28,6 +28,7 @@ NGTCP2_HEADERS = """
 #include <ngtcp2/ngtcp2.h>
 #include <ngtcp2/ngtcp2_crypto_gnutls.h>
 #include <gnutls/crypto.h>
+#include <openssl/evp.h>
 #if NGTCP2_VERSION_NUM < 0x010b00
 #error
 #endif
@@ -52,7 +53,7 @@ class BuildNative(build_ext):
             say("no headers of libxdp and libbpf: built without AF_XDP (links udp and memory work)")
             self.leave_out("pyxdp._pyxdp")
         if not can_include(NGTCP2_HEADERS):
-            say("no headers of ngtcp2 1.11 and GnuTLS: built without the native engine")
+            say("no headers of ngtcp2 1.11, GnuTLS and OpenSSL: built without the native engine")
             self.leave_out("hoststack.native._quic")
         super().run()
         self.build_bpf()

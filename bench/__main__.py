@@ -15,6 +15,7 @@ from typing import Final
 
 from bench import (
     bulk,
+    ciphers,
     connections,
     cpu,
     handshakes,
@@ -41,6 +42,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         handshakes,
         ping_pong,
         cpu,
+        ciphers,
         idle,
         quic_echo,
         link_pps,

@@ -14,8 +14,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ import trio
 from bench.processes import run_to_json, running
 from hoststack import Connection, QuicConfig, ReceiveStream, Stack, Stream, TlsConfig, open_stack
 from hoststack.link.udp import UdpLink
+from hoststack.quic.tls import Cipher
 from tests.support import netns
 
 _PORT: Final = 4433
@@ -146,6 +148,7 @@ async def upload(stack: Stack, given: argparse.Namespace) -> Found:
     """One stream up beside `--idle` idle connections: goodput, memory and CPU time of both ends."""
     pids = {"client": os.getpid(), "server": given.server_pid}
     limit = trio.Semaphore(AT_ONCE)
+    tls = replace(_TLS, ciphers=tuple(given.ciphers))
     async with AsyncExitStack() as idle:
 
         async def connect() -> None:
@@ -156,7 +159,7 @@ async def upload(stack: Stack, given: argparse.Namespace) -> Found:
             for _ in range(given.idle):
                 nursery.start_soon(connect)
         memory_bytes = {end: _resident_bytes(pid) for end, pid in pids.items()}
-        async with stack.connect(given.uri, tls=_TLS) as connection:
+        async with stack.connect(given.uri, tls=tls) as connection:
             before = {end: _cpu_seconds(pid) for end, pid in pids.items()}
             softirq_s = _softirq_seconds()
             count, seconds = await _upload(connection, given.seconds)
@@ -225,8 +228,12 @@ def measure(
     idle: int = 0,
     is_checked: bool = False,
     busy_poll_us: int = 0,
+    ciphers: Sequence[Cipher] = (),
 ) -> Found:
-    """A client in that role in namespace a, against a new server in b. Raises BenchError."""
+    """A client in that role in namespace a, against a new server in b. Raises BenchError.
+
+    `ciphers` are for uploads.
+    """
     uri = f"quic://{pair.b.ipv4}:{_PORT}"
 
     def command(side: netns.Side, role: str, *words: str) -> list[str]:
@@ -234,7 +241,8 @@ def measure(
         return side.command(*line, f"--busy-poll-us={busy_poll_us}", *words)
 
     with running(command(pair.b, "server", *(["--check"] if is_checked else []))) as server:
-        words = (f"--seconds={seconds}", f"--idle={idle}", f"--server-pid={server.pid}")
+        words = [f"--seconds={seconds}", f"--idle={idle}", f"--server-pid={server.pid}"]
+        words += [f"--cipher={cipher}" for cipher in ciphers]
         return run_to_json(command(pair.a, role, *words))[0]
 
 
@@ -255,6 +263,7 @@ def main() -> None:
     parser.add_argument("--server-pid", type=int)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--busy-poll-us", type=int, default=0)
+    parser.add_argument("--cipher", action="append", default=[], dest="ciphers")
     print(json.dumps(trio.run(_run, parser.parse_args())))
 
 

@@ -14,6 +14,7 @@ PACKAGES=(
 	iproute2 ethtool # namespaces and virtual links of the demo and the tests
 	vagrant # the tests check vagrant/Vagrantfile
 	libgnutls28-dev # TLS of the native engine
+	libssl-dev # and its ChaCha20
 	caddy # the tests' HTTP/3 server by somebody else
 )
 # The native engine's QUIC, and the tests' peers. Debian 12 has these in bookworm-backports.

@@ -37,8 +37,8 @@ def engine_maker(
         name = available[0]
     if name == "native" and name not in available:
         raise ValueError(
-            "the native engine was not built: it needs ngtcp2 1.11 and GnuTLS with their headers "
-            "(scripts/bootstrap.sh installs them on Debian), then `make build`"
+            "the native engine was not built: it needs ngtcp2 1.11, GnuTLS and OpenSSL with their "
+            "headers (scripts/bootstrap.sh installs them on Debian), then `make build`"
         )
     cid = cid or CidConfig()
     secret = secret or os.urandom(SECRET_BYTES)

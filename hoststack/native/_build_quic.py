@@ -1,6 +1,7 @@
 """Builds hoststack.native._quic, the native engine, with cffi in API mode.
 
-It needs ngtcp2 1.11 with its GnuTLS glue; setup.py leaves it out where they are missing.
+It needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL; setup.py leaves it out where one of them is
+missing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _SOURCES = (
     "quic_datagram.c",
     "quic_path.c",
     "quic_tls.c",
+    "quic_chacha.c",
     "quic_tables.c",
     "wire_handed.c",
     "wire_udp.c",
@@ -62,7 +64,7 @@ ffibuilder.set_source(
     sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
     include_dirs=[str(_HERE), str(_ROOT / "bpf"), str(_ROOT / "pyxdp")],
     depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.glob("*.h"))],
-    libraries=["ngtcp2_crypto_gnutls", "ngtcp2", "gnutls"],
+    libraries=["ngtcp2_crypto_gnutls", "ngtcp2", "gnutls", "crypto"],
     py_limited_api=False,
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
 )

@@ -244,10 +244,10 @@ static int select_preferred_addr(UNUSED ngtcp2_conn *conn, ngtcp2_path *dest,
 	.rand = get_random,                                              \
 	.get_new_connection_id = get_new_connection_id,                  \
 	.remove_connection_id = remove_connection_id,                    \
-	.update_key = ngtcp2_crypto_update_key_cb,                       \
+	.update_key = hs_chacha_update_key,                              \
 	.stream_reset = stream_reset,                                    \
 	.extend_max_stream_data = extend_max_stream_data,                \
-	.delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb, \
+	.delete_crypto_aead_ctx = hs_chacha_delete,                      \
 	.delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb, \
 	.get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb, \
 	.path_validation = path_validation,                              \

@@ -14,6 +14,7 @@
  *   quic_datagram.c    datagrams and their FIFOs
  *   quic_path.c        the path of a connection, and where it moves to
  *   quic_tls.c         GnuTLS credentials and sessions
+ *   quic_chacha.c      OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
  *   quic_tables.c      connections by connection ID, and by deadline
  *
  * Calls go down this list, never up; quic_callbacks.c is entered from ngtcp2 alone.
@@ -381,6 +382,23 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data);
 void hs_tls_hold(struct hs_tls *tls);
 /* Why the peer's certificate was refused; empty if it was not. */
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room);
+
+/* quic_chacha.c: callbacks of ngtcp2 and of GnuTLS, for every cipher */
+int hs_chacha_on_secrets(gnutls_session_t session, gnutls_record_encryption_level_t level,
+			 const void *rx, const void *tx, size_t bytes);
+int hs_chacha_update_key(ngtcp2_conn *conn, uint8_t *rx_secret, uint8_t *tx_secret,
+			 ngtcp2_crypto_aead_ctx *rx, uint8_t *rx_iv, ngtcp2_crypto_aead_ctx *tx,
+			 uint8_t *tx_iv, const uint8_t *rx_before, const uint8_t *tx_before,
+			 size_t bytes, void *user_data);
+void hs_chacha_delete(ngtcp2_conn *conn, ngtcp2_crypto_aead_ctx *context, void *user_data);
+int hs_chacha_encrypt(uint8_t *out, const ngtcp2_crypto_aead *aead,
+		      const ngtcp2_crypto_aead_ctx *context, const uint8_t *plaintext, size_t bytes,
+		      const uint8_t *nonce, size_t nonce_bytes, const uint8_t *header,
+		      size_t header_bytes);
+int hs_chacha_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead,
+		      const ngtcp2_crypto_aead_ctx *context, const uint8_t *ciphertext, size_t bytes,
+		      const uint8_t *nonce, size_t nonce_bytes, const uint8_t *header,
+		      size_t header_bytes);
 
 /* quic_tables.c */
 int hs_cids_init(struct hs_cid_table *table);

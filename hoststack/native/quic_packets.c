@@ -42,16 +42,16 @@ int hs_encrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 		if (type == HS_QUIC_PACKET_1RTT || type == HS_QUIC_PACKET_0RTT)
 			c->sent_stream_bytes += hs_frames_stream_bytes(plaintext, bytes);
 	}
-	return ngtcp2_crypto_encrypt_cb(out, aead, context, plaintext, bytes, nonce, nonce_bytes,
-					header, header_bytes);
+	return hs_chacha_encrypt(out, aead, context, plaintext, bytes, nonce, nonce_bytes, header,
+				 header_bytes);
 }
 
 int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
 	       const uint8_t *ciphertext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
 	       const uint8_t *header, size_t header_bytes)
 {
-	int failed = ngtcp2_crypto_decrypt_cb(out, aead, context, ciphertext, bytes, nonce,
-					      nonce_bytes, header, header_bytes);
+	int failed = hs_chacha_decrypt(out, aead, context, ciphertext, bytes, nonce, nonce_bytes,
+				       header, header_bytes);
 	if (!at_hand || !header_bytes || bytes < AEAD_TAG_BYTES)
 		return failed;
 	struct hs_connection *c = at_hand;

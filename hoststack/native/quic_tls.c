@@ -219,7 +219,9 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 				      GNUTLS_ALPN_MANDATORY |
 					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))
 		return -1;
-	return is_server ? set_up_server(c) : set_up_client(c);
+	int failed = is_server ? set_up_server(c) : set_up_client(c);
+	gnutls_handshake_set_secret_function(c->session, hs_chacha_on_secrets);
+	return failed;
 }
 
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room)

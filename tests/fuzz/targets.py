@@ -30,10 +30,11 @@ _SANITIZED: Final = "-fsanitize=address,undefined"
 #: Coverage is what guides the fuzzer: the core's and the target's, not that of what surrounds them.
 _COVERED: Final = "-fsanitize=fuzzer-no-link,address,undefined"
 _LINKED: Final = "-fsanitize=fuzzer,address,undefined"
-_NGTCP2: Final = ("-lngtcp2_crypto_gnutls", "-lngtcp2", "-lgnutls")
+_NGTCP2: Final = ("-lngtcp2_crypto_gnutls", "-lngtcp2", "-lgnutls", "-lcrypto")
 _NGTCP2_HEADERS: Final = """
 #include <ngtcp2/ngtcp2.h>
 #include <ngtcp2/ngtcp2_crypto_gnutls.h>
+#include <openssl/evp.h>
 #if NGTCP2_VERSION_NUM < 0x010b00
 #error
 #endif
@@ -102,7 +103,7 @@ def why_not() -> str:
 def why_no_quic() -> str:
     """Why the targets with ngtcp2 can't be built here; empty if they can."""
     if _run(["clang", "-E", "-x", "c", "-"], _NGTCP2_HEADERS).returncode:
-        return "no headers of ngtcp2 1.11 and GnuTLS: scripts/bootstrap.sh installs them"
+        return "no headers of ngtcp2 1.11, GnuTLS and OpenSSL: scripts/bootstrap.sh installs them"
     return ""
 
 
