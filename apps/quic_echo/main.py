@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import trio
 
@@ -106,6 +107,7 @@ async def _run_role(record: Record) -> None:
             with record.scope:
                 await (run_server if options.is_server else run_client)(record, stack)
         finally:
+            record.engine_counters = asdict(stack.counters())
             record.link_statistics = stack.link.statistics()
 
 

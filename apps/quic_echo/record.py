@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -55,6 +55,7 @@ class Record:
         self.exit_status = 0
         self.link_name = ""
         self.engine_name = ""
+        self.engine_counters: dict[str, Any] = {}
         self.link_statistics: dict[str, int] = {}
         self.scope = trio.CancelScope()
         # Byte i of a stream is i & 0xff, as VPP's: any slice of it starts within 256 bytes.

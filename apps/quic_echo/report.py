@@ -66,6 +66,7 @@ def json_report(record: Record) -> str:
             "accepted": vars(counts.accepted),
             "connected": vars(counts.connected),
         },
+        "engine_counters": record.engine_counters,
         "link_statistics": record.link_statistics,
         "results": {
             "has_failed": record.exit_status,

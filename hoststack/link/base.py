@@ -190,7 +190,9 @@ class Link(Protocol):
         """
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name: rx_datagrams, tx_datagrams, rx_bytes, tx_bytes, and drops by reason."""
+        """Counters by name: rx_datagrams, tx_datagrams, rx_bytes, tx_bytes, and drops by reason.
+
+        With an engine in C also `tx_full`: how often it found no room on the way out."""
 
     def close(self) -> None:
         """Give everything back; idempotent."""

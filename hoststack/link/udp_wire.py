@@ -109,6 +109,8 @@ def read_figures(wire: Any, drops: dict[int, str]) -> dict[str, int]:
         name: int(getattr(figures, name))
         for name in ("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes")
     }
+    if figures.tx_full:
+        counted["tx_full"] = int(figures.tx_full)
     return counted | {
         name: int(figures.drops[number]) for number, name in drops.items() if figures.drops[number]
     }

@@ -102,8 +102,9 @@ enum hs_quic_packet {
 	HS_QUIC_TURN_SIZES = 8,
 };
 
-/* What happened in a worker's life. Another thread may read this while the engine runs: each word is
- * whole, but they are not of one moment. */
+/* What happened in a worker's life. Another thread may read this while the engine runs: one thread
+ * writes words of 64 bits at their natural alignment, which nobody sees half written. They are not
+ * of one moment. */
 struct hs_quic_counters {
 	uint64_t turns;
 	uint64_t empty_turns;

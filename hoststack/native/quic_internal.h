@@ -175,6 +175,7 @@ struct hs_connection {
 	uint8_t state; /* enum hs_connection_state */
 	uint8_t is_due;
 	uint8_t is_touched;
+	uint8_t is_dead; /* the application was told, and counts it no more */
 	uint8_t close_is_due; /* the application wants it closed, or its packet must go again */
 	uint8_t was_reset; /* by a stateless reset */
 	uint8_t has_peer_cids; /* the peer gave more connection IDs than its first */

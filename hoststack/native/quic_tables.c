@@ -238,6 +238,7 @@ int hs_number_take(struct hs_quic *q, struct hs_connection *c)
 	}
 	q->connections[c->number] = c;
 	q->connection_count++;
+	q->counters.connections++;
 	return 0;
 }
 
@@ -246,4 +247,6 @@ void hs_number_give(struct hs_quic *q, struct hs_connection *c)
 	q->connections[c->number] = NULL;
 	q->free_numbers[q->free_count++] = c->number;
 	q->connection_count--;
+	if (!c->is_dead)
+		q->counters.connections--;
 }

@@ -281,6 +281,8 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 		undue(c);
 		hs_heap_remove(q, c);
 		hs_cids_remove_all(&q->cids, c);
+		c->is_dead = 1;
+		q->counters.connections--;
 		c->next_due = q->dead_connections;
 		q->dead_connections = c;
 	}
@@ -450,11 +452,11 @@ struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number)
 
 void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
 {
-	*out = q->counters;
-	out->connections = q->connection_count;
-	for (const struct hs_connection *c = q->dead_connections; c; c = c->next_due)
-		out->connections--;
-	out->half_open = q->half_open;
+	const uint64_t *from = (const uint64_t *)(const void *)&q->counters;
+	uint64_t *to = (uint64_t *)(void *)out;
+	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	out->half_open = __atomic_load_n(&q->half_open, __ATOMIC_RELAXED);
 }
 
 void hs_wire_get_figures(const struct hs_wire *wire, struct hs_wire_figures *out)

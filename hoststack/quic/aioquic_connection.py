@@ -524,9 +524,13 @@ class HostConnection(QuicConnection):
 
     def statistics(self) -> dict[str, int | float]:
         loss = self._loss
+        ssthresh = loss._cc.ssthresh
         return {
+            **({} if ssthresh is None else {"ssthresh_bytes": int(ssthresh)}),
             "rtt_s": loss._rtt_smoothed,
             "rtt_min_s": loss._rtt_min if loss._rtt_initialized else 0.0,
+            "rtt_latest_s": loss._rtt_latest,
+            "rtt_variance_s": loss._rtt_variance,
             "cwnd_bytes": loss.congestion_window,
             "in_flight_bytes": loss.bytes_in_flight,
             "acked_bytes": loss.bytes_acked,

@@ -29,4 +29,6 @@ def test_transfer(veth_pair: VethPair, mode: str) -> None:
     )
     for report in reports:
         assert report["link"] == "af_xdp"
+        assert report["engine_counters"]["empty_turns"] > 0
+        assert report["engine_counters"]["rx_packets"]["1rtt"] > 0
         assert report["rx_data"] == report["tx_data"] == 4 << 20
