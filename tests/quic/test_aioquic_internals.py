@@ -43,6 +43,7 @@ def objects() -> list[Any]:
         connection._loss,
         connection._loss._cc,
         connection._network_paths[0],
+        connection.tls,
         QuicPacketSpace(),
         QuicPacketNumberWindow(),
         pair,
