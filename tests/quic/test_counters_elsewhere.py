@@ -46,7 +46,6 @@ class Reader(threading.Thread):
     #: A thread that never waits takes the interpreter for 5 ms at each of the engine's calls.
     PAUSE_S = 0.0002
 
-
     def __init__(self, stack: Stack) -> None:
         super().__init__()
         self.stack = stack
