@@ -38,14 +38,17 @@ class Worker:
         index: int = 0,
         *,
         spin_us: int = 0,
+        first_session: int = 0,
     ) -> None:
-        """With `spin_us` it never sleeps: a turn without events looks for datagrams that long.
+        """With `first_session` sessions are not mistaken for those of a worker before this one.
+
+        With `spin_us` it never sleeps: a turn without events looks for datagrams that long.
 
         Raises ValueError where the engine can't do that, or it would hold up the loop for longer
         than MOST_SPIN_US.
         """
         self.link = link
-        self.layer = SessionLayer(index, link, make_engine, self._spawn)
+        self.layer = SessionLayer(index, link, make_engine, self._spawn, first_session)
         if not 0 <= spin_us <= MOST_SPIN_US:
             raise ValueError(f"busy polling is for 0 to {MOST_SPIN_US} microseconds, not {spin_us}")
         if spin_us and not self.layer.engine.can_spin:
@@ -60,11 +63,17 @@ class Worker:
         self._may_turn_over = False
         self._lazy_deadline = math.inf
         self._error: BaseException | None = None
+        self._idle: trio.Event | None = None
 
     def attach(self, application: Application) -> None:
         """Serve an application: from now on its requests wake this worker."""
         application.worker = self
         self.layer.attach(application)
+
+    def detach(self, application: Application) -> None:
+        """Serve it no more; its peers are told."""
+        self.layer.detach(application)
+        self.wake()
 
     def wake(self) -> None:
         """Have a turn soon, for there is something to do."""
@@ -100,6 +109,12 @@ class Worker:
             self.wake()
         elif self._sleep_scope is not None:
             self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._deadline())
+
+    async def wait_idle(self) -> None:
+        """Until there is no connection left."""
+        while self.layer.engine.connections():
+            self._idle = trio.Event()
+            await self._idle.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Turn the engine over until cancelled."""
@@ -138,7 +153,7 @@ class Worker:
                 await trio.lowlevel.checkpoint()
             if has_woken and not (turn.more or self._is_woken):
                 await trio.lowlevel.checkpoint()
-            if not (turn.more or self._is_woken):
+            if not (turn.more or self._is_woken or self.layer.arm_applications()):
                 if self._spin_s:
                     await trio.lowlevel.checkpoint()
                 else:
@@ -151,7 +166,11 @@ class Worker:
         self._lazy_deadline = math.inf
         self.layer.take_from_applications()
         turn = self.layer.engine.turn(trio.current_time(), spin_s)
-        return turn, self.layer.give_to_applications(turn.events)
+        has_woken = self.layer.give_to_applications(turn.events)
+        if self._idle is not None and not self.layer.engine.connections():
+            self._idle.set()
+            self._idle = None
+        return turn, has_woken
 
     async def _sleep(self, *, blocked: bool) -> None:
         """Wait for the link, for a call of `wake`, or for the deadline."""

@@ -8,7 +8,8 @@ struct hs_event_ring_shared {
 	_Atomic uint64_t pushed;
 	uint8_t pad_a[56];
 	_Atomic uint64_t popped;
-	uint8_t pad_b[56];
+	_Atomic uint32_t want; /* the consumer sleeps until there are events */
+	uint8_t pad_b[52];
 	struct hs_event events[];
 };
 
@@ -65,4 +66,19 @@ int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out,
 		atomic_store_explicit(&consumer->shared->popped, consumer->own,
 				      memory_order_release);
 	return n;
+}
+
+/* Arming, and looking at an index after it, must not change places; nor pushing, and taking the
+ * flag after it (as in fifo.c). */
+void hs_event_ring_arm(struct hs_event_ring_side *consumer)
+{
+	atomic_store(&consumer->shared->want, 1);
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
+int hs_event_ring_take_armed(struct hs_event_ring_side *producer)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+	return atomic_load_explicit(&producer->shared->want, memory_order_relaxed) &&
+	       atomic_exchange(&producer->shared->want, 0);
 }

@@ -41,4 +41,9 @@ int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out,
 /* Consumer: how many wait, or HS_EVENT_RING_CORRUPT. */
 int64_t hs_event_ring_length(struct hs_event_ring_side *consumer);
 
+/* A consumer that is about to sleep arms its flag, and then looks once more. The producer takes the
+ * flag after it pushed, and wakes the sleeper only if it was armed. */
+void hs_event_ring_arm(struct hs_event_ring_side *consumer);
+int hs_event_ring_take_armed(struct hs_event_ring_side *producer);
+
 #endif

@@ -25,20 +25,31 @@ class EventRing:
 
     __slots__ = ("_block", "_consumer", "_popped", "_popped_bytes", "_producer")
 
-    def __init__(self, size: int) -> None:
-        """Raises ValueError unless the size is a power of two."""
+    def __init__(self, size: int, block: mmap.mmap | memoryview | None = None) -> None:
+        """In `block`, which starts as zeros, or in memory of its own.
+
+        Raises ValueError unless the size is a power of two, and the block of `block_bytes(size)`.
+        """
         if size < 1 or size & (size - 1):
             raise ValueError(f"an event ring of {size}: ask for a power of two")
-        self._block = mmap.mmap(
-            -1, _HEADER_BYTES + size * _EVENT.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )
-        block = ffi.from_buffer(self._block)
+        if block is None:
+            block = mmap.mmap(
+                -1, self.block_bytes(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
+        elif len(block) != self.block_bytes(size):
+            raise ValueError(f"a block of {len(block)} bytes is none for {size} events")
+        self._block = ffi.from_buffer(block)
         self._producer = ffi.new("struct hs_event_ring_side *")
         self._consumer = ffi.new("struct hs_event_ring_side *")
-        lib.hs_event_ring_open(self._producer, block, len(self._block))
-        lib.hs_event_ring_open(self._consumer, block, len(self._block))
+        lib.hs_event_ring_open(self._producer, self._block, len(self._block))
+        lib.hs_event_ring_open(self._consumer, self._block, len(self._block))
         self._popped = ffi.new("struct hs_event[]", size)
         self._popped_bytes = ffi.buffer(self._popped)
+
+    @staticmethod
+    def block_bytes(size: int) -> int:
+        """The shared memory that a ring of `size` events takes."""
+        return _HEADER_BYTES + size * _EVENT.size
 
     def push(self, handle: int, kind: int, arg: int = 0) -> bool:
         """Producer: append an event; False if there is no room."""
@@ -57,6 +68,14 @@ class EventRing:
 
     def __len__(self) -> int:
         return self._checked(lib.hs_event_ring_length(self._consumer))
+
+    def arm(self) -> None:
+        """Consumer: it wants to hear of events. Look once more after this."""
+        lib.hs_event_ring_arm(self._consumer)
+
+    def take_armed(self) -> bool:
+        """Producer, after a push: whether the consumer wants to hear of it."""
+        return bool(lib.hs_event_ring_take_armed(self._producer))
 
     def _checked(self, result: int) -> int:
         if result < 0:

@@ -38,31 +38,44 @@ class Fifo:
     block holds rubbish.
     """
 
-    __slots__ = ("_block", "_consumer", "_data", "_mask", "_producer", "size")
+    __slots__ = ("__weakref__", "_block", "_consumer", "_data", "_mask", "_producer", "size")
 
-    def __init__(self, size_bytes: int) -> None:
-        """Raises ValueError for a size that is not positive, or more than 4 GiB."""
+    def __init__(self, size_bytes: int, block: memoryview | None = None) -> None:
+        """In `block`, which starts as zeros, or in memory of its own.
+
+        Raises ValueError for a size that is not positive, or more than 4 GiB, or not the block's.
+        """
         if not 0 < size_bytes <= _MAX_BYTES:
             raise ValueError(f"a FIFO of {size_bytes} bytes: ask for 1 to {_MAX_BYTES}")
         self.size = self.rounded_up(size_bytes)
         self._mask = self.size - 1
-        # Pages that are never touched cost nothing.
-        self._block = mmap.mmap(
-            -1, _HEADER_BYTES + self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )
-        block = ffi.from_buffer(self._block)
-        self._data = memoryview(self._block)[_HEADER_BYTES:]
+        if block is None:
+            # Pages that are never touched cost nothing.
+            block = memoryview(
+                mmap.mmap(
+                    -1, self.block_bytes(size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                )
+            )
+        elif len(block) != self.block_bytes(size_bytes):
+            raise ValueError(f"a block of {len(block)} bytes is none for {self.size}")
+        self._block = ffi.from_buffer(block)
+        self._data = block[_HEADER_BYTES:]
         self._producer = ffi.gc(
             ffi.new("struct hs_fifo_producer *"), lib.hs_fifo_producer_close, self.size
         )
         self._consumer = ffi.new("struct hs_fifo_consumer *")
-        lib.hs_fifo_producer_open(self._producer, block, len(self._block))
-        lib.hs_fifo_consumer_open(self._consumer, block, len(self._block))
+        lib.hs_fifo_producer_open(self._producer, self._block, len(self._block))
+        lib.hs_fifo_consumer_open(self._consumer, self._block, len(self._block))
 
     @staticmethod
     def rounded_up(size_bytes: int) -> int:
         """The size of a FIFO for which so many bytes were asked."""
         return max(_MIN_BYTES, 1 << (size_bytes - 1).bit_length())
+
+    @classmethod
+    def block_bytes(cls, size_bytes: int) -> int:
+        """The shared memory that such a FIFO takes."""
+        return _HEADER_BYTES + cls.rounded_up(size_bytes)
 
     @property
     def producer_address(self) -> int:

@@ -209,6 +209,33 @@ class QuicConfig:
     max_connections: int = 65536
     """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no connection can be like."""
+        for name, (least, most) in _CONFIG_LIMITS.items():
+            value = getattr(self, name)
+            # NaN is less than nothing and more than nothing.
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} is {least} to {most}, not {value}")
+
+
+_CONFIG_LIMITS: dict[str, tuple[float, float]] = {
+    "rx_fifo_bytes": (1, 1 << 32),
+    "tx_fifo_bytes": (1, 1 << 32),
+    "datagram_fifo_bytes": (0, 1 << 32),
+    # RFC 9000 section 16: a variable-length integer; and 4.6 for streams.
+    "connection_window_bytes": (0, (1 << 62) - 1),
+    "max_streams_bidi": (0, 1 << 60),
+    "max_streams_uni": (0, 1 << 60),
+    "idle_timeout_s": (0, 1e9),
+    "handshake_timeout_s": (0, 1e9),
+    "keep_alive_s": (0, 1e9),
+    "retry_above_half_open": (0, (1 << 31) - 1),
+    # RFC 9000 section 14: less is no QUIC; RFC 768 for more.
+    "max_datagram_bytes": (1200, 65527),
+    "packets_per_key": (1, 1 << 23),
+    "max_connections": (0, (1 << 31) - 1),
+}
+
 
 def preferred_endpoints(config: QuicConfig) -> list[Endpoint]:
     """`QuicConfig.preferred_addresses`, parsed; raises ValueError with a line for the user."""
@@ -303,8 +330,6 @@ class Engine(Protocol):
     name: str
     can_spin: bool
     """Whether `turn` heeds `spin_s`."""
-    congestion_controls: tuple[str, ...]
-    """What it takes as `QuicConfig.congestion_control`."""
 
     @property
     def counters(self) -> EngineCounters: ...

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from hoststack.native.event_ring import EventRing
+from hoststack.native.fifo import Fifo
 from hoststack.session.messages import EventCode, Notice, Request
 
 #: Entries of an event ring. What does not fit waits on its producer's side.
@@ -47,39 +48,47 @@ def _nobody() -> None:
     """The application's wake-up before it has said how to wake it."""
 
 
-class _Channel:
+class EventChannel:
     """One direction of events: a ring, and what did not fit into it yet."""
 
-    def __init__(self) -> None:
-        self._ring = EventRing(RING_ENTRIES)
+    def __init__(self, ring: EventRing) -> None:
+        self.ring = ring
         self._waiting: deque[tuple[int, int]] = deque()
 
     def push(self, handle: int, code: EventCode) -> None:
-        if self._waiting or not self._ring.push(handle, int(code)):
+        if self._waiting or not self.ring.push(handle, int(code)):
             self._waiting.append((handle, int(code)))
 
+    def settle(self) -> int:
+        """Move what waits into the ring, as far as there is room; returns how much still waits."""
+        while self._waiting and self.ring.push(*self._waiting[0]):
+            self._waiting.popleft()
+        return len(self._waiting)
+
     def pop_all(self) -> list[tuple[int, int, int]]:
-        popped = self._ring.pop_many(RING_ENTRIES)
+        popped = self.ring.pop_many(RING_ENTRIES)
         while self._waiting:
-            while self._waiting and self._ring.push(*self._waiting[0]):
-                self._waiting.popleft()
-            popped += self._ring.pop_many(RING_ENTRIES)
+            self.settle()
+            popped += self.ring.pop_many(RING_ENTRIES)
         return popped
 
     @property
     def is_idle(self) -> bool:
-        return not self._waiting and not len(self._ring)
+        return not self._waiting and not len(self.ring)
 
 
 class Application:
     """An application, as one worker knows it and as it knows that worker."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, down: EventRing | None = None, up: EventRing | None = None
+    ) -> None:
+        """With rings of its own, or those that it shares with another process."""
         self.name = name
         self.worker: Wakeable = _NoWorker()
         self.wake_application: Callable[[], None] = _nobody
-        self._down = _Channel()
-        self._up = _Channel()
+        self._down = EventChannel(down or EventRing(RING_ENTRIES))
+        self._up = EventChannel(up or EventRing(RING_ENTRIES))
         self._requests: deque[Request] = deque()
         self._notices: deque[Notice] = deque()
 
@@ -118,6 +127,22 @@ class Application:
         return self._up.pop_all()
 
     # --- the worker's side ---
+
+    def arm(self) -> bool:
+        """The worker is about to sleep; whether there is something for it to do after all."""
+        return False
+
+    def make_fifo(self, size_bytes: int) -> Fifo:
+        """A FIFO for a stream or for datagrams of this application."""
+        return Fifo(size_bytes)
+
+    def has_fifos(self, *fifos: Fifo | None) -> bool:
+        """Whether `make_fifo` made these, as far as they are there: others it can't see."""
+        return True
+
+    def has_room_for(self, *sizes_bytes: int) -> bool:
+        """Whether FIFOs of these sizes can be made: there are limits on other processes."""
+        return True
 
     def take_requests(self) -> list[Request]:
         requests = list(self._requests)

@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from hoststack.link.base import Endpoint, Link, LinkError
-from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
+from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.ports import PortTable
@@ -41,22 +41,20 @@ class Connector:
         self._searches: dict[tuple[Application, int], trio.CancelScope] = {}
         self._tokens: dict[ConnectionContext, int] = {}
 
-    def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
+    def start(self, application: Application, request: m.Connect) -> None:
         """Find the way to the peer, then start the handshake."""
         # Known before the task runs, so that a Cancel which follows at once finds it.
         self._searches[application, request.token] = trio.CancelScope()
-        self._spawn(self._search, application, request, config)
+        self._spawn(self._search, application, request)
 
-    async def _search(
-        self, application: Application, request: m.Connect, config: QuicConfig
-    ) -> None:
+    async def _search(self, application: Application, request: m.Connect) -> None:
         remote = Endpoint(*request.remote)
         with self._searches[application, request.token]:
             try:
                 local = self._ports.open_for_client(remote)
                 path = await self._link.connect_path(local.port, remote)
                 connection = self._engine.connect(
-                    path, request.server_name, request.tls, request.alpn, config
+                    path, request.server_name, request.tls, request.alpn, request.config
                 )
             except (LinkError, ValueError) as error:
                 number = error.errno if isinstance(error, LinkError) else errno.EINVAL
@@ -80,6 +78,12 @@ class Connector:
             if token == request.token and session is not None:
                 session.move_to(SessionState.CLOSING)
                 self._engine.close(connection, 0, "")
+
+    def detach(self, application: Application) -> None:
+        """Give up all connects of an application that is gone."""
+        for (owner, _), search in self._searches.items():
+            if owner is application:
+                search.cancel()
 
     def take_token(self, connection: ConnectionContext) -> int:
         """The token of the request whose connection is ready."""

@@ -20,7 +20,6 @@ from hoststack.quic.seam import (
     EngineOwner,
     Event,
     EventKind,
-    QuicConfig,
     StreamContext,
     preferred_endpoints,
 )
@@ -37,6 +36,8 @@ from hoststack.session.session import (
     StreamSession,
 )
 
+_NO_ROOM = "the application's FIFOs take all the memory that they may: close streams, or raise it"
+
 
 class SessionLayer:
     """Sessions of one worker.
@@ -51,21 +52,18 @@ class SessionLayer:
         link: Link,
         make_engine: Callable[[EngineOwner], Engine],
         spawn: Spawn,
+        first_session: int = 0,
     ) -> None:
-        self.sessions = SessionTable(worker)
-        self.is_enabled = True
-        """Whether applications may listen and connect."""
-        self.default_config = QuicConfig()
-        """For applications that name none."""
+        self.sessions = SessionTable(worker, first_session)
         self.applications: list[Application] = []
         self.engine = make_engine(self)
-        self.ports = PortTable(link)
-        self._connector = Connector(link, self.engine, self.sessions, self.ports, spawn)
-        self._migrator = Migrator(link, self.engine, self.ports, spawn)
+        self._ports = PortTable(link)
+        self._connector = Connector(link, self.engine, self.sessions, self._ports, spawn)
+        self._migrator = Migrator(link, self.engine, self._ports, spawn)
         self._waiting_streams: dict[ConnectionSession, list[m.OpenStream]] = {}
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
-            m.Connect: self._connect,
+            m.Connect: self._connector.start,
             m.OpenStream: self._open_stream,
             m.Cancel: self._cancel,
             m.Unlisten: self._unlisten,
@@ -101,11 +99,34 @@ class SessionLayer:
         """Serve an application from now on."""
         self.applications.append(application)
 
+    def detach(self, application: Application) -> None:
+        """Serve it no more: its listeners go, and its connections are closed."""
+        self.applications.remove(application)
+        self._connector.detach(application)
+        for session in self.sessions:
+            if session.application is not application:
+                continue
+            if isinstance(session, ListenerSession):
+                self._unlisten(application, m.Unlisten(session.handle))
+            elif isinstance(session, ConnectionSession):
+                goodbye = m.CloseConnection(session.handle, 0, "the application is gone")
+                self._close_connection(application, goodbye)
+
+    def stop_listening(self) -> None:
+        """Accept no more; what was accepted lives on."""
+        for session in self.sessions:
+            if isinstance(session, ListenerSession):
+                self._unlisten(session.application, m.Unlisten(session.handle))
+
+    def arm_applications(self) -> bool:
+        """The worker is about to sleep; whether an application has something for it after all."""
+        return any([application.arm() for application in self.applications])
+
     # --- a turn's two halves -----------------------------------------------------------------
 
     def take_from_applications(self) -> None:
         """Hand what the applications want to the engine; before its turn."""
-        for application in self.applications:
+        for application in list(self.applications):
             for request in application.take_requests():
                 self._requests[type(request)](application, request)
             for handle, code, _ in application.take_signals():
@@ -127,7 +148,7 @@ class SessionLayer:
                 self._on_stream_opened(cast(StreamContext, context))
             else:
                 self._connection_events[kind](cast(ConnectionContext, context), info)
-        woken = [application.flush() for application in self.applications]
+        woken = [application.flush() for application in list(self.applications)]
         return any(woken)
 
     def _on_signal(self, application: Application, handle: int, code: int) -> None:
@@ -157,7 +178,17 @@ class SessionLayer:
 
     def make_fifo(self, connection: ConnectionContext, size_bytes: int) -> Fifo:
         """See EngineOwner."""
+        application = self._application_of(connection)
+        if application is not None and application.has_room_for(size_bytes):
+            return application.make_fifo(size_bytes)
+        # Nobody's, or of one that has no room: it is refused when the engine tells of it.
         return Fifo(size_bytes)
+
+    def _application_of(self, connection: ConnectionContext) -> Application | None:
+        """Whose a connection is, or will be: in the middle of a turn it may have no session yet."""
+        context = connection if connection.session >= 0 else connection.listener
+        session = None if context is None else self.sessions.get(context.session)
+        return None if session is None else session.application
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> Path | None:
         """See EngineOwner."""
@@ -165,37 +196,17 @@ class SessionLayer:
 
     # --- requests ----------------------------------------------------------------------------
 
-    def _refuse(self, application: Application, token: int) -> None:
-        application.notify(
-            m.Failed(
-                token,
-                errno.EPERM,
-                "the session layer is disabled: `session enable` allows new connections and "
-                "listeners again",
-            )
-        )
-
-    def _connect(self, application: Application, request: m.Connect) -> None:
-        if self.is_enabled:
-            self._connector.start(application, request, request.config or self.default_config)
-        else:
-            self._refuse(application, request.token)
-
     def _listen(self, application: Application, request: m.Listen) -> None:
-        if not self.is_enabled:
-            self._refuse(application, request.token)
-            return
-        config = request.config or self.default_config
         try:
-            local = self.ports.open_for_listener(Endpoint(*request.local))
+            local = self._ports.open_for_listener(Endpoint(*request.local))
         except LinkError as error:
             application.notify(m.Failed(request.token, error.errno or 0, error_text(error)))
             return
         try:
-            self.ports.open_beside(local, preferred_endpoints(config))
-            listener = self.engine.listen(local, request.tls, request.alpn, config)
+            self._ports.open_beside(local, preferred_endpoints(request.config))
+            listener = self.engine.listen(local, request.tls, request.alpn, request.config)
         except (ValueError, LinkError) as error:
-            self.ports.close_listener(local)
+            self._ports.close_listener(local)
             number = error.errno if isinstance(error, LinkError) else errno.EINVAL
             application.notify(m.Failed(request.token, number or 0, error_text(error)))
             return
@@ -207,7 +218,7 @@ class SessionLayer:
         if session is not None:
             self.engine.unlisten(session.context)
             self.sessions.remove(session)
-            self.ports.close_listener(Endpoint(*session.context.local))
+            self._ports.close_listener(Endpoint(*session.context.local))
 
     def _cancel(self, application: Application, request: m.Cancel) -> None:
         self._connector.cancel(application, request)
@@ -228,8 +239,12 @@ class SessionLayer:
         """Open what the peer's limits allow, in the order of asking, for each direction."""
         blocked = {False: False, True: False}
         still_waiting: list[m.OpenStream] = []
+        config = session.context.config
         for request in self._waiting_streams.pop(session, []):
             stream = None
+            if not session.application.has_room_for(config.rx_fifo_bytes, config.tx_fifo_bytes):
+                session.application.notify(m.Failed(request.token, errno.ENOMEM, _NO_ROOM))
+                continue
             if not blocked[request.unidirectional]:
                 stream = self.engine.open_stream(
                     session.context, unidirectional=request.unidirectional
@@ -302,7 +317,7 @@ class SessionLayer:
             # The listener went while the handshake was under way.
             self.engine.close(context, 0, "no listener")
             return
-        self.ports.hold(Endpoint(*listener.context.local))
+        self._ports.hold(Endpoint(*listener.context.local))
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
@@ -350,7 +365,7 @@ class SessionLayer:
             self.sessions.remove(stream)
         self.sessions.remove(session)
         if session.listener is not None:
-            self.ports.release(Endpoint(*session.listener.context.local))
+            self._ports.release(Endpoint(*session.listener.context.local))
         if not self._connector.fail(session, info):
             session.application.notify(m.Closed(session.handle, info))
 
@@ -372,6 +387,8 @@ class SessionLayer:
         session = self._connection(context)
         if session is None or context.rx is None or context.tx is None:
             return
+        if not session.application.has_fifos(context.rx, context.tx):
+            return
         context.tx.arm_read()
         session.application.notify(
             m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes)
@@ -381,9 +398,15 @@ class SessionLayer:
 
     def _on_stream_opened(self, stream: StreamContext) -> None:
         connection = self._connection(stream.connection)
-        if connection is not None:
-            about = self._add_stream(connection, stream)
-            connection.application.notify(m.StreamAccepted(*about))
+        if connection is None:
+            return
+        if not connection.application.has_fifos(stream.rx, stream.tx):
+            if stream.tx is not None:
+                self.engine.reset_stream(stream, 0)
+            self.engine.stop_sending(stream, 0)
+            return
+        about = self._add_stream(connection, stream)
+        connection.application.notify(m.StreamAccepted(*about))
 
     def _on_readable(self, session: StreamSession | ConnectionSession) -> None:
         rx = session.context.rx

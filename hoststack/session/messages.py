@@ -33,8 +33,7 @@ class Listen:
     local: tuple[str, int]
     tls: TlsConfig
     alpn: tuple[str, ...]
-    config: QuicConfig | None
-    """None: the worker's default."""
+    config: QuicConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,7 @@ class Connect:
     server_name: str
     tls: TlsConfig
     alpn: tuple[str, ...]
-    config: QuicConfig | None
-    """None: the worker's default."""
+    config: QuicConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,11 +90,12 @@ class SessionTable:
     #: So many freed indices wait before the oldest is used again.
     REUSE_DISTANCE = 1024
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, worker: int, first: int = 0) -> None:
+        """`first` is the first index that is given."""
         self._worker = worker
         self._by_index: dict[int, AnySession] = {}
         self._free: deque[int] = deque()
-        self._next = 0
+        self._next = first
 
     def add(self, session: T) -> T:
         """Give a session its handle, and tell the context."""

@@ -1,0 +1,258 @@
+"""All workers of a daemon, as one to the application's objects above.
+
+What is about a session goes to the worker in its handle; a connect goes to the workers in turn; a
+listener is one at every worker. When a worker dies its sessions are told to be over; when another
+one takes its place, the listeners are made there anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from hoststack.quic.seam import CloseInfo
+from hoststack.session import messages as m
+from hoststack.session.attached import AttachedWorker
+from hoststack.session.handle import worker_of
+
+#: Tokens of requests that this module makes; those of the application are below.
+_FIRST_OWN_TOKEN: Final = 1 << 60
+#: RFC 9000 section 20.1: INTERNAL_ERROR.
+_INTERNAL_ERROR: Final = 1
+_GONE: Final = "the worker died"
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    """A listener of the application's, at all workers."""
+
+    request: m.Listen
+    handle: int | None = None
+    """By which the application knows it: the first one's."""
+    at: dict[int, int] = field(default_factory=dict)
+    """Handles by worker."""
+    missing: int = 0
+    """Workers that have not answered yet."""
+    is_over: bool = False
+
+
+class AttachedWorkers:
+    """Has the application's side of session/application.py."""
+
+    def __init__(self) -> None:
+        self.wake_application: Callable[[], None] = lambda: None
+        self._workers: dict[int, AttachedWorker] = {}
+        self._next: deque[int] = deque()
+        self._notices: list[m.Notice] = []
+        self._calls: dict[int, int] = {}  # worker by token
+        self._connections: dict[int, set[int]] = {}  # handles by worker
+        self._listeners: list[_Listener] = []
+        self._own_calls: dict[int, _Listener] = {}
+        self._own_tokens = itertools.count(_FIRST_OWN_TOKEN)
+
+    # --- which workers there are -------------------------------------------------------------
+
+    def add(self, index: int, worker: AttachedWorker) -> None:
+        """A worker is there, perhaps in the place of one that is gone."""
+        assert index not in self._workers
+        self._workers[index] = worker
+        self._next.append(index)
+        self._connections[index] = set()
+        worker.wake_application = lambda: self.wake_application()
+        for listener in self._listeners:
+            if listener.handle is not None:
+                self._listen_at(index, listener)
+
+    def remove(self, index: int) -> None:
+        """A worker is gone, and all that it had."""
+        del self._workers[index]
+        self._next.remove(index)
+        info = CloseInfo(_INTERNAL_ERROR, False, _GONE, False)
+        for handle in self._connections.pop(index):
+            self._notices.append(m.Closed(handle, info))
+        for token, worker in list(self._calls.items()):
+            if worker == index:
+                self._notices.append(m.Failed(token, errno.ECONNRESET, _GONE))
+                del self._calls[token]
+        for token, listener in list(self._own_calls.items()):
+            if listener.at.get(index) == -token:
+                self._on_reply_to_own(m.Failed(token, errno.ECONNRESET, _GONE))
+        for listener in self._listeners:
+            listener.at.pop(index, None)
+        self.wake_application()
+
+    # --- down --------------------------------------------------------------------------------
+
+    def request(self, request: m.Request) -> None:
+        match request:
+            case m.Listen():
+                self._listen(request)
+            case m.Unlisten():
+                self._unlisten(request)
+            case m.Cancel():
+                self._cancel(request)
+            case m.Connect():
+                self._call(request.token, self._pick(), request)
+            case m.OpenStream():
+                self._call(request.token, worker_of(request.connection), request)
+            case m.Migrate() | m.GetStatistics():
+                self._call(request.token, worker_of(request.handle), request)
+            case _:
+                self._send(worker_of(request.handle), request)
+
+    def signal_sent(self, handle: int) -> None:
+        worker = self._workers.get(worker_of(handle))
+        if worker is not None:
+            worker.signal_sent(handle)
+
+    def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
+        worker = self._workers.get(worker_of(handle))
+        if worker is not None:
+            worker.signal_consumed(handle, is_urgent)
+
+    def _pick(self) -> int:
+        """The worker whose turn it is; -1 if there is none."""
+        if not self._next:
+            return -1
+        self._next.rotate(-1)
+        return self._next[-1]
+
+    def _call(self, token: int, index: int, request: m.Request) -> None:
+        if index in self._workers:
+            self._calls[token] = index
+            self._send(index, request)
+        else:
+            self._fail(token)
+
+    def _fail(self, token: int) -> None:
+        self._notices.append(
+            m.Failed(token, errno.ECONNRESET, "the worker is gone: has the daemon ended?")
+        )
+        self.wake_application()
+
+    def _send(self, index: int, request: m.Request) -> None:
+        worker = self._workers.get(index)
+        if worker is not None:
+            worker.request(request)
+
+    def _cancel(self, request: m.Cancel) -> None:
+        for listener in self._listeners:
+            if listener.request.token == request.token and listener.handle is None:
+                self._give_up(listener)
+                return
+        index = self._calls.get(request.token)
+        if index is not None:
+            self._send(index, request)
+
+    # --- listeners ---------------------------------------------------------------------------
+
+    def _listen(self, request: m.Listen) -> None:
+        """At one worker first: it says which port 0 is, and whether it can be had at all."""
+        index = self._pick()
+        if index < 0:
+            self._fail(request.token)
+            return
+        listener = _Listener(request)
+        self._listeners.append(listener)
+        self._listen_at(index, listener)
+
+    def _listen_at(self, index: int, listener: _Listener) -> None:
+        token = next(self._own_tokens)
+        self._own_calls[token] = listener
+        listener.missing += 1
+        listener.at[index] = -token  # no handle yet
+        self._send(index, replace(listener.request, token=token))
+
+    def _on_reply_to_own(self, notice: m.Listening | m.Failed) -> None:
+        listener = self._own_calls.pop(notice.token)
+        listener.missing -= 1
+        index = next(i for i, handle in listener.at.items() if handle == -notice.token)
+        if isinstance(notice, m.Failed):
+            del listener.at[index]
+            if not listener.is_over and listener.handle is None:
+                self._give_up(listener)
+                self._notices.append(replace(notice, token=listener.request.token))
+            elif not listener.is_over and not listener.missing:
+                self._tell_listening(listener)
+            return
+        if listener.is_over:
+            self._send(index, m.Unlisten(notice.handle))
+            return
+        listener.at[index] = notice.handle
+        if len(listener.at) == 1 and listener.handle is None:
+            # All others take the port that this one got.
+            listener.request = replace(listener.request, local=notice.local)
+            listener.handle = notice.handle
+            for other in self._workers:
+                if other != index:
+                    self._listen_at(other, listener)
+        if not listener.missing:
+            self._tell_listening(listener)
+
+    def _tell_listening(self, listener: _Listener) -> None:
+        """Once: who is told is no call under way any more."""
+        request = listener.request
+        assert listener.handle is not None
+        if request.token:
+            self._notices.append(m.Listening(request.token, listener.handle, request.local))
+            listener.request = replace(request, token=0)
+
+    def _give_up(self, listener: _Listener) -> None:
+        listener.is_over = True
+        self._listeners.remove(listener)
+        for index, handle in listener.at.items():
+            if handle >= 0:
+                self._send(index, m.Unlisten(handle))
+
+    def _unlisten(self, request: m.Unlisten) -> None:
+        for listener in self._listeners:
+            if listener.handle == request.handle:
+                self._give_up(listener)
+                return
+
+    # --- up ----------------------------------------------------------------------------------
+
+    def take_notices(self) -> list[m.Notice]:
+        for index, worker in list(self._workers.items()):
+            for notice in worker.take_notices():
+                self._take(index, notice)
+        notices, self._notices = self._notices, []
+        return notices
+
+    def _take(self, index: int, notice: m.Notice) -> None:
+        token = getattr(notice, "token", None)
+        if token is not None and token >= _FIRST_OWN_TOKEN:
+            assert isinstance(notice, m.Listening | m.Failed)
+            self._on_reply_to_own(notice)
+            return
+        if token is not None:
+            self._calls.pop(token, None)
+        match notice:
+            case m.Accepted():
+                listener = self._listener_at(index, notice.listener)
+                self._connections[index].add(notice.handle)
+                if listener is not None and listener.handle is not None:
+                    notice = replace(notice, listener=listener.handle)
+            case m.Connected():
+                self._connections[index].add(notice.handle)
+            case m.Closed():
+                self._connections[index].discard(notice.handle)
+            case _:
+                pass
+        self._notices.append(notice)
+
+    def _listener_at(self, index: int, handle: int) -> _Listener | None:
+        for listener in self._listeners:
+            if listener.at.get(index) == handle:
+                return listener
+        return None
+
+    def take_events(self) -> list[tuple[int, int, int]]:
+        events: list[tuple[int, int, int]] = []
+        for worker in self._workers.values():
+            events += worker.take_events()
+        return events

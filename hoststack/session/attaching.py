@@ -1,0 +1,81 @@
+"""How an application attaches to a daemon, over the daemon's SOCK_SEQPACKET socket.
+
+The application sends Attach. The daemon answers Refused, or Attached and then a WorkerOffered for
+each worker, with four descriptors: a channel for messages, a segment with two event rings, and two
+eventfds, one to wake the worker and one that it wakes the application with. The connection stays:
+as long as it does the application is attached. A worker that died is told by WorkerLost, and the
+one in its place by another WorkerOffered.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+#: Of this protocol: another one is refused.
+PROTOCOL_VERSION: Final = 1
+#: Where a daemon listens unless it is told otherwise.
+DEFAULT_PATH: Final = "/run/hoststack/api.sock"
+#: Channel, rings, eventfd to wake the worker, eventfd to wake the application.
+WORKER_FDS: Final = 4
+
+_Name = Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Attach(msgspec.Struct, tag=True, frozen=True):
+    """An application wants to be served."""
+
+    version: int
+    name: _Name
+    namespace: _Name = "default"
+    secret: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """It is not served; `text` is one line for the user."""
+
+    errno: int
+    text: str
+
+
+class Attached(msgspec.Struct, tag=True, frozen=True):
+    """It is served, by as many workers."""
+
+    workers: int
+    link_name: str
+    link_reason: str
+    engine_name: str
+
+
+class WorkerOffered(msgspec.Struct, tag=True, frozen=True):
+    """A worker, with its descriptors."""
+
+    index: int
+
+
+class WorkerLost(msgspec.Struct, tag=True, frozen=True):
+    """A worker died, and its sessions with it."""
+
+    index: int
+
+
+Answer = Refused | Attached | WorkerOffered | WorkerLost
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_REQUESTS: Final = msgspec.msgpack.Decoder(Attach)
+_ANSWERS: Final[msgspec.msgpack.Decoder[Answer]] = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Attach | Answer) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def decode_attach(data: bytes) -> Attach:
+    """Raises msgspec.MsgspecError for something else."""
+    return _REQUESTS.decode(data)
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Raises msgspec.MsgspecError for something else."""
+    return _ANSWERS.decode(data)

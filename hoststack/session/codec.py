@@ -1,0 +1,180 @@
+"""Messages between an application and a worker in two processes, as bytes.
+
+A message is one octet that names its kind, and its fields in msgpack. What comes is checked
+against the annotations in session/messages.py before anybody sees it: types, ranges, lengths.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from ipaddress import ip_address
+from typing import Annotated, Any, Final, NamedTuple, cast
+
+import msgspec
+from cryptography.hazmat.primitives import serialization
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.tls import TlsConfig
+from hoststack.session import messages as m
+from hoststack.session.fifo_pool import BlockName
+
+#: A message has at most so many bytes: a chain of certificates is the largest part of one.
+MAX_MESSAGE_BYTES: Final = 1 << 16
+
+
+class CodecError(ValueError):
+    """What came is no message."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCame:
+    """A segment for FIFOs; its descriptor comes along."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class FifosReleased:
+    """The application is done with these."""
+
+    names: tuple[BlockName, ...]
+
+
+class _TlsForm(NamedTuple):
+    """A TlsConfig with its files read: nobody has another process open a path."""
+
+    certificate: bytes | None
+    key: bytes | None
+    ca: bytes | None
+    verify: bool
+    server_name: str | None
+    client_certificates: str
+    ciphers: tuple[str, ...]
+
+
+ToWorker = m.Request | FifosReleased
+ToApplication = m.Notice | SegmentCame
+
+_TO_WORKER: Final = typing.get_args(ToWorker)
+_TO_APPLICATION: Final = typing.get_args(ToApplication)
+# RFC 9000 section 16: what a variable-length integer carries.
+_NUMBER: Final = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
+_TEXT: Final = Annotated[str, msgspec.Meta(max_length=4096)]
+_LEAVES: Final[dict[Any, Any]] = {
+    int: _NUMBER,
+    str: _TEXT,
+    TlsConfig: _TlsForm,
+    Fifo: BlockName,
+}
+_ENDPOINT: Final = tuple[str, int]
+
+
+def _form(annotation: Any) -> Any:
+    """What a field's annotation is on the wire."""
+    arguments = typing.get_args(annotation)
+    if not arguments:
+        return _LEAVES.get(annotation, annotation)
+    origin = typing.get_origin(annotation)
+    if origin is dict:  # of figures, which may be below zero
+        return annotation
+    inner = tuple(_form(argument) for argument in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return typing.Union[inner]  # noqa: UP007
+    return origin[inner]
+
+
+class _Kind:
+    """How messages of one class are written and read."""
+
+    def __init__(self, class_: type, tag: int) -> None:
+        self.class_ = class_
+        self.tag = bytes([tag])
+        hints = typing.get_type_hints(class_)
+        self.names = [field.name for field in fields(class_)]
+        self.decoder = msgspec.msgpack.Decoder(
+            tuple[tuple(_form(hints[name]) for name in self.names)]  # type: ignore[misc]
+        )
+        self.endpoints = [
+            index
+            for index, name in enumerate(self.names)
+            if _ENDPOINT in (hints[name], *typing.get_args(hints[name]))
+        ]
+
+
+_KINDS: Final = [_Kind(class_, tag) for tag, class_ in enumerate(_TO_WORKER + _TO_APPLICATION)]
+_BY_CLASS: Final = {kind.class_: kind for kind in _KINDS}
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+def encode(
+    message: ToWorker | ToApplication, name_of: Callable[[Fifo], BlockName] | None = None
+) -> bytes:
+    """The bytes of a message; `name_of` names the FIFOs that are in it."""
+    kind = _BY_CLASS[type(message)]
+    values = [getattr(message, name) for name in kind.names]
+    for index, value in enumerate(values):
+        if isinstance(value, Fifo):
+            assert name_of is not None
+            values[index] = name_of(value)
+        elif isinstance(value, TlsConfig):
+            values[index] = _tls_form(value)
+    return kind.tag + _ENCODER.encode(values)
+
+
+def decode_request(data: bytes) -> ToWorker:
+    """A message that came from an application; raises CodecError."""
+    return cast(ToWorker, _decode(data, 0, len(_TO_WORKER), None))
+
+
+def decode_notice(data: bytes, open_fifo: Callable[[BlockName], Fifo]) -> ToApplication:
+    """A message that came from a worker; raises CodecError."""
+    return cast(ToApplication, _decode(data, len(_TO_WORKER), len(_KINDS), open_fifo))
+
+
+def _decode(
+    data: bytes, first: int, end: int, open_fifo: Callable[[BlockName], Fifo] | None
+) -> object:
+    if not data or not first <= data[0] < end:
+        raise CodecError("a message of no known kind")
+    kind = _KINDS[data[0]]
+    try:
+        values = list(kind.decoder.decode(memoryview(data)[1:]))
+        for index in kind.endpoints:
+            if values[index] is not None:
+                values[index] = _endpoint(*values[index])
+        for index, value in enumerate(values):
+            if isinstance(value, _TlsForm):
+                values[index] = TlsConfig(**value._asdict())
+            elif isinstance(value, BlockName) and open_fifo is not None:
+                values[index] = open_fifo(value)
+        return kind.class_(*values)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise CodecError(f"{kind.class_.__name__}: {error}") from None
+
+
+def _endpoint(host: str, port: int) -> tuple[str, int]:
+    if port > 65535:
+        raise ValueError(f"there is no port {port}")
+    return str(ip_address(host)), port
+
+
+def _tls_form(tls: TlsConfig) -> _TlsForm:
+    pem = serialization.Encoding.PEM
+    key = None
+    if tls.private_key is not None:
+        key = tls.private_key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    chain = b"".join(certificate.public_bytes(pem) for certificate in tls.chain)
+    return _TlsForm(
+        certificate=chain or None,
+        key=key,
+        ca=tls.ca_pem,
+        verify=tls.verify,
+        server_name=tls.server_name,
+        client_certificates=tls.client_certificates,
+        ciphers=tls.ciphers,
+    )

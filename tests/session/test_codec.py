@@ -1,0 +1,165 @@
+"""Messages between processes: what is written is read, and rubbish is refused."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
+from hoststack.quic.tls import TlsConfig
+from hoststack.session import messages as m
+from hoststack.session.codec import (
+    CodecError,
+    FifosReleased,
+    SegmentCame,
+    decode_notice,
+    decode_request,
+    encode,
+)
+from hoststack.session.fifo_pool import BlockName, FifoPool, PoolExhaustedError, SharedFifos
+
+TLS = TlsConfig.self_signed(["localhost"])
+HERE, THERE = ("127.0.0.1", 4433), ("::1", 1234)
+
+
+def no_fifo(name: BlockName) -> Fifo:
+    raise ValueError(f"there is no {name}")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        m.Connect(1, THERE, "localhost", TlsConfig(verify=False), ("h3", "x"), QuicConfig()),
+        m.OpenStream(1, 2, True),
+        m.Cancel(3),
+        m.Unlisten(1 << 61),
+        m.CloseConnection(1, (1 << 62) - 1, "why"),
+        m.ResetStream(1, 2),
+        m.StopSending(1, 2),
+        m.UpdateKey(1),
+        m.Migrate(1, 2, None),
+        m.Migrate(1, 2, THERE),
+        m.GetStatistics(1, 2),
+        FifosReleased((BlockName(0, 4096, 1024),)),
+    ],
+    ids=lambda request: type(request).__name__,
+)
+def test_requests_arrive_as_they_were(request_: m.Request) -> None:
+    assert decode_request(encode(request_)) == request_
+
+
+def test_certificates_go_along_and_paths_do_not() -> None:
+    sent = m.Listen(1, HERE, TLS, ("h3",), QuicConfig(idle_timeout_s=3))
+    listen = decode_request(encode(sent))
+    assert isinstance(listen, m.Listen)
+    assert listen.tls.chain == TLS.chain
+    assert listen.config == sent.config
+    data = encode(sent)
+    pem = TLS.certificate
+    assert isinstance(pem, bytes)
+    assert data.count(pem[:64]) == 1
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        m.Failed(1, 111, "why"),
+        m.Listening(1, 2, HERE),
+        m.Connected(1, 2, HERE, THERE, "h3", Handshake(certificate=b"der", cipher="aes-128-gcm")),
+        m.Accepted(1, 2, HERE, THERE, None, Handshake()),
+        m.StreamAccepted(1, 2, 3, None, None),
+        m.Closed(1, CloseInfo(2, True, "why", True)),
+        m.Statistics(1, {"rtt_s": 0.5, "lost": 3}),
+        m.PathChanged(1, HERE, THERE),
+        SegmentCame(3),
+    ],
+    ids=lambda notice: type(notice).__name__,
+)
+def test_notices_arrive_as_they_were(notice: m.Notice) -> None:
+    assert decode_notice(encode(notice), no_fifo) == notice
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"\x00",
+        encode(m.Cancel(1)) + b"x",
+        encode(m.Failed(1, 2, "a notice is no request")),
+        encode(m.CloseConnection(1, 1 << 62, "beyond a variable-length integer")),
+        encode(m.CloseConnection(-1, 0, "")),
+        encode(m.CloseConnection(1, 0, "x" * 5000)),
+        encode(m.Migrate(1, 2, ("127.0.0.1", 65536))),
+        encode(m.Migrate(1, 2, ("no address", 1))),
+        encode(m.Connect(1, ("localhost", 1), "x", TlsConfig(), (), QuicConfig())),
+    ],
+)
+def test_rubbish_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode_request(data)
+
+
+@pytest.mark.parametrize("field", ["idle_timeout_s", "rx_fifo_bytes", "max_streams_bidi"])
+@pytest.mark.parametrize("value", [-1, 1e300, float("nan"), "x"])
+def test_no_connection_is_like_that(field: str, value: object) -> None:
+    good = encode(m.Connect(1, HERE, "x", TlsConfig(), (), QuicConfig()))
+    fields = msgspec.msgpack.decode(good[1:])
+    fields[-1][field] = value
+    with pytest.raises(CodecError):
+        decode_request(good[:1] + msgspec.msgpack.encode(fields))
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_refused_too(data: bytes) -> None:
+    try:
+        decode_request(data)
+    except CodecError:
+        return
+    assert data[0] < 32  # by chance it was one
+
+
+def test_fifos_lie_in_segments_that_both_map() -> None:
+    segments: list[int] = []
+    done: list[BlockName] = []
+    theirs = SharedFifos(done.append)
+
+    def send(number: int, fd: int) -> None:
+        import os
+
+        segments.append(number)
+        theirs.add_segment(number, os.dup(fd))
+
+    pool = FifoPool("app", 1 << 20, send)
+    fifo = pool.make(5000)
+    name = pool.name_of(fifo)
+    notice = m.StreamReady(1, 2, 3, 4, fifo, None)
+    read = decode_notice(encode(notice, pool.name_of), theirs.open)
+    assert isinstance(read, m.StreamReady)
+    assert read.rx is not None
+    fifo.write(b"hello")
+    assert read.rx.read(10) == b"hello"
+    assert segments == [0]
+
+    with pytest.raises(PoolExhaustedError, match="close streams"):
+        pool.make(1 << 20)
+    assert pool.used_bytes > 0
+    del read, notice
+    assert done == [name]
+    pool.release(name)
+    assert pool.used_bytes > 0  # the worker still has it
+    del fifo
+    assert pool.used_bytes == 0
+
+    again = pool.make(5000)
+    assert pool.name_of(again) == name
+    assert again.readable == 0
+    assert segments == [0]
+    with pytest.raises(ValueError, match="nowhere"):
+        theirs.open(BlockName(0, 64 << 20, 1024))
+    with pytest.raises(ValueError, match="nowhere"):
+        theirs.open(BlockName(7, 0, 1024))
+    pool.close()
