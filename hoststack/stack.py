@@ -38,7 +38,7 @@ class Stack:
     """What a program opens connections and listeners with. Made by `open_stack`."""
 
     def __init__(
-        self, router: Router, worker: Worker, link_reason: str, config: QuicConfig
+        self, router: Router, worker: Worker, link_reason: str, config: QuicConfig | None
     ) -> None:
         self._router = router
         self._worker = worker
@@ -160,6 +160,16 @@ async def _handle(handler: Handler, connection: Connection) -> None:
             logger.debug("%r: its handler ended: %r", connection, group.exceptions)
 
 
+def stack_on(
+    worker: Worker, name: str, *, link_reason: str = "", config: QuicConfig | None = None
+) -> Stack:
+    """A Stack of a new application on a worker that there is, which has nothing to do with the
+    worker's other applications; without `config` connections get the worker's default."""
+    application = Application(name)
+    worker.attach(application)
+    return Stack(Router(application), worker, link_reason, config)
+
+
 @asynccontextmanager
 async def open_stack(
     interface: str | None = None,
@@ -182,20 +192,18 @@ async def open_stack(
     shorter, and it takes a whole core (docs/performance.md). Raises LinkError if the link that was
     asked for can't be had, and ValueError for an engine that can't, or can't poll busily.
     """
-    config = config or QuicConfig()
     if isinstance(link, str):
         chosen, reason = choose_link(interface, link, mode=mode, busy_poll_us=busy_poll_us)
     else:
         chosen, reason = link, ""
-    application = Application(f"{os.getpid()}")
     error: BaseException | None = None
     try:
         worker = Worker(chosen, engine_maker(engine, chosen, secret=secret), spin_us=busy_poll_us)
         async with trio.open_nursery() as nursery:
-            worker.attach(application)
+            stack = stack_on(worker, f"{os.getpid()}", link_reason=reason, config=config)
             await nursery.start(worker.run)
             try:
-                yield Stack(Router(application), worker, reason, config)
+                yield stack
             except trio.Cancelled:
                 raise
             except BaseException as caught:

@@ -41,7 +41,7 @@ _CIPHER_SUITES: Final[dict[Cipher, CipherSuite]] = {
 }
 #: TlsConfig's names by aioquic's.
 CIPHERS: Final = {suite: cipher for cipher, suite in _CIPHER_SUITES.items()}
-_CONGESTION_CONTROLS = ("cubic", "reno")
+CONGESTION_CONTROLS = ("cubic", "reno")
 
 
 class Listener:
@@ -108,10 +108,10 @@ def client_configuration(
 def _configuration(
     tls: TlsConfig, config: QuicConfig, alpn: list[str], max_datagram_bytes: int
 ) -> QuicConfiguration:
-    if config.congestion_control not in _CONGESTION_CONTROLS:
+    if config.congestion_control not in CONGESTION_CONTROLS:
         raise ValueError(
             f"the aioquic engine has no congestion control {config.congestion_control!r}: "
-            f"take one of {', '.join(_CONGESTION_CONTROLS)}"
+            f"take one of {', '.join(CONGESTION_CONTROLS)}"
         )
     for name, is_asked in (
         ("keep_alive_s", config.keep_alive_s),

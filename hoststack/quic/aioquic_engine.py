@@ -19,7 +19,13 @@ from aioquic.quic.packet import QuicErrorCode
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
-from hoststack.quic.aioquic_accept import CIPHERS, Acceptor, Listener, client_configuration
+from hoststack.quic.aioquic_accept import (
+    CIPHERS,
+    CONGESTION_CONTROLS,
+    Acceptor,
+    Listener,
+    client_configuration,
+)
 from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_receive import receive_burst
@@ -57,6 +63,7 @@ class AioquicEngine:
 
     name = "aioquic"
     can_spin = False
+    congestion_controls: tuple[str, ...] = CONGESTION_CONTROLS
 
     def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig) -> None:
         self.counters = EngineCounters()

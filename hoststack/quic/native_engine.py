@@ -88,6 +88,7 @@ class NativeEngine:
     """A worker's engine over one link (hoststack/quic/seam.py has the contract)."""
 
     name = "native"
+    congestion_controls: tuple[str, ...] = _CONGESTION_CONTROLS
 
     def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig, secret: bytes) -> None:
         self._owner = owner

@@ -330,6 +330,8 @@ class Engine(Protocol):
     name: str
     can_spin: bool
     """Whether `turn` heeds `spin_s`."""
+    congestion_controls: tuple[str, ...]
+    """What it takes as `QuicConfig.congestion_control`."""
 
     @property
     def counters(self) -> EngineCounters: ...

@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from hoststack.link.base import Endpoint, Link, LinkError
-from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine
+from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.ports import PortTable
@@ -41,20 +41,22 @@ class Connector:
         self._searches: dict[tuple[Application, int], trio.CancelScope] = {}
         self._tokens: dict[ConnectionContext, int] = {}
 
-    def start(self, application: Application, request: m.Connect) -> None:
+    def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
         """Find the way to the peer, then start the handshake."""
         # Known before the task runs, so that a Cancel which follows at once finds it.
         self._searches[application, request.token] = trio.CancelScope()
-        self._spawn(self._search, application, request)
+        self._spawn(self._search, application, request, config)
 
-    async def _search(self, application: Application, request: m.Connect) -> None:
+    async def _search(
+        self, application: Application, request: m.Connect, config: QuicConfig
+    ) -> None:
         remote = Endpoint(*request.remote)
         with self._searches[application, request.token]:
             try:
                 local = self._ports.open_for_client(remote)
                 path = await self._link.connect_path(local.port, remote)
                 connection = self._engine.connect(
-                    path, request.server_name, request.tls, request.alpn, request.config
+                    path, request.server_name, request.tls, request.alpn, config
                 )
             except (LinkError, ValueError) as error:
                 number = error.errno if isinstance(error, LinkError) else errno.EINVAL

@@ -20,6 +20,7 @@ from hoststack.quic.seam import (
     EngineOwner,
     Event,
     EventKind,
+    QuicConfig,
     StreamContext,
     preferred_endpoints,
 )
@@ -55,15 +56,19 @@ class SessionLayer:
         first_session: int = 0,
     ) -> None:
         self.sessions = SessionTable(worker, first_session)
+        self.is_enabled = True
+        """Whether applications may listen and connect."""
+        self.default_config = QuicConfig()
+        """For applications that name none."""
         self.applications: list[Application] = []
         self.engine = make_engine(self)
-        self._ports = PortTable(link)
-        self._connector = Connector(link, self.engine, self.sessions, self._ports, spawn)
-        self._migrator = Migrator(link, self.engine, self._ports, spawn)
+        self.ports = PortTable(link)
+        self._connector = Connector(link, self.engine, self.sessions, self.ports, spawn)
+        self._migrator = Migrator(link, self.engine, self.ports, spawn)
         self._waiting_streams: dict[ConnectionSession, list[m.OpenStream]] = {}
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
-            m.Connect: self._connector.start,
+            m.Connect: self._connect,
             m.OpenStream: self._open_stream,
             m.Cancel: self._cancel,
             m.Unlisten: self._unlisten,
@@ -196,17 +201,37 @@ class SessionLayer:
 
     # --- requests ----------------------------------------------------------------------------
 
+    def _refuse(self, application: Application, token: int) -> None:
+        application.notify(
+            m.Failed(
+                token,
+                errno.EPERM,
+                "the session layer is disabled: `session enable` allows new connections and "
+                "listeners again",
+            )
+        )
+
+    def _connect(self, application: Application, request: m.Connect) -> None:
+        if self.is_enabled:
+            self._connector.start(application, request, request.config or self.default_config)
+        else:
+            self._refuse(application, request.token)
+
     def _listen(self, application: Application, request: m.Listen) -> None:
+        if not self.is_enabled:
+            self._refuse(application, request.token)
+            return
+        config = request.config or self.default_config
         try:
-            local = self._ports.open_for_listener(Endpoint(*request.local))
+            local = self.ports.open_for_listener(Endpoint(*request.local))
         except LinkError as error:
             application.notify(m.Failed(request.token, error.errno or 0, error_text(error)))
             return
         try:
-            self._ports.open_beside(local, preferred_endpoints(request.config))
-            listener = self.engine.listen(local, request.tls, request.alpn, request.config)
+            self.ports.open_beside(local, preferred_endpoints(config))
+            listener = self.engine.listen(local, request.tls, request.alpn, config)
         except (ValueError, LinkError) as error:
-            self._ports.close_listener(local)
+            self.ports.close_listener(local)
             number = error.errno if isinstance(error, LinkError) else errno.EINVAL
             application.notify(m.Failed(request.token, number or 0, error_text(error)))
             return
@@ -218,7 +243,7 @@ class SessionLayer:
         if session is not None:
             self.engine.unlisten(session.context)
             self.sessions.remove(session)
-            self._ports.close_listener(Endpoint(*session.context.local))
+            self.ports.close_listener(Endpoint(*session.context.local))
 
     def _cancel(self, application: Application, request: m.Cancel) -> None:
         self._connector.cancel(application, request)
@@ -317,7 +342,7 @@ class SessionLayer:
             # The listener went while the handshake was under way.
             self.engine.close(context, 0, "no listener")
             return
-        self._ports.hold(Endpoint(*listener.context.local))
+        self.ports.hold(Endpoint(*listener.context.local))
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
@@ -365,7 +390,7 @@ class SessionLayer:
             self.sessions.remove(stream)
         self.sessions.remove(session)
         if session.listener is not None:
-            self._ports.release(Endpoint(*session.listener.context.local))
+            self.ports.release(Endpoint(*session.listener.context.local))
         if not self._connector.fail(session, info):
             session.application.notify(m.Closed(session.handle, info))
 

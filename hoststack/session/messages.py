@@ -33,7 +33,8 @@ class Listen:
     local: tuple[str, int]
     tls: TlsConfig
     alpn: tuple[str, ...]
-    config: QuicConfig
+    config: QuicConfig | None
+    """None: the worker's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Connect:
     server_name: str
     tls: TlsConfig
     alpn: tuple[str, ...]
-    config: QuicConfig
+    config: QuicConfig | None
+    """None: the worker's default."""
 
 
 @dataclass(frozen=True, slots=True)

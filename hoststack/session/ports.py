@@ -10,8 +10,19 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from ipaddress import ip_address
+from typing import Literal, NamedTuple
 
 from hoststack.link.base import Endpoint, Link, LinkError
+
+
+class PortInUse(NamedTuple):
+    """A local port, and what it is for."""
+
+    local: Endpoint
+    use: Literal["listener", "connections", "client"]
+    """ "connections": those of a listener that is gone; "client": connections of ours."""
+    holders: int
+    """A listener, and the connections that came in there; 0 for connections of ours."""
 
 
 class PortTable:
@@ -50,6 +61,14 @@ class PortTable:
         if local.host not in self._client:
             self._client[local.host] = self._link.open_port(local)
         return self._client[local.host]
+
+    def in_use(self) -> list[PortInUse]:
+        """All ports but those of single connections."""
+        found = [
+            PortInUse(local, "listener" if local in self._listening else "connections", holders)
+            for local, holders in self._holders.items()
+        ]
+        return found + [PortInUse(local, "client", 0) for local in self._client.values()]
 
     def open_beside(self, local: Endpoint, others: Iterable[Endpoint]) -> None:
         """Take ports that a listener's connections may move to, for as long as its own is held;
