@@ -43,7 +43,7 @@ class Connection(trio.abc.AsyncResource):
         self._accepted: deque[Stream | ReceiveStream] = deque()
         self._streams: dict[int, SendStream | ReceiveStream] = {}
         self._sleepers = trio.lowlevel.ParkingLot()
-        self._datagrams = Datagrams(self._signal_sent, self._check)
+        self._datagrams = Datagrams(self._signal_sent, self._signal_consumed, self._check)
 
     @property
     def handle(self) -> int:
@@ -288,6 +288,9 @@ class Connection(trio.abc.AsyncResource):
 
     def _signal_sent(self) -> None:
         self._router.signal_sent(self.handle)
+
+    def _signal_consumed(self) -> None:
+        self._router.signal_consumed(self.handle, is_urgent=True)
 
     def _check(self) -> None:
         if self._is_closing:

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 class Datagrams:
     """Both directions, over a pair of FIFOs of messages.
 
-    `signal` tells the worker that there is something to send; `check` raises where the connection
-    is over. Several tasks may send and receive, for messages are whole.
+    `signal_sent` tells the worker that there is something to send, `signal_consumed` that there is
+    room; `check` raises where the connection is over. Several tasks may send and receive, for
+    messages are whole.
     """
 
-    def __init__(self, signal: Callable[[], None], check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        signal_sent: Callable[[], None],
+        signal_consumed: Callable[[], None],
+        check: Callable[[], None],
+    ) -> None:
         self.max_bytes = 0
-        self._signal = signal
+        self._signal_sent = signal_sent
+        self._signal_consumed = signal_consumed
         self._check = check
         self._is_closed = False
         self._rx: Fifo | None = None
@@ -46,7 +53,7 @@ class Datagrams:
         if not self._tx.write_message(message):
             return False
         if self._tx.take_read_armed():
-            self._signal()
+            self._signal_sent()
         return True
 
     def _refusal(self, size_bytes: int) -> str:
@@ -86,6 +93,9 @@ class Datagrams:
         message = self._rx.read_message()
         if message is None:
             self._check()
+        elif self._rx.take_write_armed():
+            # Only another application waits for room (cut-through): an engine drops what has none.
+            self._signal_consumed()
         return message
 
     async def _wait_for_message(self) -> bool:

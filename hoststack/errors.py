@@ -7,6 +7,8 @@ import trio
 from hoststack.link.base import LinkError
 from hoststack.quic.seam import CloseInfo
 from hoststack.quic.tls import TlsConfigError
+from hoststack.session.namespaces import NamespaceError
+from hoststack.session.rules import RuleError
 from hoststack.session.uri import UriError
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "ConnectionClosedError",
     "LinkError",
     "MigrationError",
+    "NamespaceError",
+    "RuleError",
     "StreamResetError",
     "StreamStoppedError",
     "TlsConfigError",

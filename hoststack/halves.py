@@ -7,14 +7,18 @@ from types import TracebackType
 
 import trio
 
-from hoststack.native.fifo import Fifo
+from hoststack.native.fifo import Fifo, FifoCorruptError
 
 #: What one `receive_some` without a size returns at most.
 RECEIVE_BYTES = 256 * 1024
 
 
 class _OneAtATime:
-    """Raises trio.BusyResourceError when two tasks use one direction at once."""
+    """Raises trio.BusyResourceError when two tasks use one direction at once.
+
+    The other side of a FIFO may be another application (cut-through): rubbish that it writes there
+    breaks the stream, and nothing else.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -32,6 +36,8 @@ class _OneAtATime:
         traceback: TracebackType | None,
     ) -> None:
         self._is_busy = False
+        if isinstance(error, FifoCorruptError):
+            raise trio.BrokenResourceError("the other side broke the stream's FIFO") from error
 
 
 class SendingHalf:
@@ -127,7 +133,10 @@ class SendingHalf:
         if not self.is_ended:
             self.is_ended = True
             self._tx.set_eof()
-            self._tell()
+            # Also where the other side is busy reading (cut-through), for the end is news to the
+            # session layer too.
+            self._tx.take_read_armed()
+            self._signal()
 
     def _tell(self) -> None:
         if self._tx.take_read_armed():
@@ -185,7 +194,12 @@ class ReceivingHalf:
     @property
     def has_end(self) -> bool:
         """Whether all that the peer will ever send is here, or the peer gave up."""
-        return self._rx.at_end or self._error is not None
+        if self._error is not None:
+            return True
+        try:
+            return self._rx.at_end
+        except FifoCorruptError:
+            return False
 
     def close(self) -> None:
         """No more receiving. Idempotent."""

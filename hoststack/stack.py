@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -24,6 +24,8 @@ from hoststack.quic.tls import TlsConfig
 from hoststack.router import Router
 from hoststack.session import messages as m
 from hoststack.session.application import Application
+from hoststack.session.namespaces import DEFAULT_NAMESPACE, Namespaces, Scope
+from hoststack.session.rules import Rules
 from hoststack.session.uri import Uri, parse_uri
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,49 @@ class Stack:
     def link_reason(self) -> str:
         """One line that says why it is not a better link; empty if there is none."""
         return self._link_reason
+
+    @asynccontextmanager
+    async def application(
+        self,
+        name: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        secret: str = "",
+        scopes: Collection[Scope] = frozenset({"global"}),
+        shares_listeners: bool = False,
+        config: QuicConfig | None = None,
+    ) -> AsyncIterator[Stack]:
+        """Another application on this stack, with sessions of its own, closed at the end.
+
+        `scopes` are "global", the network, and "local", the other applications of its namespace on
+        this stack: with both, it listens in both, and connects to another application where one
+        listens, without packets, handshakes or certificates (docs/architecture.md). Applications
+        with `shares_listeners` and the same name and namespace may listen on the same endpoint, and
+        get its connections in turns. Raises NamespaceError for a namespace that is not there, with
+        another secret, or without these scopes.
+        """
+        application = Application(name)
+        application.scopes = self._worker.layer.namespaces.admit(namespace, secret, scopes)
+        application.namespace = namespace
+        if shares_listeners:
+            application.group = (name, namespace, os.getuid())
+        self._worker.attach(application)
+        try:
+            yield Stack(
+                Router(application), self._worker, self._link_reason, config or self._config
+            )
+        finally:
+            self._worker.detach(application, is_gone=False)
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """The namespaces that applications may belong to."""
+        return self._worker.layer.namespaces
+
+    @property
+    def rules(self) -> Rules:
+        """Which connections may come about."""
+        return self._worker.layer.rules
 
     @asynccontextmanager
     async def connect(

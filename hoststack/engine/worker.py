@@ -70,9 +70,9 @@ class Worker:
         application.worker = self
         self.layer.attach(application)
 
-    def detach(self, application: Application) -> None:
-        """Serve it no more; its peers are told."""
-        self.layer.detach(application)
+    def detach(self, application: Application, *, is_gone: bool = True) -> None:
+        """Serve it no more; its peers are told, and itself if it is not gone."""
+        self.layer.detach(application, is_gone=is_gone)
         self.wake()
 
     def wake(self) -> None:
@@ -112,7 +112,7 @@ class Worker:
 
     async def wait_idle(self) -> None:
         """Until there is no connection left."""
-        while self.layer.engine.connections():
+        while self.layer.connections():
             self._idle = trio.Event()
             await self._idle.wait()
 
@@ -134,7 +134,7 @@ class Worker:
         # What the application asked for just before, a close with another code perhaps, counts.
         if self._nursery is not None:
             self.layer.take_from_applications()
-        engine.shutdown(code, reason)
+        self.layer.shutdown(code, reason)
         for _ in range(_LAST_TURNS):
             turn = engine.turn(trio.current_time())
             self.layer.give_to_applications(turn.events)
@@ -167,7 +167,7 @@ class Worker:
         self.layer.take_from_applications()
         turn = self.layer.engine.turn(trio.current_time(), spin_s)
         has_woken = self.layer.give_to_applications(turn.events)
-        if self._idle is not None and not self.layer.engine.connections():
+        if self._idle is not None and not self.layer.connections():
             self._idle.set()
             self._idle = None
         return turn, has_woken

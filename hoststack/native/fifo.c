@@ -256,6 +256,12 @@ int hs_fifo_eof(const struct hs_fifo_consumer *c)
 	return atomic_load_explicit(&c->shared->eof, memory_order_acquire) != 0;
 }
 
+void hs_fifo_look(const struct hs_fifo_consumer *c, uint64_t positions[2])
+{
+	positions[0] = atomic_load_explicit(&c->shared->head, memory_order_acquire);
+	positions[1] = atomic_load_explicit(&c->shared->tail, memory_order_acquire);
+}
+
 /* --- messages --------------------------------------------------------------------------------- */
 
 int hs_fifo_write_message(struct hs_fifo_producer *p, const uint8_t *data, size_t n)

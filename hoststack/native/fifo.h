@@ -90,6 +90,9 @@ int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n);
 int hs_fifo_drop_to(struct hs_fifo_consumer *c, uint64_t offset);
 /* Whether the producer said that no byte will follow. Ask before looking at the tail. */
 int hs_fifo_eof(const struct hs_fifo_consumer *c);
+/* The head and the tail as both sides have written them, unchecked: for who is neither of them and
+ * only looks on. */
+void hs_fifo_look(const struct hs_fifo_consumer *c, uint64_t positions[2]);
 
 /* A FIFO may carry messages in place of a stream's bytes. Each is there as a whole or not at all. */
 

@@ -100,6 +100,11 @@ class Fifo:
         done: int = lib.hs_fifo_write_message(self._producer, ffi.from_buffer(data), len(data))
         return bool(done if done >= 0 else _raise(done))
 
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message that `write_message` ever takes."""
+        return min(int(lib.HS_FIFO_MAX_MESSAGE_BYTES), self.size - _PREFIX_BYTES)
+
     def has_room_for(self, message_bytes: int) -> bool:
         """Whether `write_message` takes a message of that size now."""
         return self.writable >= message_bytes + _PREFIX_BYTES
@@ -199,6 +204,15 @@ class Fifo:
     def at_end(self) -> bool:
         """Whether there is no byte, and none will follow."""
         return self.eof and not self.readable
+
+    # --- who only looks on ---
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Head and tail as the two sides have written them, true or not."""
+        found = ffi.new("uint64_t[2]")
+        lib.hs_fifo_look(self._consumer, found)
+        return int(found[0]), int(found[1])
 
     # --- wake-ups: a sleeper arms and looks again; the other side takes the flag after a move ---
 

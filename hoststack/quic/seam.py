@@ -324,10 +324,46 @@ def check_early_data(alpn: Sequence[str], config: QuicConfig) -> None:
         )
 
 
-class Engine(Protocol):
-    """A QUIC engine. All calls come from the worker's own loop; none blocks."""
+class Transport(Protocol):
+    """What carries connections, once they are there: an engine over the network, or cut-through
+    (hoststack/session/cut_through.py) within one stack. Both report the same events."""
 
     name: str
+
+    def open_stream(
+        self, connection: ConnectionContext, *, unidirectional: bool
+    ) -> StreamContext | None:
+        """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it
+        (STREAMS_AVAILABLE tells when to try again)."""
+
+    def send_ready(self, stream: StreamContext) -> None:
+        """The application wrote into the tx FIFO, or set its end."""
+
+    def consumed(self, stream: StreamContext) -> None:
+        """The application read from the rx FIFO: the receive windows may move."""
+
+    def send_datagrams(self, connection: ConnectionContext) -> None:
+        """The application wrote a message into the connection's tx FIFO."""
+
+    def reset_stream(self, stream: StreamContext, code: int) -> None:
+        """Send RESET_STREAM: what the tx FIFO still holds is given up."""
+
+    def stop_sending(self, stream: StreamContext, code: int) -> None:
+        """Send STOP_SENDING: what comes on the stream from now on is thrown away."""
+
+    def update_key(self, connection: ConnectionContext) -> None:
+        """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
+
+    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
+        """Close at once with the application's code; CLOSED follows."""
+
+    def shutdown(self, code: int, reason: str) -> None:
+        """Close every connection. An engine sends the CONNECTION_CLOSE packets in a last `turn`."""
+
+
+class Engine(Transport, Protocol):
+    """A QUIC engine. All calls come from the worker's own loop; none blocks."""
+
     can_spin: bool
     """Whether `turn` heeds `spin_s`."""
     congestion_controls: tuple[str, ...]
@@ -357,30 +393,6 @@ class Engine(Protocol):
     ) -> ConnectionContext:
         """Start a connection along a link's Path; CONNECTED or CLOSED follows."""
 
-    def open_stream(
-        self, connection: ConnectionContext, *, unidirectional: bool
-    ) -> StreamContext | None:
-        """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it
-        (STREAMS_AVAILABLE tells when to try again)."""
-
-    def send_ready(self, stream: StreamContext) -> None:
-        """The application wrote into the tx FIFO, or set its end."""
-
-    def consumed(self, stream: StreamContext) -> None:
-        """The application read from the rx FIFO: the receive windows may move."""
-
-    def send_datagrams(self, connection: ConnectionContext) -> None:
-        """The application wrote a message into the connection's tx FIFO."""
-
-    def reset_stream(self, stream: StreamContext, code: int) -> None:
-        """Send RESET_STREAM: what the tx FIFO still holds is given up."""
-
-    def stop_sending(self, stream: StreamContext, code: int) -> None:
-        """Send STOP_SENDING: what comes on the stream from now on is thrown away."""
-
-    def update_key(self, connection: ConnectionContext) -> None:
-        """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
-
     def migrate(self, connection: ConnectionContext, path: object) -> None:
         """Move a connection of ours to a link's Path from another local endpoint, as soon as the
         peer allows it; PATH_CHANGED or MIGRATION_FAILED follows. Raises ValueError if it never
@@ -388,9 +400,6 @@ class Engine(Protocol):
 
     def stay(self, connection: ConnectionContext) -> None:
         """Do not migrate, if that has not begun yet; MIGRATION_FAILED follows then."""
-
-    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
-        """Close at once with the application's code; CLOSED follows."""
 
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         """One burst in, one burst out; with nothing to tell, look for more for `spin_s`."""
@@ -401,6 +410,3 @@ class Engine(Protocol):
 
     def connections(self) -> Sequence[ConnectionContext]:
         """All live connections, for listing."""
-
-    def shutdown(self, code: int, reason: str) -> None:
-        """Close every connection; a last `turn` sends the CONNECTION_CLOSE packets."""

@@ -14,6 +14,7 @@ from typing import Protocol
 from hoststack.native.event_ring import EventRing
 from hoststack.native.fifo import Fifo
 from hoststack.session.messages import EventCode, Notice, Request
+from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
 
 #: Entries of an event ring. What does not fit waits on its producer's side.
 RING_ENTRIES = 4096
@@ -85,6 +86,11 @@ class Application:
     ) -> None:
         """With rings of its own, or those that it shares with another process."""
         self.name = name
+        self.namespace = DEFAULT_NAMESPACE
+        self.scopes: frozenset[Scope] = frozenset({"global"})
+        self.group: tuple[str, str, int] | None = None
+        """Name, namespace and uid of applications that may listen on one endpoint together; None:
+        none may."""
         self.worker: Wakeable = _NoWorker()
         self.wake_application: Callable[[], None] = _nobody
         self._down = EventChannel(down or EventRing(RING_ENTRIES))
@@ -143,6 +149,10 @@ class Application:
     def has_room_for(self, *sizes_bytes: int) -> bool:
         """Whether FIFOs of these sizes can be made: there are limits on other processes."""
         return True
+
+    def make_fifo_from(self, writer: Application, size_bytes: int) -> Fifo:
+        """A FIFO that another application writes and this one reads (cut-through)."""
+        return Fifo(size_bytes)
 
     def take_requests(self) -> list[Request]:
         requests = list(self._requests)

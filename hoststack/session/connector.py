@@ -13,6 +13,7 @@ from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine,
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.ports import PortTable
+from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 
 
@@ -31,12 +32,19 @@ class Connector:
     """Connections of ours, until their handshakes are complete."""
 
     def __init__(
-        self, link: Link, engine: Engine, sessions: SessionTable, ports: PortTable, spawn: Spawn
+        self,
+        link: Link,
+        engine: Engine,
+        sessions: SessionTable,
+        ports: PortTable,
+        rules: Rules,
+        spawn: Spawn,
     ) -> None:
         self._link = link
         self._engine = engine
         self._sessions = sessions
         self._ports = ports
+        self._rules = rules
         self._spawn = spawn
         self._searches: dict[tuple[Application, int], trio.CancelScope] = {}
         self._tokens: dict[ConnectionContext, int] = {}
@@ -54,6 +62,9 @@ class Connector:
         with self._searches[application, request.token]:
             try:
                 local = self._ports.open_for_client(remote)
+                denial = self._rules.denial("global", application.namespace, local, remote)
+                if denial is not None:
+                    raise LinkError(errno.EACCES, denial)
                 path = await self._link.connect_path(local.port, remote)
                 connection = self._engine.connect(
                     path, request.server_name, request.tls, request.alpn, config
@@ -62,24 +73,28 @@ class Connector:
                 number = error.errno if isinstance(error, LinkError) else errno.EINVAL
                 application.notify(m.Failed(request.token, number or 0, error_text(error)))
             else:
-                self._tokens[connection] = request.token
-                self._sessions.add(
-                    ConnectionSession(application, SessionState.CONNECTING, connection)
-                )
+                self.began(application, request, connection)
         del self._searches[application, request.token]
         # The worker may sleep: it has a handshake to start, or a failure to pass on.
         application.worker.wake()
 
-    def cancel(self, application: Application, request: m.Cancel) -> None:
-        """Give up a connect, wherever it is."""
+    def began(
+        self, application: Application, request: m.Connect, connection: ConnectionContext
+    ) -> None:
+        """A connection is under way."""
+        self._tokens[connection] = request.token
+        self._sessions.add(ConnectionSession(application, SessionState.CONNECTING, connection))
+
+    def cancel(self, application: Application, request: m.Cancel) -> ConnectionSession | None:
+        """Give up looking for the way, or say which session is to be closed."""
         search = self._searches.get((application, request.token))
         if search is not None:
             search.cancel()
-        for connection, token in list(self._tokens.items()):
+        for connection, token in self._tokens.items():
             session = self._sessions.owned(application, connection.session, ConnectionSession)
             if token == request.token and session is not None:
-                session.move_to(SessionState.CLOSING)
-                self._engine.close(connection, 0, "")
+                return session
+        return None
 
     def detach(self, application: Application) -> None:
         """Give up all connects of an application that is gone."""

@@ -1,8 +1,9 @@
-"""The session layer of one worker: sessions, applications, and the engine below them.
+"""The session layer of one worker: sessions, applications, and the transports below them.
 
-Downwards it turns an application's requests and signals into calls of the engine; upwards it turns
-the events of a turn into notices and events for the application that owns the session. It touches
-no stream data: that lies in FIFOs which the engine and the application share.
+Downwards it turns an application's requests and signals into calls of the engine, or of
+cut-through where both ends are applications of this stack; upwards it turns the events of a turn
+into notices and events for the application that owns the session. It touches no stream data: that
+lies in FIFOs which the engine and the application share, or two applications.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from hoststack.link.base import Endpoint, Link, LinkError, Path
+from hoststack.link.base import Endpoint, Link, Path
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import (
     CloseInfo,
@@ -22,13 +23,19 @@ from hoststack.quic.seam import (
     EventKind,
     QuicConfig,
     StreamContext,
-    preferred_endpoints,
+    Transport,
 )
 from hoststack.session import messages as m
 from hoststack.session.application import Application
-from hoststack.session.connector import Connector, Spawn, error_text
+from hoststack.session.connector import Connector, Spawn
+from hoststack.session.cut_through import CutConnection, CutThrough
+from hoststack.session.listeners import Listeners
+from hoststack.session.local_ports import LocalPorts
+from hoststack.session.local_scope import LocalScope
 from hoststack.session.migrator import Migrator
+from hoststack.session.namespaces import Namespaces
 from hoststack.session.ports import PortTable
+from hoststack.session.rules import Rules
 from hoststack.session.session import (
     ConnectionSession,
     ListenerSession,
@@ -38,6 +45,10 @@ from hoststack.session.session import (
 )
 
 _NO_ROOM = "the application's FIFOs take all the memory that they may: close streams, or raise it"
+
+#: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
+#: section 20.1), as the application's code.
+_REFUSED = 0x02
 
 
 class SessionLayer:
@@ -61,9 +72,18 @@ class SessionLayer:
         self.default_config = QuicConfig()
         """For applications that name none."""
         self.applications: list[Application] = []
+        self.namespaces = Namespaces()
+        self.rules = Rules()
         self.engine = make_engine(self)
+        self.cut_through = CutThrough(self._make_fifo_between)
+        self._leaving: list[Application] = []
         self.ports = PortTable(link)
-        self._connector = Connector(link, self.engine, self.sessions, self.ports, spawn)
+        local_ports = LocalPorts()
+        self._listeners = Listeners(link, self.engine, self.sessions, self.ports, local_ports)
+        self._connector = Connector(link, self.engine, self.sessions, self.ports, self.rules, spawn)
+        self._local_scope = LocalScope(
+            self.cut_through, self._listeners, self._connector, local_ports, self.rules
+        )
         self._migrator = Migrator(link, self.engine, self.ports, spawn)
         self._waiting_streams: dict[ConnectionSession, list[m.OpenStream]] = {}
         self._requests: dict[type, Callable[[Application, Any], None]] = {
@@ -104,28 +124,44 @@ class SessionLayer:
         """Serve an application from now on."""
         self.applications.append(application)
 
-    def detach(self, application: Application) -> None:
-        """Serve it no more: its listeners go, and its connections are closed."""
-        self.applications.remove(application)
+    def detach(self, application: Application, *, is_gone: bool = True) -> None:
+        """Its listeners go, and its connections are closed; it is served no more if it is gone, and
+        else as soon as it has heard of all that."""
         self._connector.detach(application)
         for session in self.sessions:
             if session.application is not application:
                 continue
             if isinstance(session, ListenerSession):
-                self._unlisten(application, m.Unlisten(session.handle))
+                self._listeners.unlisten(session)
             elif isinstance(session, ConnectionSession):
-                goodbye = m.CloseConnection(session.handle, 0, "the application is gone")
-                self._close_connection(application, goodbye)
+                self._close(session, 0, "the application is gone")
+        if is_gone:
+            self.applications.remove(application)
+        else:
+            self._leaving.append(application)
 
     def stop_listening(self) -> None:
         """Accept no more; what was accepted lives on."""
         for session in self.sessions:
             if isinstance(session, ListenerSession):
-                self._unlisten(session.application, m.Unlisten(session.handle))
+                self._listeners.unlisten(session)
 
     def arm_applications(self) -> bool:
         """The worker is about to sleep; whether an application has something for it after all."""
         return any([application.arm() for application in self.applications])
+
+    def shutdown(self, code: int, reason: str) -> None:
+        """Close every connection; the engine says so to the peers in a last turn."""
+        self.cut_through.shutdown(code, reason)
+        self.engine.shutdown(code, reason)
+
+    def connections(self) -> list[ConnectionContext]:
+        """All live connections; both sides of those within the stack."""
+        return [*self.engine.connections(), *self.cut_through.connections()]
+
+    def _transport(self, connection: ConnectionContext) -> Transport:
+        """What carries a connection."""
+        return self.cut_through if isinstance(connection, CutConnection) else self.engine
 
     # --- a turn's two halves -----------------------------------------------------------------
 
@@ -139,6 +175,16 @@ class SessionLayer:
 
     def give_to_applications(self, events: Sequence[Event]) -> bool:
         """Hand a turn's events to the applications; whether any was woken."""
+        self._give(events)
+        # What is done about an event may bring about others.
+        while cut := self.cut_through.take_events():
+            self._give(cut)
+        woken = [application.flush() for application in list(self.applications)]
+        if self._leaving:
+            self._forget_who_is_gone()
+        return any(woken)
+
+    def _give(self, events: Sequence[Event]) -> None:
         for kind, context, info in events:
             on_fifo, on_stream = self._fifo_events.get(kind), self._stream_events.get(kind)
             if on_fifo is not None:
@@ -153,8 +199,14 @@ class SessionLayer:
                 self._on_stream_opened(cast(StreamContext, context))
             else:
                 self._connection_events[kind](cast(ConnectionContext, context), info)
-        woken = [application.flush() for application in list(self.applications)]
-        return any(woken)
+
+    def _forget_who_is_gone(self) -> None:
+        """Serve applications that were detached no more once they have no sessions."""
+        left = {session.application for session in self.sessions}
+        for application in self._leaving:
+            if application not in left:
+                self.applications.remove(application)
+        self._leaving = [a for a in self._leaving if a in left]
 
     def _on_signal(self, application: Application, handle: int, code: int) -> None:
         # A session that is gone, or another application's, is no error: signals may be late.
@@ -166,18 +218,22 @@ class SessionLayer:
         # Arm first, then look: what the application does after this sends a new signal.
         if code == m.EventCode.SENT and stream.tx is not None:
             stream.tx.arm_read()
-            self.engine.send_ready(stream)
+            self._transport(stream.connection).send_ready(stream)
         elif code == m.EventCode.CONSUMED and stream.rx is not None:
             stream.rx.arm_write()
-            self.engine.consumed(stream)
+            self._transport(stream.connection).consumed(stream)
 
     def _on_connection_signal(self, application: Application, handle: int, code: int) -> None:
         session = self.sessions.owned(application, handle, ConnectionSession)
-        # That there is room for datagrams again is nothing to the peer: it has no window for them.
-        if session is None or session.context.tx is None or code != m.EventCode.SENT:
+        if session is None:
             return
-        session.context.tx.arm_read()
-        self.engine.send_datagrams(session.context)
+        context = session.context
+        if code == m.EventCode.SENT and context.tx is not None:
+            context.tx.arm_read()
+            self._transport(context).send_datagrams(context)
+        elif code == m.EventCode.CONSUMED and isinstance(context, CutConnection):
+            # A peer in the network has no window for datagrams; one on this stack may wait.
+            self.cut_through.datagrams_consumed(context)
 
     # --- for the engine, in the middle of its turn -------------------------------------------
 
@@ -191,13 +247,20 @@ class SessionLayer:
 
     def _application_of(self, connection: ConnectionContext) -> Application | None:
         """Whose a connection is, or will be: in the middle of a turn it may have no session yet."""
-        context = connection if connection.session >= 0 else connection.listener
-        session = None if context is None else self.sessions.get(context.session)
+        session = self._connection(connection) or self._listeners.receiver(connection)
         return None if session is None else session.application
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> Path | None:
         """See EngineOwner."""
         return self._migrator.path_to(connection, Endpoint(*remote))
+
+    def _make_fifo_between(
+        self, writer: CutConnection, reader: CutConnection, size_bytes: int
+    ) -> Fifo:
+        sessions = self._connection(writer), self._connection(reader)
+        assert sessions[0] is not None
+        assert sessions[1] is not None
+        return sessions[1].application.make_fifo_from(sessions[0].application, size_bytes)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -213,40 +276,25 @@ class SessionLayer:
 
     def _connect(self, application: Application, request: m.Connect) -> None:
         if self.is_enabled:
-            self._connector.start(application, request, request.config or self.default_config)
+            self._local_scope.start(application, request, request.config or self.default_config)
         else:
             self._refuse(application, request.token)
 
     def _listen(self, application: Application, request: m.Listen) -> None:
-        if not self.is_enabled:
+        if self.is_enabled:
+            self._listeners.listen(application, request, request.config or self.default_config)
+        else:
             self._refuse(application, request.token)
-            return
-        config = request.config or self.default_config
-        try:
-            local = self.ports.open_for_listener(Endpoint(*request.local))
-        except LinkError as error:
-            application.notify(m.Failed(request.token, error.errno or 0, error_text(error)))
-            return
-        try:
-            self.ports.open_beside(local, preferred_endpoints(config))
-            listener = self.engine.listen(local, request.tls, request.alpn, config)
-        except (ValueError, LinkError) as error:
-            self.ports.close_listener(local)
-            number = error.errno if isinstance(error, LinkError) else errno.EINVAL
-            application.notify(m.Failed(request.token, number or 0, error_text(error)))
-            return
-        session = self.sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
-        application.notify(m.Listening(request.token, session.handle, local))
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)
         if session is not None:
-            self.engine.unlisten(session.context)
-            self.sessions.remove(session)
-            self.ports.close_listener(Endpoint(*session.context.local))
+            self._listeners.unlisten(session)
 
     def _cancel(self, application: Application, request: m.Cancel) -> None:
-        self._connector.cancel(application, request)
+        connecting = self._connector.cancel(application, request)
+        if connecting is not None:
+            self._close(connecting, 0, "")
         self._migrator.cancel(application, request)
         for session, waiting in self._waiting_streams.items():
             if session.application is application:
@@ -271,7 +319,7 @@ class SessionLayer:
                 session.application.notify(m.Failed(request.token, errno.ENOMEM, _NO_ROOM))
                 continue
             if not blocked[request.unidirectional]:
-                stream = self.engine.open_stream(
+                stream = self._transport(session.context).open_stream(
                     session.context, unidirectional=request.unidirectional
                 )
             if stream is not None:
@@ -289,37 +337,47 @@ class SessionLayer:
         session = self.sessions.add(
             StreamSession(connection.application, SessionState.READY, stream, connection)
         )
-        if stream.tx is not None:
+        # Cut-through passes on what the two applications arm, and hears of the rest by itself.
+        if stream.tx is not None and not isinstance(connection.context, CutConnection):
             stream.tx.arm_read()
-        if stream.rx is not None:
+        if stream.rx is not None and not isinstance(connection.context, CutConnection):
             stream.rx.arm_write()
         return connection.handle, session.handle, stream.stream_id, stream.rx, stream.tx
 
     def _close_connection(self, application: Application, request: m.CloseConnection) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
-        if session is not None and session.state is not SessionState.CLOSING:
+        if session is not None:
+            self._close(session, request.code, request.reason)
+
+    def _close(self, session: ConnectionSession, code: int, reason: str) -> None:
+        if session.state is not SessionState.CLOSING:
             session.move_to(SessionState.CLOSING)
-            self.engine.close(session.context, request.code, request.reason)
+            self._transport(session.context).close(session.context, code, reason)
 
     def _reset_stream(self, application: Application, request: m.ResetStream) -> None:
         session = self.sessions.owned(application, request.handle, StreamSession)
         if session is not None:
-            self.engine.reset_stream(session.context, request.code)
+            stream = session.context
+            self._transport(stream.connection).reset_stream(stream, request.code)
 
     def _stop_sending(self, application: Application, request: m.StopSending) -> None:
         session = self.sessions.owned(application, request.handle, StreamSession)
         if session is not None:
-            self.engine.stop_sending(session.context, request.code)
+            stream = session.context
+            self._transport(stream.connection).stop_sending(stream, request.code)
 
     def _update_key(self, application: Application, request: m.UpdateKey) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
         if session is not None:
-            self.engine.update_key(session.context)
+            self._transport(session.context).update_key(session.context)
 
     def _migrate(self, application: Application, request: m.Migrate) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
         if session is None or session.state is not SessionState.READY:
             application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
+        elif isinstance(session.context, CutConnection):
+            text = "it is cut through within this stack, and has no path to leave"
+            application.notify(m.Failed(request.token, errno.EOPNOTSUPP, text))
         else:
             self._migrator.start(session, request)
 
@@ -337,12 +395,20 @@ class SessionLayer:
         return session if isinstance(session, ConnectionSession) else None
 
     def _on_accepted(self, context: ConnectionContext, _: None) -> None:
-        listener = self.sessions.get(context.listener.session) if context.listener else None
-        if not isinstance(listener, ListenerSession):
+        listener = self._listeners.receiver(context)
+        if listener is None or context.listener is None:
             # The listener went while the handshake was under way.
-            self.engine.close(context, 0, "no listener")
+            self._transport(context).close(context, 0, "no listener")
             return
-        self.ports.hold(Endpoint(*listener.context.local))
+        if not isinstance(context, CutConnection):
+            # That one was asked before it connected.
+            denial = self.rules.denial(
+                "global", listener.application.namespace, context.local, context.remote
+            )
+            if denial is not None:
+                self.engine.close(context, _REFUSED, "refused by a session rule")
+                return
+            self.ports.hold(Endpoint(*context.listener.local))
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
@@ -371,6 +437,8 @@ class SessionLayer:
                     context.handshake,
                 )
             )
+            if isinstance(context, CutConnection):
+                self.cut_through.offer_datagrams(context)
 
     def _on_handshake_done(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
@@ -389,8 +457,10 @@ class SessionLayer:
         for stream in list(session.streams.values()):
             self.sessions.remove(stream)
         self.sessions.remove(session)
-        if session.listener is not None:
-            self.ports.release(Endpoint(*session.listener.context.local))
+        if isinstance(context, CutConnection):
+            self._local_scope.on_closed(session, context)
+        elif context.listener is not None:
+            self.ports.release(Endpoint(*context.listener.local))
         if not self._connector.fail(session, info):
             session.application.notify(m.Closed(session.handle, info))
 
@@ -426,9 +496,10 @@ class SessionLayer:
         if connection is None:
             return
         if not connection.application.has_fifos(stream.rx, stream.tx):
+            transport = self._transport(stream.connection)
             if stream.tx is not None:
-                self.engine.reset_stream(stream, 0)
-            self.engine.stop_sending(stream, 0)
+                transport.reset_stream(stream, 0)
+            transport.stop_sending(stream, 0)
             return
         about = self._add_stream(connection, stream)
         connection.application.notify(m.StreamAccepted(*about))

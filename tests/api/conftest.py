@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -51,9 +51,53 @@ def client_tls() -> TlsConfig:
 MakePair = Callable[..., AbstractAsyncContextManager[Pair]]
 
 
+Transport = Literal["quic", "cut-through"]
+
+
+@pytest.fixture(params=["quic", "cut-through"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """What is between the two sides of a Pair: a network, or nothing but a session layer."""
+    found: Transport = request.param
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No engine has a part in cut-through: once is enough."""
+    items[:] = [
+        item
+        for item in items
+        if not isinstance(item, pytest.Function)
+        or not hasattr(item, "callspec")
+        or item.callspec.params.get("transport") != "cut-through"
+        or item.callspec.params.get("engine") == "native"
+    ]
+
+
 @pytest.fixture
-def make_pair(server_tls: TlsConfig, client_tls: TlsConfig) -> MakePair:
-    """A context manager of a Pair: `make_pair(config=..., **impairments of the network)`."""
+def make_pair(server_tls: TlsConfig, client_tls: TlsConfig, transport: Transport) -> MakePair:
+    """A context manager of a Pair: `make_pair(config=..., **impairments of the network)`.
+
+    With cut-through both sides are applications of one stack, that of the server's host, and the
+    network is for whoever else there is.
+    """
+
+    @asynccontextmanager
+    async def stacks(
+        network: MemoryNetwork, config: QuicConfig | None, server_config: QuicConfig | None
+    ) -> AsyncIterator[tuple[Stack, Stack]]:
+        async with hoststack.open_stack(
+            link=network.link(SERVER), config=server_config or config
+        ) as server:
+            if transport == "quic":
+                async with hoststack.open_stack(link=network.link(CLIENT), config=config) as client:
+                    yield server, client
+            else:
+                scopes: list[Literal["local", "global"]] = ["local", "global"]
+                async with (
+                    server.application("server", scopes=scopes) as one,
+                    server.application("client", scopes=scopes, config=config) as other,
+                ):
+                    yield one, other
 
     @asynccontextmanager
     async def make(
@@ -63,10 +107,7 @@ def make_pair(server_tls: TlsConfig, client_tls: TlsConfig) -> MakePair:
     ) -> AsyncIterator[Pair]:
         network = MemoryNetwork(**network_options)
         async with (
-            hoststack.open_stack(
-                link=network.link(SERVER), config=server_config or config
-            ) as server,
-            hoststack.open_stack(link=network.link(CLIENT), config=config) as client,
+            stacks(network, config, server_config) as (server, client),
             await server.listen(URI, tls=server_tls) as listener,
             client.connect(URI, tls=client_tls) as connected,
             await listener.accept() as accepted,

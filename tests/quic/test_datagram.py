@@ -310,7 +310,7 @@ def test_rubbish_in_the_fifos_ends_its_connection_alone(do_harm: Any) -> None:
             stream = await other.open_stream()
             datagrams = connected._datagrams
             do_harm(datagrams._tx, datagrams._rx)
-            datagrams._signal()
+            datagrams._signal_sent()
             await accepted.send_datagram(b"what finds an impossible head")
             info = await connected.wait_closed()
             assert (info.code, info.is_application, info.by_peer) == (1, False, False)

@@ -1,0 +1,192 @@
+"""Who listens where: in the network, and among the applications of each namespace.
+
+An endpoint has one listening context, and one receiver or, where several members of an application
+group listen on it, more: these get its connections in turns.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from weakref import WeakKeyDictionary
+
+from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.quic.seam import (
+    ConnectionContext,
+    Engine,
+    ListenerContext,
+    QuicConfig,
+    preferred_endpoints,
+)
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.connector import error_text
+from hoststack.session.cut_through import CutListener
+from hoststack.session.local_ports import LocalPorts
+from hoststack.session.ports import PortTable
+from hoststack.session.session import ListenerSession, SessionState, SessionTable
+
+
+@dataclass(slots=True, eq=False)
+class _Point:
+    """An endpoint that is listened on."""
+
+    context: ListenerContext
+    application: Application
+    """Who came first: only others of its group may join."""
+    receivers: deque[ListenerSession] = field(default_factory=deque)
+
+    def next_receiver(self) -> ListenerSession:
+        self.receivers.rotate(-1)
+        return self.receivers[-1]
+
+    def may_be_joined_by(self, application: Application) -> bool:
+        group = self.application.group
+        return group is not None and group == application.group
+
+
+class Listeners:
+    """The listeners of one worker."""
+
+    def __init__(
+        self,
+        link: Link,
+        engine: Engine,
+        sessions: SessionTable,
+        ports: PortTable,
+        local_ports: LocalPorts,
+    ) -> None:
+        self._link = link
+        self._engine = engine
+        self._sessions = sessions
+        self._ports = ports
+        self._local_ports = local_ports
+        self._network: dict[Endpoint, _Point] = {}
+        self._local: dict[tuple[str, Endpoint], _Point] = {}
+        self._by_context: dict[ListenerContext, _Point] = {}
+        self._by_session: dict[ListenerSession, list[_Point]] = {}
+        self._chosen: WeakKeyDictionary[ConnectionContext, ListenerSession] = WeakKeyDictionary()
+
+    def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
+        """Listen in each scope that the application has, or join others of its group there."""
+        local = Endpoint(*request.local)
+        points: list[_Point] = []
+        try:
+            if "global" in application.scopes:
+                points.append(self._network_point(application, request, config, local))
+                # With the port that was picked, if it was left open.
+                local = Endpoint(*points[0].context.local)
+            if "local" in application.scopes:
+                points.append(self._local_point(application, request, config, local))
+        except (LinkError, ValueError) as error:
+            for point in points:
+                self._close_if_unused(point)
+            number = error.errno if isinstance(error, LinkError) else errno.EINVAL
+            application.notify(m.Failed(request.token, number or 0, error_text(error)))
+            return
+        session = self._sessions.add(
+            ListenerSession(application, SessionState.LISTENING, points[0].context)
+        )
+        for point in points:
+            point.receivers.append(session)
+            point.context.session = session.handle
+        self._by_session[session] = points
+        local = Endpoint(*session.context.local)
+        application.notify(m.Listening(request.token, session.handle, local))
+
+    def _network_point(
+        self, application: Application, request: m.Listen, config: QuicConfig, local: Endpoint
+    ) -> _Point:
+        found = self._network.get(local)
+        if found is not None and found.may_be_joined_by(application):
+            return found
+        local = self._ports.open_for_listener(local)
+        try:
+            self._ports.open_beside(local, preferred_endpoints(config))
+            context = self._engine.listen(local, request.tls, request.alpn, config)
+        except (LinkError, ValueError):
+            self._ports.close_listener(local)
+            raise
+        point = self._network[local] = self._by_context[context] = _Point(context, application)
+        return point
+
+    def _local_point(
+        self, application: Application, request: m.Listen, config: QuicConfig, local: Endpoint
+    ) -> _Point:
+        namespace = application.namespace
+        found = self._local.get((namespace, local))
+        if found is not None and found.may_be_joined_by(application):
+            return found
+        if found is not None:
+            raise LinkError(
+                errno.EADDRINUSE,
+                f"{local.host} port {local.port} has a listener in namespace {namespace!r} already",
+            )
+        if not local.port:
+            local = Endpoint(local.host, self._local_ports.take(namespace))
+        context = CutListener(local, request.alpn, config)
+        point = self._local[namespace, local] = _Point(context, application)
+        self._by_context[context] = point
+        return point
+
+    def unlisten(self, session: ListenerSession) -> None:
+        """One receiver goes; the endpoint is given back when it was the last one."""
+        self._sessions.remove(session)
+        for point in self._by_session.pop(session):
+            point.receivers.remove(session)
+            if point.receivers:
+                # The first one's, so that the context is known by a session that is there.
+                point.context.session = point.receivers[0].handle
+            self._close_if_unused(point)
+
+    def _close_if_unused(self, point: _Point) -> None:
+        if point.receivers:
+            return
+        del self._by_context[point.context]
+        local = Endpoint(*point.context.local)
+        if isinstance(point.context, CutListener):
+            namespace = point.application.namespace
+            del self._local[namespace, local]
+            self._local_ports.give_back(namespace, local.port)
+        else:
+            del self._network[local]
+            self._engine.unlisten(point.context)
+            self._ports.close_listener(local)
+
+    def receiver(self, connection: ConnectionContext) -> ListenerSession | None:
+        """Who gets a connection that has come, the same one each time; None if all are gone."""
+        chosen = self._chosen.get(connection)
+        if chosen in self._by_session:
+            return chosen
+        point = self._by_context.get(connection.listener) if connection.listener else None
+        if point is None:
+            return None
+        receiver = self._chosen[connection] = point.next_receiver()
+        return receiver
+
+    # --- local scope -------------------------------------------------------------------------
+
+    def find_local(self, application: Application, remote: Endpoint) -> CutListener | None:
+        """The listener in an application's namespace that a connect to `remote` is for.
+
+        One on all addresses is meant only where `remote` is this machine.
+        """
+        hosts = [remote.host]
+        if self._is_this_machine(remote):
+            hosts.append("0.0.0.0" if ip_address(remote.host).version == 4 else "::")
+        for host in hosts:
+            point = self._local.get((application.namespace, Endpoint(host, remote.port)))
+            if point is not None and isinstance(point.context, CutListener):
+                return point.context
+        return None
+
+    def _is_this_machine(self, remote: Endpoint) -> bool:
+        address = ip_address(remote.host)
+        if address.is_loopback or address.is_unspecified:
+            return True
+        try:
+            return ip_address(self._link.local_endpoint_for(remote).host) == address
+        except LinkError:
+            return False

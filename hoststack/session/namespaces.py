@@ -1,0 +1,97 @@
+"""Application namespaces: who may use which part of a stack, as in VPP's session layer.
+
+An application belongs to one namespace. It gives the namespace's id and secret when it attaches,
+and the scopes that it wants: "global" is the network, "local" the other applications of the same
+namespace on this stack. Listeners and ports of local scope are each namespace's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+Scope = Literal["local", "global"]
+SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
+
+#: The namespace of applications that name none. It is always there, and open to all.
+DEFAULT_NAMESPACE: Final = "default"
+
+_MOST_ID_BYTES: Final = 64
+
+
+class NamespaceError(PermissionError):
+    """An application was not admitted; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    id: str
+    secret: str
+    """What an application must know; empty: nothing."""
+    scopes: frozenset[Scope] = SCOPES
+    """What its applications may ask for."""
+
+
+def check_scopes(scopes: Iterable[str]) -> frozenset[Scope]:
+    """The scopes by their names; raises ValueError for none, and for others."""
+    given = frozenset(scopes)
+    if not given or not given <= SCOPES:
+        raise ValueError(f"scopes are local, global or both, not {sorted(given)}")
+    return frozenset(scope for scope in SCOPES if scope in given)
+
+
+class Namespaces:
+    """The namespaces of one worker."""
+
+    def __init__(self) -> None:
+        self._by_id = {DEFAULT_NAMESPACE: Namespace(DEFAULT_NAMESPACE, "")}
+
+    def add(self, id: str, secret: str, scopes: Iterable[str] = SCOPES) -> Namespace:
+        """Add a namespace, or give one that is there another secret and other scopes.
+
+        Applications that are attached stay. Raises ValueError for the default namespace, and for
+        an id that can't be one.
+        """
+        if id == DEFAULT_NAMESPACE:
+            raise ValueError(f"the namespace {DEFAULT_NAMESPACE} is open to all: name another one")
+        if not id or len(id.encode()) > _MOST_ID_BYTES or not id.isprintable() or " " in id:
+            raise ValueError(
+                f"{id!r} can't be a namespace's id: take 1 to {_MOST_ID_BYTES} bytes without spaces"
+            )
+        namespace = self._by_id[id] = Namespace(id, secret, check_scopes(scopes))
+        return namespace
+
+    def admit(self, id: str, secret: str, scopes: Iterable[str]) -> frozenset[Scope]:
+        """The scopes of an application that attaches.
+
+        Raises NamespaceError if the namespace does not exist, the secret is not its own, or it
+        does not allow one of the scopes; ValueError for what is no scope.
+        """
+        wanted = check_scopes(scopes)
+        namespace = self._by_id.get(id)
+        expected = namespace.secret if namespace is not None else ""
+        # Which of the two is wrong is nothing that a stranger must know, not even by the time.
+        is_right = hmac.compare_digest(expected.encode(), secret.encode()) or not expected
+        if namespace is None or not is_right:
+            raise NamespaceError(
+                errno.EACCES,
+                f"there is no namespace {id!r} with this secret: give the id and secret of `app ns "
+                "add`, or none for the default namespace",
+            )
+        if not wanted <= namespace.scopes:
+            missing = ", ".join(sorted(wanted - namespace.scopes))
+            raise NamespaceError(
+                errno.EACCES, f"the namespace {id!r} does not allow the scope {missing}"
+            )
+        return wanted
+
+    def lines(self) -> list[str]:
+        """One line for each namespace, without its secret."""
+        return [
+            f"{namespace.id} scope {' '.join(sorted(namespace.scopes))}"
+            + (" secret set" if namespace.secret else "")
+            for namespace in self._by_id.values()
+        ]
