@@ -33,11 +33,24 @@ MAY_IMPORT = {
         "hoststack.link",
         "hoststack.native",
     },
+    "hoststack.debug": {
+        "hoststack.debug",
+        "hoststack.engine",
+        "hoststack.session",
+        "hoststack.quic",
+        "hoststack.link",
+        "hoststack.native",
+        "hoststack.connection",
+        "hoststack.errors",
+        "hoststack.listener",
+        "hoststack.stack",
+        "hoststack.stream",
+    },
     "hoststack.cli": {"hoststack", "pyxdp"},
     "apps": {"hoststack", "apps"},
 }
-#: The public modules see everything below them, but for the command line.
-PUBLIC_MAY_NOT_IMPORT = {"hoststack.cli", "apps"}
+#: The public modules see everything below them, but for the debug CLI and the command line.
+PUBLIC_MAY_NOT_IMPORT = {"hoststack.debug", "hoststack.cli", "apps"}
 
 
 def modules() -> list[Path]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hoststack.cli import doctor, xdp
+from hoststack.cli import ctl, doctor, xdp
 
 #: As shells report a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     xdp.add_command(commands)
     doctor.add_command(commands)
+    ctl.add_command(commands)
     return parser
 
 

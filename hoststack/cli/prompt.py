@@ -1,0 +1,95 @@
+"""The prompt of `hoststack ctl`: history, and completion that comes from the daemon."""
+
+from __future__ import annotations
+
+import os
+import readline
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from hoststack.cli.ctl import Shell
+from hoststack.debug.grammar import CommandError
+
+_PROMPT: Final = "hoststack# "
+_HISTORY_LINES: Final = 1000
+
+
+def prompt(shell: Shell) -> None:
+    """Run lines until `quit` or the end of input; raises ConnectionError if the daemon goes."""
+    history = _history_path()
+    _read_history(history)
+    readline.set_completer_delims(" \t")
+    readline.set_completer(_Completer(shell))
+    readline.parse_and_bind("tab: complete")
+    try:
+        while _prompt_once(shell):
+            pass
+    finally:
+        _write_history(history)
+
+
+def _prompt_once(shell: Shell) -> bool:
+    """One line; whether to go on."""
+    try:
+        line = input(_PROMPT).strip()
+    except EOFError:
+        print()
+        return False
+    except KeyboardInterrupt:
+        print()
+        return True
+    if line in ("quit", "exit", "q"):
+        return False
+    if line:
+        _forget_secret(line)
+        try:
+            shell.do(line)
+        except KeyboardInterrupt:
+            shell.interrupt()
+            print("interrupted")
+    return True
+
+
+class _Completer:
+    """What readline calls for each word that the one at the cursor may become."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self._words: list[str] = []
+
+    def __call__(self, text: str, state: int) -> str | None:
+        if state == 0:
+            line = readline.get_line_buffer()[: readline.get_endidx()]
+            try:
+                self._words = self._shell.complete(line)
+            except (OSError, CommandError):
+                self._words = []
+        return f"{self._words[state]} " if state < len(self._words) else None
+
+
+def _history_path() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "hoststack" / "ctl_history"
+
+
+def _read_history(path: Path) -> None:
+    readline.set_history_length(_HISTORY_LINES)
+    with suppress(FileNotFoundError):
+        readline.read_history_file(path)
+
+
+def _write_history(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        readline.write_history_file(path)
+    except OSError as error:
+        print(f"hoststack: the history was not kept: {error.strerror}", file=sys.stderr)
+
+
+def _forget_secret(line: str) -> None:
+    """A file keeps no secrets: whoever wants such a line again types it again."""
+    last = readline.get_current_history_length()
+    if "secret" in line.split() and last:
+        readline.remove_history_item(last - 1)

@@ -1,0 +1,155 @@
+"""The commands of the debug CLI, with VPP's words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hoststack.debug.grammar import (
+    Choice,
+    Command,
+    CommandError,
+    Number,
+    Option,
+    Seconds,
+    Size,
+    Spec,
+    Text,
+    UriText,
+    completions,
+    find_spec,
+    read_arguments,
+    shown,
+)
+
+#: The longest line; longer ones are nobody's typing.
+MAX_LINE_CHARACTERS: Final = 4096
+
+#: What a FIFO can be: as in hoststack/native/fifo.py, but not more than a connection makes use of.
+_FIFO: Final = Size("SIZE", 1024, 1 << 30)
+_MOST_BYTES: Final = 1 << 50
+
+SPECS: Final = (
+    Spec(("help",), "this list, or the grammar of a command", rest="about", rest_name="COMMAND"),
+    Spec(("session", "enable"), "allow new connections and listeners"),
+    Spec(("session", "disable"), "refuse new connections and listeners; what is there goes on"),
+    Spec(
+        ("test", "echo", "server"),
+        "listen, and send back what comes; or stop that",
+        options=(
+            Option("stop", "stop"),
+            Option("uri", "uri", UriText()),
+            Option("fifo-size", "fifo_bytes", _FIFO),
+            Option("no-echo", "no_echo"),
+        ),
+    ),
+    Spec(
+        ("test", "echo", "clients"),
+        "connect, send on streams, and measure",
+        options=(
+            Option("uri", "uri", UriText(), is_required=True),
+            Option("nclients", "clients", Number("N", 1, 65536)),
+            Option("streams", "streams", Number("M", 1, 65536)),
+            Option("quic-streams", "streams", Number("M", 1, 65536)),
+            Option("bytes", "bytes", Size("B", 1, _MOST_BYTES)),
+            Option("mbytes", "bytes", Size("B", 1, _MOST_BYTES, shift=20)),
+            Option("gbytes", "bytes", Size("B", 1, _MOST_BYTES, shift=30)),
+            Option("test-timeout", "test_timeout_s", Seconds()),
+            Option("syn-timeout", "connect_timeout_s", Seconds()),
+            Option("test-bytes", "check"),
+            Option("no-return", "no_return"),
+            Option("fifo-size", "fifo_bytes", _FIFO),
+        ),
+    ),
+    Spec(
+        ("show", "session"),
+        "sessions: counts, a list (verbose), with all their layers (verbose 2)",
+        options=(
+            Option("verbose", "verbose", Number("N", 0, 3), without=1),
+            Option("thread", "worker", Number("N", 0, 255)),
+            Option("index", "index", Number("N", 0, (1 << 32) - 1)),
+            Option("limit", "limit", Number("N", 1, 100_000)),
+        ),
+    ),
+    Spec(
+        ("show", "quic"),
+        "what the QUIC engines count, and what new connections get",
+        options=(Option("verbose", "verbose", Number("N", 0, 1), without=1),),
+    ),
+    Spec(("show", "xdp"), "the steering program's verdicts, and the AF_XDP sockets"),
+    Spec(("show", "app"), "applications, and how many sessions they have"),
+    Spec(("show", "errors"), "what was dropped, by reason"),
+    Spec(("show", "workers"), "the workers, their links, engines and turns"),
+    Spec(("show", "udp"), "UDP ports in use, and datagrams"),
+    Spec(("clear", "errors"), "count errors from here on"),
+    Spec(
+        ("quic", "set", "cc"),
+        "congestion control of new connections that name none",
+        values=(("cc", Choice(("cubic", "bbr", "reno"))),),
+    ),
+    Spec(
+        ("quic", "set", "fifo-size"),
+        "FIFOs, and so windows, of new connections that name none",
+        values=(("fifo_bytes", _FIFO),),
+    ),
+    Spec(
+        ("session", "rule", "add"),
+        "add a session rule",
+        rest="rule",
+        needs_rest=True,
+        rest_name="RULE",
+    ),
+    Spec(
+        ("session", "rule", "del"),
+        "delete a session rule",
+        rest="rule",
+        needs_rest=True,
+        rest_name="RULE",
+    ),
+    Spec(("session", "rule", "show"), "the session rules"),
+    Spec(
+        ("app", "ns", "add"),
+        "add a namespace for applications",
+        options=(
+            Option("id", "id", Text("ID"), is_required=True),
+            Option("secret", "secret", Text("SECRET"), is_required=True),
+        ),
+    ),
+)
+
+
+def parse(line: str) -> Command:
+    """The command that a line says; raises CommandError."""
+    if len(line) > MAX_LINE_CHARACTERS:
+        raise CommandError(f"a line has {MAX_LINE_CHARACTERS} characters at most")
+    words = line.split()
+    spec, depth = find_spec(words, SPECS)
+    arguments = read_arguments(spec, words[depth:])
+    if spec.name == "test echo server" and not ("uri" in arguments or "stop" in arguments):
+        raise CommandError(f"'test echo server' needs uri URI, or stop: {spec.usage}")
+    return Command(spec.name, arguments)
+
+
+def complete(line: str) -> list[str]:
+    """What the last word of a line may become; the next word's, if the line ends with a space.
+
+    The words of `help` are those of commands.
+    """
+    if len(line) > MAX_LINE_CHARACTERS:
+        return []
+    words = line.split(maxsplit=1)
+    if words and "help".startswith(words[0]) and len(words[0]) < len(line.lstrip()):
+        return completions(words[1] if len(words) > 1 else "", SPECS)
+    return completions(line, SPECS)
+
+
+def help_about(line: str) -> list[Spec]:
+    """The commands that begin like that; raises CommandError for none."""
+    words = line.split()
+    found = [
+        spec
+        for spec in SPECS
+        if all(full.startswith(word) for full, word in zip(spec.words, words, strict=False))
+    ]
+    if not found:
+        raise CommandError(f"there is no command {shown(line)}: `help` lists them")
+    return found

@@ -1,0 +1,162 @@
+"""`show quic|xdp|app|errors|workers|udp` and `clear errors`, in one worker."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict
+from typing import Any, Final
+
+from hoststack.debug.grammar import Command
+from hoststack.debug.sessions import describe_path
+from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.link.af_xdp import AfXdpLink
+from hoststack.session.session import ConnectionSession, ListenerSession
+
+#: What a link counts that is no error: what it moved, and what the steering program let through.
+_TOTALS: Final = frozenset({"rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"})
+_NO_ERRORS: Final = ("xdp_redirected_", "xdp_passed_")
+#: Not lost, but late.
+_INFORMATION: Final = frozenset({"tx_full"})
+#: Connections that `show quic verbose` lists.
+_LISTED_CONNECTIONS: Final = 50
+
+
+async def show_quic(command: Command, side: WorkerSide) -> Data:
+    layer = side.worker.layer
+    config = layer.default_config
+    data: Data = {
+        "engine": layer.engine.name,
+        "default": {
+            "congestion_control": config.congestion_control,
+            "rx_fifo_bytes": config.rx_fifo_bytes,
+            "tx_fifo_bytes": config.tx_fifo_bytes,
+        },
+        "counters": asdict(layer.engine.counters),
+    }
+    if command.arguments.get("verbose"):
+        connections = [each for each in side.sessions if isinstance(each, ConnectionSession)]
+        data["connections"] = [
+            {
+                "handle": each.handle,
+                **describe_path(each.context),
+                "statistics": each.context.statistics(),
+            }
+            for each in connections[:_LISTED_CONNECTIONS]
+        ]
+    return data
+
+
+async def show_xdp(command: Command, side: WorkerSide) -> Data:
+    link = side.worker.link
+    data: Data = {"link": link.name}
+    if isinstance(link, AfXdpLink):
+        steering = link.steering
+        statistics = link.statistics()
+        data |= {
+            "interface": steering.interface,
+            "mode": link.mode,
+            "program_id": steering.program_id,
+            "ports": [list(endpoint) for endpoint in steering.ports()],
+            "verdicts": _with_prefix(statistics, "xdp_"),
+            "sockets": _with_prefix(statistics, "xsk_"),
+        }
+    return data
+
+
+def _with_prefix(statistics: dict[str, int], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): count
+        for name, count in statistics.items()
+        if name.startswith(prefix)
+    }
+
+
+async def show_app(command: Command, side: WorkerSide) -> Data:
+    kinds = {ListenerSession: "listeners", ConnectionSession: "connections"}
+    counts: Counter[tuple[object, str]] = Counter(
+        (session.application, kinds.get(type(session), "streams")) for session in side.sessions
+    )
+    return {
+        "applications": [
+            {
+                "name": application.name,
+                **{
+                    kind: counts[application, kind]
+                    for kind in ("listeners", "connections", "streams")
+                },
+            }
+            for application in side.worker.layer.applications
+        ]
+    }
+
+
+def _errors(side: WorkerSide) -> dict[tuple[str, str], int]:
+    """What went wrong since this worker began, by node and reason."""
+    engine, link = side.worker.layer.engine, side.worker.link
+    counters = engine.counters
+    found = {(f"quic-{engine.name}", reason): n for reason, n in counters.dropped.items()}
+    found[f"quic-{engine.name}", "tx_full"] = counters.tx_full
+    for name, count in link.statistics().items():
+        # The engine's own word for that is counted above.
+        if name not in _TOTALS | _INFORMATION and not name.startswith(_NO_ERRORS):
+            found[f"link-{link.name}", name] = count
+    return found
+
+
+async def show_errors(command: Command, side: WorkerSide) -> Data:
+    counted = {key: count - side.counted_before.get(key, 0) for key, count in _errors(side).items()}
+    return {
+        "errors": [
+            {
+                "count": count,
+                "node": node,
+                "reason": reason,
+                "severity": "info" if reason in _INFORMATION else "error",
+            }
+            for (node, reason), count in sorted(counted.items())
+            if count
+        ]
+    }
+
+
+async def clear_errors(command: Command, side: WorkerSide) -> Data:
+    side.counted_before = _errors(side)
+    return {}
+
+
+async def show_workers(command: Command, side: WorkerSide) -> Data:
+    layer, link = side.worker.layer, side.worker.link
+    counters = layer.engine.counters
+    usage = os.times()
+    return {
+        "pid": os.getpid(),
+        "link": link.name,
+        "engine": layer.engine.name,
+        "enabled": layer.is_enabled,
+        "applications": len(layer.applications),
+        "sessions": len(layer.sessions),
+        "connections": counters.connections,
+        "turns": counters.turns,
+        "rx_datagrams": counters.rx_datagrams,
+        "tx_datagrams": counters.tx_datagrams,
+        "cpu_seconds": round(usage.user + usage.system, 2),
+    }
+
+
+async def show_udp(command: Command, side: WorkerSide) -> Data:
+    link = side.worker.link
+    statistics = link.statistics()
+    ports: list[dict[str, Any]] = [
+        {"local": list(port.local), "use": port.use, "holders": port.holders}
+        for port in side.worker.layer.ports.in_use()
+    ]
+    return {
+        "link": link.name,
+        "ports": ports,
+        "counters": {
+            name: count
+            for name, count in statistics.items()
+            if not name.startswith(("xdp_", "xsk_"))
+        },
+    }

@@ -1,0 +1,95 @@
+"""`test echo server`: an internal application that sends back what comes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from hoststack.connection import Connection
+from hoststack.debug.grammar import Command, CommandError
+from hoststack.debug.settings import with_fifos
+from hoststack.debug.worker_side import Data, Server, WorkerSide
+from hoststack.errors import LinkError, UriError
+from hoststack.listener import Listener
+from hoststack.quic.tls import TlsConfig
+from hoststack.session.uri import parse_uri
+from hoststack.stream import ReceiveStream, Stream
+
+_BUFFER_BYTES: Final = 64 << 10
+
+
+async def test_echo_server(command: Command, side: WorkerSide) -> Data:
+    """Start one, or stop them."""
+    if command.arguments.get("stop"):
+        return await _stop(side, command)
+    return await _start(side, command)
+
+
+async def _start(side: WorkerSide, command: Command) -> Data:
+    arguments = command.arguments
+    uri = str(arguments["uri"])
+    no_echo = bool(arguments.get("no_echo"))
+    if uri in side.servers:
+        raise CommandError(
+            f"there is an echo server on {uri} already: `test echo server stop uri {uri}` ends it"
+        )
+    if side.workers > 1 and not parse_uri(uri).port:
+        raise CommandError(f"{uri}: each worker would take another port: name one")
+    config = None
+    if "fifo_bytes" in arguments:
+        config = with_fifos(side.worker.layer.default_config, int(arguments["fifo_bytes"]))
+    try:
+        listener = await side.stack("echo_server").listen(
+            uri, tls=TlsConfig.self_signed(["localhost"]), config=config
+        )
+    except (LinkError, UriError) as error:
+        raise CommandError(getattr(error, "strerror", None) or str(error)) from None
+    server = side.servers[uri] = Server(listener.local)
+    side.nursery.start_soon(_serve, side, uri, server, listener, no_echo)
+    return {"uri": uri, "local": list(listener.local), "echo": not no_echo}
+
+
+async def _stop(side: WorkerSide, command: Command) -> Data:
+    wanted = command.arguments.get("uri")
+    stopped = [uri for uri in side.servers if wanted in (None, uri)]
+    for uri in stopped:
+        server = side.servers[uri]
+        server.scope.cancel()
+        await server.ended.wait()
+    return {"stopped": stopped, "running": list(side.servers)}
+
+
+async def _serve(
+    side: WorkerSide, uri: str, server: Server, listener: Listener, no_echo: bool
+) -> None:
+    try:
+        with server.scope:
+            async with listener, trio.open_nursery() as nursery:
+                while True:
+                    nursery.start_soon(_serve_connection, await listener.accept(), no_echo)
+    finally:
+        del side.servers[uri]
+        server.ended.set()
+
+
+async def _serve_connection(connection: Connection, no_echo: bool) -> None:
+    async with connection:
+        try:
+            async with trio.open_nursery() as nursery:
+                async for stream in connection.streams():
+                    nursery.start_soon(_serve_stream, stream, no_echo)
+        except* trio.BrokenResourceError:
+            pass  # It ended in another way than with code 0: that is the client's to tell.
+
+
+async def _serve_stream(stream: Stream | ReceiveStream, no_echo: bool) -> None:
+    echo = stream if isinstance(stream, Stream) and not no_echo else None
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    try:
+        async with stream:
+            while size := await stream.receive_into(buffer):
+                if echo is not None:
+                    await echo.send_all(buffer[:size])
+    except trio.BrokenResourceError:
+        pass  # The client has reset it, or is gone.

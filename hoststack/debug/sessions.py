@@ -1,0 +1,165 @@
+"""`show session`, in one worker: sessions as JSON, with what each of them stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from hoststack.debug.grammar import Command, CommandError
+from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.quic.seam import ConnectionContext
+from hoststack.session.handle import make_handle
+from hoststack.session.session import (
+    AnySession,
+    ConnectionSession,
+    ListenerSession,
+    StreamSession,
+    chain,
+)
+
+#: Sessions that a list has, unless another limit is given: nobody reads ten thousand.
+DEFAULT_LIMIT: Final = 50
+
+Described = dict[str, Any]
+
+
+async def show_session(command: Command, side: WorkerSide) -> Data:
+    arguments = command.arguments
+    verbose = int(arguments.get("verbose", 0))
+    data: Data = {
+        "counts": _counts(side),
+        "states": {},
+    }
+    if "worker" in arguments and arguments["worker"] != side.index:
+        return {**data, "left_out": True}
+    for session in side.sessions:
+        data["states"][session.state.value] = data["states"].get(session.state.value, 0) + 1
+    if "index" in arguments:
+        return {**data, "sessions": _one(side, int(arguments["index"]))}
+    if verbose:
+        limit = int(arguments.get("limit", DEFAULT_LIMIT))
+        chosen = list(side.sessions)[:limit]
+        data["sessions"] = [_describe(session, verbose) for session in chosen]
+        data["more"] = len(side.sessions) - len(chosen)
+    return data
+
+
+def _counts(side: WorkerSide) -> dict[str, int]:
+    counts = {"listener": 0, "connection": 0, "stream": 0}
+    for session in side.sessions:
+        counts[_type(session)] += 1
+    return counts
+
+
+def _one(side: WorkerSide, index: int) -> list[Described]:
+    """A session, and all that it stands on."""
+    session = side.sessions.get(make_handle(side.index, index))
+    if session is None:
+        raise CommandError(f"worker {side.index} has no session with index {index}")
+    return [_describe(each, 2) for each in chain(session)]
+
+
+def _type(session: AnySession) -> str:
+    if isinstance(session, ListenerSession):
+        return "listener"
+    return "connection" if isinstance(session, ConnectionSession) else "stream"
+
+
+def _describe(session: AnySession, verbose: int) -> Described:
+    """One session: its transport's context too, from 2 on."""
+    described: Described = {
+        "handle": session.handle,
+        "type": _type(session),
+        "state": session.state.value,
+        "application": session.application.name,
+    }
+    if isinstance(session, ListenerSession):
+        return described | {"local": list(session.context.local)}
+    if isinstance(session, ConnectionSession):
+        described |= _connection(session, verbose)
+    else:
+        described |= _stream(session)
+    if verbose >= 2:
+        described["chain"] = list(_chain(session))
+    return described
+
+
+def _connection(session: ConnectionSession, verbose: int) -> Described:
+    context = session.context
+    described = {
+        **describe_path(context),
+        "listener": session.listener.handle if session.listener is not None else None,
+        "streams": len(session.streams),
+    }
+    if verbose >= 2:
+        described |= {
+            "alpn": context.alpn,
+            "cipher": context.handshake.cipher,
+            "early_data": context.handshake.early_data,
+            "is_resumed": context.handshake.is_resumed,
+            "congestion_control": context.config.congestion_control,
+            "statistics": context.statistics(),
+        }
+    return described
+
+
+def _stream(session: StreamSession) -> Described:
+    context = session.context
+    # RFC 9000 section 2.1: the least significant bit tells who began the stream, the second least
+    # significant one whether it has one direction.
+    stream_id = context.stream_id
+    return {
+        "connection": session.connection.handle,
+        "stream_id": stream_id,
+        "initiator": "server" if stream_id & 1 else "client",
+        "direction": "unidirectional" if stream_id & 2 else "bidirectional",
+        "rx": None if context.rx is None else _rx(context.rx),
+        "tx": None if context.tx is None else _tx(context.tx),
+    }
+
+
+def _rx(fifo: Fifo) -> Described:
+    """What the engine fills: it knows the producer's side."""
+    try:
+        head, writable = fifo.head, fifo.writable
+        tail = head + fifo.size - writable
+        return {"size": fifo.size, "head": head, "tail": tail, "used": tail - head}
+    except FifoCorruptError:
+        return _corrupt(fifo)
+
+
+def _tx(fifo: Fifo) -> Described:
+    """What the engine sends from: it knows the consumer's side. Bytes below `head` were
+    acknowledged."""
+    try:
+        tail, used = fifo.tail, fifo.readable
+        return {
+            "size": fifo.size,
+            "head": tail - used,
+            "tail": tail,
+            "used": used,
+            "eof": fifo.eof,
+        }
+    except FifoCorruptError:
+        return _corrupt(fifo)
+
+
+def _corrupt(fifo: Fifo) -> Described:
+    """The application has written rubbish into the indices."""
+    return {"size": fifo.size, "head": None, "tail": None, "used": None}
+
+
+def _chain(session: AnySession) -> Iterator[Described]:
+    """What a session stands on, from itself down to the datagrams."""
+    udp: Described | None = None
+    for each in chain(session):
+        yield {"type": _type(each), "handle": each.handle}
+        if isinstance(each, ConnectionSession):
+            udp = {"type": "udp", **describe_path(each.context)}
+    if udp is not None:
+        yield udp
+
+
+def describe_path(context: ConnectionContext) -> Described:
+    return {"local": list(context.local), "remote": list(context.remote)}

@@ -1,0 +1,49 @@
+"""Commands that change what a worker does from now on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hoststack.debug.grammar import Command, CommandError
+from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.quic.seam import QuicConfig
+
+
+async def session_enable(command: Command, side: WorkerSide) -> Data:
+    side.worker.layer.is_enabled = True
+    return {"enabled": True}
+
+
+async def session_disable(command: Command, side: WorkerSide) -> Data:
+    side.worker.layer.is_enabled = False
+    return {"enabled": False}
+
+
+async def quic_set_cc(command: Command, side: WorkerSide) -> Data:
+    layer = side.worker.layer
+    wanted = str(command.arguments["cc"])
+    if wanted not in layer.engine.congestion_controls:
+        raise CommandError(
+            f"the {layer.engine.name} engine has no congestion control {wanted!r}: take one of "
+            f"{', '.join(layer.engine.congestion_controls)}"
+        )
+    layer.default_config = replace(layer.default_config, congestion_control=wanted)
+    return {"cc": wanted}
+
+
+async def quic_set_fifo_size(command: Command, side: WorkerSide) -> Data:
+    layer = side.worker.layer
+    layer.default_config = with_fifos(layer.default_config, int(command.arguments["fifo_bytes"]))
+    return {"fifo_bytes": layer.default_config.rx_fifo_bytes}
+
+
+def with_fifos(config: QuicConfig, fifo_bytes: int) -> QuicConfig:
+    """A configuration whose streams have FIFOs of that size, and whose connections let one stream
+    make use of it."""
+    window_bytes = max(QuicConfig().connection_window_bytes, fifo_bytes)
+    return replace(
+        config,
+        rx_fifo_bytes=fifo_bytes,
+        tx_fifo_bytes=fifo_bytes,
+        connection_window_bytes=window_bytes,
+    )
