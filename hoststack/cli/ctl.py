@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
         prompt(shell)
         return 0
     # All of them, whether one fails or not, as lines at the prompt.
-    done = [shell.do(line) for line in sys.stdin if line.strip()]
+    done = [shell.do(line.strip()) for line in sys.stdin if line.strip()]
     return 0 if all(done) else 1
 
 
