@@ -13,8 +13,16 @@ from hoststack.debug.worker_side import Data, WorkerSide
 from hoststack.link.af_xdp import AfXdpLink
 from hoststack.session.session import ConnectionSession, ListenerSession
 
-#: What a link counts that is no error: what it moved, and what the steering program let through.
-_TOTALS: Final = frozenset({"rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"})
+#: What a link counts that is no error: what it moved, and how;
+_TOTALS: Final = frozenset(
+    {
+        *("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"),
+        *("xsk_rx_frames", "xsk_tx_frames", "xsk_kicks", "xsk_kicks_again"),
+        # The kernel found nothing to send: the ordinary end of a burst.
+        "xsk_tx_ring_empty_descs",
+    }
+)
+#: and what the steering program let through.
 _NO_ERRORS: Final = ("xdp_redirected_", "xdp_passed_")
 #: Not lost, but late.
 _INFORMATION: Final = frozenset({"tx_full"})

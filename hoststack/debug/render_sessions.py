@@ -28,8 +28,8 @@ def render_sessions(command: Command, data: Data) -> Iterator[str]:
         if not total:
             yield f"{thread} no sessions"
         elif "sessions" not in worker:
-            kinds = ", ".join(f"{n} {kind}s" for kind, n in worker["counts"].items())
-            yield f"{thread} {total} sessions ({kinds})"
+            kinds = ", ".join(f"{kind}s {n}" for kind, n in worker["counts"].items())
+            yield f"{thread} {total} sessions: {kinds}"
         else:
             yield f"{'Connection':{_ID_COLUMN}}{'State':{_STATE_COLUMN}}{'Rx-f':10}Tx-f"
             for session in worker["sessions"]:
@@ -40,7 +40,7 @@ def render_sessions(command: Command, data: Data) -> Iterator[str]:
 
 
 def _session(session: dict[str, Any]) -> Iterator[str]:
-    line = f"{_title(session):{_ID_COLUMN}} {_STATES[session['state']]:{_STATE_COLUMN - 1}}"
+    line = f"{_title(session):{_ID_COLUMN - 1}} {_STATES[session['state']]:{_STATE_COLUMN}}"
     if session["type"] == "stream":
         line += f"{_used(session['rx']):10}{_used(session['tx'])}"
     yield line.rstrip()
@@ -117,7 +117,8 @@ def _fifo(fifo: dict[str, Any]) -> str:
 def _link(link: dict[str, Any]) -> str:
     """One layer of a chain."""
     if link["type"] == "udp":
-        return f"[U] {path_text(link)}"
+        where = endpoint_text(link["local"]) if link["remote"] is None else path_text(link)
+        return f"[U] {where} {link['link']}"
     return f"{link['type']} {_handle(link['handle'])}"
 
 

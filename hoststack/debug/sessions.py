@@ -40,7 +40,7 @@ async def show_session(command: Command, side: WorkerSide) -> Data:
     if verbose:
         limit = int(arguments.get("limit", DEFAULT_LIMIT))
         chosen = list(side.sessions)[:limit]
-        data["sessions"] = [_describe(session, verbose) for session in chosen]
+        data["sessions"] = [_describe(side, session, verbose) for session in chosen]
         data["more"] = len(side.sessions) - len(chosen)
     return data
 
@@ -57,7 +57,7 @@ def _one(side: WorkerSide, index: int) -> list[Described]:
     session = side.sessions.get(make_handle(side.index, index))
     if session is None:
         raise CommandError(f"worker {side.index} has no session with index {index}")
-    return [_describe(each, 2) for each in chain(session)]
+    return [_describe(side, each, 2) for each in chain(session)]
 
 
 def _type(session: AnySession) -> str:
@@ -66,7 +66,7 @@ def _type(session: AnySession) -> str:
     return "connection" if isinstance(session, ConnectionSession) else "stream"
 
 
-def _describe(session: AnySession, verbose: int) -> Described:
+def _describe(side: WorkerSide, session: AnySession, verbose: int) -> Described:
     """One session: its transport's context too, from 2 on."""
     described: Described = {
         "handle": session.handle,
@@ -75,13 +75,13 @@ def _describe(session: AnySession, verbose: int) -> Described:
         "application": session.application.name,
     }
     if isinstance(session, ListenerSession):
-        return described | {"local": list(session.context.local)}
-    if isinstance(session, ConnectionSession):
+        described["local"] = list(session.context.local)
+    elif isinstance(session, ConnectionSession):
         described |= _connection(session, verbose)
     else:
         described |= _stream(session)
     if verbose >= 2:
-        described["chain"] = list(_chain(session))
+        described["chain"] = list(_chain(session, side))
     return described
 
 
@@ -150,15 +150,16 @@ def _corrupt(fifo: Fifo) -> Described:
     return {"size": fifo.size, "head": None, "tail": None, "used": None}
 
 
-def _chain(session: AnySession) -> Iterator[Described]:
+def _chain(session: AnySession, side: WorkerSide) -> Iterator[Described]:
     """What a session stands on, from itself down to the datagrams."""
-    udp: Described | None = None
+    udp: Described = {}
     for each in chain(session):
         yield {"type": _type(each), "handle": each.handle}
         if isinstance(each, ConnectionSession):
-            udp = {"type": "udp", **describe_path(each.context)}
-    if udp is not None:
-        yield udp
+            udp = describe_path(each.context)
+        elif isinstance(each, ListenerSession) and not udp:
+            udp = {"local": list(each.context.local), "remote": None}
+    yield {"type": "udp", "link": side.worker.link.name, **udp}
 
 
 def describe_path(context: ConnectionContext) -> Described:

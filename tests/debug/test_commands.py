@@ -269,8 +269,7 @@ def test_show_session(play: Play) -> None:
             await trio.sleep(1)
             local = f"10.0.0.3:{connection.local[1]}"
             assert await net.client.ctl("sh ses") == (
-                "Thread 0: no sessions\n"
-                "Thread 1: 2 sessions (0 listeners, 1 connections, 1 streams)"
+                "Thread 0: no sessions\nThread 1: 2 sessions: listeners 0, connections 1, streams 1"
             )
             lines = (await net.server.ctl("show session verbose")).splitlines()
             assert lines[0].split() == ["Connection", "State", "Rx-f", "Tx-f"]
@@ -289,8 +288,9 @@ def test_show_session(play: Play) -> None:
             shown = await net.server.ctl("show session thread 0 index 2")
             assert (
                 "chain stream [0:2] -> connection [0:1] -> listener [0:0] -> "
-                f"[U] 10.0.0.1:1234->{local}"
+                f"[U] 10.0.0.1:1234->{local} memory"
             ) in shown
+            assert "chain listener [0:0] -> [U] 10.0.0.1:1234 memory" in shown
             assert "Rx fifo: cursize 0 nitems 1048576 head 5000 tail 5000" in shown
             assert "Tx fifo: cursize 0 nitems 1048576 head 0 tail 0" in shown
             assert "came in on [0:0], alpn hoststack, cipher " in shown

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -156,6 +158,14 @@ def test_no_command_begins_with_another_one() -> None:
     for one in SPECS:
         for other in SPECS:
             assert one is other or other.words[: len(one.words)] != one.words
+
+
+def test_the_manual_has_every_command_and_option() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "ctl.md").read_text(encoding="utf-8")
+    for spec in SPECS:
+        assert f"`{spec.name}" in manual, spec.name
+        for option in spec.options:
+            assert re.search(rf"[`\[ ]{option.keyword}[\] `]", manual), option.keyword
 
 
 def test_help() -> None:

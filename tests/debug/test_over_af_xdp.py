@@ -70,3 +70,4 @@ def test_show_xdp(veth_pair: VethPair, tmp_path: Path) -> None:
         # What the program let through is no error, what it could not redirect would be.
         assert "redirected" not in ctl(a, "show errors")
         assert "passed" not in ctl(a, "show errors")
+        assert "xsk_kicks" not in ctl(a, "show errors")
