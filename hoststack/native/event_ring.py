@@ -38,11 +38,13 @@ class EventRing:
             )
         elif len(block) != self.block_bytes(size):
             raise ValueError(f"a block of {len(block)} bytes is none for {size} events")
-        self._block = ffi.from_buffer(block)
+        # As in fifo.py: the pointer is not kept.
+        start = ffi.from_buffer(block)
+        self._block = block
         self._producer = ffi.new("struct hs_event_ring_side *")
         self._consumer = ffi.new("struct hs_event_ring_side *")
-        lib.hs_event_ring_open(self._producer, self._block, len(self._block))
-        lib.hs_event_ring_open(self._consumer, self._block, len(self._block))
+        lib.hs_event_ring_open(self._producer, start, len(block))
+        lib.hs_event_ring_open(self._consumer, start, len(block))
         self._popped = ffi.new("struct hs_event[]", size)
         self._popped_bytes = ffi.buffer(self._popped)
 

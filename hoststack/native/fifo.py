@@ -58,14 +58,17 @@ class Fifo:
             )
         elif len(block) != self.block_bytes(size_bytes):
             raise ValueError(f"a block of {len(block)} bytes is none for {self.size}")
-        self._block = ffi.from_buffer(block)
+        # The pointer is not kept: a memoryview that somebody looks into can't be collected, and a
+        # FIFO in a cycle of garbage would end the process.
+        start = ffi.from_buffer(block)
+        self._block = block
         self._data = block[_HEADER_BYTES:]
         self._producer = ffi.gc(
             ffi.new("struct hs_fifo_producer *"), lib.hs_fifo_producer_close, self.size
         )
         self._consumer = ffi.new("struct hs_fifo_consumer *")
-        lib.hs_fifo_producer_open(self._producer, self._block, len(self._block))
-        lib.hs_fifo_consumer_open(self._consumer, self._block, len(self._block))
+        lib.hs_fifo_producer_open(self._producer, start, len(block))
+        lib.hs_fifo_consumer_open(self._consumer, start, len(block))
 
     @staticmethod
     def rounded_up(size_bytes: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from hoststack.native.event_ring import EventRing, EventRingCorruptError
@@ -50,3 +52,15 @@ def test_a_consumer_that_writes_an_impossible_count_is_found_out(count: int) -> 
     ring._block[64:72] = count.to_bytes(8, "little")
     with pytest.raises(EventRingCorruptError):
         ring.push(5, 0)
+
+
+def test_rings_in_a_cycle_of_garbage_are_collected() -> None:
+    gc.collect()
+    for _ in range(100):
+        cycle: list[object] = [
+            EventRing(8),
+            EventRing(8, memoryview(bytearray(EventRing.block_bytes(8)))),
+        ]
+        cycle.append(cycle)
+    del cycle
+    assert gc.collect() >= 100

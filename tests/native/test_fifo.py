@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -267,3 +268,15 @@ def test_a_fifo_that_is_not_empty_goes_on_behind_what_it_holds() -> None:
     assert fifo.put(2024 + 50, b"e" * 50) == 0
     assert fifo.put(2024, b"f" * 50) == 100
     assert fifo.read(2000) == b"f" * 50 + b"e" * 50
+
+
+def test_fifos_in_a_cycle_of_garbage_are_collected() -> None:
+    gc.collect()
+    for _ in range(100):
+        cycle: list[object] = [
+            Fifo(1024),
+            Fifo(1024, memoryview(bytearray(Fifo.block_bytes(1024)))),
+        ]
+        cycle.append(cycle)
+    del cycle
+    assert gc.collect() >= 100
