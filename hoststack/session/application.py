@@ -93,6 +93,8 @@ class Application:
         none may."""
         self.worker: Wakeable = _NoWorker()
         self.wake_application: Callable[[], None] = _nobody
+        self.is_remote = False
+        """Whether it is in another process, and sees no memory but segments."""
         self._down = EventChannel(down or EventRing(RING_ENTRIES))
         self._up = EventChannel(up or EventRing(RING_ENTRIES))
         self._requests: deque[Request] = deque()
@@ -150,9 +152,9 @@ class Application:
         """Whether FIFOs of these sizes can be made: there are limits on other processes."""
         return True
 
-    def make_fifo_from(self, writer: Application, size_bytes: int) -> Fifo:
-        """A FIFO that another application writes and this one reads (cut-through)."""
-        return Fifo(size_bytes)
+    def adopt_fifo(self, fifo: Fifo, segment_fd: int) -> None:
+        """Learn of a FIFO that it shares with another application (cut-through), which has a
+        segment to itself. In this process there is nothing to learn."""
 
     def take_requests(self) -> list[Request]:
         requests = list(self._requests)

@@ -116,6 +116,11 @@ class CutStream:
         """Whether this end's side opened the stream: the first bit is the server's."""
         return bool(self.stream_id & 1) == (self.connection.listener is not None)
 
+    def let_go(self) -> None:
+        """Nobody asks for this end any more. Its FIFOs may go at once: ends are cycles, which are
+        collected some time or other."""
+        self.rx = self.tx = None
+
     def moved_bytes(self) -> dict[str, int]:
         """How much came into the FIFO of each direction."""
         return {
@@ -124,7 +129,8 @@ class CutStream:
         }
 
 
-#: Makes the FIFO from a writer's side of a connection to a reader's, of so many bytes.
+#: Makes the FIFO from a writer's side of a connection to a reader's, of so many bytes; raises
+#: OSError.
 MakeFifo = Callable[[CutConnection, CutConnection, int], Fifo]
 
 
@@ -202,17 +208,17 @@ class CutThrough:
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> CutStream | None:
         """Open a stream; None while the peer's limit forbids it (STREAMS_AVAILABLE tells when to
-        try again)."""
+        try again). Raises OSError where there is no memory to share."""
         side = cast(CutConnection, connection)
         peer, count = side.peer, side.opened[unidirectional]
         if peer is None or count >= side.allowed[unidirectional]:
             side.is_waiting = True
             return None
-        side.opened[unidirectional] += 1
         tx = self._make_fifo(side, peer, peer.config.rx_fifo_bytes)
         rx = None
         if not unidirectional:
             rx = self._make_fifo(peer, side, side.config.rx_fifo_bytes)
+        side.opened[unidirectional] += 1
         stream_id = count << 2 | unidirectional << 1 | (side.listener is not None)
         ours = CutStream(side, stream_id, rx, tx)
         theirs = CutStream(peer, stream_id, tx, rx)
@@ -286,10 +292,10 @@ class CutThrough:
 
     def _end_if_read(self, stream: CutStream) -> None:
         """The end of what comes is known: the application may have read all of it."""
-        assert stream.rx is not None
-        head, tail = stream.rx.positions
-        if head == tail:
-            self._end_receiving(stream)
+        if stream.is_receiving and stream.rx is not None:
+            head, tail = stream.rx.positions
+            if head == tail:
+                self._end_receiving(stream)
 
     def _end_sending(self, stream: CutStream) -> None:
         stream.is_sending = False

@@ -8,6 +8,7 @@ has said that its own is.
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import weakref
@@ -19,6 +20,8 @@ from hoststack.native.segment import make_segment, map_segment
 
 #: What a segment holds, unless a single FIFO is larger.
 SEGMENT_BYTES: Final = 64 << 20
+#: Segments with one FIFO, which another application sees as well, have numbers from here on.
+_FIRST_ALONE: Final = 1 << 31
 #: Free blocks of a size whose pages stay with us; those of others go back to the kernel.
 _KEPT_FREE: Final = 16
 _PAGE_BYTES: Final = mmap.PAGESIZE
@@ -59,6 +62,7 @@ class FifoPool:
         self._on_segment = on_segment
         self._segments: list[tuple[int, mmap.mmap]] = []
         self._next_offset = 0
+        self._alone = itertools.count(_FIRST_ALONE)
         self._used_bytes = 0
         self._blocks: dict[BlockName, _Block] = {}
         self._free: dict[int, list[_Block]] = {}
@@ -96,8 +100,18 @@ class FifoPool:
         """Whether `make` returned it."""
         return fifo in self._names
 
+    def adopt(self, fifo: Fifo, segment_fd: int) -> None:
+        """Give a name to a FIFO that has a segment to itself; the descriptor stays the caller's."""
+        name = BlockName(next(self._alone), 0, fifo.size)
+        block = self._blocks[name] = _Block(name, memoryview(b""))
+        block.is_with_worker = block.is_with_application = True
+        self._used_bytes += _block_bytes(fifo.size)
+        self._names[fifo] = name
+        weakref.finalize(fifo, self._release_ours, block)
+        self._on_segment(name.segment, segment_fd)
+
     def name_of(self, fifo: Fifo) -> BlockName:
-        """Where a FIFO that `make` returned lies."""
+        """Where a FIFO that `make` returned, or `adopt` was given, lies."""
         return self._names[fifo]
 
     def release(self, name: BlockName) -> None:
@@ -139,6 +153,8 @@ class FifoPool:
         if self._blocks.pop(block.name, None) is None:
             return
         self._used_bytes -= _block_bytes(block.name.size_bytes)
+        if block.name.segment >= _FIRST_ALONE:
+            return
         free = self._free.setdefault(block.name.size_bytes, [])
         # What was in it is this application's own; a FIFO starts with a header of zeros.
         header_bytes = Fifo.block_bytes(block.name.size_bytes) - block.name.size_bytes
@@ -172,6 +188,9 @@ class SharedFifos:
     def open(self, name: BlockName) -> Fifo:
         """The FIFO of a name; raises ValueError for one that lies outside of the segments."""
         memory = self._segments.get(name.segment)
+        if name.segment >= _FIRST_ALONE:
+            # It lives as long as its only FIFO.
+            self._segments.pop(name.segment, None)
         end = name.offset + Fifo.block_bytes(name.size_bytes)
         if memory is None or name.offset < 0 or end > len(memory):
             raise ValueError(f"the worker named a FIFO that is nowhere: {name}")

@@ -8,6 +8,7 @@ lies in FIFOs which the engine and the application share, or two applications.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -28,7 +29,7 @@ from hoststack.quic.seam import (
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Connector, Spawn
-from hoststack.session.cut_through import CutConnection, CutThrough
+from hoststack.session.cut_through import CutConnection, CutStream, CutThrough
 from hoststack.session.listeners import Listeners
 from hoststack.session.local_ports import LocalPorts
 from hoststack.session.local_scope import LocalScope
@@ -43,8 +44,8 @@ from hoststack.session.session import (
     SessionTable,
     StreamSession,
 )
-
-_NO_ROOM = "the application's FIFOs take all the memory that they may: close streams, or raise it"
+from hoststack.session.shared_fifo import make_fifo_between
+from hoststack.session.stream_opener import NO_ROOM, StreamOpener
 
 #: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
 #: section 20.1), as the application's code.
@@ -85,11 +86,11 @@ class SessionLayer:
             self.cut_through, self._listeners, self._connector, local_ports, self.rules
         )
         self._migrator = Migrator(link, self.engine, self.ports, spawn)
-        self._waiting_streams: dict[ConnectionSession, list[m.OpenStream]] = {}
+        self._opener = StreamOpener(self.sessions, self._transport, self._add_stream)
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
             m.Connect: self._connect,
-            m.OpenStream: self._open_stream,
+            m.OpenStream: self._opener.start,
             m.Cancel: self._cancel,
             m.Unlisten: self._unlisten,
             m.CloseConnection: self._close_connection,
@@ -260,7 +261,10 @@ class SessionLayer:
         sessions = self._connection(writer), self._connection(reader)
         assert sessions[0] is not None
         assert sessions[1] is not None
-        return sessions[1].application.make_fifo_from(sessions[0].application, size_bytes)
+        one, other = sessions[0].application, sessions[1].application
+        if not (one.has_room_for(size_bytes) and other.has_room_for(size_bytes)):
+            raise OSError(errno.ENOMEM, NO_ROOM)
+        return make_fifo_between(one, other, size_bytes)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -296,40 +300,7 @@ class SessionLayer:
         if connecting is not None:
             self._close(connecting, 0, "")
         self._migrator.cancel(application, request)
-        for session, waiting in self._waiting_streams.items():
-            if session.application is application:
-                waiting[:] = [w for w in waiting if w.token != request.token]
-
-    def _open_stream(self, application: Application, request: m.OpenStream) -> None:
-        session = self.sessions.owned(application, request.connection, ConnectionSession)
-        if session is None or session.state is not SessionState.READY:
-            application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
-        else:
-            self._waiting_streams.setdefault(session, []).append(request)
-            self._open_waiting_streams(session)
-
-    def _open_waiting_streams(self, session: ConnectionSession) -> None:
-        """Open what the peer's limits allow, in the order of asking, for each direction."""
-        blocked = {False: False, True: False}
-        still_waiting: list[m.OpenStream] = []
-        config = session.context.config
-        for request in self._waiting_streams.pop(session, []):
-            stream = None
-            if not session.application.has_room_for(config.rx_fifo_bytes, config.tx_fifo_bytes):
-                session.application.notify(m.Failed(request.token, errno.ENOMEM, _NO_ROOM))
-                continue
-            if not blocked[request.unidirectional]:
-                stream = self._transport(session.context).open_stream(
-                    session.context, unidirectional=request.unidirectional
-                )
-            if stream is not None:
-                about = self._add_stream(session, stream)
-                session.application.notify(m.StreamReady(request.token, *about))
-            else:
-                blocked[request.unidirectional] = True
-                still_waiting.append(request)
-        if still_waiting:
-            self._waiting_streams[session] = still_waiting
+        self._opener.cancel(application, request)
 
     def _add_stream(
         self, connection: ConnectionSession, stream: StreamContext
@@ -438,7 +409,9 @@ class SessionLayer:
                 )
             )
             if isinstance(context, CutConnection):
-                self.cut_through.offer_datagrams(context)
+                # Where there is no memory for them, there are none.
+                with contextlib.suppress(OSError):
+                    self.cut_through.offer_datagrams(context)
 
     def _on_handshake_done(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
@@ -449,13 +422,10 @@ class SessionLayer:
         session = self._connection(context)
         if session is None:
             return
-        for request in self._waiting_streams.pop(session, []):
-            session.application.notify(
-                m.Failed(request.token, errno.ENOTCONN, "the connection is closed")
-            )
+        self._opener.on_closed(session)
         self._migrator.on_closed(context)
         for stream in list(session.streams.values()):
-            self.sessions.remove(stream)
+            self._remove_stream(stream)
         self.sessions.remove(session)
         if isinstance(context, CutConnection):
             self._local_scope.on_closed(session, context)
@@ -467,7 +437,7 @@ class SessionLayer:
     def _on_streams_available(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
         if session is not None:
-            self._open_waiting_streams(session)
+            self._opener.on_available(session)
 
     def _on_path_changed(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
@@ -524,5 +494,10 @@ class SessionLayer:
         session.application.notify(m.SendFinished(session.handle))
 
     def _on_stream_closed(self, session: StreamSession, _: None) -> None:
+        self._remove_stream(session)
+
+    def _remove_stream(self, session: StreamSession) -> None:
         # The application keeps the FIFOs: bytes that it has not read yet are still there.
         self.sessions.remove(session)
+        if isinstance(session.context, CutStream):
+            session.context.let_go()

@@ -1,0 +1,87 @@
+"""Opening streams: at once, or when the peer's limits allow it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Final
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import ConnectionContext, StreamContext, Transport
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.connector import error_text
+from hoststack.session.session import ConnectionSession, SessionState, SessionTable
+
+NO_ROOM: Final = (
+    "the application's FIFOs take all the memory that they may: close streams, or raise it"
+)
+_CLOSED: Final = "the connection is closed"
+
+#: What an application is told of a stream: m.StreamReady without its token.
+About = tuple[int, int, int, Fifo | None, Fifo | None]
+
+
+class StreamOpener:
+    """Streams of ours that are asked for."""
+
+    def __init__(
+        self,
+        sessions: SessionTable,
+        transport_of: Callable[[ConnectionContext], Transport],
+        add_stream: Callable[[ConnectionSession, StreamContext], About],
+    ) -> None:
+        self._sessions = sessions
+        self._transport_of = transport_of
+        self._add_stream = add_stream
+        self._waiting: dict[ConnectionSession, list[m.OpenStream]] = {}
+
+    def start(self, application: Application, request: m.OpenStream) -> None:
+        """Open a stream as soon as that may be."""
+        session = self._sessions.owned(application, request.connection, ConnectionSession)
+        if session is None or session.state is not SessionState.READY:
+            application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
+        else:
+            self._waiting.setdefault(session, []).append(request)
+            self.on_available(session)
+
+    def cancel(self, application: Application, request: m.Cancel) -> None:
+        """Nobody waits for a stream any more."""
+        for session, waiting in self._waiting.items():
+            if session.application is application:
+                waiting[:] = [w for w in waiting if w.token != request.token]
+
+    def on_closed(self, session: ConnectionSession) -> None:
+        """A connection is over, and so is the wait for its streams."""
+        for request in self._waiting.pop(session, []):
+            session.application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
+
+    def on_available(self, session: ConnectionSession) -> None:
+        """Open what the peer's limits allow, in the order of asking, for each direction."""
+        blocked = {False: False, True: False}
+        still_waiting: list[m.OpenStream] = []
+        for request in self._waiting.pop(session, []):
+            stream = None
+            if not blocked[request.unidirectional]:
+                try:
+                    stream = self._open(session, request.unidirectional)
+                except OSError as error:
+                    failed = m.Failed(request.token, error.errno or 0, error_text(error))
+                    session.application.notify(failed)
+                    continue
+            if stream is not None:
+                about = self._add_stream(session, stream)
+                session.application.notify(m.StreamReady(request.token, *about))
+            else:
+                blocked[request.unidirectional] = True
+                still_waiting.append(request)
+        if still_waiting:
+            self._waiting[session] = still_waiting
+
+    def _open(self, session: ConnectionSession, unidirectional: bool) -> StreamContext | None:
+        """See Transport; raises OSError where the application has no room for another one."""
+        config = session.context.config
+        if not session.application.has_room_for(config.rx_fifo_bytes, config.tx_fifo_bytes):
+            raise OSError(errno.ENOMEM, NO_ROOM)
+        transport = self._transport_of(session.context)
+        return transport.open_stream(session.context, unidirectional=unidirectional)
