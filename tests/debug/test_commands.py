@@ -13,7 +13,6 @@ from hoststack import QuicConfig, TlsConfig
 from hoststack.debug.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
-from hoststack.native._native import ffi
 from hoststack.stack import stack_on
 from tests.debug.conftest import Net
 
@@ -323,7 +322,7 @@ def test_a_corrupt_fifo_is_shown(play: Play) -> None:
             rx = session.context.rx  # type: ignore[union-attr]
             assert rx is not None
             # What the application in another process could do to the shared block.
-            block = memoryview(ffi.buffer(rx._block))
+            block = rx._block
             kept = bytes(block[:256])
             block[:256] = b"\xff" * 256
             shown = await net.client.ctl("show session verbose 2 thread 0")
