@@ -159,6 +159,7 @@ class ReceivingHalf:
     def __init__(self, rx: Fifo, signal: Callable[[bool], None]) -> None:
         self._rx = rx
         self._untold_bytes = 0
+        self._has_told_lazily = False
         self._signal = signal
         self._busy = _OneAtATime("receiving from")
         self._sleepers = trio.lowlevel.ParkingLot()
@@ -235,8 +236,10 @@ class ReceivingHalf:
     def _tell(self, count: int) -> None:
         """The window may move; a peer that has much of it left does not wait for that."""
         self._untold_bytes += count
-        if self._rx.take_write_armed():
-            is_urgent = self._untold_bytes >= self._rx.size // 4
+        is_urgent = self._untold_bytes >= self._rx.size // 4
+        # What may wait is urgent all the same when much more was read before it is told.
+        if self._rx.take_write_armed() or (is_urgent and self._has_told_lazily):
             if is_urgent:
                 self._untold_bytes = 0
+            self._has_told_lazily = not is_urgent
             self._signal(is_urgent)
