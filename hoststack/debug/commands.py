@@ -26,6 +26,8 @@ MAX_LINE_CHARACTERS: Final = 4096
 
 #: What a FIFO can be: as in hoststack/native/fifo.py, but not more than a connection makes use of.
 _FIFO: Final = Size("SIZE", 1024, 1 << 30)
+#: hoststack/session/rules.py reads it.
+_RULE: Final = "[appns ID] [scope local|global|all] proto quic LOCAL/LENGTH PORT REMOTE/LENGTH PORT"
 _MOST_BYTES: Final = 1 << 50
 
 SPECS: Final = (
@@ -76,7 +78,11 @@ SPECS: Final = (
         options=(Option("verbose", "verbose", Number("N", 0, 1), without=1),),
     ),
     Spec(("show", "xdp"), "the steering program's verdicts, and the AF_XDP sockets"),
-    Spec(("show", "app"), "applications, and how many sessions they have"),
+    Spec(
+        ("show", "app"),
+        "applications, and how many sessions they have; or the namespaces (ns)",
+        options=(Option("ns", "namespaces"),),
+    ),
     Spec(("show", "errors"), "what was dropped, by reason"),
     Spec(("show", "workers"), "the workers, their links, engines and turns"),
     Spec(("show", "udp"), "UDP ports in use, and datagrams"),
@@ -93,25 +99,26 @@ SPECS: Final = (
     ),
     Spec(
         ("session", "rule", "add"),
-        "add a session rule",
+        "allow or deny connections between two prefixes; port 0 is any",
         rest="rule",
         needs_rest=True,
-        rest_name="RULE",
+        rest_name=f"{_RULE} action allow|deny [tag TAG]",
     ),
     Spec(
         ("session", "rule", "del"),
-        "delete a session rule",
+        "delete the rule between two prefixes",
         rest="rule",
         needs_rest=True,
-        rest_name="RULE",
+        rest_name=_RULE,
     ),
-    Spec(("session", "rule", "show"), "the session rules"),
+    Spec(("session", "rule", "show"), "the session rules, the most specific first"),
     Spec(
         ("app", "ns", "add"),
-        "add a namespace for applications",
+        "add a namespace for applications, or change its secret and scopes",
         options=(
             Option("id", "id", Text("ID"), is_required=True),
-            Option("secret", "secret", Text("SECRET"), is_required=True),
+            Option("secret", "secret", Text("SECRET", 256), is_required=True),
+            Option("scope", "scope", Choice(("local", "global", "all"))),
         ),
     ),
 )

@@ -24,7 +24,7 @@ from typing import Any, Final
 import trio
 
 from hoststack.debug.commands import MAX_LINE_CHARACTERS, complete
-from hoststack.debug.grammar import CommandError
+from hoststack.debug.grammar import FAULT, CommandError
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class _Server:
         except Exception:
             # What is wrong with a debug command must not end the daemon.
             logger.exception("a debug command failed")
-            return {"error": "this command failed by a fault of its own; the log has more"}
+            return {"error": FAULT}
 
 
 def _parse_request(request: bytes) -> dict[str, Any]:

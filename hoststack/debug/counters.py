@@ -81,6 +81,8 @@ def _with_prefix(statistics: dict[str, int], prefix: str) -> dict[str, int]:
 
 
 async def show_app(command: Command, side: WorkerSide) -> Data:
+    if command.arguments.get("namespaces"):
+        return {"namespaces": side.worker.layer.namespaces.lines()}
     kinds = {ListenerSession: "listeners", ConnectionSession: "connections"}
     counts: Counter[tuple[object, str]] = Counter(
         (session.application, kinds.get(type(session), "streams")) for session in side.sessions
@@ -89,6 +91,8 @@ async def show_app(command: Command, side: WorkerSide) -> Data:
         "applications": [
             {
                 "name": application.name,
+                "namespace": application.namespace,
+                "scopes": sorted(application.scopes),
                 **{
                     kind: counts[application, kind]
                     for kind in ("listeners", "connections", "streams")

@@ -17,6 +17,8 @@ Argument = str | int | float | bool
 
 #: What of a word is repeated in an error.
 _SHOWN_CHARACTERS: Final = 40
+#: What is said of a command that failed for a reason that nobody thought of.
+FAULT: Final = "this command failed by a fault of its own; the log has more"
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30}
 _SIZE: Final = re.compile(r"([0-9]{1,15})([kmg]?)b?", re.IGNORECASE | re.ASCII)
 
@@ -236,7 +238,7 @@ def read_arguments(spec: Spec, words: Sequence[str]) -> dict[str, Argument]:
     if spec.rest is not None:
         rest = " ".join(words[position:])
         if spec.needs_rest and not rest:
-            raise CommandError(f"{spec.name!r} needs {spec.rest_name}: {spec.usage}")
+            raise CommandError(f"{spec.name!r} needs more words: {spec.usage}")
         return arguments | {spec.rest: rest}
     while position < len(words):
         option = _option(spec, words[position])

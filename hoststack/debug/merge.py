@@ -96,10 +96,14 @@ def _xdp(command: Command, answers: Sequence[Data]) -> Data:
 
 def _applications(command: Command, answers: Sequence[Data]) -> Data:
     """An application is attached to each worker that it uses."""
-    by_name: dict[str, Data] = {}
+    if "namespaces" in answers[0]:
+        return _same(command, answers)
+    by_name: dict[tuple[str, str], Data] = {}
     for answer in answers:
         for each in answer["applications"]:
-            about = by_name.setdefault(each["name"], {"name": each["name"], "workers": []})
+            about = by_name.setdefault(
+                (each["namespace"], each["name"]), {"name": each["name"], "workers": []}
+            )
             if answer["worker"] not in about["workers"]:
                 about["workers"].append(answer["worker"])
             for key, value in each.items():

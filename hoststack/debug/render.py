@@ -15,21 +15,7 @@ Renderer = Callable[[Command, Data], Iterator[str]]
 
 def render(command: Command, data: Data) -> str:
     """A merged answer for people, without a newline at the end; empty where nothing is to say."""
-    return "\n".join(_RENDERERS.get(command.name, _fields)(command, data))
-
-
-def _fields(command: Command, data: Data) -> Iterator[str]:
-    """What no other knows how to show: lines as they are, or names and values."""
-    if "lines" in data:
-        yield from data["lines"]
-        return
-    for name, value in data.items():
-        if name != "workers":
-            yield f"{name} {value}"
-
-
-def _nothing(command: Command, data: Data) -> Iterator[str]:
-    yield from ()
+    return "\n".join(_RENDERERS[command.name](command, data))
 
 
 def _help(command: Command, data: Data) -> Iterator[str]:
@@ -137,12 +123,18 @@ def _xdp(command: Command, data: Data) -> Iterator[str]:
 
 
 def _applications(command: Command, data: Data) -> Iterator[str]:
-    yield f"{'Index':8}{'Name':32}{'Threads':12}{'Listeners':>10}{'Connections':>13}{'Streams':>10}"
+    if "namespaces" in data:
+        yield from data["namespaces"]
+        return
+    yield (
+        f"{'Index':8}{'Name':28}{'Namespace':16}{'Scopes':14}{'Threads':10}{'Listeners':>10}"
+        f"{'Connections':>13}{'Streams':>9}"
+    )
     for index, each in enumerate(data["applications"]):
         threads = ",".join(map(str, each["workers"]))
         yield (
-            f"{index:<8}{each['name']:32}{threads:12}{each['listeners']:>10}"
-            f"{each['connections']:>13}{each['streams']:>10}"
+            f"{index:<8}{each['name']:28}{each['namespace']:16}{','.join(each['scopes']):14}"
+            f"{threads:10}{each['listeners']:>10}{each['connections']:>13}{each['streams']:>9}"
         )
 
 
@@ -177,6 +169,10 @@ def _udp(command: Command, data: Data) -> Iterator[str]:
             yield f"    {name:26}{count:>14}"
 
 
+def _rules(command: Command, data: Data) -> Iterator[str]:
+    yield from data["rules"] or ["no session rules: everything is allowed"]
+
+
 def _done(what: str) -> Renderer:
     """What has nothing to show but that it is done."""
 
@@ -199,7 +195,11 @@ _RENDERERS: Final[dict[str, Renderer]] = {
     "show errors": _errors,
     "show workers": _workers,
     "show udp": _udp,
-    "clear errors": _nothing,
+    "clear errors": _done("errors are counted from here on"),
     "quic set cc": _done("new connections use {cc}"),
+    "session rule add": _done("session rule added"),
+    "session rule del": _done("session rule deleted"),
+    "session rule show": _rules,
+    "app ns add": _done("namespace {id} added"),
     "quic set fifo-size": _done("new connections have FIFOs of {fifo_bytes} bytes"),
 }

@@ -90,9 +90,10 @@ def statistics_lines(statistics: dict[str, int | float]) -> Iterator[str]:
     latest = known.pop("rtt_latest_s", None)
     if latest is not None:
         rtt["latest"] = latest
-    yield "    RTT: " + ", ".join(f"{name} {value * 1e3:.3f} ms" for name, value in rtt.items())
-    cwnd, in_flight = known.pop("cwnd_bytes", 0), known.pop("in_flight_bytes", 0)
-    yield f"    cwnd {cwnd}, in flight {in_flight}"
+    if rtt:
+        yield "    RTT: " + ", ".join(f"{name} {value * 1e3:.3f} ms" for name, value in rtt.items())
+        cwnd, in_flight = known.pop("cwnd_bytes", 0), known.pop("in_flight_bytes", 0)
+        yield f"    cwnd {cwnd}, in flight {in_flight}"
     rest = [f"{name} {value}" for name, value in known.items() if value]
     for start in range(0, len(rest), 4):
         yield f"    {', '.join(rest[start : start + 4])}"
@@ -117,9 +118,14 @@ def _fifo(fifo: dict[str, Any]) -> str:
 def _link(link: dict[str, Any]) -> str:
     """One layer of a chain."""
     if link["type"] == "udp":
-        where = endpoint_text(link["local"]) if link["remote"] is None else path_text(link)
-        return f"[U] {where} {link['link']}"
+        return f"[U] {_where(link)} {link['link']}"
+    if link["type"] == "cut-through":
+        return f"[CT] {_where(link)}"
     return f"{link['type']} {_handle(link['handle'])}"
+
+
+def _where(link: dict[str, Any]) -> str:
+    return endpoint_text(link["local"]) if link["remote"] is None else path_text(link)
 
 
 def _handle(handle: int) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
-from hoststack.debug import counters, echo_client, echo_server, sessions, settings
-from hoststack.debug.grammar import Command, CommandError
+from hoststack.debug import counters, echo_client, echo_server, namespaces, sessions, settings
+from hoststack.debug.commands import parse
+from hoststack.debug.grammar import FAULT, Command, CommandError
 from hoststack.debug.worker_side import Data, WorkerSide
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Command, WorkerSide], Awaitable[Data]]
 
@@ -28,22 +33,46 @@ _HANDLERS: Final[dict[str, Handler]] = {
     "clear errors": counters.clear_errors,
     "quic set cc": settings.quic_set_cc,
     "quic set fifo-size": settings.quic_set_fifo_size,
+    "session rule add": namespaces.session_rule_add,
+    "session rule del": namespaces.session_rule_del,
+    "session rule show": namespaces.session_rule_show,
+    "app ns add": namespaces.app_ns_add,
 }
-
-
-def register(name: str, handler: Handler) -> None:
-    """Have `handler` run the command of that name, which the grammar has and nobody runs yet.
-
-    Its answer is JSON: names and values, or {"lines": [...]} that are shown as they are.
-    """
-    assert name not in _HANDLERS, name
-    _HANDLERS[name] = handler
 
 
 async def run(command: Command, side: WorkerSide) -> Data:
     """Run a command in one worker; raises CommandError. Cancelled, it is given up."""
     handler = _HANDLERS.get(command.name)
     if handler is None:
-        raise CommandError(f"there is no command {command.name!r} yet in this version")
+        raise CommandError(f"{command.name!r} is no command for a worker")
     await trio.lowlevel.checkpoint()
     return {"worker": side.index, **await handler(command, side)}
+
+
+async def run_line(line: str, side: WorkerSide) -> bytes:
+    """Run a line in one worker, on behalf of another process: `read_answer` is for the result.
+
+    Whatever goes wrong is in it: a debug command must not end a worker.
+    """
+    try:
+        answer: Data = {"data": await run(parse(line), side)}
+    except CommandError as error:
+        answer = {"error": str(error)}
+    except Exception:
+        logger.exception("a debug command failed")
+        answer = {"error": FAULT}
+    return json.dumps(answer).encode()
+
+
+def read_answer(raw: bytes) -> Data:
+    """What a worker's `run_line` gave; raises CommandError if that is an error, or nonsense."""
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        answer = None
+    match answer:
+        case {"data": dict(data)}:
+            return data
+        case {"error": str(text)}:
+            raise CommandError(text)
+    raise CommandError("a worker gave an answer that is none")

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from hoststack.debug.grammar import Command, CommandError
 from hoststack.debug.worker_side import Data, WorkerSide
-from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext
+from hoststack.session.cut_through import CutConnection, CutListener
 from hoststack.session.handle import make_handle
 from hoststack.session.session import (
     AnySession,
@@ -114,52 +115,41 @@ def _stream(session: StreamSession) -> Described:
         "stream_id": stream_id,
         "initiator": "server" if stream_id & 1 else "client",
         "direction": "unidirectional" if stream_id & 2 else "bidirectional",
-        "rx": None if context.rx is None else _rx(context.rx),
-        "tx": None if context.tx is None else _tx(context.tx),
+        "rx": None if context.rx is None else _fifo(context.rx),
+        "tx": None if context.tx is None else _fifo(context.tx),
     }
 
 
-def _rx(fifo: Fifo) -> Described:
-    """What the engine fills: it knows the producer's side."""
-    try:
-        head, writable = fifo.head, fifo.writable
-        tail = head + fifo.size - writable
-        return {"size": fifo.size, "head": head, "tail": tail, "used": tail - head}
-    except FifoCorruptError:
-        return _corrupt(fifo)
-
-
-def _tx(fifo: Fifo) -> Described:
-    """What the engine sends from: it knows the consumer's side. Bytes below `head` were
-    acknowledged."""
-    try:
-        tail, used = fifo.tail, fifo.readable
-        return {
-            "size": fifo.size,
-            "head": tail - used,
-            "tail": tail,
-            "used": used,
-            "eof": fifo.eof,
-        }
-    except FifoCorruptError:
-        return _corrupt(fifo)
-
-
-def _corrupt(fifo: Fifo) -> Described:
-    """The application has written rubbish into the indices."""
-    return {"size": fifo.size, "head": None, "tail": None, "used": None}
+def _fifo(fifo: Fifo) -> Described:
+    """Of a tx FIFO, the bytes below `head` were acknowledged."""
+    head, tail = fifo.positions
+    if not 0 <= tail - head <= fifo.size:
+        # The application has written rubbish into the indices.
+        return {"size": fifo.size, "head": None, "tail": None, "used": None, "eof": None}
+    return {
+        "size": fifo.size,
+        "head": head,
+        "tail": tail,
+        "used": tail - head,
+        "eof": fifo.eof,
+    }
 
 
 def _chain(session: AnySession, side: WorkerSide) -> Iterator[Described]:
-    """What a session stands on, from itself down to the datagrams."""
-    udp: Described = {}
+    """What a session stands on, from itself down to the datagrams, or to the shared FIFOs."""
+    path: Described = {}
+    is_cut = False
     for each in chain(session):
         yield {"type": _type(each), "handle": each.handle}
         if isinstance(each, ConnectionSession):
-            udp = describe_path(each.context)
-        elif isinstance(each, ListenerSession) and not udp:
-            udp = {"local": list(each.context.local), "remote": None}
-    yield {"type": "udp", "link": side.worker.link.name, **udp}
+            path = describe_path(each.context)
+        elif isinstance(each, ListenerSession) and not path:
+            path = {"local": list(each.context.local), "remote": None}
+        is_cut = isinstance(each.context, CutConnection | CutListener)
+    if is_cut:
+        yield {"type": "cut-through", **path}
+    else:
+        yield {"type": "udp", "link": side.worker.link.name, **path}
 
 
 def describe_path(context: ConnectionContext) -> Described:

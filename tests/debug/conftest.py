@@ -6,20 +6,28 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from hoststack.debug.lines import run_line
-from hoststack.debug.run import run
-from hoststack.debug.worker_side import WorkerSide
+from hoststack.debug.console import Console, RunInWorker
+from hoststack.debug.run import read_answer, run_line
+from hoststack.debug.worker_side import Data, WorkerSide
 from hoststack.engine.engines import engine_maker
 from hoststack.engine.worker import Worker
 from hoststack.link.base import Link
 from hoststack.link.memory import MemoryNetwork
+
+
+def in_worker(side: WorkerSide) -> RunInWorker:
+    """As a supervisor runs lines in a worker of another process."""
+
+    async def run_in_worker(line: str) -> Data:
+        return read_answer(await run_line(line, side))
+
+    return run_in_worker
 
 
 @dataclass
@@ -27,16 +35,21 @@ class Host:
     """A machine with some workers, and its debug CLI."""
 
     sides: list[WorkerSide] = field(default_factory=list)
+    workers: dict[int, RunInWorker] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.console = Console(self.workers)
+
+    def add(self, side: WorkerSide) -> None:
+        self.sides.append(side)
+        self.workers[side.index] = in_worker(side)
 
     async def ctl(self, line: str) -> str:
         """A line's answer, as text."""
-        return await run_line(line, self._workers())
+        return await self.console.run_line(line)
 
     async def json(self, line: str) -> Any:
-        return json.loads(await run_line(line, self._workers(), as_json=True))
-
-    def _workers(self) -> dict[int, Any]:
-        return {side.index: partial(run, side=side) for side in self.sides}
+        return json.loads(await self.console.run_line(line, as_json=True))
 
 
 @asynccontextmanager
@@ -49,7 +62,7 @@ async def host_on(*links: Link) -> AsyncIterator[Host]:
         nursery = await undo.enter_async_context(trio.open_nursery())
         for index, link in enumerate(links):
             worker = Worker(link, engine_maker("auto", link), index)
-            host.sides.append(WorkerSide(worker, nursery, index=index, workers=len(links)))
+            host.add(WorkerSide(worker, nursery, index=index, workers=len(links)))
             await nursery.start(worker.run)
         yield host
         nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -323,17 +324,23 @@ def test_a_corrupt_fifo_is_shown(play: Play) -> None:
             assert rx is not None
             # What the application in another process could do to the shared block.
             block = rx._block
-            kept = bytes(block[:256])
-            block[:256] = b"\xff" * 256
+            kept = bytes(block[:64])
+            block[:64] = b"\xff" * 64
             shown = await net.client.ctl("show session verbose 2 thread 0")
             assert "corrupt: the application has written rubbish into its indices" in shown
-            block[:256] = kept
+            block[:64] = kept
 
     play(script)
 
 
-def counts(connections: int, streams: int) -> dict[str, int]:
-    return {"listeners": 0, "connections": connections, "streams": streams}
+def counts(connections: int, streams: int) -> dict[str, Any]:
+    return {
+        "namespace": "default",
+        "scopes": ["global"],
+        "listeners": 0,
+        "connections": connections,
+        "streams": streams,
+    }
 
 
 def test_show_app(play: Play) -> None:
@@ -346,32 +353,22 @@ def test_show_app(play: Play) -> None:
             await connection.open_stream()
             assert await net.client.json("show app") == {
                 "applications": [
-                    {
-                        "name": "mine",
-                        "workers": [0, 1],
-                        "listeners": 0,
-                        "connections": 0,
-                        "streams": 0,
-                    },
-                    {
-                        "name": "other",
-                        "workers": [0],
-                        "listeners": 0,
-                        "connections": 1,
-                        "streams": 1,
-                    },
+                    {"name": "mine", "workers": [0, 1], **counts(0, 0)},
+                    {"name": "other", "workers": [0], **counts(1, 1)},
                 ]
             }
             lines = (await net.server.ctl("show app")).splitlines()
             assert lines[0].split() == [
                 "Index",
                 "Name",
+                "Namespace",
+                "Scopes",
                 "Threads",
                 "Listeners",
                 "Connections",
                 "Streams",
             ]
-            assert lines[1].split() == ["0", "echo_server", "0", "1", "1", "0"]
+            assert lines[1].split() == ["0", "echo_server", "default", "global", "0", "1", "1", "0"]
 
     play(script)
 
@@ -392,7 +389,7 @@ def test_errors_and_clear_errors(play: Play, engine: str) -> None:
         assert text[0].split() == ["Count", "Node", "Reason", "Severity"]
         assert text[1].split()[:2] == ["3", f"quic-{engine}"]
         before = server.layer.engine.counters
-        assert await net.server.ctl("clear errors") == ""
+        assert await net.server.ctl("clear errors") == "errors are counted from here on"
         assert (await net.server.json("show errors"))["errors"] == []
         # The engine's own counters go on.
         assert server.layer.engine.counters.dropped == before.dropped
@@ -447,12 +444,54 @@ def test_show_udp_workers_and_xdp(play: Play, engine: str) -> None:
     play(script)
 
 
-def test_what_is_another_parts_says_so(play: Play) -> None:
+def test_session_rules(play: Play) -> None:
+    rule = "proto quic 0.0.0.0/0 0 10.0.0.1/32 1234"
+
     async def script(net: Net) -> None:
-        for line in ("session rule show", "app ns add id a secret b"):
-            said = await fails(net.server.ctl(line))
-            assert "there is no command" in said
-            assert "yet" in said
+        await net.server.ctl(f"test echo server uri {URI}")
+        shown = await net.client.ctl("session rule show")
+        assert shown == "no session rules: everything is allowed"
+        added = await net.client.ctl(f"session rule add {rule} action deny tag no-echo")
+        assert added == "session rule added"
+        shown = await net.client.ctl("session rule show")
+        assert shown == f"appns default scope all {rule} action deny tag no-echo"
+        said = await fails(net.client.ctl(f"test echo client uri {URI}"))
+        assert "a session rule forbids it" in said
+        assert await net.client.ctl(f"session rule del {rule}") == "session rule deleted"
+        await net.client.ctl(f"test echo client uri {URI}")
+        said = await fails(net.client.ctl(f"session rule del {rule}"))
+        assert "there is no such rule" in said
+        said = await fails(net.client.ctl("session rule add 10.0.0.0/8"))
+        assert "has no two prefixes" in said
+
+    play(script)
+
+
+def test_namespaces_and_cut_through(play: Play) -> None:
+    async def script(net: Net) -> None:
+        added = await net.server.ctl("app ns add id blue secret s3cret scope local")
+        assert added == "namespace blue added"
+        assert "blue scope local secret set" in await net.server.ctl("show app ns")
+        assert "s3cret" not in await net.server.ctl("show app ns")
+        said = await fails(net.server.ctl("app ns add id default secret x"))
+        assert "the namespace default is open to all" in said
+        stack = stack_on(net.server.sides[0].worker, "mine")
+        blue: dict[str, Any] = {"namespace": "blue", "secret": "s3cret", "scopes": {"local"}}
+        async with (
+            stack.application("listens", **blue) as one,
+            stack.application("connects", **blue) as other,
+            await one.listen("quic://10.0.0.1:77", tls=TLS),
+            other.connect("quic://10.0.0.1:77", tls=TRUSTING) as connection,
+        ):
+            stream = await connection.open_stream()
+            await stream.send_all(b"hello")
+            await trio.sleep(1)
+            shown = await net.server.ctl("show session verbose 2")
+            assert "] -> [CT] 10.0.0.1:" in shown
+            assert "Tx fifo: cursize 5 " in shown
+            assert "RTT" not in shown
+            lines = [line.split() for line in (await net.server.ctl("show app")).splitlines()]
+            assert ["listens", "blue", "local"] in [line[1:4] for line in lines]
 
     play(script)
 

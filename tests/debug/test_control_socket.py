@@ -23,10 +23,8 @@ import trio
 from hoststack.debug.control_client import ControlClient
 from hoststack.debug.control_socket import serve_commands
 from hoststack.debug.grammar import CommandError
-from hoststack.debug.lines import run_line
-from hoststack.debug.run import run
 from hoststack.link.udp import UdpLink
-from tests.debug.conftest import Host, host_on
+from tests.debug.conftest import host_on
 
 #: Longer than any test takes.
 PATIENCE_S = 60
@@ -44,14 +42,6 @@ async def ctl(path: Path, *words: str, stdin: str = "") -> subprocess.CompletedP
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
-
-
-def runs_lines_of(host: Host) -> Callable[[str, bool], Awaitable[str]]:
-    async def run_one(line: str, as_json: bool) -> str:
-        workers = {side.index: functools.partial(run, side=side) for side in host.sides}
-        return await run_line(line, workers, as_json=as_json)
-
-    return run_one
 
 
 @asynccontextmanager
@@ -79,8 +69,8 @@ def test_a_real_ctl_runs_an_echo_test_between_two_hosts(tmp_path: Path, engine: 
         async with (
             host_on(UdpLink()) as server,
             host_on(UdpLink()) as client,
-            serving(tmp_path / "server", runs_lines_of(server)),
-            serving(tmp_path / "client", runs_lines_of(client)),
+            serving(tmp_path / "server", server.console.run_line),
+            serving(tmp_path / "client", client.console.run_line),
         ):
             started = await ctl(
                 tmp_path / "server", "--json", "test echo server uri quic://127.0.0.1:0"

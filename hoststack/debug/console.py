@@ -1,0 +1,130 @@
+"""The debug CLI over all workers: a line is parsed, run in each of them, and put together.
+
+Settings are remembered for workers that come later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+import trio
+
+from hoststack.debug.commands import parse
+from hoststack.debug.grammar import Command, CommandError
+from hoststack.debug.merge import merge
+from hoststack.debug.render import render
+from hoststack.debug.worker_side import Data
+from hoststack.session.rules import parse_rule
+
+logger = logging.getLogger(__name__)
+
+#: Runs a line in one worker, wherever that is (hoststack/debug/run.py); raises CommandError.
+RunInWorker = Callable[[str], Awaitable[Data]]
+
+#: What else hears of a command, before the workers; raises CommandError to refuse it.
+Listener = Callable[[Command], None]
+
+
+class Console:
+    """What a daemon holds of the debug CLI."""
+
+    def __init__(
+        self, workers: Mapping[int, RunInWorker], also: Mapping[str, Listener] | None = None
+    ) -> None:
+        """`workers` are those that live, by index, as they are whenever a line comes. `also` are
+        commands, by name, that the daemon itself has to know of."""
+        self._workers = workers
+        self._also = also or {}
+        self._settings: dict[tuple[str, str], str] = {}
+        """Lines by what they set."""
+
+    async def run_line(self, line: str, as_json: bool = False) -> str:
+        """The answer to a line, as text or as JSON; raises CommandError.
+
+        Where one worker fails the command fails: the others are cancelled, and what they did is
+        undone.
+        """
+        command = parse(line)
+        answers: list[Data] = []
+        if command.name != "help":
+            if command.name in self._also:
+                self._also[command.name](command)
+            answers = await self._run_everywhere(line, command)
+        data = merge(command, answers)
+        self._remember(line, command)
+        return json.dumps(data) if as_json else render(command, data)
+
+    async def prepare(self, run_in: RunInWorker) -> None:
+        """Tell a worker that has just come what was set before."""
+        # A disabled session layer would refuse the echo servers.
+        lines = sorted(self._settings.items(), key=lambda setting: setting[0] == _ENABLING)
+        for _, line in lines:
+            try:
+                await run_in(line)
+            except CommandError as error:
+                logger.warning("a new worker was told %r: %s", line.split(" secret ")[0], error)
+
+    async def _run_everywhere(self, line: str, command: Command) -> list[Data]:
+        workers = dict(self._workers)
+        if not workers:
+            raise CommandError("no worker runs now: try again")
+        answers: dict[int, Data] = {}
+        failures: dict[int, CommandError] = {}
+        async with trio.open_nursery() as nursery:
+
+            async def run_in(index: int) -> None:
+                try:
+                    answers[index] = await workers[index](line)
+                except CommandError as error:
+                    failures[index] = error
+                    nursery.cancel_scope.cancel()
+
+            for index in workers:
+                nursery.start_soon(run_in, index)
+        if not failures:
+            return list(answers.values())
+        undoing = _undoing(command)
+        if undoing is not None:
+            for index in answers:
+                await workers[index](undoing)
+        index, error = next(iter(failures.items()))
+        raise CommandError(f"worker {index}: {error}" if len(workers) > 1 else str(error))
+
+    def _remember(self, line: str, command: Command) -> None:
+        arguments = command.arguments
+        match command.name:
+            case "session enable" | "session disable":
+                self._settings[_ENABLING] = line
+            case "quic set cc" | "quic set fifo-size":
+                self._settings[command.name, ""] = line
+            case "app ns add":
+                self._settings["namespace", str(arguments["id"])] = line
+            case "session rule add":
+                self._settings["rule", _rule_key(command)] = line
+            case "session rule del":
+                self._settings.pop(("rule", _rule_key(command)), None)
+            case "test echo server" if "stop" not in arguments:
+                self._settings["server", str(arguments["uri"])] = line
+            case "test echo server":
+                for kind, uri in list(self._settings):
+                    if kind == "server" and arguments.get("uri", uri) == uri:
+                        del self._settings[kind, uri]
+
+
+_ENABLING = ("session", "")
+
+
+def _rule_key(command: Command) -> str:
+    """The same for rules that replace each other."""
+    rule = parse_rule(str(command.arguments["rule"]), needs_action=False)
+    return str(replace(rule, action="allow", tag=""))
+
+
+def _undoing(command: Command) -> str | None:
+    """The line that takes a command back; None if there is nothing to take back."""
+    if command.name == "test echo server" and "stop" not in command.arguments:
+        return f"test echo server stop uri {command.arguments['uri']}"
+    return None

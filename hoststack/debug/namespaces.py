@@ -1,0 +1,39 @@
+"""`session rule` and `app ns`, in one worker."""
+
+from __future__ import annotations
+
+from hoststack.debug.grammar import Command, CommandError
+from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.session.namespaces import SCOPES
+from hoststack.session.rules import RuleError
+
+
+async def session_rule_add(command: Command, side: WorkerSide) -> Data:
+    try:
+        side.worker.layer.rules.add(str(command.arguments["rule"]))
+    except RuleError as error:
+        raise CommandError(str(error)) from None
+    return {}
+
+
+async def session_rule_del(command: Command, side: WorkerSide) -> Data:
+    try:
+        side.worker.layer.rules.delete(str(command.arguments["rule"]))
+    except RuleError as error:
+        raise CommandError(str(error)) from None
+    return {}
+
+
+async def session_rule_show(command: Command, side: WorkerSide) -> Data:
+    return {"rules": side.worker.layer.rules.lines()}
+
+
+async def app_ns_add(command: Command, side: WorkerSide) -> Data:
+    arguments = command.arguments
+    scope = str(arguments.get("scope", "all"))
+    scopes = SCOPES if scope == "all" else {scope}
+    try:
+        side.worker.layer.namespaces.add(str(arguments["id"]), str(arguments["secret"]), scopes)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    return {"id": arguments["id"]}
