@@ -1,7 +1,9 @@
 """Hoststack: a QUIC host stack for Linux, driven from Python. See README.md and docs/."""
 
+from hoststack.attach import attach
 from hoststack.connection import Connection
 from hoststack.errors import (
+    AttachError,
     ConnectError,
     ConnectionClosedError,
     LinkError,
@@ -17,14 +19,16 @@ from hoststack.listener import Listener
 from hoststack.quic.seam import CloseInfo, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
-from hoststack.stack import Stack, open_stack
+from hoststack.stack import EmbeddedStack, Stack, open_stack
 from hoststack.stream import ReceiveStream, SendStream, Stream
 
 __all__ = [
+    "AttachError",
     "CloseInfo",
     "ConnectError",
     "Connection",
     "ConnectionClosedError",
+    "EmbeddedStack",
     "LinkError",
     "Listener",
     "MigrationError",
@@ -41,5 +45,6 @@ __all__ = [
     "TlsConfig",
     "TlsConfigError",
     "UriError",
+    "attach",
     "open_stack",
 ]

@@ -12,6 +12,7 @@ from hoststack.session.rules import RuleError
 from hoststack.session.uri import UriError
 
 __all__ = [
+    "AttachError",
     "ConnectError",
     "ConnectionClosedError",
     "LinkError",
@@ -23,6 +24,10 @@ __all__ = [
     "TlsConfigError",
     "UriError",
 ]
+
+
+class AttachError(OSError):
+    """There is no daemon to attach to, or it refuses; the message says what to do."""
 
 
 class ConnectError(OSError):

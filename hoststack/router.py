@@ -12,7 +12,7 @@ from hoststack.connection import Connection
 from hoststack.errors import ConnectionClosedError
 from hoststack.listener import Listener
 from hoststack.session import messages as m
-from hoststack.session.application import Application
+from hoststack.session.application import ApplicationSide
 from hoststack.stream import ReceiveStream, SendStream, Stream, StreamBase
 
 Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | SendStream
@@ -29,7 +29,7 @@ class _Call:
 class Router:
     """Objects of one application by handle, and its calls under way by token."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: ApplicationSide) -> None:
         self._application = application
         self._tokens = itertools.count(1)
         self._calls: dict[int, _Call] = {}

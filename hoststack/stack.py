@@ -37,34 +37,32 @@ Handler = Callable[[Connection], Awaitable[object]]
 
 
 class Stack:
-    """What a program opens connections and listeners with. Made by `open_stack`."""
+    """What a program opens connections and listeners with. Made by `open_stack` and `attach`."""
 
     def __init__(
-        self, router: Router, worker: Worker, link_reason: str, config: QuicConfig | None
+        self,
+        router: Router,
+        config: QuicConfig | None,
+        *,
+        link_name: str,
+        link_reason: str,
+        engine_name: str,
     ) -> None:
         self._router = router
-        self._worker = worker
-        self._link_reason = link_reason
         self._config = config
-
-    @property
-    def link(self) -> Link:
-        """The link below, for its statistics."""
-        return self._worker.link
+        self._link_name = link_name
+        self._link_reason = link_reason
+        self._engine_name = engine_name
 
     @property
     def link_name(self) -> str:
         """ "af_xdp", "udp" or "memory"."""
-        return self._worker.link.name
+        return self._link_name
 
     @property
     def engine_name(self) -> str:
         """ "native" or "aioquic"."""
-        return self._worker.layer.engine.name
-
-    def counters(self) -> EngineCounters:
-        """What happened to datagrams and turns so far."""
-        return self._worker.layer.engine.counters
+        return self._engine_name
 
     @property
     def link_reason(self) -> str:
@@ -197,6 +195,31 @@ class Stack:
                 (handler_nursery or nursery).start_soon(_handle, handler, connection)
 
 
+class EmbeddedStack(Stack):
+    """A stack whose engine runs in the caller's own loop: it can be looked into."""
+
+    def __init__(
+        self, router: Router, worker: Worker, link_reason: str, config: QuicConfig | None
+    ) -> None:
+        super().__init__(
+            router,
+            config,
+            link_name=worker.link.name,
+            link_reason=link_reason,
+            engine_name=worker.layer.engine.name,
+        )
+        self._worker = worker
+
+    @property
+    def link(self) -> Link:
+        """The link below, for its statistics."""
+        return self._worker.link
+
+    def counters(self) -> EngineCounters:
+        """What happened to datagrams and turns so far."""
+        return self._worker.layer.engine.counters
+
+
 async def _handle(handler: Handler, connection: Connection) -> None:
     async with connection:
         try:
@@ -207,12 +230,12 @@ async def _handle(handler: Handler, connection: Connection) -> None:
 
 def stack_on(
     worker: Worker, name: str, *, link_reason: str = "", config: QuicConfig | None = None
-) -> Stack:
+) -> EmbeddedStack:
     """A Stack of a new application on a worker that there is, which has nothing to do with the
     worker's other applications; without `config` connections get the worker's default."""
     application = Application(name)
     worker.attach(application)
-    return Stack(Router(application), worker, link_reason, config)
+    return EmbeddedStack(Router(application), worker, link_reason, config)
 
 
 @asynccontextmanager
@@ -225,7 +248,7 @@ async def open_stack(
     config: QuicConfig | None = None,
     secret: bytes | None = None,
     busy_poll_us: int = 0,
-) -> AsyncIterator[Stack]:
+) -> AsyncIterator[EmbeddedStack]:
     """A stack in the caller's own trio loop, closed at the end of the block.
 
     With an interface `link="auto"` takes AF_XDP on it where that works, and the kernel's UDP

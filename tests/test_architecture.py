@@ -46,11 +46,23 @@ MAY_IMPORT = {
         "hoststack.stack",
         "hoststack.stream",
     },
+    "hoststack.daemon": {
+        "hoststack.daemon",
+        "hoststack.debug",
+        "hoststack.engine",
+        "hoststack.session",
+        "hoststack.quic",
+        "hoststack.link",
+        "hoststack.native",
+        "hoststack.errors",
+        "pyxdp",
+    },
     "hoststack.cli": {"hoststack", "pyxdp"},
     "apps": {"hoststack", "apps"},
 }
-#: The public modules see everything below them, but for the debug CLI and the command line.
-PUBLIC_MAY_NOT_IMPORT = {"hoststack.debug", "hoststack.cli", "apps"}
+#: The public modules see everything below them, but for the debug CLI, the daemon and the command
+#: line.
+PUBLIC_MAY_NOT_IMPORT = {"hoststack.debug", "hoststack.daemon", "hoststack.cli", "apps"}
 
 
 def modules() -> list[Path]:

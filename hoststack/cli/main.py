@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hoststack.cli import ctl, doctor, xdp
+from hoststack.cli import ctl, doctor, run, xdp
 
 #: As shells report a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="hoststack", description="A QUIC host stack for Linux over XDP and AF_XDP."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    run.add_command(commands)
     xdp.add_command(commands)
     doctor.add_command(commands)
     ctl.add_command(commands)

@@ -119,6 +119,15 @@ class Wire(Protocol):
         """A turn is over: whatever the link has to do about it."""
 
 
+class PortSource(Protocol):
+    """Who opens ports for a worker's link where the worker itself may not."""
+
+    def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
+        """As Link.open_port; with the worker's socket for a link over sockets, else -1."""
+
+    def close_port(self, endpoint: Endpoint) -> None: ...
+
+
 class Link(Protocol):
     """One worker's access to the network: its receive queues and one transmit queue."""
 

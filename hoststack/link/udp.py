@@ -24,6 +24,7 @@ from hoststack.link.base import (
     LinkError,
     Outgoing,
     Path,
+    PortSource,
     Received,
     Wire,
     WireRoute,
@@ -66,12 +67,16 @@ _SO_BUSY_POLL: Final = 46
 class _UdpSocket:
     """A bound socket, and the paths over it by their flow."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, fd: int = -1) -> None:
+        """With `fd` it is that socket, bound already; taken over."""
         version = ip_address(endpoint.host).version
-        self.socket = socket.socket(
-            socket.AF_INET if version == 4 else socket.AF_INET6,
-            socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-        )
+        if fd >= 0:
+            self.socket = socket.socket(fileno=fd)
+        else:
+            self.socket = socket.socket(
+                socket.AF_INET if version == 4 else socket.AF_INET6,
+                socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            )
         self.paths: dict[bytes, Path] = {}
         try:
             failed = lib.hs_udp_prepare(self.socket.fileno(), version)
@@ -79,7 +84,8 @@ class _UdpSocket:
                 raise OSError(-failed, os.strerror(-failed))
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 self._set_buffer(option)
-            self.socket.bind(_socket_address(endpoint))
+            if fd < 0:
+                self.socket.bind(_socket_address(endpoint))
         except OSError as error:
             self.socket.close()
             raise bind_error(error, endpoint) from None
@@ -112,9 +118,13 @@ class UdpLink:
 
     name = "udp"
 
-    def __init__(self, *, segments: bool = True) -> None:
-        """`segments` lets an engine in C put several datagrams into one message (GSO and GRO)."""
+    def __init__(self, *, segments: bool = True, ports: PortSource | None = None) -> None:
+        """`segments` lets an engine in C put several datagrams into one message (GSO and GRO).
+
+        With `ports` its sockets come from there: they are a worker's of several.
+        """
         self._segments = segments
+        self._ports = ports
         self._busy_poll_us = 0
         self._generation = 0
         """Changes when paths may carry less than they did."""
@@ -146,7 +156,10 @@ class UdpLink:
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """See Link."""
-        opened = _UdpSocket(endpoint)
+        if self._ports is None:
+            opened = _UdpSocket(endpoint)
+        else:
+            opened = _UdpSocket(*self._ports.open_port(endpoint))
         fd = opened.socket.fileno()
         if self._busy_poll_us:
             opened.socket.setsockopt(socket.SOL_SOCKET, _SO_BUSY_POLL, self._busy_poll_us)
@@ -175,6 +188,8 @@ class UdpLink:
             trio.lowlevel.notify_closing(self._epoll.fileno())  # whoever waits for it goes on
             self._blocked = None
         closed.socket.close()
+        if self._ports is not None:
+            self._ports.close_port(endpoint)
 
     async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
         """See Link."""

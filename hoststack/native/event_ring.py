@@ -23,28 +23,27 @@ class EventRingCorruptError(Exception):
 class EventRing:
     """A ring with room for `size` events, a power of two."""
 
-    __slots__ = ("_block", "_consumer", "_popped", "_popped_bytes", "_producer")
+    __slots__ = ("_consumer", "_memory", "_popped", "_popped_bytes", "_producer")
 
-    def __init__(self, size: int, block: mmap.mmap | memoryview | None = None) -> None:
-        """In `block`, which starts as zeros, or in memory of its own.
+    def __init__(self, size: int, memory: mmap.mmap | None = None, offset: int = 0) -> None:
+        """In a block of `memory`, which starts as zeros, or in memory of its own.
 
-        Raises ValueError unless the size is a power of two, and the block of `block_bytes(size)`.
+        Raises ValueError unless the size is a power of two, and the block lies in the memory.
         """
         if size < 1 or size & (size - 1):
             raise ValueError(f"an event ring of {size}: ask for a power of two")
-        if block is None:
-            block = mmap.mmap(
-                -1, self.block_bytes(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            )
-        elif len(block) != self.block_bytes(size):
-            raise ValueError(f"a block of {len(block)} bytes is none for {size} events")
+        block_bytes = self.block_bytes(size)
+        if memory is None:
+            memory = mmap.mmap(-1, block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if offset < 0 or offset + block_bytes > len(memory):
+            raise ValueError(f"a ring of {size} events at {offset} lies outside of its memory")
         # As in fifo.py: the pointer is not kept.
-        start = ffi.from_buffer(block)
-        self._block = block
+        block = ffi.from_buffer(memory) + offset
+        self._memory = memory
         self._producer = ffi.new("struct hs_event_ring_side *")
         self._consumer = ffi.new("struct hs_event_ring_side *")
-        lib.hs_event_ring_open(self._producer, start, len(block))
-        lib.hs_event_ring_open(self._consumer, start, len(block))
+        lib.hs_event_ring_open(self._producer, block, block_bytes)
+        lib.hs_event_ring_open(self._consumer, block, block_bytes)
         self._popped = ffi.new("struct hs_event[]", size)
         self._popped_bytes = ffi.buffer(self._popped)
 

@@ -38,37 +38,35 @@ class Fifo:
     block holds rubbish.
     """
 
-    __slots__ = ("__weakref__", "_block", "_consumer", "_data", "_mask", "_producer", "size")
+    __slots__ = ("__weakref__", "_consumer", "_data", "_mask", "_memory", "_producer", "size")
 
-    def __init__(self, size_bytes: int, block: memoryview | None = None) -> None:
-        """In `block`, which starts as zeros, or in memory of its own.
+    def __init__(self, size_bytes: int, memory: mmap.mmap | None = None, offset: int = 0) -> None:
+        """In a block of `memory`, which starts as zeros, or in memory of its own.
 
-        Raises ValueError for a size that is not positive, or more than 4 GiB, or not the block's.
+        Raises ValueError for a size that is not positive, or more than 4 GiB, or a block that lies
+        outside of the memory.
         """
         if not 0 < size_bytes <= _MAX_BYTES:
             raise ValueError(f"a FIFO of {size_bytes} bytes: ask for 1 to {_MAX_BYTES}")
         self.size = self.rounded_up(size_bytes)
         self._mask = self.size - 1
-        if block is None:
+        block_bytes = self.block_bytes(size_bytes)
+        if memory is None:
             # Pages that are never touched cost nothing.
-            block = memoryview(
-                mmap.mmap(
-                    -1, self.block_bytes(size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-                )
-            )
-        elif len(block) != self.block_bytes(size_bytes):
-            raise ValueError(f"a block of {len(block)} bytes is none for {self.size}")
-        # The pointer is not kept: a memoryview that somebody looks into can't be collected, and a
-        # FIFO in a cycle of garbage would end the process.
-        start = ffi.from_buffer(block)
-        self._block = block
-        self._data = block[_HEADER_BYTES:]
+            memory = mmap.mmap(-1, block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if offset < 0 or offset + block_bytes > len(memory):
+            raise ValueError(f"a FIFO of {self.size} bytes at {offset} lies outside of its memory")
+        # The pointer is not kept: memory that somebody looks into can't be collected, and a FIFO in
+        # a cycle of garbage would end the process.
+        block = ffi.from_buffer(memory) + offset
+        self._memory = memory
+        self._data = memoryview(memory)[offset + _HEADER_BYTES : offset + block_bytes]
         self._producer = ffi.gc(
             ffi.new("struct hs_fifo_producer *"), lib.hs_fifo_producer_close, self.size
         )
         self._consumer = ffi.new("struct hs_fifo_consumer *")
-        lib.hs_fifo_producer_open(self._producer, start, len(block))
-        lib.hs_fifo_consumer_open(self._consumer, start, len(block))
+        lib.hs_fifo_producer_open(self._producer, block, block_bytes)
+        lib.hs_fifo_consumer_open(self._consumer, block, block_bytes)
 
     @staticmethod
     def rounded_up(size_bytes: int) -> int:

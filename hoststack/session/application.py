@@ -78,6 +78,18 @@ class EventChannel:
         return not self._waiting and not len(self.ring)
 
 
+class ApplicationSide(Protocol):
+    """What the application's objects need: one worker, or several as one."""
+
+    wake_application: Callable[[], None]
+
+    def request(self, request: Request) -> None: ...
+    def signal_sent(self, handle: int) -> None: ...
+    def signal_consumed(self, handle: int, is_urgent: bool = True) -> None: ...
+    def take_notices(self) -> list[Notice]: ...
+    def take_events(self) -> list[tuple[int, int, int]]: ...
+
+
 class Application:
     """An application, as one worker knows it and as it knows that worker."""
 
@@ -95,8 +107,8 @@ class Application:
         self.wake_application: Callable[[], None] = _nobody
         self.is_remote = False
         """Whether it is in another process, and sees no memory but segments."""
-        self._down = EventChannel(down or EventRing(RING_ENTRIES))
-        self._up = EventChannel(up or EventRing(RING_ENTRIES))
+        self._down = EventChannel(EventRing(RING_ENTRIES) if down is None else down)
+        self._up = EventChannel(EventRing(RING_ENTRIES) if up is None else up)
         self._requests: deque[Request] = deque()
         self._notices: deque[Notice] = deque()
 

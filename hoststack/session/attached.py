@@ -54,7 +54,7 @@ class AttachedWorker(Application):
 
     def _wake_worker(self) -> None:
         ring: EventRing = self._down.ring
-        if len(ring) and not self.is_gone and ring.take_armed():
+        if not self.is_gone and ring.take_armed():
             # Full only if 2^64 wake-ups were not read: the worker has much to do anyway.
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._wake_worker_fd, 1)

@@ -20,7 +20,8 @@ DEFAULT_PATH: Final = "/run/hoststack/api.sock"
 #: Channel, rings, eventfd to wake the worker, eventfd to wake the application.
 WORKER_FDS: Final = 4
 
-_Name = Annotated[str, msgspec.Meta(max_length=64)]
+#: What is shown to people and to the kernel.
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[!-~]{1,64}\Z")]
 
 
 class Attach(msgspec.Struct, tag=True, frozen=True):

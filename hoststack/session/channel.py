@@ -6,6 +6,7 @@ Nothing here blocks: what the socket does not take waits here, up to a limit.
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 from collections import deque
@@ -17,7 +18,8 @@ import trio
 from hoststack.session.codec import MAX_MESSAGE_BYTES
 
 _FD_BYTES: Final = array.array("i").itemsize
-_MOST_FDS: Final = 8
+#: SCM_MAX_FD of the kernel.
+_MOST_FDS: Final = 253
 #: Messages that one call takes, so that no sender keeps a receiver busy for itself.
 _MOST_AT_ONCE: Final = 64
 
@@ -64,13 +66,13 @@ class Channel:
             raise ChannelClosedError(error.strerror or str(error)) from None
         return True
 
-    def receive_now(self) -> list[tuple[bytes, list[int]]]:
+    def receive_now(self, most: int = _MOST_AT_ONCE) -> list[tuple[bytes, list[int]]]:
         """The messages that are here, some at least if there are any, with their descriptors.
 
         Raises ChannelClosedError when the other end is gone and nothing is left.
         """
         received: list[tuple[bytes, list[int]]] = []
-        while len(received) < _MOST_AT_ONCE:
+        while len(received) < most:
             try:
                 data, fds = self._receive_one()
             except BlockingIOError:
@@ -107,6 +109,13 @@ class Channel:
             await trio.lowlevel.wait_readable(self._socket)
         return received
 
+    async def receive_one(self) -> tuple[bytes, list[int]]:
+        """The next message alone, with its descriptors. Raises ChannelClosedError."""
+        await trio.lowlevel.checkpoint()
+        while not (received := self.receive_now(1)):
+            await trio.lowlevel.wait_readable(self._socket)
+        return received[0]
+
     async def run(self) -> None:
         """Sends what waits, for ever; raises ChannelClosedError."""
         while True:
@@ -120,6 +129,11 @@ class Channel:
                 _close_all(fds)
             else:
                 self._has_waiting = trio.Event()
+
+    def shut(self) -> None:
+        """Have both ends see the channel closed, whoever waits for it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Idempotent."""

@@ -43,11 +43,11 @@ class PoolExhaustedError(OSError):
 class _Block:
     """A block in use, or kept for use."""
 
-    __slots__ = ("is_with_application", "is_with_worker", "name", "view")
+    __slots__ = ("is_with_application", "is_with_worker", "memory", "name")
 
-    def __init__(self, name: BlockName, view: memoryview) -> None:
+    def __init__(self, name: BlockName, memory: mmap.mmap | None) -> None:
         self.name = name
-        self.view = view
+        self.memory = memory
         self.is_with_worker = False
         self.is_with_application = False
 
@@ -91,7 +91,7 @@ class FifoPool:
         block.is_with_worker = block.is_with_application = True
         self._blocks[block.name] = block
         self._used_bytes += _block_bytes(block.name.size_bytes)
-        fifo = Fifo(block.name.size_bytes, block.view)
+        fifo = Fifo(block.name.size_bytes, block.memory, block.name.offset)
         self._names[fifo] = block.name
         weakref.finalize(fifo, self._release_ours, block)
         return fifo
@@ -103,7 +103,7 @@ class FifoPool:
     def adopt(self, fifo: Fifo, segment_fd: int) -> None:
         """Give a name to a FIFO that has a segment to itself; the descriptor stays the caller's."""
         name = BlockName(next(self._alone), 0, fifo.size)
-        block = self._blocks[name] = _Block(name, memoryview(b""))
+        block = self._blocks[name] = _Block(name, None)
         block.is_with_worker = block.is_with_application = True
         self._used_bytes += _block_bytes(fifo.size)
         self._names[fifo] = name
@@ -140,8 +140,8 @@ class FifoPool:
             self._on_segment(len(self._segments) - 1, fd)
         offset = self._next_offset
         self._next_offset += stride
-        view = memoryview(self._segments[-1][1])[offset : offset + Fifo.block_bytes(size_bytes)]
-        return _Block(BlockName(len(self._segments) - 1, offset, size_bytes), view)
+        name = BlockName(len(self._segments) - 1, offset, size_bytes)
+        return _Block(name, self._segments[-1][1])
 
     def _release_ours(self, block: _Block) -> None:
         block.is_with_worker = False
@@ -153,15 +153,15 @@ class FifoPool:
         if self._blocks.pop(block.name, None) is None:
             return
         self._used_bytes -= _block_bytes(block.name.size_bytes)
-        if block.name.segment >= _FIRST_ALONE:
+        if block.memory is None:
             return
         free = self._free.setdefault(block.name.size_bytes, [])
         # What was in it is this application's own; a FIFO starts with a header of zeros.
+        offset = block.name.offset
         header_bytes = Fifo.block_bytes(block.name.size_bytes) - block.name.size_bytes
-        block.view[:header_bytes] = bytes(header_bytes)
-        if len(free) >= _KEPT_FREE and self._segments:
-            _, memory = self._segments[block.name.segment]
-            memory.madvise(mmap.MADV_REMOVE, block.name.offset, _block_bytes(block.name.size_bytes))
+        block.memory[offset : offset + header_bytes] = bytes(header_bytes)
+        if len(free) >= _KEPT_FREE:
+            block.memory.madvise(mmap.MADV_REMOVE, offset, _block_bytes(block.name.size_bytes))
         free.append(block)
 
 
@@ -191,9 +191,8 @@ class SharedFifos:
         if name.segment >= _FIRST_ALONE:
             # It lives as long as its only FIFO.
             self._segments.pop(name.segment, None)
-        end = name.offset + Fifo.block_bytes(name.size_bytes)
-        if memory is None or name.offset < 0 or end > len(memory):
-            raise ValueError(f"the worker named a FIFO that is nowhere: {name}")
-        fifo = Fifo(name.size_bytes, memoryview(memory)[name.offset : end])
+        if memory is None:
+            raise ValueError(f"there is no segment {name.segment}: the FIFO is nowhere")
+        fifo = Fifo(name.size_bytes, memory, name.offset)
         weakref.finalize(fifo, self._on_done, name)
         return fifo

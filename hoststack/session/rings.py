@@ -20,10 +20,9 @@ def make_rings(name: str) -> int:
 def open_rings(fd: int) -> tuple[EventRing, EventRing]:
     """Down and up; the descriptor is closed. Raises ValueError for another segment."""
     try:
-        memory = memoryview(map_segment(fd))
+        memory = map_segment(fd)
     finally:
         os.close(fd)
-    if len(memory) != 2 * _RING_BYTES:
+    if len(memory) < 2 * _RING_BYTES:
         raise ValueError(f"a segment of {len(memory)} bytes is none for two event rings")
-    down, up = memory[:_RING_BYTES], memory[_RING_BYTES:]
-    return EventRing(RING_ENTRIES, down), EventRing(RING_ENTRIES, up)
+    return EventRing(RING_ENTRIES, memory), EventRing(RING_ENTRIES, memory, _RING_BYTES)

@@ -1,0 +1,169 @@
+"""Attaching to a daemon: the same API, with the engine in other processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+
+from hoststack.errors import AttachError
+from hoststack.quic.seam import QuicConfig
+from hoststack.router import Router
+from hoststack.session import attaching
+from hoststack.session.attached import AttachedWorker
+from hoststack.session.attached_workers import AttachedWorkers
+from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.stack import Stack
+
+#: A daemon that does not answer within this time has other troubles.
+_PATIENCE_S = 10.0
+
+
+@asynccontextmanager
+async def attach(
+    path: str | Path = attaching.DEFAULT_PATH,
+    *,
+    name: str | None = None,
+    namespace: str = "default",
+    secret: str = "",
+    config: QuicConfig | None = None,
+) -> AsyncIterator[Stack]:
+    """A stack of the daemon that listens at `path`, given back at the end of the block.
+
+    `name` is what the daemon's operator sees, the program's by itself. Without `config`
+    connections get the daemon's defaults. Everything open is closed at the end of the block, and
+    when the daemon ends: then what is waited for raises BrokenResourceError, or ConnectError.
+    Raises AttachError where there is no daemon, or it refuses.
+    """
+    channel = Channel(_connect(str(path)), takes_fds=True)
+    error: BaseException | None = None
+    try:
+        name = _printable(name or os.path.basename(sys.argv[0]) or "python")
+        about, workers = await _greet(channel, str(path), name, namespace, secret)
+        async with trio.open_nursery() as nursery:
+            daemon = _Daemon(channel, nursery, workers, name)
+            await nursery.start(daemon.run, about.workers)
+            stack = Stack(
+                Router(workers),
+                config,
+                link_name=about.link_name,
+                link_reason=about.link_reason,
+                engine_name=about.engine_name,
+            )
+            try:
+                yield stack
+            except trio.Cancelled:
+                raise
+            except BaseException as caught:
+                # Raised again outside the nursery, which would put it into an ExceptionGroup.
+                error = caught
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        channel.close()
+    if error is not None:
+        raise error
+
+
+def _printable(name: str) -> str:
+    return "".join(c if "!" <= c <= "~" else "_" for c in name)[:64]
+
+
+def _connect(path: str) -> socket.socket:
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        end.connect(path)
+    except OSError as error:
+        end.close()
+        reason = {
+            errno.ENOENT: "there is no such socket: is the daemon running (`hoststack run`)?",
+            errno.ECONNREFUSED: "nobody listens there: is the daemon running (`hoststack run`)?",
+            errno.EACCES: "permission denied: join the group that the socket belongs to",
+            errno.EPROTOTYPE: "that is a socket of another kind",
+        }.get(error.errno or 0, error.strerror)
+        raise AttachError(error.errno or errno.EIO, f"{path}: {reason}") from None
+    return end
+
+
+async def _greet(
+    channel: Channel, path: str, name: str, namespace: str, secret: str
+) -> tuple[attaching.Attached, AttachedWorkers]:
+    hello = attaching.Attach(attaching.PROTOCOL_VERSION, name, namespace, secret)
+    try:
+        channel.send(attaching.encode(hello))
+        with trio.fail_after(_PATIENCE_S):
+            data = await channel.receive_one()
+        answer = attaching.decode_answer(data[0])
+    except (ChannelClosedError, trio.TooSlowError, msgspec.MsgspecError) as error:
+        text = f"{path}: the daemon does not answer as one should ({error})"
+        raise AttachError(errno.EPROTO, text) from None
+    if isinstance(answer, attaching.Refused):
+        raise AttachError(answer.errno, f"{path}: {answer.text}")
+    assert isinstance(answer, attaching.Attached)
+    return answer, AttachedWorkers()
+
+
+class _Daemon:
+    """The connection to the daemon itself: which workers there are."""
+
+    def __init__(
+        self, channel: Channel, nursery: trio.Nursery, workers: AttachedWorkers, name: str
+    ) -> None:
+        self._channel = channel
+        self._nursery = nursery
+        self._workers = workers
+        self._name = name
+        self._scopes: dict[int, trio.CancelScope] = {}
+
+    async def run(
+        self, expected: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Follows the workers' lives; started when all that there were are there."""
+        started = False
+        try:
+            while True:
+                data, fds = await self._channel.receive_one()
+                match attaching.decode_answer(data):
+                    case attaching.WorkerOffered(index):
+                        self._add(index, fds)
+                    case attaching.WorkerLost(index):
+                        expected -= index not in self._scopes
+                        self._lose(index)
+                    case _:
+                        raise AssertionError("the daemon said something that makes no sense")
+                if not started and len(self._scopes) >= expected:
+                    started = True
+                    task_status.started()
+        except ChannelClosedError:
+            for index in list(self._scopes):
+                self._lose(index)
+            if not started:
+                task_status.started()
+
+    def _add(self, index: int, fds: list[int]) -> None:
+        channel, *others = fds
+        worker = AttachedWorker(self._name, socket.socket(fileno=channel), *others)
+        self._lose(index)
+        self._scopes[index] = trio.CancelScope()
+        self._workers.add(index, worker)
+        self._nursery.start_soon(self._run_worker, index, worker)
+
+    async def _run_worker(self, index: int, worker: AttachedWorker) -> None:
+        scope = self._scopes[index]
+        with scope:
+            await worker.run()
+        if self._scopes.get(index) is scope:
+            self._lose(index)
+
+    def _lose(self, index: int) -> None:
+        scope = self._scopes.pop(index, None)
+        if scope is not None:
+            scope.cancel()
+            self._workers.remove(index)

@@ -1,0 +1,256 @@
+"""Where applications attach: the daemon's unix socket, and what is done for each that comes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import hmac
+import logging
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import trio
+
+from hoststack.daemon import orders
+from hoststack.daemon.config import ConfigError, DaemonConfig
+from hoststack.session import attaching
+from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.rings import make_rings
+
+logger = logging.getLogger("hoststack.daemon")
+
+#: How long one that connected may take to say what it wants.
+_PATIENCE_S: Final = 5.0
+#: Of those that have connected and not said what they want.
+_MOST_GREETING: Final = 64
+_UCRED: Final = struct.Struct("3i")  # unix(7): struct ucred
+
+
+class ServesApplications(Protocol):
+    """A worker process."""
+
+    def serve(self, order: orders.Serve, fds: list[int]) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class _Client:
+    """An application that is attached."""
+
+    name: str
+    pid: int
+    uid: int
+    namespace: str
+    channel: Channel
+    since: float = field(default_factory=trio.current_time)
+
+
+def listen_at(path: str, group: str | None) -> socket.socket:
+    """A socket for applications, and for the members of a group; raises OSError, ConfigError."""
+    group_id = -1
+    if group is not None:
+        try:
+            group_id = grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ConfigError(f"there is no group {group!r}: `groupadd {group}`") from None
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        _remove_if_stale(path)
+        # Nobody may connect before owner and mode are right.
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        os.chown(path, -1, group_id)
+        os.chmod(path, 0o660)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"can't listen at {path}: {error.strerror}") from None
+    return listener
+
+
+def _remove_if_stale(path: str) -> None:
+    """Remove the socket of a daemon that was killed; one that lives keeps it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+    raise OSError(errno.EADDRINUSE, "another daemon listens there: end it, or take another path")
+
+
+class AttachServer:
+    """Applications of a daemon. Workers come and go; what is attached is told."""
+
+    def __init__(self, config: DaemonConfig, about: attaching.Attached) -> None:
+        self._config = config
+        self._about = about
+        self._clients: list[_Client] = []
+        self._workers: dict[int, ServesApplications] = {}
+        self._greeting = 0
+        self.refused = 0
+        """Since the start."""
+        self.is_draining = False
+
+    @property
+    def clients(self) -> list[_Client]:
+        """Those that are attached, in the order of their coming."""
+        return list(self._clients)
+
+    def add_worker(self, index: int, worker: ServesApplications) -> None:
+        """A worker serves from now on, perhaps in the place of one that died."""
+        self._workers[index] = worker
+        for client in list(self._clients):
+            self._offer(client, index)
+
+    def remove_worker(self, index: int) -> None:
+        """A worker died."""
+        if self._workers.pop(index, None) is not None:
+            for client in list(self._clients):
+                self._tell(client, attaching.WorkerLost(index))
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            accepting = trio.socket.from_stdlib_socket(listener)
+            while True:
+                try:
+                    end, _ = await accepting.accept()
+                except OSError as error:
+                    # Out of descriptors, most likely: some may come back.
+                    logger.warning("can't accept an application: %s", error.strerror)
+                    await trio.sleep(0.1)
+                    continue
+                plain = socket.socket(fileno=os.dup(end.fileno()))
+                end.close()
+                nursery.start_soon(self._serve_one, plain)
+
+    async def _serve_one(self, end: socket.socket) -> None:
+        pid, uid, _ = _UCRED.unpack(
+            end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        channel = Channel(end, max_waiting=4 * len(self._workers) + 64)
+        client: _Client | None = None
+        try:
+            client = await self._greet(channel, pid, uid)
+            if client is not None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(channel.run)
+                    # It has nothing more to say; one that does is thrown out.
+                    await channel.receive_one()
+                    nursery.cancel_scope.cancel()
+        except* ChannelClosedError:
+            pass
+        finally:
+            if client is not None:
+                logger.info("%s (process %d) is gone", client.name, client.pid)
+                self._clients.remove(client)
+            channel.close()
+
+    async def _greet(self, channel: Channel, pid: int, uid: int) -> _Client | None:
+        """The application, if it is to be served."""
+        if self._greeting >= _MOST_GREETING:
+            return None
+        self._greeting += 1
+        try:
+            with trio.fail_after(_PATIENCE_S):
+                data, _ = await channel.receive_one()
+            hello = attaching.decode_attach(data)
+        except (trio.TooSlowError, msgspec.MsgspecError):
+            logger.info("process %d of user %d said nothing that makes sense", pid, uid)
+            return None
+        finally:
+            self._greeting -= 1
+        refusal = self._refusal(hello)
+        if refusal is not None:
+            self.refused += 1
+            logger.info("%s (process %d, user %d) refused: %s", hello.name, pid, uid, refusal.text)
+            channel.send(attaching.encode(refusal))
+            return None
+        client = _Client(hello.name, pid, uid, hello.namespace, channel)
+        logger.info("%s (process %d, user %d) attached", hello.name, pid, uid)
+        about = msgspec.structs.replace(self._about, workers=len(self._workers))
+        channel.send(attaching.encode(about))
+        self._clients.append(client)
+        for index in self._workers:
+            self._offer(client, index)
+        return client
+
+    def _refusal(self, hello: attaching.Attach) -> attaching.Refused | None:
+        if hello.version != attaching.PROTOCOL_VERSION:
+            return attaching.Refused(
+                errno.EPROTONOSUPPORT,
+                f"the daemon speaks version {attaching.PROTOCOL_VERSION} of the protocol, not "
+                f"{hello.version}: take the same version of Hoststack for both",
+            )
+        if self.is_draining:
+            return attaching.Refused(errno.ESHUTDOWN, "the daemon is about to end")
+        if len(self._clients) >= self._config.max_applications:
+            return attaching.Refused(
+                errno.EUSERS,
+                f"{self._config.max_applications} applications are attached already: raise "
+                "max-applications",
+            )
+        if not _is_admitted(hello, self._config.namespaces):
+            return attaching.Refused(
+                errno.EACCES,
+                f"no namespace {hello.namespace!r} with that secret: check both",
+            )
+        return None
+
+    def _offer(self, client: _Client, index: int) -> None:
+        """Make what a worker and an application share, and give each its ends."""
+        label = f"{client.name}-{client.pid}"
+        with contextlib.ExitStack() as ours:
+            try:
+                ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                for end in ends:
+                    ours.enter_context(end)
+                fds = [make_rings(label)]
+                ours.callback(os.close, fds[0])
+                for _ in range(2):
+                    fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                    ours.callback(os.close, fds[-1])
+            except OSError as error:
+                logger.warning("%s: no descriptors left for it: %s", label, error.strerror)
+                client.channel.shut()
+                return
+            config = self._config
+            order = orders.Serve(
+                name=label,
+                fifo_bytes=config.fifo_memory_bytes,
+                sessions=config.max_sessions,
+                namespace=client.namespace,
+                group=f"{client.name}/{client.namespace}/{client.uid}",
+            )
+            theirs, the_workers = ends
+            self._workers[index].serve(order, [the_workers.fileno(), *fds])
+            self._tell(client, attaching.WorkerOffered(index), [theirs.fileno(), *fds])
+
+    def _tell(
+        self, client: _Client, message: attaching.Answer, fds: list[int] | None = None
+    ) -> None:
+        try:
+            client.channel.send(attaching.encode(message), fds or ())
+        except ChannelClosedError:
+            # Dead, or it does not read: its task ends with the socket.
+            client.channel.shut()
+
+
+def _is_admitted(hello: attaching.Attach, namespaces: Mapping[str, str]) -> bool:
+    if hello.namespace == "default" and "default" not in namespaces:
+        return True
+    wanted = namespaces.get(hello.namespace)
+    return wanted is not None and hmac.compare_digest(wanted.encode(), hello.secret.encode())

@@ -1,0 +1,127 @@
+"""What a daemon can be told: a TOML file, and the same by options of the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from hoststack.engine.engines import EngineName
+from hoststack.session.attaching import DEFAULT_PATH
+
+LinkName = Literal["auto", "af_xdp", "udp"]
+XdpMode = Literal["auto", "native", "generic"]
+
+#: Where the debug CLI listens.
+DEFAULT_CLI_PATH: Final = "/run/hoststack/cli.sock"
+
+
+class ConfigError(ValueError):
+    """A setting that can't be; the message names it, and what could stand there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """A daemon's settings. In a file names have hyphens: `max-applications = 16`."""
+
+    interface: str | None = None
+    """The interface that is served; None only with link udp."""
+    link: LinkName = "auto"
+    mode: XdpMode = "auto"
+    """XDP's."""
+    engine: EngineName = "auto"
+    workers: int = 1
+    """Processes; over af_xdp at most one for each receive queue."""
+    socket: str = DEFAULT_PATH
+    """Where applications attach."""
+    cli_socket: str = DEFAULT_CLI_PATH
+    """Where `hoststack ctl` does; empty for nowhere."""
+    group: str | None = None
+    """The group whose members may attach; None leaves it at root, or whoever runs the daemon."""
+    user: str | None = None
+    """Whom workers become when the daemon is root's; None is `hoststack` if there is such a user,
+    else `nobody`."""
+    max_applications: int = 64
+    max_sessions: int = 65536
+    """Of one application, in each worker."""
+    fifo_memory_bytes: int = 4 << 30
+    """For the FIFOs of one application, in each worker."""
+    drain_seconds: float = 10.0
+    """What open connections get to end when the daemon is to end (SIGTERM)."""
+    host: int = 0
+    """The host of the server ID in connection IDs, for a balancer in front."""
+    busy_poll_us: int = 0
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+    """Secrets of application namespaces by id; `default` exists always, and needs none."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        for name, (least, most) in _LIMITS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"{_hyphens(name)} is {least} to {most}, not {getattr(self, name)}"
+                )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{_hyphens(name)} is {', '.join(choices)}, not {getattr(self, name)!r}"
+                )
+        if self.interface is None and self.link == "af_xdp":
+            raise ConfigError("link af_xdp needs an interface: give one (-i IFACE)")
+
+
+_LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "workers": (1, 128),
+    "max_applications": (1, 4096),
+    "max_sessions": (1, 1 << 24),
+    "fifo_memory_bytes": (1 << 20, 1 << 40),
+    "drain_seconds": (0, 3600),
+    "host": (0, 0xFFFF),
+    "busy_poll_us": (0, 1000),
+}
+_CHOICES: Final = {
+    "link": get_args(LinkName),
+    "mode": get_args(XdpMode),
+    "engine": get_args(EngineName),
+}
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    **{name: (int,) for name in _LIMITS},
+    "drain_seconds": (int, float),
+    "namespaces": (dict,),
+}
+
+
+def settings() -> list[str]:
+    """The names of all settings, as they are in a file."""
+    return [_hyphens(each.name) for each in fields(DaemonConfig)]
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings of a file, by the names of DaemonConfig's fields; raises ConfigError."""
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no TOML: {error}") from None
+    found: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = key.replace("-", "_")
+        if key not in settings():
+            raise ConfigError(
+                f"{path}: there is no setting {key!r}: there are {', '.join(settings())}"
+            )
+        kinds = _TYPES.get(name, (str,))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ConfigError(f"{path}: {key} is a {wanted}, not {value!r}")
+        if isinstance(value, dict) and not all(isinstance(s, str) for s in value.values()):
+            raise ConfigError(f"{path}: {key} has a secret in quotes for each namespace")
+        found[name] = value
+    return found
+
+
+def _hyphens(name: str) -> str:
+    return name.replace("_", "-")

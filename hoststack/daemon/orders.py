@@ -1,0 +1,129 @@
+"""What the supervisor and a worker process tell each other, over a SOCK_SEQPACKET socket pair.
+
+Both are ours, but a worker reads packets from anywhere: the supervisor believes it nothing that
+could harm the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from hoststack.engine.engines import EngineName
+
+
+class Start(msgspec.Struct, tag=True, frozen=True):
+    """The first message. With the link's descriptors, where it has some."""
+
+    index: int
+    workers: int
+    generation: int
+    """How many workers of this index there were before."""
+    link: str
+    description: dict[str, Any]
+    """Of the link, as its `hand_over` gave it."""
+    engine: EngineName
+    host: int
+    rotation: int
+    secret: bytes
+    user: str | None
+    """Whom to become; None to stay who we are."""
+    busy_poll_us: int
+
+
+class Serve(msgspec.Struct, tag=True, frozen=True):
+    """An application attached; its descriptors come along (session/attaching.py)."""
+
+    name: str
+    fifo_bytes: int
+    sessions: int
+    namespace: str
+    group: str
+
+
+class Command(msgspec.Struct, tag=True, frozen=True):
+    """A command of the debug CLI."""
+
+    number: int
+    line: str
+
+
+class Drain(msgspec.Struct, tag=True, frozen=True):
+    """Take no new connections, give the open ones so long, and end."""
+
+    seconds: float
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """A worker serves."""
+
+    link_name: str
+    link_reason: str
+    engine_name: str
+
+
+class CommandDone(msgspec.Struct, tag=True, frozen=True):
+    """What a command gave, or why it gave nothing."""
+
+    number: int
+    data: Any = None
+    error: str | None = None
+
+
+class OpenPort(msgspec.Struct, tag=True, frozen=True):
+    """A worker wants a port; over a socket pair of its own, and it waits for the answer."""
+
+    host: str
+    port: int
+
+
+class ClosePort(msgspec.Struct, tag=True, frozen=True):
+    host: str
+    port: int
+
+
+class PortOpened(msgspec.Struct, tag=True, frozen=True):
+    """With the worker's socket, for a link over sockets."""
+
+    host: str
+    port: int
+
+
+class PortRefused(msgspec.Struct, tag=True, frozen=True):
+    errno: int
+    text: str
+
+
+Order = Start | Serve | Command | Drain
+Report = Ready | CommandDone
+PortRequest = OpenPort | ClosePort
+PortAnswer = PortOpened | PortRefused
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_ORDERS: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)
+_REPORTS: Final[msgspec.msgpack.Decoder[Report]] = msgspec.msgpack.Decoder(Report)
+_PORT_REQUESTS: Final[msgspec.msgpack.Decoder[PortRequest]] = msgspec.msgpack.Decoder(PortRequest)
+_PORT_ANSWERS: Final[msgspec.msgpack.Decoder[PortAnswer]] = msgspec.msgpack.Decoder(PortAnswer)
+
+
+def encode(message: Order | Report | PortRequest | PortAnswer) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def decode_order(data: bytes) -> Order:
+    return _ORDERS.decode(data)
+
+
+def decode_report(data: bytes) -> Report:
+    """Raises msgspec.MsgspecError."""
+    return _REPORTS.decode(data)
+
+
+def decode_port_request(data: bytes) -> PortRequest:
+    """Raises msgspec.MsgspecError."""
+    return _PORT_REQUESTS.decode(data)
+
+
+def decode_port_answer(data: bytes) -> PortAnswer:
+    return _PORT_ANSWERS.decode(data)

@@ -1,0 +1,154 @@
+"""Ports of a daemon: the supervisor opens them, for the workers may not.
+
+A worker asks over a socket pair of its own and waits for the answer, as `Link.open_port` does not
+return before: it takes the supervisor some 100 us.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+import trio
+
+from hoststack.daemon import orders
+from hoststack.link.base import Endpoint, LinkError
+
+#: A supervisor that does not answer is gone, or as good as that.
+_PATIENCE_S: Final = 10.0
+_MOST_BYTES: Final = 4096
+#: How long a dead worker's ports stay open for the one in its place.
+_STRAGGLERS_S: Final = 10.0
+
+
+class PortOwner(Protocol):
+    """A link's part in the supervisor, which can open ports."""
+
+    def open_port(self, endpoint: Endpoint) -> Endpoint:
+        """For all workers; raises LinkError."""
+
+    def close_port(self, endpoint: Endpoint) -> None: ...
+
+    def socket_of(self, worker: int, endpoint: Endpoint) -> int:
+        """A worker's socket on an open port, or -1 for a link without sockets."""
+
+
+class PortKeeper:
+    """Who of the workers has which port open. An endpoint that several want is opened once."""
+
+    def __init__(self, owner: PortOwner) -> None:
+        self._owner = owner
+        self._holders: dict[Endpoint, set[int]] = {}
+        self._left: dict[int, set[Endpoint]] = {}
+
+    def open(self, worker: int, endpoint: Endpoint) -> tuple[Endpoint, int]:
+        """Raises LinkError. The descriptor stays the owner's."""
+        if endpoint in self._holders:
+            is_left = endpoint in self._left.get(worker, ())
+            if worker in self._holders[endpoint] and not is_left:
+                raise LinkError(errno.EADDRINUSE, f"this worker has port {endpoint.port} already")
+            if is_left:
+                self._left[worker].discard(endpoint)
+        else:
+            endpoint = self._owner.open_port(endpoint)
+            self._holders[endpoint] = set()
+        self._holders[endpoint].add(worker)
+        return endpoint, self._owner.socket_of(worker, endpoint)
+
+    def close(self, worker: int, endpoint: Endpoint) -> None:
+        """Nothing happens if the worker has not opened it."""
+        holders = self._holders.get(endpoint, set())
+        if worker in holders:
+            holders.discard(worker)
+            if not holders:
+                del self._holders[endpoint]
+                self._owner.close_port(endpoint)
+
+    @contextmanager
+    def door(self, worker: int) -> Iterator[tuple[socket.socket, Callable[[], Awaitable[None]]]]:
+        """For the life of a worker: its end of a socket pair, and what answers it.
+
+        When that ends its ports stay open for a while: the next worker of that index takes them
+        over, and packets of the dead one's connections are answered by it.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            try:
+                yield theirs, partial(self._serve, worker, ours)
+            finally:
+                mine = {e for e, holders in self._holders.items() if worker in holders}
+                self._left[worker] = mine
+
+    async def _serve(self, worker: int, end: socket.socket) -> None:
+        """Answer a worker until it is gone."""
+        end.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_left, worker)
+            while True:
+                await trio.lowlevel.wait_readable(end)
+                data = end.recv(_MOST_BYTES)
+                if not data:
+                    break
+                try:
+                    request = orders.decode_port_request(data)
+                except msgspec.MsgspecError:
+                    break
+                answer, fd = self._answer(worker, request)
+                if answer is not None:
+                    # The answer is small, and the worker waits for it: it never blocks.
+                    socket.send_fds(end, [orders.encode(answer)], [fd] if fd >= 0 else [])
+
+    async def _close_left(self, worker: int) -> None:
+        await trio.sleep(_STRAGGLERS_S)
+        for endpoint in self._left.pop(worker, set()):
+            self.close(worker, endpoint)
+
+    def _answer(
+        self, worker: int, request: orders.PortRequest
+    ) -> tuple[orders.PortAnswer | None, int]:
+        try:
+            endpoint = Endpoint(request.host, request.port)
+            if isinstance(request, orders.ClosePort):
+                self.close(worker, endpoint)
+                return None, -1
+            opened, fd = self.open(worker, endpoint)
+            return orders.PortOpened(*opened), fd
+        except LinkError as error:
+            return orders.PortRefused(error.errno or errno.EIO, error.strerror or str(error)), -1
+        except ValueError as error:
+            return orders.PortRefused(errno.EINVAL, str(error)), -1
+
+
+class PortClient:
+    """The worker's side: implements PortSource (link/base.py)."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.settimeout(_PATIENCE_S)
+        self._end = end
+
+    def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
+        """See PortSource."""
+        try:
+            self._end.send(orders.encode(orders.OpenPort(*endpoint)))
+            data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
+        except OSError as error:
+            raise LinkError(errno.EPIPE, f"the supervisor does not answer: {error}") from None
+        answer = orders.decode_port_answer(data)
+        if isinstance(answer, orders.PortRefused):
+            raise LinkError(answer.errno, answer.text)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return Endpoint(answer.host, answer.port), fds[0] if fds else -1
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """See PortSource."""
+        try:
+            self._end.send(orders.encode(orders.ClosePort(*endpoint)))
+        except OSError:
+            return  # the supervisor is gone, and the port with it

@@ -1,0 +1,220 @@
+"""An application in another process, as a worker serves it.
+
+Requests come over a SOCK_SEQPACKET socket and notices go back over it; events go through rings and
+bytes through FIFOs in shared memory. An eventfd wakes the worker when it sleeps. Whatever the other
+process sends or writes, it harms its own sessions alone: what can't be is a reason to detach it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from hoststack.native.event_ring import EventRingCorruptError
+from hoststack.native.fifo import Fifo
+from hoststack.session.application import Application
+from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.codec import (
+    CodecError,
+    FifosReleased,
+    SegmentCame,
+    decode_request,
+    encode,
+)
+from hoststack.session.fifo_pool import FifoPool
+from hoststack.session.messages import EventCode, Notice, Request
+from hoststack.session.rings import open_rings
+
+#: Of one application: what else it wants waits until the next turn.
+_REQUESTS_IN_TURN: Final = 256
+_SIGNALS_IN_TURN: Final = 1024
+#: Events that did not fit into the ring of an application that does not look at it.
+_MOST_WAITING_EVENTS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one application may have in one worker."""
+
+    fifo_bytes: int = 4 << 30
+    sessions: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """A worker's ends of what it shares with one application; they are taken over."""
+
+    channel: socket.socket
+    rings_fd: int
+    """session/rings.py"""
+    wake_worker_fd: int
+    """eventfd(2); the application writes."""
+    wake_application_fd: int
+
+
+class RemoteApplication(Application):
+    """Attach it to a worker, and `run` it for as long as it is to be served."""
+
+    def __init__(self, name: str, ends: Ends, limits: Limits) -> None:
+        super().__init__(name, *open_rings(ends.rings_fd))
+        self._channel = Channel(ends.channel)
+        self._wake_worker_fd = ends.wake_worker_fd
+        self._wake_application_fd = ends.wake_application_fd
+        self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment)
+        self._incoming: list[bytes] = []
+        self._has_raised = False
+        self._has_room = trio.Event()
+        self._scope = trio.CancelScope()
+        self.gone: str | None = None
+        """Why it is not served any more."""
+
+    # --- the worker's side -----------------------------------------------------------------
+
+    def take_requests(self) -> list[Request]:
+        taken, self._incoming = self._incoming, []
+        self._has_room.set()
+        requests: list[Request] = []
+        for data in taken:
+            try:
+                message = decode_request(data)
+            except CodecError as error:
+                self.leave(f"it sent rubbish: {error}")
+                break
+            if isinstance(message, FifosReleased):
+                for name in message.names:
+                    self._pool.release(name)
+            else:
+                requests.append(message)
+        return [] if self.gone is not None else requests
+
+    def take_signals(self) -> list[tuple[int, int, int]]:
+        if self.gone is not None:
+            return []
+        try:
+            signals = self._down.ring.pop_many(_SIGNALS_IN_TURN)
+        except EventRingCorruptError as error:
+            self.leave(str(error))
+            return []
+        if len(signals) == _SIGNALS_IN_TURN:
+            self.worker.wake()
+        return signals
+
+    def notify(self, notice: Notice) -> None:
+        if self.gone is None:
+            self._send(encode(notice, self._pool.name_of))
+
+    def raise_event(self, handle: int, code: EventCode) -> None:
+        if self.gone is None:
+            try:
+                self._up.push(handle, code)
+                self._has_raised = True
+            except EventRingCorruptError as error:
+                self.leave(str(error))
+
+    def flush(self) -> bool:
+        if self.gone is not None:
+            return False
+        try:
+            waiting = self._up.settle()
+            if self._has_raised and self._up.ring.take_armed():
+                os.eventfd_write(self._wake_application_fd, 1)
+        except (EventRingCorruptError, BlockingIOError) as error:
+            self.leave(str(error))
+            return False
+        self._has_raised = bool(waiting)
+        if waiting > _MOST_WAITING_EVENTS:
+            self.leave("it does not look at its events")
+        # It runs in another process: nothing in this one has become ready.
+        return False
+
+    def arm(self) -> bool:
+        if self.gone is not None:
+            return False
+        self._down.ring.arm()
+        try:
+            return bool(len(self._down.ring)) or bool(self._incoming)
+        except EventRingCorruptError as error:
+            self.leave(str(error))
+            return True
+
+    def make_fifo(self, size_bytes: int) -> Fifo:
+        return self._pool.make(size_bytes)
+
+    def has_room_for(self, *sizes_bytes: int) -> bool:
+        return self.gone is None and self._pool.has_room_for(*sizes_bytes)
+
+    def has_fifos(self, *fifos: Fifo | None) -> bool:
+        return all(fifo is None or self._pool.has(fifo) for fifo in fifos)
+
+    @property
+    def fifo_bytes(self) -> int:
+        """What its FIFOs take."""
+        return self._pool.used_bytes
+
+    def leave(self, why: str) -> None:
+        """Have `run` end, soon: this may be the middle of a turn. Idempotent."""
+        if self.gone is None:
+            self.gone = why
+            self._scope.cancel()
+
+    # --- its tasks ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Listens to it until it leaves, or is thrown out: `gone` says why."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._channel.run)
+                    nursery.start_soon(self._receive)
+                    nursery.start_soon(self._listen_to_wake_ups)
+        except* ChannelClosedError as group:
+            self.leave(str(group.exceptions[0]))
+        finally:
+            self.leave("the worker ends")
+            self._channel.close()
+            os.close(self._wake_worker_fd)
+            os.close(self._wake_application_fd)
+            self._pool.close()
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                for data, _ in await self._channel.receive():
+                    self._incoming.append(data)
+                self.worker.wake()
+                if len(self._incoming) >= _REQUESTS_IN_TURN:
+                    await self._wait_for_turn()
+        except ChannelClosedError:
+            # What it said last counts: a close with a code, perhaps.
+            while self._incoming:
+                self.worker.wake()
+                await self._wait_for_turn()
+            raise
+
+    async def _wait_for_turn(self) -> None:
+        self._has_room = trio.Event()
+        await self._has_room.wait()
+
+    async def _listen_to_wake_ups(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._wake_worker_fd)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_worker_fd)
+            self.worker.wake()
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._channel.send(data)
+        except ChannelClosedError as error:
+            self.leave(str(error))
+
+    def _send_segment(self, number: int, fd: int) -> None:
+        try:
+            self._channel.send(encode(SegmentCame(number)), [fd])
+        except ChannelClosedError as error:
+            self.leave(str(error))

@@ -1,0 +1,23 @@
+"""Telling systemd how the daemon is (sd_notify(3)); nothing happens without systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+
+def sd_notify(state: str) -> None:
+    """Send "READY=1", "STOPPING=1", "STATUS=..." to whoever started us with NOTIFY_SOCKET."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # of the abstract namespace (unix(7))
+        address = "\0" + address[1:]
+    # A service manager that is gone is no reason for a daemon to end.
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end,
+    ):
+        end.connect(address)
+        end.send(state.encode())

@@ -1,0 +1,203 @@
+"""The supervisor: it alone has privileges, and no packets.
+
+It loads XDP (or opens sockets), starts a worker process for each receive queue, starts another one
+in the place of each that dies, and hands applications over to them. When it ends, however it ends,
+the steering program goes with it, and the workers follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import signal
+from typing import Final
+
+import trio
+
+from hoststack.daemon import orders
+from hoststack.daemon.attach_server import AttachServer, listen_at
+from hoststack.daemon.config import DaemonConfig
+from hoststack.daemon.link_parts import LinkPart, make_link_part
+from hoststack.daemon.ports import PortKeeper
+from hoststack.daemon.sd_notify import sd_notify
+from hoststack.daemon.worker_main import EXIT_IMPOSSIBLE
+from hoststack.daemon.worker_process import WorkerProcess
+from hoststack.engine.engines import SECRET_BYTES
+from hoststack.session import attaching
+
+logger = logging.getLogger("hoststack.daemon")
+
+#: A worker that dies again and again gets more and more time in between.
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 5.0
+#: One that lived as long has not died of its start.
+_LONG_LIFE_S: Final = 10.0
+#: Beyond what draining may take: then workers are killed.
+_GRACE_S: Final = 2.0
+
+
+class DaemonError(Exception):
+    """The daemon can't serve; the message says why."""
+
+
+class Supervisor:
+    """Use `run_daemon`."""
+
+    def __init__(self, config: DaemonConfig, part: LinkPart, link_reason: str) -> None:
+        self._config = config
+        self._part = part
+        self._link_reason = link_reason
+        self._ports = PortKeeper(part)
+        self._secret = os.urandom(SECRET_BYTES)
+        self._workers: dict[int, WorkerProcess] = {}
+        self._spare: WorkerProcess | None = None
+        self._server: AttachServer | None = None
+        self._is_ending = False
+        self.restarts = [0] * config.workers
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until SIGTERM or SIGINT; started when applications can attach."""
+        listener = listen_at(self._config.socket, self._config.group)
+        try:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async with trio.open_nursery() as keeping, trio.open_nursery() as nursery:
+                    for index in range(self._config.workers):
+                        await keeping.start(self._keep, index)
+                    about = self._workers[0].about
+                    assert about is not None
+                    self._server = AttachServer(
+                        self._config,
+                        attaching.Attached(
+                            workers=self._config.workers,
+                            link_name=about.link_name,
+                            link_reason=self._link_reason,
+                            engine_name=about.engine_name,
+                        ),
+                    )
+                    for index, worker in self._workers.items():
+                        self._server.add_worker(index, worker)
+                    nursery.start_soon(self._server.serve, listener)
+                    self._spare = WorkerProcess()
+                    sd_notify("READY=1")
+                    logger.info("serving at %s", self._config.socket)
+                    task_status.started()
+                    async for number in signals:
+                        logger.info("%s: draining", signal.Signals(number).name)
+                        break
+                    await self._drain()
+                    nursery.cancel_scope.cancel()
+                    keeping.cancel_scope.cancel()
+        finally:
+            listener.close()
+            os.unlink(self._config.socket)
+            for worker in self._workers.values():
+                worker.close()
+            if self._spare is not None:
+                self._spare.close()
+
+    async def _drain(self) -> None:
+        """No new applications and connections; then the end, as soon as may be."""
+        sd_notify("STOPPING=1")
+        self._is_ending = True
+        assert self._server is not None
+        self._server.is_draining = True
+        for worker in self._workers.values():
+            worker.drain(self._config.drain_seconds)
+        with trio.move_on_after(self._config.drain_seconds + _GRACE_S):
+            for worker in list(self._workers.values()):
+                await worker.ended.wait()
+
+    # --- workers -----------------------------------------------------------------------------
+
+    async def _keep(
+        self, index: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """See to it that there is a worker of this index."""
+        pause_s = _FIRST_PAUSE_S
+        for generation in range(1 << 30):
+            began = trio.current_time()
+            status = await self._run_worker(index, generation, task_status)
+            if self._is_ending:
+                return
+            if status == EXIT_IMPOSSIBLE or self._server is None:
+                raise DaemonError(f"worker {index} can't serve: it said why")
+            logger.error("worker %d died (%s): starting another one", index, _ending(status))
+            self.restarts[index] += 1
+            self._server.remove_worker(index)
+            self._part.reclaim(index)
+            if trio.current_time() - began > _LONG_LIFE_S:
+                pause_s = _FIRST_PAUSE_S
+            else:
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _run_worker(
+        self, index: int, generation: int, task_status: trio.TaskStatus[None]
+    ) -> int:
+        worker, self._spare = self._spare or WorkerProcess(), None
+        with self._ports.door(index) as (theirs, serve_ports):
+            description, fds = self._part.hand_over(index)
+            start = orders.Start(
+                index=index,
+                workers=self._config.workers,
+                generation=generation,
+                link=self._part.name,
+                description=description,
+                engine=self._config.engine,
+                host=self._config.host,
+                rotation=0,
+                secret=self._secret,
+                user=self._config.user or default_user(),
+                busy_poll_us=self._config.busy_poll_us,
+            )
+            worker.start(start, [theirs.fileno(), *fds])
+            theirs.close()
+            self._workers[index] = worker
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_ports)
+                nursery.start_soon(self._welcome, index, worker, task_status)
+                status = await worker.run()
+                nursery.cancel_scope.cancel()
+        return status
+
+    async def _welcome(
+        self, index: int, worker: WorkerProcess, task_status: trio.TaskStatus[None]
+    ) -> None:
+        await worker.ready.wait()
+        logger.info("worker %d is process %d", index, worker.pid)
+        if self._server is None:
+            task_status.started()
+            return
+        self._server.add_worker(index, worker)
+        if self._spare is None and not self._is_ending:
+            self._spare = WorkerProcess()
+
+
+def default_user() -> str | None:
+    """Whom workers become: nobody else than who we are, unless we are root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("hoststack").pw_name
+    except KeyError:
+        return "nobody"
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return signal.Signals(-status).name
+    return f"exit status {status}"
+
+
+async def run_daemon(
+    config: DaemonConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """A daemon's whole life. Raises LinkError, OSError, ConfigError, DaemonError."""
+    part, reason = make_link_part(config, rotation=0)
+    if reason:
+        logger.warning("%s", reason)
+    try:
+        await Supervisor(config, part, reason).run(task_status=task_status)
+    finally:
+        part.close()

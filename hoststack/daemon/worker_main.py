@@ -1,0 +1,162 @@
+"""A worker process: an engine, a session layer, and the applications that it serves.
+
+Started by the supervisor with one descriptor, it learns all else over that. It gives up its
+privileges before it reads the first packet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import pwd
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from hoststack.daemon import orders
+from hoststack.daemon.ports import PortClient
+from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
+from hoststack.engine.engines import engine_maker
+from hoststack.engine.worker import Worker
+from hoststack.errors import LinkError
+from hoststack.link.base import Link
+from hoststack.link.udp import UdpLink
+from hoststack.quic.seam import CidConfig
+from hoststack.session.channel import Channel, ChannelClosedError
+
+logger = logging.getLogger("hoststack.worker")
+
+#: Exit statuses that the supervisor knows: a worker that can't be is not tried again.
+EXIT_ORPHANED: Final = 3
+EXIT_IMPOSSIBLE: Final = 4
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+#: With how many sessions of earlier workers of this index a handle is not mistaken.
+_GENERATION_SHIFT: Final = 20
+_GENERATIONS: Final = 1 << 11
+
+
+def become(user: str | None) -> None:
+    """Give up root, if we are it, and everything that would bring it back."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if user is not None and os.geteuid() == 0:
+        entry = pwd.getpwnam(user)
+        os.setgroups([])
+        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # Also when the supervisor is killed while this worker is busy. Cleared by a change of user.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class _Applications:
+    """Those that this worker serves, by order of their coming."""
+
+    worker: Worker
+    nursery: trio.Nursery
+
+    def serve(self, order: orders.Serve, fds: list[int]) -> None:
+        channel, rings, wake_worker, wake_application = fds
+        ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
+        limits = Limits(fifo_bytes=order.fifo_bytes, sessions=order.sessions)
+        self.nursery.start_soon(self._run, RemoteApplication(order.name, ends, limits))
+
+    async def _run(self, application: RemoteApplication) -> None:
+        self.worker.attach(application)
+        logger.info("%s attached", application.name)
+        try:
+            await application.run()
+        finally:
+            logger.info("%s left: %s", application.name, application.gone)
+            self.worker.detach(application)
+
+
+async def _serve(channel: Channel, worker: Worker, ready: orders.Ready) -> None:
+    """Do what the supervisor says until it says to end, or is gone."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(worker.run)
+        nursery.start_soon(channel.run)
+        async with trio.open_nursery() as served:
+            applications = _Applications(worker, served)
+            channel.send(orders.encode(ready))
+            drain = await _obey(channel, applications)
+            await _drain(worker, drain.seconds)
+            worker.close(0, "the server ends")
+            served.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+
+
+async def _obey(channel: Channel, applications: _Applications) -> orders.Drain:
+    """Raises ChannelClosedError when the supervisor is gone."""
+    while True:
+        for data, fds in await channel.receive():
+            match orders.decode_order(data):
+                case orders.Serve() as order:
+                    applications.serve(order, fds)
+                case orders.Drain() as order:
+                    return order
+                case orders.Command() as order:
+                    error = "the debug CLI is not in this worker"
+                    channel.send(orders.encode(orders.CommandDone(order.number, error=error)))
+                case orders.Start():
+                    raise AssertionError("a worker is started once")
+
+
+async def _drain(worker: Worker, seconds: float) -> None:
+    """Accept nothing more; let what is open end."""
+    worker.layer.stop_listening()
+    with trio.move_on_after(seconds):
+        await worker.wait_idle()
+
+
+async def run_worker(fd: int) -> None:
+    """A worker's life; raises ChannelClosedError when the supervisor is gone."""
+    channel = Channel(socket.socket(fileno=fd), takes_fds=True)
+    ((data, fds),) = await channel.receive()
+    start = orders.decode_order(data)
+    assert isinstance(start, orders.Start)
+    (ports_fd,) = fds
+    ports = PortClient(socket.socket(fileno=ports_fd))
+    link: Link = UdpLink(ports=ports)
+    become(start.user)
+    cid = CidConfig(host=start.host, worker=start.index, rotation=start.rotation)
+    make_engine = engine_maker(start.engine, link, cid, start.secret)
+    worker = Worker(
+        link,
+        make_engine,
+        start.index,
+        spin_us=start.busy_poll_us,
+        first_session=(start.generation % _GENERATIONS) << _GENERATION_SHIFT,
+    )
+    try:
+        ready = orders.Ready(link.name, "", worker.layer.engine.name)
+        await _serve(channel, worker, ready)
+    finally:
+        link.close()
+
+
+def main() -> None:
+    """`python -m hoststack.daemon.worker_main FD`; started by the supervisor alone."""
+    fd = int(sys.argv[1])
+    # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        trio.run(run_worker, fd)
+    except* ChannelClosedError:
+        sys.exit(EXIT_ORPHANED)
+    except* (LinkError, ValueError) as group:
+        for error in group.exceptions:
+            print(f"hoststack: worker: {error}", file=sys.stderr)
+        sys.exit(EXIT_IMPOSSIBLE)
+
+
+if __name__ == "__main__":
+    main()

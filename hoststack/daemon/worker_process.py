@@ -1,0 +1,120 @@
+"""One worker process, as the supervisor sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import msgspec
+import trio
+
+from hoststack.daemon import orders
+from hoststack.session.channel import Channel, ChannelClosedError
+
+
+class WorkerProcess:
+    """A process that has been started, and waits to be told which worker it is.
+
+    Starting Python takes a good part of a second: the supervisor keeps one in reserve.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel = Channel(ours)
+        with theirs:
+            fd = theirs.fileno()
+            # Not by trio, which does it in a thread: PR_SET_PDEATHSIG is about that thread's end.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hoststack.daemon.worker_main", str(fd)],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+            )
+        self._pid_fd = os.pidfd_open(self._process.pid)
+        self._commands: dict[int, trio.MemorySendChannel[orders.CommandDone]] = {}
+        self._numbers = 0
+        self.ready = trio.Event()
+        self.ended = trio.Event()
+        self.about: orders.Ready | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self, order: orders.Start, fds: Sequence[int]) -> None:
+        """Tell it which worker it is; the descriptors stay the caller's."""
+        self._send(order, fds)
+
+    def serve(self, order: orders.Serve, fds: Sequence[int]) -> None:
+        """Have it serve an application; the descriptors stay the caller's."""
+        self._send(order, fds)
+
+    def drain(self, seconds: float) -> None:
+        """Have it end when its connections have, or after so long."""
+        self._send(orders.Drain(seconds), ())
+
+    def close(self) -> None:
+        """End it at once, if it has not ended. Idempotent."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
+            self._channel.close()
+            os.close(self._pid_fd)
+
+    def _send(self, order: orders.Order, fds: Sequence[int]) -> None:
+        with contextlib.suppress(ChannelClosedError):  # it is dead, and `run` is about to tell
+            self._channel.send(orders.encode(order), fds)
+
+    async def run(self) -> int:
+        """Listens to it until it ends; returns its exit status, negative for a signal."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_channel)
+                nursery.start_soon(self._receive)
+                await trio.lowlevel.wait_readable(self._pid_fd)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close()
+            self.ended.set()
+            for waiting in self._commands.values():
+                waiting.close()
+        return self._process.returncode
+
+    async def _run_channel(self) -> None:
+        with contextlib.suppress(ChannelClosedError):  # its end is told by its process
+            await self._channel.run()
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                data, _ = await self._channel.receive_one()
+                self._on_report(orders.decode_report(data))
+        except ChannelClosedError:
+            pass
+        except msgspec.MsgspecError:
+            # It has gone mad, or somebody speaks for it.
+            self._process.kill()
+
+    def _on_report(self, report: orders.Report) -> None:
+        match report:
+            case orders.Ready():
+                self.about = report
+                self.ready.set()
+            case orders.CommandDone():
+                waiting = self._commands.pop(report.number, None)
+                if waiting is not None:
+                    waiting.send_nowait(report)
+
+    async def command(self, line: str) -> orders.CommandDone:
+        """Have it do a command of the debug CLI."""
+        self._numbers += 1
+        sending, receiving = trio.open_memory_channel[orders.CommandDone](1)
+        self._commands[self._numbers] = sending
+        self._send(orders.Command(self._numbers, line), ())
+        try:
+            return await receiving.receive()
+        except trio.EndOfChannel:
+            return orders.CommandDone(0, error="the worker died meanwhile")

@@ -1,0 +1,171 @@
+"""UDP ports that several workers share: SO_REUSEPORT, and a classic-BPF program that picks the
+worker whose connection ID a datagram carries.
+
+Who makes the group keeps all of its sockets. The kernel knows them by the order of binding, which
+is the workers' order; were one closed, the last one would take its number. A worker that dies
+leaves its socket, with what waits in it, to the one in its place. The program needs no privilege.
+It returns a number that there is not for all datagrams without a connection ID of ours, and the
+kernel takes its hash of addresses and ports then (net/core/sock_reuseport.c).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+from ipaddress import ip_address
+from typing import Final
+
+from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.port_reservation import bind_error
+from hoststack.native._native import lib
+
+_SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h
+_NOBODY: Final = 0xFFFFFFFF
+_LONG_HEADER: Final = 0x80
+_LONG_CID_LENGTH_OFFSET: Final = 5
+
+# linux/bpf_common.h
+_LD_B: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
+_LD_H: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
+_LD_LEN: Final = 0x80  # BPF_LD | BPF_W | BPF_LEN
+_JEQ: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_JGE: Final = 0x35
+_JSET: Final = 0x45
+_RET_K: Final = 0x06
+_RET_A: Final = 0x16
+
+
+class _Filter(ctypes.Structure):
+    """struct sock_filter (linux/filter.h)."""
+
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("jt", ctypes.c_uint8),
+        ("jf", ctypes.c_uint8),
+        ("k", ctypes.c_uint32),
+    )
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("count", ctypes.c_uint16), ("filters", ctypes.POINTER(_Filter)))
+
+
+def _worker_of_cid(start: int, host: int, rotation: int) -> list[tuple[int, int, int, int]]:
+    """Returns the worker of a connection ID of ours that begins at `start`, else nobody.
+
+    Jumps are relative: the last instruction but one is reached by all that is right.
+    """
+    first = rotation << lib.HS_CID_ROTATION_SHIFT | (lib.HS_CID_BYTES - 1)
+    return [
+        (_LD_LEN, 0, 0, 0),
+        (_JGE, 0, 6, start + lib.HS_CID_BYTES),
+        (_LD_B, 0, 0, start),
+        (_JEQ, 0, 4, first),
+        (_LD_H, 0, 0, start + lib.HS_CID_HOST_OFFSET),
+        (_JEQ, 0, 2, host),
+        (_LD_B, 0, 0, start + lib.HS_CID_WORKER_OFFSET),
+        (_RET_A, 0, 0, 0),
+        (_RET_K, 0, 0, _NOBODY),
+    ]
+
+
+def steering_filter(host: int, rotation: int) -> list[tuple[int, int, int, int]]:
+    """The program, as (code, jump if true, jump if false, constant): RFC 8999's headers."""
+    short = _worker_of_cid(1, host, rotation)
+    length = [
+        (_LD_B, 0, 0, _LONG_CID_LENGTH_OFFSET),
+        (_JEQ, 1, 0, lib.HS_CID_BYTES),
+        (_RET_K, 0, 0, _NOBODY),
+    ]
+    long = _worker_of_cid(_LONG_CID_LENGTH_OFFSET + 1, host, rotation)
+    return [
+        (_LD_B, 0, 0, 0),
+        (_JSET, len(short), 0, _LONG_HEADER),
+        *short,
+        *length,
+        *long,
+    ]
+
+
+class UdpGroup:
+    """Ports of several workers, each with a socket for every one."""
+
+    def __init__(self, workers: int, *, host: int = 0, rotation: int = 0) -> None:
+        self._workers = workers
+        self._filter = steering_filter(host, rotation)
+        self._ports: dict[Endpoint, list[socket.socket]] = {}
+
+    def open_port(self, endpoint: Endpoint) -> Endpoint:
+        """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
+        self._check_is_free(endpoint)
+        sockets: list[socket.socket] = []
+        try:
+            for _ in range(self._workers):
+                sockets.append(self._bind(endpoint))
+                endpoint = Endpoint(endpoint.host, sockets[0].getsockname()[1])
+            self._attach(sockets[0])
+        except OSError as error:
+            for each in sockets:
+                each.close()
+            raise bind_error(error, endpoint) from None
+        self._ports[endpoint] = sockets
+        return endpoint
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """Nothing happens if it is not open."""
+        for each in self._ports.pop(endpoint, ()):
+            each.close()
+
+    def socket_of(self, worker: int, endpoint: Endpoint) -> int:
+        """A worker's socket on an open port; it stays the group's."""
+        return self._ports[endpoint][worker].fileno()
+
+    def close(self) -> None:
+        """All ports; idempotent."""
+        for endpoint in list(self._ports):
+            self.close_port(endpoint)
+
+    def _check_is_free(self, endpoint: Endpoint) -> None:
+        """Sockets of one user with SO_REUSEPORT join each other: not with another program's."""
+        if not endpoint.port:
+            return
+        probe = _socket(endpoint)
+        try:
+            probe.bind((endpoint.host, endpoint.port))
+        except OSError as error:
+            raise bind_error(error, endpoint) from None
+        finally:
+            probe.close()
+
+    def _bind(self, endpoint: Endpoint) -> socket.socket:
+        made = _socket(endpoint)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            made.bind((endpoint.host, endpoint.port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _attach(self, first: socket.socket) -> None:
+        """One socket's program is all of the group's."""
+        filters = (_Filter * len(self._filter))(*(_Filter(*each) for each in self._filter))
+        program = bytes(_Program(len(filters), filters))
+        first.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def _socket(endpoint: Endpoint) -> socket.socket:
+    try:
+        version = ip_address(endpoint.host).version
+    except ValueError:
+        raise LinkError(errno.EINVAL, f"{endpoint.host!r} is no address") from None
+    made = socket.socket(
+        socket.AF_INET if version == 4 else socket.AF_INET6,
+        socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+    )
+    if version == 6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
