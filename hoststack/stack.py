@@ -70,49 +70,6 @@ class Stack:
         return self._link_reason
 
     @asynccontextmanager
-    async def application(
-        self,
-        name: str,
-        *,
-        namespace: str = DEFAULT_NAMESPACE,
-        secret: str = "",
-        scopes: Collection[Scope] = frozenset({"global"}),
-        shares_listeners: bool = False,
-        config: QuicConfig | None = None,
-    ) -> AsyncIterator[Stack]:
-        """Another application on this stack, with sessions of its own, closed at the end.
-
-        `scopes` are "global", the network, and "local", the other applications of its namespace on
-        this stack: with both, it listens in both, and connects to another application where one
-        listens, without packets, handshakes or certificates (docs/architecture.md). Applications
-        with `shares_listeners` and the same name and namespace may listen on the same endpoint, and
-        get its connections in turns. Raises NamespaceError for a namespace that is not there, with
-        another secret, or without these scopes.
-        """
-        application = Application(name)
-        application.scopes = self._worker.layer.namespaces.admit(namespace, secret, scopes)
-        application.namespace = namespace
-        if shares_listeners:
-            application.group = (name, namespace, os.getuid())
-        self._worker.attach(application)
-        try:
-            yield Stack(
-                Router(application), self._worker, self._link_reason, config or self._config
-            )
-        finally:
-            self._worker.detach(application, is_gone=False)
-
-    @property
-    def namespaces(self) -> Namespaces:
-        """The namespaces that applications may belong to."""
-        return self._worker.layer.namespaces
-
-    @property
-    def rules(self) -> Rules:
-        """Which connections may come about."""
-        return self._worker.layer.rules
-
-    @asynccontextmanager
     async def connect(
         self,
         uri: str,
@@ -218,6 +175,49 @@ class EmbeddedStack(Stack):
     def counters(self) -> EngineCounters:
         """What happened to datagrams and turns so far."""
         return self._worker.layer.engine.counters
+
+    @asynccontextmanager
+    async def application(
+        self,
+        name: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        secret: str = "",
+        scopes: Collection[Scope] = frozenset({"global"}),
+        shares_listeners: bool = False,
+        config: QuicConfig | None = None,
+    ) -> AsyncIterator[EmbeddedStack]:
+        """Another application on this stack, with sessions of its own, closed at the end.
+
+        `scopes` are "global", the network, and "local", the other applications of its namespace on
+        this stack: with both, it listens in both, and connects to another application where one
+        listens, without packets, handshakes or certificates (docs/architecture.md). Applications
+        with `shares_listeners` and the same name and namespace may listen on the same endpoint, and
+        get its connections in turns. Raises NamespaceError for a namespace that is not there, with
+        another secret, or without these scopes.
+        """
+        application = Application(name)
+        application.scopes = self._worker.layer.namespaces.admit(namespace, secret, scopes)
+        application.namespace = namespace
+        if shares_listeners:
+            application.group = (name, namespace, os.getuid())
+        self._worker.attach(application)
+        try:
+            yield EmbeddedStack(
+                Router(application), self._worker, self._link_reason, config or self._config
+            )
+        finally:
+            self._worker.detach(application, is_gone=False)
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """The namespaces that applications may belong to."""
+        return self._worker.layer.namespaces
+
+    @property
+    def rules(self) -> Rules:
+        """Which connections may come about."""
+        return self._worker.layer.rules
 
 
 async def _handle(handler: Handler, connection: Connection) -> None:

@@ -19,7 +19,7 @@ def make_fifo_between(one: Application, other: Application, size_bytes: int) -> 
         return Fifo(size_bytes)
     fd = make_segment("hoststack-cut-through", Fifo.block_bytes(size_bytes))
     try:
-        fifo = Fifo(size_bytes, memoryview(map_segment(fd)))
+        fifo = Fifo(size_bytes, map_segment(fd))
         for application in {one, other}:
             application.adopt_fifo(fifo, fd)
     finally:

@@ -323,7 +323,7 @@ def test_a_corrupt_fifo_is_shown(play: Play) -> None:
             rx = session.context.rx  # type: ignore[union-attr]
             assert rx is not None
             # What the application in another process could do to the shared block.
-            block = rx._block
+            block = rx._memory
             kept = bytes(block[:64])
             block[:64] = b"\xff" * 64
             shown = await net.client.ctl("show session verbose 2 thread 0")

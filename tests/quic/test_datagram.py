@@ -296,7 +296,7 @@ HOSTILE = {
 
 
 def _overwrite(fifo: Any, at: int, value: int) -> None:
-    fifo._block[at : at + 8] = value.to_bytes(8, "little")
+    fifo._memory[at : at + 8] = value.to_bytes(8, "little")
 
 
 @pytest.mark.parametrize("do_harm", HOSTILE.values(), ids=HOSTILE)
