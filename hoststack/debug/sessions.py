@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import trio
+
 from hoststack.debug.grammar import Command, CommandError
 from hoststack.debug.worker_side import Data, WorkerSide
 from hoststack.native.fifo import Fifo
@@ -21,6 +23,9 @@ from hoststack.session.session import (
 
 #: Sessions that a list has, unless another limit is given: nobody reads ten thousand.
 DEFAULT_LIMIT: Final = 50
+
+#: Sessions that are described before the engine has a turn again.
+_SESSIONS_AT_ONCE: Final = 50
 
 Described = dict[str, Any]
 
@@ -41,7 +46,11 @@ async def show_session(command: Command, side: WorkerSide) -> Data:
     if verbose:
         limit = int(arguments.get("limit", DEFAULT_LIMIT))
         chosen = list(side.sessions)[:limit]
-        data["sessions"] = [_describe(side, session, verbose) for session in chosen]
+        data["sessions"] = []
+        for place, session in enumerate(chosen):
+            if place % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
+            data["sessions"].append(_describe(side, session, verbose))
         data["more"] = len(side.sessions) - len(chosen)
     return data
 
@@ -94,7 +103,10 @@ def _connection(session: ConnectionSession, verbose: int) -> Described:
         "streams": len(session.streams),
     }
     if verbose >= 2:
+        ids = context.connection_ids()
         described |= {
+            "local_cids": [cid.hex() for cid in ids.local],
+            "remote_cid": ids.remote.hex(),
             "alpn": context.alpn,
             "cipher": context.handshake.cipher,
             "early_data": context.handshake.early_data,

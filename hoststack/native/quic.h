@@ -294,6 +294,14 @@ uint32_t hs_connection_number(const struct hs_connection *c);
 int64_t hs_connection_listener(const struct hs_connection *c);
 uint32_t hs_listener_number(const struct hs_listener *listener);
 uint32_t hs_connection_path(const struct hs_connection *c);
+enum {
+	HS_QUIC_CIDS = 16, /* ngtcp2 (1.11) gives a peer 8 at most, besides the handshake's */
+	HS_QUIC_CIDS_BYTES = HS_QUIC_CIDS * 21,
+};
+/* The connection IDs that lead here, or, of the peer's, the one that packets carry now, each behind
+ * its length. Returns how many bytes of HS_QUIC_CIDS_BYTES that is. */
+size_t hs_connection_local_cids(const struct hs_connection *c, uint8_t *out);
+size_t hs_connection_remote_cid(const struct hs_connection *c, uint8_t *out);
 /* The negotiated protocol; returns its length, 0 for none. */
 size_t hs_connection_alpn(const struct hs_connection *c, uint8_t *out, size_t room);
 void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_close_info *out);

@@ -94,6 +94,32 @@ void hs_path_validated(struct hs_connection *c, const ngtcp2_path *way, uint32_t
 	keep(&c->next_path, NULL);
 }
 
+/* --- connection IDs, for listing ---------------------------------------------------------------- */
+
+static size_t put_cid(uint8_t *out, const ngtcp2_cid *cid)
+{
+	out[0] = (uint8_t)cid->datalen;
+	memcpy(out + 1, cid->data, cid->datalen);
+	return 1 + cid->datalen;
+}
+
+size_t hs_connection_local_cids(const struct hs_connection *c, uint8_t *out)
+{
+	ngtcp2_cid cids[HS_QUIC_CIDS];
+	size_t bytes = 0;
+	if (ngtcp2_conn_get_scid(c->conn, NULL) > HS_QUIC_CIDS)
+		return 0;
+	size_t count = ngtcp2_conn_get_scid(c->conn, cids);
+	for (size_t i = 0; i < count; i++)
+		bytes += put_cid(out + bytes, &cids[i]);
+	return bytes;
+}
+
+size_t hs_connection_remote_cid(const struct hs_connection *c, uint8_t *out)
+{
+	return put_cid(out, ngtcp2_conn_get_dcid(c->conn));
+}
+
 /* --- our own migration ------------------------------------------------------------------------ */
 
 int hs_connection_migrate(struct hs_connection *c, uint32_t path_id)

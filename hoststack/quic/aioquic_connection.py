@@ -42,7 +42,7 @@ from hoststack.quic.aioquic_accept import Listener
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_recovery import Recovery
 from hoststack.quic.aioquic_stream import FifoReceiver
-from hoststack.quic.seam import CloseInfo, EventKind, Handshake, QuicConfig
+from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Handshake, QuicConfig
 
 #: A window is announced again when so little of it is left, or so much could be added.
 _WINDOW_FRACTION = 4
@@ -521,6 +521,12 @@ class HostConnection(QuicConnection):
     @property
     def _path(self) -> Path:
         return self._network_paths[0].addr if self._network_paths else self._first_path
+
+    def connection_ids(self) -> ConnectionIds:
+        """See ConnectionContext."""
+        if self.is_over:
+            return ConnectionIds()
+        return ConnectionIds(tuple(self.all_cids()), self._peer_cid.cid)
 
     def statistics(self) -> dict[str, int | float]:
         loss = self._loss

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.link.base import Path
 from hoststack.native._quic import ffi, lib
 from hoststack.native.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, EarlyData, Handshake, QuicConfig
+from hoststack.quic.seam import CloseInfo, ConnectionIds, EarlyData, Handshake, QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ _NONE: Final = (1 << 64) - 1
 def packets_by_kind(counts: Any) -> dict[str, int]:
     """By name; `counts` is one for each of enum hs_quic_packet."""
     return {kind: count for kind, count in zip(_PACKET_KINDS, counts, strict=True) if count}
+
+
+def _behind_lengths(data: bytes) -> Iterator[bytes]:
+    while data:
+        end = 1 + data[0]
+        yield data[1:end]
+        data = data[end:]
 
 
 class NativeListener:
@@ -74,6 +82,15 @@ class NativeConnection:
     @property
     def remote(self) -> tuple[str, int]:
         return self._current_path().remote
+
+    def connection_ids(self) -> ConnectionIds:
+        """See ConnectionContext."""
+        if self.pointer is None:
+            return ConnectionIds()
+        room = ffi.new("uint8_t[]", lib.HS_QUIC_CIDS_BYTES)
+        local = bytes(ffi.buffer(room, lib.hs_connection_local_cids(self.pointer, room)))
+        remote = bytes(ffi.buffer(room, lib.hs_connection_remote_cid(self.pointer, room)))
+        return ConnectionIds(tuple(_behind_lengths(local)), *_behind_lengths(remote))
 
     def statistics(self) -> dict[str, int | float]:
         """RTT in seconds, sizes in bytes; the last ones once the connection is over."""

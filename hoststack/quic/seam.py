@@ -81,6 +81,15 @@ class CloseInfo(NamedTuple):
     by_peer: bool
 
 
+class ConnectionIds(NamedTuple):
+    """What the packets of a connection are known by (RFC 9000 section 5.1)."""
+
+    local: tuple[bytes, ...] = ()
+    """Those that lead here; a peer may use any."""
+    remote: bytes = b""
+    """The peer's that packets carry now."""
+
+
 class StreamContext(Protocol):
     """A stream, as the engine knows it."""
 
@@ -130,6 +139,9 @@ class ConnectionContext(Protocol):
     def local(self) -> tuple[str, int]: ...
     @property
     def remote(self) -> tuple[str, int]: ...
+    def connection_ids(self) -> ConnectionIds:
+        """As they are now; none once the connection is over, or where it has no packets."""
+
     def statistics(self) -> dict[str, int | float]:
         """RTT (seconds), cwnd and in flight (bytes), packets and bytes by direction, lost."""
 

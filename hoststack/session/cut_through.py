@@ -20,6 +20,7 @@ from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
+    ConnectionIds,
     Event,
     EventKind,
     Handshake,
@@ -76,6 +77,10 @@ class CutConnection:
         """Streams of this side that the peer does not know yet, oldest first."""
         self.over_bytes = {"rx_bytes": 0, "tx_bytes": 0}
         """Of streams that are over."""
+
+    def connection_ids(self) -> ConnectionIds:
+        """None: there are no packets."""
+        return ConnectionIds()
 
     def statistics(self) -> dict[str, int | float]:
         """Bytes of streams in each direction; nothing of a network."""

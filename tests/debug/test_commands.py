@@ -14,6 +14,8 @@ from hoststack import QuicConfig, TlsConfig
 from hoststack.debug.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
+from hoststack.quic.seam import ConnectionIds
+from hoststack.session.session import ConnectionSession
 from hoststack.stack import stack_on
 from tests.debug.conftest import Net
 
@@ -307,6 +309,30 @@ def test_show_session(play: Play) -> None:
 
             limited = await net.server.ctl("show session verbose limit 2")
             assert "Thread 0: 1 more are not shown: `limit N` shows more" in limited
+
+    play(script)
+
+
+def test_connection_ids_are_shown(play: Play) -> None:
+    """What one side sends to is what the other one listens to."""
+
+    async def script(net: Net) -> None:
+        await net.server.ctl(f"test echo server uri {URI}")
+        mine = stack_on(net.client.sides[0].worker, "mine")
+        async with mine.connect(URI, tls=TRUSTING) as connection:
+            await trio.sleep(1)
+            [server] = (await net.server.json("show session thread 0 index 1"))["workers"]
+            client = (await net.client.json("show session thread 0 index 0"))["workers"][0]
+            theirs, ours = server["sessions"][0], client["sessions"][0]
+            assert ours["remote_cid"] in theirs["local_cids"]
+            assert theirs["remote_cid"] in ours["local_cids"]
+            for cid in ours["local_cids"]:
+                assert len(bytes.fromhex(cid)) == 12
+            assert f"the peer's {theirs['remote_cid']}" in await net.server.ctl("sh ses v 2")
+            session = net.client.sides[0].sessions.get(connection.handle)
+            assert isinstance(session, ConnectionSession)
+        await trio.sleep(60)
+        assert session.context.connection_ids() == ConnectionIds()
 
     play(script)
 

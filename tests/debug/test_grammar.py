@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hoststack.debug.commands import MAX_LINE_CHARACTERS, SPECS, complete, help_about, parse
@@ -197,6 +197,7 @@ WORDS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=9).map(" ".join)))
 def test_any_line_is_a_command_or_an_error(line: str) -> None:
     complete(line)
@@ -208,6 +209,7 @@ def test_any_line_is_a_command_or_an_error(line: str) -> None:
         assert json.loads(json.dumps(command.arguments)) == command.arguments
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_completion_offers_can_stand_there(data: st.DataObject) -> None:
     line = ""
