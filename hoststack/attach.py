@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hoststack.session import attaching
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope, check_scopes
 from hoststack.stack import Stack
 
 #: A daemon that does not answer within this time has other troubles.
@@ -31,13 +32,16 @@ async def attach(
     path: str | Path = attaching.DEFAULT_PATH,
     *,
     name: str | None = None,
-    namespace: str = "default",
+    namespace: str = DEFAULT_NAMESPACE,
     secret: str = "",
+    scopes: Collection[Scope] = frozenset({"global"}),
+    shares_listeners: bool = False,
     config: QuicConfig | None = None,
 ) -> AsyncIterator[Stack]:
     """A stack of the daemon that listens at `path`, given back at the end of the block.
 
-    `name` is what the daemon's operator sees, the program's by itself. Without `config`
+    `name` is what the daemon's operator sees, the program's by itself. `scopes` and
+    `shares_listeners` are those of `EmbeddedStack.application`. Without `config`
     connections get the daemon's defaults. Everything open is closed at the end of the block, and
     when the daemon ends: then what is waited for raises BrokenResourceError, or ConnectError.
     Raises AttachError where there is no daemon, or it refuses.
@@ -46,7 +50,15 @@ async def attach(
     error: BaseException | None = None
     try:
         name = _printable(name or os.path.basename(sys.argv[0]) or "python")
-        about, workers = await _greet(channel, str(path), name, namespace, secret)
+        hello = attaching.Attach(
+            version=attaching.PROTOCOL_VERSION,
+            name=name,
+            namespace=namespace,
+            secret=secret,
+            scopes=check_scopes(scopes),
+            shares_listeners=shares_listeners,
+        )
+        about, workers = await _greet(channel, str(path), hello)
         async with trio.open_nursery() as nursery:
             daemon = _Daemon(channel, nursery, workers, name)
             await nursery.start(daemon.run, about.workers)
@@ -93,9 +105,8 @@ def _connect(path: str) -> socket.socket:
 
 
 async def _greet(
-    channel: Channel, path: str, name: str, namespace: str, secret: str
+    channel: Channel, path: str, hello: attaching.Attach
 ) -> tuple[attaching.Attached, AttachedWorkers]:
-    hello = attaching.Attach(attaching.PROTOCOL_VERSION, name, namespace, secret)
     try:
         channel.send(attaching.encode(hello))
         with trio.fail_after(_PATIENCE_S):

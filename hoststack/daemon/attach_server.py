@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import grp
-import hmac
 import logging
 import os
 import socket
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +20,7 @@ from hoststack.daemon import orders
 from hoststack.daemon.config import ConfigError, DaemonConfig
 from hoststack.session import attaching
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.namespaces import NamespaceError, Namespaces
 from hoststack.session.rings import make_rings
 
 logger = logging.getLogger("hoststack.daemon")
@@ -46,7 +45,7 @@ class _Client:
     name: str
     pid: int
     uid: int
-    namespace: str
+    hello: attaching.Attach
     channel: Channel
     since: float = field(default_factory=trio.current_time)
 
@@ -94,8 +93,11 @@ def _remove_if_stale(path: str) -> None:
 class AttachServer:
     """Applications of a daemon. Workers come and go; what is attached is told."""
 
-    def __init__(self, config: DaemonConfig, about: attaching.Attached) -> None:
+    def __init__(
+        self, config: DaemonConfig, about: attaching.Attached, namespaces: Namespaces
+    ) -> None:
         self._config = config
+        self._namespaces = namespaces
         self._about = about
         self._clients: list[_Client] = []
         self._workers: dict[int, ServesApplications] = {}
@@ -179,7 +181,7 @@ class AttachServer:
             logger.info("%s (process %d, user %d) refused: %s", hello.name, pid, uid, refusal.text)
             channel.send(attaching.encode(refusal))
             return None
-        client = _Client(hello.name, pid, uid, hello.namespace, channel)
+        client = _Client(hello.name, pid, uid, hello, channel)
         logger.info("%s (process %d, user %d) attached", hello.name, pid, uid)
         about = msgspec.structs.replace(self._about, workers=len(self._workers))
         channel.send(attaching.encode(about))
@@ -203,11 +205,12 @@ class AttachServer:
                 f"{self._config.max_applications} applications are attached already: raise "
                 "max-applications",
             )
-        if not _is_admitted(hello, self._config.namespaces):
-            return attaching.Refused(
-                errno.EACCES,
-                f"no namespace {hello.namespace!r} with that secret: check both",
-            )
+        try:
+            self._namespaces.admit(hello.namespace, hello.secret, hello.scopes)
+        except NamespaceError as error:
+            return attaching.Refused(errno.EACCES, str(error.strerror))
+        except ValueError as error:
+            return attaching.Refused(errno.EINVAL, str(error))
         return None
 
     def _offer(self, client: _Client, index: int) -> None:
@@ -227,13 +230,14 @@ class AttachServer:
                 logger.warning("%s: no descriptors left for it: %s", label, error.strerror)
                 client.channel.shut()
                 return
-            config = self._config
+            config, hello = self._config, client.hello
             order = orders.Serve(
                 name=label,
                 fifo_bytes=config.fifo_memory_bytes,
                 sessions=config.max_sessions,
-                namespace=client.namespace,
-                group=f"{client.name}/{client.namespace}/{client.uid}",
+                namespace=hello.namespace,
+                scopes=hello.scopes,
+                group=(hello.name, hello.namespace, client.uid) if hello.shares_listeners else None,
             )
             theirs, the_workers = ends
             self._workers[index].serve(order, [the_workers.fileno(), *fds])
@@ -247,10 +251,3 @@ class AttachServer:
         except ChannelClosedError:
             # Dead, or it does not read: its task ends with the socket.
             client.channel.shut()
-
-
-def _is_admitted(hello: attaching.Attach, namespaces: Mapping[str, str]) -> bool:
-    if hello.namespace == "default" and "default" not in namespaces:
-        return True
-    wanted = namespaces.get(hello.namespace)
-    return wanted is not None and hmac.compare_digest(wanted.encode(), hello.secret.encode())

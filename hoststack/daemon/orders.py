@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from hoststack.engine.engines import EngineName
+from hoststack.session.namespaces import Scope
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
@@ -30,6 +31,8 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     user: str | None
     """Whom to become; None to stay who we are."""
     busy_poll_us: int
+    namespaces: dict[str, str]
+    """Secrets by id."""
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):
@@ -39,7 +42,8 @@ class Serve(msgspec.Struct, tag=True, frozen=True):
     fifo_bytes: int
     sessions: int
     namespace: str
-    group: str
+    scopes: frozenset[Scope]
+    group: tuple[str, str, int] | None
 
 
 class Command(msgspec.Struct, tag=True, frozen=True):
@@ -47,6 +51,12 @@ class Command(msgspec.Struct, tag=True, frozen=True):
 
     number: int
     line: str
+
+
+class CancelCommand(msgspec.Struct, tag=True, frozen=True):
+    """Whoever gave the command is gone."""
+
+    number: int
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
@@ -63,12 +73,12 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     engine_name: str
 
 
-class CommandDone(msgspec.Struct, tag=True, frozen=True):
-    """What a command gave, or why it gave nothing."""
+class Answer(msgspec.Struct, tag=True, frozen=True):
+    """A piece of a command's answer (hoststack/debug/run.py)."""
 
     number: int
-    data: Any = None
-    error: str | None = None
+    piece: bytes
+    is_last: bool
 
 
 class OpenPort(msgspec.Struct, tag=True, frozen=True):
@@ -95,8 +105,8 @@ class PortRefused(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-Order = Start | Serve | Command | Drain
-Report = Ready | CommandDone
+Order = Start | Serve | Command | CancelCommand | Drain
+Report = Ready | Answer
 PortRequest = OpenPort | ClosePort
 PortAnswer = PortOpened | PortRefused
 

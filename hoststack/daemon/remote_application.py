@@ -62,6 +62,7 @@ class RemoteApplication(Application):
 
     def __init__(self, name: str, ends: Ends, limits: Limits) -> None:
         super().__init__(name, *open_rings(ends.rings_fd))
+        self.is_remote = True
         self._channel = Channel(ends.channel)
         self._wake_worker_fd = ends.wake_worker_fd
         self._wake_application_fd = ends.wake_application_fd
@@ -147,6 +148,9 @@ class RemoteApplication(Application):
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
         return self.gone is None and self._pool.has_room_for(*sizes_bytes)
+
+    def adopt_fifo(self, fifo: Fifo, segment_fd: int) -> None:
+        self._pool.adopt(fifo, segment_fd)
 
     def has_fifos(self, *fifos: Fifo | None) -> bool:
         return all(fifo is None or self._pool.has(fifo) for fifo in fifos)

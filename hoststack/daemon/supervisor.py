@@ -23,8 +23,13 @@ from hoststack.daemon.ports import PortKeeper
 from hoststack.daemon.sd_notify import sd_notify
 from hoststack.daemon.worker_main import EXIT_IMPOSSIBLE
 from hoststack.daemon.worker_process import WorkerProcess
+from hoststack.debug.console import Console, RunInWorker
+from hoststack.debug.control_socket import serve_commands
+from hoststack.debug.grammar import Command
+from hoststack.debug.namespaces import add_namespace
 from hoststack.engine.engines import SECRET_BYTES
 from hoststack.session import attaching
+from hoststack.session.namespaces import Namespaces
 
 logger = logging.getLogger("hoststack.daemon")
 
@@ -54,6 +59,12 @@ class Supervisor:
         self._spare: WorkerProcess | None = None
         self._server: AttachServer | None = None
         self._is_ending = False
+        self._namespaces = Namespaces()
+        for id, secret in config.namespaces.items():
+            self._namespaces.add(id, secret)
+        self._lines: dict[int, RunInWorker] = {}
+        """How the debug CLI reaches the workers that serve, by index."""
+        self._console = Console(self._lines, {"app ns add": self._on_namespace})
         self.restarts = [0] * config.workers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -74,10 +85,13 @@ class Supervisor:
                             link_reason=self._link_reason,
                             engine_name=about.engine_name,
                         ),
+                        self._namespaces,
                     )
                     for index, worker in self._workers.items():
                         self._server.add_worker(index, worker)
                     nursery.start_soon(self._server.serve, listener)
+                    if self._config.cli_socket:
+                        await nursery.start(self._serve_commands)
                     self._spare = WorkerProcess()
                     sd_notify("READY=1")
                     logger.info("serving at %s", self._config.socket)
@@ -107,6 +121,20 @@ class Supervisor:
         with trio.move_on_after(self._config.drain_seconds + _GRACE_S):
             for worker in list(self._workers.values()):
                 await worker.ended.wait()
+
+    async def _serve_commands(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await serve_commands(
+            self._config.cli_socket,
+            self._console.run_line,
+            group=self._config.group,
+            task_status=task_status,
+        )
+
+    def _on_namespace(self, command: Command) -> None:
+        """`app ns add`: it is here that applications are admitted."""
+        add_namespace(self._namespaces, command)
 
     # --- workers -----------------------------------------------------------------------------
 
@@ -150,6 +178,7 @@ class Supervisor:
                 secret=self._secret,
                 user=self._config.user or default_user(),
                 busy_poll_us=self._config.busy_poll_us,
+                namespaces=dict(self._config.namespaces),
             )
             worker.start(start, [theirs.fileno(), *fds])
             theirs.close()
@@ -158,6 +187,7 @@ class Supervisor:
                 nursery.start_soon(serve_ports)
                 nursery.start_soon(self._welcome, index, worker, task_status)
                 status = await worker.run()
+                self._lines.pop(index, None)
                 nursery.cancel_scope.cancel()
         return status
 
@@ -166,6 +196,8 @@ class Supervisor:
     ) -> None:
         await worker.ready.wait()
         logger.info("worker %d is process %d", index, worker.pid)
+        await self._console.prepare(worker.run_line)
+        self._lines[index] = worker.run_line
         if self._server is None:
             task_status.started()
             return

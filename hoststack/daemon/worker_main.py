@@ -19,8 +19,10 @@ from typing import Final
 import trio
 
 from hoststack.daemon import orders
+from hoststack.daemon.commands import Commands
 from hoststack.daemon.ports import PortClient
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
+from hoststack.debug.worker_side import WorkerSide
 from hoststack.engine.engines import engine_maker
 from hoststack.engine.worker import Worker
 from hoststack.errors import LinkError
@@ -66,7 +68,11 @@ class _Applications:
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
         limits = Limits(fifo_bytes=order.fifo_bytes, sessions=order.sessions)
-        self.nursery.start_soon(self._run, RemoteApplication(order.name, ends, limits))
+        application = RemoteApplication(order.name, ends, limits)
+        application.namespace = order.namespace
+        application.scopes = order.scopes
+        application.group = order.group
+        self.nursery.start_soon(self._run, application)
 
     async def _run(self, application: RemoteApplication) -> None:
         self.worker.attach(application)
@@ -78,22 +84,26 @@ class _Applications:
             self.worker.detach(application)
 
 
-async def _serve(channel: Channel, worker: Worker, ready: orders.Ready) -> None:
+async def _serve(
+    channel: Channel, worker: Worker, ready: orders.Ready, start: orders.Start
+) -> None:
     """Do what the supervisor says until it says to end, or is gone."""
     async with trio.open_nursery() as nursery:
         await nursery.start(worker.run)
         nursery.start_soon(channel.run)
         async with trio.open_nursery() as served:
+            side = WorkerSide(worker, served, index=start.index, workers=start.workers)
             applications = _Applications(worker, served)
             channel.send(orders.encode(ready))
-            drain = await _obey(channel, applications)
+            commands = Commands(channel, side, served)
+            drain = await _obey(channel, applications, commands)
             await _drain(worker, drain.seconds)
             worker.close(0, "the server ends")
             served.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
 
-async def _obey(channel: Channel, applications: _Applications) -> orders.Drain:
+async def _obey(channel: Channel, applications: _Applications, commands: Commands) -> orders.Drain:
     """Raises ChannelClosedError when the supervisor is gone."""
     while True:
         for data, fds in await channel.receive():
@@ -103,8 +113,9 @@ async def _obey(channel: Channel, applications: _Applications) -> orders.Drain:
                 case orders.Drain() as order:
                     return order
                 case orders.Command() as order:
-                    error = "the debug CLI is not in this worker"
-                    channel.send(orders.encode(orders.CommandDone(order.number, error=error)))
+                    commands.start(order)
+                case orders.CancelCommand() as order:
+                    commands.cancel(order)
                 case orders.Start():
                     raise AssertionError("a worker is started once")
 
@@ -135,9 +146,11 @@ async def run_worker(fd: int) -> None:
         spin_us=start.busy_poll_us,
         first_session=(start.generation % _GENERATIONS) << _GENERATION_SHIFT,
     )
+    for id, secret in start.namespaces.items():
+        worker.layer.namespaces.add(id, secret)
     try:
         ready = orders.Ready(link.name, "", worker.layer.engine.name)
-        await _serve(channel, worker, ready)
+        await _serve(channel, worker, ready, start)
     finally:
         link.close()
 

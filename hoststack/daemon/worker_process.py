@@ -13,7 +13,18 @@ import msgspec
 import trio
 
 from hoststack.daemon import orders
+from hoststack.debug.grammar import CommandError
+from hoststack.debug.run import read_answer
+from hoststack.debug.worker_side import Data
 from hoststack.session.channel import Channel, ChannelClosedError
+
+
+class _Command:
+    """A command that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answer = bytearray()
+        self.done = trio.Event()
 
 
 class WorkerProcess:
@@ -34,7 +45,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
             )
         self._pid_fd = os.pidfd_open(self._process.pid)
-        self._commands: dict[int, trio.MemorySendChannel[orders.CommandDone]] = {}
+        self._commands: dict[int, _Command] = {}
         self._numbers = 0
         self.ready = trio.Event()
         self.ended = trio.Event()
@@ -79,8 +90,9 @@ class WorkerProcess:
         finally:
             self.close()
             self.ended.set()
-            for waiting in self._commands.values():
-                waiting.close()
+            for command in self._commands.values():
+                command.answer.clear()
+                command.done.set()
         return self._process.returncode
 
     async def _run_channel(self) -> None:
@@ -103,18 +115,26 @@ class WorkerProcess:
             case orders.Ready():
                 self.about = report
                 self.ready.set()
-            case orders.CommandDone():
-                waiting = self._commands.pop(report.number, None)
-                if waiting is not None:
-                    waiting.send_nowait(report)
+            case orders.Answer():
+                command = self._commands.get(report.number)
+                if command is not None:
+                    command.answer += report.piece
+                    if report.is_last:
+                        command.done.set()
 
-    async def command(self, line: str) -> orders.CommandDone:
-        """Have it do a command of the debug CLI."""
+    async def run_line(self, line: str) -> Data:
+        """Have it run a line of the debug CLI; raises CommandError."""
         self._numbers += 1
-        sending, receiving = trio.open_memory_channel[orders.CommandDone](1)
-        self._commands[self._numbers] = sending
-        self._send(orders.Command(self._numbers, line), ())
+        number, command = self._numbers, _Command()
+        self._commands[number] = command
+        self._send(orders.Command(number, line), ())
         try:
-            return await receiving.receive()
-        except trio.EndOfChannel:
-            return orders.CommandDone(0, error="the worker died meanwhile")
+            await command.done.wait()
+        except trio.Cancelled:
+            self._send(orders.CancelCommand(number), ())
+            raise
+        finally:
+            del self._commands[number]
+        if not command.answer:
+            raise CommandError("the worker died meanwhile")
+        return read_answer(bytes(command.answer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hoststack.debug.grammar import Command, CommandError
 from hoststack.debug.worker_side import Data, WorkerSide
-from hoststack.session.namespaces import SCOPES
+from hoststack.session.namespaces import SCOPES, Namespaces
 from hoststack.session.rules import RuleError
 
 
@@ -29,11 +29,16 @@ async def session_rule_show(command: Command, side: WorkerSide) -> Data:
 
 
 async def app_ns_add(command: Command, side: WorkerSide) -> Data:
+    add_namespace(side.worker.layer.namespaces, command)
+    return {"id": command.arguments["id"]}
+
+
+def add_namespace(namespaces: Namespaces, command: Command) -> None:
+    """What `app ns add` says; raises CommandError."""
     arguments = command.arguments
     scope = str(arguments.get("scope", "all"))
     scopes = SCOPES if scope == "all" else {scope}
     try:
-        side.worker.layer.namespaces.add(str(arguments["id"]), str(arguments["secret"]), scopes)
+        namespaces.add(str(arguments["id"]), str(arguments["secret"]), scopes)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    return {"id": arguments["id"]}

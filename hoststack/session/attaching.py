@@ -13,6 +13,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
+
 #: Of this protocol: another one is refused.
 PROTOCOL_VERSION: Final = 1
 #: Where a daemon listens unless it is told otherwise.
@@ -29,8 +31,10 @@ class Attach(msgspec.Struct, tag=True, frozen=True):
 
     version: int
     name: _Name
-    namespace: _Name = "default"
+    namespace: _Name = DEFAULT_NAMESPACE
     secret: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    scopes: frozenset[Scope] = frozenset({"global"})
+    shares_listeners: bool = False
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):

@@ -1,0 +1,48 @@
+"""Commands of the debug CLI in a worker process: started, cancelled, answered in pieces."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import trio
+
+from hoststack.daemon import orders
+from hoststack.debug.run import run_line
+from hoststack.debug.worker_side import WorkerSide
+from hoststack.session.channel import Channel, ChannelClosedError
+
+#: Of an answer: a message of the channel holds it.
+_PIECE_BYTES: Final = 1 << 15
+
+
+class Commands:
+    """Those that are under way, by number."""
+
+    def __init__(self, channel: Channel, side: WorkerSide, nursery: trio.Nursery) -> None:
+        self._channel = channel
+        self._side = side
+        self._nursery = nursery
+        self._scopes: dict[int, trio.CancelScope] = {}
+
+    def start(self, order: orders.Command) -> None:
+        """Run a command; its answer goes to the supervisor."""
+        self._scopes[order.number] = trio.CancelScope()
+        self._nursery.start_soon(self._run, order)
+
+    def cancel(self, order: orders.CancelCommand) -> None:
+        """Nothing happens if it has ended."""
+        scope = self._scopes.get(order.number)
+        if scope is not None:
+            scope.cancel()
+
+    async def _run(self, order: orders.Command) -> None:
+        with self._scopes[order.number]:
+            answer = await run_line(order.line, self._side)
+            # A supervisor that is gone ends this process anyway.
+            with contextlib.suppress(ChannelClosedError):
+                for start in range(0, max(1, len(answer)), _PIECE_BYTES):
+                    end = start + _PIECE_BYTES
+                    piece = orders.Answer(order.number, answer[start:end], end >= len(answer))
+                    self._channel.send(orders.encode(piece))
+        del self._scopes[order.number]
