@@ -36,6 +36,8 @@ class Router:
         self._listeners: dict[int, Listener] = {}
         self._connections: dict[int, Connection] = {}
         self._streams: dict[int, SendStream | ReceiveStream] = {}
+        self._early_datagrams: dict[int, m.DatagramsReady] = {}
+        """Of connections that are about to be told of."""
         self._notices: dict[type, Callable[[Any], None]] = {
             m.Failed: self._on_failed,
             m.Statistics: self._on_statistics,
@@ -160,6 +162,9 @@ class Router:
     def _add_connection(self, notice: m.Connected | m.Accepted) -> Connection:
         connection = Connection(self, notice)
         self._connections[notice.handle] = connection
+        early = self._early_datagrams.pop(notice.handle, None)
+        if early is not None:
+            connection._datagrams.on_ready(early)
         return connection
 
     def _on_stream_ready(self, notice: m.StreamReady) -> None:
@@ -187,7 +192,11 @@ class Router:
         connection._streams[stream.handle] = stream
 
     def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
-        self._connections[notice.handle]._datagrams.on_ready(notice)
+        connection = self._connections.get(notice.handle)
+        if connection is None:
+            self._early_datagrams[notice.handle] = notice
+        else:
+            connection._datagrams.on_ready(notice)
 
     def _on_path_changed(self, notice: m.PathChanged) -> None:
         self._connections[notice.handle]._on_path_changed(notice)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 from hoststack.engine.engines import EngineName
 from hoststack.session.attaching import DEFAULT_PATH
+from hoststack.session.namespaces import Namespaces
 
 LinkName = Literal["auto", "af_xdp", "udp"]
 XdpMode = Literal["auto", "native", "generic"]
@@ -68,6 +69,11 @@ class DaemonConfig:
                 raise ConfigError(
                     f"{_hyphens(name)} is {', '.join(choices)}, not {getattr(self, name)!r}"
                 )
+        try:
+            for id, secret in self.namespaces.items():
+                Namespaces().add(id, secret)
+        except ValueError as error:
+            raise ConfigError(f"namespaces: {error}") from None
         if self.interface is None and self.link == "af_xdp":
             raise ConfigError("link af_xdp needs an interface: give one (-i IFACE)")
 

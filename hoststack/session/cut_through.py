@@ -342,20 +342,22 @@ class CutThrough:
             connection.rx.arm_write()
             self._tell(EventKind.WRITABLE, connection.peer)
 
-    def offer_datagrams(self, ours: CutConnection) -> None:
-        """Make the FIFOs of messages if a side offers datagrams (RFC 9221), once both are there."""
-        theirs = ours.peer
-        if theirs is None:
-            return
-        for writer, reader in ((ours, theirs), (theirs, ours)):
-            size_bytes = reader.config.datagram_fifo_bytes or writer.config.datagram_fifo_bytes
-            if size_bytes:
-                writer.tx = reader.rx = self._make_fifo(writer, reader, size_bytes)
-        for side, peer in ((ours, theirs), (theirs, ours)):
-            if side.config.datagram_fifo_bytes and side.tx is not None:
-                takes_them = peer.config.datagram_fifo_bytes > 0
-                limit_bytes = side.tx.max_message_bytes if takes_them else 0
-                self._tell(EventKind.DATAGRAMS_READY, side, limit_bytes)
+    def offer_datagrams(self, side: CutConnection) -> int | None:
+        """Make the FIFOs of messages if one of the sides offers datagrams (RFC 9221).
+
+        Returns the largest that this side may send, 0 where the peer takes none; None if this side
+        offers none. Raises OSError as `open_stream`.
+        """
+        peer = side.peer
+        if peer is None:
+            return None
+        ours, theirs = side.config.datagram_fifo_bytes, peer.config.datagram_fifo_bytes
+        if (ours or theirs) and side.tx is None:
+            side.tx = peer.rx = self._make_fifo(side, peer, theirs or ours)
+            side.rx = peer.tx = self._make_fifo(peer, side, ours or theirs)
+        if not ours or side.tx is None:
+            return None
+        return side.tx.max_message_bytes if theirs else 0
 
     def _tell(
         self,

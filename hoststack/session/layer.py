@@ -383,6 +383,7 @@ class SessionLayer:
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
+        self._offer_datagrams(context)
         session.application.notify(
             m.Accepted(
                 listener.handle,
@@ -398,6 +399,7 @@ class SessionLayer:
         session = self._connection(context)
         if session is not None and session.state is SessionState.CONNECTING:
             session.move_to(SessionState.READY)
+            self._offer_datagrams(context)
             session.application.notify(
                 m.Connected(
                     self._connector.take_token(context),
@@ -408,10 +410,15 @@ class SessionLayer:
                     context.handshake,
                 )
             )
-            if isinstance(context, CutConnection):
-                # Where there is no memory for them, there are none.
-                with contextlib.suppress(OSError):
-                    self.cut_through.offer_datagrams(context)
+
+    def _offer_datagrams(self, context: ConnectionContext) -> None:
+        """For those that know of datagrams already: before the application has the connection."""
+        if isinstance(context, CutConnection):
+            # Where there is no memory for them, there are none.
+            with contextlib.suppress(OSError):
+                limit_bytes = self.cut_through.offer_datagrams(context)
+                if limit_bytes is not None:
+                    self._on_datagrams_ready(context, limit_bytes)
 
     def _on_handshake_done(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
