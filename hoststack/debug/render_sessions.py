@@ -77,7 +77,8 @@ def _connection_lines(session: dict[str, Any]) -> Iterator[str]:
         f"cc {session['congestion_control']}, {session['streams']} streams"
     )
     if session["local_cids"]:
-        yield f"    cids {' '.join(session['local_cids'])}, the peer's {session['remote_cid']}"
+        yield f"    cids {' '.join(session['local_cids'])}"
+        yield f"    the peer's {session['remote_cid']}"
     yield from statistics_lines(session["statistics"])
 
 
