@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from hoststack.halves import breaks_on_rubbish
 from hoststack.session import messages as m
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class Datagrams:
         await trio.lowlevel.checkpoint_if_cancelled()
         message = memoryview(data).cast("B")
         has_slept = False
-        while not self._write(message):
-            has_slept |= await self._wait_for_room(len(message))
+        with breaks_on_rubbish("connection"):
+            while not self._write(message):
+                has_slept |= await self._wait_for_room(len(message))
         if not has_slept:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -79,8 +81,9 @@ class Datagrams:
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
         has_slept = False
-        while (message := self._read()) is None:
-            has_slept |= await self._wait_for_message()
+        with breaks_on_rubbish("connection"):
+            while (message := self._read()) is None:
+                has_slept |= await self._wait_for_message()
         if not has_slept:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return message

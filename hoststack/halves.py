@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import trio
@@ -13,12 +14,18 @@ from hoststack.native.fifo import Fifo, FifoCorruptError
 RECEIVE_BYTES = 256 * 1024
 
 
-class _OneAtATime:
-    """Raises trio.BusyResourceError when two tasks use one direction at once.
+@contextmanager
+def breaks_on_rubbish(what: str) -> Iterator[None]:
+    """The other side of a FIFO may be another application (cut-through): rubbish that it writes
+    there is trio.BrokenResourceError, as whatever else it does to a stream or a connection."""
+    try:
+        yield
+    except FifoCorruptError as error:
+        raise trio.BrokenResourceError(f"the other side broke this {what}'s FIFO") from error
 
-    The other side of a FIFO may be another application (cut-through): rubbish that it writes there
-    breaks the stream, and nothing else.
-    """
+
+class _OneAtATime:
+    """Raises trio.BusyResourceError when two tasks use one direction at once."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -37,7 +44,7 @@ class _OneAtATime:
     ) -> None:
         self._is_busy = False
         if isinstance(error, FifoCorruptError):
-            raise trio.BrokenResourceError("the other side broke the stream's FIFO") from error
+            raise trio.BrokenResourceError("the other side broke this stream's FIFO") from error
 
 
 class SendingHalf:

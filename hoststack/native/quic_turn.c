@@ -251,6 +251,9 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 	uint32_t pending = c->pending;
 	c->pending = 0;
 	c->is_touched = 0;
+	/* First: who hears of a connection may send at once. */
+	if (pending & HS_PENDING_DATAGRAMS)
+		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
 	if (pending & HS_PENDING_ESTABLISHED)
 		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c, NULL,
 			  handshake_info(c, pending & HS_PENDING_HANDSHAKE || c->state == HS_OPENING));
@@ -262,8 +265,6 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 		add_event(q, HS_QUIC_TOKEN, c, NULL, 0);
 	if (c->state != HS_OPENING || c->is_early)
 		tell_streams(q, c);
-	if (pending & HS_PENDING_DATAGRAMS)
-		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
 	if (pending & HS_PENDING_READABLE)
 		add_event(q, HS_QUIC_READABLE, c, NULL, 0);
 	if (pending & HS_PENDING_WRITABLE)

@@ -36,7 +36,8 @@ class EventKind(enum.IntEnum):
     STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
     SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
-    DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now
+    DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now.
+    #: The first one comes before ACCEPTED or CONNECTED, or HANDSHAKE_DONE after early data.
     PATH_CHANGED = 13  #: connection: `local` and `remote` are others now; info None
     MIGRATION_FAILED = 14  #: connection: it stays where it is, though `migrate` was asked for; None
     HANDSHAKE_DONE = 15  #: connection: its handshake, which was under way until now; info None

@@ -12,6 +12,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from hoststack.link.base import Endpoint, Link, Path
 from hoststack.native.fifo import Fifo
@@ -78,6 +79,7 @@ class SessionLayer:
         self.engine = make_engine(self)
         self.cut_through = CutThrough(self._make_fifo_between)
         self._leaving: list[Application] = []
+        self._datagram_limits: WeakKeyDictionary[ConnectionContext, int] = WeakKeyDictionary()
         self.ports = PortTable(link)
         local_ports = LocalPorts()
         self._listeners = Listeners(link, self.engine, self.sessions, self.ports, local_ports)
@@ -383,7 +385,7 @@ class SessionLayer:
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
-        self._offer_datagrams(context)
+        self._tell_datagrams(context)
         session.application.notify(
             m.Accepted(
                 listener.handle,
@@ -399,7 +401,7 @@ class SessionLayer:
         session = self._connection(context)
         if session is not None and session.state is SessionState.CONNECTING:
             session.move_to(SessionState.READY)
-            self._offer_datagrams(context)
+            self._tell_datagrams(context)
             session.application.notify(
                 m.Connected(
                     self._connector.take_token(context),
@@ -411,14 +413,15 @@ class SessionLayer:
                 )
             )
 
-    def _offer_datagrams(self, context: ConnectionContext) -> None:
-        """For those that know of datagrams already: before the application has the connection."""
+    def _tell_datagrams(self, context: ConnectionContext) -> None:
+        """What is known of datagrams already; before the application has the connection."""
+        limit_bytes = self._datagram_limits.pop(context, None)
         if isinstance(context, CutConnection):
             # Where there is no memory for them, there are none.
             with contextlib.suppress(OSError):
                 limit_bytes = self.cut_through.offer_datagrams(context)
-                if limit_bytes is not None:
-                    self._on_datagrams_ready(context, limit_bytes)
+        if limit_bytes is not None:
+            self._on_datagrams_ready(context, limit_bytes)
 
     def _on_handshake_done(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
@@ -457,6 +460,9 @@ class SessionLayer:
 
     def _on_datagrams_ready(self, context: ConnectionContext, limit_bytes: int) -> None:
         session = self._connection(context)
+        if session is None:
+            # Of one that is about to be accepted.
+            self._datagram_limits[context] = limit_bytes
         if session is None or context.rx is None or context.tx is None:
             return
         if not session.application.has_fifos(context.rx, context.tx):

@@ -367,3 +367,27 @@ def test_rubbish_in_a_shared_fifo_breaks_that_stream_and_nothing_else() -> None:
 
     config = QuicConfig(max_streams_bidi=1000, rx_fifo_bytes=4096)
     play(script, config, config)
+
+
+def test_rubbish_in_the_fifos_of_datagrams_is_an_error_of_the_connection() -> None:
+    chance = random.Random(2)
+
+    async def script(scene: Scene) -> None:
+        broken = 0
+        for _ in range(200):
+            fifo = scene.accepted._datagrams._rx
+            assert fifo is not None
+            rubbish(fifo, chance)
+            for move in (
+                lambda: scene.connected.send_datagram(b"x"),
+                lambda: scene.accepted.receive_datagram(),
+            ):
+                with trio.move_on_after(1):
+                    try:
+                        await move()
+                    except trio.BrokenResourceError:
+                        broken += 1
+        assert broken
+        await exchange(scene.connected, scene.accepted, b"well-behaved" * 1000)
+
+    play(script, WITH_DATAGRAMS, WITH_DATAGRAMS)
