@@ -10,7 +10,7 @@ from typing import Any, Final
 from hoststack.debug.grammar import Command
 from hoststack.debug.sessions import describe_path
 from hoststack.debug.worker_side import Data, WorkerSide
-from hoststack.link.af_xdp import AfXdpLink
+from hoststack.link.steering import Steering
 from hoststack.session.session import ConnectionSession, ListenerSession
 
 #: What a link counts that is no error: what it moved, and how;
@@ -58,16 +58,19 @@ async def show_quic(command: Command, side: WorkerSide) -> Data:
 async def show_xdp(command: Command, side: WorkerSide) -> Data:
     link = side.worker.link
     data: Data = {"link": link.name}
-    if isinstance(link, AfXdpLink):
-        steering = link.steering
-        statistics = link.statistics()
+    statistics = link.statistics()
+    sockets = _with_prefix(statistics, "xsk_")
+    if sockets:
+        data["sockets"] = sockets
+    # In a daemon the program is the supervisor's, and a worker has the sockets alone.
+    steering: Steering | None = getattr(link, "steering", None)
+    if steering is not None:
         data |= {
             "interface": steering.interface,
-            "mode": link.mode,
+            "mode": steering.mode,
             "program_id": steering.program_id,
             "ports": [list(endpoint) for endpoint in steering.ports()],
             "verdicts": _with_prefix(statistics, "xdp_"),
-            "sockets": _with_prefix(statistics, "xsk_"),
         }
     return data
 

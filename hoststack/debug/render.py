@@ -107,18 +107,21 @@ def _bucket(place: int) -> str:
 
 
 def _xdp(command: Command, data: Data) -> Iterator[str]:
-    if "interface" not in data:
-        links = sorted({worker["link"] for worker in data["workers"]})
+    links = sorted({worker["link"] for worker in data["workers"]})
+    if "af_xdp" not in links:
         yield f"no XDP here: the link is {', '.join(links)}"
         return
-    yield f"{data['interface']}: program id {data['program_id']}, {data['mode']} mode"
-    yield f"  ports {', '.join(map(endpoint_text, data['ports'])) or 'none'}"
-    yield "  verdicts"
-    for name, count in data["verdicts"].items():
-        yield f"    {name:26}{count:>14}"
+    if "interface" in data:
+        yield f"{data['interface']}: program id {data['program_id']}, {data['mode']} mode"
+        yield f"  ports {', '.join(map(endpoint_text, data['ports'])) or 'none'}"
+        yield "  verdicts"
+        for name, count in data["verdicts"].items():
+            yield f"    {name:26}{count:>14}"
+    else:
+        yield "`hoststack xdp status IFACE` shows the steering program"
     for worker in data["workers"]:
         yield f"  AF_XDP sockets of thread {worker['worker']}"
-        for name, count in worker["sockets"].items():
+        for name, count in worker.get("sockets", {}).items():
             yield f"    {name:26}{count:>14}"
 
 

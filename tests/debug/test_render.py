@@ -1,0 +1,65 @@
+"""Answers of workers that no test here has, as text."""
+
+from __future__ import annotations
+
+from hoststack.debug.grammar import Command
+from hoststack.debug.merge import merge
+from hoststack.debug.render import render
+
+
+def test_show_xdp_where_the_program_is_another_process_s() -> None:
+    command = Command("show xdp")
+    answers = [
+        {"worker": number, "link": "af_xdp", "sockets": {"rx_dropped": number}} for number in (1, 0)
+    ]
+    assert render(command, merge(command, answers)).splitlines() == [
+        "`hoststack xdp status IFACE` shows the steering program",
+        "  AF_XDP sockets of thread 0",
+        f"    rx_dropped{0:>30}",
+        "  AF_XDP sockets of thread 1",
+        f"    rx_dropped{1:>30}",
+    ]
+
+
+def test_show_quic_of_workers_that_count_other_things() -> None:
+    """A kind of packet that one has not seen yet, and rows that an engine does not have."""
+    command = Command("show quic")
+    default = {"congestion_control": "cubic", "rx_fifo_bytes": 1, "tx_fifo_bytes": 2}
+    common = {"engine": "native", "default": default}
+    answers = [
+        {**common, "worker": 0, "counters": {"turns": 1, "rx": {"initial": 2}, "in": [0, 5]}},
+        {**common, "worker": 1, "counters": {"turns": 3, "rx": {"1rtt": 4}, "in": [1, 0]}},
+    ]
+    lines = render(command, merge(command, answers)).splitlines()
+    assert lines[0] == "QUIC engine native, default cc cubic, fifo-size rx 1 tx 2"
+    assert [line.split() for line in lines[1:]] == [
+        ["Total", "Thread", "0", "Thread", "1"],
+        ["turns", "4", "1", "3"],
+        ["rx", "initial", "2", "2", "0"],
+        ["rx", "1rtt", "4", "0", "4"],
+        ["in", "0", "1", "0", "1"],
+        ["in", "1", "5", "5", "0"],
+    ]
+
+
+def test_an_endless_speed_is_not_shown() -> None:
+    """On a clock that stood still."""
+    command = Command("test echo clients")
+    answer = {
+        "worker": 0,
+        "uri": "quic://10.0.0.1:1",
+        "handshakes": 1,
+        "handshake_seconds": 0.0,
+        "streams": 1,
+        "duplex": "half",
+        "started": 0.0,
+        "finished": 0.0,
+        "tx_bytes": 8192,
+        "rx_bytes": 0,
+    }
+    assert render(command, merge(command, [answer])).splitlines() == [
+        "1 three-way handshakes in 0.00 seconds",
+        "Test started at 0.000000",
+        "Test finished at 0.000000",
+        "8192 bytes (0 mbytes, 0 gbytes) in 0.00 seconds",
+    ]
