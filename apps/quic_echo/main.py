@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 
 import trio
@@ -90,14 +91,7 @@ async def _run_role(record: Record) -> None:
         idle_timeout_s=options.idle_timeout_s,
         handshake_timeout_s=options.connect_timeout_s,
     )
-    async with hoststack.open_stack(
-        options.interface,
-        link=options.link,
-        mode=options.mode,
-        engine=options.engine,
-        config=config,
-        busy_poll_us=options.busy_poll_us,
-    ) as stack:
+    async with _stack(options, config) as stack:
         record.link_name = stack.link_name
         record.engine_name = stack.engine_name
         if stack.link_reason:
@@ -107,8 +101,32 @@ async def _run_role(record: Record) -> None:
             with record.scope:
                 await (run_server if options.is_server else run_client)(record, stack)
         finally:
-            record.engine_counters = asdict(stack.counters())
-            record.link_statistics = stack.link.statistics()
+            if isinstance(stack, hoststack.EmbeddedStack):
+                record.engine_counters = asdict(stack.counters())
+                record.link_statistics = stack.link.statistics()
+
+
+def _stack(
+    options: Options, config: hoststack.QuicConfig
+) -> AbstractAsyncContextManager[hoststack.Stack]:
+    """A daemon's stack, or one of our own."""
+    if options.socket_name is not None:
+        return hoststack.attach(
+            options.socket_name,
+            name="quic_echo",
+            namespace=options.namespace or "default",
+            secret=options.secret or "",
+            scopes=options.scopes,
+            config=config,
+        )
+    return hoststack.open_stack(
+        options.interface,
+        link=options.link,
+        mode=options.mode,
+        engine=options.engine,
+        config=config,
+        busy_poll_us=options.busy_poll_us,
+    )
 
 
 async def _watch_signals(

@@ -31,6 +31,11 @@ class Options:
     mode: Literal["auto", "native", "generic"] = "auto"
     engine: Literal["auto", "native", "aioquic"] = "auto"
     busy_poll_us: int = 0
+    socket_name: str | None = None
+    """Where the daemon is whose stack this uses; None: a stack of its own."""
+    namespace: str | None = None
+    secret: str | None = None
+    scopes: frozenset[Literal["local", "global"]] = frozenset({"global"})
     connections: int | None = None
     """How many there will be; None: a server that runs until it is stopped."""
     streams: int | None = None
@@ -109,6 +114,7 @@ def parse_size(word: str, text: str) -> int:
 def _completed(options: Options, given: dict[str, Any]) -> Options:
     """Fill in what depends on other words, and refuse what contradicts itself."""
     filled: dict[str, Any] = {}
+    _check_daemon(options, given)
     if options.interface is None and options.link == "af_xdp":
         raise UsageError("link af_xdp needs an interface: interface IFACE")
     if options.interface is not None and "link" not in given:
@@ -148,6 +154,17 @@ def _amounts(options: Options, given: dict[str, Any]) -> dict[str, int | None]:
             raise UsageError("uni: nothing can come back on a stream of one's own; leave RX out")
         return {"tx_bytes": tx_bytes, "rx_bytes": 0}
     return {"tx_bytes": tx_bytes, "rx_bytes": given.get("rx_bytes", tx_bytes)}
+
+
+def _check_daemon(options: Options, given: dict[str, Any]) -> None:
+    if options.socket_name is None:
+        for field, word in (("namespace", "appns"), ("secret", "secret"), ("scopes", "scopes")):
+            if field in given:
+                raise UsageError(f"{word!r} is for applications of a daemon: give socket-name PATH")
+        return
+    for field, word in _OWN_STACK.items():
+        if field in given:
+            raise UsageError(f"{word!r} is the daemon's to say: leave it out with socket-name")
 
 
 def _check_closing(options: Options) -> None:
@@ -245,6 +262,15 @@ def _time(word: str, text: str, field: str) -> dict[str, Any]:
     return {field: start, "end_event": end}
 
 
+#: What is said of a stack of one's own: field and word.
+_OWN_STACK: Final = {
+    "interface": "interface",
+    "link": "link",
+    "mode": "mode",
+    "engine": "engine",
+    "busy_poll_us": "busy-poll",
+}
+
 #: Connections, and streams in each.
 _MOST: Final = 65536
 
@@ -256,6 +282,9 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "uni": {"is_unidirectional": True},
     "json": {"is_json": True},
     "verify": {"is_verifying": True},
+    "global-scope": {"scopes": frozenset({"global"})},
+    "local-scope": {"scopes": frozenset({"local"})},
+    "all-scope": {"scopes": frozenset({"local", "global"})},
 }
 
 _VALUES: Final[dict[str, tuple[str, _Convert]]] = {
@@ -264,6 +293,9 @@ _VALUES: Final[dict[str, tuple[str, _Convert]]] = {
     "mode": ("mode", _one_of("auto", "native", "generic")),
     "engine": ("engine", _one_of("auto", "native", "aioquic")),
     "busy-poll": ("busy_poll_us", _number(1, 1000)),
+    "socket-name": ("socket_name", _text),
+    "appns": ("namespace", _text),
+    "secret": ("secret", _text),
     "uri": ("uri", _text),
     "nclients": ("connections", _clients),
     "nclient": ("connections", _clients),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 USAGE: Final = """\
-Usage: quic_echo [interface IFACE | link udp] server|client uri quic://ADDRESS:PORT [WORDS]
+Usage: quic_echo [interface IFACE | link udp | socket-name PATH] server|client
+                 uri quic://ADDRESS:PORT [WORDS]
 
 Sends bytes over QUIC, has them echoed, checks them, and times it, as VPP's vpp_echo does.
 Words go in any order. Sizes are bytes, or with K, M, G (also Kb, Mb, Gb), in multiples of 1024.
@@ -19,6 +20,12 @@ Where
   engine E            of QUIC: auto, native (in C, where it was built) or aioquic
   busy-poll N         look for datagrams without end, N microseconds (1 to 1000) at a time, instead
                       of sleeping: shorter round trips for a whole core. engine native
+  socket-name PATH    attach to the daemon (`hoststack run`) that listens there, in place of a stack
+                      of its own; link, mode, engine and busy-poll are the daemon's then
+  appns ID            the daemon's application namespace to belong to, with
+  secret S            its secret
+  global-scope, local-scope, all-scope
+                      the network (the default), the other applications of the namespace, or both
   uri URI             the server's address; VPP's older quic://ADDRESS/PORT is taken too
 
 How much

@@ -64,40 +64,60 @@ _IPV6_MTU: Final = 24
 _SO_BUSY_POLL: Final = 46
 
 
+def unbound_socket(endpoint: Endpoint) -> socket.socket:
+    """A socket with all options set, for an endpoint of that kind; raises OSError."""
+    version = ip_address(endpoint.host).version
+    made = socket.socket(
+        socket.AF_INET if version == 4 else socket.AF_INET6,
+        socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+    )
+    try:
+        failed = lib.hs_udp_prepare(made.fileno(), version)
+        if failed:
+            raise OSError(-failed, os.strerror(-failed))
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            _set_buffer(made, option)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def bind(made: socket.socket, endpoint: Endpoint) -> None:
+    """Raises OSError."""
+    made.bind(_socket_address(endpoint))
+
+
+def _set_buffer(made: socket.socket, option: int) -> None:
+    forced = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}[option]  # SO_*BUFFORCE
+    try:
+        made.setsockopt(socket.SOL_SOCKET, forced, _SOCKET_BUFFER_BYTES)
+    except PermissionError:
+        # Without CAP_NET_ADMIN net.core.rmem_max and wmem_max are the limit.
+        made.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+
+
 class _UdpSocket:
     """A bound socket, and the paths over it by their flow."""
 
-    def __init__(self, endpoint: Endpoint, fd: int = -1) -> None:
-        """With `fd` it is that socket, bound already; taken over."""
-        version = ip_address(endpoint.host).version
-        if fd >= 0:
-            self.socket = socket.socket(fileno=fd)
-        else:
-            self.socket = socket.socket(
-                socket.AF_INET if version == 4 else socket.AF_INET6,
-                socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            )
+    def __init__(self, endpoint: Endpoint, bound: socket.socket) -> None:
+        self.socket = bound
         self.paths: dict[bytes, Path] = {}
-        try:
-            failed = lib.hs_udp_prepare(self.socket.fileno(), version)
-            if failed:
-                raise OSError(-failed, os.strerror(-failed))
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                self._set_buffer(option)
-            if fd < 0:
-                self.socket.bind(_socket_address(endpoint))
-        except OSError as error:
-            self.socket.close()
-            raise bind_error(error, endpoint) from None
-        self.endpoint = Endpoint(endpoint.host, self.socket.getsockname()[1])
+        self.endpoint = Endpoint(endpoint.host, bound.getsockname()[1])
 
-    def _set_buffer(self, option: int) -> None:
-        forced = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}[option]  # SO_*BUFFORCE
+    @classmethod
+    def open(cls, endpoint: Endpoint) -> _UdpSocket:
+        """Raises LinkError."""
         try:
-            self.socket.setsockopt(socket.SOL_SOCKET, forced, _SOCKET_BUFFER_BYTES)
-        except PermissionError:
-            # Without CAP_NET_ADMIN net.core.rmem_max and wmem_max are the limit.
-            self.socket.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+            made = unbound_socket(endpoint)
+            try:
+                bind(made, endpoint)
+            except BaseException:
+                made.close()
+                raise
+        except OSError as error:
+            raise bind_error(error, endpoint) from None
+        return cls(endpoint, made)
 
 
 class _Way:
@@ -157,9 +177,10 @@ class UdpLink:
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """See Link."""
         if self._ports is None:
-            opened = _UdpSocket(endpoint)
+            opened = _UdpSocket.open(endpoint)
         else:
-            opened = _UdpSocket(*self._ports.open_port(endpoint))
+            endpoint, fd = self._ports.open_port(endpoint)
+            opened = _UdpSocket(endpoint, socket.socket(fileno=fd))
         fd = opened.socket.fileno()
         if self._busy_poll_us:
             opened.socket.setsockopt(socket.SOL_SOCKET, _SO_BUSY_POLL, self._busy_poll_us)

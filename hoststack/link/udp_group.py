@@ -11,13 +11,12 @@ kernel takes its hash of addresses and ports then (net/core/sock_reuseport.c).
 from __future__ import annotations
 
 import ctypes
-import errno
 import socket
-from ipaddress import ip_address
 from typing import Final
 
-from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.base import Endpoint
 from hoststack.link.port_reservation import bind_error
+from hoststack.link.udp import bind, unbound_socket
 from hoststack.native._native import lib
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h
@@ -100,9 +99,9 @@ class UdpGroup:
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
-        self._check_is_free(endpoint)
         sockets: list[socket.socket] = []
         try:
+            self._check_is_free(endpoint)
             for _ in range(self._workers):
                 sockets.append(self._bind(endpoint))
                 endpoint = Endpoint(endpoint.host, sockets[0].getsockname()[1])
@@ -130,21 +129,15 @@ class UdpGroup:
 
     def _check_is_free(self, endpoint: Endpoint) -> None:
         """Sockets of one user with SO_REUSEPORT join each other: not with another program's."""
-        if not endpoint.port:
-            return
-        probe = _socket(endpoint)
-        try:
-            probe.bind((endpoint.host, endpoint.port))
-        except OSError as error:
-            raise bind_error(error, endpoint) from None
-        finally:
-            probe.close()
+        if endpoint.port:
+            with unbound_socket(endpoint) as probe:
+                bind(probe, endpoint)
 
     def _bind(self, endpoint: Endpoint) -> socket.socket:
-        made = _socket(endpoint)
+        made = unbound_socket(endpoint)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            made.bind((endpoint.host, endpoint.port))
+            bind(made, endpoint)
         except BaseException:
             made.close()
             raise
@@ -155,17 +148,3 @@ class UdpGroup:
         filters = (_Filter * len(self._filter))(*(_Filter(*each) for each in self._filter))
         program = bytes(_Program(len(filters), filters))
         first.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
-
-
-def _socket(endpoint: Endpoint) -> socket.socket:
-    try:
-        version = ip_address(endpoint.host).version
-    except ValueError:
-        raise LinkError(errno.EINVAL, f"{endpoint.host!r} is no address") from None
-    made = socket.socket(
-        socket.AF_INET if version == 4 else socket.AF_INET6,
-        socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-    )
-    if version == 6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    return made

@@ -1,0 +1,302 @@
+"""`hoststack run`, applications that attach to it, quic_echo and `hoststack ctl` over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+import hoststack
+from hoststack import AttachError, Connection, ConnectionClosedError, LinkError, TlsConfig
+from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
+from tests.support.streams import exchange
+
+TLS = TlsConfig.self_signed(["127.0.0.1", "::1"])
+TRUSTING = TlsConfig(ca=TLS.certificate)
+
+
+async def echo(connection: Connection) -> None:
+    async for stream in connection.streams():
+        assert isinstance(stream, hoststack.Stream)
+        async for data in stream:
+            await stream.send_all(data)
+        await stream.send_eof()
+
+
+@asynccontextmanager
+async def echo_server(stack: hoststack.Stack, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Its URI."""
+    place = f"quic://[{host}]" if ":" in host else f"quic://{host}"
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(
+            lambda task_status: stack.serve(f"{place}:0", echo, tls=TLS, task_status=task_status)
+        )
+        yield f"{place}:{listener.local[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def ask(connection: Connection, data: bytes) -> bytes:
+    """What an echo server sends back."""
+    stream = await connection.open_stream()
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        nursery.start_soon(send)
+        back = b"".join([part async for part in stream])
+    await stream.aclose()
+    return back
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_spread_over_workers(daemon: Daemon, host: str) -> None:
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api) as server,
+                hoststack.attach(daemon.api) as client,
+                echo_server(server, host) as uri,
+            ):
+                workers = set()
+                for number in range(16):
+                    async with client.connect(uri, tls=TRUSTING) as connection:
+                        data = os.urandom(100_000) + bytes([number])
+                        assert await ask(connection, data) == data
+                        workers.add(connection.handle >> 32)
+                assert workers == {0, 1}
+
+    trio.run(main)
+
+
+def test_an_attached_and_an_embedded_stack_talk(daemon: Daemon) -> None:
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api) as server,
+                hoststack.open_stack(link="udp") as client,
+                await server.listen("quic://127.0.0.1:0", tls=TLS) as listener,
+            ):
+                uri = "quic://{}:{}".format(*listener.local)
+                for _ in range(8):
+                    async with client.connect(uri, tls=TRUSTING) as connected:
+                        accepted = await listener.accept()
+                        await exchange(connected, accepted, os.urandom(3_000_000))
+                        await connected.aclose(7, "enough")
+                        info = await accepted.wait_closed()
+                        assert (info.code, info.reason, info.by_peer) == (7, "enough", True)
+
+    trio.run(main)
+
+
+def test_a_port_is_one_applications(daemon: Daemon) -> None:
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api) as one,
+                hoststack.attach(daemon.api) as other,
+                await one.listen("quic://127.0.0.1:0", tls=TLS) as listener,
+            ):
+                uri = "quic://{}:{}".format(*listener.local)
+                with pytest.raises(LinkError, match="listener"):
+                    await other.listen(uri, tls=TLS)
+                await listener.aclose()
+                # The last of the workers may still be about to close it.
+                async with await other.listen("quic://127.0.0.1:0", tls=TLS) as again:
+                    assert again.local[1]
+
+    trio.run(main)
+
+
+def test_namespaces_and_their_secrets(daemon: Daemon) -> None:
+    daemon.ctl("app ns add id red secret tomato")
+
+    async def main() -> None:
+        with pytest.raises(AttachError, match="secret"):
+            async with hoststack.attach(daemon.api, namespace="red", secret="potato"):
+                raise AssertionError
+        with pytest.raises(AttachError, match="secret"):
+            async with hoststack.attach(daemon.api, namespace="blue"):
+                raise AssertionError
+        async with hoststack.attach(daemon.api, namespace="red", secret="tomato") as stack:
+            assert stack.link_name == "udp"
+
+    trio.run(main)
+
+
+def test_applications_of_a_daemon_meet_without_packets(daemon: Daemon) -> None:
+    """Cut-through, over FIFOs that the workers do not touch."""
+
+    async def main() -> None:
+        both = {"local", "global"}
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api, scopes=both) as server,
+                hoststack.attach(daemon.api, scopes=both) as client,
+                echo_server(server) as uri,
+                client.connect(uri, tls=TRUSTING) as connection,
+            ):
+                data = os.urandom(5_000_000)
+                assert await ask(connection, data) == data
+                assert (await connection.statistics())["cut_through"]
+
+    trio.run(main)
+
+
+def test_quic_echo_over_a_daemon(daemon: Daemon) -> None:
+    words = [sys.executable, "-m", "apps.quic_echo", "socket-name", daemon.api, "json"]
+    load = ["nclients", "2/4", "test-bytes:assert"]
+    with subprocess.Popen(
+        [*words, "server", "uri", "quic://127.0.0.1:0", *load],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stderr is not None
+            port = server.stderr.readline().partition(" port ")[2].partition(",")[0]
+            done = subprocess.run(
+                [*words, "client", "uri", f"quic://127.0.0.1:{port}", *load, "TX=4M"],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            out, err = server.communicate(timeout=PATIENCE_S)
+            assert server.returncode == 0, err
+        finally:
+            server.kill()
+    for report in (json.loads(done.stdout), json.loads(out)):
+        assert report["rx_data"] == report["tx_data"] == 8 * (4 << 20)
+        assert report["wrong_bytes"] == 0
+
+
+def test_the_debug_cli(daemon: Daemon) -> None:
+    workers = daemon.ctl("show workers")
+    for index in range(2):
+        assert str(daemon.worker_pid(index)) in workers
+    daemon.ctl("test echo server uri quic://127.0.0.1:7777")
+    said = daemon.ctl(
+        "test echo client uri quic://127.0.0.1:7777 nclients 4 streams 2 mbytes 1 test-bytes"
+    )
+    assert f"{8 << 20} bytes" in said
+    assert "full-duplex" in said
+    daemon.ctl("test echo server stop")
+
+
+def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("--workers", "2")
+    program = (
+        "import sys, trio, hoststack\n"
+        "async def main():\n"
+        "    async with hoststack.attach(sys.argv[1]) as stack:\n"
+        "        tls = hoststack.TlsConfig.self_signed(['127.0.0.1'])\n"
+        "        async with await stack.listen('quic://127.0.0.1:0', tls=tls) as listener:\n"
+        "            print(listener.local[1], flush=True)\n"
+        "            connection = await listener.accept()\n"
+        "            await trio.sleep_forever()\n"
+        "trio.run(main)\n"
+    )
+
+    async def main(victim: subprocess.Popen[str], port: int) -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api) as stack,
+                echo_server(stack) as uri,
+                stack.connect(uri, tls=TRUSTING) as well,
+            ):
+                victims = f"quic://127.0.0.1:{port}"
+                async with stack.connect(victims, tls=TlsConfig(verify=False)) as doomed:
+                    victim.kill()
+                    info = await doomed.wait_closed()
+                    assert info.by_peer
+                    assert info.reason == "the application is gone"
+                data = os.urandom(1_000_000)
+                assert await ask(well, data) == data
+
+    with subprocess.Popen(
+        [sys.executable, "-c", program, daemon.api], stdout=subprocess.PIPE, text=True
+    ) as victim:
+        try:
+            assert victim.stdout is not None
+            trio.run(main, victim, int(victim.stdout.readline()))
+        finally:
+            victim.kill()
+
+
+def test_a_worker_that_is_killed_loses_its_connections_alone(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("--workers", "2")
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with hoststack.attach(daemon.api) as stack, echo_server(stack) as uri:
+                async with (
+                    stack.connect(uri, tls=TRUSTING) as one,
+                    stack.connect(uri, tls=TRUSTING) as other,
+                ):
+                    assert {one.handle >> 32, other.handle >> 32} == {0, 1}
+                    first = one if one.handle >> 32 == 0 else other
+                    stream = await first.open_stream()
+                    os.kill(daemon.worker_pid(0), signal.SIGKILL)
+                    with pytest.raises(ConnectionClosedError, match="the worker died"):
+                        await stream.receive_some()
+                began = trio.current_time()
+                await trio.to_thread.run_sync(daemon.wait_for, "worker 0 is process", 2)
+                assert trio.current_time() - began < 1
+                for _ in range(8):
+                    async with stack.connect(uri, tls=TRUSTING) as connection:
+                        assert await ask(connection, b"hello") == b"hello"
+
+    trio.run(main)
+
+
+def test_sigterm_ends_it_in_order(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("--drain-seconds", "0.2")
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.open_stack(link="udp") as client,
+                hoststack.attach(daemon.api) as server,
+                echo_server(server) as uri,
+                client.connect(uri, tls=TRUSTING) as connection,
+            ):
+                daemon.process.send_signal(signal.SIGTERM)
+                info = await connection.wait_closed()
+                assert (info.code, info.by_peer) == (0, True)
+
+    trio.run(main)
+    assert daemon.process.wait(PATIENCE_S) == 0
+    assert not Path(daemon.api).exists()
+    assert not Path(daemon.cli).exists()
+
+
+def test_workers_follow_a_supervisor_that_is_killed(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon("--workers", "2")
+    workers = [os.pidfd_open(daemon.worker_pid(index)) for index in range(2)]
+    daemon.stop(signal.SIGKILL)
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            for worker in workers:
+                await trio.lowlevel.wait_readable(worker)
+                os.close(worker)
+
+    trio.run(main)
+    with pytest.raises(AttachError, match="is the daemon running"):
+        trio.run(_attach, daemon.api)
+
+
+async def _attach(path: str) -> None:
+    async with hoststack.attach(path):
+        raise AssertionError
