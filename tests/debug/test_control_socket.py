@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import pty
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -329,11 +331,13 @@ def read_until(terminal: int, wanted: bytes) -> bytes:
 
 
 def test_the_prompt(tmp_path: Path) -> None:
-    """On a terminal: a command, completion, a failure, history without secrets, quit."""
+    """On a terminal: a command, completion, a failure, Ctrl-C, history without secrets, quit."""
     path = tmp_path / "cli.sock"
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "dumb"}
 
-    def talk(terminal: int) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def talk(terminal: int, pid: int) -> None:
         read_until(terminal, b"hoststack# ")
         os.write(terminal, b"sh\tsess\tverb\t2\n")
         assert b"show session verbose 2\r\nran show session verbose 2\r\n" in read_until(
@@ -343,9 +347,20 @@ def test_the_prompt(tmp_path: Path) -> None:
         assert b"hoststack: it failed\r\n" in read_until(terminal, b"\nhoststack# ")
         os.write(terminal, b"app ns add id x secret y\n")
         read_until(terminal, b"\nhoststack# ")
+        os.write(terminal, b"sleep\n")
+        assert begun.wait(PATIENCE_S)
+        os.kill(pid, signal.SIGINT)
+        read_until(terminal, b"interrupted\r\nhoststack# ")
+        assert cancelled.wait(PATIENCE_S)
         os.write(terminal, b"quit\n")
 
     async def ran(line: str, as_json: bool) -> str:
+        if line == "sleep":
+            begun.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                cancelled.set()
         return f"ran {await echo_line(line, as_json)}"
 
     async def main() -> None:
@@ -361,7 +376,7 @@ def test_the_prompt(tmp_path: Path) -> None:
             )
             os.close(its_side)
             try:
-                await trio.to_thread.run_sync(talk, terminal, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(talk, terminal, process.pid, abandon_on_cancel=True)
                 assert await process.wait() == 0
             finally:
                 if process.returncode is None:
@@ -370,4 +385,9 @@ def test_the_prompt(tmp_path: Path) -> None:
 
     trio.run(main)
     history = (tmp_path / "state" / "hoststack" / "ctl_history").read_text().splitlines()
-    assert [line.strip() for line in history] == ["show session verbose 2", "fail", "quit"]
+    assert [line.strip() for line in history] == [
+        "show session verbose 2",
+        "fail",
+        "sleep",
+        "quit",
+    ]
