@@ -31,6 +31,7 @@ from pyxdp.program import (
     RunResult,
     unpin,
 )
+from pyxdp.shared import AdoptedSocket, AdoptedUmem, SharedSocket, SharedUmem
 from pyxdp.umem import Umem, largest_packet_bytes
 from pyxdp.xsk import Burst, Socket, Statistics
 
@@ -40,6 +41,8 @@ __all__ = [
     "XDP_PASS",
     "XDP_REDIRECT",
     "XDP_TX",
+    "AdoptedSocket",
+    "AdoptedUmem",
     "AttachedProgram",
     "Burst",
     "ClosedError",
@@ -56,6 +59,8 @@ __all__ = [
     "PyxdpError",
     "QueueBusyError",
     "RunResult",
+    "SharedSocket",
+    "SharedUmem",
     "Socket",
     "Statistics",
     "Umem",

@@ -37,7 +37,8 @@ int pyxdp_frames_init(struct pyxdp_umem *umem, int debug)
 void pyxdp_frames_destroy(struct pyxdp_umem *umem)
 {
 	pthread_mutex_destroy(&umem->lock);
-	free(umem->owner);
+	if (!umem->control)
+		free(umem->owner);
 	free(umem->free);
 }
 
@@ -104,6 +105,16 @@ int pyxdp_frames_move(struct pyxdp_umem *umem, const void *addrs, size_t stride,
 	}
 	pthread_mutex_unlock(&umem->lock);
 	return error;
+}
+
+int pyxdp_frames_violated(struct pyxdp_umem *umem, uint64_t addr, uint32_t found,
+			  uint32_t expected)
+{
+	pthread_mutex_lock(&umem->lock);
+	umem->violation =
+		(struct pyxdp_violation){.addr = addr, .found = found, .expected = expected};
+	pthread_mutex_unlock(&umem->lock);
+	return -EPROTO;
 }
 
 uint32_t pyxdp_umem_free_frames(struct pyxdp_umem *umem)

@@ -20,12 +20,13 @@
 #define SO_BUSY_POLL_BUDGET 70
 #endif
 
-static struct pyxdp_queue *queue_new(void)
+struct pyxdp_queue *pyxdp_queue_new(void)
 {
 	struct pyxdp_queue *queue = calloc(1, sizeof(*queue));
 
 	if (queue) {
-		pthread_mutex_init(&queue->fill_lock, NULL);
+		queue->filling = &queue->own_filling;
+		pthread_mutex_init(&queue->filling->lock, NULL);
 		pthread_mutex_init(&queue->completion_lock, NULL);
 	}
 	return queue;
@@ -33,7 +34,8 @@ static struct pyxdp_queue *queue_new(void)
 
 static void queue_free(struct pyxdp_queue *queue)
 {
-	pthread_mutex_destroy(&queue->fill_lock);
+	pyxdp_shared_unmap_queue(queue);
+	pthread_mutex_destroy(&queue->own_filling.lock);
 	pthread_mutex_destroy(&queue->completion_lock);
 	free(queue);
 }
@@ -67,7 +69,7 @@ int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t h
 		free(umem);
 		return error;
 	}
-	umem->queues = queue_new();
+	umem->queues = pyxdp_queue_new();
 	if (!umem->queues) {
 		error = -ENOMEM;
 		goto fail;
@@ -75,6 +77,8 @@ int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t h
 	/* More slots than frames: whatever frames are given, there is room for them. */
 	while (ring_size <= umem->frame_count)
 		ring_size *= 2;
+	umem->ring_size = ring_size;
+	umem->worker = PYXDP_NO_WORKER;
 	config.fill_size = ring_size;
 	config.comp_size = ring_size;
 	error = xsk_umem__create(&umem->xsk, area, bytes, &umem->queues->fill,
@@ -94,13 +98,14 @@ fail:
 
 int pyxdp_umem_delete(struct pyxdp_umem *umem)
 {
-	int error;
-
 	if (umem->sockets > 0)
 		return -EBUSY;
-	error = xsk_umem__delete(umem->xsk);
-	if (error)
-		return error;
+	if (umem->xsk) {
+		int error = xsk_umem__delete(umem->xsk);
+
+		if (error)
+			return error;
+	}
 	while (umem->queues) {
 		struct pyxdp_queue *next = umem->queues->next;
 
@@ -112,8 +117,7 @@ int pyxdp_umem_delete(struct pyxdp_umem *umem)
 	return 0;
 }
 
-/* The queue's rings if it has any; the UMEM's own first rings if they are unused; or new ones. */
-static struct pyxdp_queue *queue_find(struct pyxdp_umem *umem, unsigned int ifindex, uint32_t id)
+struct pyxdp_queue *pyxdp_queue_find(struct pyxdp_umem *umem, unsigned int ifindex, uint32_t id)
 {
 	struct pyxdp_queue *queue;
 
@@ -126,7 +130,7 @@ static struct pyxdp_queue *queue_find(struct pyxdp_umem *umem, unsigned int ifin
 			break;
 	}
 	if (!queue) {
-		queue = queue_new();
+		queue = pyxdp_queue_new();
 		if (!queue)
 			return NULL;
 		queue->next = umem->queues->next;
@@ -134,6 +138,8 @@ static struct pyxdp_queue *queue_find(struct pyxdp_umem *umem, unsigned int ifin
 	}
 	queue->ifindex = ifindex;
 	queue->id = id;
+	if (umem->control)
+		queue->filling = &umem->fillings[id];
 	return queue;
 }
 
@@ -161,11 +167,13 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 
 	if (ifindex == 0)
 		return -ENODEV;
+	if (!umem->xsk || (umem->control && queue >= umem->control->shape.queues))
+		return -EINVAL;
 	socket = calloc(1, sizeof(*socket));
 	if (!socket)
 		return -ENOMEM;
 	socket->umem = umem;
-	socket->queue = queue_find(umem, ifindex, queue);
+	socket->queue = pyxdp_queue_find(umem, ifindex, queue);
 	if (!socket->queue) {
 		free(socket);
 		return -ENOMEM;
@@ -174,27 +182,38 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 		free(socket);
 		return -ESHUTDOWN;
 	}
-	error = xsk_socket__create_shared(&socket->xsk, interface, queue, umem->xsk, &socket->rx,
-					  &socket->tx, &socket->queue->fill,
-					  &socket->queue->completion, &config);
+	if (umem->control && socket->queue->sockets > 0) {
+		error = pyxdp_shared_open(socket, rx_size, tx_size);
+	} else {
+		error = xsk_socket__create_shared(&socket->xsk, interface, queue, umem->xsk,
+						  &socket->rx, &socket->tx, &socket->queue->fill,
+						  &socket->queue->completion, &config);
+		if (!error)
+			socket->fd = socket->queue->first_fd = xsk_socket__fd(socket->xsk);
+	}
 	if (error) {
 		free(socket);
 		return error;
 	}
-	socket->fd = xsk_socket__fd(socket->xsk);
 	raise_kick_budget(socket->fd, tx_size);
 	socket->queue->was_opened = 1;
 	socket->queue->sockets++;
 	socket->queue->fill_target += fill_frames;
 	umem->sockets++;
-	pyxdp_fill_up(umem, socket->queue);
+	if (umem->control && socket->queue->sockets == 1)
+		pyxdp_shared_fill(umem, socket->queue);
+	else
+		pyxdp_fill_up(umem, socket->queue);
 	*out = socket;
 	return 0;
 }
 
 void pyxdp_socket_close(struct pyxdp_socket *socket)
 {
-	xsk_socket__delete(socket->xsk);
+	if (socket->xsk)
+		xsk_socket__delete(socket->xsk);
+	else
+		pyxdp_shared_unmap_socket(socket);
 	socket->queue->sockets--;
 	socket->umem->sockets--;
 	free(socket);

@@ -17,7 +17,8 @@
  *
  * Functions return a count, or a negative errno: -EINVAL for a descriptor that lies outside the
  * UMEM or its frame, -EPROTO for a frame that is not the caller's (only in a UMEM made with
- * `debug`, which checks every step; pyxdp_umem_violation tells more). Then nothing was done.
+ * `debug`, which checks every step, or shared by processes; pyxdp_umem_violation tells more). Then
+ * nothing was done.
  *
  * cffi reads this header too, without its preprocessor lines.
  */
@@ -118,6 +119,45 @@ int pyxdp_socket_statistics(const struct pyxdp_socket *socket, struct pyxdp_stat
  * Documentation/networking/af_xdp.rst and napi.rst), `budget` packets at a time. For who receives
  * without end. -EPERM without CAP_NET_ADMIN, -ENOPROTOOPT where the kernel was built without. */
 int pyxdp_socket_busy_poll(struct pyxdp_socket *socket, uint32_t microseconds, uint32_t budget);
+
+/* A UMEM for several processes, the workers: frames for receiving belong to a queue, frames for
+ * sending to a worker. Each worker has a socket on every queue, and worker w sends on queue w
+ * alone. One process makes all sockets and keeps them open; the workers adopt them.
+ *
+ * Beside the frames there is memory that tells who has which frame, so that nothing is lost when
+ * a worker is killed, wherever that happens. */
+struct pyxdp_shape {
+	uint32_t queues;
+	uint32_t workers; /* at most as many as queues */
+	uint32_t rx_frames; /* of each queue */
+	uint32_t tx_frames; /* of each worker */
+};
+
+/* How much memory the workers share beside the frames. */
+size_t pyxdp_shared_bytes(const struct pyxdp_shape *shape);
+
+/* As pyxdp_umem_create, for several processes; `control` is zeroed, and shared as `area` is. */
+int pyxdp_umem_share(void *area, size_t bytes, uint32_t frame_bytes, uint32_t headroom_bytes,
+		     uint16_t bind_flags, int debug, const struct pyxdp_shape *shape,
+		     void *control, struct pyxdp_umem **out);
+
+/* In a worker: the memory that another process made a UMEM of. It needs no privilege. */
+int pyxdp_umem_adopt(void *area, size_t bytes, void *control, size_t control_bytes,
+		     uint32_t worker, struct pyxdp_umem **out);
+
+/* In a worker: its socket on a queue, with the sizes that it was opened with. The descriptor is
+ * the socket's from then on. What a killed worker had sent on queue `worker` comes back here. */
+int pyxdp_socket_adopt(struct pyxdp_umem *umem, int fd, uint32_t queue, uint32_t rx_size,
+		       uint32_t tx_size, struct pyxdp_socket **out);
+
+/* A worker's process is no more: give back the received frames that it had in hand. `sockets` are
+ * its own, as the process that made them has them. What waits in their RX rings waits for the
+ * next one to adopt them. Returns how many frames came back. */
+int pyxdp_reclaim(struct pyxdp_umem *umem, uint32_t worker, struct pyxdp_socket *const *sockets,
+		  int n);
+
+/* How many frames the queue's FILL ring holds. */
+int pyxdp_fill_level(struct pyxdp_socket *socket);
 
 /* Take up to `budget` received packets. They are the caller's until released or submitted. */
 int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget);

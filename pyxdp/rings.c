@@ -12,15 +12,29 @@ enum {
 	KICK_RETRIES = 4,
 };
 
-static uint64_t frame_of(const struct pyxdp_umem *umem, uint64_t addr)
+void pyxdp_fill_lock(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 {
-	return addr & ~umem->frame_mask;
+	struct xsk_ring_prod *ring = &queue->fill;
+
+	if (pthread_mutex_lock(&queue->filling->lock) == EOWNERDEAD) {
+		pyxdp_shared_repair(umem, queue);
+		pthread_mutex_consistent(&queue->filling->lock);
+	}
+	if (umem->control) {
+		/* Other processes have pushed since: what is remembered here is old. */
+		ring->cached_prod = *ring->producer;
+		ring->cached_cons = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE) + ring->size;
+	}
 }
 
-/* The queue's fill_lock is held, and there is room for `n`: the ring has more slots than the UMEM
- * has frames. */
-static void fill(struct pyxdp_queue *queue, const struct pyxdp_umem *umem, const void *addrs,
-		 size_t stride, uint32_t n)
+void pyxdp_fill_unlock(struct pyxdp_queue *queue)
+{
+	pthread_mutex_unlock(&queue->filling->lock);
+}
+
+/* There is room for `n`: the ring has more slots than the UMEM has frames. */
+void pyxdp_fill(struct pyxdp_umem *umem, struct pyxdp_queue *queue, const void *addrs,
+		size_t stride, uint32_t n)
 {
 	const uint8_t *next = addrs;
 	uint32_t start;
@@ -29,7 +43,15 @@ static void fill(struct pyxdp_queue *queue, const struct pyxdp_umem *umem, const
 		return;
 	for (uint32_t i = 0; i < n; i++, next += stride)
 		*xsk_ring_prod__fill_addr(&queue->fill, start + i) =
-			frame_of(umem, *(const uint64_t *)(const void *)next);
+			pyxdp_frame_of(umem, *(const uint64_t *)(const void *)next);
+	if (umem->control) {
+		/* Killed before this line, all are still held by this worker; after it, they are in
+		 * the ring as soon as somebody takes the lock. */
+		__atomic_store_n(&queue->filling->to, start + n, __ATOMIC_RELEASE);
+		atomic_signal_fence(memory_order_seq_cst);
+		for (uint32_t i = 0; i < n; i++)
+			pyxdp_hold(umem, *xsk_ring_prod__fill_addr(&queue->fill, start + i), 0);
+	}
 	xsk_ring_prod__submit(&queue->fill, n);
 	queue->filled += n;
 }
@@ -48,14 +70,14 @@ void pyxdp_fill_up(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 	uint64_t frames[CHUNK];
 	uint32_t n;
 
-	pthread_mutex_lock(&queue->fill_lock);
+	pyxdp_fill_lock(umem, queue);
 	while ((n = lacking(queue, CHUNK)) > 0) {
 		n = pyxdp_frames_take(umem, frames, n, PYXDP_FILL);
 		if (n == 0)
 			break;
-		fill(queue, umem, frames, sizeof(frames[0]), n);
+		pyxdp_fill(umem, queue, frames, sizeof(frames[0]), n);
 	}
-	pthread_mutex_unlock(&queue->fill_lock);
+	pyxdp_fill_unlock(queue);
 }
 
 int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget)
@@ -88,6 +110,8 @@ int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budg
 			continue;
 		}
 		out[taken++] = (struct pyxdp_desc){.addr = addr, .len = len};
+		if (umem->control)
+			pyxdp_hold(umem, addr, (uint8_t)(umem->worker + 1));
 	}
 	xsk_ring_cons__release(&socket->rx, n);
 	queue->filled -= n;
@@ -107,6 +131,48 @@ static int are_inside(const struct pyxdp_umem *umem, const struct pyxdp_desc *de
 	return 1;
 }
 
+/* In a UMEM of several processes a frame that is not this worker's would be another's loss, so it
+ * is looked at always: received frames on their way back to the queue that they came from. */
+static int are_held(struct pyxdp_umem *umem, const struct pyxdp_queue *queue,
+		    const struct pyxdp_desc *descs, int n)
+{
+	uint32_t rx_frames = umem->control->shape.rx_frames;
+
+	for (int i = 0; i < n; i++) {
+		uint8_t holder = __atomic_load_n(pyxdp_holder_of(umem, descs[i].addr),
+						 __ATOMIC_RELAXED);
+
+		if ((descs[i].addr >> umem->frame_shift) / rx_frames != queue->id ||
+		    holder != (uint8_t)(umem->worker + 1))
+			return pyxdp_frames_violated(umem, descs[i].addr, PYXDP_FILL, PYXDP_RX);
+	}
+	return 0;
+}
+
+/* The same of frames to send, which belong to a worker for good. */
+static int are_own(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, int n)
+{
+	const struct pyxdp_shape *shape = &umem->control->shape;
+	uint64_t first = (uint64_t)shape->queues * shape->rx_frames +
+			 (uint64_t)umem->worker * shape->tx_frames;
+
+	for (int i = 0; i < n; i++) {
+		uint64_t frame = descs[i].addr >> umem->frame_shift;
+
+		if (frame < first || frame - first >= shape->tx_frames ||
+		    __atomic_load_n(&umem->holder[frame], __ATOMIC_RELAXED))
+			return pyxdp_frames_violated(umem, descs[i].addr, PYXDP_TX,
+						     PYXDP_RESERVED);
+	}
+	return 0;
+}
+
+/* Whether a socket may send: its COMPLETION ring has one process that reads it. */
+static int may_send(const struct pyxdp_socket *socket)
+{
+	return !socket->umem->control || socket->queue->id == socket->umem->worker;
+}
+
 static void put_descs(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, uint32_t n)
 {
 	uint64_t frames[CHUNK];
@@ -115,7 +181,7 @@ static void put_descs(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, u
 		uint32_t part = n < CHUNK ? n : CHUNK;
 
 		for (uint32_t i = 0; i < part; i++)
-			frames[i] = frame_of(umem, descs[i].addr);
+			frames[i] = pyxdp_frame_of(umem, descs[i].addr);
 		pyxdp_frames_put(umem, frames, part);
 		descs += part;
 		n -= part;
@@ -131,14 +197,19 @@ int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs
 
 	if (n < 0 || !are_inside(umem, descs, n))
 		return -EINVAL;
+	if (umem->control) {
+		error = are_held(umem, queue, descs, n);
+		if (error)
+			return error;
+	}
 	/* Marked before the kernel can have them: it may hand one to another thread at once. */
 	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RX, PYXDP_FILL);
 	if (error)
 		return error;
-	pthread_mutex_lock(&queue->fill_lock);
-	back = lacking(queue, (uint32_t)n);
-	fill(queue, umem, descs, sizeof(*descs), back);
-	pthread_mutex_unlock(&queue->fill_lock);
+	pyxdp_fill_lock(umem, queue);
+	back = umem->control ? (uint32_t)n : lacking(queue, (uint32_t)n);
+	pyxdp_fill(umem, queue, descs, sizeof(*descs), back);
+	pyxdp_fill_unlock(queue);
 	put_descs(umem, descs + back, (uint32_t)n - back);
 	if (lacking(queue, 1))
 		pyxdp_fill_up(umem, queue);
@@ -153,6 +224,8 @@ int pyxdp_tx_reap(struct pyxdp_socket *socket)
 	int reaped = 0;
 	int error = 0;
 
+	if (!may_send(socket))
+		return -EINVAL;
 	pthread_mutex_lock(&queue->completion_lock);
 	while (!error) {
 		uint32_t start, n, good = 0;
@@ -164,7 +237,9 @@ int pyxdp_tx_reap(struct pyxdp_socket *socket)
 			uint64_t addr = *xsk_ring_cons__comp_addr(&queue->completion, start + i);
 
 			if (addr < umem->bytes)
-				frames[good++] = frame_of(umem, addr);
+				frames[good++] = pyxdp_frame_of(umem, addr);
+			if (umem->control && addr < umem->bytes)
+				pyxdp_hold(umem, addr, 0);
 		}
 		xsk_ring_cons__release(&queue->completion, n);
 		error = pyxdp_frames_move(umem, frames, sizeof(frames[0]), good, PYXDP_TX,
@@ -205,6 +280,11 @@ int pyxdp_tx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs
 
 	if (n < 0 || !are_inside(umem, descs, n))
 		return -EINVAL;
+	if (umem->control) {
+		error = are_own(umem, descs, n);
+		if (error)
+			return error;
+	}
 	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RESERVED,
 				  PYXDP_FREE);
 	if (error)
@@ -222,8 +302,13 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 	if (n <= 0)
 		return n < 0 ? -EINVAL : 0;
 	/* The kernel skips a bad descriptor, and its frame would never come back. */
-	if (!are_inside(umem, descs, n))
+	if (!are_inside(umem, descs, n) || !may_send(socket))
 		return -EINVAL;
+	if (umem->control) {
+		error = are_own(umem, descs, n);
+		if (error)
+			return error;
+	}
 	for (int i = 0; i < n; i++) {
 		if (descs[i].len < PYXDP_MIN_PACKET_BYTES)
 			return -EINVAL;
@@ -240,6 +325,14 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 	for (int i = 0; i < n; i++)
 		*xsk_ring_prod__tx_desc(&socket->tx, start + (uint32_t)i) =
 			(struct xdp_desc){.addr = descs[i].addr, .len = descs[i].len};
+	if (umem->control) {
+		/* Killed before the ring has them, the next one unmarks what is noted here. */
+		__atomic_store_n(&umem->submitting_to[umem->worker], start + (uint32_t)n,
+				 __ATOMIC_RELEASE);
+		atomic_signal_fence(memory_order_seq_cst);
+		for (int i = 0; i < n; i++)
+			pyxdp_hold(umem, descs[i].addr, 1);
+	}
 	xsk_ring_prod__submit(&socket->tx, (uint32_t)n);
 	socket->tx_frames += (uint32_t)n;
 	return n;

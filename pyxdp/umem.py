@@ -75,22 +75,37 @@ class Umem:
         self.size_bytes: Final = frame_count * frame_bytes
         self.debug: Final = debug
         self._sockets: list[Socket] = []
-        self._memory = mmap.mmap(
-            -1, self.size_bytes, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        )
-        self.area: Final = memoryview(self._memory)
+        self._memory = self._map()
+        self.area: Final = memoryview(self._memory)[: self.size_bytes]
         self.base: Any = ffi.from_buffer("uint8_t[]", self._memory, require_writable=True)
         flags = _BIND_FLAGS[bind_mode] | (_XDP_USE_NEED_WAKEUP if need_wakeup else 0)
         made = ffi.new("struct pyxdp_umem **")
-        error = library.pyxdp_umem_create(
-            self.base, self.size_bytes, frame_bytes, headroom_bytes, flags, debug, made
-        )
+        error = self._make(library, flags, made)
         self._umem: Any = made[0]
         if error < 0:
             self._release_memory()
             raise os_error(
                 f"cannot make a UMEM of {self.size_bytes // 1024} KiB", -error, _CAPABILITIES
             )
+
+    def _map(self) -> mmap.mmap:
+        return mmap.mmap(
+            -1, self.size_bytes, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        )
+
+    def _make(self, library: Any, flags: int, made: Any) -> int:
+        """Returns 0 with `made[0]`, or a negative errno."""
+        return int(
+            library.pyxdp_umem_create(
+                self.base,
+                self.size_bytes,
+                self.frame_bytes,
+                self.headroom_bytes,
+                flags,
+                self.debug,
+                made,
+            )
+        )
 
     @property
     def c_umem(self) -> Any:

@@ -1,0 +1,224 @@
+"""One UMEM for several processes: one makes it and the sockets, the others adopt them.
+
+The frames lie in a memfd, and behind them what the processes have to agree on. Who makes the
+sockets needs privileges, and keeps them open; who adopts them needs none. A worker that was killed
+leaves its sockets as they are to the next one, and what it had in hand comes back (`reclaim`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any, Final, TypedDict
+
+from pyxdp._extension import ffi, require
+from pyxdp.errors import PyxdpError
+from pyxdp.umem import BindMode, Umem
+from pyxdp.xsk import BURST, Socket
+
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class SharedShape(TypedDict):
+    """What a process has to be told, beside the memfd, to adopt a UMEM."""
+
+    queues: int
+    workers: int
+    rx_frames: int
+    tx_frames: int
+    frame_bytes: int
+    headroom_bytes: int
+    debug: bool
+
+
+class _MemfdUmem(Umem):
+    """Frames in a memfd, and the control memory behind them."""
+
+    def __init__(self, fd: int, shape: SharedShape, bind_mode: BindMode, need_wakeup: bool) -> None:
+        self.fd: Final = fd
+        self.shape: Final = shape
+        frame_count = shape["queues"] * shape["rx_frames"] + shape["workers"] * shape["tx_frames"]
+        self._control_bytes = int(require().pyxdp_shared_bytes(_c_shape(shape)))
+        super().__init__(
+            frame_count,
+            shape["frame_bytes"],
+            shape["headroom_bytes"],
+            bind_mode=bind_mode,
+            need_wakeup=need_wakeup,
+            debug=shape["debug"],
+        )
+
+    def _map(self) -> mmap.mmap:
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        return mmap.mmap(self.fd, self.size_bytes + self._control_bytes, flags)
+
+    def close(self) -> None:
+        """See Umem; and the memfd."""
+        is_open = bool(self._umem)
+        super().close()
+        if is_open:
+            os.close(self.fd)
+
+
+class SharedUmem(_MemfdUmem):
+    """A UMEM for the sockets of `workers` processes on `queues` queues.
+
+    Each queue has `rx_frames` to receive into, each worker `tx_frames` to send from. `fd` is its
+    memfd.
+    """
+
+    def __init__(
+        self,
+        queues: int,
+        workers: int,
+        *,
+        rx_frames: int,
+        tx_frames: int,
+        frame_bytes: int = 2048,
+        headroom_bytes: int = 0,
+        bind_mode: BindMode = "auto",
+        need_wakeup: bool = True,
+        debug: bool = False,
+    ) -> None:
+        """As Umem; raises ValueError for more workers than queues, too."""
+        if not 1 <= workers <= queues:
+            raise ValueError(f"workers are 1 to as many as queues ({queues}), not {workers}")
+        if min(rx_frames, tx_frames) < 1:
+            raise ValueError("there is no use in a UMEM without frames to receive or to send")
+        shape = SharedShape(
+            queues=queues,
+            workers=workers,
+            rx_frames=rx_frames,
+            tx_frames=tx_frames,
+            frame_bytes=frame_bytes,
+            headroom_bytes=headroom_bytes,
+            debug=debug,
+        )
+        frames = queues * rx_frames + workers * tx_frames
+        fd = os.memfd_create("pyxdp-umem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(
+                fd, frames * frame_bytes + int(require().pyxdp_shared_bytes(_c_shape(shape)))
+            )
+            # A process that has it can write rubbish, but not take memory away below the others.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            super().__init__(fd, shape, bind_mode, need_wakeup)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _make(self, library: Any, flags: int, made: Any) -> int:
+        return int(
+            library.pyxdp_umem_share(
+                self.base,
+                self.size_bytes,
+                self.frame_bytes,
+                self.headroom_bytes,
+                flags,
+                self.debug,
+                _c_shape(self.shape),
+                self.base + self.size_bytes,
+                made,
+            )
+        )
+
+    def reclaim(self, worker: int, sockets: Sequence[SharedSocket]) -> int:
+        """Give back the received frames that a worker had in hand; returns how many.
+
+        Only when its process is no more. `sockets` are all of that worker's.
+        """
+        result = require().pyxdp_reclaim(
+            self.c_umem, worker, [each.c_socket for each in sockets], len(sockets)
+        )
+        if result < 0:
+            self.raise_error(result, f"cannot reclaim the frames of worker {worker}")
+        return int(result)
+
+
+class SharedSocket(Socket):
+    """A socket that is made here, and used by the process that adopts it."""
+
+    def __init__(
+        self, umem: SharedUmem, interface: str, queue: int, *, rx_size: int, tx_size: int
+    ) -> None:
+        """As Socket; the queue's first socket gives it its frames."""
+        self.rx_size: Final = rx_size
+        self.tx_size: Final = tx_size
+        super().__init__(umem, interface, queue, rx_size=rx_size, tx_size=tx_size, fill_frames=0)
+
+    @property
+    def fill_level(self) -> int:
+        """How many frames wait in the queue's FILL ring."""
+        return int(require().pyxdp_fill_level(self.c_socket))
+
+
+class AdoptedUmem(_MemfdUmem):
+    """In a worker's process: the UMEM that another one made. It needs no privilege."""
+
+    def __init__(self, fd: int, shape: SharedShape, worker: int) -> None:
+        """Take the memfd, which is this object's from then on; raises PyxdpError."""
+        self.worker: Final = worker
+        super().__init__(fd, shape, "auto", need_wakeup=True)
+
+    def _make(self, library: Any, flags: int, made: Any) -> int:
+        return int(
+            library.pyxdp_umem_adopt(
+                self.base,
+                self.size_bytes,
+                self.base + self.size_bytes,
+                self._control_bytes,
+                self.worker,
+                made,
+            )
+        )
+
+
+class AdoptedSocket(Socket):
+    """In a worker's process: its socket on a queue. Only that on queue `umem.worker` can send.
+
+    A received packet goes back with `rx_release`; it cannot be sent on in place.
+    """
+
+    def __init__(
+        self,
+        umem: AdoptedUmem,
+        fd: int,
+        interface: str,
+        queue: int,
+        *,
+        rx_size: int,
+        tx_size: int,
+        burst: int = BURST,
+    ) -> None:
+        """Take a socket's descriptor, with the sizes that it was made with; raises PyxdpError."""
+        self._adopted_fd = fd
+        super().__init__(
+            umem, interface, queue, rx_size=rx_size, tx_size=tx_size, fill_frames=0, burst=burst
+        )
+
+    def _open(self, rx_size: int, tx_size: int, fill_frames: int) -> Any:
+        made = ffi.new("struct pyxdp_socket **")
+        error = self._library.pyxdp_socket_adopt(
+            self.umem.c_umem, self._adopted_fd, self.queue, rx_size, tx_size, made
+        )
+        if error < 0:
+            raise PyxdpError(
+                -error,
+                f"cannot adopt the socket on queue {self.queue} of {self.interface}:"
+                f" {os.strerror(-error)}",
+            )
+        return made[0]
+
+
+def _c_shape(shape: SharedShape) -> Any:
+    return ffi.new(
+        "struct pyxdp_shape *",
+        {
+            "queues": shape["queues"],
+            "workers": shape["workers"],
+            "rx_frames": shape["rx_frames"],
+            "tx_frames": shape["tx_frames"],
+        },
+    )
