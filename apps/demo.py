@@ -1,4 +1,5 @@
-"""`make demo`: quic_echo between two network namespaces over AF_XDP, with the proof on screen.
+"""`make demo`: quic_echo between two network namespaces over AF_XDP, with the proof on screen; then
+the same with a daemon on each side.
 
 Without root, or where namespaces or BPF are forbidden: the same over UDP sockets on loopback.
 """
@@ -7,62 +8,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
+
+from apps.demo_daemons import show_daemons
+from apps.demo_sides import DemoError, Result, Side, finish, run, show_command, start
 
 CONNECTIONS: Final = 2
 STREAMS: Final = 4
 STREAM_MBYTES: Final = 8
 PORT: Final = 4433
+LOAD: Final = ["nclients", f"{CONNECTIONS}/{STREAMS}", "test-bytes:assert"]
 
 #: Namespaces are named after this and the process, so that runs do not meet.
 _PREFIX: Final = "hsdemo"
-_PATIENCE_S: Final = 120
 #: The kernel's counters of UDP over IPv4 and IPv6; all must stay at zero.
 _KERNEL_COUNTERS: Final = ("InDatagrams", "NoPorts", "InErrors", "OutDatagrams")
 
 
-class DemoError(Exception):
-    """The demo did not come to its end; the message is for the user."""
-
-
 class NotHereError(DemoError):
     """AF_XDP can't be shown on this machine, or not by this user; the message says why."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """Where one of the two programs runs. Over UDP both have no namespace and no interface."""
-
-    role: str
-    address: str
-    namespace: str = ""
-    interface: str = ""
-
-    def inside(self, words: Sequence[str]) -> list[str]:
-        """A command line in the namespace; unlike `ip netns exec`, it leaves /sys as it is."""
-        enter = ["nsenter", f"--net=/run/netns/{self.namespace}"] if self.namespace else []
-        return [*enter, *words]
-
-    def quic_echo(self, words: Sequence[str]) -> list[str]:
-        """The words of quic_echo for this side."""
-        link = ["interface", self.interface] if self.interface else ["link", "udp"]
-        return [*link, self.role, *words]
-
-
-@dataclass(frozen=True)
-class Result:
-    """The JSON reports of both sides, and what the kernel's UDP counted in each namespace."""
-
-    reports: dict[str, dict[str, Any]]
-    kernel: dict[str, dict[str, int]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,22 +63,23 @@ def show_af_xdp(server: Side, client: Side) -> int:
         print(f"\nThe proof FAILS: {'; '.join(flaws)}.")
         return 1
     print("\nProven: XDP took every datagram to AF_XDP sockets, and the kernel's UDP saw none.")
+    show_figures(show_daemons(server, client, LOAD, STREAM_MBYTES))
     return 0
 
 
 def show_udp(server: Side, client: Side) -> int:
     """Transfer over UDP sockets, and print figures; the exit status."""
     show_figures(transfer(server, client))
+    show_figures(show_daemons(server, client, LOAD, STREAM_MBYTES))
     print("\nEvery byte came and was right. As root, `make demo` shows it over AF_XDP.")
     return 0
 
 
 def transfer(server: Side, client: Side) -> Result:
     """Run quic_echo on both sides to a good end. Raises DemoError, and NotHereError before it."""
-    load = ["nclients", f"{CONNECTIONS}/{STREAMS}", "test-bytes:assert"]
     host = f"quic://{server.address}"
     # On loopback, which is everybody's, the kernel picks a port.
-    server_words = server.quic_echo(["uri", f"{host}:{PORT if server.namespace else 0}", *load])
+    server_words = server.quic_echo(["uri", f"{host}:{PORT if server.namespace else 0}", *LOAD])
     with start(server, server_words) as serving:
         assert serving.stderr is not None
         listening = serving.stderr.readline()
@@ -116,37 +87,12 @@ def transfer(server: Side, client: Side) -> Result:
             raise NotHereError(listening.removeprefix("quic_echo: ").strip() or "no server")
         show_command(server, server_words)
         uri = f"{host}:{listening.partition(' port ')[2].partition(',')[0]}"
-        client_words = client.quic_echo(["uri", uri, *load, f"TX={STREAM_MBYTES}M"])
+        client_words = client.quic_echo(["uri", uri, *LOAD, f"TX={STREAM_MBYTES}M"])
         show_command(client, client_words)
         with start(client, client_words) as asking:
             reports = {"client": finish(client, asking), "server": finish(server, serving)}
     kernel = {side.role: kernel_udp(side) for side in (server, client) if side.namespace}
     return Result(reports, kernel)
-
-
-@contextlib.contextmanager
-def start(side: Side, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """quic_echo in its place; ended with the block."""
-    line = side.inside([sys.executable, "-m", "apps.quic_echo", "json", *words])
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def finish(side: Side, process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The report of a program that ended well; raises DemoError."""
-    try:
-        out, err = process.communicate(timeout=_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        raise DemoError(f"the {side.role} is not done after {_PATIENCE_S} seconds") from None
-    if process.returncode:
-        raise DemoError(f"the {side.role} failed (status {process.returncode}): {err.strip()}")
-    report: dict[str, Any] = json.loads(out)
-    return report
 
 
 def kernel_udp(side: Side) -> dict[str, int]:
@@ -160,12 +106,6 @@ def kernel_udp(side: Side) -> dict[str, int]:
             name = name.removeprefix("Udp6")
             counters[name] = counters.get(name, 0) + int(value)
     return {name: counters[name] for name in _KERNEL_COUNTERS}
-
-
-def show_command(side: Side, words: Sequence[str]) -> None:
-    """Print a command line as a user would write it."""
-    place = f"[{side.namespace}] " if side.namespace else ""
-    print(f"  {place}$ quic_echo {' '.join(words)}", flush=True)
 
 
 def show_figures(result: Result) -> None:
@@ -265,17 +205,6 @@ def _sweep() -> None:
         pid = rest.partition("-")[0]
         if prefix == _PREFIX and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
             _delete_namespace(name)
-
-
-def run(*words: str) -> str:
-    """Run a command; its output. Raises DemoError with what it said."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise DemoError(f"{words[0]}: {error.strerror}") from None
-    if done.returncode:
-        raise DemoError(f"{' '.join(words[:3])} ...: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -48,6 +48,8 @@ def test_over_af_xdp() -> None:
     assert process.returncode == 0
     assert "64 MiB sent, echoed, and every byte checked" in out
     assert "\nProven: " in out
+    assert out.count("64 MiB sent, echoed, and every byte checked") == 2
+    assert "hoststack ctl 'show workers'" in out
     assert leftovers(process.pid) == []
 
 

@@ -1,0 +1,104 @@
+"""The second half of `make demo`: two daemons, and quic_echo attached to each."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from apps.demo_sides import DemoError, Result, Side, finish, run, show_command, start
+
+WORKERS = 2
+PORT = 4434
+
+
+def show_daemons(server: Side, client: Side, load: list[str], stream_mbytes: int) -> Result:
+    """A daemon on each side, and a transfer between applications of both. Raises DemoError."""
+    print("\nTwo daemons, each with two worker processes; quic_echo attaches to them:\n")
+    with tempfile.TemporaryDirectory(prefix="hsdemo-") as folder:
+        # Workers and applications of other users have to get there.
+        Path(folder).chmod(0o755)
+        with daemon(server, folder) as api, daemon(client, folder) as other_api:
+            result = _transfer(
+                (server, ["socket-name", api, "server"]),
+                (client, ["socket-name", other_api, "client"]),
+                load,
+                stream_mbytes,
+            )
+            for side in (server, client):
+                print(f"\n  {_place(side)}$ hoststack ctl 'show workers'")
+                print(_ctl(side, folder, "show workers"), end="")
+    return result
+
+
+@contextlib.contextmanager
+def daemon(side: Side, folder: str) -> Iterator[str]:
+    """`hoststack run` in its place, until the end of the block; where applications attach."""
+    api, cli = (f"{folder}/{side.role}.{kind}" for kind in ("api", "cli"))
+    words = ["run", *(["-i", side.interface] if side.interface else ["--link", "udp"])]
+    words += ["--workers", str(WORKERS), "--socket", api, "--cli-socket", cli]
+    show = " ".join(words).replace(f"{folder}/", "")
+    print(f"  {_place(side)}$ hoststack {show}", flush=True)
+    line = side.inside([sys.executable, "-m", "hoststack.cli.main", *words])
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said: list[str] = []
+            assert process.stderr is not None
+            for text in process.stderr:
+                said.append(text)
+                if "serving at" in text:
+                    break
+                if "link udp" in text:
+                    print(f"    {text.strip()}")
+            else:
+                raise DemoError(f"the {side.role}'s daemon does not start: {''.join(said).strip()}")
+            yield api
+            process.terminate()
+            process.stderr.read()
+            if process.wait():
+                raise DemoError(f"the {side.role}'s daemon ended with status {process.returncode}")
+        finally:
+            process.kill()
+
+
+def _transfer(
+    server: tuple[Side, list[str]],
+    client: tuple[Side, list[str]],
+    load: list[str],
+    stream_mbytes: int,
+) -> Result:
+    host = f"quic://{server[0].address}"
+    port = PORT if server[0].namespace else 0
+    server_words = [*server[1], "uri", f"{host}:{port}", *load]
+    with start(server[0], server_words) as serving:
+        assert serving.stderr is not None
+        said = [serving.stderr.readline()]
+        while said[-1] and "listening on" not in said[-1]:
+            said.append(serving.stderr.readline())
+        listening = said[-1]
+        if not listening:
+            raise DemoError(f"no server: {''.join(said).strip()}")
+        show_command(server[0], server_words)
+        uri = f"{host}:{listening.partition(' port ')[2].partition(',')[0]}"
+        client_words = [*client[1], "uri", uri, *load, f"TX={stream_mbytes}M"]
+        show_command(client[0], client_words)
+        with start(client[0], client_words) as asking:
+            reports = {"client": finish(client[0], asking), "server": finish(server[0], serving)}
+    return Result(reports, {})
+
+
+def _ctl(side: Side, folder: str, command: str) -> str:
+    """What the debug CLI of a side's daemon says."""
+    return run(
+        *side.inside([sys.executable, "-m", "hoststack.cli.main", "ctl"]),
+        "--socket",
+        f"{folder}/{side.role}.cli",
+        command,
+    )
+
+
+def _place(side: Side) -> str:
+    return f"[{side.namespace}] " if side.namespace else ""

@@ -1,0 +1,87 @@
+"""The two sides of `make demo`, and the programs that run there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+_PATIENCE_S: Final = 120
+
+
+class DemoError(Exception):
+    """The demo did not come to its end; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where one of the two programs runs. Over UDP both have no namespace and no interface."""
+
+    role: str
+    address: str
+    namespace: str = ""
+    interface: str = ""
+
+    def inside(self, words: Sequence[str]) -> list[str]:
+        """A command line in the namespace; unlike `ip netns exec`, it leaves /sys as it is."""
+        enter = ["nsenter", f"--net=/run/netns/{self.namespace}"] if self.namespace else []
+        return [*enter, *words]
+
+    def quic_echo(self, words: Sequence[str]) -> list[str]:
+        """The words of quic_echo for this side."""
+        link = ["interface", self.interface] if self.interface else ["link", "udp"]
+        return [*link, self.role, *words]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The JSON reports of both sides, and what the kernel's UDP counted in each namespace."""
+
+    reports: dict[str, dict[str, Any]]
+    kernel: dict[str, dict[str, int]]
+
+
+@contextlib.contextmanager
+def start(side: Side, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """quic_echo in its place; ended with the block."""
+    line = side.inside([sys.executable, "-m", "apps.quic_echo", "json", *words])
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def finish(side: Side, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The report of a program that ended well; raises DemoError."""
+    try:
+        out, err = process.communicate(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"the {side.role} is not done after {_PATIENCE_S} seconds") from None
+    if process.returncode:
+        raise DemoError(f"the {side.role} failed (status {process.returncode}): {err.strip()}")
+    report: dict[str, Any] = json.loads(out)
+    return report
+
+
+def show_command(side: Side, words: Sequence[str]) -> None:
+    """Print a command line as a user would write it."""
+    place = f"[{side.namespace}] " if side.namespace else ""
+    print(f"  {place}$ quic_echo {' '.join(words)}", flush=True)
+
+
+def run(*words: str) -> str:
+    """Run a command; its output. Raises DemoError with what it said."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise DemoError(f"{words[0]}: {error.strerror}") from None
+    if done.returncode:
+        raise DemoError(f"{' '.join(words[:3])} ...: {done.stderr.strip()}")
+    return done.stdout
