@@ -58,7 +58,10 @@ def listen_at(path: str, group: str | None) -> socket.socket:
             group_id = grp.getgrnam(group).gr_gid
         except KeyError:
             raise ConfigError(f"there is no group {group!r}: `groupadd {group}`") from None
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"can't make {Path(path).parent}: {error.strerror}") from None
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         _remove_if_stale(path)
