@@ -255,7 +255,9 @@ class CutThrough:
             return
         if end.peer.is_sending:
             self._tell(EventKind.WRITABLE, end.peer)
-        else:
+        elif end.rx is not None:
+            # Some is left perhaps: hear of the next read, too. Arm, then look.
+            end.rx.arm_write()
             self._end_if_read(end)
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
@@ -337,9 +339,7 @@ class CutThrough:
 
     def datagrams_consumed(self, connection: CutConnection) -> None:
         """The application read messages from the connection's rx FIFO: one that waits may fit."""
-        if connection.peer is not None and connection.rx is not None:
-            # The flag that was taken was the writer's: it is for the event.
-            connection.rx.arm_write()
+        if connection.peer is not None:
             self._tell(EventKind.WRITABLE, connection.peer)
 
     def offer_datagrams(self, side: CutConnection) -> int | None:

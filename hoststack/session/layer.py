@@ -218,12 +218,16 @@ class SessionLayer:
             self._on_connection_signal(application, handle, code)
             return
         stream = session.context
-        # Arm first, then look: what the application does after this sends a new signal.
+        # Arm first, then look: what the application does after this sends a new signal. Cut-through
+        # passes on what the two applications arm, and arms nothing for itself but what it says.
+        is_cut = _is_cut(session)
         if code == m.EventCode.SENT and stream.tx is not None:
-            stream.tx.arm_read()
+            if not is_cut:
+                stream.tx.arm_read()
             self._transport(stream.connection).send_ready(stream)
         elif code == m.EventCode.CONSUMED and stream.rx is not None:
-            stream.rx.arm_write()
+            if not is_cut:
+                stream.rx.arm_write()
             self._transport(stream.connection).consumed(stream)
 
     def _on_connection_signal(self, application: Application, handle: int, code: int) -> None:
@@ -232,7 +236,8 @@ class SessionLayer:
             return
         context = session.context
         if code == m.EventCode.SENT and context.tx is not None:
-            context.tx.arm_read()
+            if not isinstance(context, CutConnection):
+                context.tx.arm_read()
             self._transport(context).send_datagrams(context)
         elif code == m.EventCode.CONSUMED and isinstance(context, CutConnection):
             # A peer in the network has no window for datagrams; one on this stack may wait.
@@ -489,12 +494,12 @@ class SessionLayer:
 
     def _on_readable(self, session: StreamSession | ConnectionSession) -> None:
         rx = session.context.rx
-        if rx is not None and rx.take_read_armed():
+        if rx is not None and (_is_cut(session) or rx.take_read_armed()):
             session.application.raise_event(session.handle, m.EventCode.READABLE)
 
     def _on_writable(self, session: StreamSession | ConnectionSession) -> None:
         tx = session.context.tx
-        if tx is not None and tx.take_write_armed():
+        if tx is not None and (_is_cut(session) or tx.take_write_armed()):
             session.application.raise_event(session.handle, m.EventCode.WRITABLE)
 
     def _on_reset(self, session: StreamSession, code: int) -> None:
@@ -514,3 +519,9 @@ class SessionLayer:
         self.sessions.remove(session)
         if isinstance(session.context, CutStream):
             session.context.let_go()
+
+
+def _is_cut(session: StreamSession | ConnectionSession) -> bool:
+    """Whether its events come from cut-through: then the other application has taken the flag
+    that says who waits, and the one to be woken may have armed anew since."""
+    return isinstance(session.context, CutStream | CutConnection)

@@ -243,20 +243,43 @@ def test_members_of_a_group_get_connections_in_turns(daemon: Daemon) -> None:
     run(script)
 
 
+#: An application in a process of its own: python -c PEER PATH URI, and what it is to do.
 _PEER = """
 import sys, trio, hoststack
 
-async def main(path, uri):
+async def main(path, uri, task):
     async with hoststack.attach(
         path, name="peer", namespace="blue", secret="s", scopes=["local"]
     ) as stack, stack.connect(uri) as connection:
-        stream = await connection.open_stream()
-        await stream.send_all(b"here I am")
-        print("up", flush=True)
-        await trio.sleep_forever()
+        if task == "sleep":
+            stream = await connection.open_stream()
+            await stream.send_all(b"here I am")
+            await trio.sleep_forever()
+        for i in range(int(task)):
+            stream = await connection.open_stream()
+            await stream.send_all(b"x" * (1 + i % 7))
+            await stream.send_eof()
+            assert b"".join([chunk async for chunk in stream]) == b"x" * (1 + i % 7)
+            await stream.aclose()
 
 trio.run(main, *sys.argv[1:])
 """
+
+
+def test_many_short_streams_between_processes(daemon: Daemon) -> None:
+    """Ends, bytes and wake-ups of two processes and the worker, in all orders."""
+
+    async def script() -> None:
+        async with daemon.attach("server") as server, await server.listen(URI, tls=TLS) as listener:
+            command = [sys.executable, "-c", _PEER, str(daemon.path), URI, "1000"]
+            peer = await trio.lowlevel.open_process(command, cwd=ROOT)
+            try:
+                await echo(await listener.accept())
+                assert await peer.wait() == 0
+            finally:
+                peer.kill()
+
+    run(script)
 
 
 def test_an_application_that_is_killed_closes_its_connections(daemon: Daemon) -> None:
@@ -267,7 +290,7 @@ def test_an_application_that_is_killed_closes_its_connections(daemon: Daemon) ->
             await server.listen(URI, tls=TLS) as listener,
         ):
             peer = await trio.lowlevel.open_process(
-                [sys.executable, "-c", _PEER, str(daemon.path), URI], cwd=ROOT
+                [sys.executable, "-c", _PEER, str(daemon.path), URI, "sleep"], cwd=ROOT
             )
             try:
                 killed = await listener.accept()
