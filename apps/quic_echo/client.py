@@ -36,7 +36,7 @@ class _Client:
         )
         self.wanted = options.connections or 1
         self._limit = trio.Semaphore(_SIMULTANEOUS_CONNECTS)
-        self._all_connected = trio.Event()
+        self._all_connected = record.goal.join()
 
     async def run_connection(self) -> None:
         record = self._record
@@ -51,8 +51,7 @@ class _Client:
             record.log(2, f"connection {connection.handle:#x} with {connection.remote}")
             record.counts.connected.q += 1
             record.timing.last("qconnected")
-            if record.counts.connected.q == self.wanted:
-                self._all_connected.set()
+            record.goal.count()
             await self._all_connected.wait()
             await drive(record, connection)
 

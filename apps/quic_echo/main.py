@@ -14,6 +14,7 @@ import trio
 
 import hoststack
 from apps.quic_echo.client import run_client
+from apps.quic_echo.crew import Crew
 from apps.quic_echo.options import Options, UsageError, parse_options
 from apps.quic_echo.progress import show_progress
 from apps.quic_echo.record import Record
@@ -53,9 +54,10 @@ def _run(options: Options, timing: Timing) -> int:
         format="quic_echo: %(name)s: %(message)s",
         level=logging.INFO if options.log_level > 1 else logging.CRITICAL,
     )
-    record = Record(options, timing)
-    trio.run(_run_until_done, record)
+    crew = Crew(options, timing)
+    trio.run(_run_until_done, crew)
     timing.last("exit")
+    record = crew.total()
     if not record.exit_status:
         for event in (options.start_event, options.end_event):
             if event not in timing.at_s:
@@ -67,19 +69,30 @@ def _run(options: Options, timing: Timing) -> int:
     return record.exit_status
 
 
-async def _run_until_done(record: Record) -> None:
+async def _run_until_done(crew: Crew) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(_watch_signals, record)
-        nursery.start_soon(show_progress, record)
-        try:
-            await _run_role(record)
-        except* hoststack.UriError as group:
-            record.fail(str(_first(group)), status=2)
-        except* (ValueError, OSError) as group:
-            error = _first(group)
-            text = error.strerror if isinstance(error, OSError) else str(error)
-            record.fail(text or str(error))
+        await nursery.start(_watch_signals, crew)
+        nursery.start_soon(show_progress, crew)
+        async with trio.open_nursery() as members:
+            members.start_soon(_run_member, crew, crew.records[0])
+            for record in crew.records[1:]:
+                members.start_soon(trio.to_thread.run_sync, trio.run, _run_member, crew, record)
         nursery.cancel_scope.cancel()
+
+
+async def _run_member(crew: Crew, record: Record) -> None:
+    """One thread's part; what ends it early ends the others, too."""
+    crew.join(record)
+    try:
+        await _run_role(record)
+    except* hoststack.UriError as group:
+        record.fail(str(_first(group)), status=2)
+        crew.stop()
+    except* (ValueError, OSError) as group:
+        error = _first(group)
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        record.fail(text or str(error))
+        crew.stop()
 
 
 async def _run_role(record: Record) -> None:
@@ -117,6 +130,7 @@ def _stack(
             namespace=options.namespace or "default",
             secret=options.secret or "",
             scopes=options.scopes,
+            shares_listeners=options.threads > 1,
             config=config,
         )
     return hoststack.open_stack(
@@ -130,12 +144,13 @@ def _stack(
 
 
 async def _watch_signals(
-    record: Record, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    crew: Crew, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for number in signals:
-            record.interrupt(number)
+            for record in crew.records:
+                record.interrupt(number)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

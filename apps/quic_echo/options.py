@@ -36,6 +36,8 @@ class Options:
     namespace: str | None = None
     secret: str | None = None
     scopes: frozenset[Literal["local", "global"]] = frozenset({"global"})
+    threads: int = 1
+    """Each with a trio loop and an attachment of its own."""
     connections: int | None = None
     """How many there will be; None: a server that runs until it is stopped."""
     streams: int | None = None
@@ -158,13 +160,18 @@ def _amounts(options: Options, given: dict[str, Any]) -> dict[str, int | None]:
 
 def _check_daemon(options: Options, given: dict[str, Any]) -> None:
     if options.socket_name is None:
-        for field, word in (("namespace", "appns"), ("secret", "secret"), ("scopes", "scopes")):
+        for field, word in _OF_DAEMONS.items():
             if field in given:
                 raise UsageError(f"{word!r} is for applications of a daemon: give socket-name PATH")
         return
     for field, word in _OWN_STACK.items():
         if field in given:
             raise UsageError(f"{word!r} is the daemon's to say: leave it out with socket-name")
+    if not options.is_server and options.threads > (options.connections or 1):
+        raise UsageError(
+            f"nthreads {options.threads}: there is nothing to do for more threads than "
+            "connections; say nclients"
+        )
 
 
 def _check_closing(options: Options) -> None:
@@ -271,6 +278,14 @@ _OWN_STACK: Final = {
     "busy_poll_us": "busy-poll",
 }
 
+#: What is said of an application of a daemon.
+_OF_DAEMONS: Final = {
+    "namespace": "appns",
+    "secret": "secret",
+    "scopes": "scopes",
+    "threads": "nthreads",
+}
+
 #: Connections, and streams in each.
 _MOST: Final = 65536
 
@@ -296,6 +311,7 @@ _VALUES: Final[dict[str, tuple[str, _Convert]]] = {
     "socket-name": ("socket_name", _text),
     "appns": ("namespace", _text),
     "secret": ("secret", _text),
+    "nthreads": ("threads", _number(1, 32)),
     "uri": ("uri", _text),
     "nclients": ("connections", _clients),
     "nclient": ("connections", _clients),

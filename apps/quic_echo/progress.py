@@ -9,47 +9,47 @@ from typing import Final
 
 import trio
 
-from apps.quic_echo.record import Record
+from apps.quic_echo.crew import Crew
 
 #: A transfer that is done before that needs no progress line.
 _PATIENCE_S: Final = 2.0
 _REFRESH_S: Final = 0.5
 
 
-async def show_progress(record: Record) -> None:
+async def show_progress(crew: Crew) -> None:
     """Until cancelled. On stderr, for stdout is the report's."""
-    every_s = record.options.stats_s
+    every_s = crew.options.stats_s
     if every_s:
-        await _repeat(record, every_s, lambda line: f"quic_echo: {line}\n")
-    elif sys.stderr.isatty() and record.options.log_level:
+        await _repeat(crew, every_s, lambda line: f"quic_echo: {line}\n")
+    elif sys.stderr.isatty() and crew.options.log_level:
         await trio.sleep(_PATIENCE_S)
         try:
-            await _repeat(record, _REFRESH_S, lambda line: f"\r\x1b[K{line}")
+            await _repeat(crew, _REFRESH_S, lambda line: f"\r\x1b[K{line}")
         finally:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-async def _repeat(record: Record, every_s: float, decorate: Callable[[str], str]) -> None:
-    before = (time.monotonic(), record.tx_bytes, record.rx_bytes)
+async def _repeat(crew: Crew, every_s: float, decorate: Callable[[str], str]) -> None:
+    before = (time.monotonic(), crew.tx_bytes, crew.rx_bytes)
     due = trio.current_time()
     while True:
         due += every_s
         await trio.sleep_until(due)
-        now = (time.monotonic(), record.tx_bytes, record.rx_bytes)
-        line = progress_line(now[0] - before[0], now[1] - before[1], now[2] - before[2], record)
+        now = (time.monotonic(), crew.tx_bytes, crew.rx_bytes)
+        line = progress_line(now[0] - before[0], now[1] - before[1], now[2] - before[2], crew)
         print(decorate(line), end="", file=sys.stderr, flush=True)
         before = now
 
 
-def progress_line(seconds: float, tx_bytes: int, rx_bytes: int, record: Record) -> str:
+def progress_line(seconds: float, tx_bytes: int, rx_bytes: int, crew: Crew) -> str:
     """What went on in the last seconds, and how far the whole is."""
     line = f"TX {_rate(tx_bytes, seconds)}, RX {_rate(rx_bytes, seconds)}"
-    options = record.options
+    options = crew.options
     if options.connections and options.streams and options.tx_bytes is not None:
         per_stream = options.tx_bytes + (options.rx_bytes or 0)
         total = options.connections * options.streams * per_stream
         if total:
-            line += f", {100 * (record.tx_bytes + record.rx_bytes) // total} %"
+            line += f", {100 * (crew.tx_bytes + crew.rx_bytes) // total} %"
     return line
 
 

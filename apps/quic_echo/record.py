@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -40,12 +41,24 @@ class Counts:
     """Discarded: left open until the program ends."""
 
 
-class Record:
-    """The state that all tasks of a run share."""
+class ConnectionGoal(Protocol):
+    """How many connections all threads are to have, together (crew.py)."""
 
-    def __init__(self, options: Options, timing: Timing) -> None:
+    def join(self) -> trio.Event: ...
+    def count(self) -> bool: ...
+
+
+class Record:
+    """The state that all tasks of a thread share."""
+
+    def __init__(
+        self, options: Options, timing: Timing, stop: Callable[[], None], goal: ConnectionGoal
+    ) -> None:
         self.options = options
         self.timing = timing
+        self.stop = stop
+        """Ends the run, whatever still goes on."""
+        self.goal = goal
         self.counts = Counts()
         self.tx_bytes = 0
         self.rx_bytes = 0
@@ -75,10 +88,6 @@ class Record:
             if len(self.failures) < _TOLD:
                 self.failures.append(text)
                 print(f"quic_echo: {text}", file=sys.stderr, flush=True)
-
-    def stop(self) -> None:
-        """End the run, whatever still goes on."""
-        self.scope.cancel()
 
     def interrupt(self, signal_number: int) -> None:
         """End the run because of a signal; the exit status is as shells have it."""

@@ -19,15 +19,25 @@ async def run_server(record: Record, stack: Stack) -> None:
         tls = TlsConfig.self_signed(["localhost"])
     else:
         tls = TlsConfig(certificate=options.certificate, key=options.key)
-    counts = record.counts
     async with await stack.listen(options.uri, tls=tls, alpn=[options.alpn]) as listener:
         host, port = listener.local
         record.log(1, f"listening on {host} port {port}, link {stack.link_name}")
+        all_accepted = record.goal.join()
         async with trio.open_nursery() as nursery:
-            while options.connections is None or counts.accepted.q < options.connections:
-                connection = await listener.accept()
-                record.timing.first("qconnect")
-                record.timing.last("qconnected")
-                counts.accepted.q += 1
-                record.log(2, f"connection {connection.handle:#x} with {connection.remote}")
-                nursery.start_soon(drive, record, connection)
+            accepting = trio.CancelScope()
+            nursery.start_soon(_cancel_after, all_accepted, accepting)
+            with accepting:
+                while True:
+                    connection = await listener.accept()
+                    record.timing.first("qconnect")
+                    record.timing.last("qconnected")
+                    record.counts.accepted.q += 1
+                    record.log(2, f"connection {connection.handle:#x} with {connection.remote}")
+                    nursery.start_soon(drive, record, connection)
+                    if record.goal.count():
+                        break
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

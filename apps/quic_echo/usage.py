@@ -24,6 +24,8 @@ Where
                       of its own; link, mode, engine and busy-poll are the daemon's then
   appns ID            the daemon's application namespace to belong to, with
   secret S            its secret
+  nthreads N          N threads (1 to 32), each with a loop and an attachment of its own. A client's
+                      share its connections; a server's get connections in turns
   global-scope, local-scope, all-scope
                       the network (the default), the other applications of the namespace, or both
   uri URI             the server's address; VPP's older quic://ADDRESS/PORT is taken too

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from apps.quic_echo import options
+from apps.quic_echo.crew import Crew
 from apps.quic_echo.main import main
 from apps.quic_echo.options import parse_options
 from apps.quic_echo.progress import progress_line, show_progress
@@ -21,8 +22,12 @@ from apps.quic_echo.timing import Timing
 from apps.quic_echo.usage import USAGE
 
 
+def make_crew(words: str) -> Crew:
+    return Crew(parse_options([*words.split(), "uri", "quic://127.0.0.1:1"]), Timing())
+
+
 def make_record(words: str = "client") -> Record:
-    return Record(parse_options([*words.split(), "uri", "quic://127.0.0.1:1"]), Timing())
+    return make_crew(words).records[0]
 
 
 def data(offset: int, size: int) -> memoryview:
@@ -51,8 +56,11 @@ def test_wrong_bytes_are_counted_and_told(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(("word", "ends"), [("test-bytes", False), ("test-bytes:assert", True)])
 def test_assert_ends_the_run_at_the_first_wrong_byte(word: str, ends: bool) -> None:
     async def receive_a_wrong_byte() -> None:
-        record = make_record(f"client {word}")
+        crew = make_crew(f"client {word}")
+        record = crew.records[0]
+        crew.join(record)
         record.check_bytes("stream", 0, memoryview(b"\1"))
+        await trio.testing.wait_all_tasks_blocked()
         assert record.scope.cancel_called is ends
 
     trio.run(receive_a_wrong_byte)
@@ -68,11 +76,11 @@ def test_failures_are_told_once_and_not_without_end(capsys: pytest.CaptureFixtur
 
 
 def test_progress_line() -> None:
-    record = make_record("client TX=1M nclients 2/2")
-    record.tx_bytes = record.rx_bytes = 1 << 20
-    line = progress_line(2.0, 1 << 20, 250_000, record)
+    crew = make_crew("client TX=1M nclients 2/2")
+    crew.records[0].tx_bytes = crew.records[0].rx_bytes = 1 << 20
+    line = progress_line(2.0, 1 << 20, 250_000, crew)
     assert line == "TX 4.194 Mb/s, RX 1.000 Mb/s, 25 %"
-    assert progress_line(1.0, 0, 250_000_000, make_record("server")) == "TX 0 b/s, RX 2.000 Gb/s"
+    assert progress_line(1.0, 0, 250_000_000, make_crew("server")) == "TX 0 b/s, RX 2.000 Gb/s"
 
 
 @pytest.mark.parametrize(
@@ -95,12 +103,26 @@ def test_progress_on_terminals_alone(
 
     async def watch_for_10_seconds() -> None:
         with trio.move_on_after(10):
-            await show_progress(make_record(words))
+            await show_progress(make_crew(words))
 
     trio.run(watch_for_10_seconds, clock=trio.testing.MockClock(autojump_threshold=0))
     err = capsys.readouterr().err
     assert err.startswith(expected)
     assert bool(err) == bool(expected)
+
+
+def test_the_threads_of_a_run_in_one_report() -> None:
+    crew = make_crew("client socket-name here nthreads 3 nclients 8")
+    assert [record.options.connections for record in crew.records] == [3, 3, 2]
+    for number, record in enumerate(crew.records, 1):
+        record.tx_bytes = number
+        record.counts.connected.q = number
+    crew.records[2].fail("the third one's", status=1)
+    assert (crew.tx_bytes, crew.rx_bytes) == (6, 0)
+    report = json.loads(json_report(crew.total()))
+    assert report["tx_data"] == 6
+    assert report["closing"]["connected"] == {"q": 6, "s": 0}
+    assert report["results"] == {"has_failed": 1, "fail_descr": "the third one's"}
 
 
 def test_a_report_without_the_events_it_should_time() -> None:

@@ -181,6 +181,37 @@ def test_quic_echo_over_a_daemon(daemon: Daemon) -> None:
         assert report["wrong_bytes"] == 0
 
 
+def test_threads_of_quic_echo(daemon: Daemon) -> None:
+    """Each with an attachment of its own; a server's get connections in turns."""
+    words = [sys.executable, "-m", "apps.quic_echo", "socket-name", daemon.api, "json", "log=2"]
+    words += ["uri", "quic://127.0.0.1:7779", "nclients", "8/2", "test-bytes:assert"]
+    words += ["nthreads", "2"]
+    with subprocess.Popen(
+        [*words, "server"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            for _ in range(2):
+                assert "listening on" in server.stderr.readline()
+            done = subprocess.run(
+                [*words, "client", "TX=1M"],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            out, err = server.communicate(timeout=PATIENCE_S)
+            assert server.returncode == 0, err
+        finally:
+            server.kill()
+    for report in (json.loads(done.stdout), json.loads(out)):
+        assert report["rx_data"] == report["tx_data"] == 16 << 20
+        assert report["wrong_bytes"] == 0
+    assert json.loads(done.stdout)["closing"]["connected"] == {"q": 8, "s": 16}
+    assert json.loads(out)["closing"]["accepted"] == {"q": 8, "s": 16}
+
+
 def test_the_debug_cli(daemon: Daemon) -> None:
     workers = daemon.ctl("show workers")
     for index in range(2):
