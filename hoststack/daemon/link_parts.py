@@ -6,7 +6,10 @@ import errno
 from typing import Any, Protocol
 
 from hoststack.daemon.config import DaemonConfig
+from hoststack.debug.counters import describe_program
+from hoststack.debug.worker_side import Data
 from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.shared_af_xdp import SharedAfXdp
 from hoststack.link.udp_group import UdpGroup
 
 
@@ -20,9 +23,13 @@ class LinkPart(Protocol):
 
     def open_port(self, endpoint: Endpoint) -> Endpoint: ...
     def close_port(self, endpoint: Endpoint) -> None: ...
+    def use_neighbour(self, host: str) -> None: ...
     def socket_of(self, worker: int, endpoint: Endpoint) -> int: ...
     def reclaim(self, worker: int) -> None:
         """A worker died: what it had in hand comes back."""
+
+    def describe(self) -> Data:
+        """What `show xdp` says beside the workers' sockets."""
 
     def close(self) -> None: ...
 
@@ -36,15 +43,55 @@ class UdpPart(UdpGroup):
         """See LinkPart; sockets are handed over as ports are opened."""
         return {}, []
 
+    def use_neighbour(self, host: str) -> None:
+        """See PortSource (link/base.py); the kernel sends, and looks for them unasked."""
+
     def reclaim(self, worker: int) -> None:
         """See LinkPart; what waits in its sockets waits for the next one."""
 
+    def describe(self) -> Data:
+        """See LinkPart."""
+        return {}
+
+
+class AfXdpPart(SharedAfXdp):
+    """The af_xdp link: the program, the UMEM and all sockets of an interface."""
+
+    name = "af_xdp"
+
+    def socket_of(self, worker: int, endpoint: Endpoint) -> int:
+        """See LinkPart; workers have their sockets from the start."""
+        return -1
+
+    def describe(self) -> Data:
+        """See LinkPart."""
+        return describe_program(self.steering) | {"fill_levels": self.fill_levels()}
+
 
 def make_link_part(config: DaemonConfig, rotation: int) -> tuple[LinkPart, str]:
-    """The link of a configuration, and why it is not a better one. Raises LinkError."""
-    if config.link == "af_xdp":
-        raise LinkError(
-            errno.ENOTSUP, "a daemon can't serve over af_xdp yet: take link udp, or open_stack()"
-        )
-    reason = "" if config.link == "udp" else "link udp: a daemon can't serve over af_xdp yet"
+    """The link of a configuration, and why it is not a better one.
+
+    As for an embedded stack (link/auto.py), an interface that does not exist is a mistake to tell
+    of. Raises LinkError.
+    """
+    reason = ""
+    if config.link != "udp":
+        try:
+            return _make_af_xdp(config, rotation), ""
+        except LinkError as error:
+            if config.link == "af_xdp" or error.errno == errno.ENODEV:
+                raise
+            reason = f"link udp instead of af_xdp: {error.strerror}"
     return UdpPart(config.workers, host=config.host, rotation=rotation), reason
+
+
+def _make_af_xdp(config: DaemonConfig, rotation: int) -> AfXdpPart:
+    if config.interface is None:
+        raise LinkError(errno.EINVAL, "AF_XDP needs an interface (-i IFACE)")
+    return AfXdpPart.open(
+        config.interface,
+        config.workers,
+        mode=config.mode,
+        host=config.host,
+        rotation=rotation,
+    )

@@ -93,11 +93,21 @@ class ClosePort(msgspec.Struct, tag=True, frozen=True):
     port: int
 
 
+class UseNeighbour(msgspec.Struct, tag=True, frozen=True):
+    """A worker sends to a neighbour: the kernel is to look for it, or confirm it. It waits."""
+
+    host: str
+
+
 class PortOpened(msgspec.Struct, tag=True, frozen=True):
     """With the worker's socket, for a link over sockets."""
 
     host: str
     port: int
+
+
+class NeighbourUsed(msgspec.Struct, tag=True, frozen=True):
+    """The kernel looks for it."""
 
 
 class PortRefused(msgspec.Struct, tag=True, frozen=True):
@@ -107,8 +117,8 @@ class PortRefused(msgspec.Struct, tag=True, frozen=True):
 
 Order = Start | Serve | Command | CancelCommand | Drain
 Report = Ready | Answer
-PortRequest = OpenPort | ClosePort
-PortAnswer = PortOpened | PortRefused
+PortRequest = OpenPort | ClosePort | UseNeighbour
+PortAnswer = PortOpened | NeighbourUsed | PortRefused
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ORDERS: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from ipaddress import ip_address
 from typing import Final, Protocol
 
 import msgspec
@@ -34,6 +35,9 @@ class PortOwner(Protocol):
         """For all workers; raises LinkError."""
 
     def close_port(self, endpoint: Endpoint) -> None: ...
+
+    def use_neighbour(self, host: str) -> None:
+        """See PortSource (link/base.py)."""
 
     def socket_of(self, worker: int, endpoint: Endpoint) -> int:
         """A worker's socket on an open port, or -1 for a link without sockets."""
@@ -113,6 +117,9 @@ class PortKeeper:
         self, worker: int, request: orders.PortRequest
     ) -> tuple[orders.PortAnswer | None, int]:
         try:
+            if isinstance(request, orders.UseNeighbour):
+                self._owner.use_neighbour(str(ip_address(request.host)))
+                return orders.NeighbourUsed(), -1
             endpoint = Endpoint(request.host, request.port)
             if isinstance(request, orders.ClosePort):
                 self.close(worker, endpoint)
@@ -134,14 +141,8 @@ class PortClient:
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """See PortSource."""
-        try:
-            self._end.send(orders.encode(orders.OpenPort(*endpoint)))
-            data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
-        except OSError as error:
-            raise LinkError(errno.EPIPE, f"the supervisor does not answer: {error}") from None
-        answer = orders.decode_port_answer(data)
-        if isinstance(answer, orders.PortRefused):
-            raise LinkError(answer.errno, answer.text)
+        answer, fds = self._ask(orders.OpenPort(*endpoint))
+        assert isinstance(answer, orders.PortOpened)
         for fd in fds:
             os.set_inheritable(fd, False)
         return Endpoint(answer.host, answer.port), fds[0] if fds else -1
@@ -152,3 +153,21 @@ class PortClient:
             self._end.send(orders.encode(orders.ClosePort(*endpoint)))
         except OSError:
             return  # the supervisor is gone, and the port with it
+
+    def use_neighbour(self, host: str) -> None:
+        """See PortSource."""
+        self._ask(orders.UseNeighbour(host))
+
+    def _ask(self, request: orders.PortRequest) -> tuple[orders.PortAnswer, list[int]]:
+        """Wait for the answer, and its descriptors; raises LinkError for a refusal."""
+        try:
+            self._end.send(orders.encode(request))
+            data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
+        except OSError as error:
+            raise LinkError(errno.EPIPE, f"the supervisor does not answer: {error}") from None
+        if not data:
+            raise LinkError(errno.EPIPE, "the supervisor is gone")
+        answer = orders.decode_port_answer(data)
+        if isinstance(answer, orders.PortRefused):
+            raise LinkError(answer.errno, answer.text)
+        return answer, fds

@@ -27,6 +27,7 @@ from hoststack.debug.console import Console, RunInWorker
 from hoststack.debug.control_socket import serve_commands
 from hoststack.debug.grammar import Command
 from hoststack.debug.namespaces import add_namespace
+from hoststack.debug.worker_side import Data
 from hoststack.engine.engines import SECRET_BYTES
 from hoststack.session import attaching
 from hoststack.session.namespaces import Namespaces
@@ -64,7 +65,10 @@ class Supervisor:
             self._namespaces.add(id, secret)
         self._lines: dict[int, RunInWorker] = {}
         """How the debug CLI reaches the workers that serve, by index."""
-        self._console = Console(self._lines, {"app ns add": self._on_namespace})
+        self._console = Console(
+            self._lines,
+            {"app ns add": self._on_namespace, "show xdp": lambda _: part.describe()},
+        )
         self.restarts = [0] * config.workers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -132,9 +136,10 @@ class Supervisor:
             task_status=task_status,
         )
 
-    def _on_namespace(self, command: Command) -> None:
+    def _on_namespace(self, command: Command) -> Data:
         """`app ns add`: it is here that applications are admitted."""
         add_namespace(self._namespaces, command)
+        return {}
 
     # --- workers -----------------------------------------------------------------------------
 

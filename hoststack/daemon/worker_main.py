@@ -26,6 +26,7 @@ from hoststack.debug.worker_side import WorkerSide
 from hoststack.engine.engines import engine_maker
 from hoststack.engine.worker import Worker
 from hoststack.errors import LinkError
+from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link
 from hoststack.link.udp import UdpLink
 from hoststack.quic.seam import CidConfig
@@ -127,15 +128,21 @@ async def _drain(worker: Worker, seconds: float) -> None:
         await worker.wait_idle()
 
 
+def _make_link(start: orders.Start, fds: list[int], ports: PortClient) -> Link:
+    if start.link == "af_xdp":
+        return AfXdpLink.adopt(start.description, fds, ports)
+    return UdpLink(ports=ports)
+
+
 async def run_worker(fd: int) -> None:
     """A worker's life; raises ChannelClosedError when the supervisor is gone."""
     channel = Channel(socket.socket(fileno=fd), takes_fds=True)
     ((data, fds),) = await channel.receive()
     start = orders.decode_order(data)
     assert isinstance(start, orders.Start)
-    (ports_fd,) = fds
+    ports_fd, *link_fds = fds
     ports = PortClient(socket.socket(fileno=ports_fd))
-    link: Link = UdpLink(ports=ports)
+    link = _make_link(start, link_fds, ports)
     become(start.user)
     cid = CidConfig(host=start.host, worker=start.index, rotation=start.rotation)
     make_engine = engine_maker(start.engine, link, cid, start.secret)

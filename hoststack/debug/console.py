@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 #: Runs a line in one worker, wherever that is (hoststack/debug/run.py); raises CommandError.
 RunInWorker = Callable[[str], Awaitable[Data]]
 
-#: What else hears of a command, before the workers; raises CommandError to refuse it.
-Listener = Callable[[Command], None]
+#: What else hears of a command, before the workers: what it returns belongs to the answer; raises
+#: CommandError to refuse it.
+Listener = Callable[[Command], Data]
 
 
 class Console:
@@ -49,11 +50,12 @@ class Console:
         """
         command = parse(line)
         answers: list[Data] = []
+        own: Data = {}
         if command.name != "help":
             if command.name in self._also:
-                self._also[command.name](command)
+                own = self._also[command.name](command)
             answers = await self._run_everywhere(line, command)
-        data = merge(command, answers)
+        data = merge(command, answers) | own
         self._remember(line, command)
         return json.dumps(data) if as_json else render(command, data)
 

@@ -65,13 +65,7 @@ async def show_xdp(command: Command, side: WorkerSide) -> Data:
     # In a daemon the program is the supervisor's, and a worker has the sockets alone.
     steering: Steering | None = getattr(link, "steering", None)
     if steering is not None:
-        data |= {
-            "interface": steering.interface,
-            "mode": steering.mode,
-            "program_id": steering.program_id,
-            "ports": [list(endpoint) for endpoint in steering.ports()],
-            "verdicts": _with_prefix(statistics, "xdp_"),
-        }
+        data |= describe_program(steering)
     return data
 
 
@@ -80,6 +74,17 @@ def _with_prefix(statistics: dict[str, int], prefix: str) -> dict[str, int]:
         name.removeprefix(prefix): count
         for name, count in statistics.items()
         if name.startswith(prefix)
+    }
+
+
+def describe_program(steering: Steering) -> Data:
+    """The steering program of an interface, its ports and what it has decided."""
+    return {
+        "interface": steering.interface,
+        "mode": steering.mode,
+        "program_id": steering.program_id,
+        "ports": [list(endpoint) for endpoint in steering.ports()],
+        "verdicts": steering.counters(),
     }
 
 

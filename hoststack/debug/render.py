@@ -111,14 +111,13 @@ def _xdp(command: Command, data: Data) -> Iterator[str]:
     if "af_xdp" not in links:
         yield f"no XDP here: the link is {', '.join(links)}"
         return
-    if "interface" in data:
-        yield f"{data['interface']}: program id {data['program_id']}, {data['mode']} mode"
-        yield f"  ports {', '.join(map(endpoint_text, data['ports'])) or 'none'}"
-        yield "  verdicts"
-        for name, count in data["verdicts"].items():
-            yield f"    {name:26}{count:>14}"
-    else:
-        yield "`hoststack xdp status IFACE` shows the steering program"
+    yield f"{data['interface']}: program id {data['program_id']}, {data['mode']} mode"
+    yield f"  ports {', '.join(map(endpoint_text, data['ports'])) or 'none'}"
+    yield "  verdicts"
+    for name, count in data["verdicts"].items():
+        yield f"    {name:26}{count:>14}"
+    for queue, frames in enumerate(data.get("fill_levels", [])):
+        yield f"  FILL ring of queue {queue}: {frames} frames"
     for worker in data["workers"]:
         yield f"  AF_XDP sockets of thread {worker['worker']}"
         for name, count in worker.get("sockets", {}).items():

@@ -7,6 +7,7 @@ C call takes a burst from a ring, one parses it, one builds the frames of a burs
 from __future__ import annotations
 
 import errno
+import os
 import select
 from array import array
 from collections import Counter
@@ -17,10 +18,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import trio
 
 import pyxdp
-from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received, Wire
+from hoststack.link.base import (
+    BURST,
+    Endpoint,
+    LinkError,
+    Outgoing,
+    Path,
+    PortSource,
+    Received,
+    Wire,
+)
 from hoststack.link.frame_path import FramePath, PathTable
 from hoststack.link.next_hop import NextHops
-from hoststack.link.port_reservation import PortReservation
+from hoststack.link.steered_ports import SteeredPorts
 from hoststack.link.steering import Steering, as_link_error
 from hoststack.native._native import ffi, lib
 
@@ -39,33 +49,38 @@ _DROP_REASONS: Final = {
 _ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
 #: A queue's RX and FILL rings. A turn with the applications of a thousand connections behind it
 #: takes milliseconds, and the kernel fills a ring of this size in 4 at a million packets a second.
-_RX_FRAMES: Final = 4096
-_TX_FRAMES: Final = 2048
+RX_FRAMES: Final = 4096
+TX_FRAMES: Final = 2048
 #: Frames beside those of the receive queues: a full TX ring, and bursts in hand.
-_SENDING_FRAMES: Final = 2 * _TX_FRAMES
+SENDING_FRAMES: Final = 2 * TX_FRAMES
 
 
 class AfXdpLink:
-    """One worker's queues of an interface. Implements Link. Use `open`."""
+    """One worker's queues of an interface. Implements Link. Use `open`, or `adopt`."""
 
     name = "af_xdp"
 
     def __init__(
         self,
-        steering: Steering,
+        steering: Steering | None,
+        mode: str,
+        ports: PortSource,
         hops: NextHops,
         umem: pyxdp.Umem,
         sockets: list[pyxdp.Socket],
     ) -> None:
+        """Sends on the first of the sockets."""
         self.steering: Final = steering
-        self.mode: Final = steering.mode
+        """None for a link whose program another process keeps."""
+        self.mode: Final = mode
+        self._ports = ports
         self._hops = hops
         self._umem = umem
         self._sockets = sockets
         self._tx = sockets[0]
         self._next_queue = 0
         self._paths = PathTable(hops, umem.largest_packet_bytes - _ETHERNET_BYTES)
-        self._ports: dict[Endpoint, PortReservation] = {}
+        self._opened: set[Endpoint] = set()
         self._epoll = select.epoll()
         for socket in sockets:
             self._epoll.register(socket.fd, select.EPOLLIN)
@@ -92,22 +107,22 @@ class AfXdpLink:
         opened: list[Any] = [hops]
         try:
             about = pyxdp.describe_interface(interface)
-            frame_bytes = _frame_bytes(interface, hops.interface.mtu_bytes)
+            size = frame_bytes(interface, hops.interface.mtu_bytes)
             steering = Steering.adopt(interface) or Steering.load(
                 interface, about.rx_queues, mode=mode
             )
             opened.append(steering)
             queues = min(about.rx_queues, steering.sockets)
-            umem = pyxdp.Umem(queues * 2 * _RX_FRAMES + _SENDING_FRAMES, frame_bytes, debug=debug)
+            umem = pyxdp.Umem(queues * 2 * RX_FRAMES + SENDING_FRAMES, size, debug=debug)
             opened.append(umem)
             sockets = [
                 pyxdp.Socket(
                     umem,
                     interface,
                     queue,
-                    rx_size=_RX_FRAMES,
-                    tx_size=_TX_FRAMES,
-                    fill_frames=_RX_FRAMES,
+                    rx_size=RX_FRAMES,
+                    tx_size=TX_FRAMES,
+                    fill_frames=RX_FRAMES,
                     burst=BURST,
                 )
                 for queue in range(queues)
@@ -115,7 +130,8 @@ class AfXdpLink:
             for queue, socket in enumerate(sockets):
                 steering.register(queue, socket.fd)
             steering.configure(workers=1, host=0, rotation=0)
-            return cls(steering, hops, umem, sockets)
+            ports = SteeredPorts(steering, hops.interface.ifindex)
+            return cls(steering, steering.mode, ports, hops, umem, sockets)
         except BaseException as error:
             for each in reversed(opened):
                 each.close()
@@ -123,25 +139,60 @@ class AfXdpLink:
                 raise as_link_error(error) from None
             raise
 
+    @classmethod
+    def adopt(cls, description: dict[str, Any], fds: Sequence[int], ports: PortSource) -> AfXdpLink:
+        """A worker's link over what SharedAfXdp (link/shared_af_xdp.py) handed over to it.
+
+        The descriptors are the link's from then on. It needs no privilege: what does is left to
+        `ports`. Raises LinkError.
+        """
+        umem_fd, *socket_fds = fds
+        interface, worker = description["interface"], description["worker"]
+        hops = NextHops(interface, use_neighbour=ports.use_neighbour)
+        umem: pyxdp.AdoptedUmem | None = None
+        try:
+            umem = pyxdp.AdoptedUmem(umem_fd, description["shape"], worker)
+            sockets: list[pyxdp.Socket] = []
+            while socket_fds:
+                socket = pyxdp.AdoptedSocket(
+                    umem,
+                    socket_fds[0],
+                    interface,
+                    len(sockets),
+                    rx_size=description["rx_frames"],
+                    tx_size=description["tx_frames"],
+                    burst=BURST,
+                )
+                del socket_fds[0]
+                sockets.append(socket)
+        except BaseException as error:
+            for fd in socket_fds:
+                os.close(fd)
+            if umem is None:
+                os.close(umem_fd)
+            else:
+                umem.close()
+            hops.close()
+            if isinstance(error, pyxdp.PyxdpError):
+                raise as_link_error(error) from None
+            raise
+        # It sends on the queue of its own number, so that completions come to it alone.
+        sockets = sockets[worker:] + sockets[:worker]
+        return cls(None, description["mode"], ports, hops, umem, sockets)
+
     # --- ports and paths ---
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """See Link."""
-        reservation = PortReservation(endpoint, self._hops.interface.ifindex)
-        try:
-            self.steering.open_port(reservation.endpoint)
-        except BaseException:
-            reservation.close()
-            raise
-        self._ports[reservation.endpoint] = reservation
-        return reservation.endpoint
+        opened, _ = self._ports.open_port(endpoint)
+        self._opened.add(opened)
+        return opened
 
     def close_port(self, endpoint: Endpoint) -> None:
         """See Link."""
-        reservation = self._ports.pop(endpoint, None)
-        if reservation is not None:
-            self.steering.close_port(endpoint)
-            reservation.close()
+        if endpoint in self._opened:
+            self._opened.discard(endpoint)
+            self._ports.close_port(endpoint)
 
     async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
         """See Link."""
@@ -337,7 +388,8 @@ class AfXdpLink:
                 self._left_frames.set()
 
     def statistics(self) -> dict[str, int]:
-        """See Link; with the sockets' counters ("xsk_") and the program's ("xdp_")."""
+        """See Link; with the sockets' counters ("xsk_"), and the program's ("xdp_") where it has
+        one of its own."""
         counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
         counters |= self._counters
         if self._wire is not None:
@@ -346,29 +398,31 @@ class AfXdpLink:
         for socket in self._sockets:
             for name, value in socket.statistics()._asdict().items():
                 counters[f"xsk_{name}"] = counters.get(f"xsk_{name}", 0) + value
-        for name, value in self.steering.counters().items():
-            counters[f"xdp_{name}"] = value
+        if self.steering is not None:
+            for name, value in self.steering.counters().items():
+                counters[f"xdp_{name}"] = value
         return counters
 
     def close(self) -> None:
         """See Link."""
-        for endpoint in list(self._ports):
+        for endpoint in list(self._opened):
             self.close_port(endpoint)
         if self._wire is not None:
             self._wire.close()
         # Off the interface first, so that nothing is redirected to sockets that go.
-        self.steering.close()
+        if self.steering is not None:
+            self.steering.close()
         self._epoll.close()
         self._umem.close()
         self._hops.close()
 
 
-def _frame_bytes(interface: str, mtu_bytes: int) -> int:
+def frame_bytes(interface: str, mtu_bytes: int) -> int:
     """The smallest UMEM frame that holds the interface's packets; raises LinkError."""
-    for frame_bytes in (2048, 4096):
-        most = pyxdp.largest_packet_bytes(frame_bytes) - _ETHERNET_BYTES
+    for size in (2048, 4096):
+        most = pyxdp.largest_packet_bytes(size) - _ETHERNET_BYTES
         if mtu_bytes <= most:
-            return frame_bytes
+            return size
     raise LinkError(
         errno.EMSGSIZE,
         f"{interface} has an MTU of {mtu_bytes}, but a UMEM frame carries {most}: "

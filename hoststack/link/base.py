@@ -127,6 +127,12 @@ class PortSource(Protocol):
 
     def close_port(self, endpoint: Endpoint) -> None: ...
 
+    def use_neighbour(self, host: str) -> None:
+        """Have the kernel look for a neighbour, or confirm it, for a link past the kernel.
+
+        It needs CAP_NET_ADMIN. Raises LinkError.
+        """
+
 
 class Link(Protocol):
     """One worker's access to the network: its receive queues and one transmit queue."""

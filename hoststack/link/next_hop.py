@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -73,22 +74,34 @@ class NextHop(NamedTuple):
     """The largest IP packet: the interface's MTU, or the route's where that is smaller."""
 
 
+def ethernet_interface(kernel: Rtnetlink, name: str) -> Interface:
+    """The interface of that name; raises LinkError: ENODEV, ENOTSUP for one without Ethernet."""
+    interface = kernel.interface(name)
+    if not any(interface.mac):
+        raise LinkError(
+            errno.ENOTSUP, f"{name} has no Ethernet address: take an Ethernet interface"
+        )
+    return interface
+
+
 class NextHops:
     """The ways out through one interface.
 
     `run` must be running for changes to be noticed, and for `resolve`.
     """
 
-    def __init__(self, interface_name: str) -> None:
-        """Raises LinkError: ENODEV for an unknown interface, ENOTSUP for one without Ethernet."""
+    def __init__(
+        self, interface_name: str, *, use_neighbour: Callable[[str], None] | None = None
+    ) -> None:
+        """`use_neighbour` is for a process without CAP_NET_ADMIN (PortSource); nothing else here
+        needs a privilege.
+
+        Raises LinkError: ENODEV for an unknown interface, ENOTSUP for one without Ethernet.
+        """
+        self._use_neighbour = use_neighbour
         self._kernel = Rtnetlink()
         try:
-            self.interface: Interface = self._kernel.interface(interface_name)
-            if not any(self.interface.mac):
-                raise LinkError(
-                    errno.ENOTSUP,
-                    f"{interface_name} has no Ethernet address: take an Ethernet interface",
-                )
+            self.interface: Interface = ethernet_interface(self._kernel, interface_name)
         except BaseException:
             self._kernel.close()
             raise
@@ -231,7 +244,10 @@ class NextHops:
 
     def _probe(self, neighbour: Neighbour) -> None:
         """Make the kernel look for a neighbour, or confirm it."""
-        self._kernel.use_neighbour(self.interface.ifindex, neighbour.host)
+        if self._use_neighbour is not None:
+            self._use_neighbour(neighbour.host)
+        else:
+            self._kernel.use_neighbour(self.interface.ifindex, neighbour.host)
 
     def _refresh(self, neighbour: Neighbour) -> None:
         """Ask for a neighbour's state."""

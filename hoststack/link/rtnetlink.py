@@ -124,15 +124,17 @@ Change = NeighbourChange | InterfaceChange | RoutesChanged | ChangesLost
 class Rtnetlink:
     """One user's view of the kernel's network configuration."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, follows_changes: bool = True) -> None:
+        """Without `follows_changes` it is for requests alone."""
         # The listening socket comes first, so that no change after a first answer is missed.
         self._changes = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
         try:
             self._changes.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-            self._changes.bind((0, _GROUPS))
-            self._changes.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_IPV6_RULE)
+            if follows_changes:
+                self._changes.bind((0, _GROUPS))
+                self._changes.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_IPV6_RULE)
             self._requests = IPRoute()
         except BaseException:
             self._changes.close()

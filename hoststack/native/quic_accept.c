@@ -166,10 +166,7 @@ static int may_reset(struct hs_quic *q)
 		q->reset_tokens_ns = q->now_ns;
 		q->reset_budget = RESETS_PER_SECOND;
 	}
-	if (!q->reset_budget)
-		return 0;
-	q->reset_budget--;
-	return 1;
+	return q->reset_budget != 0;
 }
 
 /* A packet of a connection that is gone: its connection ID is one of ours, and the secret still
@@ -184,14 +181,16 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 	if (datagram->bytes <= LEAST_RESET_BYTES + 1 ||
 	    memcmp(dcid, q->cid_prefix, sizeof(q->cid_prefix)))
 		return;
+	if (!may_reset(q))
+		return;
 	if (!datagram->path) {
-		if (q->reset_budget)
-			hs_park(q, datagram);
+		hs_park(q, datagram);
 		return;
 	}
-	uint8_t *out = may_reset(q) ? reserve(q, &room) : NULL;
+	uint8_t *out = reserve(q, &room);
 	if (!out)
 		return;
+	q->reset_budget--;
 	size_t bytes = datagram->bytes - 1 < MOST_RESET_BYTES ? datagram->bytes - 1 :
 								MOST_RESET_BYTES;
 	ngtcp2_cid_init(&cid, dcid, HS_CID_BYTES);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -133,13 +134,16 @@ def test_what_the_daemon_hears_of() -> None:
         told: list[str] = []
         heard: list[Command] = []
 
-        def refuse(command: Command) -> None:
+        def refuse(command: Command) -> Data:
             raise CommandError("not now")
 
-        console = Console(
-            {0: recorder(0, told)}, {"app ns add": heard.append, "quic set cc": refuse}
-        )
-        await console.run_line("app ns add id a secret b")
+        def hear(command: Command) -> Data:
+            heard.append(command)
+            return {"more": 1}
+
+        console = Console({0: recorder(0, told)}, {"app ns add": hear, "quic set cc": refuse})
+        answer = await console.run_line("app ns add id a secret b", as_json=True)
+        assert json.loads(answer)["more"] == 1
         assert heard == [Command("app ns add", {"id": "a", "secret": "b"})]
         with pytest.raises(CommandError, match="not now"):
             await console.run_line("quic set cc reno")

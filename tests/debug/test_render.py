@@ -12,8 +12,21 @@ def test_show_xdp_where_the_program_is_another_process_s() -> None:
     answers = [
         {"worker": number, "link": "af_xdp", "sockets": {"rx_dropped": number}} for number in (1, 0)
     ]
-    assert render(command, merge(command, answers)).splitlines() == [
-        "`hoststack xdp status IFACE` shows the steering program",
+    program = {
+        "interface": "left",
+        "mode": "native",
+        "program_id": 7,
+        "ports": [["10.0.0.1", 443]],
+        "verdicts": {"redirected_by_cid": 3},
+        "fill_levels": [5, 6],
+    }
+    assert render(command, merge(command, answers) | program).splitlines() == [
+        "left: program id 7, native mode",
+        "  ports 10.0.0.1:443",
+        "  verdicts",
+        f"    redirected_by_cid{3:>23}",
+        "  FILL ring of queue 0: 5 frames",
+        "  FILL ring of queue 1: 6 frames",
         "  AF_XDP sockets of thread 0",
         f"    rx_dropped{0:>30}",
         "  AF_XDP sockets of thread 1",

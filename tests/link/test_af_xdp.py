@@ -22,7 +22,7 @@ import pyxdp
 from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Endpoint, Link, LinkError, Outgoing, Path, Received
 from tests.support.checksummed import CTAG, STAG, udp_frame
-from tests.support.links import running
+from tests.support.links import running, steering_of
 from tests.support.netns import Side, VethPair, run
 
 pytestmark = pytest.mark.needs_root
@@ -382,14 +382,14 @@ def test_port_in_use(veth_pair: VethPair) -> None:
         taken = link.open_port(Endpoint(a.ipv4, 0))
         with refused(errno.EADDRINUSE, str(taken.port)):
             link.open_port(taken)
-        assert link.steering.ports() == [taken]
+        assert steering_of(link).ports() == [taken]
 
 
 def test_foreign_address(veth_pair: VethPair) -> None:
     with opened(veth_pair.a) as link, veth_pair.a.inside():
         with refused(errno.EADDRNOTAVAIL, "192.0.2.1", "ip address"):
             link.open_port(Endpoint("192.0.2.1", PORT))
-        assert link.steering.ports() == []
+        assert steering_of(link).ports() == []
 
 
 def test_foreign_program(veth_pair: VethPair) -> None:
@@ -408,7 +408,7 @@ def test_opened_twice(veth_pair: VethPair) -> None:
         with refused(errno.EBUSY, a.ifname):
             AfXdpLink.open(a.ifname)
         assert [each.program_id for each in pyxdp.attached_programs(a.ifname)] == [
-            link.steering.program_id
+            steering_of(link).program_id
         ]
 
 

@@ -17,6 +17,7 @@ from hoststack.link.base import Link
 from hoststack.link.udp import UdpLink
 from hoststack.session import migrator
 from tests.quic.test_native_features import TLS, TRUSTING, exchange
+from tests.support.links import steering_of
 from tests.support.netns import Side, VethPair
 
 #: Further addresses of each side, and their prefixes.
@@ -65,7 +66,7 @@ def ports_of(stack: Stack) -> set[tuple[str, int]]:
     """The local endpoints whose packets come to a stack."""
     link = stack.link
     if isinstance(link, AfXdpLink):
-        return {(host, port) for host, port in link.steering.ports()}
+        return {(host, port) for host, port in steering_of(link).ports()}
     assert isinstance(link, UdpLink)
     return set(link._sockets)
 

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link
+from hoststack.link.steering import Steering
 
 #: Longer than any test takes: the deadline of one that would wait for ever.
 PATIENCE_S = 15
@@ -22,3 +24,9 @@ async def running(*links: Link) -> AsyncIterator[None]:
                 nursery.start_soon(link.run)
             yield
             nursery.cancel_scope.cancel()
+
+
+def steering_of(link: AfXdpLink) -> Steering:
+    """The program of a link that has one of its own."""
+    assert link.steering is not None
+    return link.steering

@@ -1,0 +1,164 @@
+"""AF_XDP for several worker processes: what the supervisor, which alone has privileges, keeps.
+
+Every worker has a socket on every receive queue, all on one UMEM: whatever queue a packet came in
+on, the program finds its connection's worker there. A worker sends on the queue of its own number.
+The workers adopt their sockets (AfXdpLink.adopt); the supervisor keeps them open, so that a worker
+which is killed leaves them, with what waits in them, to the one in its place.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final, Self
+
+import pyxdp
+from hoststack.link.af_xdp import RX_FRAMES, SENDING_FRAMES, TX_FRAMES, XdpMode, frame_bytes
+from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.next_hop import ethernet_interface
+from hoststack.link.rtnetlink import Rtnetlink
+from hoststack.link.steered_ports import SteeredPorts
+from hoststack.link.steering import Steering, as_link_error
+
+
+class SharedAfXdp:
+    """An interface's queues, for several workers. Use `open`."""
+
+    def __init__(
+        self,
+        steering: Steering,
+        ports: SteeredPorts,
+        umem: pyxdp.SharedUmem,
+        sockets: list[list[pyxdp.SharedSocket]],
+    ) -> None:
+        """`sockets` are by queue, then by worker."""
+        self.steering: Final = steering
+        self.interface: Final = steering.interface
+        self._ports = ports
+        self._umem = umem
+        self._sockets = sockets
+
+    @classmethod
+    def open(
+        cls,
+        interface: str,
+        workers: int,
+        *,
+        mode: XdpMode = "auto",
+        host: int = 0,
+        rotation: int = 0,
+        debug: bool = False,
+    ) -> Self:
+        """Take an interface's queues for `workers` processes, whose connection IDs carry `host`
+        and `rotation`; `debug` checks the ownership of every UMEM frame.
+
+        Raises LinkError as AfXdpLink.open does, and with errno EINVAL for more workers than queues.
+        """
+        is_available, reason = pyxdp.available()
+        if not is_available:
+            raise LinkError(errno.ENOTSUP, reason)
+        opened: list[Any] = []
+        try:
+            kernel = Rtnetlink(follows_changes=False)
+            opened.append(kernel)
+            ethernet = ethernet_interface(kernel, interface)
+            size = frame_bytes(interface, ethernet.mtu_bytes)
+            about = pyxdp.describe_interface(interface)
+            _check_queues(about, workers)
+            queues = about.rx_queues
+            steering = _steering(interface, queues, workers, mode)
+            opened.append(steering)
+            umem = pyxdp.SharedUmem(
+                queues,
+                workers,
+                rx_frames=2 * RX_FRAMES,
+                tx_frames=SENDING_FRAMES,
+                frame_bytes=size,
+                debug=debug,
+            )
+            opened.append(umem)
+            sockets = [
+                [
+                    pyxdp.SharedSocket(umem, interface, queue, rx_size=RX_FRAMES, tx_size=TX_FRAMES)
+                    for _ in range(workers)
+                ]
+                for queue in range(queues)
+            ]
+            for queue, of_queue in enumerate(sockets):
+                for worker, socket in enumerate(of_queue):
+                    steering.register(queue * workers + worker, socket.fd)
+            steering.configure(workers=workers, host=host, rotation=rotation)
+            kernel.close()
+            return cls(steering, SteeredPorts(steering, ethernet.ifindex), umem, sockets)
+        except BaseException as error:
+            for each in reversed(opened):
+                each.close()
+            if isinstance(error, pyxdp.PyxdpError):
+                raise as_link_error(error) from None
+            raise
+
+    def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
+        """What AfXdpLink.adopt takes in the worker's process; the descriptors stay here.
+
+        Only when the last one of that number is no more, and `reclaim` was called for it.
+        """
+        description = {
+            "interface": self.interface,
+            "worker": worker,
+            "mode": self.steering.mode,
+            "shape": dict(self._umem.shape),
+            "rx_frames": RX_FRAMES,
+            "tx_frames": TX_FRAMES,
+        }
+        return description, [self._umem.fd, *(of_queue[worker].fd for of_queue in self._sockets)]
+
+    def open_port(self, endpoint: Endpoint) -> Endpoint:
+        """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
+        opened, _ = self._ports.open_port(endpoint)
+        return opened
+
+    def close_port(self, endpoint: Endpoint) -> None:
+        """Nothing happens if it is not open."""
+        self._ports.close_port(endpoint)
+
+    def use_neighbour(self, host: str) -> None:
+        """See PortSource (link/base.py)."""
+        self._ports.use_neighbour(host)
+
+    def reclaim(self, worker: int) -> None:
+        """A worker's process is no more: the received frames that it had in hand come back."""
+        self._umem.reclaim(worker, [of_queue[worker] for of_queue in self._sockets])
+
+    def fill_levels(self) -> list[int]:
+        """The frames that wait in the FILL ring of each queue."""
+        return [of_queue[0].fill_level for of_queue in self._sockets]
+
+    def close(self) -> None:
+        """Give everything back; idempotent."""
+        self._ports.close()
+        # Off the interface first, so that nothing is redirected to sockets that go.
+        self.steering.close()
+        self._umem.close()
+
+
+def _check_queues(about: pyxdp.Interface, workers: int) -> None:
+    queues = min(about.rx_queues, about.tx_queues)
+    if workers > queues:
+        raise LinkError(
+            errno.EINVAL,
+            f"{workers} workers need as many receive and transmit queues, and {about.name} has"
+            f" {queues}: `ethtool -L {about.name} combined {workers}`, or take fewer workers",
+        )
+
+
+def _steering(interface: str, queues: int, workers: int, mode: XdpMode) -> Steering:
+    steering = Steering.adopt(interface)
+    if steering is None:
+        return Steering.load(interface, queues, workers=workers, mode=mode)
+    if steering.sockets < queues * workers:
+        steering.close()
+        raise LinkError(
+            errno.ENOSPC,
+            f"the program that is pinned for {interface} has no room for {workers} workers:"
+            f" `hoststack xdp unload {interface}`, and a program of the right size is loaded",
+        )
+    return steering

@@ -1,0 +1,49 @@
+"""An application that echoes, and one that asks it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+import hoststack
+from hoststack import Connection, TlsConfig
+
+TLS = TlsConfig.self_signed(["127.0.0.1", "::1", "10.77.0.1", "fd77::1"])
+TRUSTING = TlsConfig(ca=TLS.certificate)
+
+
+async def echo(connection: Connection) -> None:
+    async for stream in connection.streams():
+        assert isinstance(stream, hoststack.Stream)
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+
+@asynccontextmanager
+async def echo_server(stack: hoststack.Stack, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Its URI."""
+    place = f"quic://[{host}]" if ":" in host else f"quic://{host}"
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(
+            lambda task_status: stack.serve(f"{place}:0", echo, tls=TLS, task_status=task_status)
+        )
+        yield f"{place}:{listener.local[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def ask(connection: Connection, data: bytes) -> bytes:
+    """What an echo server sends back."""
+    stream = await connection.open_stream()
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        nursery.start_soon(send)
+        back = b"".join([part async for part in stream])
+    await stream.aclose()
+    return back

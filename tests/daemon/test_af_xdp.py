@@ -1,0 +1,184 @@
+"""A daemon over AF_XDP on an interface with two queues: two workers, each with a socket on both."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+import hoststack
+import pyxdp
+from hoststack import Connection, Stack
+from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
+from tests.daemon.echoing import TLS, TRUSTING, ask, echo
+from tests.quic.test_moves_on_links import opened
+from tests.support.netns import Side, VethPair, run, veth_pair
+
+pytestmark = pytest.mark.needs_root
+
+
+@contextmanager
+def daemon_on(side: Side, *words: str) -> Iterator[Daemon]:
+    works, why = pyxdp.available()
+    if not works:
+        pytest.skip(why)
+    line = ["-i", side.ifname, "--link", "af_xdp", "--workers", "2", *words]
+    with run_daemon(*line, prefix=side.command()) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[VethPair]:
+    with veth_pair(queues=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def daemon(pair: VethPair) -> Iterator[Daemon]:
+    """On side a; for tests that do it no harm."""
+    with daemon_on(pair.a) as running:
+        yield running
+
+
+class Served:
+    """An application of the daemon that echoes."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.uri = f"quic://[{host}]:{port}" if ":" in host else f"quic://{host}:{port}"
+        self.workers: list[int] = []
+        """Of the connections, in the order of their coming."""
+
+
+@asynccontextmanager
+async def served(daemon: Daemon, host: str, port: int = 4433) -> AsyncIterator[Served]:
+    about = Served(host, port)
+
+    async def handle(connection: Connection) -> None:
+        about.workers.append(connection.handle >> 32)
+        await echo(connection)
+
+    with trio.fail_after(PATIENCE_S):
+        async with hoststack.attach(daemon.api) as stack, trio.open_nursery() as nursery:
+            await nursery.start(partial(stack.serve, about.uri, handle, tls=TLS))
+            yield about
+            nursery.cancel_scope.cancel()
+
+
+def client_on(side: Side, kind: str = "udp") -> AbstractAsyncContextManager[Stack]:
+    """A stack with a port of its own, so that its packets have a queue of their own."""
+    return hoststack.open_stack(link=opened(kind, side), engine="native")
+
+
+def verdicts(daemon: Daemon) -> dict[str, int]:
+    """The steering program's counters."""
+    return {name: int(n) for name, n in re.findall(r"(\w+) +(\d+)", daemon.ctl("show xdp"))}
+
+
+def by_queue(side: Side) -> list[int]:
+    """Packets that XDP has seen on each receive queue."""
+    found = run("ip", "netns", "exec", side.namespace, "ethtool", "-S", side.ifname)
+    return [int(n) for n in re.findall(r"rx_queue_\d+_xdp_packets: (\d+)", found)]
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_connections_spread_over_workers(daemon: Daemon, pair: VethPair, family: str) -> None:
+    async def main() -> None:
+        async with served(daemon, getattr(pair.a, family)) as server:
+            for _ in range(12):
+                async with (
+                    client_on(pair.b) as client,
+                    client.connect(server.uri, tls=TRUSTING) as connection,
+                ):
+                    data = os.urandom(300_000)
+                    assert await ask(connection, data) == data
+            assert set(server.workers) == {0, 1}
+
+    before = by_queue(pair.a)
+    trio.run(main)
+    assert all(now > then for now, then in zip(by_queue(pair.a), before, strict=True))
+
+
+def test_a_connection_that_moves_stays_with_its_worker(daemon: Daemon, pair: VethPair) -> None:
+    """Its packets come on the other queue, and the program sends them to the worker in their
+    connection ID: no worker sees a packet of a connection that is not its own."""
+
+    async def main() -> None:
+        async with (
+            served(daemon, pair.a.ipv4) as server,
+            client_on(pair.b) as client,
+            client.connect(server.uri, tls=TRUSTING) as connection,
+        ):
+            before = by_queue(pair.a)
+            moves = 0
+            # Each port has one of the two queues, by its hash.
+            while not all(
+                now > then + 100 for now, then in zip(by_queue(pair.a), before, strict=True)
+            ):
+                await connection.migrate()
+                moves += 1
+                data = os.urandom(300_000)
+                assert await ask(connection, data) == data
+            assert (await connection.statistics())["path_changes"] == moves
+            assert len(server.workers) == 1
+
+    before = verdicts(daemon)
+    trio.run(main)
+    after = verdicts(daemon)
+    assert after["redirected_by_cid"] > before["redirected_by_cid"] + 300
+    # The Initial of the connection, and one that was sent again at most.
+    assert after["redirected_as_new"] <= before["redirected_as_new"] + 2
+    assert after["redirect_failed"] == before["redirect_failed"]
+    assert "unknown_cid" not in daemon.ctl("show errors")
+
+
+def test_a_supervisor_that_is_killed() -> None:
+    with veth_pair(queues=2) as own, daemon_on(own.a) as daemon:
+        with own.a.inside():
+            assert pyxdp.attached_programs(own.a.ifname)
+        workers = [os.pidfd_open(daemon.worker_pid(index)) for index in range(2)]
+        daemon.stop(signal.SIGKILL)
+        for worker in workers:
+            assert select.select([worker], [], [], PATIENCE_S)[0]
+            os.close(worker)
+        with own.a.inside():
+            assert not pyxdp.attached_programs(own.a.ifname)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["-i", "right", "--workers", "3"], "3 workers need as many receive and transmit queues"),
+        (["-i", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_can_not_be(pair: VethPair, words: list[str], complaint: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "hoststack.cli.main", "run", "--link", "af_xdp", *words]
+    line += ["--socket", str(tmp_path / "api.sock"), "--cli-socket", str(tmp_path / "cli.sock")]
+    done = subprocess.run(
+        pair.b.command(*line), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_auto_takes_sockets_where_xdp_can_not_be(tmp_path: Path) -> None:
+    with (
+        veth_pair() as small,
+        run_daemon("-i", small.a.ifname, "--workers", "2", prefix=small.a.command()) as daemon,
+    ):
+        assert "link udp instead of af_xdp: 2 workers need" in daemon.log
