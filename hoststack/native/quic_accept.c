@@ -8,7 +8,6 @@ enum {
 	LEAST_INITIAL_BYTES = 1200, /* RFC 9000 section 14.1 */
 	/* RFC 9000 section 10.3: a reset must look like a packet, and be smaller than what it
 	 * answers, so that two endpoints can't reset each other for ever. */
-	LEAST_RESET_BYTES = 21,
 	MOST_RESET_BYTES = 43,
 	RESETS_PER_SECOND = 64,
 };
@@ -178,7 +177,7 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 	ngtcp2_cid cid;
 	size_t room;
 	drop(q, HS_QUIC_DROP_UNKNOWN_CID);
-	if (datagram->bytes <= LEAST_RESET_BYTES + 1 ||
+	if (datagram->bytes <= HS_QUIC_LEAST_RESET_BYTES + 1 ||
 	    memcmp(dcid, q->cid_prefix, sizeof(q->cid_prefix)))
 		return;
 	if (!may_reset(q))

@@ -102,11 +102,16 @@ static int handshake_confirmed(UNUSED ngtcp2_conn *conn, void *user_data)
 	return 0;
 }
 
-static int dcid_status(UNUSED ngtcp2_conn *conn, UNUSED ngtcp2_connection_id_status_type type,
-		       uint64_t number, UNUSED const ngtcp2_cid *cid, UNUSED const uint8_t *token,
+static int dcid_status(UNUSED ngtcp2_conn *conn, ngtcp2_connection_id_status_type type,
+		       uint64_t number, UNUSED const ngtcp2_cid *cid, const uint8_t *token,
 		       void *user_data)
 {
 	struct hs_connection *c = user_data;
+	/* One that another connection has already is that one's: then this one times out. */
+	if (token && type == NGTCP2_CONNECTION_ID_STATUS_TYPE_ACTIVATE)
+		(void)hs_cids_add(&c->q->cids, c, token, NGTCP2_STATELESS_RESET_TOKENLEN);
+	else if (token)
+		hs_cids_remove(&c->q->cids, c, token, NGTCP2_STATELESS_RESET_TOKENLEN);
 	/* A server that retires its first connection ID as early as that: ngtcp2 fails an assertion when
 	 * it writes our Finished. */
 	return number && !c->has_written_open ? NGTCP2_ERR_CALLBACK_FAILURE : 0;

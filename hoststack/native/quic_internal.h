@@ -39,6 +39,8 @@ enum {
 	HS_QUIC_TICKET_KEY_BYTES = 64, /* what GnuTLS wants */
 	HS_QUIC_LONG_HEADER = 0x80, /* in a packet's first byte (RFC 9000 section 17.2) */
 	HS_QUIC_VERSIONS = 2,
+	/* Of a stateless reset: 5 unpredictable bytes and the token (RFC 9000 section 10.3). */
+	HS_QUIC_LEAST_RESET_BYTES = 5 + NGTCP2_STATELESS_RESET_TOKENLEN,
 };
 
 struct hs_cid_entry {

@@ -73,6 +73,16 @@ void hs_touch_stream(struct hs_stream *s, uint32_t pending)
 
 /* --- in --------------------------------------------------------------------------------------- */
 
+/* RFC 9000 section 10.3.1: "An endpoint detects a potential Stateless Reset using the trailing 16
+ * bytes of the UDP datagram." It has no connection ID of ours. The table has the peers' tokens, too. */
+static struct hs_connection *find_reset(const struct hs_quic *q, const struct hs_received *datagram)
+{
+	if (datagram->bytes < HS_QUIC_LEAST_RESET_BYTES)
+		return NULL;
+	const uint8_t *token = datagram->data + datagram->bytes - NGTCP2_STATELESS_RESET_TOKENLEN;
+	return hs_cids_find(&q->cids, token, NGTCP2_STATELESS_RESET_TOKENLEN);
+}
+
 static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
 {
 	ngtcp2_version_cid ids = { 0 };
@@ -96,6 +106,8 @@ static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
 		c = hs_cids_find(&q->cids, ids.dcid, ids.dcidlen);
 	} else {
 		c = hs_cids_find(&q->cids, datagram->data + 1, HS_CID_BYTES);
+		if (!c)
+			c = find_reset(q, datagram);
 	}
 	if (!c)
 		hs_take_unknown(q, datagram, &ids);

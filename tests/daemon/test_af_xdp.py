@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
+    AsyncExitStack,
     asynccontextmanager,
     contextmanager,
 )
@@ -22,7 +23,7 @@ import trio
 
 import hoststack
 import pyxdp
-from hoststack import Connection, Stack
+from hoststack import Connection, ConnectionClosedError, Stack
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo
 from tests.quic.test_moves_on_links import opened
@@ -143,6 +144,63 @@ def test_a_connection_that_moves_stays_with_its_worker(daemon: Daemon, pair: Vet
     assert after["redirected_as_new"] <= before["redirected_as_new"] + 2
     assert after["redirect_failed"] == before["redirect_failed"]
     assert "unknown_cid" not in daemon.ctl("show errors")
+
+
+def test_a_worker_that_is_killed_under_load() -> None:
+    """The other worker's transfers go on, and the one in its place has its queue and frames."""
+
+    async def main(daemon: Daemon, pair: VethPair) -> None:
+        async with (
+            served(daemon, pair.a.ipv4) as server,
+            trio.open_nursery() as nursery,
+            AsyncExitStack() as stacks,
+        ):
+
+            async def load(connection: Connection, is_doomed: bool) -> None:
+                """For as long as it is: the other worker's to the end."""
+                data = os.urandom(500_000)
+                while True:
+                    try:
+                        assert await ask(connection, data) == data
+                    except* ConnectionClosedError:
+                        assert is_doomed
+                    if connection.close_info is not None:
+                        break
+                    done[connection].set()
+
+            done: dict[Connection, trio.Event] = {}
+            by_worker: dict[int, Connection] = {}
+            while by_worker.keys() != {0, 1}:
+                client = await stacks.enter_async_context(client_on(pair.b))
+                connection = await stacks.enter_async_context(
+                    client.connect(server.uri, tls=TRUSTING)
+                )
+                assert await ask(connection, b"which?") == b"which?"
+                by_worker[server.workers[-1]] = connection
+            for worker, connection in by_worker.items():
+                done[connection] = trio.Event()
+                nursery.start_soon(load, connection, worker == 0)
+            for event in done.values():
+                await event.wait()
+            began = trio.current_time()
+            os.kill(daemon.worker_pid(0), signal.SIGKILL)
+            # Its peers hear of it by a stateless reset, for whoever comes in its place has the key.
+            info = await by_worker[0].wait_closed()
+            assert info.by_peer
+            assert trio.current_time() - began < 2
+            done[by_worker[1]] = trio.Event()
+            await done[by_worker[1]].wait()
+            count = len(server.workers)
+            while 0 not in server.workers[count:]:
+                async with (
+                    client_on(pair.b) as client,
+                    client.connect(server.uri, tls=TRUSTING) as connection,
+                ):
+                    assert await ask(connection, b"hello" * 10_000) == b"hello" * 10_000
+            nursery.cancel_scope.cancel()
+
+    with veth_pair(queues=2) as own, daemon_on(own.a) as daemon:
+        trio.run(main, daemon, own)
 
 
 def test_a_supervisor_that_is_killed() -> None:
