@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum {
 	LEAST_INITIAL_BYTES = 1200, /* RFC 9000 section 14.1 */
@@ -204,6 +205,14 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 					 bytes - NGTCP2_STATELESS_RESET_TOKENLEN));
 }
 
+/* The time in tokens: the same for all workers, and later ones; each has a clock of its own else. */
+uint64_t hs_token_time_ns(void)
+{
+	struct timespec now;
+	timespec_get(&now, TIME_UTC);
+	return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
+}
+
 /* RFC 9000 section 8.1.2. */
 static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
 {
@@ -214,7 +223,7 @@ static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *
 		return;
 	ngtcp2_ssize bytes = ngtcp2_crypto_generate_retry_token2(
 		token, q->secret, sizeof(q->secret), hd->version, &path->remote.any,
-		hs_address_bytes(&path->remote), &scid, &hd->dcid, q->now_ns);
+		hs_address_bytes(&path->remote), &scid, &hd->dcid, hs_token_time_ns());
 	uint8_t *out = bytes > 0 ? reserve(q, &room) : NULL;
 	if (out)
 		q->counters.retries += (uint64_t)commit(
@@ -248,7 +257,7 @@ static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct
 		if (ngtcp2_crypto_verify_retry_token2(
 			    original_dcid, hd->token, hd->tokenlen, q->secret, sizeof(q->secret),
 			    hd->version, &path->remote.any, hs_address_bytes(&path->remote),
-			    &hd->dcid, RETRY_TOKEN_NS, q->now_ns)) {
+			    &hd->dcid, RETRY_TOKEN_NS, hs_token_time_ns())) {
 			refuse_token(q, path, hd);
 			return -1;
 		}
@@ -259,7 +268,7 @@ static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct
 	    !ngtcp2_crypto_verify_regular_token(hd->token, hd->tokenlen, q->secret,
 						sizeof(q->secret), &path->remote.any,
 						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
-						q->now_ns))
+						hs_token_time_ns()))
 		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;
 	if (q->half_open >= listener->config.retry_above && *type == NGTCP2_TOKEN_TYPE_UNKNOWN) {
 		retry(q, path, hd);

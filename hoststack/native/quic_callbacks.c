@@ -50,7 +50,7 @@ static void offer_token(struct hs_connection *c, const ngtcp2_addr *remote)
 	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN];
 	ngtcp2_ssize bytes = ngtcp2_crypto_generate_regular_token(
 		token, c->q->secret, sizeof(c->q->secret), remote->addr, remote->addrlen,
-		c->q->now_ns);
+		hs_token_time_ns());
 	if (bytes > 0)
 		ngtcp2_conn_submit_new_token(c->conn, token, (size_t)bytes);
 }

@@ -404,6 +404,8 @@ int hs_chacha_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead,
 		      size_t header_bytes);
 
 /* quic_tables.c */
+uint64_t hs_token_time_ns(void);
+
 int hs_cids_init(struct hs_cid_table *table);
 void hs_cids_free(struct hs_cid_table *table);
 struct hs_connection *hs_cids_find(const struct hs_cid_table *table, const uint8_t *cid,

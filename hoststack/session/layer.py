@@ -70,6 +70,7 @@ class SessionLayer:
     ) -> None:
         self.sessions = SessionTable(worker, first_session)
         self.is_enabled = True
+        self._is_draining = False
         """Whether applications may listen and connect."""
         self.default_config = QuicConfig()
         """For applications that name none."""
@@ -144,7 +145,8 @@ class SessionLayer:
             self._leaving.append(application)
 
     def stop_listening(self) -> None:
-        """Accept no more; what was accepted lives on."""
+        """Nothing new begins from here on; what there is lives on."""
+        self._is_draining = True
         for session in self.sessions:
             if isinstance(session, ListenerSession):
                 self._listeners.unlisten(session)
@@ -275,27 +277,28 @@ class SessionLayer:
 
     # --- requests ----------------------------------------------------------------------------
 
-    def _refuse(self, application: Application, token: int) -> None:
-        application.notify(
-            m.Failed(
-                token,
-                errno.EPERM,
+    def _may_begin(self, application: Application, token: int) -> bool:
+        """Whether new connections and listeners are taken; the application hears if not."""
+        if self._is_draining:
+            text = "the daemon is shutting down: it takes no new connections and listeners"
+            application.notify(m.Failed(token, errno.ESHUTDOWN, text))
+        elif not self.is_enabled:
+            text = (
                 "the session layer is disabled: `session enable` allows new connections and "
-                "listeners again",
+                "listeners again"
             )
-        )
+            application.notify(m.Failed(token, errno.EPERM, text))
+        else:
+            return True
+        return False
 
     def _connect(self, application: Application, request: m.Connect) -> None:
-        if self.is_enabled:
+        if self._may_begin(application, request.token):
             self._local_scope.start(application, request, request.config or self.default_config)
-        else:
-            self._refuse(application, request.token)
 
     def _listen(self, application: Application, request: m.Listen) -> None:
-        if self.is_enabled:
+        if self._may_begin(application, request.token):
             self._listeners.listen(application, request, request.config or self.default_config)
-        else:
-            self._refuse(application, request.token)
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)

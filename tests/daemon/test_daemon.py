@@ -273,6 +273,40 @@ def test_sigterm_ends_it_in_order(make_daemon: MakeDaemon) -> None:
     assert not Path(daemon.cli).exists()
 
 
+async def _listen_for_ever(stack: hoststack.Stack) -> None:
+    while True:
+        async with await stack.listen("quic://127.0.0.1:0", tls=TLS):
+            pass
+
+
+def test_while_it_drains_nothing_new_begins(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon()
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.open_stack(link="udp") as client,
+                hoststack.attach(daemon.api) as server,
+                echo_server(server) as uri,
+                client.connect(uri, tls=TRUSTING) as connection,
+            ):
+                assert await ask(connection, b"before") == b"before"
+                daemon.process.send_signal(signal.SIGTERM)
+                with pytest.raises(LinkError, match="shutting down"):
+                    await _listen_for_ever(server)  # until the worker has heard of it
+                with pytest.raises(hoststack.ConnectError, match="shutting down"):
+                    async with server.connect(uri, tls=TRUSTING):
+                        raise AssertionError
+                with pytest.raises(AttachError):
+                    async with hoststack.attach(daemon.api):
+                        raise AssertionError
+                # What there is goes on, and is not cut off.
+                assert await ask(connection, b"meanwhile" * 10_000) == b"meanwhile" * 10_000
+
+    trio.run(main)
+    assert daemon.process.wait(PATIENCE_S) == 0
+
+
 def test_workers_follow_a_supervisor_that_is_killed(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon("--workers", "2")
     workers = [os.pidfd_open(daemon.worker_pid(index)) for index in range(2)]
