@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
-from apps.demo_daemons import show_daemons
+from apps.demo_daemons import WORKERS, show_daemons
 from apps.demo_sides import DemoError, Result, Side, finish, run, show_command, start
 
 CONNECTIONS: Final = 2
@@ -181,8 +181,11 @@ def _make_namespaces(undo: contextlib.ExitStack, server: Side, client: Side) -> 
         for side in (server, client):
             undo.callback(_delete_namespace, side.namespace)
             run("ip", "netns", "add", side.namespace)
-        peer = ("peer", "name", client.interface, "netns", client.namespace)
-        run("ip", "-n", server.namespace, "link", "add", server.interface, "type", "veth", *peer)
+        # A queue for each of a daemon's workers.
+        queues = ("numrxqueues", str(WORKERS), "numtxqueues", str(WORKERS))
+        peer = ("peer", "name", client.interface, "netns", client.namespace, *queues)
+        link = ("link", "add", server.interface, *queues, "type", "veth", *peer)
+        run("ip", "-n", server.namespace, *link)
         for side in (server, client):
             ip = ("ip", "-n", side.namespace)
             run(*ip, "link", "set", "lo", "up")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_over_af_xdp() -> None:
     assert "\nProven: " in out
     assert out.count("64 MiB sent, echoed, and every byte checked") == 2
     assert "hoststack ctl 'show workers'" in out
+    assert len(re.findall(r"(?m)^[01] +\d+ +af_xdp ", out)) == 4
     assert leftovers(process.pid) == []
 
 
