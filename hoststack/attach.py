@@ -118,7 +118,7 @@ async def _greet(
     if isinstance(answer, attaching.Refused):
         raise AttachError(answer.errno, f"{path}: {answer.text}")
     assert isinstance(answer, attaching.Attached)
-    return answer, AttachedWorkers()
+    return answer, AttachedWorkers(answer.engine_name)
 
 
 class _Daemon:

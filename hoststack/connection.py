@@ -116,7 +116,8 @@ class Connection(trio.abc.AsyncResource):
     async def open_stream(self, *, unidirectional: bool = False) -> Stream | SendStream:
         """Open a stream; waits while the peer's limit on streams forbids it.
 
-        Raises ConnectionClosedError, and ClosedResourceError after `aclose`.
+        Raises ConnectionClosedError, ClosedResourceError after `aclose`, and OSError where this
+        application may have no more memory for FIFOs (ENOMEM) or sessions (EMFILE).
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check()
@@ -125,6 +126,8 @@ class Connection(trio.abc.AsyncResource):
         )
         if not isinstance(reply, SendStream):
             self._check()
+            if isinstance(reply, m.Failed) and reply.errno != errno.ENOTCONN:
+                raise OSError(reply.errno, reply.text)
             raise trio.ClosedResourceError("this connection was closed")
         return reply
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +20,11 @@ Opened = m.StreamReady | m.StreamAccepted
 
 
 class StreamBase:
-    """What all streams have: identity, and the way to the worker."""
+    """What all streams have: identity, and the way to the worker.
+
+    A stream's halves know the router, and not the stream: no cycle keeps the FIFOs of one that is
+    not used any more.
+    """
 
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
         self._router = router
@@ -45,12 +50,6 @@ class StreamBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._stream_id} of {self._connection!r}>"
 
-    def _signal_sent(self) -> None:
-        self._router.signal_sent(self._handle)
-
-    def _signal_consumed(self, is_urgent: bool) -> None:
-        self._router.signal_consumed(self._handle, is_urgent)
-
     def _forget_if_over(self) -> None:
         """Have the router forget a stream that can have no more events."""
         if self._is_over:
@@ -67,7 +66,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
         super().__init__(router, connection, opened)
         assert opened.tx is not None
-        self._sending = SendingHalf(opened.tx, self._signal_sent)
+        self._sending = SendingHalf(opened.tx, partial(router.signal_sent, opened.handle))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; returns when the stack has taken it.
@@ -135,7 +134,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
         super().__init__(router, connection, opened)
         assert opened.rx is not None
-        self._receiving = ReceivingHalf(opened.rx, self._signal_consumed)
+        self._receiving = ReceivingHalf(opened.rx, partial(router.signal_consumed, opened.handle))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at least one; b"" at the end of the stream alone.

@@ -15,6 +15,7 @@ PACKAGES=(
 	vagrant # the tests check vagrant/Vagrantfile
 	libgnutls28-dev # TLS of the native engine
 	libssl-dev # and its ChaCha20
+	python3-bpfcc linux-headers-amd64 # `hoststack trace`
 	caddy # the tests' HTTP/3 server by somebody else
 )
 # The native engine's QUIC, and the tests' peers. Debian 12 has these in bookworm-backports.

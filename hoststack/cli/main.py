@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hoststack.cli import ctl, doctor, run, xdp
+from hoststack.cli import ctl, doctor, run, trace, xdp
 
 #: As shells report a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     xdp.add_command(commands)
     doctor.add_command(commands)
     ctl.add_command(commands)
+    trace.add_command(commands)
     return parser
 
 

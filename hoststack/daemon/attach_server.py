@@ -27,7 +27,7 @@ logger = logging.getLogger("hoststack.daemon")
 
 #: How long one that connected may take to say what it wants.
 _PATIENCE_S: Final = 5.0
-#: Of those that have connected and not said what they want.
+#: Of those that have connected and not said what they want; of more the oldest has to go.
 _MOST_GREETING: Final = 64
 _UCRED: Final = struct.Struct("3i")  # unix(7): struct ucred
 
@@ -104,7 +104,7 @@ class AttachServer:
         self._about = about
         self._clients: list[_Client] = []
         self._workers: dict[int, ServesApplications] = {}
-        self._greeting = 0
+        self._greeting: list[trio.CancelScope] = []
         self.refused = 0
         """Since the start."""
         self.is_draining = False
@@ -166,18 +166,20 @@ class AttachServer:
 
     async def _greet(self, channel: Channel, pid: int, uid: int) -> _Client | None:
         """The application, if it is to be served."""
-        if self._greeting >= _MOST_GREETING:
-            return None
-        self._greeting += 1
-        try:
-            with trio.fail_after(_PATIENCE_S):
+        if len(self._greeting) >= _MOST_GREETING:
+            self._greeting[0].cancel()
+        data = b""
+        with trio.move_on_after(_PATIENCE_S) as patience:
+            self._greeting.append(patience)
+            try:
                 data, _ = await channel.receive_one()
+            finally:
+                self._greeting.remove(patience)
+        try:
             hello = attaching.decode_attach(data)
-        except (trio.TooSlowError, msgspec.MsgspecError):
+        except msgspec.MsgspecError:
             logger.info("process %d of user %d said nothing that makes sense", pid, uid)
             return None
-        finally:
-            self._greeting -= 1
         refusal = self._refusal(hello)
         if refusal is not None:
             self.refused += 1

@@ -8,6 +8,7 @@ process sends or writes, it harms its own sessions alone: what can't be is a rea
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import Final
 import trio
 
 from hoststack.native.event_ring import EventRingCorruptError
-from hoststack.native.fifo import Fifo
-from hoststack.session.application import Application
+from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.quic.session_cache import ServerSessions
+from hoststack.session.application import Application, ImpossibleRequestError
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.codec import (
     CodecError,
@@ -27,8 +29,11 @@ from hoststack.session.codec import (
     encode,
 )
 from hoststack.session.fifo_pool import FifoPool
-from hoststack.session.messages import EventCode, Notice, Request
+from hoststack.session.messages import Connect, EventCode, Learned, Notice, Request
+from hoststack.session.resumption import RelayedSessions, TicketSeal
 from hoststack.session.rings import open_rings
+
+logger = logging.getLogger("hoststack.worker")
 
 #: Of one application: what else it wants waits until the next turn.
 _REQUESTS_IN_TURN: Final = 256
@@ -60,13 +65,15 @@ class Ends:
 class RemoteApplication(Application):
     """Attach it to a worker, and `run` it for as long as it is to be served."""
 
-    def __init__(self, name: str, ends: Ends, limits: Limits) -> None:
+    def __init__(self, name: str, ends: Ends, limits: Limits, seal: TicketSeal) -> None:
         super().__init__(name, *open_rings(ends.rings_fd))
         self.is_remote = True
+        self.max_sessions = limits.sessions
         self._channel = Channel(ends.channel)
         self._wake_worker_fd = ends.wake_worker_fd
         self._wake_application_fd = ends.wake_application_fd
         self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment)
+        self._seal = seal
         self._incoming: list[bytes] = []
         self._has_raised = False
         self._has_room = trio.Event()
@@ -148,6 +155,19 @@ class RemoteApplication(Application):
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
         return self.gone is None and self._pool.has_room_for(*sizes_bytes)
+
+    def on_fault(self, error: Exception) -> None:
+        if not isinstance(error, ImpossibleRequestError | FifoCorruptError):
+            logger.error("a request of %s could not be served", self.name, exc_info=error)
+        self.leave(str(error))
+
+    def sessions_for(self, request: Connect, engine: str) -> ServerSessions | None:
+        if request.known is None:
+            return None
+        token = request.token
+        return RelayedSessions(
+            request.known, self._seal, lambda known: self.notify(Learned(token, known))
+        )
 
     def adopt_fifo(self, fifo: Fifo, segment_fd: int) -> None:
         self._pool.adopt(fifo, segment_fd)

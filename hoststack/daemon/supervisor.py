@@ -17,7 +17,7 @@ import trio
 
 from hoststack.daemon import orders
 from hoststack.daemon.attach_server import AttachServer, listen_at
-from hoststack.daemon.config import DaemonConfig
+from hoststack.daemon.config import ConfigError, DaemonConfig
 from hoststack.daemon.link_parts import LinkPart, make_link_part
 from hoststack.daemon.ports import PortKeeper
 from hoststack.daemon.sd_notify import sd_notify
@@ -56,6 +56,7 @@ class Supervisor:
         self._link_reason = link_reason
         self._ports = PortKeeper(part)
         self._secret = os.urandom(SECRET_BYTES)
+        self._user = worker_user(config.user)
         self._workers: dict[int, WorkerProcess] = {}
         self._spare: WorkerProcess | None = None
         self._server: AttachServer | None = None
@@ -103,7 +104,11 @@ class Supervisor:
                     async for number in signals:
                         logger.info("%s: draining", signal.Signals(number).name)
                         break
-                    await self._drain()
+                    async with trio.open_nursery() as draining:
+                        draining.start_soon(self._drain, draining.cancel_scope)
+                        async for number in signals:
+                            logger.info("%s again: ending at once", signal.Signals(number).name)
+                            draining.cancel_scope.cancel()
                     nursery.cancel_scope.cancel()
                     keeping.cancel_scope.cancel()
         finally:
@@ -114,7 +119,7 @@ class Supervisor:
             if self._spare is not None:
                 self._spare.close()
 
-    async def _drain(self) -> None:
+    async def _drain(self, scope: trio.CancelScope) -> None:
         """No new applications and connections; then the end, as soon as may be."""
         sd_notify("STOPPING=1")
         self._is_ending = True
@@ -125,6 +130,7 @@ class Supervisor:
         with trio.move_on_after(self._config.drain_seconds + _GRACE_S):
             for worker in list(self._workers.values()):
                 await worker.ended.wait()
+        scope.cancel()
 
     async def _serve_commands(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -181,7 +187,7 @@ class Supervisor:
                 host=self._config.host,
                 rotation=0,
                 secret=self._secret,
-                user=self._config.user or default_user(),
+                user=self._user,
                 busy_poll_us=self._config.busy_poll_us,
                 namespaces=dict(self._config.namespaces),
             )
@@ -211,14 +217,17 @@ class Supervisor:
             self._spare = WorkerProcess()
 
 
-def default_user() -> str | None:
-    """Whom workers become: nobody else than who we are, unless we are root."""
+def worker_user(wanted: str | None) -> str | None:
+    """Whom workers become: nobody else than who we are, unless we are root. Raises ConfigError."""
     if os.geteuid() != 0:
         return None
-    try:
-        return pwd.getpwnam("hoststack").pw_name
-    except KeyError:
-        return "nobody"
+    for name in [wanted] if wanted is not None else ["hoststack", "nobody"]:
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    name = wanted or "hoststack"
+    raise ConfigError(f"there is no user {name!r}: `useradd --system {name}`, or name another")
 
 
 def _ending(status: int) -> str:

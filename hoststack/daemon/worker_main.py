@@ -31,6 +31,7 @@ from hoststack.link.base import Link
 from hoststack.link.udp import UdpLink
 from hoststack.quic.seam import CidConfig
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.resumption import TicketSeal
 
 logger = logging.getLogger("hoststack.worker")
 
@@ -39,20 +40,32 @@ EXIT_ORPHANED: Final = 3
 EXIT_IMPOSSIBLE: Final = 4
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_MOST_CAPABILITIES: Final = 64
+_CAPABILITY_VERSION_3: Final = 0x20080522
 #: With how many sessions of earlier workers of this index a handle is not mistaken.
 _GENERATION_SHIFT: Final = 20
 _GENERATIONS: Final = 1 << 11
 
 
 def become(user: str | None) -> None:
-    """Give up root, if we are it, and everything that would bring it back."""
+    """Give up root, if we are it, every capability, and everything that would bring them back."""
     libc = ctypes.CDLL(None, use_errno=True)
+    for capability in range(_MOST_CAPABILITIES):
+        # Refused for those that the kernel does not know, and to who could not use them anyway.
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     if user is not None and os.geteuid() == 0:
         entry = pwd.getpwnam(user)
         os.setgroups([])
         os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
         os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    # capset(2): a daemon that is not root may have been given some (AmbientCapabilities=).
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    libc.capset(header, (ctypes.c_uint32 * 6)())
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # Also when the supervisor is killed while this worker is busy. Cleared by a change of user.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -64,12 +77,13 @@ class _Applications:
 
     worker: Worker
     nursery: trio.Nursery
+    seal: TicketSeal
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
         limits = Limits(fifo_bytes=order.fifo_bytes, sessions=order.sessions)
-        application = RemoteApplication(order.name, ends, limits)
+        application = RemoteApplication(order.name, ends, limits, self.seal)
         application.namespace = order.namespace
         application.scopes = order.scopes
         application.group = order.group
@@ -94,7 +108,7 @@ async def _serve(
         nursery.start_soon(channel.run)
         async with trio.open_nursery() as served:
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
-            applications = _Applications(worker, served)
+            applications = _Applications(worker, served, TicketSeal(start.secret))
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)
@@ -140,6 +154,20 @@ async def run_worker(fd: int) -> None:
     ((data, fds),) = await channel.receive()
     start = orders.decode_order(data)
     assert isinstance(start, orders.Start)
+    try:
+        link, worker = _set_up(start, fds)
+    except (LinkError, ValueError) as error:
+        print(f"hoststack: worker: {error}", file=sys.stderr)
+        sys.exit(EXIT_IMPOSSIBLE)
+    try:
+        ready = orders.Ready(link.name, "", worker.layer.engine.name)
+        await _serve(channel, worker, ready, start)
+    finally:
+        link.close()
+
+
+def _set_up(start: orders.Start, fds: list[int]) -> tuple[Link, Worker]:
+    """Raises LinkError and ValueError for a worker that can't be."""
     ports_fd, *link_fds = fds
     ports = PortClient(socket.socket(fileno=ports_fd))
     link = _make_link(start, link_fds, ports)
@@ -155,11 +183,7 @@ async def run_worker(fd: int) -> None:
     )
     for id, secret in start.namespaces.items():
         worker.layer.namespaces.add(id, secret)
-    try:
-        ready = orders.Ready(link.name, "", worker.layer.engine.name)
-        await _serve(channel, worker, ready, start)
-    finally:
-        link.close()
+    return link, worker
 
 
 def main() -> None:
@@ -168,14 +192,11 @@ def main() -> None:
     # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
     try:
         trio.run(run_worker, fd)
     except* ChannelClosedError:
         sys.exit(EXIT_ORPHANED)
-    except* (LinkError, ValueError) as group:
-        for error in group.exceptions:
-            print(f"hoststack: worker: {error}", file=sys.stderr)
-        sys.exit(EXIT_IMPOSSIBLE)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,10 @@ async def serve_commands(
 
 def _listen(path: str, group: str | None) -> socket.socket:
     group_id = -1 if group is None else _group_id(group)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"can't make {Path(path).parent}: {error.strerror}") from None
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _remove_what_is_dead(path)

@@ -117,6 +117,8 @@ def _errors(side: WorkerSide) -> dict[tuple[str, str], int]:
     counters = engine.counters
     found = {(f"quic-{engine.name}", reason): n for reason, n in counters.dropped.items()}
     found[f"quic-{engine.name}", "tx_full"] = counters.tx_full
+    for reason, count in side.worker.layer.sessions.refused.items():
+        found["session", f"refused_{reason}" if reason != "faults" else reason] = count
     for name, count in link.statistics().items():
         # The engine's own word for that is counted above.
         if name not in _TOTALS | _INFORMATION and not name.startswith(_NO_ERRORS):

@@ -101,10 +101,9 @@ class UdpGroup:
         """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
         sockets: list[socket.socket] = []
         try:
-            self._check_is_free(endpoint)
+            endpoint = self._find_free(endpoint)
             for _ in range(self._workers):
                 sockets.append(self._bind(endpoint))
-                endpoint = Endpoint(endpoint.host, sockets[0].getsockname()[1])
             self._attach(sockets[0])
         except OSError as error:
             for each in sockets:
@@ -127,11 +126,12 @@ class UdpGroup:
         for endpoint in list(self._ports):
             self.close_port(endpoint)
 
-    def _check_is_free(self, endpoint: Endpoint) -> None:
-        """Sockets of one user with SO_REUSEPORT join each other: not with another program's."""
-        if endpoint.port:
-            with unbound_socket(endpoint) as probe:
-                bind(probe, endpoint)
+    def _find_free(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint, with a port if it has none. Sockets of one user with SO_REUSEPORT join each
+        other, also where the kernel picks the port: not with another program's, or our own."""
+        with unbound_socket(endpoint) as probe:
+            bind(probe, endpoint)
+            return Endpoint(endpoint.host, probe.getsockname()[1])
 
     def _bind(self, endpoint: Endpoint) -> socket.socket:
         made = unbound_socket(endpoint)

@@ -135,6 +135,11 @@ class Fifo:
         head: int = lib.hs_fifo_head(self._producer)
         return head if head >= 0 else _raise(head)
 
+    @property
+    def filled_to(self) -> int:
+        """The offset up to which the producer put bytes: its own tail."""
+        return int(self._producer.tail)
+
     # --- the consumer: an application that receives, or the engine that sends ---
 
     def read(self, max_bytes: int) -> bytes:
@@ -183,6 +188,11 @@ class Fifo:
         error: int = lib.hs_fifo_drop_to(self._consumer, offset)
         if error:
             _raise(error)
+
+    @property
+    def dropped_to(self) -> int:
+        """The offset up to which the consumer dropped bytes: its own head."""
+        return int(self._consumer.head)
 
     @property
     def tail(self) -> int:

@@ -87,7 +87,6 @@ static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
 {
 	ngtcp2_version_cid ids = { 0 };
 	struct hs_connection *c;
-	q->counters.rx_datagrams++;
 	if (datagram->bytes < 1 + HS_CID_BYTES) {
 		q->counters.drops[HS_QUIC_DROP_MALFORMED]++;
 		return;
@@ -142,11 +141,13 @@ static int receive(struct hs_quic *q)
 {
 	struct hs_received burst[HS_WIRE_BURST];
 	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
+	if (n <= 0)
+		return 0;
+	q->counters.rx_datagrams += (uint64_t)n; /* those that are parked are counted here, once */
 	for (int i = 0; i < n; i++)
 		take_datagram(q, &burst[i]);
-	if (n > 0)
-		q->wire->verbs->release(q->wire);
-	return n > 0 ? n : 0;
+	q->wire->verbs->release(q->wire);
+	return n;
 }
 
 static void fire_timers(struct hs_quic *q)

@@ -23,7 +23,7 @@ from aioquic.tls import CipherSuite
 from hoststack.link.base import Link, Path
 from hoststack.quic.aioquic_resume import GivenTickets
 from hoststack.quic.cid import CID_BYTES
-from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_early_data
+from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError
 
 #: RFC 9000 section 14.1.
@@ -60,7 +60,7 @@ class Listener:
         self.session = -1
         self.local = local
         self.config = config
-        check_early_data(alpn, config)
+        check_protocols(alpn, config)
         self.tickets = GivenTickets() if config.early_data else None
         self._tls = tls
         self._alpn = list(alpn)
@@ -94,6 +94,9 @@ def client_configuration(
             "the aioquic engine sends no early data as a client: take the native one, or leave out "
             "QuicConfig.early_data"
         )
+    check_protocols(alpn, config)
+    if not server_name.isascii():
+        raise ValueError(f"a server's name is ASCII (xn--... for others), not {server_name[:40]!r}")
     configuration = _configuration(tls, config, list(alpn), max_datagram_bytes)
     configuration.server_name = server_name
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE

@@ -47,6 +47,7 @@ from hoststack.quic.seam import (
     StreamContext,
     Turn,
 )
+from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig
 
 logger = logging.getLogger(__name__)
@@ -97,14 +98,14 @@ class AioquicEngine:
         tls: TlsConfig,
         alpn: Sequence[str],
         config: QuicConfig,
+        sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
         way = cast(Path, path)
         configuration = client_configuration(
             tls, server_name, alpn, config, self._link.max_datagram_bytes(way)
         )
         options = {}
-        if tls.sessions is not None:
-            sessions = tls.sessions.of(self.name, server_name, way.remote, tls, alpn)
+        if sessions is not None:
             options = resume(configuration, sessions)
         connection = HostConnection(
             configuration=configuration,
@@ -212,7 +213,13 @@ class AioquicEngine:
     def _start_handshakes(self, now: float, touched: dict[HostConnection, None]) -> None:
         for connection, path in self._starting:
             if connection._close_event is None:
-                connection.connect(path, now)
+                try:
+                    connection.connect(path, now)
+                except Exception:
+                    # A server name, say, that aioquic can't write.
+                    logger.exception("a handshake could not begin")
+                    self.counters.drop("broke_connection")
+                    connection.give_up("internal error")
                 connection.handshake_deadline = now + connection.config.handshake_timeout_s
             self._add(connection)
             touched[connection] = None

@@ -37,6 +37,7 @@ class FifoReceiver(QuicStreamReceiver):
     def __init__(self, stream_id: int, rx: Fifo) -> None:
         super().__init__(stream_id=stream_id, readable=True)
         self.rx = rx
+        self._has_all = False
         self.is_discarding = False
         """The application wants no more; what comes is counted and thrown away."""
         self.credited = 0
@@ -72,7 +73,8 @@ class FifoReceiver(QuicStreamReceiver):
         if self._final_size is not None:
             if self.is_discarding:
                 self.is_finished = True
-            elif self.rx.tail == self._final_size and not self.rx.eof:
+            elif self.rx.filled_to == self._final_size and not self._has_all:
+                self._has_all = True
                 self.rx.set_eof()
                 return True
         return advanced > 0
@@ -85,7 +87,7 @@ class FifoReceiver(QuicStreamReceiver):
         self, *, final_size: int, error_code: int = QuicErrorCode.NO_ERROR
     ) -> events.StreamReset | None:
         # RFC 9000 section 3.2: "Data Recvd" streams have all their data; a reset changes nothing.
-        if self.rx.eof and self._final_size == final_size:
+        if self._has_all and self._final_size == final_size:
             return None
         return super().handle_reset(final_size=final_size, error_code=error_code)
 
@@ -103,7 +105,7 @@ class FifoReceiver(QuicStreamReceiver):
 
 
 class FifoSender(QuicStreamSender):
-    """The sending part of a stream. `tx.head` is what is acknowledged without a gap."""
+    """The sending part of a stream. `tx.dropped_to` is what is acknowledged without a gap."""
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class FifoSender(QuicStreamSender):
         self._fin_offset: int | None = None
         self._is_fin_due = False
         self.made_room = False
-        """Acknowledgements moved `tx.head` since the connection looked last."""
+        """Acknowledgements moved `tx.dropped_to` since the connection looked last."""
 
     def look(self) -> None:
         """See what the application did to the FIFO."""
@@ -198,7 +200,7 @@ class FifoSender(QuicStreamSender):
         if delivery is QuicDeliveryState.LOST:
             self._on_lost(start, stop, fin)
             return
-        head = self.tx.head
+        head = self.tx.dropped_to
         if stop > start:
             if start <= head:
                 head = max(head, stop)
@@ -220,7 +222,7 @@ class FifoSender(QuicStreamSender):
         self._on_progress()
 
     def _on_lost(self, start: int, stop: int, fin: bool) -> None:
-        start = max(start, self.tx.head)
+        start = max(start, self.tx.dropped_to)
         if stop > start:
             self._lost.add(start, stop)
             for acked in self._acked:

@@ -187,6 +187,9 @@ class NativeConnection:
         self.pointer = None
         for stream in self.streams.values():
             stream.pointer = None
+        # No cycle is left: FIFOs, and what is shared with a process that is gone, go now and not
+        # with some later garbage collection.
+        self.streams.clear()
 
 
 class NativeStream:

@@ -38,7 +38,7 @@ from hoststack.quic.seam import (
     QuicConfig,
     StreamContext,
     Turn,
-    check_early_data,
+    check_protocols,
     preferred_endpoints,
 )
 from hoststack.quic.session_cache import ServerSessions
@@ -151,7 +151,7 @@ class NativeEngine:
     ) -> ListenerContext:
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
-        check_early_data(alpn, config)
+        check_protocols(alpn, config)
         if config.early_data and tls.client_certificates != "none":
             raise TlsConfigError(
                 "early data (0-RTT) come before a client has shown its certificate: leave out "
@@ -181,14 +181,12 @@ class NativeEngine:
         tls: TlsConfig,
         alpn: Sequence[str],
         config: QuicConfig,
+        sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
-        check_early_data(alpn, config)
+        check_protocols(alpn, config)
         context = self._tls.get(tls, alpn, is_server=False)
         way = cast(Path, path)
         number = self._number(way)
-        sessions = None
-        if tls.sessions is not None:
-            sessions = tls.sessions.of(self.name, server_name, way.remote, tls, alpn)
         pointer = ffi.NULL
         if number is not None:
             resume, _pieces = _c_resume(sessions, config)

@@ -20,13 +20,17 @@ class TlsContexts:
     """GnuTLS credentials by the configuration that they were made of."""
 
     def __init__(self) -> None:
-        self._made: OrderedDict[tuple[int, bool, tuple[str, ...]], tuple[TlsConfig, Any]] = (
+        self._made: OrderedDict[tuple[object, bool, tuple[str, ...]], tuple[TlsConfig, Any]] = (
             OrderedDict()
         )
 
     def get(self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any:
         """`struct hs_tls *`; raises TlsConfigError."""
-        key = (id(tls), is_server, tuple(alpn))
+        # Equal ones are the same if all is in them: each connect of another process brings its own.
+        # What a path leads to may have changed since.
+        sources = (tls.certificate, tls.key, tls.ca)
+        is_whole = all(source is None or isinstance(source, bytes) for source in sources)
+        key = (tls if is_whole else id(tls), is_server, tuple(alpn))
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = (tls, _make(tls, alpn, is_server))
@@ -72,6 +76,4 @@ def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool) -> Any:
 
 def _alpn_name(name: str) -> bytes:
     encoded = name.encode()
-    if not 0 < len(encoded) < 256:
-        raise TlsConfigError(f"an application protocol's name has 1 to 255 bytes, not {name!r}")
     return bytes((len(encoded),)) + encoded

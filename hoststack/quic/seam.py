@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from hoststack.link.base import Endpoint
 from hoststack.native.fifo import Fifo
+from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig
 
 
@@ -325,11 +326,17 @@ class EngineOwner(Protocol):
         """A link's Path to another address of the peer's; None if there is no way."""
 
 
-def check_early_data(alpn: Sequence[str], config: QuicConfig) -> None:
-    """Raises ValueError where `early_data` can't be had.
+def check_protocols(alpn: Sequence[str], config: QuicConfig) -> None:
+    """Raises ValueError for application protocols that can't be, or not with `early_data`.
 
+    RFC 7301 section 3.1: a name has 1 to 255 octets; here they are ASCII, as the registered ones.
     RFC 8446 section 4.2.10: what is sent early is of the protocol that the ticket was made for.
     """
+    for name in alpn:
+        if not 0 < len(name) < 256 or not name.isascii():
+            raise ValueError(
+                f"an application protocol's name has 1 to 255 ASCII characters, not {name[:20]!r}"
+            )
     if config.early_data and len(alpn) != 1:
         raise ValueError(
             "early data (0-RTT) is for one application protocol: give exactly one, or leave out "
@@ -403,8 +410,10 @@ class Engine(Transport, Protocol):
         tls: TlsConfig,
         alpn: Sequence[str],
         config: QuicConfig,
+        sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
-        """Start a connection along a link's Path; CONNECTED or CLOSED follows."""
+        """Start a connection along a link's Path; CONNECTED or CLOSED follows. From `sessions` it
+        takes a ticket and a token, and there it keeps those that come."""
 
     def migrate(self, connection: ConnectionContext, path: object) -> None:
         """Move a connection of ours to a link's Path from another local endpoint, as soon as the

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from hoststack.native.event_ring import EventRing
 from hoststack.native.fifo import Fifo
-from hoststack.session.messages import EventCode, Notice, Request
+from hoststack.quic.session_cache import ServerSessions
+from hoststack.session.messages import Connect, EventCode, Notice, Request
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
 
 #: Entries of an event ring. What does not fit waits on its producer's side.
@@ -22,6 +23,14 @@ RING_ENTRIES = 4096
 
 #: How long a window may stay where it is though the application has read; nobody waits for it then.
 LAZY_S = 0.001
+
+
+def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
+    """The part of `TlsConfig.sessions` that is about a connect's server."""
+    cache = request.tls.sessions
+    if cache is None:
+        return None
+    return cache.of(engine, request.server_name, request.remote, request.tls, request.alpn)
 
 
 class Wakeable(Protocol):
@@ -78,6 +87,10 @@ class EventChannel:
         return not self._waiting and not len(self.ring)
 
 
+class ImpossibleRequestError(Exception):
+    """No application of ours asks for this: one that does has gone mad, or is evil."""
+
+
 class ApplicationSide(Protocol):
     """What the application's objects need: one worker, or several as one."""
 
@@ -105,6 +118,9 @@ class Application:
         none may."""
         self.worker: Wakeable = _NoWorker()
         self.wake_application: Callable[[], None] = _nobody
+        self.max_sessions: int | None = None
+        """Listeners, connections and streams that it may have; None: any number."""
+        self.sessions_in_use = 0
         self.is_remote = False
         """Whether it is in another process, and sees no memory but segments."""
         self._down = EventChannel(EventRing(RING_ENTRIES) if down is None else down)
@@ -155,6 +171,15 @@ class Application:
     def make_fifo(self, size_bytes: int) -> Fifo:
         """A FIFO for a stream or for datagrams of this application."""
         return Fifo(size_bytes)
+
+    def on_fault(self, error: Exception) -> None:
+        """What it asked for, or has in its FIFOs, can't be, or there is a mistake of ours: in this
+        process that is everybody's end."""
+        raise error
+
+    def sessions_for(self, request: Connect, engine: str) -> ServerSessions | None:
+        """Where its tickets and tokens of a server lie, as far as it keeps any."""
+        return known_sessions(request, engine)
 
     def has_fifos(self, *fifos: Fifo | None) -> bool:
         """Whether `make_fifo` made these, as far as they are there: others it can't see."""

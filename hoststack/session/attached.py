@@ -110,6 +110,7 @@ class AttachedWorker(Application):
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake_fd)
             self.wake_application()
+            self._release_fifos()
             self._down.settle()
             self._wake_worker()
             await trio.lowlevel.checkpoint()

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hoststack.quic.seam import CloseInfo
+from hoststack.quic.session_cache import ServerSessions
 from hoststack.session import messages as m
+from hoststack.session.application import known_sessions
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.handle import worker_of
 
@@ -43,13 +45,17 @@ class _Listener:
 class AttachedWorkers:
     """Has the application's side of session/application.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str) -> None:
+        """Of workers with this engine."""
+        self._engine = engine
         self.wake_application: Callable[[], None] = lambda: None
         self._workers: dict[int, AttachedWorker] = {}
         self._next: deque[int] = deque()
         self._notices: list[m.Notice] = []
         self._calls: dict[int, int] = {}  # worker by token
         self._connections: dict[int, set[int]] = {}  # handles by worker
+        self._sessions: dict[int, ServerSessions] = {}  # by the connect's token
+        self._connect_tokens: dict[int, int] = {}  # by handle
         self._listeners: list[_Listener] = []
         self._own_calls: dict[int, _Listener] = {}
         self._own_tokens = itertools.count(_FIRST_OWN_TOKEN)
@@ -74,10 +80,12 @@ class AttachedWorkers:
         info = CloseInfo(_INTERNAL_ERROR, False, _GONE, False)
         for handle in self._connections.pop(index):
             self._notices.append(m.Closed(handle, info))
+            self._forget_sessions(handle)
         for token, worker in list(self._calls.items()):
             if worker == index:
                 self._notices.append(m.Failed(token, errno.ECONNRESET, _GONE))
                 del self._calls[token]
+                self._sessions.pop(token, None)
         for token, listener in list(self._own_calls.items()):
             if listener.at.get(index) == -token:
                 self._on_reply_to_own(m.Failed(token, errno.ECONNRESET, _GONE))
@@ -96,7 +104,7 @@ class AttachedWorkers:
             case m.Cancel():
                 self._cancel(request)
             case m.Connect():
-                self._call(request.token, self._pick(), request)
+                self._connect(request)
             case m.OpenStream():
                 self._call(request.token, worker_of(request.connection), request)
             case m.Migrate() | m.GetStatistics():
@@ -128,6 +136,26 @@ class AttachedWorkers:
         else:
             self._fail(token)
 
+    def _connect(self, request: m.Connect) -> None:
+        sessions = known_sessions(request, self._engine)
+        if sessions is not None and self._next:
+            self._sessions[request.token] = sessions
+            known = m.Known(sessions.take(), sessions.take_token())
+            request = replace(request, known=known)
+        self._call(request.token, self._pick(), request)
+
+    def _learn(self, notice: m.Learned) -> None:
+        sessions = self._sessions.get(notice.token)
+        if sessions is not None and notice.known.ticket is not None:
+            sessions.tickets.append(notice.known.ticket)
+        if sessions is not None and notice.known.token:
+            sessions.keep_token(notice.known.token)
+
+    def _forget_sessions(self, handle: int) -> None:
+        token = self._connect_tokens.pop(handle, None)
+        if token is not None:
+            self._sessions.pop(token, None)
+
     def _fail(self, token: int) -> None:
         self._notices.append(
             m.Failed(token, errno.ECONNRESET, "the worker is gone: has the daemon ended?")
@@ -152,8 +180,8 @@ class AttachedWorkers:
 
     def _listen(self, request: m.Listen) -> None:
         """At one worker first: it says which port 0 is, and whether it can be had at all."""
-        index = self._pick()
-        if index < 0:
+        index = next(iter(self._workers), None)
+        if index is None:
             self._fail(request.token)
             return
         listener = _Listener(request)
@@ -229,6 +257,9 @@ class AttachedWorkers:
             assert isinstance(notice, m.Listening | m.Failed)
             self._on_reply_to_own(notice)
             return
+        if isinstance(notice, m.Learned):
+            self._learn(notice)
+            return
         if token is not None:
             self._calls.pop(token, None)
         match notice:
@@ -239,8 +270,13 @@ class AttachedWorkers:
                     notice = replace(notice, listener=listener.handle)
             case m.Connected():
                 self._connections[index].add(notice.handle)
+                if notice.token in self._sessions:
+                    self._connect_tokens[notice.handle] = notice.token
             case m.Closed():
                 self._connections[index].discard(notice.handle)
+                self._forget_sessions(notice.handle)
+            case m.Failed():
+                self._sessions.pop(notice.token, None)
             case _:
                 pass
         self._notices.append(notice)

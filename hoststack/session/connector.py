@@ -11,7 +11,7 @@ import trio
 from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
 from hoststack.session import messages as m
-from hoststack.session.application import Application
+from hoststack.session.application import Application, ImpossibleRequestError
 from hoststack.session.ports import PortTable
 from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
@@ -48,11 +48,18 @@ class Connector:
         self._spawn = spawn
         self._searches: dict[tuple[Application, int], trio.CancelScope] = {}
         self._tokens: dict[ConnectionContext, int] = {}
+        self._contexts: dict[tuple[Application, int], ConnectionContext] = {}
+
+    def check_token(self, application: Application, token: int) -> None:
+        """Raises ImpossibleRequestError for one that another connect waits with."""
+        if (application, token) in self._searches or (application, token) in self._contexts:
+            raise ImpossibleRequestError(f"it used the token {token} twice")
 
     def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
         """Find the way to the peer, then start the handshake."""
         # Known before the task runs, so that a Cancel which follows at once finds it.
         self._searches[application, request.token] = trio.CancelScope()
+        application.sessions_in_use += 1  # the one that it will have
         self._spawn(self._search, application, request, config)
 
     async def _search(
@@ -67,14 +74,24 @@ class Connector:
                     raise LinkError(errno.EACCES, denial)
                 path = await self._link.connect_path(local.port, remote)
                 connection = self._engine.connect(
-                    path, request.server_name, request.tls, request.alpn, config
+                    path,
+                    request.server_name,
+                    request.tls,
+                    request.alpn,
+                    config,
+                    application.sessions_for(request, self._engine.name),
                 )
             except (LinkError, ValueError) as error:
                 number = error.errno if isinstance(error, LinkError) else errno.EINVAL
                 application.notify(m.Failed(request.token, number or 0, error_text(error)))
+            except Exception as error:
+                self._sessions.refused["faults"] += 1
+                application.on_fault(error)
             else:
                 self.began(application, request, connection)
-        del self._searches[application, request.token]
+            finally:
+                del self._searches[application, request.token]
+                application.sessions_in_use -= 1
         # The worker may sleep: it has a handshake to start, or a failure to pass on.
         application.worker.wake()
 
@@ -83,6 +100,7 @@ class Connector:
     ) -> None:
         """A connection is under way."""
         self._tokens[connection] = request.token
+        self._contexts[application, request.token] = connection
         self._sessions.add(ConnectionSession(application, SessionState.CONNECTING, connection))
 
     def cancel(self, application: Application, request: m.Cancel) -> ConnectionSession | None:
@@ -90,11 +108,10 @@ class Connector:
         search = self._searches.get((application, request.token))
         if search is not None:
             search.cancel()
-        for connection, token in self._tokens.items():
-            session = self._sessions.owned(application, connection.session, ConnectionSession)
-            if token == request.token and session is not None:
-                return session
-        return None
+        connection = self._contexts.get((application, request.token))
+        if connection is None:
+            return None
+        return self._sessions.owned(application, connection.session, ConnectionSession)
 
     def detach(self, application: Application) -> None:
         """Give up all connects of an application that is gone."""
@@ -102,15 +119,17 @@ class Connector:
             if owner is application:
                 search.cancel()
 
-    def take_token(self, connection: ConnectionContext) -> int:
+    def take_token(self, session: ConnectionSession) -> int:
         """The token of the request whose connection is ready."""
-        return self._tokens.pop(connection)
+        token = self._tokens.pop(session.context)
+        del self._contexts[session.application, token]
+        return token
 
     def fail(self, session: ConnectionSession, info: CloseInfo) -> bool:
         """A connection ended: tell who waits for its handshake; whether anybody did."""
-        token = self._tokens.pop(session.context, None)
-        if token is None:
+        if session.context not in self._tokens:
             return False
+        token = self.take_token(session)
         number, text = _failure(session.context.remote, info)
         session.application.notify(m.Failed(token, number, text))
         return True

@@ -44,6 +44,10 @@ class CutListener:
         self.config = config
 
 
+#: What no stream has ever carried.
+_MOST_BYTES: Final = 1 << 50
+
+
 class CutConnection:
     """One side of a connection; it is the engine seam's ConnectionContext."""
 
@@ -128,10 +132,12 @@ class CutStream:
 
     def moved_bytes(self) -> dict[str, int]:
         """How much came into the FIFO of each direction."""
-        return {
-            "rx_bytes": self.rx.positions[1] if self.rx is not None else 0,
-            "tx_bytes": self.tx.positions[1] if self.tx is not None else 0,
-        }
+        return {"rx_bytes": _tail_of(self.rx), "tx_bytes": _tail_of(self.tx)}
+
+
+def _tail_of(fifo: Fifo | None) -> int:
+    """What the writer says, who may be evil: at least a number that fits into an answer."""
+    return min(fifo.positions[1], _MOST_BYTES) if fifo is not None else 0
 
 
 #: Makes the FIFO from a writer's side of a connection to a reader's, of so many bytes; raises

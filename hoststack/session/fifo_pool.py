@@ -130,6 +130,7 @@ class FifoPool:
             os.close(fd)
         self._segments.clear()
         self._free.clear()
+        self._on_segment = _tell_nobody  # or this would be a cycle
 
     def _cut(self, size_bytes: int) -> _Block:
         stride = _block_bytes(size_bytes)
@@ -163,6 +164,10 @@ class FifoPool:
         if len(free) >= _KEPT_FREE:
             block.memory.madvise(mmap.MADV_REMOVE, offset, _block_bytes(block.name.size_bytes))
         free.append(block)
+
+
+def _tell_nobody(number: int, fd: int) -> None:
+    """Nobody is there any more."""
 
 
 def _block_bytes(size_bytes: int) -> int:

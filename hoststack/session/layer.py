@@ -15,7 +15,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from hoststack.link.base import Endpoint, Link, Path
-from hoststack.native.fifo import Fifo
+from hoststack.native.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
@@ -174,9 +174,16 @@ class SessionLayer:
         """Hand what the applications want to the engine; before its turn."""
         for application in list(self.applications):
             for request in application.take_requests():
-                self._requests[type(request)](application, request)
+                try:
+                    self._requests[type(request)](application, request)
+                except Exception as error:
+                    self.sessions.refused["faults"] += 1
+                    application.on_fault(error)
             for handle, code, _ in application.take_signals():
-                self._on_signal(application, handle, code)
+                try:
+                    self._on_signal(application, handle, code)
+                except FifoCorruptError as error:
+                    application.on_fault(error)
 
     def give_to_applications(self, events: Sequence[Event]) -> bool:
         """Hand a turn's events to the applications; whether any was woken."""
@@ -250,9 +257,13 @@ class SessionLayer:
     def make_fifo(self, connection: ConnectionContext, size_bytes: int) -> Fifo:
         """See EngineOwner."""
         application = self._application_of(connection)
-        if application is not None and application.has_room_for(size_bytes):
+        if (
+            application is not None
+            and not self.sessions.is_full_for(application)
+            and application.has_room_for(size_bytes)
+        ):
             return application.make_fifo(size_bytes)
-        # Nobody's, or of one that has no room: it is refused when the engine tells of it.
+        # Nobody's, or of one that may have no more: it is refused when the engine tells of it.
         return Fifo(size_bytes)
 
     def _application_of(self, connection: ConnectionContext) -> Application | None:
@@ -288,11 +299,14 @@ class SessionLayer:
                 "listeners again"
             )
             application.notify(m.Failed(token, errno.EPERM, text))
+        elif (refusal := self.sessions.refusal(application)) is not None:
+            application.notify(m.Failed(token, errno.EMFILE, refusal))
         else:
             return True
         return False
 
     def _connect(self, application: Application, request: m.Connect) -> None:
+        self._connector.check_token(application, request.token)
         if self._may_begin(application, request.token):
             self._local_scope.start(application, request, request.config or self.default_config)
 
@@ -381,6 +395,9 @@ class SessionLayer:
             # The listener went while the handshake was under way.
             self._transport(context).close(context, 0, "no listener")
             return
+        if self.sessions.refusal(listener.application) is not None:
+            self._transport(context).close(context, _REFUSED, "the application takes no more")
+            return
         if not isinstance(context, CutConnection):
             # That one was asked before it connected.
             denial = self.rules.denial(
@@ -412,7 +429,7 @@ class SessionLayer:
             self._tell_datagrams(context)
             session.application.notify(
                 m.Connected(
-                    self._connector.take_token(context),
+                    self._connector.take_token(session),
                     session.handle,
                     context.local,
                     context.remote,
@@ -487,6 +504,8 @@ class SessionLayer:
         if connection is None:
             return
         if not connection.application.has_fifos(stream.rx, stream.tx):
+            if self.sessions.refusal(connection.application) is None:
+                self.sessions.refused["fifo_memory"] += 1
             transport = self._transport(stream.connection)
             if stream.tx is not None:
                 transport.reset_stream(stream, 0)

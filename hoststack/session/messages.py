@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
+from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig
 
 
@@ -22,6 +24,14 @@ class EventCode(enum.IntEnum):
     WRITABLE = 2  #: up: the tx FIFO has room
     SENT = 3  #: down: the tx FIFO has bytes, or its end
     CONSUMED = 4  #: down: the rx FIFO was read from
+
+
+class Known(NamedTuple):
+    """What a client in another process knows of a server, or a connection learned of it."""
+
+    ticket: Ticket | None
+    token: bytes
+    """Of a NEW_TOKEN frame; empty for none."""
 
 
 # --- requests -------------------------------------------------------------------------------
@@ -46,6 +56,8 @@ class Connect:
     alpn: tuple[str, ...]
     config: QuicConfig | None
     """None: the worker's default."""
+    known: Known | None = None
+    """From another process: what its `TlsConfig.sessions` has; None if it keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +260,15 @@ class Migrated:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """The connection of the Connect `token` learned something for `TlsConfig.sessions`, which is in
+    another process."""
+
+    token: int
+    known: Known
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """What is known of a connection; RTT in seconds, sizes in bytes."""
 
@@ -267,6 +288,7 @@ Notice = (
     | DatagramsReady
     | PathChanged
     | Migrated
+    | Learned
     | Closed
     | StreamReset
     | StreamStopped

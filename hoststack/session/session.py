@@ -8,7 +8,7 @@ that a late message about a session that is gone does not hit its successor.
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -96,6 +96,24 @@ class SessionTable:
         self._by_index: dict[int, AnySession] = {}
         self._free: deque[int] = deque()
         self._next = first
+        self.refused: Counter[str] = Counter()
+        """What applications and their peers were refused, by reason; and "faults", requests that
+        could not be served by a mistake of ours."""
+
+    def is_full_for(self, application: Application) -> bool:
+        """Whether an application may have no more sessions."""
+        most = application.max_sessions
+        return most is not None and application.sessions_in_use >= most
+
+    def refusal(self, application: Application) -> str | None:
+        """Why an application may have no more sessions, if so; that is counted."""
+        if not self.is_full_for(application):
+            return None
+        self.refused["max_sessions"] += 1
+        return (
+            f"the application has the {application.max_sessions} sessions that it may have: close "
+            "some, or raise max-sessions"
+        )
 
     def add(self, session: T) -> T:
         """Give a session its handle, and tell the context."""
@@ -105,6 +123,7 @@ class SessionTable:
             index = self._next
             self._next += 1
         self._by_index[index] = session
+        session.application.sessions_in_use += 1
         session.handle = session.context.session = make_handle(self._worker, index)
         if isinstance(session, StreamSession):
             session.connection.streams[session.handle] = session
@@ -126,6 +145,7 @@ class SessionTable:
     def remove(self, session: AnySession) -> None:
         """Forget a session; its context's `session` becomes -1."""
         session.move_to(SessionState.CLOSED)
+        session.application.sessions_in_use -= 1
         session.context.session = -1
         if isinstance(session, StreamSession):
             session.connection.streams.pop(session.handle)

@@ -80,8 +80,12 @@ class StreamOpener:
 
     def _open(self, session: ConnectionSession, unidirectional: bool) -> StreamContext | None:
         """See Transport; raises OSError where the application has no room for another one."""
+        refusal = self._sessions.refusal(session.application)
+        if refusal is not None:
+            raise OSError(errno.EMFILE, refusal)
         config = session.context.config
         if not session.application.has_room_for(config.rx_fifo_bytes, config.tx_fifo_bytes):
+            self._sessions.refused["fifo_memory"] += 1
             raise OSError(errno.ENOMEM, NO_ROOM)
         transport = self._transport_of(session.context)
         return transport.open_stream(session.context, unidirectional=unidirectional)

@@ -14,6 +14,7 @@ import trio.testing
 import hoststack
 from hoststack import Connection, QuicConfig, Stack, TlsConfig
 from hoststack.link.memory import MemoryNetwork
+from tests.support.attached import attached
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -51,12 +52,13 @@ def client_tls() -> TlsConfig:
 MakePair = Callable[..., AbstractAsyncContextManager[Pair]]
 
 
-Transport = Literal["quic", "cut-through"]
+Transport = Literal["quic", "attached", "cut-through"]
 
 
-@pytest.fixture(params=["quic", "cut-through"])
+@pytest.fixture(params=["quic", "attached", "cut-through"])
 def transport(request: pytest.FixtureRequest) -> Transport:
-    """What is between the two sides of a Pair: a network, or nothing but a session layer."""
+    """What is between the two sides of a Pair: a network (with both sides in their stack's loop, or
+    attached to it as from other processes), or nothing but a session layer."""
     found: Transport = request.param
     return found
 
@@ -88,16 +90,23 @@ def make_pair(server_tls: TlsConfig, client_tls: TlsConfig, transport: Transport
         async with hoststack.open_stack(
             link=network.link(SERVER), config=server_config or config
         ) as server:
-            if transport == "quic":
-                async with hoststack.open_stack(link=network.link(CLIENT), config=config) as client:
-                    yield server, client
-            else:
+            if transport == "cut-through":
                 scopes: list[Literal["local", "global"]] = ["local", "global"]
                 async with (
                     server.application("server", scopes=scopes) as one,
                     server.application("client", scopes=scopes, config=config) as other,
                 ):
                     yield one, other
+                return
+            async with hoststack.open_stack(link=network.link(CLIENT), config=config) as client:
+                if transport == "quic":
+                    yield server, client
+                else:
+                    async with (
+                        attached([server], config=server_config or config) as one,
+                        attached([client], config=config) as other,
+                    ):
+                        yield one, other
 
     @asynccontextmanager
     async def make(

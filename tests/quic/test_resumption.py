@@ -27,6 +27,7 @@ from hoststack import (
 )
 from hoststack.engine import engines
 from hoststack.link.memory import MemoryNetwork
+from tests.support.attached import attached
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -47,12 +48,32 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+@pytest.fixture(autouse=True, params=["embedded", "attached"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the tests' stacks are in the worker's loop, or as if in other processes."""
+    if request.param == "attached":
+        monkeypatch.setitem(globals(), "stack_on", attached_on)
+
+
 @asynccontextmanager
 async def stack_on(
     network: MemoryNetwork, host: str, config: QuicConfig | None = None, engine: Any = "native"
 ) -> AsyncIterator[Stack]:
     async with hoststack.open_stack(link=network.link(host), engine=engine, config=config) as stack:
         yield stack
+
+
+@asynccontextmanager
+async def attached_on(
+    network: MemoryNetwork, host: str, config: QuicConfig | None = None, engine: Any = "native"
+) -> AsyncIterator[Stack]:
+    async with (
+        hoststack.open_stack(link=network.link(host), engine=engine, config=config) as stack,
+        attached([stack], config=config) as through,
+    ):
+        monkey: Any = through
+        monkey.counters = stack.counters
+        yield through
 
 
 @asynccontextmanager

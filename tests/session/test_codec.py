@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
+from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig
 from hoststack.session import messages as m
 from hoststack.session.codec import (
@@ -22,6 +23,7 @@ from hoststack.session.codec import (
 from hoststack.session.fifo_pool import BlockName, FifoPool, PoolExhaustedError, SharedFifos
 
 TLS = TlsConfig.self_signed(["localhost"])
+KNOWN = m.Known(Ticket(b"session", b"parameters", "h3", 2e9), b"")
 HERE, THERE = ("127.0.0.1", 4433), ("::1", 1234)
 
 
@@ -33,6 +35,7 @@ def no_fifo(name: BlockName) -> Fifo:
     "request_",
     [
         m.Connect(1, THERE, "localhost", TlsConfig(verify=False), ("h3", "x"), QuicConfig()),
+        m.Connect(1, HERE, "x", TlsConfig(), ("x",), None, KNOWN),
         m.OpenStream(1, 2, True),
         m.Cancel(3),
         m.Unlisten(1 << 61),
@@ -74,6 +77,8 @@ def test_certificates_go_along_and_paths_do_not() -> None:
         m.Closed(1, CloseInfo(2, True, "why", True)),
         m.Statistics(1, {"rtt_s": 0.5, "lost": 3}),
         m.PathChanged(1, HERE, THERE),
+        m.Learned(1, KNOWN),
+        m.Learned(1, m.Known(None, b"token")),
         SegmentCame(3),
     ],
     ids=lambda notice: type(notice).__name__,
@@ -108,7 +113,7 @@ def test_rubbish_is_refused(data: bytes) -> None:
 def test_no_connection_is_like_that(field: str, value: object) -> None:
     good = encode(m.Connect(1, HERE, "x", TlsConfig(), (), QuicConfig()))
     fields = msgspec.msgpack.decode(good[1:])
-    fields[-1][field] = value
+    fields[-2][field] = value
     with pytest.raises(CodecError):
         decode_request(good[:1] + msgspec.msgpack.encode(fields))
 

@@ -1,0 +1,283 @@
+"""`hoststack trace`, on stacks that run: what it counts, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyxdp
+from hoststack.cli.main import main
+from hoststack.engine import engines
+from hoststack.trace import kernel_headers, probes
+from tests.apps.echo_process import PATIENCE_S, client, server
+from tests.support.netns import Side, VethPair
+
+OURS = {"turn_begins", "turn_ends", "tracepoint__xdp"}
+_BPF_PROG_GET_NEXT_ID = 11
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+
+
+@pytest.fixture(scope="module")
+def tracing() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: attaches to tracepoints and to processes")
+    if "native" not in engines.available_engines():
+        pytest.skip("the native engine was not built")
+    try:
+        probes._import_bcc()
+        with kernel_headers.headers():
+            pass
+    except OSError as error:
+        pytest.skip(str(error.strerror))
+
+
+class Trace:
+    """A trace that runs."""
+
+    def __init__(self, process: subprocess.Popen[str], about: str) -> None:
+        self.process = process
+        self.about = about
+
+    def line(self) -> dict[str, Any]:
+        """What the next second brought."""
+        assert self.process.stdout is not None
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+    def end(self, signal_: signal.Signals = signal.SIGINT) -> list[dict[str, Any]]:
+        """Have it end; what it said since, the summary last."""
+        self.process.send_signal(signal_)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        assert (self.process.returncode, err) == (0, "")
+        return [json.loads(line) for line in out.splitlines()]
+
+
+@contextmanager
+def trace(*words: str, side: Side | None = None) -> Iterator[Trace]:
+    line = [sys.executable, "-m", "hoststack.cli.main", "trace", "--json", *words]
+    with subprocess.Popen(
+        side.command(*line) if side else line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            about = process.stderr.readline()
+            assert about.startswith("tracing XDP"), about + process.stderr.read()
+            yield Trace(process, about)
+        finally:
+            process.kill()
+
+
+def program_ids() -> set[int]:
+    """Of all BPF programs in the kernel."""
+    libc, ids, attr = ctypes.CDLL(None), set(), (ctypes.c_uint32 * 32)()
+    while not libc.syscall(_SYS_BPF[os.uname().machine], _BPF_PROG_GET_NEXT_ID, attr, 128):
+        ids.add(attr[1])
+        attr[0] = attr[1]
+    return ids
+
+
+def names_of(ids: set[int]) -> set[str]:
+    found = set()
+    for each in ids:
+        with suppress(pyxdp.PyxdpError), pyxdp.Program.from_id(each) as program:
+            found.add(program.name)
+    return found
+
+
+def sums(report: dict[str, Any], pid: int) -> dict[str, int]:
+    (process,) = (each for each in report["processes"] if each["pid"] == pid)
+    return {figure: process[figure]["sum"] for figure in probes.FIGURES}
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("tracing")
+def test_turns_and_redirects_are_those_of_the_stacks_own_counters(veth_pair: VethPair) -> None:
+    a, b = veth_pair.a, veth_pair.b
+    before = program_ids()
+    with server(
+        f"json nclients 1/1 interface {a.ifname}", uri=f"quic://{a.ipv4}:4433", side=a
+    ) as running:
+        pid = running.process.pid
+        with trace("-i", a.ifname, side=a) as tracer:
+            assert "1 process with" in tracer.about
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            done = client(
+                f"json nclients 1/1 interface {b.ifname} TX=3M test-bytes", running.uri, side=b
+            )
+            assert done.returncode == 0, done.stderr
+            # The engine's last turn is over when the server is.
+            status, out, err = running.finish()
+            assert status == 0, err
+            assert "hoststack/native/_quic." in mapped
+            (*seconds, summary) = tracer.end()
+    report = json.loads(out)
+    own = report["engine_counters"]
+    counted = sums(summary, pid)
+    assert counted["received"] == own["rx_datagrams"]
+    assert counted["sent"] == own["tx_datagrams"]
+    assert counted["turn_ns"] > 0
+    (process,) = (each for each in summary["processes"] if each["pid"] == pid)
+    assert own["turns"] - own["empty_turns"] <= process["turns"] <= own["turns"]
+    assert sum(bar["count"] for bar in process["turn_ns"]["histogram"]) == process["turns"]
+    assert "quic_echo" in process["command"]
+    # The seconds' lines are parts of the whole.
+    parts = [each for second in seconds for each in second["processes"] if each["pid"] == pid]
+    assert sum(each["turns"] for each in parts) <= process["turns"]
+    # Only this interface's program, and all that it redirected.
+    (row,) = summary["redirects"]
+    assert (row["program"], row["queue"], row["worker"]) == ("hs_steer", 0, 0)
+    assert row["count"] == own["rx_datagrams"]
+    assert summary["redirect_errors"] == summary["exceptions"] == []
+    left = names_of(program_ids() - before)
+    assert not {name for name in left if name.startswith(tuple(OURS))}
+    assert not list(Path("/tmp").glob("hoststack-headers-*"))
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("tracing")
+def test_a_reader_that_is_behind_shows_as_redirect_errors(veth_pair: VethPair) -> None:
+    a, b = veth_pair.a, veth_pair.b
+    with (
+        server(f"interface {a.ifname}", uri=f"quic://{a.ipv4}:4433", side=a) as running,
+        trace("-i", a.ifname, side=a) as tracer,
+    ):
+        running.process.send_signal(signal.SIGSTOP)
+        with b.inside():
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        # A long header of version 1: an Initial, for all that the steering program knows.
+        initial = b"\xc0\0\0\0\1" + bytes(1195)
+        with sender:
+            for _ in range(20_000):
+                sender.sendto(initial, (a.ipv4, 4433))
+        *_, summary = tracer.end(signal.SIGTERM)
+    errors = {row["error"]: row for row in summary["redirect_errors"]}
+    assert errors.keys() <= {"ENOMEM", "ENOBUFS"}, errors
+    lost = sum(row["count"] for row in errors.values())
+    taken = sum(row["count"] for row in summary["redirects"])
+    assert lost > 0
+    assert lost + taken <= 20_000  # the veth itself may be full
+    assert all("the reader is behind" in row["reason"] for row in errors.values())
+    assert all((row["queue"], row["worker"]) == (0, 0) for row in errors.values())
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("tracing")
+def test_one_process_may_be_chosen_and_is_not_changed() -> None:
+    with server("json nclients 1/1") as running, server("json nclients 1/1") as other:
+        pid = running.process.pid
+        with trace("--pid", str(pid)) as tracer:
+            assert client("nclients 1/1 TX=100K test-bytes", running.uri).returncode == 0
+            assert client("nclients 1/1 TX=100K test-bytes", other.uri).returncode == 0
+            for each in (running, other):
+                status, out, err = each.finish()
+                assert status == 0, err
+                assert json.loads(out)["rx_data"] == 100 << 10
+            *_, summary = tracer.end()
+    assert [process["pid"] for process in summary["processes"]] == [pid]
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("tracing")
+def test_text_for_people() -> None:
+    with server("") as running:
+        line = [sys.executable, "-m", "hoststack.cli.main", "trace", "--seconds", "2"]
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("tracing XDP")
+            assert client("TX=1M", running.uri).returncode == 0
+            out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (0, "")
+    assert "XDP redirected nothing" in out
+    assert f"process {running.process.pid}: " in out
+    assert "duration of a turn, ns" in out
+    assert "####" in out
+
+
+@pytest.mark.parametrize(
+    "words", [["--pid", "0"], ["--pid", "x"], ["--seconds", "0"], ["--seconds", "nan"], ["more"]]
+)
+def test_bad_options(words: Sequence[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["trace", *words])
+    assert caught.value.code == 2
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pid", "4194303"], "there is no process 4194303"),
+        (["--pid", str(os.getpid())], "no native engine is at work there"),
+        (["-i", "nosuch"], "nosuch"),
+    ],
+)
+def test_what_is_not_there(
+    words: Sequence[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(probes, "engine_files", lambda pids: {})
+    assert main(["trace", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_root_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["trace"]) == 1
+    assert "tracing takes root" in capsys.readouterr().err
+
+
+def test_bcc_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(probes, "_DIST_PACKAGES", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "bcc", raising=False)
+    assert main(["trace"]) == 1
+    assert "install python3-bpfcc" in capsys.readouterr().err
+
+
+def test_headers_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernel_headers, "_has_own", lambda: False)
+    monkeypatch.setattr(kernel_headers, "_SOURCES", tmp_path)
+    with pytest.raises(OSError, match="install linux-headers"), kernel_headers.headers():
+        pass
+
+
+def test_the_newest_headers_are_merged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for version in ("6.1.0-9", "6.1.0-10", "6.1.0-11"):
+        own = tmp_path / f"linux-headers-{version}-amd64"
+        (own / "include/generated").mkdir(parents=True)
+        (own / "include/generated/version").write_text(version)
+        common = tmp_path / f"linux-headers-{version}-common"
+        if version != "6.1.0-11":  # half of it is no headers
+            (common / "include/linux").mkdir(parents=True)
+            (common / "include/linux/version").write_text(version)
+    monkeypatch.setattr(kernel_headers, "_has_own", lambda: False)
+    monkeypatch.setattr(kernel_headers, "_SOURCES", tmp_path)
+    with kernel_headers.headers():
+        tree = Path(os.environ["BCC_KERNEL_SOURCE"])
+        assert (tree / "include/generated/version").read_text() == "6.1.0-10"
+        assert (tree / "include/linux/version").read_text() == "6.1.0-10"
+    assert not tree.exists()
+    assert "BCC_KERNEL_SOURCE" not in os.environ

@@ -1,0 +1,81 @@
+"""A stack that is attached to a worker in the same trio loop: all that an application in another
+process has in between, shared memory, eventfds and a socket, on a clock that may jump."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import trio
+
+from hoststack import EmbeddedStack, QuicConfig, Stack
+from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
+from hoststack.engine.worker import Worker
+from hoststack.router import Router
+from hoststack.session.attached import AttachedWorker
+from hoststack.session.attached_workers import AttachedWorkers
+from hoststack.session.namespaces import Scope
+from hoststack.session.resumption import TicketSeal
+from hoststack.session.rings import make_rings
+
+#: Of all workers: they take each other's tickets, as a daemon's do.
+SEAL = TicketSeal(b"of the tests")
+
+
+def both_ends(name: str) -> tuple[Ends, AttachedWorker]:
+    """What a daemon's supervisor gives to a worker and to an application."""
+    the_workers, the_applications = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    rings = make_rings(name)
+    wake_ups = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+    ends = Ends(the_workers, rings, *wake_ups)
+    fds = [os.dup(fd) for fd in (rings, *wake_ups)]
+    return ends, AttachedWorker(name, the_applications, *fds)
+
+
+@asynccontextmanager
+async def attached(
+    stacks: Collection[EmbeddedStack],
+    name: str = "attached",
+    *,
+    scopes: Collection[Scope] = frozenset({"global"}),
+    config: QuicConfig | None = None,
+    limits: Limits | None = None,
+) -> AsyncIterator[Stack]:
+    """A stack of the workers of some others, with sessions of its own."""
+    (first, *_) = stacks
+    workers = AttachedWorkers(first.engine_name)
+    async with trio.open_nursery() as nursery:
+        for index, stack in enumerate(stacks):
+            ends, attached_worker = both_ends(name)
+            remote = RemoteApplication(name, ends, limits or Limits(), SEAL)
+            remote.scopes = frozenset(scopes)
+            nursery.start_soon(_serve, stack._worker, remote)
+            workers.add(index, attached_worker)
+            nursery.start_soon(_follow, workers, index, attached_worker)
+        try:
+            yield Stack(
+                Router(workers),
+                config,
+                link_name=first.link_name,
+                link_reason=first.link_reason,
+                engine_name=first.engine_name,
+            )
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def _serve(worker: Worker, application: RemoteApplication) -> None:
+    worker.attach(application)
+    try:
+        await application.run()
+    finally:
+        worker.detach(application)
+
+
+async def _follow(workers: AttachedWorkers, index: int, worker: AttachedWorker) -> None:
+    try:
+        await worker.run()
+    finally:
+        workers.remove(index)
