@@ -145,7 +145,8 @@ def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Pa
     for source in (*ROOT.glob("hoststack/**/*.py"), *ROOT.glob("pyxdp/**/*.py")):
         assert (installed / source.relative_to(ROOT)).exists(), source
     assert (installed / "hoststack" / "py.typed").exists()
-    assert not list(installed.rglob("*.c"))
+    # bcc compiles where it traces; no other source is of use there.
+    assert [each.name for each in installed.rglob("*.c")] == ["tracing.bcc.c"]
     if "built without" not in said:
         assert (installed / "hoststack" / "link" / "steer.bpf.o").exists()
         assert list((installed / "pyxdp").glob("_pyxdp*.so"))
