@@ -13,6 +13,7 @@ import signal
 import stat
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -206,27 +207,27 @@ async def serve_connection(site: Site, connection: hoststack.Connection) -> None
         connection.close_now(ErrorCode.H3_INTERNAL_ERROR)
 
 
+def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststack.Stack]:
+    """A daemon's, or one of its own."""
+    # All that is answered can be asked again without harm, so that a replay does none (RFC 8470).
+    config = hoststack.QuicConfig(early_data=True, preferred_addresses=tuple(arguments.preferred))
+    if arguments.socket is not None:
+        return hoststack.attach(arguments.socket, name="http3_server", config=config)
+    return hoststack.open_stack(
+        arguments.interface, link=arguments.link, engine=arguments.engine, config=config
+    )
+
+
 async def _serve(arguments: argparse.Namespace, site: Site) -> None:
-    """For ever. Raises UriError, TlsConfigError, ValueError and LinkError, also in groups."""
+    """For ever. Raises UriError, TlsConfigError, ValueError, LinkError and AttachError, also in
+    groups."""
     if arguments.cert is None and arguments.key is None:
         tls = hoststack.TlsConfig.self_signed(["localhost"])
         print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
     else:
         tls = hoststack.TlsConfig(certificate=arguments.cert, key=arguments.key)
     handler = functools.partial(serve_connection, site)
-    async with (
-        hoststack.open_stack(
-            arguments.interface,
-            link=arguments.link,
-            engine=arguments.engine,
-            # All that is answered can be asked again without harm, so that a replay does none
-            # (RFC 8470).
-            config=hoststack.QuicConfig(
-                early_data=True, preferred_addresses=tuple(arguments.preferred)
-            ),
-        ) as stack,
-        trio.open_nursery() as nursery,
-    ):
+    async with _stack(arguments) as stack, trio.open_nursery() as nursery:
         serve = functools.partial(stack.serve, arguments.uri, handler, tls=tls, alpn=[ALPN])
         listener = await nursery.start(serve)
         host, port = listener.local
@@ -251,7 +252,8 @@ async def _serve_until_signal(arguments: argparse.Namespace) -> int:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        text = error.strerror if isinstance(error, hoststack.LinkError) else str(error)
+        ours = hoststack.LinkError, hoststack.AttachError
+        text = error.strerror if isinstance(error, ours) else str(error)
         print(f"http3_server: {text}", file=sys.stderr)
         status = 1
     return status
@@ -273,7 +275,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--interface", metavar="IFACE", help="AF_XDP on this interface")
     parser.add_argument("--link", choices=("auto", "af_xdp", "udp"), default="auto")
     parser.add_argument("--engine", choices=("auto", "native", "aioquic"), default="auto")
-    return parser.parse_args(words)
+    parser.add_argument(
+        "--socket", metavar="PATH", help="attach to the daemon there: link and engine are its own"
+    )
+    arguments = parser.parse_args(words)
+    own = arguments.interface is not None or arguments.link != "auto" or arguments.engine != "auto"
+    if arguments.socket is not None and own:
+        parser.error("with --socket the daemon has the interface, the link and the engine")
+    return arguments
 
 
 def main(words: Sequence[str] | None = None) -> int:

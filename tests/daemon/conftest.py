@@ -65,10 +65,10 @@ class Daemon:
         pids: list[str] = re.findall(rf"worker {index} is process (\d+)", self.log)
         return int(pids[-1])
 
-    def ctl(self, line: str) -> str:
+    def ctl(self, *words: str) -> str:
         """The debug CLI's answer, by a real `hoststack ctl`."""
         done = subprocess.run(
-            [sys.executable, "-m", "hoststack.cli.main", "ctl", "--socket", self.cli, line],
+            [sys.executable, "-m", "hoststack.cli.main", "ctl", "--socket", self.cli, *words],
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
