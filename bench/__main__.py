@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Final
 
 from bench import (
+    attached,
     bulk,
     ciphers,
     connections,
     cpu,
     handshakes,
     idle,
+    idle_table,
     link_pps,
     ping_pong,
     pyxdp_pps,
     quic_echo,
     tuning,
+    workers,
 )
 from bench.lines import Line
 from bench.processes import BenchError
@@ -44,6 +47,9 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         cpu,
         ciphers,
         idle,
+        attached,
+        workers,
+        idle_table,
         quic_echo,
         link_pps,
         pyxdp_pps,

@@ -4,6 +4,7 @@
 bidirectional stream and throws away what comes on a unidirectional one; with --check it looks at
 that first, and ends at a wrong byte. The other roles are clients; each prints what it found as one
 JSON object. `measure` runs both. The link udp_single is UDP with one datagram in each message.
+With --socket an end attaches to the daemon there, which has the link and the engine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,18 +25,32 @@ from typing import Any, Final
 import trio
 
 from bench.processes import run_to_json, running
-from hoststack import Connection, QuicConfig, ReceiveStream, Stack, Stream, TlsConfig, open_stack
+from hoststack import (
+    Connection,
+    QuicConfig,
+    ReceiveStream,
+    Stack,
+    Stream,
+    TlsConfig,
+    attach,
+    open_stack,
+)
+from hoststack.debug.control_client import ControlClient
 from hoststack.link.udp import UdpLink
 from hoststack.quic.tls import Cipher
 from tests.support import netns
 
-_PORT: Final = 4433
+PORT: Final = 4433
 LINKS: Final = ("af_xdp", "udp", "udp_single")
 #: Handshakes under way at once.
 AT_ONCE: Final = 64
 PING_BYTES: Final = 64
 #: Round trips that are not counted: the first ones also find the way.
 _WARM_UP: Final = 100
+#: After the last handshake, until what it left to be done is done.
+_QUIET_S: Final = 1.0
+#: How long nothing happens then; CPU time is counted in hundredths of a second.
+_IDLE_S: Final = 4.0
 #: What uploads consist of; 251 is prime, so that no missing packet leaves the rest in place.
 _CHUNK: Final = bytes(range(251)) * 4096
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -48,7 +63,9 @@ Found = dict[str, Any]
 async def _stack(given: argparse.Namespace) -> AsyncIterator[Stack]:
     # Idle connections stay until they are counted.
     config = QuicConfig(idle_timeout_s=120)
-    if given.link == "udp_single":
+    if given.socket is not None:
+        made = attach(given.socket, name=f"ends_{given.role}", config=config)
+    elif given.link == "udp_single":
         made = open_stack(link=UdpLink(segments=False), engine=given.engine, config=config)
     else:
         interface = given.interface if given.link == "af_xdp" else None
@@ -147,8 +164,34 @@ async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
 async def upload(stack: Stack, given: argparse.Namespace) -> Found:
     """One stream up beside `--idle` idle connections: goodput, memory and CPU time of both ends."""
     pids = {"client": os.getpid(), "server": given.server_pid}
-    limit = trio.Semaphore(AT_ONCE)
     tls = replace(_TLS, ciphers=tuple(given.ciphers))
+    async with _idle_connections(stack, given):
+        memory_bytes = {end: _resident_bytes(pid) for end, pid in pids.items()}
+        async with AsyncExitStack() as others:
+            connection = await others.enter_async_context(stack.connect(given.uri, tls=tls))
+            while given.worker is not None and connection.handle >> 32 != given.worker:
+                connection = await others.enter_async_context(stack.connect(given.uri, tls=tls))
+            if given.waits:
+                print("ready", file=sys.stderr, flush=True)
+                await trio.to_thread.run_sync(sys.stdin.readline)
+            before = {end: cpu_seconds(pid) for end, pid in pids.items()}
+            softirq_s = _softirq_seconds()
+            count, seconds = await _upload(connection, given.seconds)
+            after = {end: cpu_seconds(pid) for end, pid in pids.items()}
+            softirq_s = _softirq_seconds() - softirq_s
+    return {
+        "bytes": count,
+        "seconds": seconds,
+        "memory_bytes": memory_bytes,
+        "user_s": {end: after[end][0] - before[end][0] for end in pids},
+        "system_s": {end: after[end][1] - before[end][1] for end in pids},
+        "softirq_s": softirq_s,
+    }
+
+
+@asynccontextmanager
+async def _idle_connections(stack: Stack, given: argparse.Namespace) -> AsyncIterator[None]:
+    limit = trio.Semaphore(AT_ONCE)
     async with AsyncExitStack() as idle:
 
         async def connect() -> None:
@@ -158,20 +201,35 @@ async def upload(stack: Stack, given: argparse.Namespace) -> Found:
         async with trio.open_nursery() as nursery:
             for _ in range(given.idle):
                 nursery.start_soon(connect)
-        memory_bytes = {end: _resident_bytes(pid) for end, pid in pids.items()}
-        async with stack.connect(given.uri, tls=tls) as connection:
-            before = {end: _cpu_seconds(pid) for end, pid in pids.items()}
-            softirq_s = _softirq_seconds()
-            count, seconds = await _upload(connection, given.seconds)
-            after = {end: _cpu_seconds(pid) for end, pid in pids.items()}
-            softirq_s = _softirq_seconds() - softirq_s
-    return {
-        "bytes": count,
-        "seconds": seconds,
+        yield
+
+
+async def beside_idle(stack: Stack, given: argparse.Namespace) -> Found:
+    """What `--idle` connections cost a server's processes while nothing happens, and what a round
+    trip takes beside them."""
+    pids = given.watched
+    control = ControlClient(given.cli)
+
+    def turns() -> int:
+        told = json.loads(control.run("show quic", as_json=True))
+        return int(told["total"]["turns"])
+
+    before = [_resident_bytes(pid) for pid in pids]
+    async with _idle_connections(stack, given):
+        await trio.sleep(_QUIET_S)
+        memory_bytes = [_resident_bytes(pid) - was for pid, was in zip(pids, before, strict=True)]
+        used = [sum(cpu_seconds(pid)) for pid in pids]
+        await trio.sleep(_IDLE_S)
+        idle_cpu = [
+            (sum(cpu_seconds(pid)) - was) / _IDLE_S for pid, was in zip(pids, used, strict=True)
+        ]
+        count, used_s = turns(), sum(cpu_seconds(pids[0]))
+        found = await ping_pong(stack, given)
+        count, used_s = turns() - count, sum(cpu_seconds(pids[0])) - used_s
+    return found | {
         "memory_bytes": memory_bytes,
-        "user_s": {end: after[end][0] - before[end][0] for end in pids},
-        "system_s": {end: after[end][1] - before[end][1] for end in pids},
-        "softirq_s": softirq_s,
+        "idle_cpu": idle_cpu,
+        "turn_us": used_s / count * 1e6,
     }
 
 
@@ -196,7 +254,7 @@ def _resident_bytes(pid: int) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _cpu_seconds(pid: int) -> tuple[float, float]:
+def cpu_seconds(pid: int) -> tuple[float, float]:
     """User and system, so far."""
     # The name, in parentheses, may have blanks.
     _, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")
@@ -215,7 +273,16 @@ _ROLES: Final[dict[str, Callable[[Stack, argparse.Namespace], Awaitable[Found]]]
     "handshakes": handshakes,
     "ping_pong": ping_pong,
     "upload": upload,
+    "beside_idle": beside_idle,
 }
+
+
+def end_command(
+    side: netns.Side, role: str, link: str, engine: str, uri: str, *words: str
+) -> list[str]:
+    """The command line of an end."""
+    line = (sys.executable, "-m", "bench.ends", role, link, engine, side.ifname, uri)
+    return side.command(*line, *words)
 
 
 def measure(
@@ -229,20 +296,24 @@ def measure(
     is_checked: bool = False,
     busy_poll_us: int = 0,
     ciphers: Sequence[Cipher] = (),
+    attached: Mapping[str, str] | None = None,
 ) -> Found:
     """A client in that role in namespace a, against a new server in b. Raises BenchError.
 
-    `ciphers` are for uploads.
+    `ciphers` are for uploads. `attached` has sockets of daemons, for "client", "server" or both.
     """
-    uri = f"quic://{pair.b.ipv4}:{_PORT}"
+    uri = f"quic://{pair.b.ipv4}:{PORT}"
+    at = {end: [f"--socket={path}"] for end, path in (attached or {}).items()}
 
     def command(side: netns.Side, role: str, *words: str) -> list[str]:
-        line = (sys.executable, "-m", "bench.ends", role, link, engine, side.ifname, uri)
-        return side.command(*line, f"--busy-poll-us={busy_poll_us}", *words)
+        poll = f"--busy-poll-us={busy_poll_us}"
+        return end_command(side, role, link, engine, uri, poll, *words)
 
-    with running(command(pair.b, "server", *(["--check"] if is_checked else []))) as server:
+    server_words = [*at.get("server", []), *(["--check"] if is_checked else [])]
+    with running(command(pair.b, "server", *server_words)) as server:
         words = [f"--seconds={seconds}", f"--idle={idle}", f"--server-pid={server.pid}"]
         words += [f"--cipher={cipher}" for cipher in ciphers]
+        words += at.get("client", [])
         return run_to_json(command(pair.a, role, *words))[0]
 
 
@@ -263,6 +334,11 @@ def main() -> None:
     parser.add_argument("--server-pid", type=int)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--busy-poll-us", type=int, default=0)
+    parser.add_argument("--socket", metavar="PATH", help="attach to the daemon there")
+    parser.add_argument("--worker", type=int, help="of the daemon: the one whose connection it is")
+    parser.add_argument("--waits", action="store_true", help="for a line, before it uploads")
+    parser.add_argument("--cli", metavar="PATH", help="the control socket of the server's daemon")
+    parser.add_argument("--watched", metavar="PID", type=int, action="append", default=[])
     parser.add_argument("--cipher", action="append", default=[], dest="ciphers")
     print(json.dumps(trio.run(_run, parser.parse_args())))
 

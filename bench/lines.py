@@ -15,6 +15,7 @@ _MEETS: Final[dict[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,
     "<=": operator.le,
     "<": operator.lt,
+    ">": operator.gt,
 }
 
 
@@ -22,7 +23,7 @@ _MEETS: Final[dict[str, Callable[[float, float], bool]]] = {
 class Expected:
     """What a figure is to be."""
 
-    sign: Literal[">=", "<=", "<"]
+    sign: Literal[">=", "<=", "<", ">"]
     bound: float
 
     def __str__(self) -> str:

@@ -34,7 +34,14 @@ NOT_KNOWN: Final = Used(0, 0)
 class Process:
     """A process, its output in a file so that it never waits for us."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        has_input: bool = False,
+    ):
+        """With input only for those to which `say` is to say something."""
         self._command = command
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -42,7 +49,7 @@ class Process:
             command,
             stdout=self._output,
             stderr=self._errors,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             env={**os.environ, **(environment or {})},
         )
         self.pid = self._popen.pid
@@ -57,6 +64,12 @@ class Process:
             if self._popen.poll() is not None or time.monotonic() > end:
                 raise BenchError(f"{self._name()} did not start: {self.errors()}")
             time.sleep(_POLL_S)
+
+    def say(self, line: str) -> None:
+        """To its standard input, which ends with that."""
+        assert self._popen.stdin is not None
+        with self._popen.stdin as to:
+            to.write(f"{line}\n".encode())
 
     def output(self) -> str:
         """What it wrote to standard output so far."""
