@@ -1,4 +1,4 @@
-"""The README's first example, run from the README's text."""
+"""The README's programs, run from the README's text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.daemon.conftest import run_daemon
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -50,3 +52,20 @@ def test_server_and_client_of_the_readme(tmp_path: Path) -> None:
     assert client.returncode == 0, client.stderr
     assert client.stdout == "hello\n"
     assert server_errors == ""
+
+
+def test_attached_client_of_the_readme(tmp_path: Path) -> None:
+    program = _programs(tmp_path)["attached_client.py"]
+    uri = f"quic://127.0.0.1:{_free_port()}"
+    with run_daemon("--workers", "2") as daemon:
+        assert "2 workers" in daemon.ctl(f"test echo server uri {uri}")
+        client = subprocess.run(
+            [sys.executable, program, uri, daemon.api],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert client.returncode == 0, client.stderr
+        # The handle is one of this side's worker, and the first of them has the first connect.
+        assert client.stdout == "hello from worker 0\n"
