@@ -25,6 +25,7 @@ from hoststack.router import Router
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Namespaces, Scope
+from hoststack.session.protocols import PROTOCOLS, not_supported
 from hoststack.session.rules import Rules
 from hoststack.session.uri import Uri, parse_uri
 
@@ -81,10 +82,13 @@ class Stack:
         """Connect to `quic://host:port`, and close the connection at the end of the block.
 
         Without `tls` the peer's certificate is checked against the system's CAs and the URI's
-        host. Raises UriError, ConnectError (no answer, no route, refused, no common ALPN, a
-        certificate that does not do).
+        host. `tcp://` and `udp://` are the kernel's, and take no `tls`: a TCP connection has one
+        stream, which `open_stream` gives, and UDP has datagrams alone. Raises UriError,
+        ConnectError (no answer, no route, refused, no common ALPN, a certificate that does not
+        do), and OSError with ENOTSUP for what a protocol does not have.
         """
-        parsed = parse_uri(uri)
+        parsed = parse_uri(uri, PROTOCOLS)
+        _check_tls(parsed, tls)
         tls = tls or TlsConfig()
         remote = await _resolve(parsed)
         reply = await self._router.call(
@@ -95,6 +99,7 @@ class Stack:
                 tls,
                 tuple(alpn),
                 config or self._config,
+                protocol=parsed.scheme,
             )
         )
         if isinstance(reply, m.Failed):
@@ -107,18 +112,24 @@ class Stack:
         self,
         uri: str,
         *,
-        tls: TlsConfig,
+        tls: TlsConfig | None = None,
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: QuicConfig | None = None,
     ) -> Listener:
         """Listen on `quic://address:port`; port 0 picks a free one (`Listener.local` has it).
 
-        Raises UriError, TlsConfigError, and LinkError where the port or address can't be had.
+        QUIC needs `tls`, with a certificate. `tcp://` and `udp://` take none: connections have one
+        stream of the peer's, or datagrams from one peer. Raises UriError, TlsConfigError, and
+        LinkError where the port or address can't be had.
         """
-        parsed = parse_uri(uri)
+        parsed = parse_uri(uri, PROTOCOLS)
+        _check_tls(parsed, tls)
+        own_tls = tls or TlsConfig()
         local = await _resolve(parsed)
         reply = await self._router.call(
-            lambda token: m.Listen(token, local, tls, tuple(alpn), config or self._config)
+            lambda token: m.Listen(
+                token, local, own_tls, tuple(alpn), config or self._config, parsed.scheme
+            )
         )
         if isinstance(reply, m.Failed):
             raise LinkError(reply.errno, f"{uri}: {reply.text}")
@@ -130,7 +141,7 @@ class Stack:
         uri: str,
         handler: Handler,
         *,
-        tls: TlsConfig,
+        tls: TlsConfig | None = None,
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: QuicConfig | None = None,
         handler_nursery: trio.Nursery | None = None,
@@ -284,6 +295,11 @@ async def open_stack(
         chosen.close()
     if error is not None:
         raise error
+
+
+def _check_tls(uri: Uri, tls: TlsConfig | None) -> None:
+    if tls is not None and not PROTOCOLS[uri.scheme].tls:
+        raise not_supported(uri.scheme, "TLS here: leave `tls` out, or use quic://")
 
 
 async def _resolve(uri: Uri) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from hoststack.session import messages as m
 from hoststack.session.application import known_sessions
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.handle import worker_of
+from hoststack.session.protocols import PROTOCOLS
 
 #: Tokens of requests that this module makes; those of the application are below.
 _FIRST_OWN_TOKEN: Final = 1 << 60
@@ -40,6 +41,12 @@ class _Listener:
     missing: int = 0
     """Workers that have not answered yet."""
     is_over: bool = False
+
+    @property
+    def is_at_one(self) -> bool:
+        """Whether it is at one worker, and at another only when that is gone: a socket of the
+        kernel's has one owner."""
+        return PROTOCOLS[self.request.protocol].is_kernels
 
 
 class AttachedWorkers:
@@ -70,7 +77,7 @@ class AttachedWorkers:
         self._connections[index] = set()
         worker.wake_application = lambda: self.wake_application()
         for listener in self._listeners:
-            if listener.handle is not None:
+            if listener.handle is not None and not (listener.is_at_one and listener.at):
                 self._listen_at(index, listener)
 
     def remove(self, index: int) -> None:
@@ -91,6 +98,10 @@ class AttachedWorkers:
                 self._on_reply_to_own(m.Failed(token, errno.ECONNRESET, _GONE))
         for listener in self._listeners:
             listener.at.pop(index, None)
+            if listener.is_at_one and not listener.at and listener.handle is not None:
+                other = self._pick()
+                if other >= 0:
+                    self._listen_at(other, listener)
         self.wake_application()
 
     # --- down --------------------------------------------------------------------------------
@@ -105,6 +116,8 @@ class AttachedWorkers:
                 self._cancel(request)
             case m.Connect():
                 self._connect(request)
+            case m.Bind():
+                self._call(request.token, self._pick(), request)
             case m.OpenStream():
                 self._call(request.token, worker_of(request.connection), request)
             case m.Migrate() | m.GetStatistics():
@@ -180,11 +193,11 @@ class AttachedWorkers:
 
     def _listen(self, request: m.Listen) -> None:
         """At one worker first: it says which port 0 is, and whether it can be had at all."""
-        index = next(iter(self._workers), None)
-        if index is None:
+        listener = _Listener(request)
+        index = self._pick() if listener.is_at_one else next(iter(self._workers), -1)
+        if index < 0:
             self._fail(request.token)
             return
-        listener = _Listener(request)
         self._listeners.append(listener)
         self._listen_at(index, listener)
 
@@ -216,7 +229,7 @@ class AttachedWorkers:
             listener.request = replace(listener.request, local=notice.local)
             listener.handle = notice.handle
             for other in self._workers:
-                if other != index:
+                if other != index and not listener.is_at_one:
                     self._listen_at(other, listener)
         if not listener.missing:
             self._tell_listening(listener)

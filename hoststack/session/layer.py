@@ -31,6 +31,7 @@ from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Connector, Spawn
 from hoststack.session.cut_through import CutConnection, CutStream, CutThrough
+from hoststack.session.kernel_sockets import KernelSockets, is_kernels
 from hoststack.session.listeners import Listeners
 from hoststack.session.local_ports import LocalPorts
 from hoststack.session.local_scope import LocalScope
@@ -79,6 +80,7 @@ class SessionLayer:
         self.rules = Rules()
         self.engine = make_engine(self)
         self.cut_through = CutThrough(self._make_fifo_between)
+        self.kernel = KernelSockets(self.sessions, self.rules, spawn)
         self._leaving: list[Application] = []
         self._datagram_limits: WeakKeyDictionary[ConnectionContext, int] = WeakKeyDictionary()
         self.ports = PortTable(link)
@@ -92,6 +94,7 @@ class SessionLayer:
         self._opener = StreamOpener(self.sessions, self._transport, self._add_stream)
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
+            m.Bind: self._bind,
             m.Connect: self._connect,
             m.OpenStream: self._opener.start,
             m.Cancel: self._cancel,
@@ -132,11 +135,12 @@ class SessionLayer:
         """Its listeners go, and its connections are closed; it is served no more if it is gone, and
         else as soon as it has heard of all that."""
         self._connector.detach(application)
+        self.kernel.detach(application)
         for session in self.sessions:
             if session.application is not application:
                 continue
             if isinstance(session, ListenerSession):
-                self._listeners.unlisten(session)
+                self._remove_listener(session)
             elif isinstance(session, ConnectionSession):
                 self._close(session, 0, "the application is gone")
         if is_gone:
@@ -149,7 +153,7 @@ class SessionLayer:
         self._is_draining = True
         for session in self.sessions:
             if isinstance(session, ListenerSession):
-                self._listeners.unlisten(session)
+                self._remove_listener(session)
 
     def arm_applications(self) -> bool:
         """The worker is about to sleep; whether an application has something for it after all."""
@@ -158,14 +162,21 @@ class SessionLayer:
     def shutdown(self, code: int, reason: str) -> None:
         """Close every connection; the engine says so to the peers in a last turn."""
         self.cut_through.shutdown(code, reason)
+        self.kernel.shutdown(code, reason)
         self.engine.shutdown(code, reason)
 
     def connections(self) -> list[ConnectionContext]:
         """All live connections; both sides of those within the stack."""
-        return [*self.engine.connections(), *self.cut_through.connections()]
+        return [
+            *self.engine.connections(),
+            *self.cut_through.connections(),
+            *self.kernel.connections(),
+        ]
 
     def _transport(self, connection: ConnectionContext) -> Transport:
         """What carries a connection."""
+        if is_kernels(connection):
+            return self.kernel
         return self.cut_through if isinstance(connection, CutConnection) else self.engine
 
     # --- a turn's two halves -----------------------------------------------------------------
@@ -189,8 +200,8 @@ class SessionLayer:
         """Hand a turn's events to the applications; whether any was woken."""
         self._give(events)
         # What is done about an event may bring about others.
-        while cut := self.cut_through.take_events():
-            self._give(cut)
+        while more := self.cut_through.take_events() + self.kernel.take_events():
+            self._give(more)
         woken = [application.flush() for application in list(self.applications)]
         if self._leaving:
             self._forget_who_is_gone()
@@ -307,22 +318,38 @@ class SessionLayer:
 
     def _connect(self, application: Application, request: m.Connect) -> None:
         self._connector.check_token(application, request.token)
+        if not self._may_begin(application, request.token):
+            return
+        config = request.config or self.default_config
+        if request.protocol == "quic":
+            self._local_scope.start(application, request, config)
+        else:
+            self.kernel.connect(application, request, config)
+
+    def _bind(self, application: Application, request: m.Bind) -> None:
         if self._may_begin(application, request.token):
-            self._local_scope.start(application, request, request.config or self.default_config)
+            self.kernel.bind(application, request, request.config or self.default_config)
 
     def _listen(self, application: Application, request: m.Listen) -> None:
-        if self._may_begin(application, request.token):
-            self._listeners.listen(application, request, request.config or self.default_config)
+        if not self._may_begin(application, request.token):
+            return
+        layer = self._listeners if request.protocol == "quic" else self.kernel
+        layer.listen(application, request, request.config or self.default_config)
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)
         if session is not None:
-            self._listeners.unlisten(session)
+            self._remove_listener(session)
+
+    def _remove_listener(self, session: ListenerSession) -> None:
+        layer = self.kernel if is_kernels(session.context) else self._listeners
+        layer.unlisten(session)
 
     def _cancel(self, application: Application, request: m.Cancel) -> None:
         connecting = self._connector.cancel(application, request)
         if connecting is not None:
             self._close(connecting, 0, "")
+        self.kernel.cancel(application, request)
         self._migrator.cancel(application, request)
         self._opener.cancel(application, request)
 
@@ -370,6 +397,9 @@ class SessionLayer:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
         if session is None or session.state is not SessionState.READY:
             application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
+        elif is_kernels(session.context):
+            text = "only connections of QUIC can move"
+            application.notify(m.Failed(request.token, errno.EOPNOTSUPP, text))
         elif isinstance(session.context, CutConnection):
             text = "it is cut through within this stack, and has no path to leave"
             application.notify(m.Failed(request.token, errno.EOPNOTSUPP, text))
@@ -464,7 +494,7 @@ class SessionLayer:
         self.sessions.remove(session)
         if isinstance(context, CutConnection):
             self._local_scope.on_closed(session, context)
-        elif context.listener is not None:
+        elif context.listener is not None and not is_kernels(context):
             self.ports.release(Endpoint(*context.listener.local))
         if not self._connector.fail(session, info):
             session.application.notify(m.Closed(session.handle, info))

@@ -15,6 +15,7 @@ from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
 from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig
+from hoststack.session.protocols import Protocol
 
 
 class EventCode(enum.IntEnum):
@@ -45,6 +46,17 @@ class Listen:
     alpn: tuple[str, ...]
     config: QuicConfig | None
     """None: the worker's default."""
+    protocol: Protocol = "quic"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Open a UDP endpoint that talks to anybody (session/udp.py); Connected and DatagramsReady
+    are the answer."""
+
+    token: int
+    local: tuple[str, int]
+    config: QuicConfig | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class Connect:
     """None: the worker's default."""
     known: Known | None = None
     """From another process: what its `TlsConfig.sessions` has; None if it keeps nothing."""
+    protocol: Protocol = "quic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,7 @@ class GetStatistics:
 
 Request = (
     Listen
+    | Bind
     | Connect
     | OpenStream
     | Cancel

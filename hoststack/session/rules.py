@@ -15,14 +15,15 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, get_args
 
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
+from hoststack.session.protocols import PROTOCOLS, Protocol
 
 Action = Literal["allow", "deny"]
 RuleScope = Literal["local", "global", "all"]
 
-_TRANSPORTS: Final = ("quic",)
+_TRANSPORTS: Final = tuple(PROTOCOLS)
 _FORM: Final = (
-    "write [appns ID] [scope local|global|all] proto quic LOCAL/LENGTH PORT REMOTE/LENGTH PORT "
-    "action allow|deny [tag TAG], with port 0 for any"
+    "write [appns ID] [scope local|global|all] proto quic|tcp|udp LOCAL/LENGTH PORT REMOTE/LENGTH "
+    "PORT action allow|deny [tag TAG], with port 0 for any"
 )
 
 
@@ -45,11 +46,17 @@ class Rule:
     tag: str = ""
 
     def matches(
-        self, scope: Scope, namespace: str, local: tuple[str, int], remote: tuple[str, int]
+        self,
+        scope: Scope,
+        namespace: str,
+        local: tuple[str, int],
+        remote: tuple[str, int],
+        transport: Protocol,
     ) -> bool:
         """Whether the rule is about a connection between these endpoints."""
         return (
-            self.scope in ("all", scope)
+            self.transport == transport
+            and self.scope in ("all", scope)
             and self.namespace == namespace
             and ip_address(remote[0]) in self.remote
             and ip_address(local[0]) in self.local
@@ -167,12 +174,21 @@ class Rules:
         return [str(rule) for rule in sorted(self._rules.values(), key=_rank, reverse=True)]
 
     def denial(
-        self, scope: Scope, namespace: str, local: tuple[str, int], remote: tuple[str, int]
+        self,
+        scope: Scope,
+        namespace: str,
+        local: tuple[str, int],
+        remote: tuple[str, int],
+        transport: Protocol = "quic",
     ) -> str | None:
         """Why a connection may not be, in one line; None if it may."""
         if not self._rules:
             return None
-        matching = [r for r in self._rules.values() if r.matches(scope, namespace, local, remote)]
+        matching = [
+            rule
+            for rule in self._rules.values()
+            if rule.matches(scope, namespace, local, remote, transport)
+        ]
         rule = max(matching, key=_rank, default=None)
         if rule is None or rule.action == "allow":
             return None

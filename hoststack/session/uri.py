@@ -1,12 +1,15 @@
-"""URIs of sessions: `quic://host:port`, and VPP's older `quic://host/port`."""
+"""URIs of sessions: `quic://host:port`, `tcp://` and `udp://` alike, and VPP's older
+`quic://host/port`."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Final, NamedTuple
 
-_SCHEMES = ("quic",)
+from hoststack.session.protocols import Protocol
+
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _FORM = "write it as quic://ADDRESS:PORT, with an IPv6 address in brackets: quic://[fd00::1]:1234"
 
@@ -18,7 +21,7 @@ class UriError(ValueError):
 class Uri(NamedTuple):
     """A parsed URI. `host` is a name or a numeric address, without brackets."""
 
-    scheme: str
+    scheme: Protocol
     host: str
     port: int
 
@@ -27,15 +30,20 @@ class Uri(NamedTuple):
         return f"{self.scheme}://{host}:{self.port}"
 
 
-def parse_uri(text: str) -> Uri:
-    """Parse `scheme://host:port` or `scheme://host/port`; raises UriError."""
+_QUIC: Final[tuple[Protocol, ...]] = ("quic",)
+
+
+def parse_uri(text: str, protocols: Collection[Protocol] = _QUIC) -> Uri:
+    """Parse `scheme://host:port` or `scheme://host/port`; raises UriError, also for a scheme that
+    is none of these protocols."""
     scheme, separator, rest = text.partition("://")
     if not separator:
         raise UriError(f"{text!r} is not a URI: {_FORM}")
-    if scheme not in _SCHEMES:
+    protocol = next((each for each in protocols if each == scheme), None)
+    if protocol is None:
         raise UriError(f"{text!r}: the scheme {scheme!r} is not known here: {_FORM}")
     host, port_text = _split_port(text, rest)
-    return Uri(scheme, _checked_host(text, host), _checked_port(text, port_text))
+    return Uri(protocol, _checked_host(text, host), _checked_port(text, port_text))
 
 
 def _split_port(text: str, rest: str) -> tuple[str, str]:

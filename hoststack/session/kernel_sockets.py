@@ -1,0 +1,418 @@
+"""TCP and UDP sessions: from an application's requests to the kernel's sockets below them.
+
+XDP leaves both to the kernel, so there is no link and no engine in their way. A session of theirs
+is as any other: a listener, a connection, a stream; what carries it are session/tcp.py and
+session/udp.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from typing import Final, TypeGuard
+
+import trio
+
+from hoststack.quic.seam import (
+    CloseInfo,
+    ConnectionContext,
+    Event,
+    EventKind,
+    ListenerContext,
+    QuicConfig,
+    StreamContext,
+)
+from hoststack.session import messages as m
+from hoststack.session.application import Application, ImpossibleRequestError
+from hoststack.session.connector import Spawn, error_text
+from hoststack.session.protocols import Protocol, not_supported
+from hoststack.session.rules import Rules
+from hoststack.session.session import (
+    ConnectionSession,
+    ListenerSession,
+    SessionState,
+    SessionTable,
+)
+from hoststack.session.tcp import TcpConnection, TcpListener, TcpStream
+from hoststack.session.udp import UdpConnection, UdpListener, UdpPort, open_socket
+
+Address = tuple[str, int]
+KernelConnection = TcpConnection | UdpConnection
+
+#: Connections that wait for `accept` in the kernel.
+_BACKLOG: Final = 1024
+#: The scope of these sessions: they are the network's, never cut through.
+_SCOPE: Final = "global"
+#: While there are too many open files, a listener looks again after this time (accept(2)).
+_PAUSE_S: Final = 0.1
+
+
+def is_kernels(
+    context: ConnectionContext | ListenerContext | StreamContext,
+) -> TypeGuard[TcpConnection | UdpConnection | TcpListener | UdpListener | TcpStream]:
+    """Whether a context is one of these."""
+    return isinstance(
+        context, TcpConnection | UdpConnection | TcpListener | UdpListener | TcpStream
+    )
+
+
+def _refusal(address: Address, error: OSError) -> str:
+    """One line for the user. What trio says of a connect has the address in it already."""
+    ours = error.errno in (errno.ENOTSUP, errno.EACCES, errno.EMFILE, errno.ENOMEM)
+    why = error_text(error) if ours or not error.errno else os.strerror(error.errno)
+    return f"{address[0]} port {address[1]}: {why}"
+
+
+def _offer_datagrams(application: Application, session: ConnectionSession) -> None:
+    """The application hears of these before it has the connection."""
+    context = session.context
+    if isinstance(context, UdpConnection):
+        context.tx.arm_read()
+        limit_bytes = context.max_datagram_bytes
+        application.notify(m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes))
+
+
+def _local_address_for(remote: Address) -> Address:
+    """Where a connection to a peer will come from, its port still open; raises OSError."""
+    family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(remote)  # which sends nothing
+        return str(probe.getsockname()[0]), 0
+
+
+class KernelSockets:
+    """All of one worker: a transport beside the engine."""
+
+    name = "kernel sockets"
+
+    def __init__(self, sessions: SessionTable, rules: Rules, spawn: Spawn) -> None:
+        self._sessions = sessions
+        self._rules = rules
+        self._spawn = spawn
+        self._events: list[Event] = []
+        self._connecting: dict[tuple[Application, int], trio.CancelScope] = {}
+        self._connections: set[KernelConnection] = set()
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call, oldest first."""
+        events, self._events = self._events, []
+        return events
+
+    def connections(self) -> list[KernelConnection]:
+        """All live connections."""
+        return list(self._connections)
+
+    # --- requests ----------------------------------------------------------------------------
+
+    def connect(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
+        """Connect a socket; CONNECTED is told, or why not."""
+        key = application, request.token
+        if key in self._connecting:
+            raise ImpossibleRequestError(f"it used the token {request.token} twice")
+        self._connecting[key] = trio.CancelScope()
+        application.sessions_in_use += 1  # the one that it will have
+        self._spawn(self._connect, application, request, config)
+
+    async def _connect(
+        self, application: Application, request: m.Connect, config: QuicConfig
+    ) -> None:
+        key = application, request.token
+        try:
+            if _SCOPE not in application.scopes:
+                raise not_supported(request.protocol, "local scope")
+            with self._connecting[key]:
+                if request.protocol == "tcp":
+                    await self._connect_tcp(application, request, config)
+                else:
+                    self._connect_udp(application, request, config)
+        except OSError as error:
+            text = _refusal(request.remote, error)
+            application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
+        finally:
+            del self._connecting[key]
+            application.sessions_in_use -= 1
+            application.worker.wake()
+
+    async def _connect_tcp(
+        self, application: Application, request: m.Connect, config: QuicConfig
+    ) -> None:
+        family = socket.AF_INET6 if ":" in request.remote[0] else socket.AF_INET
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._check("tcp", application, _local_address_for(request.remote), request.remote)
+            with trio.move_on_after(config.handshake_timeout_s) as scope:
+                await sock.connect(request.remote)
+            if scope.cancelled_caught:
+                raise TimeoutError(errno.ETIMEDOUT, "no answer")
+            connection = TcpConnection(sock, application, config, self._tell)
+        except BaseException:
+            sock.close()
+            raise
+        self._connected(application, request, connection)
+
+    def _connect_udp(
+        self, application: Application, request: m.Connect, config: QuicConfig
+    ) -> None:
+        is_ipv6 = ":" in request.remote[0]
+        sock = open_socket(("::" if is_ipv6 else "0.0.0.0", 0))
+        try:
+            sock.connect(request.remote)
+            port = UdpPort(sock, self._tell)
+            self._check("udp", application, port.local, request.remote)
+            connection = UdpConnection(port, request.remote, application, config)
+        except BaseException:
+            sock.close()
+            raise
+        port.add(connection, is_only=True)
+        self._spawn(port.run)
+        self._connected(application, request, connection)
+
+    def bind(self, application: Application, request: m.Bind, config: QuicConfig) -> None:
+        """An unconnected UDP endpoint."""
+        try:
+            if _SCOPE not in application.scopes:
+                raise not_supported("udp", "local scope")
+            sock = open_socket(request.local)
+            try:
+                port = UdpPort(sock, self._tell)
+                anybody = ("::" if ":" in port.local[0] else "0.0.0.0", 0)
+                connection = UdpConnection(port, anybody, application, config)
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            text = _refusal(request.local, error)
+            application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
+            return
+        port.add(connection, is_only=True)
+        self._spawn(port.run)
+        self._connected(application, request, connection)
+
+    def _connected(
+        self,
+        application: Application,
+        request: m.Connect | m.Bind,
+        connection: KernelConnection,
+    ) -> None:
+        self._connections.add(connection)
+        session = self._sessions.add(ConnectionSession(application, SessionState.READY, connection))
+        _offer_datagrams(application, session)
+        application.notify(
+            m.Connected(
+                request.token,
+                session.handle,
+                connection.local,
+                connection.remote,
+                None,
+                connection.handshake,
+            )
+        )
+
+    def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
+        """Listen with a socket."""
+        try:
+            if _SCOPE not in application.scopes:
+                raise not_supported(request.protocol, "local scope")
+            if request.protocol == "tcp":
+                listener: TcpListener | UdpListener = self._listen_tcp(request, config)
+            else:
+                listener = self._listen_udp(request, config)
+        except OSError as error:
+            text = _refusal(request.local, error)
+            application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
+            return
+        session = self._sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
+        if isinstance(listener, TcpListener):
+            self._spawn(self._accept_tcp, session, listener)
+        else:
+            self._spawn(listener.port.run)
+        application.notify(m.Listening(request.token, session.handle, listener.local))
+
+    def _listen_tcp(self, request: m.Listen, config: QuicConfig) -> TcpListener:
+        family = socket.AF_INET6 if ":" in request.local[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            # Or the port could not be had while connections of before are in TIME_WAIT.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(request.local)
+            sock.listen(_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+        return TcpListener(trio.socket.from_stdlib_socket(sock), sock.getsockname()[:2], config)
+
+    def _listen_udp(self, request: m.Listen, config: QuicConfig) -> UdpListener:
+        sock = open_socket(request.local)
+        port = UdpPort(sock, self._tell, lambda peer: self._accept_udp(listener, peer))
+        listener = UdpListener(port, config)
+        return listener
+
+    def unlisten(self, session: ListenerSession) -> None:
+        """Accept no more; accepted connections live on."""
+        self._sessions.remove(session)
+        context = session.context
+        if isinstance(context, TcpListener):
+            context.scope.cancel()
+        elif isinstance(context, UdpListener):
+            context.port.is_listening = False
+            context.port.close_if_unused()
+
+    def cancel(self, application: Application, request: m.Cancel) -> None:
+        """Nobody waits for a connect any more."""
+        scope = self._connecting.get((application, request.token))
+        if scope is not None:
+            scope.cancel()
+
+    def detach(self, application: Application) -> None:
+        """Give up all connects of an application that is gone."""
+        for (owner, _), scope in self._connecting.items():
+            if owner is application:
+                scope.cancel()
+
+    # --- peers that come ---------------------------------------------------------------------
+
+    async def _accept_tcp(self, session: ListenerSession, listener: TcpListener) -> None:
+        with listener.scope, listener.socket:
+            while True:
+                try:
+                    sock, _ = await listener.socket.accept()
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        await trio.sleep(_PAUSE_S)
+                    continue
+                self._take(session, listener, sock)
+                session.application.worker.wake()
+
+    def _take(
+        self, session: ListenerSession, listener: TcpListener, sock: trio.socket.SocketType
+    ) -> None:
+        application = session.application
+        # A peer that is gone again has no name (OSError).
+        with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
+            undo.callback(sock.close)
+            connection = TcpConnection(sock, application, listener.config, self._tell, listener)
+            self._check("tcp", application, connection.local, connection.remote)
+            stream = connection.open_stream()
+            undo.pop_all()
+            self._accepted(session, connection)
+            self._tell(stream, EventKind.STREAM_OPENED)
+            self._spawn(connection.run)
+
+    def _accept_udp(self, listener: UdpListener, peer: Address) -> UdpConnection | None:
+        session = self._sessions.get(listener.session)
+        if not isinstance(session, ListenerSession):
+            return None
+        try:
+            self._check("udp", session.application, listener.local, peer)
+            connection = UdpConnection(
+                listener.port, peer, session.application, listener.config, listener
+            )
+        except OSError:
+            return None
+        self._accepted(session, connection)
+        return connection
+
+    def _accepted(self, listener: ListenerSession, connection: KernelConnection) -> None:
+        self._connections.add(connection)
+        session = self._sessions.add(
+            ConnectionSession(listener.application, SessionState.READY, connection, listener)
+        )
+        _offer_datagrams(listener.application, session)
+        listener.application.notify(
+            m.Accepted(
+                listener.handle,
+                session.handle,
+                connection.local,
+                connection.remote,
+                None,
+                connection.handshake,
+            )
+        )
+
+    def _check(
+        self, protocol: Protocol, application: Application, local: Address, remote: Address
+    ) -> None:
+        """Raises OSError for a connection that may not be."""
+        refusal = self._sessions.refusal(application)
+        if refusal is not None:
+            raise OSError(errno.EMFILE, refusal)
+        denial = self._rules.denial(_SCOPE, application.namespace, local, remote, protocol)
+        if denial is not None:
+            raise OSError(errno.EACCES, denial)
+
+    # --- as a transport ----------------------------------------------------------------------
+
+    def open_stream(
+        self, connection: ConnectionContext, *, unidirectional: bool
+    ) -> TcpStream | None:
+        """A TCP connection's only one; raises OSError for others."""
+        if not isinstance(connection, TcpConnection):
+            raise not_supported("udp", "streams")
+        if unidirectional:
+            raise not_supported("tcp", "unidirectional streams")
+        stream = connection.open_stream()
+        self._spawn(connection.run)
+        return stream
+
+    def send_ready(self, stream: StreamContext) -> None:
+        """See Transport."""
+        assert isinstance(stream, TcpStream)
+        stream.connection.sent()
+
+    def consumed(self, stream: StreamContext) -> None:
+        """See Transport."""
+        assert isinstance(stream, TcpStream)
+        stream.connection.consumed()
+
+    def send_datagrams(self, connection: ConnectionContext) -> None:
+        """See Transport."""
+        assert isinstance(connection, UdpConnection)
+        connection.send_ready()
+
+    def reset_stream(self, stream: StreamContext, code: int) -> None:
+        """The connection is reset; TCP carries no code."""
+        assert isinstance(stream, TcpStream)
+        stream.connection.close(CloseInfo(code, True, "this side reset it", by_peer=False))
+
+    def stop_sending(self, stream: StreamContext, code: int) -> None:
+        """What comes is thrown away; TCP has no way to tell the peer."""
+        assert isinstance(stream, TcpStream)
+        stream.connection.discard()
+
+    def update_key(self, connection: ConnectionContext) -> None:
+        """There are no keys."""
+
+    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
+        """See Transport; and session/tcp.py for what becomes of what was written."""
+        info = CloseInfo(code, True, reason, by_peer=False)
+        if isinstance(connection, TcpConnection):
+            connection.close(info)
+        elif isinstance(connection, UdpConnection) and connection in self._connections:
+            connection.close()
+            self._tell(connection, EventKind.CLOSED, info)
+
+    def shutdown(self, code: int, reason: str) -> None:
+        """Close every connection at once: there will be no turn to linger in."""
+        for connection in list(self._connections):
+            if isinstance(connection, TcpConnection):
+                connection.abort()
+            else:
+                connection.close()
+            self._tell(connection, EventKind.CLOSED, CloseInfo(code, True, reason, False))
+
+    def _tell(
+        self,
+        context: KernelConnection | TcpStream,
+        kind: EventKind,
+        info: CloseInfo | int | None = None,
+    ) -> None:
+        if kind is EventKind.CLOSED:
+            assert not isinstance(context, TcpStream)
+            if context not in self._connections:
+                return
+            self._connections.discard(context)
+        self._events.append(Event(kind, context, info))
+        owner = context.connection if isinstance(context, TcpStream) else context
+        owner.application.worker.wake()

@@ -1,0 +1,235 @@
+"""TCP, as a transport beside the engine: the kernel's sockets behind the same FIFOs and events.
+
+A connection has one stream: who connects opens it, who listens is given it. It is over when both
+directions are, as with any TCP connection. A close with a code or a reason is a reset; else what
+was written still goes out, for LINGER_S at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.quic.seam import (
+    CloseInfo,
+    ConnectionIds,
+    EventKind,
+    Handshake,
+    QuicConfig,
+)
+from hoststack.session.application import Application
+
+Address = tuple[str, int]
+#: Tells the session layer of an event.
+Tell = Callable[["TcpConnection | TcpStream", EventKind, "CloseInfo | int | None"], None]
+
+#: How long a connection that was closed may take for what was written.
+LINGER_S: Final = 10.0
+#: What one call takes from a socket or a FIFO.
+_CHUNK_BYTES: Final = 256 << 10
+
+
+class TcpListener:
+    """A listening socket; it is the engine seam's ListenerContext."""
+
+    def __init__(self, sock: trio.socket.SocketType, local: Address, config: QuicConfig) -> None:
+        self.session = -1
+        self.local = local
+        self.config = config
+        self.socket = sock
+        self.scope = trio.CancelScope()
+
+
+class TcpStream:
+    """The stream of a connection; it is the engine seam's StreamContext."""
+
+    stream_id = 0
+
+    def __init__(self, connection: TcpConnection, rx: Fifo, tx: Fifo) -> None:
+        self.session = -1
+        self.connection = connection
+        self.rx = rx
+        self.tx = tx
+
+
+class TcpConnection:
+    """A connected socket; it is the engine seam's ConnectionContext."""
+
+    protocol: Final = "tcp"
+    alpn = None
+    handshake = Handshake()
+    rx = None
+    tx = None
+
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        application: Application,
+        config: QuicConfig,
+        tell: Tell,
+        listener: TcpListener | None = None,
+    ) -> None:
+        self.session = -1
+        self.application = application
+        self.config = config
+        self.listener = listener
+        self.local: Address = sock.getsockname()[:2]
+        self.remote: Address = sock.getpeername()[:2]
+        self.stream: TcpStream | None = None
+        self._socket = sock
+        self._tell = tell
+        self._scope = trio.CancelScope()
+        self._room = trio.Event()
+        self._bytes = trio.Event()
+        self._is_told_closed = False
+        self._discards = False
+        self._moved = {"rx_bytes": 0, "tx_bytes": 0}
+        # RFC 896's delay is of no use to who writes what belongs together at once.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connection_ids(self) -> ConnectionIds:
+        """None: it is known by its addresses."""
+        return ConnectionIds()
+
+    def statistics(self) -> dict[str, int | float]:
+        """Bytes of each direction, and what the kernel knows (tcp(7), TCP_INFO)."""
+        figures: dict[str, int | float] = dict(self._moved)
+        with contextlib.suppress(OSError):
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            # struct tcp_info: 8 octets, then u32s; rtt and rttvar in us, snd_cwnd in segments.
+            rtt_us, rttvar_us, _, cwnd = struct.unpack_from("=4I", info, 8 + 15 * 4)
+            figures |= {"rtt_s": rtt_us / 1e6, "rtt_variance_s": rttvar_us / 1e6, "cwnd": cwnd}
+        return figures
+
+    # --- from the session layer --------------------------------------------------------------
+
+    def open_stream(self) -> TcpStream:
+        """The only one; raises OSError for another one, and where there is no room for it."""
+        if self.stream is not None:
+            raise OSError(errno.ENOTSUP, "a TCP connection has one stream")
+        sizes = self.config.rx_fifo_bytes, self.config.tx_fifo_bytes
+        if not self.application.has_room_for(*sizes):
+            raise OSError(errno.ENOMEM, "the application's FIFOs take all that they may")
+        self.stream = TcpStream(self, *map(self.application.make_fifo, sizes))
+        return self.stream
+
+    def sent(self) -> None:
+        """There is something in the tx FIFO, or its end."""
+        self._bytes.set()
+
+    def consumed(self) -> None:
+        """There is room in the rx FIFO."""
+        self._room.set()
+
+    def discard(self) -> None:
+        """What comes from now on is thrown away."""
+        self._discards = True
+        self._room.set()
+
+    def close(self, info: CloseInfo) -> None:
+        """The application is done with it."""
+        if self._is_told_closed:
+            return
+        self._told_closed(info)
+        if info.code or info.reason or self.stream is None:
+            self.abort()
+        else:
+            self._discards = True
+            self.stream.tx.set_eof()
+            self._scope.deadline = trio.current_time() + LINGER_S
+            self._room.set()
+            self._bytes.set()
+
+    def abort(self) -> None:
+        """At once, by a reset where that can be."""
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._scope.cancel()
+        if self.stream is None:
+            self._socket.close()
+
+    def _told_closed(self, info: CloseInfo) -> None:
+        if not self._is_told_closed:
+            self._is_told_closed = True
+            self._tell(self, EventKind.CLOSED, info)
+
+    # --- its task ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Moves bytes both ways, once there is a stream, until both directions are over."""
+        assert self.stream is not None
+        info = CloseInfo(0, True, "", by_peer=True)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._receive, self.stream)
+                    nursery.start_soon(self._send, self.stream)
+        except* FifoCorruptError as group:
+            self.abort()
+            self.application.on_fault(group.exceptions[0])
+        except* OSError as group:
+            number = _errno_of(group)
+            info = CloseInfo(number, False, os.strerror(number), by_peer=True)
+        finally:
+            self._socket.close()
+            self._tell(self.stream, EventKind.STREAM_CLOSED, None)
+            self._told_closed(info)
+
+    async def _receive(self, stream: TcpStream) -> None:
+        while True:
+            room = await self._wait_for_room(stream.rx)
+            data = await self._socket.recv(min(room, _CHUNK_BYTES))
+            self._moved["rx_bytes"] += len(data)
+            if data and not self._discards:
+                stream.rx.write(data)
+            elif not data:
+                stream.rx.set_eof()
+            self._tell(stream, EventKind.READABLE, None)
+            if not data:
+                return
+
+    async def _wait_for_room(self, rx: Fifo) -> int:
+        while not self._discards:
+            self._room = trio.Event()
+            # Arm first, then look.
+            rx.arm_write()
+            if room := rx.writable:
+                return room
+            await self._room.wait()
+        return _CHUNK_BYTES
+
+    async def _send(self, stream: TcpStream) -> None:
+        while data := await self._wait_for_bytes(stream.tx):
+            self._tell(stream, EventKind.WRITABLE, None)
+            view = memoryview(data)
+            while view:
+                count = await self._socket.send(view)
+                self._moved["tx_bytes"] += count
+                view = view[count:]
+        self._socket.shutdown(socket.SHUT_WR)
+        self._tell(stream, EventKind.SEND_FINISHED, None)
+
+    async def _wait_for_bytes(self, tx: Fifo) -> bytes:
+        """None at the end alone."""
+        while True:
+            self._bytes = trio.Event()
+            tx.arm_read()
+            if tx.readable or tx.eof:
+                return tx.read(_CHUNK_BYTES)
+            await self._bytes.wait()
+
+
+def _errno_of(group: BaseExceptionGroup[OSError]) -> int:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, OSError)
+    return error.errno or errno.EIO
