@@ -24,7 +24,7 @@ from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope, check_scopes
 from hoststack.stack import Stack
 
 #: A daemon that does not answer within this time has other troubles.
-_PATIENCE_S = 10.0
+PATIENCE_S = 10.0
 
 
 @asynccontextmanager
@@ -46,10 +46,10 @@ async def attach(
     when the daemon ends: then what is waited for raises BrokenResourceError, or ConnectError.
     Raises AttachError where there is no daemon, or it refuses.
     """
-    channel = Channel(_connect(str(path)), takes_fds=True)
+    channel = Channel(connect_to(str(path)), takes_fds=True)
     error: BaseException | None = None
     try:
-        name = _printable(name or os.path.basename(sys.argv[0]) or "python")
+        name = printable(name or os.path.basename(sys.argv[0]) or "python")
         hello = attaching.Attach(
             version=attaching.PROTOCOL_VERSION,
             name=name,
@@ -84,11 +84,13 @@ async def attach(
         raise error
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """An application's name as the daemon takes it."""
     return "".join(c if "!" <= c <= "~" else "_" for c in name)[:64]
 
 
-def _connect(path: str) -> socket.socket:
+def connect_to(path: str) -> socket.socket:
+    """A connection to a daemon's socket; raises AttachError."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         end.connect(path)
@@ -109,16 +111,31 @@ async def _greet(
 ) -> tuple[attaching.Attached, AttachedWorkers]:
     try:
         channel.send(attaching.encode(hello))
-        with trio.fail_after(_PATIENCE_S):
+        with trio.fail_after(PATIENCE_S):
             data = await channel.receive_one()
-        answer = attaching.decode_answer(data[0])
-    except (ChannelClosedError, trio.TooSlowError, msgspec.MsgspecError) as error:
-        text = f"{path}: the daemon does not answer as one should ({error})"
-        raise AttachError(errno.EPROTO, text) from None
+    except (ChannelClosedError, trio.TooSlowError) as error:
+        raise no_answer(path, error) from None
+    about = admitted(path, data[0])
+    return about, AttachedWorkers(about.engine_name)
+
+
+def no_answer(path: str, error: Exception) -> AttachError:
+    """What attaching fails with where the daemon is silent, or talks nonsense."""
+    text = f"{path}: the daemon does not answer as one should ({error})"
+    return AttachError(errno.EPROTO, text)
+
+
+def admitted(path: str, data: bytes) -> attaching.Attached:
+    """The daemon's answer, if it serves this application; raises AttachError."""
+    try:
+        answer = attaching.decode_answer(data)
+    except msgspec.MsgspecError as error:
+        raise no_answer(path, error) from None
     if isinstance(answer, attaching.Refused):
         raise AttachError(answer.errno, f"{path}: {answer.text}")
-    assert isinstance(answer, attaching.Attached)
-    return answer, AttachedWorkers(answer.engine_name)
+    if not isinstance(answer, attaching.Attached):
+        raise no_answer(path, ValueError(type(answer).__name__))
+    return answer
 
 
 class _Daemon:

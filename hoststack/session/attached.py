@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 
 import trio
 
@@ -21,7 +22,8 @@ from hoststack.session.rings import open_rings
 class AttachedWorker(Application):
     """A worker, as this process reaches it. Takes the socket and the descriptors over.
 
-    `run` has to run. When it ends the worker, or the way to it, is gone.
+    In a trio program `run` has to run; when it ends the worker, or the way to it, is gone. Without
+    trio whoever waits for descriptors does what `run` does (hoststack/vcl/client.py).
     """
 
     def __init__(
@@ -72,6 +74,49 @@ class AttachedWorker(Application):
 
     # --- up ----------------------------------------------------------------------------------
 
+    @property
+    def channel(self) -> Channel:
+        """Where its messages come from."""
+        return self._channel
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when it has raised events for one who sleeps."""
+        return self._wake_fd
+
+    def take_messages(self, received: Sequence[tuple[bytes, list[int]]]) -> None:
+        """What came on the channel."""
+        for data, fds in received:
+            message = decode_notice(data, self._fifos.open)
+            if isinstance(message, SegmentCame):
+                (fd,) = fds
+                self._fifos.add_segment(message.number, fd)
+            else:
+                self.notify(message)
+
+    def arm_events(self) -> bool:
+        """This side is about to sleep; whether there are events for it after all."""
+        self._up.ring.arm()
+        return bool(len(self._up.ring))
+
+    def clear_wake_up(self) -> None:
+        """The eventfd has done its work."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+
+    def settle(self) -> None:
+        """What did not fit before may now, and nobody else would look."""
+        self._release_fifos()
+        self._down.settle()
+        self._wake_worker()
+
+    def close(self) -> None:
+        """It is gone, or nobody needs it any more."""
+        self.is_gone = True
+        self._channel.close()
+        os.close(self._wake_worker_fd)
+        os.close(self._wake_fd)
+
     async def run(self) -> None:
         """Listens to the worker until it is gone, or this is cancelled."""
         try:
@@ -82,35 +127,19 @@ class AttachedWorker(Application):
         except* ChannelClosedError:
             pass
         finally:
-            self.is_gone = True
-            self._channel.close()
-            os.close(self._wake_worker_fd)
-            os.close(self._wake_fd)
+            self.close()
 
     async def _receive(self) -> None:
         while True:
-            for data, fds in await self._channel.receive():
-                message = decode_notice(data, self._fifos.open)
-                if isinstance(message, SegmentCame):
-                    (fd,) = fds
-                    self._fifos.add_segment(message.number, fd)
-                else:
-                    self.notify(message)
+            self.take_messages(await self._channel.receive())
             self.wake_application()
-            self._release_fifos()
-            # What did not fit before may now, and nobody else would look.
-            self._down.settle()
-            self._wake_worker()
+            self.settle()
 
     async def _listen_to_events(self) -> None:
         while True:
-            self._up.ring.arm()
-            if not len(self._up.ring):
+            if not self.arm_events():
                 await trio.lowlevel.wait_readable(self._wake_fd)
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+                self.clear_wake_up()
             self.wake_application()
-            self._release_fifos()
-            self._down.settle()
-            self._wake_worker()
+            self.settle()
             await trio.lowlevel.checkpoint()

@@ -257,6 +257,11 @@ class AttachedWorkers:
 
     # --- up ----------------------------------------------------------------------------------
 
+    @property
+    def has_notices(self) -> bool:
+        """Whether `take_notices` has something of this module's own doing."""
+        return bool(self._notices)
+
     def take_notices(self) -> list[m.Notice]:
         for index, worker in list(self._workers.items()):
             for notice in worker.take_notices():

@@ -121,14 +121,22 @@ class Channel:
         while True:
             await self._has_waiting.wait()
             await trio.lowlevel.wait_writable(self._socket)
-            while self._waiting:
-                data, fds = self._waiting[0]
-                if not self._send_now(data, fds):
-                    break
-                self._waiting.popleft()
-                _close_all(fds)
-            else:
+            if self.flush():
                 self._has_waiting = trio.Event()
+
+    def flush(self) -> bool:
+        """Send what waits, as far as the socket takes it; whether all is sent. Raises
+        ChannelClosedError."""
+        while self._waiting:
+            data, fds = self._waiting[0]
+            if not self._send_now(data, fds):
+                return False
+            self._waiting.popleft()
+            _close_all(fds)
+        return True
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def shut(self) -> None:
         """Have both ends see the channel closed, whoever waits for it."""

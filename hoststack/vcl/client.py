@@ -1,0 +1,158 @@
+"""Attaching to a daemon without trio: what hoststack/attach.py does in tasks is done here whenever
+the caller waits, in its own thread."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Final
+
+from hoststack.attach import PATIENCE_S, admitted, connect_to, no_answer, printable
+from hoststack.session import attaching
+from hoststack.session.attached import AttachedWorker
+from hoststack.session.attached_workers import AttachedWorkers
+from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.vcl.config import VclConfig
+
+#: While a message waits for room in a socket, its room is looked for so often.
+_CROWDED_S: Final = 0.01
+
+
+class AttachClient:
+    """One thread's way to a daemon's workers, which are as one in `workers`."""
+
+    def __init__(self, config: VclConfig, name: str) -> None:
+        """Raises AttachError where there is no daemon, or it refuses."""
+        path = config.api_socket_name
+        self._daemon = Channel(connect_to(path), takes_fds=True)
+        self._epoll = select.epoll()
+        self._links: dict[int, AttachedWorker] = {}
+        self._by_fd: dict[int, tuple[int, AttachedWorker]] = {}
+        self._name = printable(name)
+        self.is_gone = False
+        """The daemon has ended."""
+        try:
+            hello = attaching.Attach(
+                version=attaching.PROTOCOL_VERSION,
+                name=self._name,
+                namespace=config.namespace,
+                secret=config.secret,
+                scopes=config.scopes,
+                shares_listeners=True,  # so that each thread may listen
+            )
+            self._greet(path, hello)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, path: str, hello: attaching.Attach) -> None:
+        end = time.monotonic() + PATIENCE_S
+        try:
+            self._daemon.send(attaching.encode(hello))
+            about = admitted(path, self._first(end)[0])
+            self.workers = AttachedWorkers(about.engine_name)
+            self._epoll.register(self._daemon, select.EPOLLIN)
+            while len(self._links) < about.workers:
+                if time.monotonic() >= end or self.is_gone:
+                    raise TimeoutError("its workers do not come")
+                self.wait(end - time.monotonic())
+        except (ChannelClosedError, TimeoutError) as error:
+            raise no_answer(path, error) from None
+
+    def _first(self, end: float) -> tuple[bytes, list[int]]:
+        poll = select.poll()
+        poll.register(self._daemon, select.POLLIN)
+        while not (received := self._daemon.receive_now(1)):
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                raise TimeoutError("no answer")
+        return received[0]
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Take what has come; without anything wait until something comes, or that long.
+
+        None waits for ever. A signal's handler runs meanwhile, and what it raises comes out.
+        """
+        timeout_s = self._prepared(timeout_s)
+        for fd, _ in self._epoll.poll(-1 if timeout_s is None else timeout_s):
+            if fd == self._daemon.fileno():
+                self._hear_daemon()
+            elif fd in self._by_fd:  # or its worker was lost just now
+                self._hear_worker(fd, *self._by_fd[fd])
+        for link in self._links.values():
+            link.settle()
+
+    def _prepared(self, timeout_s: float | None) -> float | None:
+        """Arms what wakes a sleeper; how long it may sleep."""
+        for index, link in list(self._links.items()):
+            try:
+                if not link.channel.flush():
+                    timeout_s = _CROWDED_S if timeout_s is None else min(timeout_s, _CROWDED_S)
+            except ChannelClosedError:
+                self._lose(index)
+            else:
+                if link.arm_events():
+                    timeout_s = 0
+        # Its owner may have been told of something by a call, and not by a descriptor.
+        return 0 if self.workers.has_notices else timeout_s
+
+    def _hear_daemon(self) -> None:
+        try:
+            for data, fds in self._daemon.receive_now():
+                match attaching.decode_answer(data):
+                    case attaching.WorkerOffered(index):
+                        self._add(index, fds)
+                    case attaching.WorkerLost(index):
+                        self._lose(index)
+                    case _:
+                        raise ChannelClosedError("the daemon said something that makes no sense")
+        except ChannelClosedError:
+            self.is_gone = True
+            self._epoll.unregister(self._daemon)
+            for index in list(self._links):
+                self._lose(index)
+
+    def _hear_worker(self, fd: int, index: int, link: AttachedWorker) -> None:
+        if fd == link.wake_fd:
+            link.clear_wake_up()
+            return
+        try:
+            link.take_messages(link.channel.receive_now())
+        except ChannelClosedError:
+            self._lose(index)
+
+    def _add(self, index: int, fds: list[int]) -> None:
+        channel, *others = fds
+        link = AttachedWorker(self._name, socket.socket(fileno=channel), *others)
+        self._lose(index)
+        self._links[index] = link
+        for fd in (link.channel.fileno(), link.wake_fd):
+            self._by_fd[fd] = index, link
+            self._epoll.register(fd, select.EPOLLIN)
+        self.workers.add(index, link)
+
+    def _lose(self, index: int) -> None:
+        link = self._links.pop(index, None)
+        if link is None:
+            return
+        for fd in (link.channel.fileno(), link.wake_fd):
+            del self._by_fd[fd]
+            self._epoll.unregister(fd)
+        link.close()
+        self.workers.remove(index)
+
+    def close(self) -> None:
+        """Leave: the daemon closes all that is open. Idempotent."""
+        for index in list(self._links):
+            self._lose(index)
+        self._daemon.close()
+        self._epoll.close()
+
+    def abandon(self) -> None:
+        """After a fork, in the child: the parent's descriptors are closed here, and nothing is
+        said on them."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self._daemon.close()
+        self._epoll.close()

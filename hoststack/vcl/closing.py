@@ -1,0 +1,111 @@
+"""Ending sessions: shutdown, close, terminate."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+from hoststack.session import messages as m
+from hoststack.vcl.errors import error
+from hoststack.vcl.session import Kind, State, VclSession
+
+if TYPE_CHECKING:
+    from hoststack.vcl.worker import VclWorker
+
+
+def shutdown(worker: VclWorker, session: VclSession, how: int) -> None:
+    """Of a session with bytes: as shutdown(2). Raises ENOTCONN, EINVAL, ENOTSUP."""
+    session.check_readable()
+    if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+        raise error(errno.EINVAL)
+    if session.kind is Kind.DATAGRAMS:
+        raise error(errno.ENOTSUP, "datagrams have no end")
+    if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+        _end_writing(worker, session)
+    if how in (socket.SHUT_RD, socket.SHUT_RDWR):
+        _end_reading(worker, session)
+    session.touch()
+
+
+def _end_writing(worker: VclWorker, session: VclSession) -> None:
+    if session.is_write_shut or session.tx is None or session.state is not State.READY:
+        return
+    session.is_write_shut = True
+    session.tx.set_eof()
+    session.tx.take_read_armed()
+    if session.parent is not None and session.parent.kind is Kind.CONNECTION:
+        worker.add_unfinished(session, session.parent)
+    worker.side.signal_sent(session.stream_handle)
+
+
+def _end_reading(worker: VclWorker, session: VclSession) -> None:
+    if session.is_read_shut or session.rx is None or session.state is not State.READY:
+        return
+    session.is_read_shut = True
+    if not (session.rx.at_end or session.is_reset):
+        worker.side.request(m.StopSending(session.stream_handle, 0))
+
+
+def close(worker: VclWorker, session: VclSession) -> None:
+    """What was written still goes out; then there is no session any more.
+
+    Of a QUIC connection with streams that were closed it waits until what was sent on them is
+    acknowledged; a non-blocking one is left to the calls that follow.
+    """
+    for child in _children(worker, session):
+        close(worker, child)
+    if session.kind is Kind.EPOLL:
+        worker.epolls.pop(session.sh).clear()
+    elif session.state is State.CONNECTING and session.token:
+        worker.side.request(m.Cancel(session.token))
+        _close_connection(worker, session)
+    elif session.kind is Kind.LISTENER:
+        worker.side.request(m.Unlisten(session.handle))
+    elif session.state is State.READY and session.kind is Kind.STREAM:
+        _end_writing(worker, session)
+        if session.protocol == "quic":
+            _end_reading(worker, session)
+        else:
+            _close_connection(worker, session)
+    elif session.state is State.READY:
+        _close_lingering(worker, session)
+    worker.remove(session)
+
+
+def _children(worker: VclWorker, session: VclSession) -> list[VclSession]:
+    """What goes with it: a connection's streams, and what nobody has accepted yet."""
+    if session.kind is Kind.CONNECTION:
+        return [each for each in worker.sessions if each.parent is session]
+    return list(session.accepted)
+
+
+def _close_lingering(worker: VclWorker, session: VclSession) -> None:
+    if session.unfinished and not session.is_nonblocking:
+        worker.wait(lambda: not session.unfinished, worker.LINGER_S)
+    if session.unfinished:
+        worker.linger(session)
+    elif session.state is State.READY:
+        _close_connection(worker, session)
+
+
+def _close_connection(worker: VclWorker, session: VclSession) -> None:
+    if session.handle >= 0:
+        worker.side.request(m.CloseConnection(session.handle, 0, ""))
+
+
+def terminate(worker: VclWorker, session: VclSession) -> None:
+    """At once: what was written and not sent yet is given up, and the peer sees a reset."""
+    if session.state is State.READY and session.kind is Kind.STREAM:
+        if session.protocol == "quic":
+            worker.side.request(m.ResetStream(session.stream_handle, 0))
+            worker.side.request(m.StopSending(session.stream_handle, 0))
+        else:
+            worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
+        session.state = State.CLOSED
+    elif session.state is State.READY and session.handle >= 0 and not session.is_listener:
+        for child in _children(worker, session):
+            terminate(worker, child)
+        worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
+        session.state = State.CLOSED
+    close(worker, session)

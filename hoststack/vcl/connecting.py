@@ -1,0 +1,246 @@
+"""From a new session to one that listens, or carries bytes: bind, listen, accept, connect."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hoststack.quic.seam import QuicConfig
+from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.session import messages as m
+from hoststack.session.protocols import PROTOCOLS
+from hoststack.session.uri import UriError, parse_uri
+from hoststack.stack import DEFAULT_ALPN
+from hoststack.vcl.errors import error
+from hoststack.vcl.session import Address, Kind, State, VclSession
+
+if TYPE_CHECKING:
+    from hoststack.vcl.worker import VclWorker
+
+
+def resolve(session: VclSession, where: object) -> tuple[Address, str]:
+    """An address, and the name that it was given by. `where` is (host, port), or a URI of the
+    session's protocol, or has `ip` and `port`. Raises EINVAL, EADDRNOTAVAIL."""
+    host: object
+    port: object
+    if isinstance(where, str):
+        try:
+            uri = parse_uri(where, PROTOCOLS)
+        except UriError as caught:
+            raise error(errno.EINVAL, str(caught)) from None
+        if uri.scheme != session.protocol:
+            raise error(errno.EINVAL, f"{where} is not for a session of {session.protocol}")
+        host, port = uri.host, uri.port
+    elif isinstance(where, tuple) and len(where) >= 2:
+        host, port = where[:2]
+    else:
+        host, port = getattr(where, "ip", None), getattr(where, "port", None)
+    if not isinstance(host, str) or not isinstance(port, int) or not 0 <= port <= 65535 or not host:
+        raise error(errno.EINVAL, f"{where!r} is no endpoint")
+    try:
+        return (ipaddress.ip_address(host).compressed, port), host
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        raise error(errno.EADDRNOTAVAIL, f"no address is known for {host!r}") from None
+    return (str(found[0][4][0]), port), host
+
+
+def bind(worker: VclWorker, session: VclSession, where: object) -> None:
+    """Raises EINVAL for a session that is bound already, or connected; and what the stack says
+    of the address."""
+    address, _ = resolve(session, where)
+    if session.kind is not Kind.NEW or session.state is not State.CREATED or session.bound:
+        raise error(errno.EINVAL, "it is bound, or in use, already")
+    session.bound = session.local = address
+    if PROTOCOLS[session.protocol].unconnected:
+        try:
+            open_endpoint(worker, session)
+        except OSError:
+            session.bound = None
+            raise
+
+
+def open_endpoint(worker: VclWorker, session: VclSession, peer_host: str = "0.0.0.0") -> None:
+    """Give a UDP session its port: datagrams are kept from now on. Raises OSError."""
+    local = session.bound or ("::" if ":" in peer_host else "0.0.0.0", 0)
+    session.has_addresses = True
+    session.state = State.CONNECTING
+    worker.call(session, lambda token: m.Bind(token, local, _config(worker, session)))
+    _wait_until_ready(worker, session)
+
+
+def _wait_until_ready(worker: VclWorker, session: VclSession) -> None:
+    """Raises what the request came to, and ETIMEDOUT."""
+    timeout_s = worker.config.session_timeout_s
+    if not worker.wait(lambda: session.state is not State.CONNECTING, timeout_s):
+        worker.side.request(m.Cancel(session.token))
+        session.state, session.error = State.FAILED, errno.ETIMEDOUT
+    if session.state is State.FAILED:
+        raise error(take_error(session))
+
+
+def take_error(session: VclSession) -> int:
+    """The errno of a connect that failed; another one may be tried then."""
+    number, session.error = session.error, 0
+    if session.state is State.FAILED:
+        session.state, session.kind = State.CREATED, Kind.NEW
+        session.handle = session.stream_handle = -1
+    return number
+
+
+def listen(worker: VclWorker, session: VclSession) -> None:
+    """On the address that it is bound to. Raises EINVAL, EDESTADDRREQ."""
+    if session.state is State.LISTENING:
+        return
+    if session.bound is None:
+        raise error(errno.EDESTADDRREQ, "bind it first")
+    local = session.bound
+    if session.kind is Kind.DATAGRAMS:
+        local = session.local
+        _give_back_port(worker, session)
+    elif session.kind is not Kind.NEW or session.state is not State.CREATED:
+        raise error(errno.EINVAL)
+    tls = _tls(worker, session)
+    if PROTOCOLS[session.protocol].tls and tls.certificate is None:
+        raise error(errno.EINVAL, "a listener needs a certificate and its key")
+    session.state = State.CONNECTING
+    worker.call(
+        session,
+        lambda token: m.Listen(
+            token, local, tls, DEFAULT_ALPN, _config(worker, session), session.protocol
+        ),
+    )
+    _wait_until_ready(worker, session)
+
+
+def _give_back_port(worker: VclWorker, session: VclSession) -> None:
+    """A UDP session is to listen: its port is to be the listener's."""
+    worker.side.request(m.CloseConnection(session.handle, 0, ""))
+    worker.wait(lambda: session.state is State.CLOSED, worker.config.session_timeout_s)
+    worker.forget_handles(session)
+    session.rx = session.tx = None
+    session.kind, session.state, session.has_addresses = Kind.NEW, State.CREATED, False
+
+
+def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
+    """The next connection of a listener, or stream of a connection. Raises EAGAIN, EBADFD for what
+    neither listens nor is a connection, and what ended it."""
+    if not session.is_listener and session.kind is not Kind.CONNECTION:
+        raise error(errno.EBADFD)
+    if not session.accepted:
+        worker.pump()
+    if not session.accepted and session.is_nonblocking and session.state is not State.CLOSED:
+        raise error(errno.EAGAIN)
+    if not worker.wait(
+        lambda: bool(session.accepted) or session.state is State.CLOSED or worker.client.is_gone,
+        worker.config.accept_timeout_s,
+    ):
+        raise error(errno.EAGAIN, "nothing came in time")
+    if not session.accepted:
+        raise error(session.end_errno or errno.ECONNRESET)
+    accepted = session.accepted.popleft()
+    accepted.is_nonblocking = bool(flags & socket.SOCK_NONBLOCK)
+    session.n_accepted += 1
+    return accepted
+
+
+def connect(worker: VclWorker, session: VclSession, where: object) -> None:
+    """Raises EINPROGRESS for a non-blocking session, EALREADY while that is so, EINVAL for a
+    listener, ENOTSUP for one that is bound and has no leave to choose its port."""
+    remote, name = resolve(session, where)
+    if session.state is State.CONNECTING:
+        worker.pump()
+        if session.state is State.CONNECTING:
+            raise error(errno.EALREADY)
+    if session.state is State.FAILED:
+        raise error(take_error(session))
+    if session.kind is Kind.DATAGRAMS and session.has_addresses:
+        session.remote = remote  # from now on it talks to nobody else
+        return
+    if session.state is State.READY:
+        return
+    if session.state is not State.CREATED:
+        raise error(errno.EINVAL if session.is_listener else errno.ENOTCONN)
+    if session.bound is not None:
+        raise error(errno.ENOTSUP, f"a bound session of {session.protocol} can't connect")
+    tls = _tls(worker, session)
+    session.remote, session.state = remote, State.CONNECTING
+    worker.call(
+        session,
+        lambda token: m.Connect(
+            token,
+            remote,
+            name,
+            tls,
+            DEFAULT_ALPN,
+            _config(worker, session),
+            protocol=session.protocol,
+        ),
+    )
+    if session.is_nonblocking:
+        raise error(errno.EINPROGRESS)
+    _wait_until_ready(worker, session)
+
+
+def stream_connect(worker: VclWorker, session: VclSession, connection: VclSession) -> None:
+    """Open a stream in a connection. Raises ENOTSUP where there are none, ENOTCONN, EINPROGRESS."""
+    if PROTOCOLS[session.protocol].streams != "many" or connection.protocol != session.protocol:
+        raise error(errno.ENOTSUP, f"{connection.protocol} has no streams to open")
+    if session.state is State.CONNECTING:
+        worker.pump()
+        if session.state is State.CONNECTING:
+            raise error(errno.EALREADY)
+    if session.state is State.FAILED:
+        raise error(take_error(session))
+    if session.state is State.READY:
+        return
+    if session.state is not State.CREATED:
+        raise error(errno.EINVAL)
+    if not connection.is_connectable_listener:
+        raise error(errno.ENOTCONN)
+    session.parent, session.handle = connection, connection.handle
+    session.local, session.remote = connection.local, connection.remote
+    session.state = State.CONNECTING
+    worker.call(session, lambda token: m.OpenStream(token, connection.handle, False))
+    if session.is_nonblocking:
+        raise error(errno.EINPROGRESS)
+    _wait_until_ready(worker, session)
+
+
+def _config(worker: VclWorker, session: VclSession) -> QuicConfig | None:
+    rx = session.rx_fifo_bytes or worker.config.rx_fifo_bytes
+    tx = session.tx_fifo_bytes or worker.config.tx_fifo_bytes
+    if rx is None and tx is None:
+        return None
+    default = QuicConfig()
+    rx, tx = rx or default.rx_fifo_bytes, tx or default.tx_fifo_bytes
+    return QuicConfig(
+        rx_fifo_bytes=rx,
+        tx_fifo_bytes=tx,
+        connection_window_bytes=max(default.connection_window_bytes, rx),
+        datagram_fifo_bytes=max(rx, tx) if session.protocol == "udp" else 0,
+    )
+
+
+def _tls(worker: VclWorker, session: VclSession) -> TlsConfig:
+    """Raises EINVAL for a certificate and a key that are none."""
+    if not PROTOCOLS[session.protocol].tls:
+        return TlsConfig()
+    try:
+        return _made_tls(session.certificate, session.key, worker.config.tls_ca)
+    except (TlsConfigError, ValueError, OSError) as caught:
+        raise error(errno.EINVAL, str(caught)) from None
+
+
+@lru_cache(maxsize=64)
+def _made_tls(certificate: bytes | None, key: bytes | None, ca: str | None) -> TlsConfig:
+    # Servers of VPP's have certificates that no authority has seen, and its clients check none.
+    trusted = Path(ca).read_bytes() if ca is not None else None
+    return TlsConfig(certificate=certificate, key=key, ca=trusted, verify=ca is not None)

@@ -1,0 +1,353 @@
+"""A VCL worker: one thread's sessions, and its way to the daemon.
+
+Nothing runs beside the caller. What the stack has to tell is taken when a call has to wait, or
+would have to; a call that finds its bytes in the FIFO makes no system call at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from hoststack.session import messages as m
+from hoststack.session.codec import CodecError
+from hoststack.session.protocols import PROTOCOLS, Protocol
+from hoststack.vcl.client import AttachClient
+from hoststack.vcl.closing import close
+from hoststack.vcl.config import VclConfig
+from hoststack.vcl.epoll import EpollSet
+from hoststack.vcl.errors import errno_of, error
+from hoststack.vcl.session import Kind, State, VclSession
+
+#: As in VPP, a session's number has its worker's in the upper bits.
+_WORKER_SHIFT: Final = 24
+
+
+class VclWorker:
+    """Sessions of one thread."""
+
+    #: How long a close waits until what was sent on streams is acknowledged.
+    LINGER_S: Final = 10.0
+
+    def __init__(self, index: int, config: VclConfig, name: str) -> None:
+        """Raises AttachError."""
+        self.index = index
+        self.config = config
+        self.client = AttachClient(config, name)
+        self.side = self.client.workers
+        self._sessions: dict[int, VclSession] = {}
+        self.epolls: dict[int, EpollSet] = {}
+        self._by_handle: dict[int, VclSession] = {}
+        self._calls: dict[int, VclSession] = {}
+        self._early: dict[int, m.DatagramsReady] = {}
+        self._lingering: dict[VclSession, float] = {}
+        self._unfinished: dict[int, VclSession] = {}  # connections, by their streams' handles
+        self._numbers = itertools.count()
+        self._tokens = itertools.count(1)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            m.Failed: self._on_failed,
+            m.Listening: self._on_listening,
+            m.Connected: self._on_connected,
+            m.StreamReady: self._on_stream_ready,
+            m.Accepted: self._on_accepted,
+            m.StreamAccepted: self._on_stream_accepted,
+            m.DatagramsReady: self._on_datagrams_ready,
+            m.PathChanged: self._on_path_changed,
+            m.Closed: self._on_closed,
+            m.StreamReset: self._on_reset,
+            m.StreamStopped: self._on_stopped,
+            m.SendFinished: self._on_send_finished,
+        }
+
+    # --- the table ---------------------------------------------------------------------------
+
+    def add(self, protocol: Protocol, *, kind: Kind = Kind.NEW) -> VclSession:
+        """A new session. Raises EMFILE."""
+        number = next(self._numbers)
+        if number >= 1 << _WORKER_SHIFT:
+            raise error(errno.EMFILE)
+        session = VclSession(self.index << _WORKER_SHIFT | number, protocol, kind=kind)
+        self._sessions[session.sh] = session
+        return session
+
+    def get(self, sh: int) -> VclSession:
+        """Raises EBADFD for what is none of this worker's sessions."""
+        found = self._sessions.get(sh) if isinstance(sh, int) else None
+        if found is None:
+            raise error(errno.EBADFD)
+        return found
+
+    def get_open(self, sh: int) -> VclSession:
+        """As `get`; an epoll session is none of these."""
+        session = self.get(sh)
+        if session.kind is Kind.EPOLL:
+            raise error(errno.EBADFD)
+        return session
+
+    def get_epoll(self, sh: int) -> EpollSet:
+        """Raises EBADFD, and EINVAL for a session that is no epoll session."""
+        self.get(sh)
+        if sh not in self.epolls:
+            raise error(errno.EINVAL)
+        return self.epolls[sh]
+
+    @property
+    def sessions(self) -> list[VclSession]:
+        return list(self._sessions.values())
+
+    def remove(self, session: VclSession) -> None:
+        """Its number means nothing any more."""
+        for each in list(session.sets):
+            each.remove(session)
+        self._sessions.pop(session.sh, None)
+        if session not in self._lingering:
+            self.forget_handles(session)
+        self._calls.pop(session.token, None)
+
+    def forget_handles(self, session: VclSession) -> None:
+        """What the stack tells of it is about nobody any more."""
+        for handle in (session.handle, session.stream_handle):
+            if self._by_handle.get(handle) is session:
+                del self._by_handle[handle]
+        session.handle = session.stream_handle = -1
+
+    # --- calls -------------------------------------------------------------------------------
+
+    def call(self, session: VclSession, make_request: Callable[[int], m.Request]) -> None:
+        """Send a request whose reply is about a session."""
+        session.token = next(self._tokens)
+        self._calls[session.token] = session
+        self.side.request(make_request(session.token))
+
+    def wait(self, is_done: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Until it is done; False if that takes longer."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not is_done():
+            remaining = None if end is None else end - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return False
+            self.pump(remaining)
+        return True
+
+    def pump(self, timeout_s: float | None = 0.0) -> None:
+        """Take what the stack has to tell; without anything wait that long for it."""
+        if self._lingering:
+            timeout_s = 0.1 if timeout_s is None else min(timeout_s, 0.1)
+            self._end_lingering(time.monotonic())
+        try:
+            self.client.wait(timeout_s)
+        except CodecError as caught:
+            raise error(errno.EPROTO, str(caught)) from None
+        for notice in self.side.take_notices():
+            handler = self._handlers.get(type(notice))
+            if handler is not None:  # else it is of no interest to VCL
+                handler(notice)
+        for handle, _, _ in self.side.take_events():
+            session = self._by_handle.get(handle)
+            if session is not None:
+                session.touch()
+
+    def add_unfinished(self, stream: VclSession, connection: VclSession) -> None:
+        """A stream's end is set: `close` of its connection waits until that is acknowledged."""
+        self._unfinished[stream.stream_handle] = connection
+        connection.unfinished.add(stream.stream_handle)
+
+    def linger(self, connection: VclSession) -> None:
+        """A connection was closed while some of its streams have things to send."""
+        self._lingering[connection] = time.monotonic() + self.LINGER_S
+        self._by_handle[connection.handle] = connection
+
+    def _end_lingering(self, now: float) -> None:
+        for connection, deadline in list(self._lingering.items()):
+            is_over = connection.state is State.CLOSED
+            if is_over or not connection.unfinished or now >= deadline:
+                del self._lingering[connection]
+                self._by_handle.pop(connection.handle, None)
+                if not is_over:
+                    self.side.request(m.CloseConnection(connection.handle, 0, ""))
+
+    def close(self) -> None:
+        """Close all that is open, and leave. What was sent before is waited for."""
+        for session in self.sessions:
+            if session.sh in self._sessions:  # not gone with its connection
+                session.is_nonblocking = True
+                close(self, session)
+        self.wait(lambda: self._has_said_all() or self.client.is_gone, self.LINGER_S)
+        self.client.close()
+
+    def _has_said_all(self) -> bool:
+        self._end_lingering(time.monotonic())
+        return not self._lingering
+
+    # --- notices -----------------------------------------------------------------------------
+
+    def _take_call(self, token: int) -> VclSession | None:
+        session = self._calls.pop(token, None)
+        if session is not None:
+            session.token = 0
+        return session
+
+    def _on_failed(self, notice: m.Failed) -> None:
+        session = self._take_call(notice.token)
+        if session is None:
+            return
+        session.error = notice.errno or errno.ECONNREFUSED
+        if session.handle >= 0 and session.protocol == "tcp":
+            self.side.request(m.CloseConnection(session.handle, 0, ""))
+            self._by_handle.pop(session.handle, None)
+            session.handle = -1
+        session.state = State.FAILED
+        session.touch()
+
+    def _on_listening(self, notice: m.Listening) -> None:
+        session = self._take_call(notice.token)
+        if session is None:
+            self.side.request(m.Unlisten(notice.handle))
+            return
+        session.handle, session.local = notice.handle, notice.local
+        session.kind, session.state = Kind.LISTENER, State.LISTENING
+        self._by_handle[notice.handle] = session
+
+    def _on_connected(self, notice: m.Connected) -> None:
+        session = self._take_call(notice.token)
+        if session is None:
+            self._early.pop(notice.handle, None)
+            self.side.request(m.CloseConnection(notice.handle, 0, ""))
+            return
+        session.handle, session.local = notice.handle, notice.local
+        session.remote = notice.remote if notice.remote[1] else session.remote
+        self._by_handle[notice.handle] = session
+        if session.protocol == "tcp":
+            self.call(session, lambda token: m.OpenStream(token, notice.handle, False))
+            return
+        session.kind = Kind.CONNECTION
+        self._ready(session)
+
+    def _ready(self, session: VclSession) -> None:
+        early = self._early.pop(session.handle, None)
+        if early is not None:
+            self._set_datagrams(session, early)
+        session.state = State.READY
+        session.touch()
+
+    def _on_stream_ready(self, notice: m.StreamReady) -> None:
+        session = self._take_call(notice.token)
+        if session is None:
+            self.side.request(m.ResetStream(notice.handle, 0))
+            self.side.request(m.StopSending(notice.handle, 0))
+            return
+        self._set_stream(session, notice)
+        self._ready(session)
+
+    def _set_stream(self, session: VclSession, notice: m.StreamReady | m.StreamAccepted) -> None:
+        session.kind = Kind.STREAM
+        session.stream_handle = notice.handle
+        session.rx, session.tx = notice.rx, notice.tx
+        self._by_handle[notice.handle] = session
+
+    def _on_accepted(self, notice: m.Accepted) -> None:
+        listener = self._by_handle.get(notice.listener)
+        if listener is None or not listener.is_listener:
+            self.side.request(m.CloseConnection(notice.handle, 0, "nobody listens any more"))
+            return
+        session = self.add(listener.protocol, kind=Kind.CONNECTION)
+        session.parent = listener
+        session.handle, session.local, session.remote = notice.handle, notice.local, notice.remote
+        self._by_handle[notice.handle] = session
+        # Of TCP there is no more to accept than the stream, which is told of next.
+        if PROTOCOLS[session.protocol].streams != "one":
+            self._ready(session)
+            self._offer(listener, session)
+        else:
+            session.state = State.CONNECTING
+
+    def _offer(self, parent: VclSession, session: VclSession) -> None:
+        parent.accepted.append(session)
+        parent.touch()
+
+    def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
+        connection = self._by_handle.get(notice.connection)
+        if connection is None or connection in self._lingering:
+            if notice.tx is not None:
+                self.side.request(m.ResetStream(notice.handle, 0))
+            self.side.request(m.StopSending(notice.handle, 0))
+        elif PROTOCOLS[connection.protocol].streams == "one":
+            self._set_stream(connection, notice)
+            self._ready(connection)
+            assert connection.parent is not None
+            self._offer(connection.parent, connection)
+        else:
+            stream = self.add(connection.protocol, kind=Kind.STREAM)
+            stream.parent = connection
+            stream.handle = connection.handle
+            stream.local, stream.remote = connection.local, connection.remote
+            self._set_stream(stream, notice)
+            self._ready(stream)
+            self._offer(connection, stream)
+
+    def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
+        session = self._by_handle.get(notice.handle)
+        if session is None:
+            self._early[notice.handle] = notice
+        else:
+            self._set_datagrams(session, notice)
+
+    def _set_datagrams(self, session: VclSession, notice: m.DatagramsReady) -> None:
+        if session.protocol != "udp":
+            return  # VCL has no QUIC datagrams
+        session.kind = Kind.DATAGRAMS
+        session.rx, session.tx = notice.rx, notice.tx
+        session.stream_handle = notice.handle
+        session.max_datagram_bytes = notice.max_bytes
+
+    def _on_path_changed(self, notice: m.PathChanged) -> None:
+        session = self._by_handle.get(notice.handle)
+        if session is not None:
+            session.local, session.remote = notice.local, notice.remote
+
+    def _on_closed(self, notice: m.Closed) -> None:
+        self._early.pop(notice.handle, None)
+        connection = self._by_handle.get(notice.handle)
+        if connection is None:
+            return
+        info = notice.info
+        for session in self.sessions:
+            if session.handle == notice.handle:
+                self._end(session, errno_of(info, session.protocol), info.code == 0)
+        if connection in self._lingering:
+            connection.state = State.CLOSED
+
+    def _end(self, session: VclSession, number: int, is_clean: bool) -> None:
+        if session.state is State.CONNECTING:
+            session.error, session.state = number, State.FAILED
+        else:
+            session.end_errno, session.ends_clean = number, is_clean
+            session.state = State.CLOSED
+        for handle in session.unfinished:
+            self._unfinished.pop(handle, None)
+        session.unfinished.clear()
+        session.touch()
+
+    def _on_reset(self, notice: m.StreamReset) -> None:
+        session = self._by_handle.get(notice.handle)
+        if session is not None:
+            session.is_reset = True
+            session.touch()
+
+    def _on_stopped(self, notice: m.StreamStopped) -> None:
+        session = self._by_handle.get(notice.handle)
+        if session is not None:
+            session.is_stopped = True
+            session.touch()
+        self._forget_unfinished(notice.handle)
+
+    def _on_send_finished(self, notice: m.SendFinished) -> None:
+        self._forget_unfinished(notice.handle)
+
+    def _forget_unfinished(self, handle: int) -> None:
+        connection = self._unfinished.pop(handle, None)
+        if connection is not None:
+            connection.unfinished.discard(handle)
