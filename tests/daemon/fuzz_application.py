@@ -191,7 +191,7 @@ class Evil:
             handle, kind = self._any_handle(worker), self._rng.choice([3, 4, 3, 4, 0, 1, 2**31])
             struct.pack_into("<QII", worker.rings, at, handle, kind, 0)
             pushed += 1
-        struct.pack_into("<Q", worker.rings, 0, pushed)
+        struct.pack_into("<Q", worker.rings, 0, pushed & ((1 << 64) - 1))
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(worker.wake_ups[0], 1)
 
@@ -413,7 +413,8 @@ def fuzz(seed: int, seconds: float, engine: str = "auto") -> Iterator[str]:
         try:
             good, done = trio.run(_run, daemon, seed, seconds)
         except BaseException:
-            print(daemon.log[-20_000:])
+            told = [line for line in daemon.log.splitlines() if "evil" not in line]
+            print("\n".join([*told, "", daemon.log[-20_000:]]))
             raise
         yield f"seed {seed}: {good.rounds} good rounds, the longest {good.longest_s:.2f} s"
         reasons = Counter(re.findall(r"evil-\d+ left: (.*)", daemon.log))

@@ -1,0 +1,245 @@
+"""`vcl_test_server [-p QUIC|UDP|TCP] [port]`: counts what clients send, and sends it back."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from apps.vcl_test.stats import Stats
+from apps.vcl_test.wire import Control, Test, WireError
+from hoststack import TlsConfig, vcl
+
+DEFAULT_PORT: Final = 22000
+_AT_ONCE: Final = 16
+_CTRL, _DATA, _CTRL_LISTENER, _DATA_LISTENER, _CONNECTION = range(5)
+
+
+class Data:
+    """A data session of a client's."""
+
+    def __init__(self, session: vcl.Session, proto: str) -> None:
+        self.session = session
+        self.proto = proto
+        self.waiting = memoryview(b"")
+
+
+class Server:
+    """All sessions of one worker."""
+
+    def __init__(self, proto: str, host: str, port: int, is_verbose: bool) -> None:
+        self._proto = proto
+        self._is_verbose = is_verbose
+        self._vep = vcl.vppcom_epoll_create()
+        self._test: Test | None = None
+        self._stats = Stats()
+        self._asking: Control | None = None
+        self._buffer = bytearray(1 << 20)
+        self._kinds: dict[int, int] = {}
+        self._sessions: dict[int, vcl.Session] = {}
+        self._controls: dict[int, Control] = {}
+        self._data: dict[int, Data] = {}
+        self.control_port = self._listen("tcp", host, port, _CTRL_LISTENER)
+        self._listen(proto, host, self.control_port + 1, _DATA_LISTENER)
+
+    def _listen(self, proto: str, host: str, port: int, kind: int) -> int:
+        """The port. Raises OSError."""
+        session = vcl.Session(proto, nonblocking=True)  # type: ignore[arg-type]
+        if proto == "quic":
+            session.use_certificate(*_certificate())
+        session.bind((host, port))
+        session.listen()
+        self._add(session, kind)
+        return session.local[1]
+
+    def _add(self, session: vcl.Session, kind: int) -> None:
+        self._kinds[session.sh], self._sessions[session.sh] = kind, session
+        event = vcl.EpollEvent(select.EPOLLIN, session.sh)
+        vcl.vppcom_epoll_ctl(self._vep, vcl.EPOLL_CTL_ADD, session.sh, event)
+
+    def _drop(self, sh: int) -> None:
+        del self._kinds[sh]
+        control = self._controls.pop(sh, None)
+        if control is self._asking:
+            self._asking = None
+        self._data.pop(sh, None)
+        self._sessions.pop(sh).close()
+
+    def run(self, is_over: threading.Event) -> None:
+        events: list[vcl.EpollEvent] = []
+        while not is_over.is_set():
+            found = vcl.vppcom_epoll_wait(self._vep, events, 64, 200)
+            if found < 0:
+                raise OSError(-found, os.strerror(-found))
+            for event in events:
+                if event.data in self._kinds:
+                    self._handle(event.data, event.events)
+
+    def _handle(self, sh: int, flags: int) -> None:
+        kind, session = self._kinds[sh], self._sessions[sh]
+        try:
+            if kind == _CTRL:
+                self._hear(self._controls[sh])
+            elif kind == _DATA:
+                self._move(self._data[sh], flags)
+            else:
+                self._accept(session, kind)
+        except (OSError, WireError) as error:
+            if kind in (_CTRL_LISTENER, _DATA_LISTENER):
+                if not isinstance(error, OSError) or error.errno != errno.EAGAIN:
+                    print(f"vcl_test_server: accept: {error}", file=sys.stderr)
+            elif not isinstance(error, OSError) or error.errno != errno.EAGAIN:
+                if self._is_verbose:
+                    print(f"vcl_test_server: session {sh}: {error}", flush=True)
+                self._drop(sh)
+
+    def _accept(self, listener: vcl.Session, kind: int) -> None:
+        accepted = listener.accept(os.O_NONBLOCK)
+        if kind == _CTRL_LISTENER:
+            self._add(accepted, _CTRL)
+            self._controls[accepted.sh] = Control(accepted)
+        elif accepted.is_connectable_listener:
+            self._add(accepted, _CONNECTION)
+        else:
+            self._add(accepted, _DATA)
+            self._data[accepted.sh] = Data(accepted, self._proto)
+
+    # --- the control session ---
+
+    def _hear(self, control: Control) -> None:
+        data = control.session.read()
+        if not control.feed(data):
+            self._drop(control.session.sh)
+            return
+        while (message := control.next_line()) is not None:
+            match message.get("cmd"):
+                case "start":
+                    self._test = _test_of(message)
+                    self._stats = Stats()
+                    self._buffer = bytearray(min(max(self._test.rxbuf_bytes, 128), 8 << 20))
+                    control.send({"ok": True})
+                case "stop":
+                    self._asking = control
+                    self._answer_if_done(is_last=bool(message.get("now")))
+                case _:
+                    raise WireError("a command that there is not")
+
+    def _answer_if_done(self, *, is_last: bool = False) -> None:
+        """A client that stops is answered when all that it sent has come."""
+        if self._asking is None or self._test is None:
+            return
+        if self._stats.rx_bytes >= self._test.total_bytes or is_last:
+            duplex = {"is_full_duplex": self._test.test != "uni"}
+            self._asking.send({"stats": self._stats.to_json(**duplex)})
+            self._asking = None
+            if self._is_verbose:
+                shown = self._stats.lines("SERVER RESULTS", show_rx=True, show_tx=True)
+                print("\n".join(shown), flush=True)
+
+    # --- data sessions ---
+
+    def _move(self, data: Data, flags: int) -> None:
+        for _ in range(_AT_ONCE):
+            if data.waiting and not self._write(data):
+                return
+            count = data.session.read_into(self._buffer)
+            if not count and data.proto != "udp":
+                self._end(data)
+                return
+            self._stats.took(count, len(self._buffer))
+            if self._test is None or self._test.test != "uni":
+                data.waiting = memoryview(bytes(memoryview(self._buffer)[:count]))
+                if not self._write(data):
+                    return
+            self._answer_if_done()
+
+    def _write(self, data: Data) -> bool:
+        """Whether all is written; else the rest goes when there is room."""
+        try:
+            while data.waiting:
+                count = data.session.write(data.waiting)
+                self._stats.gave(count, len(data.waiting))
+                data.waiting = data.waiting[count:]
+        except BlockingIOError:
+            self._stats.tx_eagain += 1
+            self._want(data, select.EPOLLOUT)
+            return False
+        self._want(data, select.EPOLLIN)
+        return True
+
+    def _want(self, data: Data, flags: int) -> None:
+        event = vcl.EpollEvent(flags, data.session.sh)
+        vcl.vppcom_epoll_ctl(self._vep, vcl.EPOLL_CTL_MOD, data.session.sh, event)
+
+    def _end(self, data: Data) -> None:
+        self._drop(data.session.sh)
+        self._answer_if_done()
+
+
+def _test_of(message: dict[str, object]) -> Test:
+    try:
+        return Test(**message["test"])  # type: ignore[arg-type]
+    except (KeyError, TypeError) as error:
+        raise WireError(f"a test that can't be: {error}") from None
+
+
+@functools.cache
+def _certificate() -> tuple[bytes, bytes]:
+    """One of its own: clients of VCL check none unless they are told to."""
+    tls = TlsConfig.self_signed(["localhost"])
+    assert isinstance(tls.certificate, bytes)
+    assert isinstance(tls.key, bytes)
+    return tls.certificate, tls.key
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vcl_test_server", description=__doc__)
+    parser.add_argument("-p", dest="proto", metavar="PROTO", default="TCP", help="QUIC, UDP, TCP")
+    parser.add_argument("-6", dest="is_ipv6", action="store_true", help="listen on IPv6")
+    parser.add_argument("-B", dest="host", metavar="ADDRESS", help="listen on this address alone")
+    parser.add_argument("-V", dest="is_verbose", action="store_true", help="show each test")
+    parser.add_argument("port", nargs="?", type=int, default=DEFAULT_PORT)
+    given = parser.parse_args(words)
+    if given.proto.lower() not in ("quic", "udp", "tcp"):
+        parser.error(f"-p {given.proto}: there is QUIC, UDP and TCP")
+    if not 0 < given.port < 65535:
+        parser.error("the port and the one above it must be from 1 to 65535")
+    return given
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; the exit status is 1 for what can't be had."""
+    given = _parse(words)
+    proto = given.proto.lower()
+    host = given.host or ("::" if given.is_ipv6 else "0.0.0.0")
+    if (rv := vcl.vppcom_app_create("vcl_test_server")) < 0:
+        print(f"vcl_test_server: {vcl.vppcom_retval_str(rv)}", file=sys.stderr)
+        return 1
+    is_over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: is_over.set())
+    try:
+        server = Server(proto, host, given.port, given.is_verbose)
+        print(
+            f"vcl_test_server: {given.proto.upper()} data on {host} port {given.port + 1}, "
+            f"control on port {given.port}",
+            flush=True,
+        )
+        server.run(is_over)
+    except OSError as error:
+        print(f"vcl_test_server: {error.strerror}", file=sys.stderr)
+        return 1
+    finally:
+        vcl.vppcom_app_destroy()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
