@@ -321,7 +321,7 @@ int hs_connection_migrate(struct hs_connection *c, uint32_t path_id);
 /* Do not, if it has not begun; HS_QUIC_MIGRATION_FAILED follows then. */
 void hs_connection_stay(struct hs_connection *c);
 /* Begin a key update; -1 while the last one is not confirmed yet (RFC 9001 section 6.5). */
-int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns);
+int hs_connection_update_key(struct hs_connection *c);
 
 /* The application wrote a message into the tx FIFO of the connection's datagrams. */
 void hs_connection_send_datagrams(struct hs_connection *c);

@@ -146,7 +146,7 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 	struct hs_connection *c = path ? new_connection(q, path, tls, config) : NULL;
 	if (!c)
 		return NULL;
-	q->now_ns = now_ns;
+	hs_quic_advance(q, now_ns);
 	ngtcp2_settings settings;
 	ngtcp2_transport_params params;
 	ngtcp2_cid scid, dcid;
@@ -331,15 +331,15 @@ static void update_key_if_due(struct hs_connection *c)
 {
 	if (c->tx_datagrams < c->key_update_at || c->state != HS_OPEN)
 		return;
-	hs_connection_update_key(c, c->q->now_ns);
+	hs_connection_update_key(c);
 }
 
-int hs_connection_update_key(struct hs_connection *c, uint64_t now_ns)
+int hs_connection_update_key(struct hs_connection *c)
 {
 	/* RFC 9001 section 6.1: "An endpoint MUST NOT initiate a key update prior to having confirmed the
 	 * handshake". ngtcp2 fails an assertion where a client's own Finished is not out yet. */
 	if (c->state != HS_OPEN || !c->is_confirmed ||
-	    ngtcp2_conn_initiate_key_update(c->conn, now_ns))
+	    ngtcp2_conn_initiate_key_update(c->conn, c->q->now_ns))
 		return -1;
 	c->key_update_at = c->tx_datagrams + c->config.packets_per_key;
 	c->q->counters.key_updates++;

@@ -416,6 +416,8 @@ void hs_cids_remove(struct hs_cid_table *table, struct hs_connection *c, const u
 		    size_t bytes);
 void hs_cids_remove_all(struct hs_cid_table *table, struct hs_connection *c);
 /* Returns 0, or -1 without memory. */
+/* Time goes forward alone; between turns it stands still. */
+void hs_quic_advance(struct hs_quic *q, uint64_t now_ns);
 int hs_heap_set(struct hs_quic *q, struct hs_connection *c, uint64_t deadline_ns);
 void hs_heap_remove(struct hs_quic *q, struct hs_connection *c);
 /* Give a connection its number. */

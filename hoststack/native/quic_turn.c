@@ -352,10 +352,19 @@ static uint64_t patience_ns(const struct hs_quic *q, const struct hs_quic_turn *
 	return turn->received >= BULK_DATAGRAMS ? LINGER_NS : 0;
 }
 
+/* ngtcp2 ends the process where a connection's time goes back, and the caller's clock was read before
+ * the last turn's bursts went on with ours. */
+void hs_quic_advance(struct hs_quic *q, uint64_t now_ns)
+{
+	if (q->now_ns < now_ns)
+		q->now_ns = now_ns;
+}
+
 /* Bursts in and out, until there is nothing more, or the turn has had its share. */
-static void run_bursts(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
+static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
 		       struct hs_quic_turn *out)
 {
+	uint64_t now_ns = q->now_ns;
 	const struct hs_wire_verbs *wire = q->wire->verbs;
 	int is_clocked = bursts > 1; /* else time stands still during the turn */
 	uint64_t began_ns = is_clocked ? monotonic_ns() : 0, idle_since_ns = began_ns;
@@ -399,9 +408,9 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 	memset(out, 0, sizeof(*out));
 	bury_the_dead(q);
 	q->event_count = 0;
-	q->now_ns = now_ns;
+	hs_quic_advance(q, now_ns);
 	take_parked(q);
-	run_bursts(q, now_ns, bursts, spin_ns, out);
+	run_bursts(q, bursts, spin_ns, out);
 	tell_all(q);
 	q->counters.turns++;
 	q->counters.rx_in_turns[turn_size(out->received)]++;

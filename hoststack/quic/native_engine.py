@@ -254,7 +254,7 @@ class NativeEngine:
     def update_key(self, connection: ConnectionContext) -> None:
         pointer = cast(NativeConnection, connection).pointer
         if pointer is not None:
-            lib.hs_connection_update_key(pointer, self._now_ns)
+            lib.hs_connection_update_key(pointer)
 
     def migrate(self, connection: ConnectionContext, path: object) -> None:
         pointer = cast(NativeConnection, connection).pointer

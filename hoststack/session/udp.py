@@ -216,8 +216,12 @@ class UdpPort:
 
     def close_if_unused(self) -> None:
         """Nobody listens, and there is no endpoint left."""
-        if not (self.is_listening or self._by_peer or self._only):
-            self._scope.cancel()
+        if self.is_listening or self._by_peer or self._only or self._socket.fileno() < 0:
+            return
+        # At once: whoever hears of the end may have the port the next moment.
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+        self._scope.cancel()
 
     def send_soon(self, connection: UdpConnection) -> None:
         self._ready.append(connection)
@@ -225,11 +229,15 @@ class UdpPort:
 
     async def run(self) -> None:
         """Until nobody needs the socket."""
+        if self._socket.fileno() < 0:
+            return
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send)
                     nursery.start_soon(self._receive)
+        except* trio.ClosedResourceError:
+            pass
         finally:
             self._socket.close()
 

@@ -90,7 +90,7 @@ static void act(struct pair *p, struct network *net, uint8_t which)
 	if (which == PAUSE) {
 		s->is_not_reading = !s->is_not_reading;
 	} else if (which == UPDATE_KEY && s->connection) {
-		hs_connection_update_key(s->connection, p->now_ns);
+		hs_connection_update_key(s->connection);
 	} else if (which == MIGRATE && s->connection && s->is_established) {
 		/* To another port of ours, at the address where the server is now. */
 		uint32_t address = hs_connection_path(s->connection) / PAIR_PORTS;

@@ -38,3 +38,38 @@ def test_a_long_transfer_goes_through_many_keys(loss: float) -> None:
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert key_updates >= 2
+
+
+@pytest.mark.usefixtures("engine")
+def test_time_never_goes_back_between_turns() -> None:
+    """A turn over sockets goes on with the time of its bursts; what is asked for between turns must
+    not come with the time at which the last one began, for which ngtcp2 would end the process."""
+
+    async def main() -> None:
+        tls = TlsConfig.self_signed(["localhost"])
+        async with (
+            hoststack.open_stack(link="udp") as server,
+            hoststack.open_stack(link="udp") as client,
+            await server.listen("quic://127.0.0.1:0", tls=tls) as listener,
+            trio.open_nursery() as nursery,
+        ):
+            uri = f"quic://127.0.0.1:{listener.local[1]}"
+            trusting = TlsConfig(verify=False)
+            async with (
+                client.connect(uri, tls=trusting) as connected,
+                await listener.accept() as accepted,
+            ):
+                done = trio.Event()
+
+                async def move() -> None:
+                    await exchange(connected, accepted, bytes(20_000_000))
+                    done.set()
+
+                nursery.start_soon(move)
+                while not done.is_set():
+                    connected.update_keys()
+                    accepted.update_keys()
+                    async with client.connect(uri, tls=trusting):
+                        (await listener.accept()).close_now()
+
+    trio.run(main)
