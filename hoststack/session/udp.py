@@ -245,9 +245,11 @@ class UdpPort:
 
     async def _receive(self) -> None:
         while True:
+            # A socket that was closed meanwhile is nothing to wait for.
+            await trio.lowlevel.checkpoint_if_cancelled()
             await trio.lowlevel.wait_readable(self._socket)
             touched: dict[UdpConnection, None] = {}
-            for _ in range(_BURST):
+            for _ in range(_BURST if self._socket.fileno() >= 0 else 0):
                 try:
                     data, address = self._socket.recvfrom(MAX_DATAGRAM_BYTES)
                 except BlockingIOError:
@@ -295,6 +297,7 @@ class UdpPort:
             while self._ready:
                 connection = self._ready.popleft()
                 while not self._send_some(connection):
+                    await trio.lowlevel.checkpoint_if_cancelled()
                     await trio.lowlevel.wait_writable(self._socket)
                 await trio.lowlevel.checkpoint()
             self._wakes = trio.Event()

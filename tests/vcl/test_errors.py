@@ -8,12 +8,14 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
 
 from hoststack import vcl
 from hoststack.vcl import functions as f
+from hoststack.vcl.session import State
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 from tests.vcl.conftest import CERT, KEY, Pair, config_of, in_thread, listener
 
@@ -88,8 +90,12 @@ def reset(protocol: str) -> int:
     pair = Pair(protocol)
     ours, theirs = pair.streams
     theirs.terminate()
-    entry = vcl.VclPoll(ours.sh, select.POLLIN)
-    assert vcl.vppcom_poll([entry], PATIENCE_S) == 1
+    worker, session = ours._found()
+    # Over QUIC it is a reset of one direction, and a stop of the other.
+    assert worker.wait(
+        lambda: (session.is_reset and session.is_stopped) or session.state is State.CLOSED,
+        PATIENCE_S,
+    )
     ours.attr(vcl.Attr.SET_FLAGS, os.O_NONBLOCK)
     return ours.sh
 
@@ -274,16 +280,27 @@ def test_a_port_that_is_taken(protocol: str) -> None:
     assert f.vppcom_session_bind(new("udp"), ("192.0.2.1", 5)) == -errno.EADDRNOTAVAIL
 
 
-def test_refused() -> None:
-    for protocol in ("tcp", "quic"):
-        with vcl.Session(protocol) as session:
-            nobody = free_port()
-            expected = ConnectionRefusedError if protocol == "tcp" else TimeoutError
-            with pytest.raises(expected):
-                session.connect(("127.0.0.1", nobody))
-            # And it is as new.
-            assert f.vppcom_session_get_error(session.sh) == 0
-            assert f.vppcom_session_is_connectable_listener(session.sh) == 0
+def test_refused(daemon: Daemon) -> None:
+    vcl.vppcom_app_destroy()
+    impatient = replace(config_of(daemon), session_timeout_s=1)
+    with vcl.application("impatient", impatient):
+        for protocol in ("tcp", "quic"):
+            is_refused(protocol)
+        is_refused_datagrams()
+
+
+def is_refused(protocol: str) -> None:
+    with vcl.Session(protocol) as session:  # type: ignore[arg-type]
+        nobody = free_port()
+        expected = ConnectionRefusedError if protocol == "tcp" else TimeoutError
+        with pytest.raises(expected):
+            session.connect(("127.0.0.1", nobody))
+        # And it is as new.
+        assert f.vppcom_session_get_error(session.sh) == 0
+        assert f.vppcom_session_connect(session.sh, ("127.0.0.1", 65536)) == EINVAL
+
+
+def is_refused_datagrams() -> None:
     with vcl.Session("udp") as session:
         session.connect(("127.0.0.1", free_port()))
         while True:  # the kernel limits how often it says so
