@@ -1,0 +1,73 @@
+"""The epoll server of apps/: a thousand streams at once, of several connections."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+import hoststack
+from hoststack import QuicConfig, TlsConfig
+from tests.daemon.conftest import PATIENCE_S, run_daemon
+
+CONNECTIONS = 10
+STREAMS = 100
+
+
+def test_a_thousand_streams() -> None:
+    # Python lines, without its text for people: what the server promises to be.
+    source = Path("apps/vcl_epoll_server.py").read_text()
+    assert len([line for line in source.splitlines() if line.strip()]) < 80
+    with run_daemon("--workers", "2") as daemon:
+        line = [sys.executable, "-m", "apps.vcl_epoll_server", "quic://127.0.0.1:0"]
+        environment = os.environ | {"VCL_VPP_API_SOCKET": daemon.api}
+        with subprocess.Popen(line, stdout=subprocess.PIPE, env=environment, text=True) as server:
+            try:
+                assert server.stdout is not None
+                found = re.fullmatch(r"port (\d+)\n", server.stdout.readline())
+                assert found
+                trio.run(ask_all, f"quic://127.0.0.1:{found[1]}")
+                assert server.poll() is None
+            finally:
+                server.kill()
+
+
+async def ask_all(uri: str) -> None:
+    """All streams are open before the first of them ends."""
+    config = QuicConfig(rx_fifo_bytes=1 << 16, tx_fifo_bytes=1 << 16)
+    open_ = 0
+    all_open = trio.Event()
+    everybody = CONNECTIONS * STREAMS
+
+    async def ask(connection: hoststack.Connection) -> None:
+        nonlocal open_
+        data = os.urandom(20_000)
+        stream = await connection.open_stream()
+        await stream.send_all(data)
+        back = await stream.receive_some()
+        open_ += 1
+        if open_ == everybody:
+            all_open.set()
+        await all_open.wait()
+        await stream.send_eof()
+        async for part in stream:
+            back += part
+        assert back == data
+
+    async def connect(stack: hoststack.Stack) -> None:
+        async with (
+            stack.connect(uri, tls=TlsConfig(verify=False), config=config) as connection,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(STREAMS):
+                nursery.start_soon(ask, connection)
+
+    with trio.fail_after(PATIENCE_S):
+        async with hoststack.open_stack() as stack, trio.open_nursery() as nursery:
+            for _ in range(CONNECTIONS):
+                nursery.start_soon(connect, stack)
+    assert open_ == everybody
