@@ -3,7 +3,7 @@
  * Steers QUIC packets into AF_XDP sockets by their connection ID.
  *
  * Destination address and port are looked up; then the connection ID says which worker has the
- * connection, wherever RSS put the packet. A socket receives from its own queue alone, so each
+ * connection, wherever RSS put the packet. A port of plain datagrams is one worker's. A socket receives from its own queue alone, so each
  * worker has one on every queue. All that is not ours passes to the kernel.
  */
 #include <linux/bpf.h>
@@ -185,12 +185,15 @@ static __always_inline int parse_ipv6(struct cursor *c, struct hs_steer_port *to
 	return HS_STEER_PASSED_EXTENSION + 1;
 }
 
-static __always_inline int is_ours(struct hs_steer_port *to)
+/* What a port of ours is for; NULL for others. */
+static __always_inline __u32 *find_use(struct hs_steer_port *to)
 {
-	if (bpf_map_lookup_elem(&hs_ports, to))
-		return 1;
+	__u32 *use = bpf_map_lookup_elem(&hs_ports, to);
+
+	if (use)
+		return use;
 	__builtin_memset(to->ip, 0, sizeof(to->ip));
-	return bpf_map_lookup_elem(&hs_ports, to) != 0;
+	return bpf_map_lookup_elem(&hs_ports, to);
 }
 
 /* Whether a connection ID of HS_CID_BYTES is one of ours, and whose it is. */
@@ -266,7 +269,7 @@ int hs_steer(struct xdp_md *ctx)
 	struct hs_steer_config *config;
 	struct hs_steer_port to = { 0 };
 	struct udphdr *udp;
-	__u32 zero = 0, left = 0, udp_bytes;
+	__u32 zero = 0, left = 0, udp_bytes, *use;
 	__be16 type = 0;
 	int why;
 
@@ -288,7 +291,8 @@ int hs_steer(struct xdp_md *ctx)
 	if (!udp)
 		return pass(HS_STEER_PASSED_MALFORMED);
 	to.port_be = udp->dest;
-	if (!is_ours(&to))
+	use = find_use(&to);
+	if (!use)
 		return pass(HS_STEER_PASSED_OTHER_PORT);
 	udp_bytes = bpf_ntohs(udp->len);
 	if (udp_bytes < sizeof(*udp) || udp_bytes > left)
@@ -296,7 +300,12 @@ int hs_steer(struct xdp_md *ctx)
 	udp_bytes -= sizeof(*udp);
 	if (c.at + udp_bytes > c.end)
 		return pass(HS_STEER_PASSED_MALFORMED);
-	return steer(&c, udp_bytes, ctx->rx_queue_index, config);
+	if (*use == HS_STEER_QUIC)
+		return steer(&c, udp_bytes, ctx->rx_queue_index, config);
+	if (*use > config->workers)
+		return pass(HS_STEER_REDIRECT_FAILED);
+	return redirect(ctx->rx_queue_index, *use - 1, config->workers,
+			HS_STEER_REDIRECTED_BY_PORT);
 }
 
 char hs_license[] SEC("license") = "Dual BSD/GPL";

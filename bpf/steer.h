@@ -31,7 +31,7 @@ enum hs_cid {
 enum hs_steer_limits {
 	HS_STEER_MAX_WORKERS = 256, /* the worker is one octet */
 	HS_STEER_MAX_QUEUES = 128,
-	HS_STEER_MAX_PORTS = 1024,
+	HS_STEER_MAX_PORTS = 8192,
 	HS_STEER_VLAN_TAGS = 2,
 	HS_STEER_EXTENSION_HEADERS = 8,
 };
@@ -45,7 +45,10 @@ struct hs_steer_config {
 };
 
 /* Map hs_ports: a hash. Where this key is, UDP datagrams to it are ours; the address may be all
- * zeros for any. The value is not looked at. */
+ * zeros for any. The value, a uint32_t, is HS_STEER_QUIC where connection IDs say whose a datagram
+ * is; for a port of plain datagrams it is the worker that has it, plus one. */
+enum { HS_STEER_QUIC = 0 };
+
 struct hs_steer_port {
 	uint8_t ip_version; /* 4 or 6 */
 	uint8_t zero;
@@ -60,6 +63,7 @@ struct hs_steer_port {
 enum hs_steer_verdict {
 	HS_STEER_REDIRECTED_BY_CID, /* to the worker that the connection ID names */
 	HS_STEER_REDIRECTED_AS_NEW, /* a foreign connection ID: to the queue's own worker */
+	HS_STEER_REDIRECTED_BY_PORT, /* plain datagrams: to the worker whose port it is */
 	HS_STEER_REDIRECT_FAILED, /* no socket at that index; passed */
 	HS_STEER_PASSED_NOT_STEERING, /* no configuration yet */
 	HS_STEER_PASSED_NOT_IP, /* ARP and whatever else, also more than two VLAN tags */

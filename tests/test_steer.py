@@ -140,9 +140,9 @@ class Steer:
         config = ffi.new("struct hs_steer_config *", (workers, p.HOST, p.ROTATION, p.OLD_ROTATION))
         self.maps["hs_config"].update(0, bytes(ffi.buffer(config)))
 
-    def open_port(self, address: bytes, version: int) -> None:
+    def open_port(self, address: bytes, version: int, use: int = lib.HS_STEER_QUIC) -> None:
         key = struct.pack("=BB", version, 0) + struct.pack("!H", p.PORT) + address.ljust(16, b"\0")
-        self.maps["hs_ports"].update(key, 1)
+        self.maps["hs_ports"].update(key, use)
 
     def counters(self) -> dict[str, int]:
         verdicts = self.maps["hs_verdicts"]
@@ -236,6 +236,23 @@ def test_a_port_on_any_address(steer: Steer) -> None:
     steer.open_port(b"", 6)
     six = p.ethernet(p.ipv6(_QUIC, to=b"\xfd" + bytes(15)), p.IPV6)
     steer.check(six, p.expected(six, any_address=True))
+
+
+def test_a_port_of_plain_datagrams_is_one_workers(steer: Steer) -> None:
+    steer.open_port(p.TO4, 4, use=2)
+    for payload in (b"", b"x", bytes(1400), p.short_header(p.cid()), _QUIC):
+        frame = p.ethernet(p.ipv4(p.udp(payload)))
+        assert steer.run(frame) == (pyxdp.XDP_REDIRECT, "redirected_by_port")
+    # Whose socket that is: without it the kernel gets them; the other worker's is of no interest.
+    steer.maps["hs_sockets"].delete(0)
+    assert steer.run(frame) == (pyxdp.XDP_REDIRECT, "redirected_by_port")
+    steer.maps["hs_sockets"].delete(1)
+    assert steer.run(frame) == (pyxdp.XDP_PASS, "redirect_failed")
+    # Lengths are looked at as ever, and a worker that there is not has no datagrams.
+    cut = p.ethernet(p.ipv4(p.udp(bytes(100))))[:-1]
+    assert steer.run(cut) == (pyxdp.XDP_PASS, "passed_malformed")
+    steer.open_port(p.TO4, 4, use=p.WORKERS + 1)
+    assert steer.run(frame) == (pyxdp.XDP_PASS, "redirect_failed")
 
 
 @pytest.mark.parametrize("workers", [0, 257, 0xFFFFFFFF])

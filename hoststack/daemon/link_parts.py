@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any, Protocol
 
 from hoststack.daemon.config import DaemonConfig
 from hoststack.debug.counters import describe_program
 from hoststack.debug.worker_side import Data
-from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.link.kernel_socket import open_kernel_socket
 from hoststack.link.shared_af_xdp import SharedAfXdp
 from hoststack.link.udp_group import UdpGroup
 
@@ -23,6 +25,10 @@ class LinkPart(Protocol):
 
     def open_port(self, endpoint: Endpoint) -> Endpoint: ...
     def close_port(self, endpoint: Endpoint) -> None: ...
+    def open_socket(
+        self, protocol: KernelProtocol, endpoint: Endpoint, worker: int
+    ) -> socket.socket: ...
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None: ...
     def use_neighbour(self, host: str) -> None: ...
     def socket_of(self, worker: int, endpoint: Endpoint) -> int: ...
     def reclaim(self, worker: int) -> None:
@@ -42,6 +48,15 @@ class UdpPart(UdpGroup):
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
         """See LinkPart; sockets are handed over as ports are opened."""
         return {}, []
+
+    def open_socket(
+        self, protocol: KernelProtocol, endpoint: Endpoint, worker: int
+    ) -> socket.socket:
+        """See PortOwner; the kernel carries its datagrams."""
+        return open_kernel_socket(protocol, endpoint)
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """See PortOwner; the kernel knows."""
 
     def use_neighbour(self, host: str) -> None:
         """See PortSource (link/base.py); the kernel sends, and looks for them unasked."""

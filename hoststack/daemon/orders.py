@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from hoststack.engine.engines import EngineName
+from hoststack.link.base import KernelProtocol
 from hoststack.session.namespaces import Scope
 
 
@@ -93,6 +94,22 @@ class ClosePort(msgspec.Struct, tag=True, frozen=True):
     port: int
 
 
+class OpenSocket(msgspec.Struct, tag=True, frozen=True):
+    """A worker wants a socket of the kernel's, bound; it waits for it."""
+
+    protocol: KernelProtocol
+    host: str
+    port: int
+
+
+class CloseSocket(msgspec.Struct, tag=True, frozen=True):
+    """A worker is about to close one."""
+
+    protocol: KernelProtocol
+    host: str
+    port: int
+
+
 class UseNeighbour(msgspec.Struct, tag=True, frozen=True):
     """A worker sends to a neighbour: the kernel is to look for it, or confirm it. It waits."""
 
@@ -100,7 +117,7 @@ class UseNeighbour(msgspec.Struct, tag=True, frozen=True):
 
 
 class PortOpened(msgspec.Struct, tag=True, frozen=True):
-    """With the worker's socket, for a link over sockets."""
+    """With the worker's socket, for a link over sockets, and always in answer to OpenSocket."""
 
     host: str
     port: int
@@ -117,7 +134,7 @@ class PortRefused(msgspec.Struct, tag=True, frozen=True):
 
 Order = Start | Serve | Command | CancelCommand | Drain
 Report = Ready | Answer
-PortRequest = OpenPort | ClosePort | UseNeighbour
+PortRequest = OpenPort | ClosePort | OpenSocket | CloseSocket | UseNeighbour
 PortAnswer = PortOpened | NeighbourUsed | PortRefused
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -19,7 +19,8 @@ import msgspec
 import trio
 
 from hoststack.daemon import orders
-from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.link.port_reservation import bind_error
 
 #: A supervisor that does not answer is gone, or as good as that.
 _PATIENCE_S: Final = 10.0
@@ -36,6 +37,13 @@ class PortOwner(Protocol):
 
     def close_port(self, endpoint: Endpoint) -> None: ...
 
+    def open_socket(
+        self, protocol: KernelProtocol, endpoint: Endpoint, worker: int
+    ) -> socket.socket:
+        """See SocketSource (link/base.py); datagrams past the kernel go to the worker."""
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None: ...
+
     def use_neighbour(self, host: str) -> None:
         """See PortSource (link/base.py)."""
 
@@ -50,6 +58,7 @@ class PortKeeper:
         self._owner = owner
         self._holders: dict[Endpoint, set[int]] = {}
         self._left: dict[int, set[Endpoint]] = {}
+        self._sockets: dict[int, set[tuple[KernelProtocol, Endpoint]]] = {}
 
     def open(self, worker: int, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """Raises LinkError. The descriptor stays the owner's."""
@@ -86,6 +95,9 @@ class PortKeeper:
             try:
                 yield theirs, partial(self._serve, worker, ours)
             finally:
+                # Sockets of its own went with it.
+                for protocol, endpoint in self._sockets.pop(worker, set()):
+                    self._owner.close_socket(protocol, endpoint)
                 mine = {e for e, holders in self._holders.items() if worker in holders}
                 self._left[worker] = mine
 
@@ -103,10 +115,12 @@ class PortKeeper:
                     request = orders.decode_port_request(data)
                 except msgspec.MsgspecError:
                     break
-                answer, fd = self._answer(worker, request)
+                answer, fd, opened = self._answer(worker, request)
                 if answer is not None:
                     # The answer is small, and the worker waits for it: it never blocks.
                     socket.send_fds(end, [orders.encode(answer)], [fd] if fd >= 0 else [])
+                if opened is not None:
+                    opened.close()  # the worker has it now
 
     async def _close_left(self, worker: int) -> None:
         await trio.sleep(_STRAGGLERS_S)
@@ -115,21 +129,51 @@ class PortKeeper:
 
     def _answer(
         self, worker: int, request: orders.PortRequest
-    ) -> tuple[orders.PortAnswer | None, int]:
+    ) -> tuple[orders.PortAnswer | None, int, socket.socket | None]:
+        """The answer, the descriptor that goes with it, and what is to be closed after that."""
         try:
-            if isinstance(request, orders.UseNeighbour):
-                self._owner.use_neighbour(str(ip_address(request.host)))
-                return orders.NeighbourUsed(), -1
-            endpoint = Endpoint(request.host, request.port)
-            if isinstance(request, orders.ClosePort):
-                self.close(worker, endpoint)
-                return None, -1
-            opened, fd = self.open(worker, endpoint)
-            return orders.PortOpened(*opened), fd
+            match request:
+                case orders.UseNeighbour(host=host):
+                    self._owner.use_neighbour(str(ip_address(host)))
+                    return orders.NeighbourUsed(), -1, None
+                case orders.OpenPort():
+                    opened, fd = self.open(worker, Endpoint(request.host, request.port))
+                    return orders.PortOpened(*opened), fd, None
+                case orders.ClosePort():
+                    self.close(worker, Endpoint(request.host, request.port))
+                case orders.OpenSocket():
+                    endpoint, made = self._open_socket(worker, request)
+                    return orders.PortOpened(*endpoint), made.fileno(), made
+                case orders.CloseSocket():
+                    self._close_socket(worker, request)
         except LinkError as error:
-            return orders.PortRefused(error.errno or errno.EIO, error.strerror or str(error)), -1
+            refusal = orders.PortRefused(error.errno or errno.EIO, error.strerror or str(error))
+            return refusal, -1, None
         except ValueError as error:
-            return orders.PortRefused(errno.EINVAL, str(error)), -1
+            return orders.PortRefused(errno.EINVAL, str(error)), -1, None
+        return None, -1, None
+
+    def _open_socket(
+        self, worker: int, request: orders.OpenSocket
+    ) -> tuple[Endpoint, socket.socket]:
+        endpoint = Endpoint(request.host, request.port)
+        try:
+            made = self._owner.open_socket(request.protocol, endpoint, worker)
+        except LinkError:
+            raise
+        except OSError as error:
+            raise bind_error(error, endpoint, request.protocol) from None
+        endpoint = Endpoint(request.host, made.getsockname()[1])
+        self._sockets.setdefault(worker, set()).add((request.protocol, endpoint))
+        return endpoint, made
+
+    def _close_socket(self, worker: int, request: orders.CloseSocket) -> None:
+        """Nothing happens if the worker has not opened it."""
+        key = request.protocol, Endpoint(request.host, request.port)
+        mine = self._sockets.get(worker, set())
+        if key in mine:
+            mine.discard(key)
+            self._owner.close_socket(*key)
 
 
 class PortClient:
@@ -149,14 +193,29 @@ class PortClient:
 
     def close_port(self, endpoint: Endpoint) -> None:
         """See PortSource."""
-        try:
-            self._end.send(orders.encode(orders.ClosePort(*endpoint)))
-        except OSError:
-            return  # the supervisor is gone, and the port with it
+        self._tell(orders.ClosePort(*endpoint))
+
+    def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
+        """See SocketSource."""
+        _, fds = self._ask(orders.OpenSocket(protocol, *endpoint))
+        opened = socket.socket(fileno=fds[0])
+        opened.setblocking(False)
+        return opened
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """See SocketSource."""
+        self._tell(orders.CloseSocket(protocol, *endpoint))
 
     def use_neighbour(self, host: str) -> None:
         """See PortSource."""
         self._ask(orders.UseNeighbour(host))
+
+    def _tell(self, request: orders.PortRequest) -> None:
+        """Without an answer."""
+        try:
+            self._end.send(orders.encode(request))
+        except OSError:
+            return  # the supervisor is gone, and the port with it
 
     def _ask(self, request: orders.PortRequest) -> tuple[orders.PortAnswer, list[int]]:
         """Wait for the answer, and its descriptors; raises LinkError for a refusal."""

@@ -166,6 +166,8 @@ class Worker:
         self._lazy_deadline = math.inf
         self.layer.take_from_applications()
         turn = self.layer.engine.turn(trio.current_time(), spin_s)
+        if self.layer.kernel.move_datagrams():
+            turn = turn._replace(blocked=True)
         has_woken = self.layer.give_to_applications(turn.events)
         if self._idle is not None and not self.layer.connections():
             self._idle.set()

@@ -20,18 +20,21 @@ import trio
 import pyxdp
 from hoststack.link.base import (
     BURST,
+    DatagramWay,
     Endpoint,
     LinkError,
     Outgoing,
     Path,
     PortSource,
     Received,
+    SocketSource,
     Wire,
 )
 from hoststack.link.frame_path import FramePath, PathTable
 from hoststack.link.next_hop import NextHops
 from hoststack.link.steered_ports import SteeredPorts
 from hoststack.link.steering import Steering, as_link_error
+from hoststack.link.xdp_datagrams import XdpDatagrams
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class AfXdpLink:
         self._tx = sockets[0]
         self._next_queue = 0
         self._paths = PathTable(hops, umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._plain = XdpDatagrams(ports, hops, self._paths, self.send)
         self._opened: set[Endpoint] = set()
         self._epoll = select.epoll()
         for socket in sockets:
@@ -210,6 +214,15 @@ class AfXdpLink:
         """See Link."""
         return self._paths.current(path).max_datagram_bytes
 
+    @property
+    def sockets(self) -> SocketSource:
+        """See Link."""
+        return self._plain
+
+    def datagrams(self) -> DatagramWay:
+        """See Link."""
+        return self._plain
+
     # --- for an engine in C ---
 
     def wire(self) -> Wire:
@@ -219,6 +232,7 @@ class AfXdpLink:
         self._wire = XdpWire(
             self._sockets, self._umem, self._paths, self._hops, self._left_frames_on_ring
         )
+        self._plain.use_wire(self._wire)
         return self._wire
 
     def _left_frames_on_ring(self) -> None:
@@ -247,7 +261,7 @@ class AfXdpLink:
             self._base, self._umem.size_bytes, _descs(burst), count, self._datagrams
         )
         area, by_flow = self._area, self._paths.by_flow
-        payload_bytes, before = 0, len(received)
+        payload_bytes = good = 0
         for start, length, drop, ecn, flow in _DATAGRAM.iter_unpack(
             self._infos[: count * _DATAGRAM.size]
         ):
@@ -258,10 +272,13 @@ class AfXdpLink:
             if path is None:
                 self._counters["rx_not_for_us"] += 1
                 continue
-            received.append((area[start : start + length].tobytes(), path, ecn))
             payload_bytes += length
+            good += 1
+            datagram = (area[start : start + length].tobytes(), path, ecn)
+            if not self._plain.puts_aside(datagram):
+                received.append(datagram)
         socket.rx_release(burst)
-        self._counters["rx_datagrams"] += len(received) - before
+        self._counters["rx_datagrams"] += good
         self._counters["rx_bytes"] += payload_bytes
 
     # --- sending ---

@@ -8,9 +8,10 @@ that are to go. It knows endpoints, paths and datagram sizes; it knows nothing o
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 #: Datagrams that one turn takes from, or gives to, a link.
 BURST = 64
@@ -119,7 +120,38 @@ class Wire(Protocol):
         """A turn is over: whatever the link has to do about it."""
 
 
-class PortSource(Protocol):
+#: What the kernel carries beside QUIC.
+KernelProtocol = Literal["tcp", "udp"]
+
+
+class SocketSource(Protocol):
+    """Who opens the kernel's own sockets, for what is not QUIC."""
+
+    def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
+        """A socket bound to an endpoint, non-blocking; port 0 picks a free one, and "::" is IPv6
+        alone, as with ports of a link. What comes for one of UDP may come past the kernel
+        (`Link.datagrams`). The socket is the caller's. Raises OSError."""
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """The owner is about to close a socket of `open_socket`."""
+
+
+class DatagramWay(Protocol):
+    """Plain UDP datagrams past the kernel, of sockets that `open_socket` opened. The kernel still
+    carries what this can't: to this machine itself, larger than the MTU, by other interfaces."""
+
+    def take(self) -> Sequence[Received]:
+        """What has come since the last call; never blocks."""
+
+    def path(self, local: Endpoint, remote: Endpoint, payload_bytes: int) -> Path | None:
+        """From a port to a peer; None if the kernel has to send a datagram of that size now. With
+        an unspecified local address it goes out from the one that the route gives."""
+
+    def send(self, burst: Sequence[Outgoing]) -> int:
+        """As Link.send."""
+
+
+class PortSource(SocketSource, Protocol):
     """Who opens ports for a worker's link where the worker itself may not."""
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
@@ -169,6 +201,14 @@ class Link(Protocol):
 
     def max_datagram_bytes(self, path: Path) -> int:
         """The largest UDP payload that the interface's MTU carries on this path."""
+
+    @property
+    def sockets(self) -> SocketSource:
+        """Where sockets of the kernel's come from."""
+
+    def datagrams(self) -> DatagramWay | None:
+        """The way of plain UDP datagrams past the kernel, once for each link; None if there is
+        none."""
 
     def wire(self) -> Wire | None:
         """The way past Python, once for each link; None if there is none. Who takes it calls

@@ -19,7 +19,16 @@ from typing import Final
 
 import trio
 
-from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
+from hoststack.link.base import (
+    BURST,
+    Endpoint,
+    LinkError,
+    Outgoing,
+    Path,
+    Received,
+    SocketSource,
+)
+from hoststack.link.kernel_socket import OwnSockets
 
 #: Datagrams that wait for one host, at most; like any queue in a network it drops what is more.
 _QUEUE_DATAGRAMS: Final = 65536
@@ -125,6 +134,14 @@ class MemoryLink:
         self._queue: list[tuple[float, int, bytes, Path]] = []
         self._arrived = trio.Event()
         self._counters: Counter[str] = Counter()
+
+    @property
+    def sockets(self) -> SocketSource:
+        """See Link; these are the kernel's, and no part of the network in memory."""
+        return OwnSockets()
+
+    def datagrams(self) -> None:
+        """See Link."""
 
     # --- ports and paths ---
 

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 
-from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 
 
 class PortReservation:
@@ -45,13 +45,14 @@ class PortReservation:
         self._socket.close()
 
 
-def bind_error(error: OSError, endpoint: Endpoint) -> LinkError:
-    """What to tell a user whose UDP endpoint could not be bound."""
+def bind_error(error: OSError, endpoint: Endpoint, protocol: KernelProtocol = "udp") -> LinkError:
+    """What to tell a user whose endpoint could not be bound."""
     number = error.errno or errno.EIO
-    where = f"UDP port {endpoint.port} on {endpoint.host}"
+    where = f"{protocol.upper()} port {endpoint.port} on {endpoint.host}"
     match number:
         case errno.EADDRINUSE:
-            line = f"{where} is in use: `ss -ulpn` shows by whom; stop it or take another port"
+            flags = "-ulpn" if protocol == "udp" else "-tlpn"
+            line = f"{where} is in use: `ss {flags}` shows by whom; stop it or take another port"
         case errno.EADDRNOTAVAIL:
             line = (
                 f"{endpoint.host} is not an address of this machine: "

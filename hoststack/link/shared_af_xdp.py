@@ -9,11 +9,12 @@ which is killed leaves them, with what waits in them, to the one in its place.
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any, Final, Self
 
 import pyxdp
 from hoststack.link.af_xdp import RX_FRAMES, SENDING_FRAMES, TX_FRAMES, XdpMode, frame_bytes
-from hoststack.link.base import Endpoint, LinkError
+from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.next_hop import ethernet_interface
 from hoststack.link.rtnetlink import Rtnetlink
 from hoststack.link.steered_ports import SteeredPorts
@@ -119,6 +120,16 @@ class SharedAfXdp:
     def close_port(self, endpoint: Endpoint) -> None:
         """Nothing happens if it is not open."""
         self._ports.close_port(endpoint)
+
+    def open_socket(
+        self, protocol: KernelProtocol, endpoint: Endpoint, worker: int
+    ) -> socket.socket:
+        """See SocketSource (link/base.py); what comes past the kernel goes to the worker."""
+        return self._ports.open_socket(protocol, endpoint, worker)
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """See SocketSource (link/base.py)."""
+        self._ports.close_socket(protocol, endpoint)
 
     def use_neighbour(self, host: str) -> None:
         """See PortSource (link/base.py)."""

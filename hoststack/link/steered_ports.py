@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from hoststack.link.base import Endpoint
+import socket
+from typing import Final
+
+from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.link.kernel_socket import open_kernel_socket
 from hoststack.link.port_reservation import PortReservation
 from hoststack.link.rtnetlink import Rtnetlink
-from hoststack.link.steering import Steering
+from hoststack.link.steering import MAX_PORTS, Steering
+
+#: Ports of plain datagrams that are steered, so that there is room left for those of QUIC.
+_MOST_DATAGRAM_PORTS: Final = MAX_PORTS - 1024
 
 
 class SteeredPorts:
@@ -17,6 +24,7 @@ class SteeredPorts:
         self._ifindex = ifindex
         self._kernel: Rtnetlink | None = None
         self._reservations: dict[Endpoint, PortReservation] = {}
+        self._datagram_ports: set[Endpoint] = set()
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """See PortSource."""
@@ -36,6 +44,27 @@ class SteeredPorts:
             self._steering.close_port(endpoint)
             reservation.close()
 
+    def open_socket(
+        self, protocol: KernelProtocol, endpoint: Endpoint, worker: int = 0
+    ) -> socket.socket:
+        """See SocketSource; the datagrams of one of UDP are steered to `worker`."""
+        opened = open_kernel_socket(protocol, endpoint, self._ifindex)
+        local = Endpoint(endpoint.host, opened.getsockname()[1])
+        if protocol == "udp" and len(self._datagram_ports) < _MOST_DATAGRAM_PORTS:
+            try:
+                self._steering.open_port(local, worker)
+            except LinkError:
+                opened.close()
+                raise
+            self._datagram_ports.add(local)
+        return opened
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """See SocketSource; nothing happens if its datagrams are not steered."""
+        if protocol == "udp" and endpoint in self._datagram_ports:
+            self._datagram_ports.discard(endpoint)
+            self._steering.close_port(endpoint)
+
     def use_neighbour(self, host: str) -> None:
         """See PortSource."""
         if self._kernel is None:
@@ -46,6 +75,8 @@ class SteeredPorts:
         """All ports; idempotent."""
         for endpoint in list(self._reservations):
             self.close_port(endpoint)
+        for endpoint in list(self._datagram_ports):
+            self.close_socket("udp", endpoint)
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None

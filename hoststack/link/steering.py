@@ -29,6 +29,7 @@ VERDICTS: Final[tuple[str, ...]] = tuple(
     if name != "HS_STEER_VERDICTS"
 )
 MAX_QUEUES: Final = int(lib.HS_STEER_MAX_QUEUES)
+MAX_PORTS: Final = int(lib.HS_STEER_MAX_PORTS)
 _PORT_KEY: Final = "struct hs_steer_port *"
 
 
@@ -159,10 +160,11 @@ class Steering:
                 "end it, or take another interface",
             ) from None
 
-    def open_port(self, endpoint: Endpoint) -> None:
-        """Steer the datagrams to an endpoint."""
+    def open_port(self, endpoint: Endpoint, worker: int | None = None) -> None:
+        """Steer the datagrams to an endpoint: by connection ID, or as they are to a worker."""
+        use = lib.HS_STEER_QUIC if worker is None else worker + 1
         try:
-            self._maps["hs_ports"].update(_port_key(endpoint), 1)
+            self._maps["hs_ports"].update(_port_key(endpoint), use)
         except pyxdp.PyxdpError as error:
             raise as_link_error(error) from None
 

@@ -26,9 +26,11 @@ from hoststack.link.base import (
     Path,
     PortSource,
     Received,
+    SocketSource,
     Wire,
     WireRoute,
 )
+from hoststack.link.kernel_socket import OwnSockets
 from hoststack.link.port_reservation import bind_error
 from hoststack.native._native import ffi, lib
 
@@ -171,6 +173,14 @@ class UdpLink:
         self._tx_bytes = 0
         self._drops: dict[str, int] = {}
         self._wire: UdpWire | None = None
+
+    @property
+    def sockets(self) -> SocketSource:
+        """See Link."""
+        return OwnSockets() if self._ports is None else self._ports
+
+    def datagrams(self) -> None:
+        """See Link; the kernel carries everything here."""
 
     # --- ports and paths ---
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Any, Final
 
 import pyxdp
-from hoststack.link.base import Path, WireRoute
+from hoststack.link.base import Endpoint, Path, WireRoute
 from hoststack.link.frame_path import FramePath, PathTable
 from hoststack.link.next_hop import NextHops
 from hoststack.link.udp_wire import read_figures
@@ -88,6 +89,39 @@ class XdpWire:
         if lib.hs_wire_xdp_left(self._wire):
             self._on_left()
 
+    # --- plain datagrams ---
+
+    def open_datagrams(self, local: Endpoint) -> None:
+        """What comes to an endpoint is for `take_datagrams` from now on. Raises MemoryError."""
+        if lib.hs_wire_xdp_open_datagrams(self._wire, *_packed(local)):
+            raise MemoryError("no memory for another UDP port")
+
+    def close_datagrams(self, local: Endpoint) -> None:
+        """The opposite; nothing happens if it is not open."""
+        if self._wire is not None:
+            lib.hs_wire_xdp_close_datagrams(self._wire, *_packed(local))
+
+    def take_datagrams(self) -> memoryview:
+        """What came since the last call, as struct hs_datagram_record's; good until a turn."""
+        if self._wire is None:
+            return memoryview(b"")
+        size = ffi.new("size_t *")
+        records = lib.hs_wire_xdp_take_datagrams(self._wire, size)
+        return memoryview(ffi.buffer(records, size[0])) if size[0] else memoryview(b"")
+
+    def send_datagram(self, header: Any, max_bytes: int, data: bytes) -> bool:
+        """With a struct hs_frame_header; False while the way out is full. `flush` comes after."""
+        if self._wire is None:
+            return True  # it is lost with the link
+        pointer = ffi.cast("void *", int(native_ffi.cast("uintptr_t", header)))
+        return bool(lib.hs_wire_xdp_send_datagram(self._wire, pointer, max_bytes, data, len(data)))
+
+    def flush(self) -> None:
+        """Hand over what was sent."""
+        if self._wire is not None:
+            lib.hs_wire_xdp_flush(self._wire)
+            self.after_turn()
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, as Link.statistics has them."""
         if self._wire is not None:
@@ -102,3 +136,8 @@ class XdpWire:
         if self._wire is not None:
             lib.hs_wire_xdp_detach(self._wire)
             self._wire = None
+
+
+def _packed(local: Endpoint) -> tuple[int, bytes, int]:
+    address = ip_address(local.host.partition("%")[0])
+    return address.version, address.packed, local.port

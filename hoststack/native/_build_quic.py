@@ -33,6 +33,7 @@ _SOURCES = (
     "wire_handed.c",
     "wire_udp.c",
     "wire_xdp.c",
+    "datagram_ports.c",
     "paths.c",
     "frames.c",
     "udp.c",

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "datagram_ports.h"
 #include "pyxdp.h"
 #include "wire.h"
 
@@ -14,7 +15,7 @@ enum {
 
 _Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_TX_NO_NEXT_HOP,
 	       "drops have numbers of their own");
-_Static_assert((int)HS_WIRE_XDP_RX_ERROR < (int)HS_WIRE_KINDS_OF_DROP, "and a place each");
+_Static_assert((int)HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM < (int)HS_WIRE_KINDS_OF_DROP, "and a place each");
 _Static_assert(sizeof(struct hs_frame_flow) == HS_PATH_KEY_BYTES, "a flow is a path's key");
 _Static_assert(sizeof(struct pyxdp_desc) == sizeof(struct hs_frame_desc), "both are xdp_desc");
 
@@ -37,6 +38,7 @@ struct xdp_wire {
 	int reserved; /* with the committed ones */
 	int is_backlogged;
 	int left;
+	struct hs_datagram_ports datagram_ports;
 };
 
 static struct xdp_wire *own(struct hs_wire *wire)
@@ -58,7 +60,7 @@ static void release(struct hs_wire *wire)
 	}
 }
 
-/* What of a socket's burst holds a datagram. */
+/* What of a socket's burst holds a datagram for the engine. */
 static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 		 struct hs_datagram *parsed, struct hs_received *out)
 {
@@ -70,6 +72,14 @@ static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 			w->wire.counters.drops[d->drop]++;
 			continue;
 		}
+		w->wire.counters.rx_datagrams++;
+		w->wire.counters.rx_bytes += d->payload_bytes;
+		if (hs_datagram_ports_has(&w->datagram_ports, &d->flow)) {
+			if (hs_datagram_ports_put(&w->datagram_ports, &d->flow,
+						  w->umem + d->payload, d->payload_bytes))
+				w->wire.counters.drops[HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM]++;
+			continue;
+		}
 		const uint8_t *key = (const uint8_t *)&d->flow;
 		out[good++] = (struct hs_received){
 			.data = w->umem + d->payload,
@@ -78,9 +88,7 @@ static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 			.path = hs_paths_by_key(&w->wire.paths, key),
 			.key = key,
 		};
-		w->wire.counters.rx_bytes += d->payload_bytes;
 	}
-	w->wire.counters.rx_datagrams += (uint64_t)good;
 	return good;
 }
 
@@ -178,6 +186,7 @@ static void free_wire(struct hs_wire *wire)
 {
 	/* The frames in hand go with the UMEM. */
 	hs_paths_free(&wire->paths);
+	hs_datagram_ports_free(&own(wire)->datagram_ports);
 	free(own(wire));
 }
 
@@ -209,6 +218,55 @@ int hs_wire_xdp_left(struct hs_wire *wire)
 	int left = own(wire)->left;
 	own(wire)->left = 0;
 	return left;
+}
+
+int hs_wire_xdp_open_datagrams(struct hs_wire *wire, uint8_t ip_version, const uint8_t *ip,
+			       uint16_t port)
+{
+	return hs_datagram_ports_add(&own(wire)->datagram_ports, ip_version, ip, port);
+}
+
+void hs_wire_xdp_close_datagrams(struct hs_wire *wire, uint8_t ip_version, const uint8_t *ip,
+				 uint16_t port)
+{
+	hs_datagram_ports_remove(&own(wire)->datagram_ports, ip_version, ip, port);
+}
+
+const uint8_t *hs_wire_xdp_take_datagrams(struct hs_wire *wire, size_t *bytes)
+{
+	struct hs_datagram_ports *ports = &own(wire)->datagram_ports;
+	*bytes = ports->bag_used;
+	ports->bag_used = 0;
+	return ports->bag;
+}
+
+int hs_wire_xdp_send_datagram(struct hs_wire *wire, const void *header, uint32_t max_bytes,
+			      const uint8_t *payload, uint32_t bytes)
+{
+	struct hs_path path = { .has_header = 1, .max_datagram_bytes = max_bytes };
+	size_t room;
+	if (!own(wire)->socket_count)
+		return 0;
+	uint8_t *at = reserve(wire, &room);
+	if (!at) {
+		/* The engine's own are handed over first, and there may be room for a burst then. */
+		flush(wire);
+		at = reserve(wire, &room);
+	}
+	if (!at)
+		return 0;
+	memcpy(&path.header, header, sizeof(path.header));
+	if (bytes > room)
+		path.max_datagram_bytes = 0; /* it is counted as too large */
+	else
+		memcpy(at, payload, bytes);
+	commit(wire, &path, bytes, 0);
+	return 1;
+}
+
+void hs_wire_xdp_flush(struct hs_wire *wire)
+{
+	flush(wire);
 }
 
 void hs_wire_xdp_detach(struct hs_wire *wire)

@@ -1,8 +1,7 @@
 """TCP and UDP sessions: from an application's requests to the kernel's sockets below them.
 
-XDP leaves both to the kernel, so there is no link and no engine in their way. A session of theirs
-is as any other: a listener, a connection, a stream; what carries it are session/tcp.py and
-session/udp.py.
+There is no engine in their way. A session of theirs is as any other: a listener, a connection, a
+stream; what carries it are session/tcp.py and session/udp.py.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Final, TypeGuard
 
 import trio
 
+from hoststack.link.base import Endpoint, Link
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
@@ -36,7 +36,8 @@ from hoststack.session.session import (
     SessionTable,
 )
 from hoststack.session.tcp import TcpConnection, TcpListener, TcpStream
-from hoststack.session.udp import UdpConnection, UdpListener, UdpPort, open_socket
+from hoststack.session.udp import UdpConnection, UdpListener
+from hoststack.session.udp_port import UdpPorts
 
 Address = tuple[str, int]
 KernelConnection = TcpConnection | UdpConnection
@@ -87,7 +88,9 @@ class KernelSockets:
 
     name = "kernel sockets"
 
-    def __init__(self, sessions: SessionTable, rules: Rules, spawn: Spawn) -> None:
+    def __init__(self, link: Link, sessions: SessionTable, rules: Rules, spawn: Spawn) -> None:
+        self._source = link.sockets
+        self._udp = UdpPorts(self._source, link.datagrams(), self._tell)
         self._sessions = sessions
         self._rules = rules
         self._spawn = spawn
@@ -103,6 +106,11 @@ class KernelSockets:
     def connections(self) -> list[KernelConnection]:
         """All live connections."""
         return list(self._connections)
+
+    def move_datagrams(self) -> bool:
+        """Datagrams past the kernel, both ways; once a turn. Whether some have to wait until the
+        link is writable."""
+        return self._udp.move()
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -155,15 +163,13 @@ class KernelSockets:
     def _connect_udp(
         self, application: Application, request: m.Connect, config: QuicConfig
     ) -> None:
-        is_ipv6 = ":" in request.remote[0]
-        sock = open_socket(("::" if is_ipv6 else "0.0.0.0", 0))
+        local = _local_address_for(request.remote)
+        port = self._udp.open(local, request.remote)
         try:
-            sock.connect(request.remote)
-            port = UdpPort(sock, self._tell)
             self._check("udp", application, port.local, request.remote)
             connection = UdpConnection(port, request.remote, application, config)
         except BaseException:
-            sock.close()
+            port.close()
             raise
         port.add(connection, is_only=True)
         self._spawn(port.run)
@@ -174,13 +180,15 @@ class KernelSockets:
         try:
             if _SCOPE not in application.scopes:
                 raise not_supported("udp", "local scope")
-            sock = open_socket(request.local)
+            port = self._udp.open(
+                request.local,
+                allows=lambda peer: self._denial("udp", application, port.local, peer) is None,
+            )
             try:
-                port = UdpPort(sock, self._tell)
                 anybody = ("::" if ":" in port.local[0] else "0.0.0.0", 0)
                 connection = UdpConnection(port, anybody, application, config)
             except BaseException:
-                sock.close()
+                port.close()
                 raise
         except OSError as error:
             text = _refusal(request.local, error)
@@ -231,12 +239,8 @@ class KernelSockets:
         application.notify(m.Listening(request.token, session.handle, listener.local))
 
     def _listen_tcp(self, request: m.Listen, config: QuicConfig) -> TcpListener:
-        family = socket.AF_INET6 if ":" in request.local[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = self._source.open_socket("tcp", Endpoint(*request.local))
         try:
-            # Or the port could not be had while connections of before are in TIME_WAIT.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(request.local)
             sock.listen(_BACKLOG)
         except BaseException:
             sock.close()
@@ -244,8 +248,7 @@ class KernelSockets:
         return TcpListener(trio.socket.from_stdlib_socket(sock), sock.getsockname()[:2], config)
 
     def _listen_udp(self, request: m.Listen, config: QuicConfig) -> UdpListener:
-        sock = open_socket(request.local)
-        port = UdpPort(sock, self._tell, lambda peer: self._accept_udp(listener, peer))
+        port = self._udp.open(request.local, accept=lambda peer: self._accept_udp(listener, peer))
         listener = UdpListener(port, config)
         return listener
 
@@ -338,9 +341,14 @@ class KernelSockets:
         refusal = self._sessions.refusal(application)
         if refusal is not None:
             raise OSError(errno.EMFILE, refusal)
-        denial = self._rules.denial(_SCOPE, application.namespace, local, remote, protocol)
+        denial = self._denial(protocol, application, local, remote)
         if denial is not None:
             raise OSError(errno.EACCES, denial)
+
+    def _denial(
+        self, protocol: Protocol, application: Application, local: Address, remote: Address
+    ) -> str | None:
+        return self._rules.denial(_SCOPE, application.namespace, local, remote, protocol)
 
     # --- as a transport ----------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ class SessionLayer:
         self.rules = Rules()
         self.engine = make_engine(self)
         self.cut_through = CutThrough(self._make_fifo_between)
-        self.kernel = KernelSockets(self.sessions, self.rules, spawn)
+        self.kernel = KernelSockets(link, self.sessions, self.rules, spawn)
         self._leaving: list[Application] = []
         self._datagram_limits: WeakKeyDictionary[ConnectionContext, int] = WeakKeyDictionary()
         self.ports = PortTable(link)

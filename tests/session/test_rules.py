@@ -52,6 +52,15 @@ def test_good(text: str, shown: str) -> None:
     assert parse_rule(shown) == parse_rule(text)
 
 
+def test_a_rule_is_about_one_transport() -> None:
+    rules = Rules()
+    rules.add("proto tcp 0.0.0.0/0 0 0.0.0.0/0 0 action deny")
+    assert not denies(rules)
+    for transport, is_denied in (("quic", False), ("tcp", True), ("udp", False)):
+        denial = rules.denial("global", "default", HERE, THERE, transport)
+        assert (denial is not None) == is_denied
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -59,7 +68,7 @@ def test_good(text: str, shown: str) -> None:
         ("proto quic 10.0.0.0/24 0 0.0.0.0/0 action allow", "no two prefixes"),
         (f"proto quic {ANY} 1 action allow", "no two prefixes"),
         (f"{ANY} action allow", "names no transport"),
-        (f"proto tcp {ANY} action allow", "behind proto, once, stands quic, not 'tcp'"),
+        (f"proto sctp {ANY} action allow", "once, stands quic.tcp.udp, not 'sctp'"),
         (f"proto quic {ANY}", "no action"),
         (f"proto quic {ANY} action perhaps", "behind action"),
         (f"proto quic {ANY} action allow action deny", "once"),
@@ -77,7 +86,7 @@ def test_good(text: str, shown: str) -> None:
 def test_bad(text: str, why: str) -> None:
     with pytest.raises(RuleError, match=why) as caught:
         Rules().add(text)
-    assert "proto quic LOCAL/LENGTH PORT" in str(caught.value), "the message shows how to write one"
+    assert "proto quic|tcp|udp LOCAL/LENGTH PORT" in str(caught.value)
 
 
 WORDS = ["proto", "quic", "action", "allow", "deny", "tag", "appns", "scope", "0", "::/0", "x"]

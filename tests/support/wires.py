@@ -21,7 +21,7 @@ NATIVE: Final = ROOT / "hoststack" / "native"
 #: Says that the extension is to be compiled with these further words (sanitizers).
 EXTRA_FLAGS: Final = "HOSTSTACK_TEST_CFLAGS"
 
-_SOURCES: Final = ("wire_xdp.c", "wire_udp.c", "paths.c", "frames.c", "udp.c")
+_SOURCES: Final = ("wire_xdp.c", "datagram_ports.c", "wire_udp.c", "paths.c", "frames.c", "udp.c")
 _HEADERS: Final = (
     NATIVE / "frames.h",
     NATIVE / "udp.h",

@@ -1,0 +1,44 @@
+"""The kernel's own sockets, bound: what carries TCP, and UDP that is not QUIC."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from hoststack.link.base import Endpoint, KernelProtocol
+
+_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+
+def open_kernel_socket(
+    protocol: KernelProtocol, endpoint: Endpoint, ifindex: int = 0
+) -> socket.socket:
+    """See SocketSource. `ifindex` is the scope of a link-local address; raises OSError."""
+    address = ipaddress.ip_address(endpoint.host)
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    made = socket.socket(family, _TYPES[protocol] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if protocol == "tcp":
+            # Or the port could not be had while connections of before are in TIME_WAIT.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if ifindex and address.version == 6 and address.is_link_local:
+            made.bind((endpoint.host, endpoint.port, 0, ifindex))
+        else:
+            made.bind(endpoint)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+class OwnSockets:
+    """Sockets that this process opens for itself. Implements SocketSource."""
+
+    def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
+        """See SocketSource."""
+        return open_kernel_socket(protocol, endpoint)
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """See SocketSource; the kernel knows."""

@@ -1,0 +1,150 @@
+"""Plain UDP datagrams over AF_XDP, beside the engine's: they come and go by the same rings.
+
+Each port has a socket of the kernel's, too. It holds the port, and carries what these rings can't:
+whatever comes by another interface or in fragments, or goes to this machine itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from hoststack.link.base import (
+    Endpoint,
+    KernelProtocol,
+    LinkError,
+    Outgoing,
+    Path,
+    PortSource,
+    Received,
+)
+from hoststack.link.frame_path import PathTable
+from hoststack.link.next_hop import NextHops
+
+if TYPE_CHECKING:
+    from hoststack.link.xdp_wire import XdpWire
+
+#: struct hs_datagram_record (hoststack/native/datagram_ports.h), its flow as bytes.
+_RECORD: Final = struct.Struct("=I4x64s")
+_ALIGNMENT: Final = 8
+_UNSPECIFIED: Final = ("0.0.0.0", "::")
+
+
+class XdpDatagrams:
+    """Implements SocketSource and DatagramWay for one link."""
+
+    def __init__(
+        self,
+        ports: PortSource,
+        hops: NextHops,
+        paths: PathTable,
+        send: Callable[[Sequence[Outgoing]], int],
+    ) -> None:
+        """`send` is the link's own, for as long as no engine in C has its rings."""
+        self._ports = ports
+        self._hops = hops
+        self._paths = paths
+        self._send = send
+        self._wire: XdpWire | None = None
+        self._open: set[Endpoint] = set()
+        self._aside: list[Received] = []
+
+    def use_wire(self, wire: XdpWire) -> None:
+        """An engine in C has the rings from now on."""
+        self._wire = wire
+
+    # --- sockets ---
+
+    def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
+        """See SocketSource."""
+        opened = self._ports.open_socket(protocol, endpoint)
+        if protocol == "udp":
+            local = Endpoint(endpoint.host, opened.getsockname()[1])
+            try:
+                if self._wire is not None:
+                    self._wire.open_datagrams(local)
+            except BaseException:
+                self._ports.close_socket(protocol, local)
+                opened.close()
+                raise
+            self._open.add(local)
+        return opened
+
+    def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
+        """See SocketSource."""
+        if endpoint in self._open and protocol == "udp":
+            self._open.discard(endpoint)
+            if self._wire is not None:
+                self._wire.close_datagrams(endpoint)
+        self._ports.close_socket(protocol, endpoint)
+
+    # --- in ---
+
+    def puts_aside(self, received: Received) -> bool:
+        """Whether it is one for `take` instead of the engine; asked by the link."""
+        if not self._open:
+            return False
+        is_ours = self._has(received[1].local)
+        if is_ours:
+            self._aside.append(received)
+        return is_ours
+
+    def _has(self, local: Endpoint) -> bool:
+        if local in self._open:
+            return True
+        wildcard = _UNSPECIFIED[":" in local.host]
+        return Endpoint(wildcard, local.port) in self._open
+
+    def take(self) -> Sequence[Received]:
+        """See DatagramWay."""
+        if self._wire is not None:
+            return self._parsed(self._wire) if self._open else ()
+        aside, self._aside = self._aside, []
+        return aside
+
+    def _parsed(self, wire: XdpWire) -> list[Received]:
+        received: list[Received] = []
+        records, at = wire.take_datagrams(), 0
+        while at < len(records):
+            payload_bytes, flow = _RECORD.unpack_from(records, at)
+            at += _RECORD.size
+            path = self._paths.by_flow.get(flow) or wire.admit(flow)
+            if path is not None:
+                received.append((bytes(records[at : at + payload_bytes]), path, 0))
+            at += -(-payload_bytes // _ALIGNMENT) * _ALIGNMENT
+        return received
+
+    # --- out ---
+
+    def path(self, local: Endpoint, remote: Endpoint, payload_bytes: int) -> Path | None:
+        """See DatagramWay."""
+        if (":" in local.host) != (":" in remote.host) or not remote.port:
+            return None  # the kernel says what is wrong with it
+        try:
+            if local.host in _UNSPECIFIED:
+                local = Endpoint(self._hops.find(remote.host).source, local.port)
+            path = self._paths.route(local, remote)
+        except LinkError:
+            return None
+        way = self._paths.current(path)
+        if way.header is None or payload_bytes > way.max_datagram_bytes:
+            return None
+        return path
+
+    def send(self, burst: Sequence[Outgoing]) -> int:
+        """See DatagramWay."""
+        if self._wire is None:
+            return self._send(burst)
+        count = 0
+        for data, path in burst:
+            way = self._paths.current(path)
+            # One that has lost its next hop just now is lost, as any datagram may be.
+            if way.header is not None:
+                if not self._wire.send_datagram(way.header, way.max_datagram_bytes, data):
+                    break
+                self._paths.count_sent(path, way, 1)
+            count += 1
+        self._wire.flush()
+        return count

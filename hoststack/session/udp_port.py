@@ -1,0 +1,350 @@
+"""UDP ports: a socket of the kernel's, the link's own way beside it, and the endpoints on both.
+
+What the link can carry goes past the kernel, if it has such a way (`Link.datagrams`); the rest goes
+by the socket: what is larger than the MTU, to this machine itself, by another interface, or to a
+neighbour that the kernel has still to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import itertools
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, SocketSource
+from hoststack.native.fifo import FifoCorruptError
+from hoststack.quic.seam import CloseInfo, EventKind
+from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection
+
+Tell = Callable[[UdpConnection, EventKind, "CloseInfo | int | None"], None]
+
+#: Bursts that one endpoint sends before others have their turn.
+_MOST_BURSTS: Final = 8
+#: Peers whose datagrams came to one of several addresses: answers come from there.
+_MOST_HEARD: Final = 4096
+_UNSPECIFIED: Final = ("0.0.0.0", "::")
+
+
+class _Left(enum.Enum):
+    """Why not all of an endpoint's datagrams went out."""
+
+    NOTHING = enum.auto()
+    KERNEL_IS_FULL = enum.auto()
+    WAY_IS_FULL = enum.auto()
+
+
+class UdpPort:
+    """One port. `accept(peer)` gives the endpoint of a peer that has none, or None if it is to have
+    none; `allows(peer)` says whether the only endpoint may talk to one."""
+
+    def __init__(
+        self,
+        ports: UdpPorts,
+        sock: socket.socket,
+        accept: Callable[[Address], UdpConnection | None],
+        allows: Callable[[Address], bool],
+    ) -> None:
+        """Use `UdpPorts.open`."""
+        self.local: Address = sock.getsockname()[:2]
+        self.is_listening = True
+        """Whether peers that have no endpoint get one."""
+        self._ports = ports
+        self._socket = sock
+        self._tell = ports.tell
+        self._accept = accept
+        self._allows = allows
+        self._by_peer: dict[Address, UdpConnection] = {}
+        self._only: UdpConnection | None = None
+        self._ready: deque[UdpConnection] = deque()
+        self._wakes = trio.Event()
+        self._scope = trio.CancelScope()
+        self._heard: dict[Address, str] = {}
+
+    def add(self, connection: UdpConnection, *, is_only: bool = False) -> None:
+        """An endpoint on this port; the only one, if all that comes is for it."""
+        if is_only:
+            self._only = connection
+        else:
+            self._by_peer[connection.remote] = connection
+
+    def forget(self, connection: UdpConnection) -> None:
+        """An endpoint goes, after what it has still to send."""
+        if self._socket.fileno() >= 0:
+            with contextlib.suppress(FifoCorruptError):
+                self._send_all_of(connection)
+        self._by_peer.pop(connection.remote, None)
+        if connection is self._only:
+            self._only = None
+            self.is_listening = False
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        """Nobody listens, and there is no endpoint left."""
+        if not (self.is_listening or self._by_peer or self._only or self._socket.fileno() < 0):
+            self.close()
+
+    def close(self) -> None:
+        """At once: whoever hears of the end may have the port the next moment. Idempotent."""
+        if self._socket.fileno() >= 0:
+            self._ports.forget(self)
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+            self._scope.cancel()
+
+    async def run(self) -> None:
+        """Until nobody needs the socket."""
+        if self._socket.fileno() < 0:
+            return
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_rest)
+                    nursery.start_soon(self._receive)
+        except* trio.ClosedResourceError:
+            pass
+        finally:
+            self.close()
+
+    # --- in ----------------------------------------------------------------------------------
+
+    def receive_from(self, peer: Address, to: str, data: bytes) -> UdpConnection | None:
+        """A datagram came past the kernel, to one of the port's addresses; for whom it was."""
+        if self.local[0] in _UNSPECIFIED:
+            if len(self._heard) >= _MOST_HEARD:
+                self._heard.clear()
+            self._heard[peer] = to
+        if self._only is not None and self._only.is_connected and self._only.remote != peer:
+            return None  # the kernel looks at that by itself
+        return self._deliver(peer, data)
+
+    async def _receive(self) -> None:
+        while True:
+            # A socket that was closed meanwhile is nothing to wait for.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await trio.lowlevel.wait_readable(self._socket)
+            touched: dict[UdpConnection, None] = {}
+            for _ in range(BURST if self._socket.fileno() >= 0 else 0):
+                try:
+                    data, address = self._socket.recvfrom(MAX_DATAGRAM_BYTES)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    # An ICMP message about what was sent: only a connected socket hears of it.
+                    self._fail(error)
+                    break
+                self._heard.pop(address[:2], None)
+                connection = self._deliver(address[:2], data)
+                if connection is not None:
+                    touched[connection] = None
+            for connection in touched:
+                self._tell(connection, EventKind.READABLE, None)
+            await trio.lowlevel.checkpoint()
+
+    def _deliver(self, peer: Address, data: bytes) -> UdpConnection | None:
+        connection = self._only or self._endpoint_of(peer)
+        if connection is not None and self._allows(peer):
+            try:
+                connection.put(data, peer)
+            except FifoCorruptError as error:
+                connection.application.on_fault(error)
+                return None
+            return connection
+        return None
+
+    def _endpoint_of(self, peer: Address) -> UdpConnection | None:
+        found = self._by_peer.get(peer)
+        if found is None and self.is_listening:
+            found = self._accept(peer)
+            if found is not None:
+                self._by_peer[peer] = found
+        return found
+
+    def _fail(self, error: OSError) -> None:
+        if self._only is not None and self._only.is_connected:
+            number = error.errno or errno.EIO
+            info = CloseInfo(number, False, os.strerror(number), by_peer=True)
+            self._tell(self._only, EventKind.CLOSED, info)
+            self._only = None
+            self.is_listening = False
+            self.close_if_unused()
+
+    # --- out ---------------------------------------------------------------------------------
+
+    def send(self, connection: UdpConnection) -> None:
+        """An endpoint has something to send: at once, or as soon as there is room."""
+        if self._socket.fileno() < 0:
+            return
+        try:
+            left = self._send_all_of(connection)
+        except FifoCorruptError as error:
+            connection.application.on_fault(error)
+            return
+        if left is _Left.WAY_IS_FULL:
+            self._ports.wait_for_way(self, connection)
+        elif left is _Left.KERNEL_IS_FULL:
+            self._ready.append(connection)
+            self._wakes.set()
+
+    async def _send_rest(self) -> None:
+        while True:
+            while self._ready:
+                await trio.lowlevel.wait_writable(self._socket)
+                self.send(self._ready.popleft())
+                await trio.lowlevel.checkpoint()
+            self._wakes = trio.Event()
+            await self._wakes.wait()
+
+    def _send_all_of(self, connection: UdpConnection) -> _Left:
+        left, has_sent = _Left.NOTHING, False
+        # Arm first, then look.
+        connection.tx.arm_read()
+        for _ in range(_MOST_BURSTS):
+            batch = list(itertools.islice(iter(connection.take, None), BURST))
+            if not batch:
+                break
+            allowed = [each for each in batch if self._allows(each[1])]
+            connection.dropped(len(batch) - len(allowed))
+            count, left = self._send_batch(connection, allowed)
+            has_sent = has_sent or count > 0
+            if left is not _Left.NOTHING:
+                connection.hold(allowed[count:])
+                break
+        else:
+            left = _Left.KERNEL_IS_FULL  # others have their turn first
+        if has_sent:
+            self._tell(connection, EventKind.WRITABLE, None)
+        return left
+
+    def _send_batch(
+        self, connection: UdpConnection, batch: list[tuple[bytes, Address]]
+    ) -> tuple[int, _Left]:
+        """How many of them are done with, from the front."""
+        done = 0
+        while done < len(batch):
+            run: list[Outgoing] = []
+            for data, peer in batch[done:]:
+                path = self._ports.path_past_kernel(self._local_for(peer), peer, len(data))
+                if path is None:
+                    break
+                run.append((data, path))
+            if run:
+                count = self._ports.send_past_kernel(run)
+                connection.sent(count)
+                done += count
+                if count < len(run):
+                    return done, _Left.WAY_IS_FULL
+            else:
+                if not self._send_by_kernel(connection, *batch[done]):
+                    return done, _Left.KERNEL_IS_FULL
+                done += 1
+        return done, _Left.NOTHING
+
+    def _local_for(self, peer: Address) -> Endpoint:
+        """Where it is to come from: the address that the peer has sent to."""
+        host, port = self.local
+        return Endpoint(self._heard.get(peer, host), port)
+
+    def _send_by_kernel(self, connection: UdpConnection, data: bytes, peer: Address) -> bool:
+        """False where the socket takes no more now."""
+        try:
+            if connection is self._only and connection.is_connected:
+                self._socket.send(data)
+            else:
+                self._socket.sendto(data, peer)
+            connection.sent()
+        except BlockingIOError:
+            return False
+        except ConnectionRefusedError as error:
+            connection.dropped()
+            self._fail(error)
+        except OSError:  # too large for the path, no route, a firewall, closed just now
+            connection.dropped()
+        return True
+
+
+class UdpPorts:
+    """All UDP ports of a worker."""
+
+    def __init__(self, source: SocketSource, way: DatagramWay | None, tell: Tell) -> None:
+        self.tell = tell
+        self._source = source
+        self._way = way
+        self._by_local: dict[Address, UdpPort] = {}
+        self._waiting: dict[UdpConnection, UdpPort] = {}
+
+    def open(
+        self,
+        local: Address,
+        remote: Address | None = None,
+        *,
+        accept: Callable[[Address], UdpConnection | None] = lambda peer: None,
+        allows: Callable[[Address], bool] = lambda peer: True,
+    ) -> UdpPort:
+        """Take a port, for one peer if there is a `remote`; port 0 picks a free one. See UdpPort
+        for the rest. Raises OSError."""
+        sock = self._source.open_socket("udp", Endpoint(*local))
+        try:
+            if remote is not None:
+                sock.connect(remote)
+        except BaseException:
+            self._source.close_socket("udp", Endpoint(*sock.getsockname()[:2]))
+            sock.close()
+            raise
+        port = UdpPort(self, sock, accept, allows)
+        self._by_local[port.local] = port
+        return port
+
+    def forget(self, port: UdpPort) -> None:
+        """It is about to be closed."""
+        if self._by_local.pop(port.local, None) is not None:
+            self._source.close_socket("udp", Endpoint(*port.local))
+            self._waiting = {c: p for c, p in self._waiting.items() if p is not port}
+
+    # --- past the kernel ---------------------------------------------------------------------
+
+    def move(self) -> bool:
+        """Take what came past the kernel, and send what had to wait; once a turn. Whether some has
+        to wait again."""
+        if self._way is None:
+            return False
+        touched: dict[UdpConnection, None] = {}
+        for data, path, _ in self._way.take():
+            connection = self._take(path.local, path.remote, data)
+            if connection is not None:
+                touched[connection] = None
+        for connection in touched:
+            self.tell(connection, EventKind.READABLE, None)
+        waiting, self._waiting = self._waiting, {}
+        for connection, port in waiting.items():
+            port.send(connection)
+        return bool(self._waiting)
+
+    def _take(self, local: Endpoint, remote: Endpoint, data: bytes) -> UdpConnection | None:
+        wildcard = _UNSPECIFIED[":" in local.host]
+        port = self._by_local.get(local) or self._by_local.get((wildcard, local.port))
+        return (
+            None
+            if port is None
+            else port.receive_from((remote.host, remote.port), local.host, data)
+        )
+
+    def wait_for_way(self, port: UdpPort, connection: UdpConnection) -> None:
+        """There was no room: it is sent in a later turn."""
+        self._waiting[connection] = port
+
+    def path_past_kernel(self, local: Endpoint, peer: Address, size: int) -> Path | None:
+        """None where the kernel has to send a datagram of that size."""
+        return None if self._way is None else self._way.path(local, Endpoint(*peer), size)
+
+    def send_past_kernel(self, burst: list[Outgoing]) -> int:
+        """As Link.send."""
+        assert self._way is not None
+        return self._way.send(burst)
