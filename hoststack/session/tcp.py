@@ -36,6 +36,9 @@ LINGER_S: Final = 10.0
 #: What one call takes from a socket or a FIFO.
 _CHUNK_BYTES: Final = 256 << 10
 
+#: FIN_WAIT1, LAST_ACK and CLOSING (include/net/tcp_states.h).
+_FIN_UNDER_WAY: Final = (4, 9, 11)
+
 
 class TcpListener:
     """A listening socket; it is the engine seam's ListenerContext."""
@@ -91,6 +94,7 @@ class TcpConnection:
         self._bytes = trio.Event()
         self._is_told_closed = False
         self._discards = False
+        self._has_sent_all = False
         self._moved = {"rx_bytes": 0, "tx_bytes": 0}
         # RFC 896's delay is of no use to who writes what belongs together at once.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -133,6 +137,14 @@ class TcpConnection:
         """What comes from now on is thrown away."""
         self._discards = True
         self._room.set()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        """This side neither reads nor sends any more: it stays until the peer has ended, too, or
+        has all that was sent, but not for ever."""
+        if self._discards and self._has_sent_all:
+            deadline = trio.current_time() + LINGER_S
+            self._scope.deadline = min(self._scope.deadline, deadline)
 
     def close(self, info: CloseInfo) -> None:
         """The application is done with it."""
@@ -195,6 +207,15 @@ class TcpConnection:
             self._tell(stream, EventKind.READABLE, None)
             if not data:
                 return
+            if self._discards and self._has_sent_all and self._peer_has_all():
+                # Who still sends hears by a reset that nobody reads, as from any closed socket.
+                self._scope.cancel()
+
+    def _peer_has_all(self) -> bool:
+        """Whether our FIN is acknowledged. A reset before that would take what is under way."""
+        # The first octet of struct tcp_info is the state.
+        (state,) = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return state not in _FIN_UNDER_WAY
 
     async def _wait_for_room(self, rx: Fifo) -> int:
         while not self._discards:
@@ -215,6 +236,8 @@ class TcpConnection:
                 self._moved["tx_bytes"] += count
                 view = view[count:]
         self._socket.shutdown(socket.SHUT_WR)
+        self._has_sent_all = True
+        self._end_soon()
         self._tell(stream, EventKind.SEND_FINISHED, None)
 
     async def _wait_for_bytes(self, tx: Fifo) -> bytes:
