@@ -20,7 +20,6 @@ import trio
 
 from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
-from hoststack.link.port_reservation import bind_error
 
 #: A supervisor that does not answer is gone, or as good as that.
 _PATIENCE_S: Final = 10.0
@@ -157,12 +156,7 @@ class PortKeeper:
         self, worker: int, request: orders.OpenSocket
     ) -> tuple[Endpoint, socket.socket]:
         endpoint = Endpoint(request.host, request.port)
-        try:
-            made = self._owner.open_socket(request.protocol, endpoint, worker)
-        except LinkError:
-            raise
-        except OSError as error:
-            raise bind_error(error, endpoint, request.protocol) from None
+        made = self._owner.open_socket(request.protocol, endpoint, worker)
         endpoint = Endpoint(request.host, made.getsockname()[1])
         self._sockets.setdefault(worker, set()).add((request.protocol, endpoint))
         return endpoint, made

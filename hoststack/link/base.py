@@ -130,7 +130,7 @@ class SocketSource(Protocol):
     def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
         """A socket bound to an endpoint, non-blocking; port 0 picks a free one, and "::" is IPv6
         alone, as with ports of a link. What comes for one of UDP may come past the kernel
-        (`Link.datagrams`). The socket is the caller's. Raises OSError."""
+        (`Link.datagrams`). The socket is the caller's. Raises LinkError."""
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
         """The owner is about to close a socket of `open_socket`."""

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 
 from hoststack.link.base import Endpoint, KernelProtocol
+from hoststack.link.port_reservation import bind_error
 
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -13,7 +14,7 @@ _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 def open_kernel_socket(
     protocol: KernelProtocol, endpoint: Endpoint, ifindex: int = 0
 ) -> socket.socket:
-    """See SocketSource. `ifindex` is the scope of a link-local address; raises OSError."""
+    """See SocketSource. `ifindex` is the scope of a link-local address. Raises LinkError."""
     address = ipaddress.ip_address(endpoint.host)
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     made = socket.socket(family, _TYPES[protocol] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -27,9 +28,9 @@ def open_kernel_socket(
             made.bind((endpoint.host, endpoint.port, 0, ifindex))
         else:
             made.bind(endpoint)
-    except BaseException:
+    except OSError as error:
         made.close()
-        raise
+        raise bind_error(error, endpoint, protocol) from None
     return made
 
 

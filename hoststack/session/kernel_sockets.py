@@ -14,7 +14,7 @@ from typing import Final, TypeGuard
 
 import trio
 
-from hoststack.link.base import Endpoint, Link
+from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
@@ -61,6 +61,8 @@ def is_kernels(
 
 def _refusal(address: Address, error: OSError) -> str:
     """One line for the user. What trio says of a connect has the address in it already."""
+    if isinstance(error, LinkError):
+        return error_text(error)
     ours = error.errno in (errno.ENOTSUP, errno.EACCES, errno.EMFILE, errno.ENOMEM)
     why = error_text(error) if ours or not error.errno else os.strerror(error.errno)
     return f"{address[0]} port {address[1]}: {why}"
