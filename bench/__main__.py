@@ -27,6 +27,7 @@ from bench import (
     pyxdp_pps,
     quic_echo,
     tuning,
+    vcl,
     workers,
 )
 from bench.lines import Line
@@ -50,6 +51,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         attached,
         workers,
         idle_table,
+        vcl,
         quic_echo,
         link_pps,
         pyxdp_pps,
