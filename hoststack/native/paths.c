@@ -116,7 +116,7 @@ struct hs_path *hs_paths_by_address(struct hs_paths *paths, const union hs_addre
 	return path;
 }
 
-static void drop_key(struct hs_paths *paths, struct hs_path *path)
+void hs_paths_drop_key(struct hs_paths *paths, struct hs_path *path)
 {
 	if (!path->has_key)
 		return;
@@ -135,8 +135,8 @@ void hs_paths_set_key(struct hs_paths *paths, struct hs_path *path, const uint8_
 	if (other == path)
 		return;
 	if (other)
-		drop_key(paths, other);
-	drop_key(paths, path);
+		hs_paths_drop_key(paths, other);
+	hs_paths_drop_key(paths, path);
 	memcpy(path->key, key, HS_PATH_KEY_BYTES);
 	struct hs_path **bucket = &paths->by_key[hash(paths, key, HS_PATH_KEY_BYTES)];
 	path->next_by_key = *bucket;
@@ -152,7 +152,7 @@ static struct hs_path *evict(struct hs_paths *paths)
 		paths->next_victim = (paths->next_victim + 1) % paths->capacity;
 		if (path->references)
 			continue;
-		drop_key(paths, path);
+		hs_paths_drop_key(paths, path);
 		struct hs_path **at =
 			&paths->by_address[address_bucket(paths, &path->local, &path->remote)];
 		while (*at != path)

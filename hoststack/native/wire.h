@@ -74,6 +74,8 @@ struct hs_path *hs_paths_add(struct hs_paths *paths, const union hs_address *loc
 			     const union hs_address *remote);
 /* Give a path its key, in place of the one it had; another path that had it loses it. */
 void hs_paths_set_key(struct hs_paths *paths, struct hs_path *path, const uint8_t *key);
+/* What comes with its key is of no known path then, until it is given one again. */
+void hs_paths_drop_key(struct hs_paths *paths, struct hs_path *path);
 socklen_t hs_address_bytes(const union hs_address *address);
 
 /* A datagram that came. `data` is good until the wire's `release`. */

@@ -104,8 +104,12 @@ void hs_wire_udp_remove(struct hs_wire *wire, int fd)
 			w->out[i].fd = -1;
 	}
 	for (uint32_t i = 0; i < wire->paths.count; i++) {
-		if (wire->paths.by_id[i]->fd == fd)
-			wire->paths.by_id[i]->fd = -1;
+		struct hs_path *path = wire->paths.by_id[i];
+		if (path->fd != fd)
+			continue;
+		path->fd = -1;
+		/* What comes by another socket on the same port has to be admitted to that one. */
+		hs_paths_drop_key(&wire->paths, path);
 	}
 }
 

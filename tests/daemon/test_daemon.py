@@ -186,6 +186,17 @@ def test_the_debug_cli(daemon: Daemon) -> None:
     daemon.ctl("test echo server stop")
 
 
+def test_a_listener_that_comes_again_serves_the_same_clients(daemon: Daemon) -> None:
+    """Theirs are the same addresses and ports; the socket below the listener is another one."""
+    client = "test echo client uri quic://127.0.0.1:7778 nclients 4 syn-timeout 5"
+    daemon.ctl("clear errors")
+    for _ in range(3):
+        daemon.ctl("test echo server uri quic://127.0.0.1:7778")
+        assert "4 three-way handshakes" in daemon.ctl(client)
+        daemon.ctl("test echo server stop")
+    assert "ebadf" not in daemon.ctl("show errors")
+
+
 def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon("--workers", "2")
     program = (

@@ -266,6 +266,22 @@ def test_udp_a_removed_socket_is_used_no_more(sockets: Sockets) -> None:
     assert near.receive() == []
 
 
+def test_udp_a_path_of_a_removed_socket_is_not_that_of_another_on_its_port(
+    sockets: Sockets,
+) -> None:
+    ffi, lib = extension()
+    port, peer = sockets.port(), sockets.port()
+    near = sockets.wire(port)
+    path = way(near, port, peer)
+    for known in (path, ffi.NULL):
+        peer.socket.sendto(b"x", ("127.0.0.1", port.number))
+        (came,) = near.receive()
+        assert came.key == port.key_from(peer)
+        assert came.path == known
+        lib.hs_wire_udp_remove(near.wire, port.fd)
+        lib.hs_wire_udp_add(near.wire, port.fd, port.number)
+
+
 def test_udp_drops_are_counted(sockets: Sockets) -> None:
     left, right, bare = sockets.port(), sockets.port(), sockets.port(is_prepared=False)
     near = sockets.wire(left, bare)
