@@ -152,6 +152,6 @@ class Transfer:
             return
         if is_clean:
             self._record.fail(
-                f"{self._name}: the connection was closed before the stream was done "
+                f"{self._name}: {error}, before the stream was done "
                 f"({self._received} bytes received, {self._sent} sent)"
             )

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.netns import Side
 
-#: The engine of processes that are told nothing about it.
-default_engine = "auto"
+#: Whose stack processes have that are told nothing about it.
+stack_words = ["engine", "auto"]
 
 #: How long anything here may take, in seconds, on a slow machine.
 PATIENCE_S: Final = 60
@@ -34,8 +34,8 @@ def skip_if_nobody_cannot_run() -> None:
 
 def command(*words: str, side: Side | None = None) -> list[str]:
     """The command line of quic_echo, in a namespace if one is given."""
-    engine = [] if "engine" in words else ["engine", default_engine]
-    line = [sys.executable, "-m", "apps.quic_echo", *words, *engine]
+    stack = [] if "engine" in words else stack_words
+    line = [sys.executable, "-m", "apps.quic_echo", *words, *stack]
     return side.command(*line) if side else line
 
 

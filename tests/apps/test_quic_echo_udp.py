@@ -1,4 +1,5 @@
-"""quic_echo over UDP sockets on loopback, server and client as processes."""
+"""quic_echo over UDP sockets on loopback, server and client as processes: each with a stack of its
+own, and as applications of a daemon."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.apps.echo_process import PATIENCE_S, client, command, server, transfe
 M = 1 << 20
 
 
-pytestmark = pytest.mark.usefixtures("on_each_engine")
+pytestmark = pytest.mark.usefixtures("on_each_stack")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,8 @@ def test_no_common_protocol() -> None:
         assert client("alpn one", running.uri).returncode == 0
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use(on_each_stack: str) -> None:
+    said = "has a listener of this stack already" if on_each_stack == "daemon" else "is in use"
     with server("") as running:
         second = subprocess.run(
             command("server", "uri", running.uri, "json"),
@@ -142,8 +144,8 @@ def test_a_port_in_use() -> None:
             check=False,
         )
     assert second.returncode == 1
-    assert "is in use" in second.stderr
-    assert "is in use" in json.loads(second.stdout)["results"]["fail_descr"]
+    assert said in second.stderr
+    assert said in json.loads(second.stdout)["results"]["fail_descr"]
 
 
 def test_a_peer_that_sends_less_than_expected() -> None:
@@ -234,7 +236,9 @@ def test_ctrl_c_in_a_transfer_is_told_to_the_peer() -> None:
         assert "the peer closed the connection (application code 0x1): interrupted" in text
 
 
-def test_a_peer_that_is_killed() -> None:
+def test_a_peer_that_is_killed(on_each_stack: str) -> None:
+    """A stack of its own dies with it; a daemon says so."""
+    said = "the application is gone" if on_each_stack == "daemon" else "Idle timeout"
     with server("") as running:
         line = command("client", "uri", running.uri, "TX=1000G", "idle-timeout", "1", "stats", "1")
         with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
@@ -243,7 +247,7 @@ def test_a_peer_that_is_killed() -> None:
             running.process.kill()
             _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "Idle timeout" in err
+    assert said in err
     assert "Traceback" not in err
 
 
