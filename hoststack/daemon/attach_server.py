@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import logging
 import os
 import socket
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
@@ -18,6 +16,7 @@ import trio
 
 from hoststack.daemon import orders
 from hoststack.daemon.config import ConfigError, DaemonConfig
+from hoststack.debug.unix_listener import group_id
 from hoststack.session import attaching
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.namespaces import NamespaceError, Namespaces
@@ -50,47 +49,14 @@ class _Client:
     since: float = field(default_factory=trio.current_time)
 
 
-def listen_at(path: str, group: str | None) -> socket.socket:
-    """A socket for applications, and for the members of a group; raises OSError, ConfigError."""
-    group_id = -1
-    if group is not None:
-        try:
-            group_id = grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise ConfigError(f"there is no group {group!r}: `groupadd {group}`") from None
+def group_of(config: DaemonConfig) -> int | None:
+    """Whose members may attach, beside root and whoever runs the daemon. Raises ConfigError."""
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"can't make {Path(path).parent}: {error.strerror}") from None
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        _remove_if_stale(path)
-        # Nobody may connect before owner and mode are right.
-        before = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        os.chown(path, -1, group_id)
-        os.chmod(path, 0o660)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"can't listen at {path}: {error.strerror}") from None
-    return listener
-
-
-def _remove_if_stale(path: str) -> None:
-    """Remove the socket of a daemon that was killed; one that lives keeps it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-    raise OSError(errno.EADDRINUSE, "another daemon listens there: end it, or take another path")
+        return None if config.group is None else group_id(config.group)
+    except KeyError:
+        raise ConfigError(
+            f"group: there is no group {config.group!r}: `groupadd {config.group}`"
+        ) from None
 
 
 class AttachServer:

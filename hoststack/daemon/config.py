@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -69,6 +70,16 @@ class DaemonConfig:
                 raise ConfigError(
                     f"{_hyphens(name)} is {', '.join(choices)}, not {getattr(self, name)!r}"
                 )
+        for name in _TEXTS:
+            if getattr(self, name) == "":
+                raise ConfigError(f"{_hyphens(name)} is empty: name one, or leave it out")
+        for name in ("socket", "cli_socket"):
+            if len(os.fsencode(getattr(self, name))) > _MOST_PATH_BYTES:
+                raise ConfigError(
+                    f"{_hyphens(name)} has {_MOST_PATH_BYTES} bytes at most: take a shorter path"
+                )
+        if self.socket == self.cli_socket:
+            raise ConfigError("cli-socket is the same as socket: take another path for one of them")
         try:
             for id, secret in self.namespaces.items():
                 Namespaces().add(id, secret)
@@ -87,15 +98,19 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "host": (0, 0xFFFF),
     "busy_poll_us": (0, 1000),
 }
+#: Where the empty text means nothing.
+_TEXTS: Final = ("interface", "socket", "group", "user")
+_MOST_PATH_BYTES: Final = 107  # unix(7)
 _CHOICES: Final = {
     "link": get_args(LinkName),
     "mode": get_args(XdpMode),
     "engine": get_args(EngineName),
 }
-_TYPES: Final[dict[str, tuple[type, ...]]] = {
-    **{name: (int,) for name in _LIMITS},
-    "drain_seconds": (int, float),
-    "namespaces": (dict,),
+#: What TOML's values are in Python, and to people.
+_TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    **{name: ((int,), "a whole number") for name in _LIMITS},
+    "drain_seconds": ((int, float), "a number"),
+    "namespaces": ((dict,), "a table"),
 }
 
 
@@ -119,14 +134,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path}: there is no setting {key!r}: there are {', '.join(settings())}"
             )
-        kinds = _TYPES.get(name, (str,))
+        kinds, wanted = _TYPES.get(name, ((str,), "a text in quotes"))
         if not isinstance(value, kinds) or isinstance(value, bool):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ConfigError(f"{path}: {key} is a {wanted}, not {value!r}")
+            raise ConfigError(f"{path}: {key} is {wanted}, not {_as_toml(value)}")
         if isinstance(value, dict) and not all(isinstance(s, str) for s in value.values()):
             raise ConfigError(f"{path}: {key} has a secret in quotes for each namespace")
         found[name] = value
     return found
+
+
+def _as_toml(value: object) -> str:
+    return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _hyphens(name: str) -> str:

@@ -11,12 +11,13 @@ import logging
 import os
 import pwd
 import signal
+import socket
 from typing import Final
 
 import trio
 
 from hoststack.daemon import orders
-from hoststack.daemon.attach_server import AttachServer, listen_at
+from hoststack.daemon.attach_server import AttachServer, group_of
 from hoststack.daemon.config import ConfigError, DaemonConfig
 from hoststack.daemon.link_parts import LinkPart, make_link_part
 from hoststack.daemon.ports import PortKeeper
@@ -27,6 +28,7 @@ from hoststack.debug.console import Console, RunInWorker
 from hoststack.debug.control_socket import serve_commands
 from hoststack.debug.grammar import Command
 from hoststack.debug.namespaces import add_namespace
+from hoststack.debug.unix_listener import unix_listener
 from hoststack.debug.worker_side import Data
 from hoststack.engine.engines import SECRET_BYTES
 from hoststack.session import attaching
@@ -74,50 +76,52 @@ class Supervisor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT; started when applications can attach."""
-        listener = listen_at(self._config.socket, self._config.group)
-        try:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async with trio.open_nursery() as keeping, trio.open_nursery() as nursery:
-                    for index in range(self._config.workers):
-                        await keeping.start(self._keep, index)
-                    about = self._workers[0].about
-                    assert about is not None
-                    self._server = AttachServer(
-                        self._config,
-                        attaching.Attached(
-                            workers=self._config.workers,
-                            link_name=about.link_name,
-                            link_reason=self._link_reason,
-                            engine_name=about.engine_name,
-                        ),
-                        self._namespaces,
-                    )
-                    for index, worker in self._workers.items():
-                        self._server.add_worker(index, worker)
-                    nursery.start_soon(self._server.serve, listener)
-                    if self._config.cli_socket:
-                        await nursery.start(self._serve_commands)
-                    self._spare = WorkerProcess()
-                    sd_notify("READY=1")
-                    logger.info("serving at %s", self._config.socket)
-                    task_status.started()
+        path, group = self._config.socket, group_of(self._config)
+        with unix_listener(path, socket.SOCK_SEQPACKET, group) as listener:
+            try:
+                await self._serve(listener, task_status)
+            finally:
+                for worker in self._workers.values():
+                    worker.close()
+                if self._spare is not None:
+                    self._spare.close()
+
+    async def _serve(self, listener: socket.socket, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as keeping, trio.open_nursery() as nursery:
+                for index in range(self._config.workers):
+                    await keeping.start(self._keep, index)
+                about = self._workers[0].about
+                assert about is not None
+                self._server = AttachServer(
+                    self._config,
+                    attaching.Attached(
+                        workers=self._config.workers,
+                        link_name=about.link_name,
+                        link_reason=self._link_reason,
+                        engine_name=about.engine_name,
+                    ),
+                    self._namespaces,
+                )
+                for index, worker in self._workers.items():
+                    self._server.add_worker(index, worker)
+                nursery.start_soon(self._server.serve, listener)
+                if self._config.cli_socket:
+                    await nursery.start(self._serve_commands)
+                self._spare = WorkerProcess()
+                sd_notify("READY=1")
+                logger.info("serving at %s", self._config.socket)
+                task_status.started()
+                async for number in signals:
+                    logger.info("%s: draining", signal.Signals(number).name)
+                    break
+                async with trio.open_nursery() as draining:
+                    draining.start_soon(self._drain, draining.cancel_scope)
                     async for number in signals:
-                        logger.info("%s: draining", signal.Signals(number).name)
-                        break
-                    async with trio.open_nursery() as draining:
-                        draining.start_soon(self._drain, draining.cancel_scope)
-                        async for number in signals:
-                            logger.info("%s again: ending at once", signal.Signals(number).name)
-                            draining.cancel_scope.cancel()
-                    nursery.cancel_scope.cancel()
-                    keeping.cancel_scope.cancel()
-        finally:
-            listener.close()
-            os.unlink(self._config.socket)
-            for worker in self._workers.values():
-                worker.close()
-            if self._spare is not None:
-                self._spare.close()
+                        logger.info("%s again: ending at once", signal.Signals(number).name)
+                        draining.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+                keeping.cancel_scope.cancel()
 
     async def _drain(self, scope: trio.CancelScope) -> None:
         """No new applications and connections; then the end, as soon as may be."""

@@ -9,27 +9,23 @@ closes its sending side, has its command cancelled.
 from __future__ import annotations
 
 import errno
-import grp
 import json
 import logging
-import os
 import socket
-import stat
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from hoststack.debug.commands import MAX_LINE_CHARACTERS, complete
 from hoststack.debug.grammar import FAULT, CommandError
+from hoststack.debug.unix_listener import group_id, unix_listener
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PATH: Final = "/run/hoststack/cli.sock"
-_MODE: Final = 0o660
 #: A request's JSON: each character of the line may take six (\\uXXXX).
 _MAX_REQUEST_BYTES: Final = 6 * MAX_LINE_CHARACTERS + 64
 _MAX_WAITING_REQUESTS: Final = 16
@@ -50,68 +46,17 @@ async def serve_commands(
 ) -> None:
     """Serve clients on a unix socket, which root and `group` may use, until cancelled.
 
-    The folder is made if it is not there; what a dead server left there is replaced. Raises
-    OSError: EADDRINUSE where another server lives or another file lies, EINVAL for a group that
-    is none.
+    Raises OSError as `unix_listener` does, and EINVAL for a group that is none.
     """
-    listening = _listen(path, group)
-    place = os.stat(path)
-    server = _Server(run_line)
     try:
-        with trio.socket.from_stdlib_socket(listening) as opened:
-            listener = trio.SocketListener(opened)
-            task_status.started()
-            await trio.serve_listeners(server.serve_client, [listener])
-    finally:
-        with suppress(OSError):
-            # Another server may have taken the place since.
-            if os.path.samestat(place, os.stat(path)):
-                os.unlink(path)
-
-
-def _listen(path: str, group: str | None) -> socket.socket:
-    group_id = -1 if group is None else _group_id(group)
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"can't make {Path(path).parent}: {error.strerror}") from None
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        _remove_what_is_dead(path)
-        listening.bind(path)
-        # Nobody can connect before `listen`.
-        os.chmod(path, _MODE)
-        os.chown(path, -1, group_id)
-        listening.listen()
-    except OSError as error:
-        listening.close()
-        text = error.strerror or str(error)
-        raise OSError(error.errno, f"no control socket at {path}: {text}") from None
-    return listening
-
-
-def _group_id(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
+        group_number = None if group is None else group_id(group)
     except KeyError:
         raise OSError(errno.EINVAL, f"there is no group {group!r}") from None
-
-
-def _remove_what_is_dead(path: str) -> None:
-    """Remove a socket that nobody listens on; raises OSError if there is something else."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EADDRINUSE, "there is a file that is no socket: remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "another daemon has it")
+    server = _Server(run_line)
+    with unix_listener(path, socket.SOCK_STREAM, group_number) as listening:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        task_status.started()
+        await trio.serve_listeners(server.serve_client, [listener])
 
 
 class _Server:

@@ -372,6 +372,28 @@ def test_what_can_not_be_is_said_in_a_line(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("which", ["--socket", "--cli-socket"])
+def test_a_file_in_the_sockets_place_stays(tmp_path: Path, which: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    done = _run(tmp_path, "--link", "udp", which, str(precious))
+    assert done.returncode == 1
+    assert f"can't listen at {precious}: there is a file that is no socket" in done.stderr
+    assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("which", ["--socket", "--cli-socket"])
+def test_another_daemons_sockets_stay_its_own(
+    make_daemon: MakeDaemon, tmp_path: Path, which: str
+) -> None:
+    daemon = make_daemon()
+    for path in (daemon.api, daemon.cli):
+        done = _run(tmp_path, "--link", "udp", which, path)
+        assert done.returncode == 1
+        assert f"can't listen at {path}: another daemon listens there" in done.stderr
+    assert daemon.ctl("show workers")
+
+
 @pytest.mark.needs_root
 def test_a_user_who_does_not_exist(tmp_path: Path) -> None:
     if os.geteuid() != 0:

@@ -294,7 +294,7 @@ def test_places_that_are_taken(tmp_path: Path) -> None:
             left.bind(str(path))
         async with serving(path, echo_line):
             # What a dead server left was replaced.
-            with pytest.raises(OSError, match="another daemon has it") as taken:
+            with pytest.raises(OSError, match="another daemon listens there") as taken:
                 await serve_commands(str(path), echo_line)
             assert taken.value.errno == errno.EADDRINUSE
             assert (await ctl(path, "hello")).returncode == 0
