@@ -1,17 +1,23 @@
-"""What one worker hands out holds on the others: tickets and tokens are made with one secret."""
+"""What one worker hands out holds on the others: tickets, tokens and stateless resets are made with
+one secret."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 import hoststack
-from hoststack import Connection, QuicConfig, SessionCache, TlsConfig
+from hoststack import Connection, Listener, QuicConfig, SessionCache, Stack, TlsConfig
 from hoststack.engine import engines
+from hoststack.link.base import Path
+from hoststack.link.memory import MemoryLink, MemoryNetwork
 from tests.daemon.conftest import PATIENCE_S, Daemon
-from tests.daemon.echoing import TLS, ask, echo
+from tests.daemon.echoing import TLS, TRUSTING, ask, echo
 
 pytestmark = pytest.mark.skipif(
     "native" not in engines.available_engines(), reason="the native engine was not built"
@@ -19,6 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 #: Each from a port of its own, so that the kernel's hash takes them to both workers.
 CONNECTIONS = 12
+SERVER, CLIENT = "10.77.0.1", "10.77.0.2"
+SECRET = bytes(range(32))
 
 
 def retries(daemon: Daemon) -> int:
@@ -76,3 +84,79 @@ def test_tokens(daemon: Daemon) -> None:
     workers, _ = connect_again_and_again(daemon, QuicConfig(retry_above_half_open=0))
     assert set(workers) == {0, 1}
     assert retries(daemon) == before + 1
+
+
+class Anycast(MemoryNetwork):
+    """Two hosts have the server's address, and packets go to the one whose turn it is: as if a
+    connection's packets came to another worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hosts = [MemoryLink(self, SERVER), MemoryLink(self, SERVER)]
+        self.retries = 0
+        self.switch(0)
+
+    def switch(self, index: int) -> None:
+        self._links[SERVER] = self._hosts[index]
+
+    def _carry(self, data: bytes, path: Path) -> None:
+        if path.remote.host == CLIENT and data[0] & 0xF0 == 0xF0:  # RFC 9000 section 17.2.5
+            self.retries += 1
+            self.switch(1)
+        super()._carry(data, path)
+
+    @asynccontextmanager
+    async def server(self, index: int, config: QuicConfig) -> AsyncIterator[Listener]:
+        async with (
+            hoststack.open_stack(
+                link=self._hosts[index], engine="native", secret=SECRET, config=config
+            ) as stack,
+            await stack.listen(f"quic://{SERVER}:4433", tls=TLS) as listener,
+        ):
+            yield listener
+
+
+def run_on_two(
+    script: Callable[[Anycast, Stack, Listener, Listener], Awaitable[None]], config: QuicConfig
+) -> None:
+    async def main() -> None:
+        network = Anycast()
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                network.server(0, config) as one,
+                network.server(1, config) as other,
+                hoststack.open_stack(link=network.link(CLIENT), engine="native") as client,
+            ):
+                await script(network, client, one, other)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_retry_token_of_one_is_taken_by_the_other() -> None:
+    async def script(network: Anycast, client: Stack, one: Listener, other: Listener) -> None:
+        async with (
+            client.connect(f"quic://{SERVER}:4433", tls=TRUSTING) as connection,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(echo, await other.accept())
+            assert network.retries == 1
+            assert await ask(connection, b"hello") == b"hello"
+            nursery.cancel_scope.cancel()
+
+    run_on_two(script, QuicConfig(retry_above_half_open=0))
+
+
+def test_a_stateless_reset_of_one_ends_the_others_connection() -> None:
+    async def script(network: Anycast, client: Stack, one: Listener, other: Listener) -> None:
+        async with (
+            client.connect(f"quic://{SERVER}:4433", tls=TRUSTING) as connection,
+            await one.accept(),
+        ):
+            network.switch(1)
+            stream = await connection.open_stream()
+            await stream.send_all(b"to whom?")
+            info = await connection.wait_closed()
+            assert info.by_peer
+            assert "stateless reset" in info.reason.lower()
+
+    run_on_two(script, QuicConfig())
