@@ -216,6 +216,25 @@ def test_a_supervisor_that_is_killed() -> None:
             assert not pyxdp.attached_programs(own.a.ifname)
 
 
+def test_the_units_capabilities_are_enough() -> None:
+    """And workers have none of them, nor can they get one."""
+    unit = Path("systemd/hoststack.service").read_text()
+    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)
+    # For LimitMEMLOCK=infinity, which takes CAP_SYS_RESOURCE.
+    kept = [*names.lower().replace("cap_", "").split(), "ipc_lock"]
+    limited = ["setpriv", f"--bounding-set=-all,+{',+'.join(kept)}"]
+    with veth_pair(queues=2) as own:
+        line = ["-i", own.a.ifname, "--link", "af_xdp", "--workers", "2", "--group", "daemon"]
+        with run_daemon(*line, prefix=own.a.command(*limited)) as daemon:
+            daemon.ctl("test echo server uri quic://10.77.0.1:4433")
+            os.kill(daemon.worker_pid(0), signal.SIGKILL)
+            daemon.wait_for("worker 0 is process", 2)
+            for index in range(2):
+                status = Path(f"/proc/{daemon.worker_pid(index)}/status").read_text()
+                assert re.findall(r"^Cap\w+:\t(\w+)", status, re.MULTILINE) == ["0" * 16] * 5
+            assert daemon.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
