@@ -1,0 +1,298 @@
+"""An application that is attached to a daemon and breaks one rule: it is thrown out, or nothing
+comes of it, and a well-behaved one does not notice."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import pytest
+import trio
+
+import hoststack
+from hoststack.daemon.remote_application import Limits, RemoteApplication
+from hoststack.native.event_ring import EventRing
+from hoststack.native.segment import map_segment
+from hoststack.session import attaching
+from hoststack.session import messages as m
+from hoststack.session.application import RING_ENTRIES
+from hoststack.session.channel import Channel
+from hoststack.session.codec import SegmentCame, decode_notice, encode
+from hoststack.session.messages import EventCode
+from tests.daemon.conftest import PATIENCE_S, Daemon
+from tests.daemon.echoing import TRUSTING, echo_server
+from tests.daemon.fuzz_application import Worker
+from tests.daemon.test_lives import Load
+from tests.support.attached import SEAL, both_ends
+
+UP: Final = EventRing.block_bytes(RING_ENTRIES)
+"""Where the ring of events to the application begins, behind that to the worker."""
+#: In a ring's or a FIFO's block: the producer's index, and the consumer's.
+PRODUCER, CONSUMER, WANTS_READ = 0, 64, 72
+EVENTS: Final = 128
+_numbers = itertools.count()
+
+
+class Villain:
+    """Attached by the protocol, without the library that would keep it honest; has a stream to an
+    echo server."""
+
+    def __init__(self, daemon: Daemon, port: int) -> None:
+        self._daemon = daemon
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        end.connect(daemon.api)
+        self._attachment = Channel(end, takes_fds=True)
+        self._name = f"villain{next(_numbers)}"
+        hello = attaching.Attach(version=attaching.PROTOCOL_VERSION, name=self._name)
+        self._attachment.send(attaching.encode(hello))
+        _, offered, other = (self._wait(self._attachment) for _ in range(3))
+        self.worker, self._other = Worker(offered[1]), Worker(other[1])
+        offer = attaching.decode_answer(offered[0])
+        assert isinstance(offer, attaching.WorkerOffered)
+        self.pid = daemon.worker_pid(offer.index)
+        self.send(m.Connect(1, ("127.0.0.1", port), "127.0.0.1", TRUSTING, ("hoststack",), None))
+        self.connection = self.hear(m.Connected).handle
+        self.send(m.OpenStream(2, self.connection, False))
+        ready = self.hear(m.StreamReady)
+        self.stream, self.rx, self.tx = ready.handle, ready.rx, ready.tx
+
+    def _wait(self, channel: Channel) -> tuple[bytes, list[int]]:
+        while not (received := channel.receive_now(1)):
+            assert select.select([channel._socket], [], [], PATIENCE_S)[0]
+        return received[0]
+
+    def send(self, request: m.Request, fds: list[int] | None = None) -> None:
+        self.worker.channel.send(encode(request), fds or [])
+
+    def hear(self, kind: type | tuple[type, ...]) -> Any:
+        """The next notice of that kind."""
+        while True:
+            data, fds = self._wait(self.worker.channel)
+            notice = decode_notice(data, lambda name: name)  # type: ignore[arg-type, return-value]
+            if isinstance(notice, SegmentCame):
+                self.worker.segments[notice.number] = map_segment(fds[0])
+            for fd in fds:
+                os.close(fd)
+            if isinstance(notice, kind):
+                return notice
+
+    def signal(self, handle: int, code: int) -> None:
+        """Push an event to the worker, as the library would."""
+        rings = self.worker.rings
+        (at,) = struct.unpack_from("<Q", rings, PRODUCER)
+        struct.pack_into("<QII", rings, EVENTS + (at % RING_ENTRIES) * 16, handle, code, 0)
+        struct.pack_into("<Q", rings, PRODUCER, at + 1)
+        self.wake()
+
+    def wake(self) -> None:
+        os.eventfd_write(self.worker.wake_ups[0], 1)
+
+    def fifo(self, name: Any, place: int, index: int) -> None:
+        struct.pack_into("<Q", self.worker.segments[name.segment], name.offset + place, index)
+
+    def why_it_left(self) -> str:
+        """Once it is thrown out."""
+        return self._daemon.wait_for(rf"{self._name}-{os.getpid()} left: (.*)")[1]
+
+    def have_echoed(self, count: int) -> None:
+        """Send so many bytes, and wait until they have come back."""
+        self.fifo(self.tx, PRODUCER, count)
+        self.signal(self.stream, EventCode.SENT)
+        while True:
+            self.fifo(self.rx, WANTS_READ, 1)
+            struct.pack_into("<I", self.worker.rings, UP + WANTS_READ, 1)
+            memory = self.worker.segments[self.rx.segment]
+            if struct.unpack_from("<Q", memory, self.rx.offset + PRODUCER)[0] == count:
+                break
+            assert select.select([self.worker.wake_ups[1]], [], [], PATIENCE_S)[0]
+            os.eventfd_read(self.worker.wake_ups[1])
+
+    def is_answered(self) -> bool:
+        """Whether it is still there for the worker, though its connection may not be."""
+        self.send(m.GetStatistics(3, self.connection))
+        return bool(self.hear((m.Statistics, m.Failed)))
+
+    def is_served(self) -> bool:
+        """Whether it still gets answers."""
+        self.send(m.GetStatistics(3, self.connection))
+        return bool(self.hear(m.Statistics))
+
+    def close(self) -> None:
+        self._attachment.close()
+        self.worker.close()
+        self._other.close()
+
+
+def with_a_villain(daemon: Daemon, script: Callable[[Villain, list[int]], None]) -> None:
+    """Beside a well-behaved application with connections through all workers."""
+
+    async def main() -> None:
+        with trio.fail_after(2 * PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api, name="good") as stack,
+                echo_server(stack) as uri,
+                stack.connect(uri, tls=TRUSTING) as one,
+                stack.connect(uri, tls=TRUSTING) as other,
+                trio.open_nursery() as nursery,
+            ):
+                loads = [Load(), Load()]
+                nursery.start_soon(loads[0].run, one)
+                nursery.start_soon(loads[1].run, other)
+                port = int(uri.rpartition(":")[2])
+                villain = await trio.to_thread.run_sync(Villain, daemon, port)
+                foreign = [one.handle, other.handle, (await one.open_stream()).handle]
+                try:
+                    await trio.to_thread.run_sync(script, villain, foreign)
+                finally:
+                    villain.close()
+                for load in loads:
+                    await load.one_more_round()
+                nursery.cancel_scope.cancel()
+
+    pids = [daemon.worker_pid(index) for index in range(2)]
+    trio.run(main)
+    assert pids == [daemon.worker_pid(index) for index in range(2)]
+    assert "Traceback" not in daemon.log
+
+
+def ring_tail(villain: Villain) -> None:
+    (at,) = struct.unpack_from("<Q", villain.worker.rings, CONSUMER)
+    struct.pack_into("<Q", villain.worker.rings, PRODUCER, at + RING_ENTRIES + 1)
+    villain.wake()
+
+
+def ring_tail_goes_back(villain: Villain) -> None:
+    villain.signal(villain.stream, EventCode.SENT)
+    assert villain.is_served()  # it was looked at
+    struct.pack_into("<Q", villain.worker.rings, PRODUCER, 0)
+    villain.wake()
+
+
+def ring_head(villain: Villain) -> None:
+    struct.pack_into("<Q", villain.worker.rings, UP + CONSUMER, 1 << 63)
+    villain.fifo(villain.rx, WANTS_READ, 1)  # an event, please, when the echo is there
+    villain.fifo(villain.tx, PRODUCER, 1)
+    villain.signal(villain.stream, EventCode.SENT)
+
+
+@pytest.mark.parametrize("misdeed", [ring_tail, ring_tail_goes_back, ring_head])
+def test_a_ring_with_an_index_that_can_not_be(
+    daemon: Daemon, misdeed: Callable[[Villain], None]
+) -> None:
+    def script(villain: Villain, foreign: list[int]) -> None:
+        misdeed(villain)
+        assert villain.why_it_left() == "an index in the event ring's shared block is impossible"
+
+    with_a_villain(daemon, script)
+
+
+def fifo_tail(villain: Villain) -> None:
+    villain.fifo(villain.tx, PRODUCER, villain.tx.size_bytes + 1)
+
+
+def fifo_tail_goes_back(villain: Villain) -> None:
+    villain.have_echoed(100)
+    villain.fifo(villain.tx, PRODUCER, 99)
+
+
+def fifo_head(villain: Villain) -> None:
+    villain.have_echoed(100)
+    villain.fifo(villain.rx, CONSUMER, 101)
+    villain.signal(villain.stream, EventCode.CONSUMED)
+    villain.fifo(villain.tx, PRODUCER, 101)  # whose echo has nowhere to go
+
+
+@pytest.mark.parametrize("misdeed", [fifo_tail, fifo_tail_goes_back, fifo_head])
+def test_a_fifo_with_an_index_that_can_not_be(
+    daemon: Daemon, misdeed: Callable[[Villain], None]
+) -> None:
+    """It is the end of its stream, at which the server leaves."""
+
+    def script(villain: Villain, foreign: list[int]) -> None:
+        misdeed(villain)
+        villain.signal(villain.stream, EventCode.SENT)
+        assert villain.hear(m.Closed).info.by_peer
+        assert villain.is_answered()
+
+    with_a_villain(daemon, script)
+
+
+def test_events_of_foreign_sessions_come_to_nothing(daemon: Daemon) -> None:
+    def script(villain: Villain, foreign: list[int]) -> None:
+        near = [*range(200), *(1 << 32 | index for index in range(200)), (1 << 64) - 1]
+        for handle in (*foreign, *near, villain.connection):
+            for code in (EventCode.SENT, EventCode.CONSUMED, 0, 1, 99, (1 << 32) - 1):
+                villain.signal(handle, code)
+        assert villain.is_served()
+
+    with_a_villain(daemon, script)
+
+
+def test_a_message_that_is_too_long(daemon: Daemon) -> None:
+    def script(villain: Villain, foreign: list[int]) -> None:
+        villain.worker.channel._socket.send(bytes(70_000))
+        assert villain.why_it_left() == "a message is too long"
+
+    with_a_villain(daemon, script)
+
+
+def exhaust(act: Callable[[], object]) -> None:
+    while True:
+        act()
+
+
+def test_too_many_requests_whose_answers_nobody_reads(daemon: Daemon) -> None:
+    def script(villain: Villain, foreign: list[int]) -> None:
+        end = villain.worker.channel._socket
+        end.setblocking(True)
+        request = encode(m.GetStatistics(3, villain.connection))
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            exhaust(partial(end.send, request))
+        assert villain.why_it_left() == "4096 messages wait, and it reads none"
+
+    with_a_villain(daemon, script)
+
+
+def test_descriptors_with_a_request_are_not_taken(daemon: Daemon) -> None:
+    def script(villain: Villain, foreign: list[int]) -> None:
+        def held() -> int:
+            return len(os.listdir(f"/proc/{villain.pid}/fd"))
+
+        assert villain.is_served()
+        before = held()
+        for _ in range(20):
+            villain.send(m.Cancel(99), [villain.worker.wake_ups[0]] * 50)
+        assert villain.is_served()
+        assert held() < before + 20
+
+    with_a_villain(daemon, script)
+
+
+def test_a_stream_that_nobody_reads(daemon: Daemon) -> None:
+    """It fills both of its FIFOs, and goes no further."""
+
+    def script(villain: Villain, foreign: list[int]) -> None:
+        villain.fifo(villain.tx, PRODUCER, villain.tx.size_bytes)
+        villain.signal(villain.stream, EventCode.SENT)
+        for _ in range(1000):
+            villain.signal(villain.stream, EventCode.CONSUMED)
+            assert villain.is_served()
+
+    with_a_villain(daemon, script)
+
+
+def test_who_does_not_look_at_events_is_left() -> None:
+    ends, other = both_ends("sleeper")
+    application = RemoteApplication("sleeper", ends, Limits(), SEAL)
+    for handle in range(RING_ENTRIES + (1 << 16) + 1):
+        assert application.gone is None
+        application.raise_event(handle, EventCode.READABLE)
+    application.flush()
+    assert application.gone == "it does not look at its events"
+    other.close()
