@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,62 @@ def test_threads_of_quic_echo(daemon: Daemon) -> None:
         assert report["wrong_bytes"] == 0
     assert json.loads(done.stdout)["closing"]["connected"] == {"q": 8, "s": 16}
     assert json.loads(out)["closing"]["accepted"] == {"q": 8, "s": 16}
+
+
+#: One of several processes that are one server: python -c MEMBER PATH URI.
+MEMBER = """
+import os, sys, trio, hoststack
+
+async def who(connection):
+    async for stream in connection.streams():
+        async with stream:
+            await stream.send_all(b"%d" % os.getpid())
+
+async def main(path, uri):
+    tls = hoststack.TlsConfig.self_signed(["127.0.0.1"])
+    async with hoststack.attach(path, name="web", shares_listeners=True) as stack:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: stack.serve(
+                uri, who, tls=tls, task_status=task_status))
+            print("listening", flush=True)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def test_processes_of_one_server_get_connections_in_turns(daemon: Daemon) -> None:
+    """Each worker goes round its members."""
+    uri, count = "quic://127.0.0.1:7781", 24
+
+    async def main() -> Counter[bytes]:
+        served: Counter[bytes] = Counter()
+        with trio.fail_after(PATIENCE_S):
+            for _ in range(count):
+                async with (
+                    hoststack.open_stack(link="udp") as client,
+                    client.connect(uri, tls=TlsConfig(verify=False)) as connection,
+                ):
+                    served[await ask(connection, b"who?")] += 1
+        return served
+
+    line = [sys.executable, "-c", MEMBER, daemon.api, uri]
+    with ExitStack() as running:
+        members = [
+            running.enter_context(subprocess.Popen(line, stdout=subprocess.PIPE, text=True))
+            for _ in range(3)
+        ]
+        for member in members:
+            running.callback(member.kill)
+        for member in members:
+            assert member.stdout is not None
+            assert member.stdout.readline() == "listening\n"
+        served = trio.run(main)
+        assert {int(pid) for pid in served} == {member.pid for member in members}
+        # A worker's members differ by one at most, and there are two workers.
+        assert max(served.values()) - min(served.values()) <= 2
+        members[0].kill()
+        daemon.wait_for(rf"web-{members[0].pid} left", 2)
+        assert {int(pid) for pid in trio.run(main)} == {member.pid for member in members[1:]}
 
 
 def test_the_debug_cli(daemon: Daemon) -> None:
