@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import threading
+import traceback
 from types import FrameType
 
 import pytest
@@ -58,6 +60,7 @@ def test_threads_have_sessions_of_their_own() -> None:
 def test_the_parent_lives_on_and_the_child_begins_anew() -> None:
     pair = Pair("quic")
     ours, theirs = pair.streams
+    where = pair.listener.local
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if not child:
@@ -68,18 +71,23 @@ def test_the_parent_lives_on_and_the_child_begins_anew() -> None:
             assert f.vppcom_session_create("quic") == -errno.EBADFD
             assert f.vppcom_worker_register() == 0
             with vcl.Session("quic") as connection:
-                connection.connect(pair.listener.local)
+                connection.connect(where)
                 with connection.open_stream() as stream:
                     stream.write_all(b"from the child")
             vcl.vppcom_app_destroy()
             said = b"fine"
+        except BaseException:
+            said = traceback.format_exc().encode()
         finally:
             os.write(write_fd, said)
             os._exit(0)
     os.close(write_fd)
+    # A child that failed connects to nobody.
+    comes = vcl.VclPoll(pair.listener.sh, select.POLLIN)
+    assert f.vppcom_poll([comes], PATIENCE_S) == 1, os.read(read_fd, 10_000).decode()
     with pair.listener.accept() as connection, connection.accept() as stream:
         assert stream.read() == b"from the child"
-    assert os.read(read_fd, 10) == b"fine"
+    assert os.read(read_fd, 10_000).decode() == "fine"
     os.close(read_fd)
     os.waitpid(child, 0)
     ours.write_all(b"still here")
