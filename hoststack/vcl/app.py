@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import sys
 import threading
 from dataclasses import dataclass, field
 
@@ -20,6 +21,22 @@ class CertKeyPair:
 
     cert: bytes
     key: bytes
+
+
+class _Tenure:
+    """Goes with its thread: a worker whose thread ended without a word leaves the daemon then."""
+
+    def __init__(self, app: App, worker: VclWorker) -> None:
+        self._app = app
+        self._worker = worker
+        self._process = os.getpid()
+
+    def __del__(self) -> None:
+        if self._process != os.getpid():
+            # After a fork, in the child: other threads are gone here before any hook is called.
+            self._worker.client.abandon()
+        elif not sys.is_finalizing():
+            self._app.thread_ended(self._worker)
 
 
 @dataclass
@@ -46,6 +63,7 @@ class App:
         with self._lock:
             self._workers.append(worker)
         self._local.worker = worker
+        self._local.tenure = _Tenure(self, worker)
         return worker
 
     def current(self) -> VclWorker | None:
@@ -58,28 +76,36 @@ class App:
         if worker is None:
             raise error(errno.EBADFD)
         del self._local.worker
+        try:
+            worker.close()
+        finally:
+            del self._local.tenure
+
+    def thread_ended(self, worker: VclWorker) -> None:
+        """It can make no call any more."""
         with self._lock:
-            self._workers.remove(worker)
-        worker.close()
+            if worker in self._workers:
+                self._workers.remove(worker)
+        worker.client.close()
 
     def destroy(self) -> None:
         """Close all sessions: the calling thread's with what they still have to send, others' as
-        they are."""
+        they are. A thread that waits in a call has ECONNRESET from it."""
         if self.current() is not None:
             self.unregister()
         with self._lock:
-            workers, self._workers = self._workers, []
+            workers = list(self._workers)
         for worker in workers:
-            worker.client.close()
+            worker.client.hang_up()
 
     def forget_parent(self) -> None:
         """After a fork, in the child: the parent's sessions are the parent's. A thread here has to
         register anew."""
         self._lock = threading.Lock()
         workers, self._workers = self._workers, []
-        self._local = threading.local()
         for worker in workers:
             worker.client.abandon()
+        self._local = threading.local()
 
     def add_pair(self, pair: CertKeyPair) -> int:
         with self._lock:

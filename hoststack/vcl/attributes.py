@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
+from hoststack.native.fifo import FifoCorruptError
 from hoststack.session.protocols import PROTOCOLS
 from hoststack.vcl.app import App
 from hoststack.vcl.closing import shutdown
@@ -17,24 +18,26 @@ from hoststack.vcl.worker import VclWorker
 
 
 class Attr(enum.IntEnum):
-    """VPPCOM_ATTR_*, those that mean something here."""
+    """VPPCOM_ATTR_*, those that mean something here, by VPP's numbers."""
 
     GET_NREAD = 0
     GET_NWRITE = 1
     GET_FLAGS = 2
     SET_FLAGS = 3
     GET_LCL_ADDR = 4
-    GET_PEER_ADDR = 5
-    GET_PROTOCOL = 8
-    GET_LISTEN = 9
-    GET_ERROR = 10
-    GET_TX_FIFO_LEN = 11
-    SET_TX_FIFO_LEN = 12
-    GET_RX_FIFO_LEN = 13
-    SET_RX_FIFO_LEN = 14
-    SET_SHUT = 15
-    GET_SHUT = 16
-    SET_CKPAIR = 17
+    GET_PEER_ADDR = 6
+    GET_PROTOCOL = 9
+    GET_LISTEN = 10
+    GET_ERROR = 11
+    GET_TX_FIFO_LEN = 12
+    SET_TX_FIFO_LEN = 13
+    GET_RX_FIFO_LEN = 14
+    SET_RX_FIFO_LEN = 15
+    SET_CONNECTED = 34
+    SET_CKPAIR = 35
+    # Of older ones of VPP's alone, whose number is another one's now.
+    SET_SHUT = 100
+    GET_SHUT = 101
 
 
 #: open(2): the flags that a session has.
@@ -45,12 +48,19 @@ def _nread(session: VclSession) -> int:
     if session.is_listener or session.kind is Kind.CONNECTION:
         return len(session.accepted)
     session.check_readable()
-    return session.rx.readable if session.rx is not None else 0
+    return _measured(lambda: session.rx.readable if session.rx is not None else 0)
 
 
 def _nwrite(session: VclSession) -> int:
     session.check_writable()
-    return session.tx.writable if session.tx is not None else 0
+    return _measured(lambda: session.tx.writable if session.tx is not None else 0)
+
+
+def _measured(look: Callable[[], int]) -> int:
+    try:
+        return look()
+    except FifoCorruptError:
+        raise error(errno.ECONNRESET, "the other side broke the FIFO") from None
 
 
 def _set_flags(session: VclSession, value: Any) -> None:
@@ -89,7 +99,7 @@ _GET: Final[dict[Attr, Callable[[VclSession], Any]]] = {
     Attr.GET_FLAGS: lambda session: os.O_RDWR | (os.O_NONBLOCK * session.is_nonblocking),
     Attr.GET_LCL_ADDR: lambda session: session.local,
     Attr.GET_PEER_ADDR: _peer,
-    Attr.GET_PROTOCOL: lambda session: list(PROTOCOLS).index(session.protocol),
+    Attr.GET_PROTOCOL: lambda session: session.protocol,
     Attr.GET_LISTEN: lambda session: int(session.is_listener),
     Attr.GET_ERROR: take_session_error,
     Attr.GET_TX_FIFO_LEN: lambda session: session.tx.size if session.tx is not None else 0,
@@ -113,6 +123,10 @@ def session_attr(app: App, worker: VclWorker, session: VclSession, attr: object,
             session.tx_fifo_bytes = _size(value)
         case Attr.SET_RX_FIFO_LEN:
             session.rx_fifo_bytes = _size(value)
+        case Attr.SET_CONNECTED:
+            # Any UDP listener here hands out connected sessions, as VPP's with this one do.
+            if not PROTOCOLS[session.protocol].unconnected:
+                raise error(errno.ENOTSUP, f"{session.protocol} is always connected")
         case Attr.SET_SHUT:
             shutdown(worker, session, value)
         case Attr.SET_CKPAIR:

@@ -3,6 +3,7 @@ the caller waits, in its own thread."""
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import time
@@ -14,6 +15,7 @@ from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.vcl.config import VclConfig
+from hoststack.vcl.errors import error
 
 #: While a message waits for room in a socket, its room is looked for so often.
 _CROWDED_S: Final = 0.01
@@ -57,8 +59,8 @@ class AttachClient:
                 if time.monotonic() >= end or self.is_gone:
                     raise TimeoutError("its workers do not come")
                 self.wait(end - time.monotonic())
-        except (ChannelClosedError, TimeoutError) as error:
-            raise no_answer(path, error) from None
+        except (ChannelClosedError, TimeoutError) as caught:
+            raise no_answer(path, caught) from None
 
     def _first(self, end: float) -> tuple[bytes, list[int]]:
         poll = select.poll()
@@ -72,8 +74,11 @@ class AttachClient:
         """Take what has come; without anything wait until something comes, or that long.
 
         None waits for ever. A signal's handler runs meanwhile, and what it raises comes out.
+        Raises ECONNRESET rather than wait for ever for a daemon that has ended.
         """
         timeout_s = self._prepared(timeout_s)
+        if self.is_gone and timeout_s is None:
+            raise error(errno.ECONNRESET, "the daemon has ended")
         for fd, _ in self._epoll.poll(-1 if timeout_s is None else timeout_s):
             if fd == self._daemon.fileno():
                 self._hear_daemon()
@@ -141,12 +146,24 @@ class AttachClient:
         link.close()
         self.workers.remove(index)
 
+    def hang_up(self) -> None:
+        """Leave, in a thread that is not the owner's: whatever that waits for, it hears of the
+        end, and the descriptors stay its own."""
+        self._daemon.shut()
+
     def close(self) -> None:
         """Leave: the daemon closes all that is open. Idempotent."""
         for index in list(self._links):
             self._lose(index)
         self._daemon.close()
         self._epoll.close()
+
+    def has_said_all(self) -> bool:
+        """Whether no message waits for room in a socket."""
+        try:
+            return all(link.channel.flush() for link in self._links.values())
+        except ChannelClosedError:
+            return False  # which `wait` hears of, too
 
     def abandon(self) -> None:
         """After a fork, in the child: the parent's descriptors are closed here, and nothing is

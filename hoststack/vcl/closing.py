@@ -34,7 +34,9 @@ def _end_writing(worker: VclWorker, session: VclSession) -> None:
     session.is_write_shut = True
     session.tx.set_eof()
     session.tx.take_read_armed()
-    if session.parent is not None and session.parent.kind is Kind.CONNECTION:
+    # A peer that wants no more gets no end, so there is none to wait for.
+    is_awaited = not session.is_stopped
+    if is_awaited and session.parent is not None and session.parent.kind is Kind.CONNECTION:
         worker.add_unfinished(session, session.parent)
     worker.side.signal_sent(session.stream_handle)
 
@@ -43,7 +45,7 @@ def _end_reading(worker: VclWorker, session: VclSession) -> None:
     if session.is_read_shut or session.rx is None or session.state is not State.READY:
         return
     session.is_read_shut = True
-    if not (session.rx.at_end or session.is_reset):
+    if not session.has_all:
         worker.side.request(m.StopSending(session.stream_handle, 0))
 
 
@@ -53,13 +55,12 @@ def close(worker: VclWorker, session: VclSession) -> None:
     Of a QUIC connection with streams that were closed it waits until what was sent on them is
     acknowledged; a non-blocking one is left to the calls that follow.
     """
-    for child in _children(worker, session):
+    for child in _children(session):
         close(worker, child)
     if session.kind is Kind.EPOLL:
         worker.epolls.pop(session.sh).clear()
-    elif session.state is State.CONNECTING and session.token:
-        worker.side.request(m.Cancel(session.token))
-        _close_connection(worker, session)
+    elif session.state is State.CONNECTING:
+        worker.give_up(session)
     elif session.kind is Kind.LISTENER:
         worker.side.request(m.Unlisten(session.handle))
     elif session.state is State.READY and session.kind is Kind.STREAM:
@@ -73,11 +74,11 @@ def close(worker: VclWorker, session: VclSession) -> None:
     worker.remove(session)
 
 
-def _children(worker: VclWorker, session: VclSession) -> list[VclSession]:
+def _children(session: VclSession) -> list[VclSession]:
     """What goes with it: a connection's streams, and what nobody has accepted yet."""
     if session.kind is Kind.CONNECTION:
-        return [each for each in worker.sessions if each.parent is session]
-    return list(session.accepted)
+        return list(session.children)
+    return [each for each in session.children if not each.is_counted]
 
 
 def _close_lingering(worker: VclWorker, session: VclSession) -> None:
@@ -98,13 +99,14 @@ def terminate(worker: VclWorker, session: VclSession) -> None:
     """At once: what was written and not sent yet is given up, and the peer sees a reset."""
     if session.state is State.READY and session.kind is Kind.STREAM:
         if session.protocol == "quic":
+            worker.forget_unfinished(session.stream_handle)
             worker.side.request(m.ResetStream(session.stream_handle, 0))
             worker.side.request(m.StopSending(session.stream_handle, 0))
         else:
             worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
         session.state = State.CLOSED
     elif session.state is State.READY and session.handle >= 0 and not session.is_listener:
-        for child in _children(worker, session):
+        for child in _children(session):
             terminate(worker, child)
         worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
         session.state = State.CLOSED

@@ -16,7 +16,7 @@ from hoststack.session.protocols import PROTOCOLS
 from hoststack.session.uri import UriError, parse_uri
 from hoststack.stack import DEFAULT_ALPN
 from hoststack.vcl.errors import error
-from hoststack.vcl.session import Address, Kind, State, VclSession
+from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
 
 if TYPE_CHECKING:
     from hoststack.vcl.worker import VclWorker
@@ -63,7 +63,7 @@ def bind(worker: VclWorker, session: VclSession, where: object) -> None:
         try:
             open_endpoint(worker, session)
         except OSError:
-            session.bound = None
+            session.bound, session.local = None, NOWHERE
             raise
 
 
@@ -80,19 +80,21 @@ def _wait_until_ready(worker: VclWorker, session: VclSession) -> None:
     """Raises what the request came to, and ETIMEDOUT."""
     timeout_s = worker.config.session_timeout_s
     if not worker.wait(lambda: session.state is not State.CONNECTING, timeout_s):
-        worker.side.request(m.Cancel(session.token))
+        worker.give_up(session)
         session.state, session.error = State.FAILED, errno.ETIMEDOUT
     if session.state is State.FAILED:
-        raise error(take_error(session))
+        _raise_failure(worker, session)
 
 
-def take_error(session: VclSession) -> int:
-    """The errno of a connect that failed; another one may be tried then."""
+def _raise_failure(worker: VclWorker, session: VclSession) -> None:
+    """What a request came to is told once, and the session is as new: another may be tried."""
+    worker.forget_handles(session)
+    worker.disown(session)
+    session.state, session.kind, session.has_addresses = State.CREATED, Kind.NEW, False
+    session.rx = session.tx = None
     number, session.error = session.error, 0
-    if session.state is State.FAILED:
-        session.state, session.kind = State.CREATED, Kind.NEW
-        session.handle = session.stream_handle = -1
-    return number
+    if number:  # else it was told by an attribute
+        raise error(number)
 
 
 def listen(worker: VclWorker, session: VclSession) -> None:
@@ -139,7 +141,7 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
     if not session.accepted and session.is_nonblocking and session.state is not State.CLOSED:
         raise error(errno.EAGAIN)
     if not worker.wait(
-        lambda: bool(session.accepted) or session.state is State.CLOSED or worker.client.is_gone,
+        lambda: bool(session.accepted) or session.state is State.CLOSED,
         worker.config.accept_timeout_s,
     ):
         raise error(errno.EAGAIN, "nothing came in time")
@@ -147,6 +149,7 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
         raise error(session.end_errno or errno.ECONNRESET)
     accepted = session.accepted.popleft()
     accepted.is_nonblocking = bool(flags & socket.SOCK_NONBLOCK)
+    accepted.is_counted = True
     session.n_accepted += 1
     return accepted
 
@@ -160,7 +163,7 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
         if session.state is State.CONNECTING:
             raise error(errno.EALREADY)
     if session.state is State.FAILED:
-        raise error(take_error(session))
+        _raise_failure(worker, session)
     if session.kind is Kind.DATAGRAMS and session.has_addresses:
         session.remote = remote  # from now on it talks to nobody else
         return
@@ -198,14 +201,15 @@ def stream_connect(worker: VclWorker, session: VclSession, connection: VclSessio
         if session.state is State.CONNECTING:
             raise error(errno.EALREADY)
     if session.state is State.FAILED:
-        raise error(take_error(session))
+        _raise_failure(worker, session)
     if session.state is State.READY:
         return
     if session.state is not State.CREATED:
         raise error(errno.EINVAL)
     if not connection.is_connectable_listener:
         raise error(errno.ENOTCONN)
-    session.parent, session.handle = connection, connection.handle
+    worker.adopt(connection, session)
+    session.handle = connection.handle
     session.local, session.remote = connection.local, connection.remote
     session.state = State.CONNECTING
     worker.call(session, lambda token: m.OpenStream(token, connection.handle, False))

@@ -38,7 +38,7 @@ class EpollSet:
 
     def put(self, session: VclSession, event: EpollEvent) -> None:
         """Add a session, or change what is wanted of it."""
-        self._members[session] = EpollEvent(event.events, event.data)
+        self._members[session] = EpollEvent(event.events | _ALWAYS, event.data)
         session.sets[self] = None
         self.candidates[session] = None
 
@@ -77,7 +77,7 @@ class EpollSet:
     def _ready(session: VclSession, wanted: int) -> int:
         if not wanted & ~_MODES:
             return 0  # one shot, and that was it
-        mask = (wanted & ~_MODES) | _ALWAYS
+        mask = wanted & ~_MODES
         flags = session.readiness() & mask
         if not flags:
             session.arm(wanted)

@@ -152,8 +152,8 @@ class Session:
 
     def close(self) -> None:
         """What was written still goes out. Idempotent."""
-        worker = apps.current_worker()
         if self._sh >= 0:
+            worker = apps.current_worker()
             sh, self._sh = self._sh, -1
             closing.close(worker, worker.get(sh))
 

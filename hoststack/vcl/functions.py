@@ -286,9 +286,9 @@ def vppcom_session_attr(sh: int, op: int, value: Any = None) -> Any:
 
 @_plain
 def vppcom_select(
-    read_map: MutableSet[int],
-    write_map: MutableSet[int],
-    except_map: MutableSet[int],
+    read_map: MutableSet[int] | None,
+    write_map: MutableSet[int] | None,
+    except_map: MutableSet[int] | None,
     wait_for_time: float,
 ) -> int:
     """Sets of sessions, of which those that are ready are left; seconds, below 0 for ever."""

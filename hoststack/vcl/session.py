@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hoststack.vcl.epoll import EpollSet
 
 Address = tuple[str, int]
-_NOWHERE: Final = ("", 0)
+NOWHERE: Final = ("", 0)
 
 
 class State(enum.Enum):
@@ -61,8 +61,8 @@ class VclSession:
     """Of what carries bytes."""
     token: int = 0
     """Of the request that is under way."""
-    local: Address = _NOWHERE
-    remote: Address = _NOWHERE
+    local: Address = NOWHERE
+    remote: Address = NOWHERE
     bound: Address | None = None
     rx: Fifo | None = None
     tx: Fifo | None = None
@@ -71,8 +71,13 @@ class VclSession:
     """Whether each message begins with its peer's address (session/udp.py)."""
     parent: VclSession | None = None
     """A stream's connection, or a connection's listener."""
+    children: dict[VclSession, None] = field(default_factory=dict)
+    """Those whose parent it is."""
     accepted: deque[VclSession] = field(default_factory=deque)
     n_accepted: int = 0
+    """Of the children, those that the program has."""
+    is_counted: bool = False
+    """Whether it is one of its parent's `n_accepted`."""
     unfinished: set[int] = field(default_factory=set)
     """A connection's streams that were closed, and of which something is not acknowledged yet."""
     certificate: bytes | None = None
@@ -145,6 +150,8 @@ class VclSession:
         """Whether a read would not block."""
         if self.message is not None or self.is_reset or self.state is State.CLOSED:
             return True
+        if self.is_read_shut:
+            return True
         return self.rx is not None and bool(self.rx.readable or self.rx.eof)
 
     @property
@@ -157,6 +164,14 @@ class VclSession:
         if self.kind is Kind.DATAGRAMS:
             return self.tx.has_room_for(self.max_datagram_bytes)
         return self.tx.writable > 0
+
+    @property
+    def has_all(self) -> bool:
+        """Whether nothing more will come from the peer."""
+        try:
+            return self.is_reset or (self.rx is not None and self.rx.at_end)
+        except FifoCorruptError:
+            return True
 
     def arm(self, events: int) -> None:
         """Have the stack tell when it can be read from, or written to; look again after that."""

@@ -22,12 +22,13 @@ MSG_PEEK = 2
 
 
 def view_of(buffer: object, *, is_writable: bool) -> memoryview:
-    """The octets of a buffer; raises EINVAL for what is none, is empty, or can't be written to."""
+    """The octets of a buffer; raises EINVAL for what is none, or is to be read into and can't be
+    written to, or is empty."""
     try:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
     except TypeError:
         raise error(errno.EINVAL, f"{type(buffer).__name__} is no buffer") from None
-    if not len(view) or (is_writable and view.readonly):
+    if is_writable and (view.readonly or not len(view)):
         raise error(errno.EINVAL, "a buffer of one octet or more is wanted")
     return view
 
@@ -38,7 +39,10 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
     session.check_readable()
     if session.kind is Kind.DATAGRAMS:
         return receive_from(worker, session, view, 0)[0]
-    if session.is_read_shut or session.rx is None:
+    if session.is_read_shut:
+        return 0
+    if session.rx is None:  # a connection, or a listener, that has ended
+        session.raise_end_of_reading()
         return 0
     rx = session.rx
     try:
@@ -60,11 +64,13 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
 
 
 def write(worker: VclWorker, session: VclSession, data: object) -> int:
-    """As many bytes as there is room for, one at least; how many."""
+    """As many bytes as there is room for, one at least; how many. Nothing may be written, too."""
     view = view_of(data, is_writable=False)
     session.check_writable()
     if session.kind is Kind.DATAGRAMS:
         return send_to(worker, session, view, None)
+    if not len(view):
+        return 0
     tx = session.tx
     assert tx is not None
     try:

@@ -28,6 +28,9 @@ _ALL: Final = (
     | select.EPOLLET
     | select.EPOLLONESHOT
 )
+#: poll(2).
+_POLLED: Final = 0x7FFF
+_ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP
 
 
 @dataclass(slots=True)
@@ -73,13 +76,16 @@ def epoll_ctl(
 def epoll_wait(
     worker: VclWorker, members: EpollSet, most: int, timeout_s: float | None
 ) -> list[EpollEvent]:
-    """What is ready; empty if nothing is in that time."""
+    """What is ready; empty if nothing is in that time. Raises ECONNRESET where nothing will be,
+    as the daemon has ended."""
     if not isinstance(most, int) or most < 1:
         raise error(errno.EINVAL, "room for one event or more is wanted")
     worker.pump()
     end = None if timeout_s is None else time.monotonic() + timeout_s
     while not (found := members.collect(most)):
         remaining = None if end is None else end - time.monotonic()
+        if worker.client.is_gone:
+            raise error(errno.ECONNRESET, "the daemon has ended")
         if remaining is not None and remaining <= 0:
             break
         worker.pump(remaining)
@@ -88,53 +94,55 @@ def epoll_wait(
 
 def poll(worker: VclWorker, entries: Sequence[VclPoll], timeout_s: float | None) -> int:
     """As poll(2): how many of the entries have `revents`."""
+    wanted: dict[VclSession, int] = {}
+    is_any_wrong = False
+    for entry in entries:
+        entry.revents = 0
+        if entry.sh < 0:
+            continue
+        try:
+            session = worker.get_open(entry.sh)
+        except OSError:
+            entry.revents = select.POLLNVAL
+            is_any_wrong = True
+        else:
+            wanted[session] = wanted.get(session, 0) | entry.events & _POLLED
     members = EpollSet()
-    count = 0
     try:
-        for entry in entries:
-            entry.revents = 0
-            if entry.sh < 0:
-                continue
-            try:
-                session = worker.get_open(entry.sh)
-            except OSError:
-                entry.revents = select.POLLNVAL
-                count += 1
-                continue
-            if session in members:
-                raise error(errno.EINVAL, f"session {entry.sh} is there twice")
-            members.put(session, EpollEvent(entry.events, entry))
-        found = epoll_wait(worker, members, max(1, len(entries)), 0 if count else timeout_s)
+        for session, events in wanted.items():
+            members.put(session, EpollEvent(events, session.sh))
+        found = epoll_wait(worker, members, max(1, len(wanted)), 0 if is_any_wrong else timeout_s)
     finally:
         members.clear()
-    for event in found:
-        event.data.revents = event.events
-    return count + len(found)
+    ready = {event.data: event.events for event in found}
+    for entry in entries:
+        entry.revents |= ready.get(entry.sh, 0) & (entry.events | _ALWAYS_POLLED)
+    return sum(entry.revents != 0 for entry in entries)
 
 
 def select_sessions(
     worker: VclWorker,
-    read_map: MutableSet[int],
-    write_map: MutableSet[int],
-    except_map: MutableSet[int],
+    read_map: MutableSet[int] | None,
+    write_map: MutableSet[int] | None,
+    except_map: MutableSet[int] | None,
     timeout_s: float | None,
 ) -> int:
     """As select(2), with sets of sessions, of which those that are not ready are taken out."""
-    wanted = [
-        (read_map, select.EPOLLIN),
-        (write_map, select.EPOLLOUT),
-        (except_map, select.EPOLLPRI),
+    maps = [
+        (read_map, select.POLLIN),
+        (write_map, select.POLLOUT),
+        (except_map, select.POLLPRI),
     ]
+    given = [(each, flag) for each, flag in maps if each is not None]
     masks: dict[int, int] = {}
-    for each, flag in wanted:
+    for each, flag in given:
         for sh in each:
             worker.get_open(sh)
             masks[sh] = masks.get(sh, 0) | flag
     entries = [VclPoll(sh, mask) for sh, mask in masks.items()]
     poll(worker, entries, timeout_s)
     ready = {entry.sh: entry.revents for entry in entries}
-    broken = select.EPOLLERR | select.EPOLLHUP
-    meant = (select.EPOLLIN | broken, select.EPOLLOUT | broken, select.EPOLLPRI)
-    for (each, _), flags in zip(wanted, meant, strict=True):
-        each &= {sh for sh in each if ready.get(sh, 0) & flags}
-    return sum(len(each) for each, _ in wanted)
+    for each, flag in given:
+        # What is broken is ready for anything, as its error is there to be had.
+        each &= {sh for sh in each if ready[sh] & (flag | _ALWAYS_POLLED)}
+    return sum(len(each) for each, _ in given)

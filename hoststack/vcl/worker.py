@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from hoststack.vcl.session import Kind, State, VclSession
 
 #: As in VPP, a session's number has its worker's in the upper bits.
 _WORKER_SHIFT: Final = 24
+_MOST_SESSIONS: Final = 1 << _WORKER_SHIFT
 
 
 class VclWorker:
@@ -46,6 +48,8 @@ class VclWorker:
         self._lingering: dict[VclSession, float] = {}
         self._unfinished: dict[int, VclSession] = {}  # connections, by their streams' handles
         self._numbers = itertools.count()
+        # What was taken and not handled yet: a signal's handler may raise in between.
+        self._notices: deque[m.Notice] = deque()
         self._tokens = itertools.count(1)
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Failed: self._on_failed,
@@ -66,12 +70,31 @@ class VclWorker:
 
     def add(self, protocol: Protocol, *, kind: Kind = Kind.NEW) -> VclSession:
         """A new session. Raises EMFILE."""
-        number = next(self._numbers)
-        if number >= 1 << _WORKER_SHIFT:
+        if len(self._sessions) >= _MOST_SESSIONS:
             raise error(errno.EMFILE)
-        session = VclSession(self.index << _WORKER_SHIFT | number, protocol, kind=kind)
+        sh = self._next_number()
+        while sh in self._sessions:
+            sh = self._next_number()
+        session = VclSession(sh, protocol, kind=kind)
         self._sessions[session.sh] = session
         return session
+
+    def _next_number(self) -> int:
+        return self.index << _WORKER_SHIFT | next(self._numbers) % _MOST_SESSIONS
+
+    @staticmethod
+    def adopt(parent: VclSession, session: VclSession) -> None:
+        """A connection has a stream, or a listener a connection."""
+        session.parent = parent
+        parent.children[session] = None
+
+    @staticmethod
+    def disown(session: VclSession) -> None:
+        """It belongs to nobody any more. Idempotent."""
+        if session.parent is not None:
+            del session.parent.children[session]
+            session.parent.n_accepted -= session.is_counted
+        session.parent, session.is_counted = None, False
 
     def get(self, sh: int) -> VclSession:
         """Raises EBADFD for what is none of this worker's sessions."""
@@ -103,6 +126,7 @@ class VclWorker:
         for each in list(session.sets):
             each.remove(session)
         self._sessions.pop(session.sh, None)
+        self.disown(session)
         if session not in self._lingering:
             self.forget_handles(session)
         self._calls.pop(session.token, None)
@@ -122,6 +146,16 @@ class VclWorker:
         self._calls[session.token] = session
         self.side.request(make_request(session.token))
 
+    def give_up(self, session: VclSession) -> None:
+        """Nobody waits for its request any more: what still comes of it is undone."""
+        if session.token:
+            self._calls.pop(session.token, None)
+            self.side.request(m.Cancel(session.token))
+            session.token = 0
+        is_stream = session.parent is not None and session.parent.kind is Kind.CONNECTION
+        if session.handle >= 0 and not is_stream:
+            self.side.request(m.CloseConnection(session.handle, 0, ""))
+
     def wait(self, is_done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Until it is done; False if that takes longer."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
@@ -135,13 +169,15 @@ class VclWorker:
     def pump(self, timeout_s: float | None = 0.0) -> None:
         """Take what the stack has to tell; without anything wait that long for it."""
         if self._lingering:
-            timeout_s = 0.1 if timeout_s is None else min(timeout_s, 0.1)
-            self._end_lingering(time.monotonic())
+            linger_s = max(0.0, min(self._lingering.values()) - time.monotonic())
+            timeout_s = linger_s if timeout_s is None else min(timeout_s, linger_s)
         try:
             self.client.wait(timeout_s)
         except CodecError as caught:
             raise error(errno.EPROTO, str(caught)) from None
-        for notice in self.side.take_notices():
+        self._notices.extend(self.side.take_notices())
+        while self._notices:
+            notice = self._notices.popleft()
             handler = self._handlers.get(type(notice))
             if handler is not None:  # else it is of no interest to VCL
                 handler(notice)
@@ -149,6 +185,15 @@ class VclWorker:
             session = self._by_handle.get(handle)
             if session is not None:
                 session.touch()
+        if self.client.is_gone:
+            self._end_listeners()
+        self._end_lingering(time.monotonic())
+
+    def _end_listeners(self) -> None:
+        """The daemon has ended: nobody comes any more."""
+        for session in self._sessions.values():
+            if session.state is State.LISTENING:
+                self._end(session, errno.ECONNRESET, False)
 
     def add_unfinished(self, stream: VclSession, connection: VclSession) -> None:
         """A stream's end is set: `close` of its connection waits until that is acknowledged."""
@@ -175,12 +220,12 @@ class VclWorker:
             if session.sh in self._sessions:  # not gone with its connection
                 session.is_nonblocking = True
                 close(self, session)
-        self.wait(lambda: self._has_said_all() or self.client.is_gone, self.LINGER_S)
+        self.wait(self._has_said_all, self.LINGER_S)
         self.client.close()
 
     def _has_said_all(self) -> bool:
         self._end_lingering(time.monotonic())
-        return not self._lingering
+        return self.client.is_gone or (not self._lingering and self.client.has_said_all())
 
     # --- notices -----------------------------------------------------------------------------
 
@@ -254,7 +299,7 @@ class VclWorker:
             self.side.request(m.CloseConnection(notice.handle, 0, "nobody listens any more"))
             return
         session = self.add(listener.protocol, kind=Kind.CONNECTION)
-        session.parent = listener
+        self.adopt(listener, session)
         session.handle, session.local, session.remote = notice.handle, notice.local, notice.remote
         self._by_handle[notice.handle] = session
         # Of TCP there is no more to accept than the stream, which is told of next.
@@ -281,7 +326,7 @@ class VclWorker:
             self._offer(connection.parent, connection)
         else:
             stream = self.add(connection.protocol, kind=Kind.STREAM)
-            stream.parent = connection
+            self.adopt(connection, stream)
             stream.handle = connection.handle
             stream.local, stream.remote = connection.local, connection.remote
             self._set_stream(stream, notice)
@@ -314,9 +359,8 @@ class VclWorker:
         if connection is None:
             return
         info = notice.info
-        for session in self.sessions:
-            if session.handle == notice.handle:
-                self._end(session, errno_of(info, session.protocol), info.code == 0)
+        for session in (connection, *connection.children):
+            self._end(session, errno_of(info, session.protocol), info.code == 0)
         if connection in self._lingering:
             connection.state = State.CLOSED
 
@@ -342,12 +386,13 @@ class VclWorker:
         if session is not None:
             session.is_stopped = True
             session.touch()
-        self._forget_unfinished(notice.handle)
+        self.forget_unfinished(notice.handle)
 
     def _on_send_finished(self, notice: m.SendFinished) -> None:
-        self._forget_unfinished(notice.handle)
+        self.forget_unfinished(notice.handle)
 
-    def _forget_unfinished(self, handle: int) -> None:
+    def forget_unfinished(self, handle: int) -> None:
+        """Nobody waits for a stream's end any more."""
         connection = self._unfinished.pop(handle, None)
         if connection is not None:
             connection.unfinished.discard(handle)

@@ -7,8 +7,9 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 import pytest
@@ -33,14 +34,26 @@ CALLS: Final[dict[str, Callable[[int], Any]]] = {
     "recvfrom": lambda sh: f.vppcom_session_recvfrom(sh, bytearray(10)),
     "sendto": lambda sh: f.vppcom_session_sendto(sh, b"x"),
     "shutdown": lambda sh: f.vppcom_session_shutdown(sh, socket.SHUT_WR),
+    "close": f.vppcom_session_close,
+    "terminate": f.vppcom_session_terminate,
+    "get_error": f.vppcom_session_get_error,
+    "tls_add_cert": lambda sh: f.vppcom_session_tls_add_cert(sh, CERT),
+    "tls_add_key": lambda sh: f.vppcom_session_tls_add_key(sh, KEY),
     "n_accepted": f.vppcom_session_n_accepted,
     "is_connectable_listener": f.vppcom_session_is_connectable_listener,
     "get_peer": lambda sh: f.vppcom_session_attr(sh, vcl.Attr.GET_PEER_ADDR),
+    "epoll_ctl": lambda sh: f.vppcom_epoll_ctl(
+        f.vppcom_epoll_create(), vcl.EPOLL_CTL_ADD, sh, vcl.EpollEvent(select.EPOLLIN)
+    ),
+    "epoll_wait": lambda sh: f.vppcom_epoll_wait(sh, [], 1, 0),
+    "select": lambda sh: f.vppcom_select({sh}, None, None, 0),
+    "poll": lambda sh: f.vppcom_poll([vcl.VclPoll(sh, select.POLLIN)], 0),
 }
 OK: Final = 0
 EBADFD, EINVAL, ENOTCONN = -errno.EBADFD, -errno.EINVAL, -errno.ENOTCONN
 EAGAIN, ENOTSUP, EPIPE, ECONNRESET = -errno.EAGAIN, -errno.ENOTSUP, -errno.EPIPE, -errno.ECONNRESET
 EDESTADDRREQ, EINPROGRESS = -errno.EDESTADDRREQ, -errno.EINPROGRESS
+EALREADY, ECONNREFUSED = -errno.EALREADY, -errno.ECONNREFUSED
 
 
 def new(protocol: str) -> int:
@@ -100,14 +113,75 @@ def reset(protocol: str) -> int:
     return ours.sh
 
 
+def connecting(protocol: str) -> int:
+    """To somebody who is there and does not answer."""
+    sh = new(protocol)
+    assert f.vppcom_session_connect(sh, mute(protocol)) == EINPROGRESS
+    return sh
+
+
+@cache
+def mute(protocol: str) -> tuple[str, int]:
+    """Where nobody answers."""
+    if protocol == "quic":
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        _mutes.append(sock)
+    else:
+        # Who accepts none, and has no room for more that wait.
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        _mutes.append(sock)
+        for _ in range(3):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(sock.getsockname())
+            _mutes.append(waiting)
+    where: tuple[str, int] = sock.getsockname()
+    return where
+
+
+_mutes: Final[list[socket.socket]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_mutes() -> Iterator[None]:
+    yield
+    for sock in _mutes:
+        sock.close()
+    _mutes.clear()
+    mute.cache_clear()
+
+
+def failed(protocol: str) -> int:
+    """It came to nothing, which nobody was told yet."""
+    sh = new(protocol)
+    assert f.vppcom_session_connect(sh, ("127.0.0.1", free_port())) == EINPROGRESS
+    assert f.vppcom_poll([vcl.VclPoll(sh, select.POLLOUT)], PATIENCE_S) == 1
+    return sh
+
+
 def bound_udp(_: str) -> int:
     sh = new("udp")
     assert f.vppcom_session_bind(sh, ("127.0.0.1", 0)) == 0
     return sh
 
 
-_NOTHING: Final = dict.fromkeys(CALLS, EBADFD)
-_NEW: Final = {
+_NOTHING: Final = dict.fromkeys(CALLS, EBADFD) | {"poll": 1}  # which says so in POLLNVAL
+_EPOLL: Final = _NOTHING | {"close": OK, "terminate": OK, "epoll_ctl": EINVAL, "epoll_wait": 0}
+_ALWAYS: Final = {
+    "close": OK,
+    "terminate": OK,
+    "get_error": 0,
+    "tls_add_cert": OK,
+    "tls_add_key": OK,
+    "epoll_ctl": OK,
+    "epoll_wait": EINVAL,
+    "select": 0,
+    "poll": 0,
+}
+_NEW: Final = _ALWAYS | {
     "bind": OK,
     "listen": EDESTADDRREQ,
     "accept": EBADFD,
@@ -129,7 +203,7 @@ _LISTENING: Final = _NEW | {
     "connect": EINVAL,
     "stream_connect": EINVAL,
 }
-_READY: Final = {
+_READY: Final = _ALWAYS | {
     "bind": EINVAL,
     "listen": EDESTADDRREQ,
     "accept": EBADFD,
@@ -153,31 +227,48 @@ _CONNECTION: Final = _READY | {
     "shutdown": ENOTSUP,
     "is_connectable_listener": 1,
 }
-_KERNELS: Final = {"stream_connect": ENOTSUP}
-_BROKEN: Final = _READY | {
-    "read": ECONNRESET,
-    "recvfrom": ECONNRESET,
-    "write": EPIPE,
-    "sendto": EPIPE,
+_CONNECTING: Final = _NEW | {
+    "bind": EINVAL,
+    "connect": EALREADY,
+    "stream_connect": EALREADY,
 }
+_KERNELS: Final = {"stream_connect": ENOTSUP}
+_IS_READY: Final = {"select": 1, "poll": 1}
+_BROKEN: Final = (
+    _READY
+    | _IS_READY
+    | {
+        "read": ECONNRESET,
+        "recvfrom": ECONNRESET,
+        "write": EPIPE,
+        "sendto": EPIPE,
+    }
+)
 #: Of each protocol and state, what each call says.
 TABLE: Final[dict[tuple[str, Callable[[str], int]], dict[str, Any]]] = {
     ("quic", no_session): _NOTHING,
     ("quic", closed): _NOTHING,
-    ("quic", epoll): _NOTHING,
+    ("quic", epoll): _EPOLL,
     ("quic", new): _NEW,
+    ("quic", connecting): _CONNECTING,
     ("quic", listening): _LISTENING,
     ("quic", connection): _CONNECTION,
     ("quic", stream): _READY,
     ("quic", write_shut): _READY | {"write": EPIPE, "sendto": EPIPE},
     ("quic", reset): _BROKEN,
     ("tcp", new): _NEW | _KERNELS,
+    ("tcp", connecting): _CONNECTING | _KERNELS,
+    ("tcp", failed): _NEW
+    | _KERNELS
+    | _IS_READY
+    | {"bind": EINVAL, "connect": ECONNREFUSED, "get_error": ECONNREFUSED},
     ("tcp", listening): _LISTENING | _KERNELS,
     ("tcp", stream): _READY | _KERNELS,
     ("tcp", write_shut): _READY | _KERNELS | {"write": EPIPE, "sendto": EPIPE},
     ("tcp", reset): _BROKEN
     | _KERNELS
-    | {"write": ECONNRESET, "sendto": ECONNRESET, "connect": ENOTCONN},
+    | {"write": ECONNRESET, "sendto": ECONNRESET}
+    | {"connect": ENOTCONN, "get_error": ECONNRESET},
     ("udp", new): _NEW | _KERNELS | {"recvfrom": EAGAIN},
     ("udp", listening): _LISTENING | _KERNELS,
     ("udp", connection): _READY | _KERNELS | {"shutdown": ENOTSUP},
@@ -190,6 +281,25 @@ TABLE: Final[dict[tuple[str, Callable[[str], int]], dict[str, Any]]] = {
         "shutdown": ENOTSUP,
         "get_peer": ENOTCONN,
     },
+}
+
+
+#: On a stack that has died, whatever the session was; in this order, which ends it.
+_DEAD: Final = {
+    "bind": EINVAL,
+    "stream_connect": EINVAL,
+    "read": ECONNRESET,
+    "write": ECONNRESET,
+    "recvfrom": ECONNRESET,
+    "sendto": ECONNRESET,
+    "shutdown": OK,
+    "is_connectable_listener": 0,
+    "get_error": ECONNRESET,
+    "select": 1,
+    "poll": 1,
+    "epoll_ctl": OK,
+    "terminate": OK,
+    "close": EBADFD,
 }
 
 
@@ -212,9 +322,10 @@ def test_bad_buffers(buffer: Any) -> None:
     sh = stream("quic")
     assert f.vppcom_session_read(sh, buffer) == EINVAL
     assert f.vppcom_session_recvfrom(sh, buffer) == EINVAL
-    if buffer != b"not writable":
-        assert f.vppcom_session_write(sh, buffer) == EINVAL
-        assert f.vppcom_session_sendto(sh, buffer) == EINVAL
+    # There is nothing wrong with writing nothing.
+    expected = len(buffer) if isinstance(buffer, bytes | bytearray) else EINVAL
+    assert f.vppcom_session_write(sh, buffer) == expected
+    assert f.vppcom_session_sendto(sh, buffer) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,7 +447,7 @@ def test_a_foreign_thread() -> None:
 
     def other() -> None:
         assert f.vppcom_worker_index() > 0
-        assert {call(sh) for call in CALLS.values()} == {EBADFD}
+        assert {name: call(sh) for name, call in CALLS.items()} == _NOTHING
 
     with in_thread(other):
         pass
@@ -367,6 +478,9 @@ def test_the_daemon_dies(daemon: Daemon) -> None:
         assert f.vppcom_session_connect(sh, ("127.0.0.1", 1)) == ECONNRESET
         assert f.vppcom_session_bind(f.vppcom_session_create("udp"), ("::1", 0)) == ECONNRESET
         for session in (ours, pair.client, waiting):
-            assert f.vppcom_session_close(session.sh) == 0
+            assert {name: CALLS[name](session.sh) for name in _DEAD} == _DEAD
+        assert f.vppcom_session_bind(sh, ("127.0.0.1", 0)) == OK
+        assert f.vppcom_session_tls_add_cert(sh, CERT) == f.vppcom_session_tls_add_key(sh, KEY) == 0
+        assert f.vppcom_session_listen(sh) == ECONNRESET
     assert f.vppcom_session_create("quic") == EBADFD
     vcl.vppcom_app_destroy()  # of nothing

@@ -130,7 +130,8 @@ def test_a_time_to_accept(daemon: Daemon) -> None:
         listener("quic").accept()
 
 
-def test_a_stream_that_is_closed_at_once_has_said_all(daemon: Daemon) -> None:
+@pytest.mark.parametrize("protocol", ["quic", "tcp"])
+def test_a_stream_that_is_closed_at_once_has_said_all(daemon: Daemon, protocol: str) -> None:
     """Also where the program ends right after it."""
     vcl.vppcom_app_destroy()
     data = os.urandom(3_000_000)
@@ -139,10 +140,11 @@ def test_a_stream_that_is_closed_at_once_has_said_all(daemon: Daemon) -> None:
     is_listening = threading.Event()
 
     def serve() -> None:
-        waiting = listener("quic")
+        waiting = listener(protocol)
         port.append(waiting.local[1])
         is_listening.set()
-        with waiting.accept() as connection, connection.accept() as stream:
+        with waiting.accept() as connection:
+            stream = connection.accept() if protocol == "quic" else connection
             while part := stream.read(1 << 20):
                 got.extend(part)
 
@@ -156,9 +158,9 @@ def test_a_stream_that_is_closed_at_once_has_said_all(daemon: Daemon) -> None:
                 vcl.vppcom_app_destroy()
                 assert f.vppcom_app_destroy() is None
                 with vcl.application("client", config_of(daemon)):
-                    connection = vcl.Session("quic")
+                    connection = vcl.Session(protocol)  # type: ignore[arg-type]
                     connection.connect(("127.0.0.1", port[0]))
-                    stream = connection.open_stream()
+                    stream = connection.open_stream() if protocol == "quic" else connection
                     stream.write_all(data)
             finally:
                 os._exit(0)
