@@ -36,6 +36,8 @@ class Worker:
         self._options = options
         self._count = sessions
         self.each: list[Stats] = []
+        self.numbers: list[int] = []
+        """The sessions that they are of."""
         self.error: OSError | None = None
 
     def run_in_thread(self, start: threading.Barrier) -> None:
@@ -64,8 +66,13 @@ class Worker:
                     start.wait()
                 except threading.BrokenBarrierError:
                     return
-            move_all(movers, idle_s=_IDLE_S if options.proto == "udp" else None)
+            move_all(
+                movers,
+                idle_s=_IDLE_S if options.proto == "udp" else None,
+                shows_increments=options.shows_increments and not options.is_json,
+            )
             self.each = [mover.stats for mover in movers]
+            self.numbers = [mover.sh for mover in movers]
 
     def _open(self, stack: ExitStack) -> list[vcl.Session]:
         options = self._options
@@ -121,12 +128,12 @@ class Client:
             "client": stats.to_json(is_full_duplex=is_full),
             "server": self._stop(),
         }
-        if options.shows_each:
+        if options.is_verbose:
             found["each"] = [
                 each.to_json(is_full_duplex=is_full) for w in workers for each in w.each
             ]
         if not options.is_json:
-            self._show(stats, [each for w in workers for each in w.each], found["server"])
+            self._show(stats, workers, found["server"])
         return found
 
     def _run_threads(self) -> list[Worker]:
@@ -145,26 +152,31 @@ class Client:
         return workers
 
     def _start(self, test: str, total: int) -> None:
-        asked = Test(test, self.options.sessions, total, self.options.rxbuf_bytes)
-        self._control.send({"cmd": "start", "test": asked.to_json()})
-        if self._control.receive() != {"ok": True}:
-            raise WireError("the server does not answer as one should")
+        options = self.options
+        asked = Test(options.proto, test, options.sessions, total, options.rxbuf_bytes)
+        answer = self._control.ask({"cmd": "start", "test": asked.to_json()})
+        if answer.get("ok") is not True:
+            raise WireError(str(answer.get("why", "the server refuses")))
 
     def _stop(self) -> dict[str, Any]:
         """What the server counted, once all is there; datagrams may never be."""
-        self._control.send({"cmd": "stop", "now": self.options.proto == "udp"})
-        answer = self._control.receive()
-        if not answer or not isinstance(answer.get("stats"), dict):
+        answer = self._control.ask({"cmd": "stop", "now": self.options.proto == "udp"})
+        if not isinstance(answer.get("stats"), dict):
             raise WireError("the server does not answer as one should")
         return dict(answer["stats"])
 
-    def _show(self, stats: Stats, each: list[Stats], server: dict[str, Any]) -> None:
+    def _show(self, stats: Stats, workers: list[Worker], server: dict[str, Any]) -> None:
         show = {"show_rx": self.options.test == "bi", "show_tx": True}
-        if self.options.shows_each:
-            for place, one in enumerate(each):
-                print("\n".join(one.lines(f"SESSION {place} RESULTS", **show)))
+        if self.options.is_verbose:
+            for worker in workers:
+                for sh, one in zip(worker.numbers, worker.each, strict=True):
+                    print("\n".join(one.lines(f"CLIENT (fd {sh}) RESULTS", **show)))
         print("\n".join(stats.lines("CLIENT RESULTS", **show)))
-        print(f"  the server received {server['rx_bytes']} bytes in {server['rx_xacts']} reads")
+        print(
+            f"  the server received {server['rx_bytes']} bytes in {server['seconds']:f} seconds"
+            f" and {server['rx_xacts']} reads"
+        )
+        self.show_config()
 
     def _echo(self) -> dict[str, Any]:
         """Send the text on one session, and show what comes back."""
@@ -181,6 +193,7 @@ class Client:
                 if not part:
                     raise OSError(errno.ECONNRESET, "the server ended the session too early")
                 back += part
+        self._stop()
         text = back.decode(errors="replace")
         if not self.options.is_json:
             print(f"CLIENT: sent {len(data)} bytes, received {len(back)}: {text!r}")
@@ -188,9 +201,7 @@ class Client:
 
     def show_config(self) -> None:
         """The settings."""
-        print("  test config:")
-        for name, value in vars(self.options).items():
-            print(f"{name:>18}:  {value}")
+        print("\n".join(self.options.lines()))
 
     def ask(self) -> bool:
         """One line of the prompt; False at its end."""
@@ -207,16 +218,21 @@ class Client:
                     print(_HELP)
                 case "#V":
                     self.options.is_verbose = not self.options.is_verbose
+                    self.show_config()
                 case "#C":
                     self.show_config()
                 case "#T:":
-                    self.options.txbuf_bytes = buffer_bytes(value)
+                    self.options.txbuf_bytes, self.options.bytes = buffer_bytes(value), None
+                    self.show_config()
                 case "#R:":
                     self.options.rxbuf_bytes = buffer_bytes(value)
+                    self.show_config()
                 case "#N:":
-                    self.options.writes = number(value, 1, 1 << 40)
+                    self.options.writes, self.options.bytes = number(value, 1, 1 << 40), None
+                    self.show_config()
                 case "#I:":
-                    self.options.sessions = number(value, 1, 65536)
+                    self.options.sessions = number(value, self.options.workers, 65536)
+                    self.show_config()
                 case "#U" | "#B":
                     self.options.test = "uni" if name == "#U" else "bi"
                     self.run()

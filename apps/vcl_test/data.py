@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
 import time
 from typing import Final
 
-from apps.vcl_test.stats import Stats
+from apps.vcl_test.stats import Stats, increment
 from hoststack import vcl
 
 #: Calls for one session before others have their turn.
@@ -73,11 +74,40 @@ class Mover:
 
 
 def _check(count: int, what: str) -> None:
+    if count == -errno.EMSGSIZE:
+        raise OSError(-count, "a datagram of that size can't be sent from here: give a smaller -T")
     if count < 0:
         raise OSError(-count, f"{what}: {os.strerror(-count)}")
 
 
-def move_all(movers: list[Mover], *, idle_s: float | None) -> float:
+class _Increments:
+    """What was sent in each second that has passed, as VPP's -S shows it."""
+
+    def __init__(self, movers: list[Mover]) -> None:
+        self._movers = movers
+        self._last = time.perf_counter()
+        self._old = [0] * len(movers)
+
+    def show(self, now: float) -> None:
+        seconds = now - self._last
+        if seconds < 1:
+            return
+        self._last = now
+        total = shown = 0
+        for place, mover in enumerate(self._movers):
+            count = mover.stats.tx_bytes - self._old[place]
+            self._old[place] += count
+            if count:
+                print(increment(f"{mover.sh}: Sent", count, seconds))
+                total += count
+                shown += 1
+        if shown > 1:
+            print(increment("Sum: Sent", total, seconds))
+            print("-------------------------------------------------")
+        sys.stdout.flush()
+
+
+def move_all(movers: list[Mover], *, idle_s: float | None, shows_increments: bool = False) -> float:
     """Until all are done, or nothing has happened for so long; the seconds. Raises OSError."""
     vep = vcl.vppcom_epoll_create()
     wanted = {}
@@ -85,6 +115,7 @@ def move_all(movers: list[Mover], *, idle_s: float | None) -> float:
         wanted[mover.sh] = mover.wants
         event = vcl.EpollEvent(mover.wants, mover)
         _check(vcl.vppcom_epoll_ctl(vep, vcl.EPOLL_CTL_ADD, mover.sh, event), "vppcom_epoll_ctl")
+    increments = _Increments(movers) if shows_increments else None
     start = time.perf_counter()
     last = start
     open_ = len(movers)
@@ -96,6 +127,8 @@ def move_all(movers: list[Mover], *, idle_s: float | None) -> float:
         )
         if not events:
             break
+        if increments is not None:
+            increments.show(time.perf_counter())
         for event in events:
             mover = event.data
             if event.events & select.EPOLLOUT:

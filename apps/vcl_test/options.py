@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from apps.vcl_test.stats import LINE
+
 #: VPP's.
+DEFAULT_PORT: Final = 22000
 LEAST_BUFFER_BYTES: Final = 128
 _MOST_BUFFER_BYTES: Final = 64 << 20
+_TESTS: Final = ("none", "echo", "uni", "bi")
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -35,20 +39,39 @@ class Options:
     workers: int = 1
     is_verbose: bool = False
     shows_config: bool = False
-    shows_each: bool = False
+    shows_increments: bool = False
     exits: bool = False
     is_interactive: bool = False
     is_json: bool = False
+
+    def lines(self) -> Iterator[str]:
+        """As VPP's vcl_test_cfg_dump prints them."""
+        test = self.test or "none"
+        key = {"uni": "'#U'", "bi": "'#B'"}.get(test, "")
+        size = self.session_bytes
+        yield "  test config:"
+        yield LINE
+        yield _line(key, "test", f"{test.upper()} ({_TESTS.index(test)})")
+        yield _number("'#I:'", "num test sockets", self.sessions)
+        yield _line("'#V'", "verbose", "on (1)" if self.is_verbose else "off (0)")
+        yield _number("'#R:'", "rxbuf size", self.rxbuf_bytes)
+        yield _number("'#T:'", "txbuf size", self.txbuf_bytes)
+        yield _number("'#N:'", "num writes", -(-size // self.txbuf_bytes))
+        yield _number("", "client tx bytes", size)
+        yield LINE
 
     @property
     def session_bytes(self) -> int:
         """What each session sends."""
         return self.writes * self.txbuf_bytes if self.bytes is None else self.bytes
 
-    @property
-    def connections(self) -> int:
-        """Of QUIC: as many as the sessions need."""
-        return -(-self.sessions // self.per_connection)
+
+def _line(key: str, name: str, value: str) -> str:
+    return f"{key:<5}{name:>17}:  {value}"
+
+
+def _number(key: str, name: str, value: int) -> str:
+    return _line(key, name, f"{value} (0x{value:08x})")
 
 
 class OptionError(ValueError):
@@ -91,12 +114,12 @@ def parse(words: Sequence[str] | None) -> Options:
     add("-w", dest="workers", metavar="N", default="1", help="threads, each with its sessions")
     add("-X", dest="exits", action="store_true", help="exit after the test")
     add("-I", dest="is_interactive", action="store_true", help="ask what to do next, after it")
-    add("-V", dest="is_verbose", action="store_true", help="say more")
+    add("-V", dest="is_verbose", action="store_true", help="the results of each session, too")
     add("-c", dest="shows_config", action="store_true", help="show the test's settings first")
-    add("-S", dest="shows_each", action="store_true", help="the results of each session, too")
+    add("-S", dest="shows_increments", action="store_true", help="what is sent in each second")
     add("--json", dest="is_json", action="store_true", help="results as one line of JSON")
     add("host", metavar="HOST")
-    add("port", metavar="PORT")
+    add("port", metavar="PORT", nargs="?", default=str(DEFAULT_PORT))
     given = parser.parse_args(words)
     try:
         return _checked(given)
@@ -130,7 +153,7 @@ def _checked(given: argparse.Namespace) -> Options:
         workers=number(given.workers, 1, 64),
         is_verbose=given.is_verbose,
         shows_config=given.shows_config,
-        shows_each=given.shows_each,
+        shows_increments=given.shows_increments,
         exits=given.exits,
         is_interactive=given.is_interactive,
         is_json=given.is_json,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import os
 import select
 import signal
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +18,7 @@ from hoststack import TlsConfig, vcl
 
 DEFAULT_PORT: Final = 22000
 _AT_ONCE: Final = 16
+_MOST_BUFFER_BYTES: Final = 8 << 20
 _CTRL, _DATA, _CTRL_LISTENER, _DATA_LISTENER, _CONNECTION = range(5)
 
 
@@ -29,6 +29,7 @@ class Data:
         self.session = session
         self.proto = proto
         self.waiting = memoryview(b"")
+        self.wants: int = select.EPOLLIN
 
 
 class Server:
@@ -39,8 +40,13 @@ class Server:
         self._is_verbose = is_verbose
         self._vep = vcl.vppcom_epoll_create()
         self._test: Test | None = None
+        self._owner: Control | None = None
+        """Whose test it is."""
         self._stats = Stats()
-        self._asking: Control | None = None
+        self._start_s: float | None = None
+        """When the first of its bytes came."""
+        self._is_asked = False
+        """The owner waits for what was counted."""
         self._buffer = bytearray(1 << 20)
         self._kinds: dict[int, int] = {}
         self._sessions: dict[int, vcl.Session] = {}
@@ -67,15 +73,16 @@ class Server:
     def _drop(self, sh: int) -> None:
         del self._kinds[sh]
         control = self._controls.pop(sh, None)
-        if control is self._asking:
-            self._asking = None
+        if control is not None and control is self._owner:
+            self._end_test()
         self._data.pop(sh, None)
         self._sessions.pop(sh).close()
 
-    def run(self, is_over: threading.Event) -> None:
+    def run(self) -> None:
+        """For ever; raises OSError for what ends it."""
         events: list[vcl.EpollEvent] = []
-        while not is_over.is_set():
-            found = vcl.vppcom_epoll_wait(self._vep, events, 64, 200)
+        while True:
+            found = vcl.vppcom_epoll_wait(self._vep, events, 64, -1)
             if found < 0:
                 raise OSError(-found, os.strerror(-found))
             for event in events:
@@ -91,14 +98,14 @@ class Server:
                 self._move(self._data[sh], flags)
             else:
                 self._accept(session, kind)
+        except BlockingIOError:
+            pass
         except (OSError, WireError) as error:
             if kind in (_CTRL_LISTENER, _DATA_LISTENER):
-                if not isinstance(error, OSError) or error.errno != errno.EAGAIN:
-                    print(f"vcl_test_server: accept: {error}", file=sys.stderr)
-            elif not isinstance(error, OSError) or error.errno != errno.EAGAIN:
-                if self._is_verbose:
-                    print(f"vcl_test_server: session {sh}: {error}", flush=True)
-                self._drop(sh)
+                raise  # nobody comes any more
+            if self._is_verbose and not (kind == _CONNECTION and not flags & select.EPOLLERR):
+                print(f"vcl_test_server: session {sh}: {error}", flush=True)
+            self._drop(sh)
 
     def _accept(self, listener: vcl.Session, kind: int) -> None:
         accepted = listener.accept(os.O_NONBLOCK)
@@ -121,27 +128,53 @@ class Server:
         while (message := control.next_line()) is not None:
             match message.get("cmd"):
                 case "start":
-                    self._test = _test_of(message)
-                    self._stats = Stats()
-                    self._buffer = bytearray(min(max(self._test.rxbuf_bytes, 128), 8 << 20))
-                    control.send({"ok": True})
-                case "stop":
-                    self._asking = control
+                    self._begin_test(control, _test_of(message))
+                case "stop" if control is self._owner:
+                    self._is_asked = True
                     self._answer_if_done(is_last=bool(message.get("now")))
                 case _:
                     raise WireError("a command that there is not")
 
+    def _begin_test(self, control: Control, test: Test) -> None:
+        why = ""
+        if self._owner not in (None, control):
+            why = "another client's test is running: try again when it is over"
+        elif test.proto != self._proto:
+            why = f"the server was started with -p {self._proto.upper()}: give the client the same"
+        if why:
+            control.send({"ok": False, "why": why})
+            return
+        self._test, self._owner = test, control
+        self._stats, self._start_s = Stats(), None
+        self._buffer = bytearray(min(max(test.rxbuf_bytes, 128), _MOST_BUFFER_BYTES))
+        control.send({"ok": True})
+
+    def _end_test(self) -> None:
+        """Sessions that have no end of their own go with their test."""
+        self._test = self._owner = None
+        self._is_asked = False
+        if self._proto == "udp":
+            for sh in list(self._data):
+                self._drop(sh)
+
     def _answer_if_done(self, *, is_last: bool = False) -> None:
         """A client that stops is answered when all that it sent has come."""
-        if self._asking is None or self._test is None:
+        if not self._is_asked or self._test is None or self._owner is None:
             return
         if self._stats.rx_bytes >= self._test.total_bytes or is_last:
-            duplex = {"is_full_duplex": self._test.test != "uni"}
-            self._asking.send({"stats": self._stats.to_json(**duplex)})
-            self._asking = None
-            if self._is_verbose:
-                shown = self._stats.lines("SERVER RESULTS", show_rx=True, show_tx=True)
-                print("\n".join(shown), flush=True)
+            is_full = self._test.test != "uni"
+            self._owner.send({"stats": self._stats.to_json(is_full_duplex=is_full)})
+            shown = self._stats.lines("SERVER RESULTS", show_rx=True, show_tx=is_full)
+            print("\n".join(shown), flush=True)
+            self._end_test()
+
+    def _count(self, count: int) -> None:
+        """Bytes came."""
+        now = time.perf_counter()
+        if self._start_s is None:
+            self._start_s = now
+        self._stats.took(count, len(self._buffer))
+        self._stats.seconds = now - self._start_s
 
     # --- data sessions ---
 
@@ -153,8 +186,8 @@ class Server:
             if not count and data.proto != "udp":
                 self._end(data)
                 return
-            self._stats.took(count, len(self._buffer))
-            if self._test is None or self._test.test != "uni":
+            self._count(count)
+            if self._test is not None and self._test.test != "uni":
                 data.waiting = memoryview(bytes(memoryview(self._buffer)[:count]))
                 if not self._write(data):
                     return
@@ -175,6 +208,9 @@ class Server:
         return True
 
     def _want(self, data: Data, flags: int) -> None:
+        if flags == data.wants:
+            return
+        data.wants = flags
         event = vcl.EpollEvent(flags, data.session.sh)
         vcl.vppcom_epoll_ctl(self._vep, vcl.EPOLL_CTL_MOD, data.session.sh, event)
 
@@ -204,7 +240,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-p", dest="proto", metavar="PROTO", default="TCP", help="QUIC, UDP, TCP")
     parser.add_argument("-6", dest="is_ipv6", action="store_true", help="listen on IPv6")
     parser.add_argument("-B", dest="host", metavar="ADDRESS", help="listen on this address alone")
-    parser.add_argument("-V", dest="is_verbose", action="store_true", help="show each test")
+    parser.add_argument("-V", dest="is_verbose", action="store_true", help="say why sessions end")
     parser.add_argument("port", nargs="?", type=int, default=DEFAULT_PORT)
     given = parser.parse_args(words)
     if given.proto.lower() not in ("quic", "udp", "tcp"):
@@ -215,16 +251,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM; the exit status is 1 for what can't be had."""
+    """Serves until SIGINT or SIGTERM, which end it with 0; 1 is for what can't be had."""
     given = _parse(words)
     proto = given.proto.lower()
     host = given.host or ("::" if given.is_ipv6 else "0.0.0.0")
     if (rv := vcl.vppcom_app_create("vcl_test_server")) < 0:
         print(f"vcl_test_server: {vcl.vppcom_retval_str(rv)}", file=sys.stderr)
         return 1
-    is_over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: is_over.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         server = Server(proto, host, given.port, given.is_verbose)
         print(
@@ -232,7 +266,9 @@ def main(words: Sequence[str] | None = None) -> int:
             f"control on port {given.port}",
             flush=True,
         )
-        server.run(is_over)
+        server.run()
+    except KeyboardInterrupt:
+        return 0
     except OSError as error:
         print(f"vcl_test_server: {error.strerror}", file=sys.stderr)
         return 1

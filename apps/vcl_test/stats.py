@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-_LINE: Final = "  -----------------------------"
+LINE: Final = "  -----------------------------"
 
 
 @dataclass(slots=True)
@@ -66,12 +66,18 @@ class Stats:
             yield from _table("rx", "reads", self.rx_xacts, self.rx_bytes)
             yield f"      rx eagain:  {self.rx_eagain} (0x{self.rx_eagain:08x})"
             yield f"  rx incomplete:  {self.rx_incomp} (0x{self.rx_incomp:08x})"
-        yield _LINE
+        yield LINE
+
+
+def increment(what: str, count: int, seconds: float) -> str:
+    """Bytes in so many seconds, as VPP's vcl_test_stats_dump_inc prints them."""
+    gbps = count * 8 / seconds / 1e9
+    return f"{what} {count // 1_000_000} Mbytes in {seconds:.2f} seconds {gbps:.2f} Gbps"
 
 
 def _table(way: str, what: str, calls: int, count: int) -> Iterator[str]:
-    yield _LINE
+    yield LINE
     yield f"  {way} stats:"
-    yield _LINE
+    yield LINE
     yield f"{what:>15}:  {calls} (0x{calls:08x})"
     yield f"       {way} bytes:  {count} (0x{count:08x})"

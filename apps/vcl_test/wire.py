@@ -21,6 +21,7 @@ class WireError(Exception):
 class Test:
     """What is to be run: the server counts `total_bytes`, and sends them back unless it is uni."""
 
+    proto: str
     test: str
     sessions: int
     total_bytes: int
@@ -51,6 +52,14 @@ class Control:
             if not self.feed(self.session.read()):
                 return None
         return found
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message, and wait for the answer. Raises WireError, OSError."""
+        self.send(message)
+        answer = self.receive()
+        if answer is None:
+            raise WireError("the server ended the control session")
+        return answer
 
     def feed(self, data: bytes) -> bool:
         """What came; False at the end."""

@@ -3,19 +3,19 @@
 Programs need no trio. docs/vcl.md has the calls, their errors and the configuration.
 """
 
+from hoststack.vcl import constants
 from hoststack.vcl.app import CertKeyPair
 from hoststack.vcl.attributes import Attr
 from hoststack.vcl.config import VclConfig, VclConfigError, load_config
+from hoststack.vcl.constants import *  # noqa: F403
 from hoststack.vcl.epoll import EpollEvent
 from hoststack.vcl.face import Session, application, worker
 from hoststack.vcl.functions import (
-    VPPCOM_OK,
-    VPPCOM_PROTO_QUIC,
-    VPPCOM_PROTO_TCP,
-    VPPCOM_PROTO_UDP,
+    vcl_poll_t,
     vppcom_add_cert_key_pair,
     vppcom_app_create,
     vppcom_app_destroy,
+    vppcom_cert_key_pair_t,
     vppcom_del_cert_key_pair,
     vppcom_endpt_t,
     vppcom_epoll_create,
@@ -53,10 +53,6 @@ __all__ = [
     "EPOLL_CTL_ADD",
     "EPOLL_CTL_DEL",
     "EPOLL_CTL_MOD",
-    "VPPCOM_OK",
-    "VPPCOM_PROTO_QUIC",
-    "VPPCOM_PROTO_TCP",
-    "VPPCOM_PROTO_UDP",
     "Attr",
     "CertKeyPair",
     "EpollEvent",
@@ -66,9 +62,11 @@ __all__ = [
     "VclPoll",
     "application",
     "load_config",
+    "vcl_poll_t",
     "vppcom_add_cert_key_pair",
     "vppcom_app_create",
     "vppcom_app_destroy",
+    "vppcom_cert_key_pair_t",
     "vppcom_del_cert_key_pair",
     "vppcom_endpt_t",
     "vppcom_epoll_create",
@@ -101,3 +99,4 @@ __all__ = [
     "vppcom_worker_unregister",
     "worker",
 ]
+__all__ += constants.__all__

@@ -45,6 +45,10 @@ def _end_reading(worker: VclWorker, session: VclSession) -> None:
     if session.is_read_shut or session.rx is None or session.state is not State.READY:
         return
     session.is_read_shut = True
+    _stop_reading(worker, session)
+
+
+def _stop_reading(worker: VclWorker, session: VclSession) -> None:
     if not session.has_all:
         worker.side.request(m.StopSending(session.stream_handle, 0))
 
@@ -52,11 +56,17 @@ def _end_reading(worker: VclWorker, session: VclSession) -> None:
 def close(worker: VclWorker, session: VclSession) -> None:
     """What was written still goes out; then there is no session any more.
 
-    Of a QUIC connection with streams that were closed it waits until what was sent on them is
-    acknowledged; a non-blocking one is left to the calls that follow.
+    A QUIC connection's streams end with it, and are still there to be closed. A blocking one waits
+    until what was sent on its streams is acknowledged; of a non-blocking one the calls that follow
+    see to that.
     """
-    for child in _children(session):
+    for child in _offered(session):
         close(worker, child)
+    for stream in _streams(session):
+        if stream.state is State.READY:
+            _end_writing(worker, stream)
+            _stop_reading(worker, stream)
+        worker.end_with_connection(stream)
     if session.kind is Kind.EPOLL:
         worker.epolls.pop(session.sh).clear()
     elif session.state is State.CONNECTING:
@@ -74,11 +84,14 @@ def close(worker: VclWorker, session: VclSession) -> None:
     worker.remove(session)
 
 
-def _children(session: VclSession) -> list[VclSession]:
-    """What goes with it: a connection's streams, and what nobody has accepted yet."""
-    if session.kind is Kind.CONNECTION:
-        return list(session.children)
-    return [each for each in session.children if not each.is_counted]
+def _offered(session: VclSession) -> list[VclSession]:
+    """What nobody has accepted yet goes with it."""
+    return [each for each in session.children if each.is_offered]
+
+
+def _streams(session: VclSession) -> list[VclSession]:
+    """Those that the program has."""
+    return list(session.children) if session.kind is Kind.CONNECTION else []
 
 
 def _close_lingering(worker: VclWorker, session: VclSession) -> None:
@@ -106,8 +119,10 @@ def terminate(worker: VclWorker, session: VclSession) -> None:
             worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
         session.state = State.CLOSED
     elif session.state is State.READY and session.handle >= 0 and not session.is_listener:
-        for child in _children(session):
+        for child in _offered(session):
             terminate(worker, child)
+        for stream in _streams(session):
+            worker.end_with_connection(stream)
         worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
         session.state = State.CLOSED
     close(worker, session)

@@ -114,6 +114,9 @@ _WITHOUT_EFFECT: Final = {
     "event-queue-size": True,
     "listen-queue-size": True,
     "tls-engine": True,
+    "app-timeout": True,
+    "uid": True,
+    "gid": True,
     "use-mq-eventfd": False,
     "multi-thread-workers": False,
     "huge-page": False,
@@ -124,6 +127,7 @@ _VARIABLES: Final = {
     "VCL_APP_NAMESPACE_SECRET": "namespace-secret",
     "VCL_APP_SCOPE_LOCAL": "app-scope-local",
     "VCL_APP_SCOPE_GLOBAL": "app-scope-global",
+    "VCL_VPP_SAPI_SOCKET": "app-socket-api",
     "VCL_VPP_API_SOCKET": "api-socket-name",
 }
 

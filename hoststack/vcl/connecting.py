@@ -149,7 +149,7 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
         raise error(session.end_errno or errno.ECONNRESET)
     accepted = session.accepted.popleft()
     accepted.is_nonblocking = bool(flags & socket.SOCK_NONBLOCK)
-    accepted.is_counted = True
+    accepted.is_offered, accepted.is_counted = False, True
     session.n_accepted += 1
     return accepted
 

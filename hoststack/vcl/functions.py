@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, MutableSet, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from hoststack.session.protocols import PROTOCOLS, Protocol
 from hoststack.vcl import app as apps
@@ -19,6 +19,7 @@ from hoststack.vcl import closing, connecting, transfer, waiting
 from hoststack.vcl.app import CertKeyPair
 from hoststack.vcl.attributes import session_attr, take_session_error
 from hoststack.vcl.config import VclConfigError, load_config
+from hoststack.vcl.constants import VPPCOM_OK
 from hoststack.vcl.epoll import EpollEvent
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import State
@@ -27,12 +28,6 @@ from hoststack.vcl.waiting import VclPoll
 P = ParamSpec("P")
 T = TypeVar("T")
 
-VPPCOM_OK: Final = 0
-#: Of `vppcom_session_create`, besides the names themselves.
-VPPCOM_PROTO_TCP: Final = "tcp"
-VPPCOM_PROTO_UDP: Final = "udp"
-VPPCOM_PROTO_QUIC: Final = "quic"
-
 
 @dataclass(slots=True)
 class vppcom_endpt_t:  # noqa: N801
@@ -40,6 +35,11 @@ class vppcom_endpt_t:  # noqa: N801
 
     ip: str = ""
     port: int = 0
+
+
+#: What VPP calls them.
+vppcom_cert_key_pair_t = CertKeyPair
+vcl_poll_t = VclPoll
 
 
 def _plain(function: Callable[P, int]) -> Callable[P, int]:

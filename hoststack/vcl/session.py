@@ -76,6 +76,8 @@ class VclSession:
     accepted: deque[VclSession] = field(default_factory=deque)
     n_accepted: int = 0
     """Of the children, those that the program has."""
+    is_offered: bool = False
+    """Whether it waits to be accepted."""
     is_counted: bool = False
     """Whether it is one of its parent's `n_accepted`."""
     unfinished: set[int] = field(default_factory=set)

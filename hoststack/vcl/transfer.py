@@ -39,8 +39,6 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
     session.check_readable()
     if session.kind is Kind.DATAGRAMS:
         return receive_from(worker, session, view, 0)[0]
-    if session.is_read_shut:
-        return 0
     if session.rx is None:  # a connection, or a listener, that has ended
         session.raise_end_of_reading()
         return 0
@@ -53,7 +51,7 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
                 if rx.take_write_armed():
                     worker.side.signal_consumed(session.stream_handle)
                 return count
-            if is_end:
+            if is_end or session.is_read_shut:
                 return 0
             session.raise_end_of_reading()
             if session.state is State.CLOSED:

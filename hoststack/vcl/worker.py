@@ -300,6 +300,7 @@ class VclWorker:
             return
         session = self.add(listener.protocol, kind=Kind.CONNECTION)
         self.adopt(listener, session)
+        session.is_offered = True
         session.handle, session.local, session.remote = notice.handle, notice.local, notice.remote
         self._by_handle[notice.handle] = session
         # Of TCP there is no more to accept than the stream, which is told of next.
@@ -327,6 +328,7 @@ class VclWorker:
         else:
             stream = self.add(connection.protocol, kind=Kind.STREAM)
             self.adopt(connection, stream)
+            stream.is_offered = True
             stream.handle = connection.handle
             stream.local, stream.remote = connection.local, connection.remote
             self._set_stream(stream, notice)
@@ -363,6 +365,15 @@ class VclWorker:
             self._end(session, errno_of(info, session.protocol), info.code == 0)
         if connection in self._lingering:
             connection.state = State.CLOSED
+
+    def end_with_connection(self, stream: VclSession) -> None:
+        """Its connection is closed here; what has come can still be read."""
+        if stream.state is State.CONNECTING:
+            self.give_up(stream)
+        if stream.state is not State.CLOSED:
+            self._end(stream, errno.ECONNRESET, False)
+        self.forget_handles(stream)
+        self.disown(stream)
 
     def _end(self, session: VclSession, number: int, is_clean: bool) -> None:
         if session.state is State.CONNECTING:

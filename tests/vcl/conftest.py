@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,15 @@ def listener(protocol: str, host: str = "127.0.0.1") -> vcl.Session:
     made.bind((host, 0))
     made.listen()
     return made
+
+
+def free_port() -> int:
+    """Where nobody listens."""
+    with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        two.bind(("127.0.0.1", port))
+    return port
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hoststack.vcl import EPOLL_CTL_ADD, EpollEvent
 from hoststack.vcl import functions as f
 from hoststack.vcl.worker import VclWorker
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
-from tests.vcl.conftest import Pair, config_of, listener, wait_until_connected
+from tests.vcl.conftest import Pair, config_of, free_port, listener, wait_until_connected
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -63,6 +63,37 @@ def test_a_stream_that_is_still_being_opened_takes_no_connection_along() -> None
     assert theirs.read() == b"still here"
 
 
+def test_streams_end_with_their_connection() -> None:
+    """And are still the program's to close: in a loop of events it may have their numbers."""
+    pair = Pair("quic")
+    ours, theirs = pair.streams
+    theirs.write_all(b"last words")
+    entry = vcl.VclPoll(ours.sh, select.POLLIN)
+    assert f.vppcom_poll([entry], PATIENCE_S) == 1
+    ours.write_all(b"ours")
+    pair.client.close()
+    assert f.vppcom_poll([entry], PATIENCE_S) == 1
+    assert entry.revents & select.POLLHUP
+    assert ours.read() == b"last words"
+    assert f.vppcom_session_read(ours.sh, bytearray(1)) == -errno.ECONNRESET
+    assert f.vppcom_session_write(ours.sh, b"x") == -errno.EPIPE
+    assert f.vppcom_session_close(ours.sh) == 0
+    # What was written before went out.
+    assert theirs.read() == b"ours"
+    assert theirs.read() == b""
+
+
+def test_what_has_come_can_be_read_after_the_end_of_reading() -> None:
+    ours, theirs = Pair("tcp").streams
+    theirs.write_all(b"late")
+    entry = vcl.VclPoll(ours.sh, select.POLLIN)
+    assert f.vppcom_poll([entry], PATIENCE_S) == 1
+    ours.shutdown(socket.SHUT_RD)
+    assert ours.read() == b"late"
+    assert f.vppcom_poll([entry], -1) == 1
+    assert ours.read() == b""
+
+
 def test_a_connect_that_took_too_long_comes_to_nothing(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,9 +117,7 @@ def test_a_connect_that_took_too_long_comes_to_nothing(
 
 
 def test_a_connect_may_be_tried_again_after_its_error_was_told() -> None:
-    waiting = listener("tcp")
-    nowhere = ("127.0.0.1", waiting.local[1])
-    waiting.close()
+    nowhere = ("127.0.0.1", free_port())
     sh = f.vppcom_session_create("tcp", True)
     assert f.vppcom_session_connect(sh, nowhere) == -errno.EINPROGRESS
     assert f.vppcom_poll([vcl.VclPoll(sh, select.POLLOUT)], PATIENCE_S) == 1

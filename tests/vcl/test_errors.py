@@ -18,7 +18,7 @@ from hoststack import vcl
 from hoststack.vcl import functions as f
 from hoststack.vcl.session import State
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
-from tests.vcl.conftest import CERT, KEY, Pair, config_of, in_thread, listener
+from tests.vcl.conftest import CERT, KEY, Pair, config_of, free_port, in_thread, listener
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -423,14 +423,6 @@ def is_refused_datagrams() -> None:
             vcl.vppcom_poll([entry], 0.05)
         with pytest.raises(ConnectionRefusedError):
             session.read()
-
-
-def free_port() -> int:
-    with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        two.bind(("127.0.0.1", port))
-    return port
 
 
 def test_a_foreign_thread() -> None:
