@@ -12,9 +12,9 @@ from hoststack import vcl as v
 BUFFER = memoryview(bytearray(256 << 10))
 
 
-def check(rv: int) -> int:
+def check(rv: int, what: str = "VCL") -> int:
     if rv < 0:
-        raise OSError(-rv, os.strerror(-rv))
+        raise OSError(-rv, f"{what}: {os.strerror(-rv)}")
     return rv
 
 
@@ -46,19 +46,19 @@ def echo(vep: int, stream: int, waiting: dict[int, memoryview]) -> None:
 
 
 def main(uri: str) -> None:
-    check(v.vppcom_app_create("vcl_epoll_server"))
+    check(v.vppcom_app_create("vcl_epoll_server"), "no application")
     tls = TlsConfig.self_signed(["localhost"])
     listener = check(v.vppcom_session_create(v.VPPCOM_PROTO_QUIC, True))
     check(v.vppcom_session_tls_add_cert(listener, tls.certificate))  # type: ignore[arg-type]
     check(v.vppcom_session_tls_add_key(listener, tls.key))  # type: ignore[arg-type]
-    check(v.vppcom_session_bind(listener, uri))
-    check(v.vppcom_session_listen(listener))
+    check(v.vppcom_session_bind(listener, uri), uri)
+    check(v.vppcom_session_listen(listener), uri)
     print("port", v.vppcom_session_attr(listener, v.Attr.GET_LCL_ADDR)[1], flush=True)
     vep = check(v.vppcom_epoll_create())
     watch(vep, listener, select.EPOLLIN)
     waiting: dict[int, memoryview] = {}
     acceptors, events = {listener}, list[v.EpollEvent]()
-    while check(v.vppcom_epoll_wait(vep, events, 256, -1)):
+    while check(v.vppcom_epoll_wait(vep, events, 256, -1), "waiting"):
         for session in (event.data for event in events):
             if session not in acceptors:
                 echo(vep, session, waiting)
@@ -72,4 +72,11 @@ def main(uri: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m apps.vcl_epoll_server quic://ADDRESS:PORT")
+    try:
+        main(sys.argv[1])
+    except KeyboardInterrupt:
+        v.vppcom_app_destroy()
+    except OSError as error:
+        sys.exit(f"vcl_epoll_server: {error.strerror}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 import hoststack
 from hoststack import QuicConfig, TlsConfig
-from tests.daemon.conftest import PATIENCE_S, run_daemon
+from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 
 CONNECTIONS = 10
 STREAMS = 100
@@ -30,10 +32,39 @@ def test_a_thousand_streams() -> None:
                 assert server.stdout is not None
                 found = re.fullmatch(r"port (\d+)\n", server.stdout.readline())
                 assert found
-                trio.run(ask_all, f"quic://127.0.0.1:{found[1]}")
-                assert server.poll() is None
+                uri = f"quic://127.0.0.1:{found[1]}"
+                trio.run(ask_all, uri)
+                descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
+                for _ in range(3):
+                    trio.run(ask_all, uri)
+                # A round may begin while the one before is still being cleared away.
+                assert len(os.listdir(f"/proc/{server.pid}/fd")) <= 2 * descriptors
+                server.send_signal(signal.SIGINT)
+                assert server.wait(PATIENCE_S) == 0
             finally:
                 server.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "usage: python -m apps.vcl_epoll_server quic://"),
+        (["nonsense"], "vcl_epoll_server: nonsense: Invalid argument"),
+        (["quic://192.0.2.1:4"], "vcl_epoll_server: quic://192.0.2.1:4: Cannot assign requested"),
+    ],
+)
+def test_mistakes(daemon: Daemon, words: list[str], complaint: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "apps.vcl_epoll_server", *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=os.environ | {"VCL_VPP_API_SOCKET": daemon.api},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(complaint)
+    assert done.stderr.count("\n") == 1
 
 
 async def ask_all(uri: str) -> None:
