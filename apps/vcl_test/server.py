@@ -182,7 +182,11 @@ class Server:
         for _ in range(_AT_ONCE):
             if data.waiting and not self._write(data):
                 return
-            count = data.session.read_into(self._buffer)
+            try:
+                count = data.session.read_into(self._buffer)
+            except BlockingIOError:
+                self._stats.rx_eagain += 1
+                return
             if not count and data.proto != "udp":
                 self._end(data)
                 return

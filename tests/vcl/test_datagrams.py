@@ -57,6 +57,8 @@ def test_with_somebody_elses_socket(kernels: socket.socket) -> None:
         assert session.recvfrom(flags=MSG_PEEK) == (b"hello", kernels.getsockname()[:2])
         data, sender = session.recvfrom()
         assert data == b"hello"
+        assert session.sendto(b"", sender) == 0
+        assert kernels.recvfrom(10)[0] == b""
         session.sendto(b"x" * 65000, sender)
         assert kernels.recvfrom(1 << 16)[0] == b"x" * 65000
         # Connected from now on: what others send is not for it.

@@ -172,10 +172,21 @@ def test_poll_and_select() -> None:
     readable = {ours.sh, theirs.sh}
     assert f.vppcom_select(readable, set(), set(), PATIENCE_S) == 1
     assert readable == {ours.sh}
-    assert f.vppcom_select({0xFFFF}, set(), set(), 0) == -errno.EBADFD
+    assert f.vppcom_select({0xFFFF}, None, None, 0) == -errno.EBADFD
     readable = {theirs.sh}
     assert f.vppcom_select(readable, set(), set(), 0.01) == 0
     assert not readable
+    # One session may be there twice, each time for something else.
+    twice = [vcl.VclPoll(ours.sh, select.POLLIN), vcl.VclPoll(ours.sh, select.POLLOUT)]
+    assert f.vppcom_poll(twice, -1) == 2
+    assert [e.revents for e in twice] == [select.POLLIN, select.POLLOUT]
+    # Ends are told of without being asked for; and what is broken is ready for anything.
+    theirs.terminate()
+    nothing = vcl.VclPoll(ours.sh, 0)
+    assert f.vppcom_poll([nothing], PATIENCE_S) == 1
+    assert nothing.revents & select.POLLERR
+    broken = {ours.sh}
+    assert f.vppcom_select(None, None, broken, PATIENCE_S) == 1
 
 
 def test_attributes() -> None:
@@ -188,6 +199,10 @@ def test_attributes() -> None:
     assert ours.attr(vcl.Attr.GET_PEER_ADDR) == theirs.attr(vcl.Attr.GET_LCL_ADDR)
     assert ours.attr(vcl.Attr.GET_FLAGS) == os.O_RDWR
     assert ours.attr(vcl.Attr.GET_LISTEN) == 0
+    assert ours.attr(vcl.Attr.GET_PROTOCOL) == vcl.VPPCOM_PROTO_QUIC
+    with vcl.Session("udp") as other, pytest.raises(OSError, match="always connected"):
+        assert other.attr(vcl.Attr.SET_CONNECTED) == 0
+        ours.attr(vcl.Attr.SET_CONNECTED)
     assert ours.attr(vcl.Attr.GET_SHUT) == 0
     assert ours.attr(vcl.Attr.GET_ERROR) == 0
     assert ours.attr(vcl.Attr.SET_SHUT, 1) == 0
