@@ -8,7 +8,40 @@ import pytest
 
 from hoststack import vcl
 
-FUNCTIONS = ["vppcom_app_create", "vppcom_app_destroy", "vppcom_session_create", "vppcom_session_tls_add_cert", "vppcom_session_tls_add_key", "vppcom_add_cert_key_pair", "vppcom_del_cert_key_pair", "vppcom_session_bind", "vppcom_session_listen", "vppcom_session_accept", "vppcom_session_connect", "vppcom_session_stream_connect", "vppcom_session_read", "vppcom_session_write", "vppcom_session_recvfrom", "vppcom_session_sendto", "vppcom_session_shutdown", "vppcom_session_close", "vppcom_session_terminate", "vppcom_session_is_connectable_listener", "vppcom_session_attr", "vppcom_select", "vppcom_poll", "vppcom_epoll_create", "vppcom_epoll_ctl", "vppcom_epoll_wait", "vppcom_session_n_accepted", "vppcom_session_get_error", "vppcom_worker_register", "vppcom_worker_unregister", "vppcom_worker_index", "vppcom_retval_str"]
+FUNCTIONS = [
+    "vppcom_app_create",
+    "vppcom_app_destroy",
+    "vppcom_session_create",
+    "vppcom_session_tls_add_cert",
+    "vppcom_session_tls_add_key",
+    "vppcom_add_cert_key_pair",
+    "vppcom_del_cert_key_pair",
+    "vppcom_session_bind",
+    "vppcom_session_listen",
+    "vppcom_session_accept",
+    "vppcom_session_connect",
+    "vppcom_session_stream_connect",
+    "vppcom_session_read",
+    "vppcom_session_write",
+    "vppcom_session_recvfrom",
+    "vppcom_session_sendto",
+    "vppcom_session_shutdown",
+    "vppcom_session_close",
+    "vppcom_session_terminate",
+    "vppcom_session_is_connectable_listener",
+    "vppcom_session_attr",
+    "vppcom_select",
+    "vppcom_poll",
+    "vppcom_epoll_create",
+    "vppcom_epoll_ctl",
+    "vppcom_epoll_wait",
+    "vppcom_session_n_accepted",
+    "vppcom_session_get_error",
+    "vppcom_worker_register",
+    "vppcom_worker_unregister",
+    "vppcom_worker_index",
+    "vppcom_retval_str",
+]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
