@@ -84,7 +84,7 @@ class FifoPool:
             raise PoolExhaustedError(
                 errno.ENOMEM,
                 f"the FIFOs of {self._name} take the {self._limit_bytes >> 20} MiB that it may "
-                "have: close streams, or raise fifo-memory",
+                "have: close streams, or raise fifo-memory-bytes",
             )
         free = self._free.get(Fifo.rounded_up(size_bytes))
         block = free.pop() if free else self._cut(Fifo.rounded_up(size_bytes))

@@ -14,7 +14,8 @@ from hoststack.session.connector import error_text
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 
 NO_ROOM: Final = (
-    "the application's FIFOs take all the memory that they may: close streams, or raise it"
+    "the application's FIFOs take all the memory that they may: close streams, or raise "
+    "fifo-memory-bytes in the daemon's settings"
 )
 _CLOSED: Final = "the connection is closed"
 
