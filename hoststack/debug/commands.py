@@ -27,7 +27,9 @@ MAX_LINE_CHARACTERS: Final = 4096
 #: What a FIFO can be: as in hoststack/native/fifo.py, but not more than a connection makes use of.
 _FIFO: Final = Size("SIZE", 1024, 1 << 30)
 #: hoststack/session/rules.py reads it.
-_RULE: Final = "[appns ID] [scope local|global|all] proto quic LOCAL/LENGTH PORT REMOTE/LENGTH PORT"
+_RULE: Final = (
+    "[appns ID] [scope local|global|all] proto quic|tcp|udp LOCAL/LENGTH PORT REMOTE/LENGTH PORT"
+)
 _MOST_BYTES: Final = 1 << 50
 
 SPECS: Final = (
