@@ -21,7 +21,9 @@ from hoststack.cli.main import main
 from hoststack.engine import engines
 from hoststack.trace import kernel_headers, probes
 from tests.apps.echo_process import PATIENCE_S, client, server
-from tests.support.netns import Side, VethPair
+from tests.daemon.conftest import Daemon
+from tests.daemon.test_af_xdp import daemon_on, verdicts
+from tests.support.netns import Side, VethPair, veth_pair
 
 OURS = {"turn_begins", "turn_ends", "tracepoint__xdp"}
 _BPF_PROG_GET_NEXT_ID = 11
@@ -143,6 +145,37 @@ def test_turns_and_redirects_are_those_of_the_stacks_own_counters(veth_pair: Vet
     left = names_of(program_ids() - before)
     assert not {name for name in left if name.startswith(tuple(OURS))}
     assert not list(Path("/tmp").glob("hoststack-headers-*"))
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("tracing")
+def test_a_daemon_that_runs() -> None:
+    """Each worker's turns and queues; the daemon does not notice."""
+    with veth_pair(queues=2) as pair, daemon_on(pair.a) as daemon:
+        daemon.ctl(f"test echo server uri quic://{pair.a.ipv4}:4433")
+        before, programs = verdicts(daemon), program_ids()
+        with trace("-i", pair.a.ifname, side=pair.a) as tracer:
+            # Each from a port of its own, until both workers have had some.
+            while not all(each["rx_datagrams"] > 500 for each in workers_of(daemon)):
+                done = client("TX=1M test-bytes", f"quic://{pair.a.ipv4}:4433", side=pair.b)
+                assert done.returncode == 0, done.stderr
+            after = verdicts(daemon)
+            summary = tracer.end()[-1]
+        pids = [daemon.worker_pid(index) for index in range(2)]
+        assert {each["pid"] for each in summary["processes"]} > set(pids)  # and the clients
+        assert {row["worker"] for row in summary["redirects"]} == {0, 1}
+        assert {row["queue"] for row in summary["redirects"]} == {0, 1}
+        assert sum(row["count"] for row in summary["redirects"]) == sum(
+            after[name] - before[name] for name in ("redirected_by_cid", "redirected_as_new")
+        )
+        assert [each["pid"] for each in workers_of(daemon)] == pids
+        assert not names_of(program_ids() - programs) & OURS
+        assert daemon.stop() == 0
+
+
+def workers_of(daemon: Daemon) -> list[dict[str, Any]]:
+    workers: list[dict[str, Any]] = json.loads(daemon.ctl("--json", "show workers"))["workers"]
+    return workers
 
 
 @pytest.mark.needs_root
