@@ -175,6 +175,44 @@ def test_threads_of_quic_echo(daemon: Daemon) -> None:
     assert json.loads(out)["closing"]["accepted"] == {"q": 8, "s": 16}
 
 
+@pytest.mark.parametrize(("scope", "datagrams"), [("local-scope", False), ("global-scope", True)])
+def test_quic_echo_in_a_namespace(daemon: Daemon, scope: str, datagrams: bool) -> None:
+    """In the local scope by cut-through, in the global one over the network."""
+    daemon.ctl("app ns add id green secret apple")
+    words = [sys.executable, "-m", "apps.quic_echo", "socket-name", daemon.api, "json"]
+    words += ["uri", "quic://127.0.0.1:7782", "nclients", "2/2", "test-bytes:assert"]
+    words += [scope, "appns", "green", "secret"]
+    with subprocess.Popen(
+        [*words, "apple", "server"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            assert "listening on" in server.stderr.readline()
+            before = received(daemon)
+            refused = subprocess.run(
+                [*words, "pear", "client"], capture_output=True, text=True, check=False
+            )
+            done = subprocess.run(
+                [*words, "apple", "client", "TX=1M"], capture_output=True, text=True, check=False
+            )
+            out, err = server.communicate(timeout=PATIENCE_S)
+        finally:
+            server.kill()
+    assert refused.returncode == 1
+    assert "secret" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert (done.returncode, server.returncode) == (0, 0), (done.stderr, err)
+    for report in (json.loads(done.stdout), json.loads(out)):
+        assert report["rx_data"] == report["tx_data"] == 4 << 20
+    assert (received(daemon) > before) == datagrams
+
+
+def received(daemon: Daemon) -> int:
+    """Datagrams, by all workers."""
+    workers = json.loads(daemon.ctl("--json", "show workers"))["workers"]
+    return sum(each["rx_datagrams"] for each in workers)
+
+
 #: One of several processes that are one server: python -c MEMBER PATH URI.
 MEMBER = """
 import os, sys, trio, hoststack
