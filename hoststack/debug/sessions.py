@@ -66,7 +66,7 @@ def _one(side: WorkerSide, index: int) -> list[Described]:
     """A session, and all that it stands on."""
     session = side.sessions.get(make_handle(side.index, index))
     if session is None:
-        raise CommandError(f"worker {side.index} has no session with index {index}")
+        raise CommandError(f"there is no session with index {index}")
     return [_describe(side, each, 2) for each in chain(session)]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -203,17 +203,50 @@ def test_a_worker_that_is_killed_under_load() -> None:
         trio.run(main, daemon, own)
 
 
-def test_a_supervisor_that_is_killed() -> None:
+def test_a_supervisor_that_is_killed_under_load() -> None:
+    """The program is gone, and so are the workers; the kernel has its traffic again."""
+
+    async def main(daemon: Daemon, pair: VethPair) -> None:
+        async with (
+            trio.open_nursery() as nursery,
+            served(daemon, pair.a.ipv4) as server,
+            client_on(pair.b) as client,
+            client.connect(server.uri, tls=TRUSTING) as connection,
+        ):
+            is_moving = trio.Event()
+
+            async def load() -> None:
+                data = os.urandom(500_000)
+                try:
+                    while True:
+                        assert await ask(connection, data) == data
+                        is_moving.set()
+                except* ConnectionClosedError:
+                    pass  # a worker may get as far as saying so
+
+            nursery.start_soon(load)
+            await is_moving.wait()
+            workers = [os.pidfd_open(daemon.worker_pid(index)) for index in range(2)]
+            daemon.stop(signal.SIGKILL)
+            for worker in workers:
+                await trio.lowlevel.wait_readable(worker)
+                os.close(worker)
+            with pair.a.inside():
+                assert not pyxdp.attached_programs(pair.a.ifname)
+                plain = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with pair.b.inside():
+                peer = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with plain, peer:
+                await plain.bind((pair.a.ipv4, 4433))
+                await peer.sendto(b"to the kernel", (pair.a.ipv4, 4433))
+                while await plain.recv(65536) != b"to the kernel":
+                    pass  # the client may not know yet
+            nursery.cancel_scope.cancel()  # nobody waits for the daemon
+
     with veth_pair(queues=2) as own, daemon_on(own.a) as daemon:
         with own.a.inside():
             assert pyxdp.attached_programs(own.a.ifname)
-        workers = [os.pidfd_open(daemon.worker_pid(index)) for index in range(2)]
-        daemon.stop(signal.SIGKILL)
-        for worker in workers:
-            assert select.select([worker], [], [], PATIENCE_S)[0]
-            os.close(worker)
-        with own.a.inside():
-            assert not pyxdp.attached_programs(own.a.ifname)
+        trio.run(main, daemon, own)
 
 
 def test_the_units_capabilities_are_enough() -> None:

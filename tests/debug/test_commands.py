@@ -303,7 +303,7 @@ def test_show_session(play: Play) -> None:
             assert "Tx fifo: cursize 0 nitems 1048576 head 5000 tail 5000" in ours
             assert f"chain stream [1:1] -> connection [1:0] -> [U] {local}->10.0.0.1:1234" in ours
             said = await fails(net.client.ctl("show session thread 1 index 7"))
-            assert said == "worker 1: worker 1 has no session with index 7"
+            assert said == "worker 1: there is no session with index 7"
             said = await fails(net.client.ctl("show session thread 9"))
             assert said == "there is no worker 9: there is 0, 1"
 
