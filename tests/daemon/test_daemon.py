@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -57,6 +59,39 @@ def test_an_attached_and_an_embedded_stack_talk(daemon: Daemon) -> None:
                         await connected.aclose(7, "enough")
                         info = await accepted.wait_closed()
                         assert (info.code, info.reason, info.by_peer) == (7, "enough", True)
+
+    trio.run(main)
+
+
+def calls(pid: int) -> int:
+    """read(2), write(2) and the like that a process has made: those of eventfds and of messages,
+    not those by which UDP sockets move datagrams."""
+    counted = Path(f"/proc/{pid}/io").read_text()
+    return sum(int(count) for count in re.findall(r"^sysc[rw]: (\d+)", counted, re.MULTILINE))
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_bytes_move_without_system_calls(daemon: Daemon, scope: Literal["global", "local"]) -> None:
+    """Some megabytes take a few wake-ups."""
+    megabytes = 30
+    pids = [os.getpid(), daemon.worker_pid(0), daemon.worker_pid(1)]
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api, scopes={scope}) as server,
+                hoststack.attach(daemon.api, scopes={scope}) as client,
+                echo_server(server) as uri,
+                client.connect(uri, tls=TRUSTING) as connection,
+            ):
+                assert await ask(connection, bytes(1_000_000)) == bytes(1_000_000)
+                before = [calls(pid) for pid in pids]
+                data = os.urandom(megabytes * 1_000_000)
+                assert await ask(connection, data) == data
+                after = [calls(pid) for pid in pids]
+        for now, then in zip(after, before, strict=True):
+            # There and back, that is less than one for 20 kB.
+            assert now - then < 100 * megabytes, (before, after)
 
     trio.run(main)
 
