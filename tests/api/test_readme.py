@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -69,3 +70,21 @@ def test_attached_client_of_the_readme(tmp_path: Path) -> None:
         assert client.returncode == 0, client.stderr
         # The handle is one of this side's worker, and the first of them has the first connect.
         assert client.stdout == "hello from worker 0\n"
+
+
+def test_vcl_client_of_the_readme(tmp_path: Path) -> None:
+    program = _programs(tmp_path)["vcl_client.py"]
+    uri = f"quic://127.0.0.1:{_free_port()}"
+    with run_daemon() as daemon:
+        daemon.ctl(f"test echo server uri {uri}")
+        conf = tmp_path / "vcl.conf"
+        conf.write_text(f"vcl {{\n  api-socket-name {daemon.api}\n}}\n")
+        client = subprocess.run(
+            [sys.executable, program, uri],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"VCL_CONFIG": str(conf)},
+            check=False,
+        )
+        assert (client.returncode, client.stdout, client.stderr) == (0, "hello\n", "")
