@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
-from apps.vcl_test.data import MOST_DATAGRAM_BYTES, Mover, move_all
+from apps.vcl_test.data import Mover, move_all
 from apps.vcl_test.options import OptionError, Options, buffer_bytes, number, parse
 from apps.vcl_test.stats import Stats
 from apps.vcl_test.wire import Control, Test, WireError
@@ -52,11 +52,11 @@ class Worker:
         """Raises OSError."""
         options = self._options
         out = memoryview(os.urandom(options.txbuf_bytes))
-        if options.proto == "udp":
-            out = out[:MOST_DATAGRAM_BYTES]
         rxbuf = memoryview(bytearray(options.rxbuf_bytes))
         with ExitStack() as stack:
             sessions = self._open(stack)
+            if options.proto == "udp":
+                out = out[: min(session.max_datagram_bytes for session in sessions)]
             movers = [
                 Mover(s.sh, out, rxbuf, options.session_bytes, echoes=options.test == "bi")
                 for s in sessions

@@ -14,8 +14,6 @@ from hoststack import vcl
 
 #: Calls for one session before others have their turn.
 _AT_ONCE: Final = 32
-#: Of a datagram, where the buffer is larger.
-MOST_DATAGRAM_BYTES: Final = 65507
 
 
 class Mover:
@@ -74,8 +72,6 @@ class Mover:
 
 
 def _check(count: int, what: str) -> None:
-    if count == -errno.EMSGSIZE:
-        raise OSError(-count, "a datagram of that size can't be sent from here: give a smaller -T")
     if count < 0:
         raise OSError(-count, f"{what}: {os.strerror(-count)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from hoststack.vcl import app as apps
 from hoststack.vcl import closing, connecting, transfer
 from hoststack.vcl.attributes import Attr, session_attr
 from hoststack.vcl.config import VclConfig, load_config
+from hoststack.vcl.errors import error
 from hoststack.vcl.functions import protocol_of
-from hoststack.vcl.session import Address, VclSession
+from hoststack.vcl.session import Address, Kind, VclSession
 from hoststack.vcl.worker import VclWorker
 
 
@@ -145,6 +147,15 @@ class Session:
     @property
     def remote(self) -> Address:
         return self._found()[1].remote
+
+    @property
+    def max_datagram_bytes(self) -> int:
+        """What one datagram of a UDP session carries at most."""
+        _, session = self._found()
+        session.check_readable()
+        if session.kind is not Kind.DATAGRAMS:
+            raise error(errno.ENOTSUP, "it carries no datagrams")
+        return session.max_datagram_bytes
 
     @property
     def is_connectable_listener(self) -> bool:

@@ -177,7 +177,10 @@ class VclSession:
 
     def arm(self, events: int) -> None:
         """Have the stack tell when it can be read from, or written to; look again after that."""
-        if events & select.EPOLLIN and self.rx is not None:
+        # An end is told of like bytes; where this side has ended, too, whoever asks for nothing
+        # is told.
+        reads = events & (select.EPOLLIN | select.EPOLLRDHUP) or self.is_write_shut
+        if reads and self.rx is not None:
             self.rx.arm_read()
         if events & select.EPOLLOUT and self.tx is not None:
             self.tx.arm_write()

@@ -211,6 +211,8 @@ class VclWorker:
             if is_over or not connection.unfinished or now >= deadline:
                 del self._lingering[connection]
                 self._by_handle.pop(connection.handle, None)
+                for handle in connection.unfinished:
+                    self._unfinished.pop(handle, None)
                 if not is_over:
                     self.side.request(m.CloseConnection(connection.handle, 0, ""))
 

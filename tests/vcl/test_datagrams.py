@@ -75,6 +75,7 @@ def test_boundaries_are_kept() -> None:
     ours, theirs = Pair("udp").streams
     for size in (1, 2, 1000, 1, 65507):
         ours.write(bytes([size % 256]) * size)
+    assert ours.max_datagram_bytes == 65507
     assert [len(theirs.read(1 << 16)) for _ in range(5)] == [1, 2, 1000, 1, 65507]
     with pytest.raises(OSError, match="Message too long"):
         ours.write(bytes(65508))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -237,6 +238,30 @@ def _reading() -> Callable[[], int]:
 def _waiting() -> Callable[[], int]:
     vep = f.vppcom_epoll_create()
     return lambda: f.vppcom_epoll_wait(vep, [], 1, -1)
+
+
+@pytest.mark.parametrize("protocol", ["quic", "tcp", "udp"])
+def test_a_worker_dies(protocol: str) -> None:
+    """Its sessions are over; listeners serve on with the one in its place."""
+    vcl.vppcom_app_destroy()
+    with run_daemon() as daemon, vcl.application("mourner", config_of(daemon)):
+        pair = Pair(protocol)
+        ours, _ = pair.streams
+        os.kill(daemon.worker_pid(0), signal.SIGKILL)
+        assert f.vppcom_session_read(ours.sh, bytearray(1)) == -errno.ECONNRESET
+        waiting = pair.listener
+        waiting.attr(vcl.Attr.SET_FLAGS, os.O_NONBLOCK)
+        end = time.monotonic() + PATIENCE_S
+        accepted = -errno.EAGAIN
+        while accepted == -errno.EAGAIN:
+            assert time.monotonic() < end
+            sh = f.vppcom_session_create(protocol)
+            if f.vppcom_session_connect(sh, waiting.local) == 0 and protocol == "udp":
+                f.vppcom_session_write(sh, b"x")
+            f.vppcom_poll([vcl.VclPoll(waiting.sh, select.POLLIN)], 0.1)
+            accepted = f.vppcom_session_accept(waiting.sh)
+            assert f.vppcom_session_close(sh) == 0
+        assert accepted >= 0
 
 
 @pytest.mark.parametrize("protocol", ["quic", "tcp", "udp"])

@@ -80,6 +80,31 @@ def test_what_epoll_tells_of_a_stream(protocol: str) -> None:
     assert told(0) == 0
 
 
+@pytest.mark.parametrize("flags", [RDHUP, RDHUP | select.EPOLLET])
+@pytest.mark.parametrize("protocol", ["quic", "tcp"])
+def test_an_end_alone_is_waited_for(protocol: str, flags: int) -> None:
+    ours, theirs = Pair(protocol).streams
+    vep = f.vppcom_epoll_create()
+    events: list[EpollEvent] = []
+    assert f.vppcom_epoll_ctl(vep, EPOLL_CTL_ADD, ours.sh, EpollEvent(flags)) == 0
+    assert f.vppcom_epoll_wait(vep, events, 1, 0) == 0
+    theirs.shutdown()
+    assert f.vppcom_epoll_wait(vep, events, 1, PATIENCE_S * 1000) == 1
+    assert events[0].events == RDHUP
+
+
+def test_both_ends_are_told_to_who_asks_for_nothing() -> None:
+    ours, theirs = Pair("quic").streams
+    vep = f.vppcom_epoll_create()
+    events: list[EpollEvent] = []
+    ours.shutdown()
+    assert f.vppcom_epoll_ctl(vep, EPOLL_CTL_ADD, ours.sh, EpollEvent(0)) == 0
+    assert f.vppcom_epoll_wait(vep, events, 1, 0) == 0
+    theirs.shutdown()
+    assert f.vppcom_epoll_wait(vep, events, 1, PATIENCE_S * 1000) == 1
+    assert events[0].events == HUP
+
+
 def fill(session: vcl.Session) -> None:
     """Until it takes no more."""
     session.attr(vcl.Attr.SET_FLAGS, os.O_NONBLOCK)
