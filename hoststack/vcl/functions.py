@@ -112,19 +112,31 @@ def vppcom_session_create(proto: str, is_nonblocking: bool = False) -> int:
 
 
 @_plain
-def vppcom_session_tls_add_cert(sh: int, cert: bytes) -> int:
+def vppcom_session_tls_add_cert(sh: int, cert: bytes, cert_len: int | None = None) -> int:
     """Its certificate chain, PEM."""
     session = apps.current_worker().get_open(sh)
-    session.certificate = _pem(cert)
+    session.certificate = _pem(_first(cert, cert_len))
     return VPPCOM_OK
 
 
 @_plain
-def vppcom_session_tls_add_key(sh: int, key: bytes) -> int:
+def vppcom_session_tls_add_key(sh: int, key: bytes, key_len: int | None = None) -> int:
     """Its certificate's private key, PEM."""
     session = apps.current_worker().get_open(sh)
-    session.key = _pem(key)
+    session.key = _pem(_first(key, key_len))
     return VPPCOM_OK
+
+
+def _first(buffer: Any, count: int | None) -> Any:
+    """So many octets of a buffer, where C's length is given, too. Raises EINVAL."""
+    if count is None:
+        return buffer
+    try:
+        if 0 <= count <= len(buffer):
+            return (memoryview(buffer) if isinstance(buffer, bytearray) else buffer)[:count]
+    except TypeError:
+        pass
+    raise error(errno.EINVAL, f"{count!r} octets of it are not there")
 
 
 def _pem(text: object) -> bytes:
@@ -192,15 +204,19 @@ def vppcom_session_stream_connect(sh: int, connection_sh: int) -> int:
 
 
 @_plain
-def vppcom_session_read(sh: int, buffer: bytearray | memoryview) -> int:
+def vppcom_session_read(sh: int, buffer: bytearray | memoryview, n: int | None = None) -> int:
     worker = apps.current_worker()
-    return transfer.read(worker, worker.get_open(sh), buffer)
+    session = worker.get_open(sh)
+    return transfer.read(worker, session, buffer if n is None else _first(buffer, n))
 
 
 @_plain
-def vppcom_session_write(sh: int, data: bytes | bytearray | memoryview) -> int:
+def vppcom_session_write(
+    sh: int, data: bytes | bytearray | memoryview, n: int | None = None
+) -> int:
     worker = apps.current_worker()
-    return transfer.write(worker, worker.get_open(sh), data)
+    session = worker.get_open(sh)
+    return transfer.write(worker, session, data if n is None else _first(data, n))
 
 
 @_plain

@@ -328,6 +328,24 @@ def test_bad_buffers(buffer: Any) -> None:
     assert f.vppcom_session_sendto(sh, buffer) == expected
 
 
+def test_lengths_beside_buffers() -> None:
+    ours, theirs = Pair("tcp").streams
+    assert f.vppcom_session_write(ours.sh, b"abcdef", 4) == 4
+    buffer = bytearray(10)
+    assert f.vppcom_session_read(theirs.sh, buffer, 3) == 3
+    assert f.vppcom_session_read(theirs.sh, memoryview(buffer)[3:], 7) == 1
+    assert buffer[:4] == b"abcd"
+    for length in (-1, 11, "1"):
+        assert f.vppcom_session_read(theirs.sh, buffer, length) == EINVAL  # type: ignore[arg-type]
+        assert f.vppcom_session_write(ours.sh, buffer, length) == EINVAL  # type: ignore[arg-type]
+    assert f.vppcom_session_read(theirs.sh, buffer, 0) == EINVAL
+    assert f.vppcom_session_write(ours.sh, None, 1) == EINVAL  # type: ignore[arg-type]
+    sh = new("quic")
+    assert f.vppcom_session_tls_add_cert(sh, CERT + b"rubbish", len(CERT)) == OK
+    assert f.vppcom_session_tls_add_key(sh, KEY, len(KEY)) == OK
+    assert f.vppcom_session_bind(sh, ("127.0.0.1", 0)) == f.vppcom_session_listen(sh) == OK
+
+
 @pytest.mark.parametrize(
     "endpoint",
     [
