@@ -89,7 +89,11 @@ def _write_history(path: Path) -> None:
 
 
 def _forget_secret(line: str) -> None:
-    """A file keeps no secrets: whoever wants such a line again types it again."""
+    """A file keeps no secrets: whoever wants such a line again types it again.
+
+    The commands that take one begin with `app`, and all words may be cut short.
+    """
     last = readline.get_current_history_length()
-    if "secret" in line.split() and last:
+    words = line.split()
+    if last and ("app".startswith(words[0]) or "secret" in words):
         readline.remove_history_item(last - 1)

@@ -67,7 +67,9 @@ class Console:
             try:
                 await run_in(line)
             except CommandError as error:
-                logger.warning("a new worker was told %r: %s", line.split(" secret ")[0], error)
+                command = parse(line)
+                told = {key: v for key, v in command.arguments.items() if key != "secret"}
+                logger.warning("a new worker was told %r %s: %s", command.name, told, error)
 
     async def _run_everywhere(self, line: str, command: Command) -> list[Data]:
         workers = dict(self._workers)

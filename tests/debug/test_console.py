@@ -93,10 +93,10 @@ def test_what_was_stopped_is_not_started_again() -> None:
     trio.run(main)
 
 
-def test_a_new_worker_that_refuses_something(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("line", ["app ns add id blue secret hush", "ap n ad se hush i blue"])
+def test_a_new_worker_that_refuses_something(caplog: pytest.LogCaptureFixture, line: str) -> None:
     async def main() -> None:
         console = Console({0: recorder(0, [])})
-        line = "app ns add id blue secret hush"
         await console.run_line(line)
         await console.run_line("quic set cc reno")
         told: list[str] = []
@@ -105,7 +105,7 @@ def test_a_new_worker_that_refuses_something(caplog: pytest.LogCaptureFixture) -
 
     caplog.set_level(logging.WARNING)
     trio.run(main)
-    assert "'app ns add id blue': not here" in caplog.text
+    assert "'app ns add' {'id': 'blue'}: not here" in caplog.text
     assert "hush" not in caplog.text
 
 

@@ -345,8 +345,9 @@ def test_the_prompt(tmp_path: Path) -> None:
         )
         os.write(terminal, b"fail\n")
         assert b"hoststack: it failed\r\n" in read_until(terminal, b"\nhoststack# ")
-        os.write(terminal, b"app ns add id x secret y\n")
-        read_until(terminal, b"\nhoststack# ")
+        for line in (b"app ns add id x secret y\n", b"ap n a se y i x\n", b"x secret y\n"):
+            os.write(terminal, line)
+            read_until(terminal, b"\nhoststack# ")
         os.write(terminal, b"sleep\n")
         assert begun.wait(PATIENCE_S)
         os.kill(pid, signal.SIGINT)
