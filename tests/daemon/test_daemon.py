@@ -255,6 +255,8 @@ import os, sys, trio, hoststack
 async def who(connection):
     async for stream in connection.streams():
         async with stream:
+            async for _ in stream:
+                pass
             await stream.send_all(b"%d" % os.getpid())
 
 async def main(path, uri):
