@@ -158,7 +158,9 @@ def _decode(
 def _endpoint(host: str, port: int) -> tuple[str, int]:
     if port > 65535:
         raise ValueError(f"there is no port {port}")
-    return str(ip_address(host)), port
+    # A zone ("%eth0") names an interface, which the stack already has; and it may be any text at
+    # all, which the C library would look up in the DNS.
+    return str(ip_address(host.partition("%")[0])), port
 
 
 def _tls_form(tls: TlsConfig) -> _TlsForm:

@@ -108,6 +108,13 @@ def test_rubbish_is_refused(data: bytes) -> None:
         decode_request(data)
 
 
+@pytest.mark.parametrize("zone", ["eth0", "\0", "é" * 70, "a。b"])
+def test_zones_are_left_out(zone: str) -> None:
+    """The C library would look for them wherever it looks for names."""
+    came = decode_request(encode(m.Bind(1, ("fe80::1%" + zone, 5), None)))
+    assert came == m.Bind(1, ("fe80::1", 5), None)
+
+
 @pytest.mark.parametrize("field", ["idle_timeout_s", "rx_fifo_bytes", "max_streams_bidi"])
 @pytest.mark.parametrize("value", [-1, 1e300, float("nan"), "x"])
 def test_no_connection_is_like_that(field: str, value: object) -> None:
