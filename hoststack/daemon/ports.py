@@ -57,7 +57,9 @@ class PortKeeper:
         self._owner = owner
         self._holders: dict[Endpoint, set[int]] = {}
         self._left: dict[int, set[Endpoint]] = {}
-        self._sockets: dict[int, set[tuple[KernelProtocol, Endpoint]]] = {}
+        self._sockets: dict[tuple[KernelProtocol, Endpoint], int] = {}
+        """Whose a socket is: the last one's that opened it, should another still be about to close
+        it."""
 
     def open(self, worker: int, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """Raises LinkError. The descriptor stays the owner's."""
@@ -95,8 +97,8 @@ class PortKeeper:
                 yield theirs, partial(self._serve, worker, ours)
             finally:
                 # Sockets of its own went with it.
-                for protocol, endpoint in self._sockets.pop(worker, set()):
-                    self._owner.close_socket(protocol, endpoint)
+                for key in [key for key, holder in self._sockets.items() if holder == worker]:
+                    self._close_socket(worker, key)
                 mine = {e for e, holders in self._holders.items() if worker in holders}
                 self._left[worker] = mine
 
@@ -107,19 +109,28 @@ class PortKeeper:
             nursery.start_soon(self._close_left, worker)
             while True:
                 await trio.lowlevel.wait_readable(end)
-                data = end.recv(_MOST_BYTES)
-                if not data:
-                    break
                 try:
-                    request = orders.decode_port_request(data)
-                except msgspec.MsgspecError:
+                    data = end.recv(_MOST_BYTES)
+                    if not data or not self._serve_one(worker, end, data):
+                        break
+                except OSError:  # it died with answers that it had not read
                     break
-                answer, fd, opened = self._answer(worker, request)
-                if answer is not None:
-                    # The answer is small, and the worker waits for it: it never blocks.
-                    socket.send_fds(end, [orders.encode(answer)], [fd] if fd >= 0 else [])
-                if opened is not None:
-                    opened.close()  # the worker has it now
+
+    def _serve_one(self, worker: int, end: socket.socket, data: bytes) -> bool:
+        """False if it is no request; raises OSError for a worker that takes no answer."""
+        try:
+            request = orders.decode_port_request(data)
+        except msgspec.MsgspecError:
+            return False
+        answer, fd, opened = self._answer(worker, request)
+        try:
+            if answer is not None:
+                # The answer is small, and the worker waits for it: it never blocks.
+                socket.send_fds(end, [orders.encode(answer)], [fd] if fd >= 0 else [])
+        finally:
+            if opened is not None:
+                opened.close()  # the worker has it now
+        return True
 
     async def _close_left(self, worker: int) -> None:
         await trio.sleep(_STRAGGLERS_S)
@@ -133,19 +144,19 @@ class PortKeeper:
         try:
             match request:
                 case orders.UseNeighbour(host=host):
-                    self._owner.use_neighbour(str(ip_address(host)))
+                    self._owner.use_neighbour(_address(host))
                     return orders.NeighbourUsed(), -1, None
                 case orders.OpenPort():
-                    opened, fd = self.open(worker, Endpoint(request.host, request.port))
+                    opened, fd = self.open(worker, _endpoint(request))
                     return orders.PortOpened(*opened), fd, None
                 case orders.ClosePort():
-                    self.close(worker, Endpoint(request.host, request.port))
+                    self.close(worker, _endpoint(request))
                 case orders.OpenSocket():
                     endpoint, made = self._open_socket(worker, request)
                     return orders.PortOpened(*endpoint), made.fileno(), made
                 case orders.CloseSocket():
-                    self._close_socket(worker, request)
-        except LinkError as error:
+                    self._close_socket(worker, (request.protocol, _endpoint(request)))
+        except OSError as error:
             refusal = orders.PortRefused(error.errno or errno.EIO, error.strerror or str(error))
             return refusal, -1, None
         except ValueError as error:
@@ -155,19 +166,34 @@ class PortKeeper:
     def _open_socket(
         self, worker: int, request: orders.OpenSocket
     ) -> tuple[Endpoint, socket.socket]:
-        endpoint = Endpoint(request.host, request.port)
+        endpoint = _endpoint(request)
         made = self._owner.open_socket(request.protocol, endpoint, worker)
-        endpoint = Endpoint(request.host, made.getsockname()[1])
-        self._sockets.setdefault(worker, set()).add((request.protocol, endpoint))
+        endpoint = Endpoint(endpoint.host, made.getsockname()[1])
+        self._sockets[request.protocol, endpoint] = worker
         return endpoint, made
 
-    def _close_socket(self, worker: int, request: orders.CloseSocket) -> None:
-        """Nothing happens if the worker has not opened it."""
-        key = request.protocol, Endpoint(request.host, request.port)
-        mine = self._sockets.get(worker, set())
-        if key in mine:
-            mine.discard(key)
+    def _close_socket(self, worker: int, key: tuple[KernelProtocol, Endpoint]) -> None:
+        """Nothing happens if it is not the worker's."""
+        if self._sockets.get(key) == worker:
+            del self._sockets[key]
             self._owner.close_socket(*key)
+
+
+def _address(host: str) -> str:
+    """A numeric address and nothing else: what has a zone might be looked up, and a name would
+    be. Raises ValueError."""
+    if "%" in host:
+        raise ValueError("an address with a zone")
+    return str(ip_address(host))
+
+
+def _endpoint(
+    request: orders.OpenPort | orders.ClosePort | orders.OpenSocket | orders.CloseSocket,
+) -> Endpoint:
+    """What a worker names; raises ValueError for what is none."""
+    if not 0 <= request.port <= 65535:
+        raise ValueError(f"there is no port {request.port}")
+    return Endpoint(_address(request.host), request.port)
 
 
 class PortClient:
@@ -191,7 +217,12 @@ class PortClient:
 
     def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
         """See SocketSource."""
-        _, fds = self._ask(orders.OpenSocket(protocol, *endpoint))
+        answer, fds = self._ask(orders.OpenSocket(protocol, *endpoint))
+        assert isinstance(answer, orders.PortOpened)
+        if not fds:
+            # The kernel drops a descriptor for which there is no room (unix(7)).
+            self.close_socket(protocol, Endpoint(answer.host, answer.port))
+            raise LinkError(errno.EMFILE, "this worker has as many open files as it may have")
         opened = socket.socket(fileno=fds[0])
         opened.setblocking(False)
         return opened
