@@ -21,6 +21,9 @@ from hoststack.session.layer import SessionLayer
 #: Turns that a shutdown may take to get its CONNECTION_CLOSE packets out.
 _LAST_TURNS = 64
 
+#: Turns that applications which always want something have while other tasks wait.
+_MOST_IN_A_ROW = 8
+
 #: Other tasks wait as long.
 MOST_SPIN_US = 1000
 
@@ -142,10 +145,12 @@ class Worker:
                 break
 
     async def _loop(self) -> None:
+        in_a_row = 0
         while True:
             if self._error is not None:
                 raise self._error
             turn, has_woken = self._turn(self._spin_s)
+            in_a_row += 1
             self._may_turn_over = not turn.blocked
             # Those whom this turn woke run beside this task, some before it and some after: what
             # they want is known when it has come round twice.
@@ -154,10 +159,14 @@ class Worker:
             if has_woken and not (turn.more or self._is_woken):
                 await trio.lowlevel.checkpoint()
             if not (turn.more or self._is_woken or self.layer.arm_applications()):
+                in_a_row = 0
                 if self._spin_s:
                     await trio.lowlevel.checkpoint()
                 else:
                     await self._sleep(blocked=turn.blocked)
+            elif in_a_row >= _MOST_IN_A_ROW:
+                in_a_row = 0
+                await trio.lowlevel.checkpoint()
             self._may_turn_over = False
 
     def _turn(self, spin_s: float = 0.0) -> tuple[Turn, bool]:

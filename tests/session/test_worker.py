@@ -72,6 +72,25 @@ def test_who_reads_a_little_wakes_nobody_for_a_while() -> None:
     play(script)
 
 
+def test_who_always_wants_something_keeps_no_other_task_waiting() -> None:
+    class Busy(Application):
+        turns_left = 1000
+
+        def arm(self) -> bool:
+            self.turns_left -= 1
+            return self.turns_left > 0
+
+    async def script(worker: Worker, application: Application) -> None:
+        busy = Busy("busy")
+        worker.attach(busy)
+        worker.wake()
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        assert busy.turns_left > 800
+
+    play(script)
+
+
 def test_a_turn_that_fails_ends_the_worker_and_not_who_sends() -> None:
     async def script(worker: Worker, application: Application) -> None:
         def fail(now: float, spin_s: float = 0.0) -> None:
