@@ -150,7 +150,8 @@ def test_connections_of_ours(veth_pair: VethPair, family: str) -> None:
                     stranger.sendto(b"psst", address)
                     there.sendto(b"last", address)
                     assert await connection.receive_datagram() == b"last"
-            # Its port is the kernel's again.
+            # Its port is the kernel's again as soon as one hears of the end.
+            await connection.wait_closed()
             assert Endpoint(*address[:2]) not in steering_of(a.link).ports()
 
     with closing(there):
