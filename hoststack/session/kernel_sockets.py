@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+from ipaddress import ip_address
 from typing import Final, TypeGuard
 
 import trio
@@ -36,8 +37,8 @@ from hoststack.session.session import (
     SessionTable,
 )
 from hoststack.session.tcp import TcpConnection, TcpListener, TcpStream
-from hoststack.session.udp import UdpConnection, UdpListener
-from hoststack.session.udp_port import UdpPorts
+from hoststack.session.udp import UdpConnection, UdpListener, address_of
+from hoststack.session.udp_port import UNSPECIFIED, UdpPorts
 
 Address = tuple[str, int]
 KernelConnection = TcpConnection | UdpConnection
@@ -77,12 +78,18 @@ def _offer_datagrams(application: Application, session: ConnectionSession) -> No
         application.notify(m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes))
 
 
-def _local_address_for(remote: Address) -> Address:
-    """Where a connection to a peer will come from, its port still open; raises OSError."""
+def _ends_of(remote: Address) -> tuple[Address, Address]:
+    """Where a connection to a peer will come from, its port still open, and where it will go: what
+    is unspecified is this machine. Raises OSError."""
+    if not remote[1]:
+        raise OSError(errno.EADDRNOTAVAIL, "there is nobody at port 0")
+    if getattr(ip_address(remote[0]), "ipv4_mapped", None) is not None:
+        # Rules would know it for an address of IPv6.
+        raise OSError(errno.EADDRNOTAVAIL, "write an IPv4 address as one")
     family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(remote)  # which sends nothing
-        return str(probe.getsockname()[0]), 0
+        return (address_of(probe.getsockname())[0], 0), address_of(probe.getpeername())
 
 
 class KernelSockets:
@@ -133,6 +140,7 @@ class KernelSockets:
             if _SCOPE not in application.scopes:
                 raise not_supported(request.protocol, "local scope")
             with self._connecting[key]:
+                await trio.lowlevel.checkpoint_if_cancelled()
                 if request.protocol == "tcp":
                     await self._connect_tcp(application, request, config)
                 else:
@@ -148,14 +156,17 @@ class KernelSockets:
     async def _connect_tcp(
         self, application: Application, request: m.Connect, config: QuicConfig
     ) -> None:
-        family = socket.AF_INET6 if ":" in request.remote[0] else socket.AF_INET
+        local, remote = _ends_of(request.remote)
+        self._check_rules("tcp", application, local, remote)
+        family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
-            self._check("tcp", application, _local_address_for(request.remote), request.remote)
             with trio.move_on_after(config.handshake_timeout_s) as scope:
-                await sock.connect(request.remote)
+                await sock.connect(remote)
             if scope.cancelled_caught:
                 raise TimeoutError(errno.ETIMEDOUT, "no answer")
+            # The application may be gone since the socket became ready.
+            await trio.lowlevel.checkpoint_if_cancelled()
             connection = TcpConnection(sock, application, config, self._tell)
         except BaseException:
             sock.close()
@@ -165,11 +176,11 @@ class KernelSockets:
     def _connect_udp(
         self, application: Application, request: m.Connect, config: QuicConfig
     ) -> None:
-        local = _local_address_for(request.remote)
-        port = self._udp.open(local, request.remote)
+        local, remote = _ends_of(request.remote)
+        port = self._udp.open(local, remote)
         try:
-            self._check("udp", application, port.local, request.remote)
-            connection = UdpConnection(port, request.remote, application, config)
+            self._check_rules("udp", application, port.local, remote)
+            connection = UdpConnection(port, remote, application, config)
         except BaseException:
             port.close()
             raise
@@ -184,7 +195,11 @@ class KernelSockets:
                 raise not_supported("udp", "local scope")
             port = self._udp.open(
                 request.local,
-                allows=lambda peer: self._denial("udp", application, port.local, peer) is None,
+                # What is unspecified would be this machine, whatever a rule says of its addresses.
+                allows=lambda peer: (
+                    peer[0] not in UNSPECIFIED
+                    and self._denial("udp", application, port.local, peer) is None
+                ),
             )
             try:
                 anybody = ("::" if ":" in port.local[0] else "0.0.0.0", 0)
@@ -242,12 +257,14 @@ class KernelSockets:
 
     def _listen_tcp(self, request: m.Listen, config: QuicConfig) -> TcpListener:
         sock = self._source.open_socket("tcp", Endpoint(*request.local))
+        local = Endpoint(request.local[0], sock.getsockname()[1])
         try:
             sock.listen(_BACKLOG)
         except BaseException:
+            self._source.close_socket("tcp", local)
             sock.close()
             raise
-        return TcpListener(trio.socket.from_stdlib_socket(sock), sock.getsockname()[:2], config)
+        return TcpListener(trio.socket.from_stdlib_socket(sock), local, config)
 
     def _listen_udp(self, request: m.Listen, config: QuicConfig) -> UdpListener:
         port = self._udp.open(request.local, accept=lambda peer: self._accept_udp(listener, peer))
@@ -259,7 +276,10 @@ class KernelSockets:
         self._sessions.remove(session)
         context = session.context
         if isinstance(context, TcpListener):
+            # At once: whoever hears of the end may have the port the next moment.
             context.scope.cancel()
+            self._source.close_socket("tcp", Endpoint(*context.local))
+            context.socket.close()
         elif isinstance(context, UdpListener):
             context.port.is_listening = False
             context.port.close_if_unused()
@@ -339,10 +359,16 @@ class KernelSockets:
     def _check(
         self, protocol: Protocol, application: Application, local: Address, remote: Address
     ) -> None:
-        """Raises OSError for a connection that may not be."""
+        """Raises OSError for a peer's connection that may not be."""
         refusal = self._sessions.refusal(application)
         if refusal is not None:
             raise OSError(errno.EMFILE, refusal)
+        self._check_rules(protocol, application, local, remote)
+
+    def _check_rules(
+        self, protocol: Protocol, application: Application, local: Address, remote: Address
+    ) -> None:
+        """Raises OSError for a connection that a rule forbids."""
         denial = self._denial(protocol, application, local, remote)
         if denial is not None:
             raise OSError(errno.EACCES, denial)

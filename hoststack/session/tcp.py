@@ -26,8 +26,8 @@ from hoststack.quic.seam import (
     QuicConfig,
 )
 from hoststack.session.application import Application
+from hoststack.session.udp import Address, address_of
 
-Address = tuple[str, int]
 #: Tells the session layer of an event.
 Tell = Callable[["TcpConnection | TcpStream", EventKind, "CloseInfo | int | None"], None]
 
@@ -84,8 +84,8 @@ class TcpConnection:
         self.application = application
         self.config = config
         self.listener = listener
-        self.local: Address = sock.getsockname()[:2]
-        self.remote: Address = sock.getpeername()[:2]
+        self.local = address_of(sock.getsockname())
+        self.remote = address_of(sock.getpeername())
         self.stream: TcpStream | None = None
         self._socket = sock
         self._tell = tell

@@ -11,7 +11,7 @@ import errno
 from collections import deque
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
@@ -29,6 +29,11 @@ _FIFO_BYTES: Final = 1 << 20
 #: The address in front of a message: an IPv6 address, IPv4 mapped into it, and the port.
 ADDRESS_BYTES: Final = 18
 _MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+def address_of(name: tuple[Any, ...]) -> Address:
+    """An address as the socket module has it, without the zone: the stack has the interface."""
+    return str(name[0]).partition("%")[0], int(name[1])
 
 
 def pack_address(host: str, port: int) -> bytes:
@@ -109,18 +114,23 @@ class UdpConnection:
         if not self.rx.write_message(message):
             self._counts["rx_dropped_datagrams"] += 1
 
-    def take(self) -> tuple[bytes, Address] | None:
-        """The next datagram to send, and where to; None if there is none."""
-        if self._held:
-            return self._held.popleft()
-        while (message := self.tx.read_message()) is not None:
+    def take(self, most: int) -> tuple[list[tuple[bytes, Address]], int]:
+        """The next datagrams to send, and where to; and of how many messages they are, which is
+        fewer than `most` where there are no more."""
+        taken: list[tuple[bytes, Address]] = []
+        while self._held and len(taken) < most:
+            taken.append(self._held.popleft())
+        count = len(taken)
+        while count < most and (message := self.tx.read_message()) is not None:
+            count += 1
             if self.is_connected:
-                return message, self.remote
+                taken.append((message, self.remote))
+                continue
             try:
-                return message[ADDRESS_BYTES:], unpack_address(message)
+                taken.append((message[ADDRESS_BYTES:], unpack_address(message)))
             except ValueError:
                 self.dropped()
-        return None
+        return taken, count
 
     def hold(self, taken: Iterable[tuple[bytes, Address]]) -> None:
         """These could not be sent now: `take` gives them again."""

@@ -10,27 +10,27 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import itertools
 import os
 import socket
-from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, SocketSource
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
-from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection
+from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
 
 Tell = Callable[[UdpConnection, EventKind, "CloseInfo | int | None"], None]
 
-#: Bursts that one endpoint sends before others have their turn.
-_MOST_BURSTS: Final = 8
+#: Datagrams that one endpoint sends before others have their turn, and all of them in one turn of
+#: the worker.
+_MOST_OF_ONE: Final = 8 * BURST
+_MOST_IN_TURN: Final = 16 * BURST
 #: Peers whose datagrams came to one of several addresses: answers come from there.
 _MOST_HEARD: Final = 4096
-_UNSPECIFIED: Final = ("0.0.0.0", "::")
+UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 
 class _Left(enum.Enum):
@@ -39,6 +39,7 @@ class _Left(enum.Enum):
     NOTHING = enum.auto()
     KERNEL_IS_FULL = enum.auto()
     WAY_IS_FULL = enum.auto()
+    OTHERS_TURN = enum.auto()
 
 
 class UdpPort:
@@ -53,7 +54,7 @@ class UdpPort:
         allows: Callable[[Address], bool],
     ) -> None:
         """Use `UdpPorts.open`."""
-        self.local: Address = sock.getsockname()[:2]
+        self.local = address_of(sock.getsockname())
         self.is_listening = True
         """Whether peers that have no endpoint get one."""
         self._ports = ports
@@ -63,10 +64,11 @@ class UdpPort:
         self._allows = allows
         self._by_peer: dict[Address, UdpConnection] = {}
         self._only: UdpConnection | None = None
-        self._ready: deque[UdpConnection] = deque()
+        self._ready: dict[UdpConnection, None] = {}
         self._wakes = trio.Event()
         self._scope = trio.CancelScope()
         self._heard: dict[Address, str] = {}
+        self._zones: dict[Address, int] = {}
 
     def add(self, connection: UdpConnection, *, is_only: bool = False) -> None:
         """An endpoint on this port; the only one, if all that comes is for it."""
@@ -81,6 +83,8 @@ class UdpPort:
             with contextlib.suppress(FifoCorruptError):
                 self._send_all_of(connection)
         self._by_peer.pop(connection.remote, None)
+        self._ready.pop(connection, None)
+        self._ports.stop_waiting(connection)
         if connection is self._only:
             self._only = None
             self.is_listening = False
@@ -117,7 +121,7 @@ class UdpPort:
 
     def receive_from(self, peer: Address, to: str, data: bytes) -> UdpConnection | None:
         """A datagram came past the kernel, to one of the port's addresses; for whom it was."""
-        if self.local[0] in _UNSPECIFIED:
+        if self.local[0] in UNSPECIFIED:
             if len(self._heard) >= _MOST_HEARD:
                 self._heard.clear()
             self._heard[peer] = to
@@ -140,13 +144,22 @@ class UdpPort:
                     # An ICMP message about what was sent: only a connected socket hears of it.
                     self._fail(error)
                     break
-                self._heard.pop(address[:2], None)
-                connection = self._deliver(address[:2], data)
+                peer = address_of(address)
+                self._heard.pop(peer, None)
+                self._note_zone(peer, address)
+                connection = self._deliver(peer, data)
                 if connection is not None:
                     touched[connection] = None
             for connection in touched:
                 self._tell(connection, EventKind.READABLE, None)
             await trio.lowlevel.checkpoint()
+
+    def _note_zone(self, peer: Address, name: tuple[Any, ...]) -> None:
+        """A link-local peer is reached by the interface that it came by alone."""
+        if len(name) == 4 and name[3]:
+            if len(self._zones) >= _MOST_HEARD:
+                self._zones.clear()
+            self._zones[peer] = name[3]
 
     def _deliver(self, peer: Address, data: bytes) -> UdpConnection | None:
         connection = self._only or self._endpoint_of(peer)
@@ -161,7 +174,8 @@ class UdpPort:
 
     def _endpoint_of(self, peer: Address) -> UdpConnection | None:
         found = self._by_peer.get(peer)
-        if found is None and self.is_listening:
+        # Nobody can answer port 0.
+        if found is None and self.is_listening and peer[1]:
             found = self._accept(peer)
             if found is not None:
                 self._by_peer[peer] = found
@@ -180,45 +194,52 @@ class UdpPort:
 
     def send(self, connection: UdpConnection) -> None:
         """An endpoint has something to send: at once, or as soon as there is room."""
-        if self._socket.fileno() < 0:
+        is_waiting = connection in self._ready or self._ports.is_waiting(connection)
+        if is_waiting or self._socket.fileno() < 0:
             return
         try:
             left = self._send_all_of(connection)
         except FifoCorruptError as error:
             connection.application.on_fault(error)
             return
-        if left is _Left.WAY_IS_FULL:
-            self._ports.wait_for_way(self, connection)
-        elif left is _Left.KERNEL_IS_FULL:
-            self._ready.append(connection)
+        if left is _Left.KERNEL_IS_FULL:
+            self._ready[connection] = None
             self._wakes.set()
+        elif left is not _Left.NOTHING:
+            self._ports.wait(self, connection, for_way=left is _Left.WAY_IS_FULL)
 
     async def _send_rest(self) -> None:
         while True:
             while self._ready:
+                # A socket that was closed meanwhile is nothing to wait for.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 await trio.lowlevel.wait_writable(self._socket)
-                self.send(self._ready.popleft())
+                connection = next(iter(self._ready))
+                del self._ready[connection]
+                self.send(connection)
                 await trio.lowlevel.checkpoint()
             self._wakes = trio.Event()
             await self._wakes.wait()
 
     def _send_all_of(self, connection: UdpConnection) -> _Left:
-        left, has_sent = _Left.NOTHING, False
+        left, has_sent, total = _Left.NOTHING, False, 0
         # Arm first, then look.
         connection.tx.arm_read()
-        for _ in range(_MOST_BURSTS):
-            batch = list(itertools.islice(iter(connection.take, None), BURST))
-            if not batch:
-                break
+        while left is _Left.NOTHING:
+            most = min(BURST, _MOST_OF_ONE - total, self._ports.left_in_turn)
+            batch, looked_at = connection.take(most)
+            total += looked_at
+            self._ports.left_in_turn -= looked_at
             allowed = [each for each in batch if self._allows(each[1])]
             connection.dropped(len(batch) - len(allowed))
             count, left = self._send_batch(connection, allowed)
             has_sent = has_sent or count > 0
             if left is not _Left.NOTHING:
                 connection.hold(allowed[count:])
+            elif most == 0:
+                left = _Left.OTHERS_TURN
+            elif looked_at < most:
                 break
-        else:
-            left = _Left.KERNEL_IS_FULL  # others have their turn first
         if has_sent:
             self._tell(connection, EventKind.WRITABLE, None)
         return left
@@ -257,6 +278,8 @@ class UdpPort:
         try:
             if connection is self._only and connection.is_connected:
                 self._socket.send(data)
+            elif peer in self._zones:
+                self._socket.sendto(data, (*peer, 0, self._zones[peer]))
             else:
                 self._socket.sendto(data, peer)
             connection.sent()
@@ -277,8 +300,12 @@ class UdpPorts:
         self.tell = tell
         self._source = source
         self._way = way
+        self.left_in_turn = _MOST_IN_TURN
+        """How many datagrams may still be sent before the worker's next turn."""
         self._by_local: dict[Address, UdpPort] = {}
         self._waiting: dict[UdpConnection, UdpPort] = {}
+        self._is_moving = False
+        self._is_way_full = False
 
     def open(
         self,
@@ -295,7 +322,7 @@ class UdpPorts:
             if remote is not None:
                 sock.connect(remote)
         except BaseException:
-            self._source.close_socket("udp", Endpoint(*sock.getsockname()[:2]))
+            self._source.close_socket("udp", Endpoint(*address_of(sock.getsockname())))
             sock.close()
             raise
         port = UdpPort(self, sock, accept, allows)
@@ -308,37 +335,64 @@ class UdpPorts:
             self._source.close_socket("udp", Endpoint(*port.local))
             self._waiting = {c: p for c, p in self._waiting.items() if p is not port}
 
-    # --- past the kernel ---------------------------------------------------------------------
-
     def move(self) -> bool:
         """Take what came past the kernel, and send what had to wait; once a turn. Whether some has
-        to wait again."""
-        if self._way is None:
-            return False
+        to wait until the link is writable."""
+        self._is_moving, self._is_way_full = True, False
+        try:
+            if self._way is not None:
+                self._take_all(self._way)
+            self._send_waiting()
+        finally:
+            self._is_moving = False
+        return self._is_way_full
+
+    def _take_all(self, way: DatagramWay) -> None:
         touched: dict[UdpConnection, None] = {}
-        for data, path, _ in self._way.take():
+        for data, path, _ in way.take():
             connection = self._take(path.local, path.remote, data)
             if connection is not None:
                 touched[connection] = None
         for connection in touched:
             self.tell(connection, EventKind.READABLE, None)
+
+    def _send_waiting(self) -> None:
+        self.left_in_turn = _MOST_IN_TURN
         waiting, self._waiting = self._waiting, {}
-        for connection, port in waiting.items():
-            port.send(connection)
-        return bool(self._waiting)
+        while waiting and self.left_in_turn and not self._is_way_full:
+            connection = next(iter(waiting))
+            waiting.pop(connection).send(connection)
+        if waiting:
+            if not self._is_way_full:
+                next(iter(waiting)).application.worker.wake()
+            # Those who had their turn are behind the others.
+            self._waiting = waiting | self._waiting
+
+    def wait(self, port: UdpPort, connection: UdpConnection, *, for_way: bool) -> None:
+        """It goes on in a later turn: the next one, or the next in which the way out has room."""
+        self._waiting[connection] = port
+        self._is_way_full = self._is_way_full or for_way
+        if not (for_way and self._is_moving):
+            connection.application.worker.wake()
+
+    def is_waiting(self, connection: UdpConnection) -> bool:
+        """Whether it goes on in a later turn anyhow."""
+        return connection in self._waiting
+
+    def stop_waiting(self, connection: UdpConnection) -> None:
+        """Nothing more is to be sent for it."""
+        self._waiting.pop(connection, None)
+
+    # --- past the kernel ---------------------------------------------------------------------
 
     def _take(self, local: Endpoint, remote: Endpoint, data: bytes) -> UdpConnection | None:
-        wildcard = _UNSPECIFIED[":" in local.host]
+        wildcard = UNSPECIFIED[":" in local.host]
         port = self._by_local.get(local) or self._by_local.get((wildcard, local.port))
         return (
             None
             if port is None
             else port.receive_from((remote.host, remote.port), local.host, data)
         )
-
-    def wait_for_way(self, port: UdpPort, connection: UdpConnection) -> None:
-        """There was no room: it is sent in a later turn."""
-        self._waiting[connection] = port
 
     def path_past_kernel(self, local: Endpoint, peer: Address, size: int) -> Path | None:
         """None where the kernel has to send a datagram of that size."""

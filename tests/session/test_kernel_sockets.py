@@ -1,0 +1,241 @@
+"""TCP and UDP sessions, from the requests of an application that is up to anything."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from typing import TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from hoststack.engine.engines import engine_maker
+from hoststack.engine.worker import Worker
+from hoststack.link.udp import UdpLink
+from hoststack.quic.seam import QuicConfig
+from hoststack.quic.tls import TlsConfig
+from hoststack.session import messages as m
+from hoststack.session.application import Application
+from hoststack.session.protocols import Protocol
+from hoststack.session.udp import UdpConnection, pack_address
+from hoststack.session.udp_port import UdpPort
+
+HOST = "127.0.0.1"
+LARGE = QuicConfig(datagram_fifo_bytes=1 << 20)
+T = TypeVar("T", bound=m.Notice)
+
+
+class Recorder(Application):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__("test")
+        self.heard: list[m.Notice] = []
+        self._woken = trio.Event()
+        self.wake_application = self._wake
+
+    def _wake(self) -> None:
+        self.take_events()
+        self.heard += self.take_notices()
+        self._woken.set()
+
+    async def hears(self, kind: type[T]) -> T:
+        """The next notice of a kind; those before it are dropped."""
+        while True:
+            self._woken = trio.Event()
+            while self.heard:
+                notice = self.heard.pop(0)
+                if isinstance(notice, kind):
+                    return notice
+            await self._woken.wait()
+
+
+def play(script: Callable[[Worker, Recorder], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with trio.fail_after(30), closing(UdpLink()) as link:
+            worker, application = Worker(link, engine_maker("auto", link)), Recorder()
+            worker.attach(application)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(worker.run)
+                await trio.testing.wait_all_tasks_blocked()
+                await script(worker, application)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def connect(protocol: Protocol, remote: tuple[str, int], token: int = 1) -> m.Connect:
+    return m.Connect(token, remote, "", TlsConfig(verify=False), (), None, protocol=protocol)
+
+
+def listen(protocol: Protocol, port: int = 0) -> m.Listen:
+    return m.Listen(1, (HOST, port), TlsConfig(verify=False), (), None, protocol=protocol)
+
+
+async def bound(worker: Worker, application: Recorder) -> tuple[int, UdpConnection]:
+    """An endpoint that talks to anybody, and its handle."""
+    application.request(m.Bind(1, (HOST, 0), LARGE))
+    connected = await application.hears(m.Connected)
+    (context,) = worker.layer.kernel.connections()
+    assert isinstance(context, UdpConnection)
+    await trio.testing.wait_all_tasks_blocked()
+    return connected.handle, context
+
+
+@pytest.mark.parametrize("is_addressed", [True, False])
+def test_a_turn_sends_so_much_and_no_more(is_addressed: bool) -> None:
+    """Messages may be as small as can be, and many: other applications have their turn."""
+    most, count = 1024, 20_000
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind((HOST, 0))
+            message = pack_address(*peer.getsockname()) if is_addressed else b""
+            handle, context = await bound(worker, application)
+            for _ in range(count):
+                assert context.tx.write_message(message)
+            for _ in range(100):
+                application.signal_sent(handle)
+            figures = context.statistics()
+            assert 0 < figures["tx_datagrams"] + figures["tx_dropped_datagrams"] <= most
+            while sum(context.statistics().values()) < count:
+                await trio.lowlevel.checkpoint()
+                # Some turns may follow each other.
+                assert sum(context.statistics().values()) - sum(figures.values()) <= 10 * most
+                figures = context.statistics()
+
+    play(script)
+
+
+def test_an_endpoint_that_is_gone_while_it_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        handle, context = await bound(worker, application)
+        monkeypatch.setattr(UdpPort, "_send_by_kernel", lambda *_: False)
+        assert context.tx.write_message(pack_address(HOST, 9) + b"never")
+        application.signal_sent(handle)
+        worker.detach(application)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not worker.layer.connections()
+
+    for _ in range(20):  # whichever task runs first
+        play(script)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_who_is_gone_is_connected_no_more(protocol: Protocol) -> None:
+    """However far the connect has come."""
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        with socket.create_server((HOST, 0)) as server:
+            for number in range(100):
+                gone = Recorder()
+                worker.attach(gone)
+                gone.request(connect(protocol, server.getsockname()))
+                worker.layer.take_from_applications()
+                for _ in range(number % 5):
+                    await trio.lowlevel.checkpoint()
+                worker.detach(gone)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not worker.layer.connections()
+                assert not len(worker.layer.sessions)
+                assert gone.sessions_in_use == 0
+
+    play(script)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:0:0"])
+def test_mapped_addresses_are_no_way_round_the_rules(protocol: Protocol, host: str) -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        with socket.create_server((HOST, 0)) as server:
+            application.request(connect(protocol, (host, server.getsockname()[1])))
+            failed = await application.hears(m.Failed)
+            assert failed.errno == errno.EADDRNOTAVAIL
+
+    play(script)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_unspecified_addresses_are_no_way_round_the_rules(protocol: Protocol) -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        worker.layer.rules.add(f"proto {protocol} 0.0.0.0/0 0 127.0.0.0/8 0 action deny")
+        with socket.create_server((HOST, 0)) as server:
+            application.request(connect(protocol, ("0.0.0.0", server.getsockname()[1])))
+            failed = await application.hears(m.Failed)
+            assert failed.errno == errno.EACCES
+
+    play(script)
+
+
+def test_an_unconnected_endpoint_sends_to_nobody_unspecified() -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        worker.layer.rules.add("proto udp 0.0.0.0/0 0 127.0.0.0/8 0 action deny")
+        handle, context = await bound(worker, application)
+        for host in (HOST, "0.0.0.0"):
+            assert context.tx.write_message(pack_address(host, 9) + b"psst")
+        application.signal_sent(handle)
+        await trio.testing.wait_all_tasks_blocked()
+        assert context.statistics()["tx_dropped_datagrams"] == 2
+
+    play(script)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_nobody_is_at_port_0(protocol: Protocol) -> None:
+    """An endpoint of UDP without a port would be one that talks to anybody, past the rules."""
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(connect(protocol, (HOST, 0)))
+        failed = await application.hears(m.Failed)
+        assert failed.errno == errno.EADDRNOTAVAIL
+
+    play(script)
+
+
+@pytest.mark.needs_root
+def test_a_peer_without_a_port_is_no_connection() -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(listen("udp"))
+        port = (await application.hears(m.Listening)).local[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+            raw.sendto(struct.pack("!4H", 0, port, 9, 0) + b"x", (HOST, 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as good:
+            good.bind((HOST, 0))
+            good.sendto(b"y", (HOST, port))
+            accepted = await application.hears(m.Accepted)
+            assert accepted.remote == good.getsockname()
+
+    play(script)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_last_session_that_it_may_have(protocol: Protocol) -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.max_sessions = 1
+        with socket.create_server((HOST, 0)) as server:
+            application.request(connect(protocol, server.getsockname()))
+            await application.hears(m.Connected)
+            application.request(connect(protocol, server.getsockname(), 2))
+            assert (await application.hears(m.Failed)).errno == errno.EMFILE
+
+    play(script)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_port_is_free_at_once(protocol: Protocol) -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(listen(protocol))
+        listening = await application.hears(m.Listening)
+        for _ in range(10):
+            application.request(m.Unlisten(listening.handle))
+            application.request(listen(protocol, listening.local[1]))
+            again = await application.hears(m.Listening)
+            assert again.local == listening.local
+            listening = again
+            await trio.testing.wait_all_tasks_blocked()
+
+    play(script)
