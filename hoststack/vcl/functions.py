@@ -103,11 +103,11 @@ def vppcom_worker_index() -> int:
 
 
 @_plain
-def vppcom_session_create(proto: str, is_nonblocking: bool = False) -> int:
+def vppcom_session_create(proto: str, nonblock: bool = False) -> int:
     """A new session of "quic", "tcp" or "udp"."""
     worker = apps.current_worker()
     session = worker.add(protocol_of(proto))
-    session.is_nonblocking = bool(is_nonblocking)
+    session.is_nonblocking = bool(nonblock)
     return session.sh
 
 
