@@ -23,13 +23,17 @@ import trio
 
 import hoststack
 import pyxdp
-from hoststack import Connection, ConnectionClosedError, Stack
+from hoststack import Connection, ConnectionClosedError, QuicConfig, Stack
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo
 from tests.quic.test_moves_on_links import opened
 from tests.support.netns import Side, VethPair, run, veth_pair
 
 pytestmark = pytest.mark.needs_root
+
+#: Of a client that waits for bytes, and has a reason to send all the same: who sends nothing is
+#: told nothing.
+TALKING = QuicConfig(keep_alive_s=0.2)
 
 
 @contextmanager
@@ -173,7 +177,7 @@ def test_a_worker_that_is_killed_under_load() -> None:
             while by_worker.keys() != {0, 1}:
                 client = await stacks.enter_async_context(client_on(pair.b))
                 connection = await stacks.enter_async_context(
-                    client.connect(server.uri, tls=TRUSTING)
+                    client.connect(server.uri, tls=TRUSTING, config=TALKING)
                 )
                 assert await ask(connection, b"which?") == b"which?"
                 by_worker[server.workers[-1]] = connection
