@@ -106,6 +106,8 @@ class KernelSockets:
         self._events: list[Event] = []
         self._connecting: dict[tuple[Application, int], trio.CancelScope] = {}
         self._connections: set[KernelConnection] = set()
+        self._running: set[KernelConnection] = set()
+        """Those of TCP with a stream; they still send when they are told to be closed."""
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call, oldest first."""
@@ -113,8 +115,8 @@ class KernelSockets:
         return events
 
     def connections(self) -> list[KernelConnection]:
-        """All live connections."""
-        return list(self._connections)
+        """All live connections, and those that still send what was written before their close."""
+        return list(self._connections | self._running)
 
     def move_datagrams(self) -> bool:
         """Datagrams past the kernel, both ways; once a turn. Whether some have to wait until the
@@ -323,7 +325,19 @@ class KernelSockets:
             undo.pop_all()
             self._accepted(session, connection)
             self._tell(stream, EventKind.STREAM_OPENED)
-            self._spawn(connection.run)
+            self._run(connection)
+
+    def _run(self, connection: TcpConnection) -> None:
+        """It has a stream: bytes may move."""
+        self._running.add(connection)
+        self._spawn(self._run_until_over, connection)
+
+    async def _run_until_over(self, connection: TcpConnection) -> None:
+        try:
+            await connection.run()
+        finally:
+            self._running.discard(connection)
+            connection.application.worker.wake()
 
     def _accept_udp(self, listener: UdpListener, peer: Address) -> UdpConnection | None:
         session = self._sessions.get(listener.session)
@@ -389,7 +403,7 @@ class KernelSockets:
         if unidirectional:
             raise not_supported("tcp", "unidirectional streams")
         stream = connection.open_stream()
-        self._spawn(connection.run)
+        self._run(connection)
         return stream
 
     def send_ready(self, stream: StreamContext) -> None:

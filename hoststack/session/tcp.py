@@ -162,11 +162,14 @@ class TcpConnection:
 
     def abort(self) -> None:
         """At once, by a reset where that can be."""
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._reset_when_closed()
         self._scope.cancel()
         if self.stream is None:
             self._socket.close()
+
+    def _reset_when_closed(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _told_closed(self, info: CloseInfo) -> None:
         if not self._is_told_closed:
@@ -191,6 +194,9 @@ class TcpConnection:
             number = _errno_of(group)
             info = CloseInfo(number, False, os.strerror(number), by_peer=True)
         finally:
+            if not self._has_sent_all:
+                # An end in the middle must not look like the end.
+                self._reset_when_closed()
             self._socket.close()
             self._tell(self.stream, EventKind.STREAM_CLOSED, None)
             self._told_closed(info)

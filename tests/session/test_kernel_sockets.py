@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -221,6 +222,52 @@ def test_the_last_session_that_it_may_have(protocol: Protocol) -> None:
             await application.hears(m.Connected)
             application.request(connect(protocol, server.getsockname(), 2))
             assert (await application.hears(m.Failed)).errno == errno.EMFILE
+
+    play(script)
+
+
+def test_an_end_in_the_middle_is_no_clean_one() -> None:
+    """A worker ends, though what was written before a close is not sent; it would wait for it."""
+    size = 1 << 26
+    config = QuicConfig(tx_fifo_bytes=size)
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        with socket.create_server((HOST, 0)) as server:
+            application.request(replace(connect("tcp", server.getsockname()), config=config))
+            connected = await application.hears(m.Connected)
+            application.request(m.OpenStream(2, connected.handle, unidirectional=False))
+            tx = (await application.hears(m.StreamReady)).tx
+            assert tx is not None
+            assert tx.write(bytes(size)) == size
+            application.request(m.CloseConnection(connected.handle, 0, ""))
+            await application.hears(m.Closed)
+            assert worker.layer.connections()
+            peers.append(server.accept()[0])
+
+    peers: list[socket.socket] = []
+    play(script)
+    (peer,) = peers
+    with peer, pytest.raises(ConnectionResetError):
+        sum(map(len, iter(lambda: peer.recv(1 << 20), b"")))
+
+
+def test_what_was_written_before_a_close_is_waited_for() -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        with socket.create_server((HOST, 0)) as server:
+            application.request(connect("tcp", server.getsockname()))
+            connected = await application.hears(m.Connected)
+            application.request(m.OpenStream(2, connected.handle, unidirectional=False))
+            tx = (await application.hears(m.StreamReady)).tx
+            assert tx is not None
+            tx.write(b"last words")
+            application.request(m.CloseConnection(connected.handle, 0, ""))
+            peer = server.accept()[0]
+            peer.setblocking(False)
+            with peer:
+                peer.shutdown(socket.SHUT_WR)
+                await worker.wait_idle()
+                assert peer.recv(100) == b"last words"
+                assert peer.recv(100) == b""
 
     play(script)
 
