@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import pwd
+import resource
 import signal
 import socket
 import sys
@@ -44,6 +45,8 @@ _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+#: What comes with an application: its channel, the rings, two eventfds.
+_ENDS: Final = 4
 _MOST_CAPABILITIES: Final = 64
 _CAPABILITY_VERSION_3: Final = 0x20080522
 #: With how many sessions of earlier workers of this index a handle is not mistaken.
@@ -71,6 +74,12 @@ def become(user: str | None) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def raise_open_files() -> None:
+    """As many as may be: each socket of a session is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 @dataclass(slots=True)
 class _Applications:
     """Those that this worker serves, by order of their coming."""
@@ -80,6 +89,12 @@ class _Applications:
     seal: TicketSeal
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
+        if len(fds) != _ENDS:
+            # The kernel drops those for which there is no room (unix(7)).
+            logger.error("too many open files: %s can't be served", order.name)
+            for fd in fds:
+                os.close(fd)
+            return
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
         limits = Limits(fifo_bytes=order.fifo_bytes, sessions=order.sessions)
@@ -192,6 +207,7 @@ def main() -> None:
     # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    raise_open_files()
     logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
     try:
         trio.run(run_worker, fd)

@@ -16,6 +16,7 @@ from typing import Final, TypeGuard
 import trio
 
 from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.link.kernel_socket import check_room_for
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
@@ -163,6 +164,7 @@ class KernelSockets:
         family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
+            check_room_for(sock.fileno())
             with trio.move_on_after(config.handshake_timeout_s) as scope:
                 await sock.connect(remote)
             if scope.cancelled_caught:
@@ -261,6 +263,7 @@ class KernelSockets:
         sock = self._source.open_socket("tcp", Endpoint(*request.local))
         local = Endpoint(request.local[0], sock.getsockname()[1])
         try:
+            check_room_for(sock.fileno())
             sock.listen(_BACKLOG)
         except BaseException:
             self._source.close_socket("tcp", local)
@@ -319,6 +322,7 @@ class KernelSockets:
         # A peer that is gone again has no name (OSError).
         with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
             undo.callback(sock.close)
+            check_room_for(sock.fileno())
             connection = TcpConnection(sock, application, listener.config, self._tell, listener)
             self._check("tcp", application, connection.local, connection.remote)
             stream = connection.open_stream()

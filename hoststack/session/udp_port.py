@@ -18,6 +18,7 @@ from typing import Any, Final
 import trio
 
 from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, SocketSource
+from hoststack.link.kernel_socket import check_room_for
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
 from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
@@ -319,6 +320,7 @@ class UdpPorts:
         for the rest. Raises OSError."""
         sock = self._source.open_socket("udp", Endpoint(*local))
         try:
+            check_room_for(sock.fileno())
             if remote is not None:
                 sock.connect(remote)
         except BaseException:

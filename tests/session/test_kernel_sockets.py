@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TypeVar
 
@@ -268,6 +269,39 @@ def test_what_was_written_before_a_close_is_waited_for() -> None:
                 await worker.wait_idle()
                 assert peer.recv(100) == b"last words"
                 assert peer.recv(100) == b""
+
+    play(script)
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Some more open files than there are, and no more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as probe:
+        most = probe.fileno() + 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    yield most
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_some_open_files_are_spared(few_files: int, protocol: Protocol) -> None:
+    """For what ends a worker that has none: an application that attaches, a segment."""
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(listen("tcp"))
+        tcp = (await application.hears(m.Listening)).local
+        with socket.create_server((HOST, 0), backlog=few_files) as server:
+            for token in range(few_files):
+                application.request(connect(protocol, server.getsockname(), token))
+            assert (await application.hears(m.Failed)).errno == errno.EMFILE
+        with ExitStack() as undo:
+            for _ in range(10):
+                undo.enter_context(socket.socket())
+            peer = undo.enter_context(socket.create_connection(tcp))
+            peer.setblocking(False)
+            await trio.lowlevel.wait_readable(peer)
+            assert peer.recv(1) == b""
 
     play(script)
 
