@@ -272,6 +272,8 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         server.run()
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it ends already
         return 0
     except OSError as error:
         print(f"vcl_test_server: {error.strerror}", file=sys.stderr)

@@ -36,7 +36,7 @@ class VclConfig:
 
     api_socket_name: str = DEFAULT_PATH
     rx_fifo_bytes: int | None = None
-    """None: the daemon's default."""
+    """None: QuicConfig's default."""
     tx_fifo_bytes: int | None = None
     namespace: str = DEFAULT_NAMESPACE
     secret: str = ""

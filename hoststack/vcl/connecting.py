@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig, TlsConfigError
@@ -20,6 +20,9 @@ from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
 
 if TYPE_CHECKING:
     from hoststack.vcl.worker import VclWorker
+
+#: What a peer may have open in a QUIC connection; a program of VCL's has no way to say.
+STREAMS_PER_CONNECTION: Final = 1024
 
 
 def resolve(session: VclSession, where: object) -> tuple[Address, str]:
@@ -218,18 +221,18 @@ def stream_connect(worker: VclWorker, session: VclSession, connection: VclSessio
     _wait_until_ready(worker, session)
 
 
-def _config(worker: VclWorker, session: VclSession) -> QuicConfig | None:
+def _config(worker: VclWorker, session: VclSession) -> QuicConfig:
+    default = QuicConfig()
     rx = session.rx_fifo_bytes or worker.config.rx_fifo_bytes
     tx = session.tx_fifo_bytes or worker.config.tx_fifo_bytes
-    if rx is None and tx is None:
-        return None
-    default = QuicConfig()
+    datagrams = max(rx or 0, tx or 0) if session.protocol == "udp" else 0
     rx, tx = rx or default.rx_fifo_bytes, tx or default.tx_fifo_bytes
     return QuicConfig(
         rx_fifo_bytes=rx,
         tx_fifo_bytes=tx,
         connection_window_bytes=max(default.connection_window_bytes, rx),
-        datagram_fifo_bytes=max(rx, tx) if session.protocol == "udp" else 0,
+        datagram_fifo_bytes=datagrams,
+        max_streams_bidi=STREAMS_PER_CONNECTION,
     )
 
 

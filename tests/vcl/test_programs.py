@@ -153,6 +153,11 @@ def test_ipv6(programs: Programs, proto: str) -> None:
 def test_workers(served: Programs, request: pytest.FixtureRequest) -> None:
     """Threads, each with its own sessions; buffers and bytes by their options."""
     proto = proto_of(request)
+    many = served.measured(
+        *("-p", proto, "-w", "2", "-s", "300", "-q", "150", "-N", "1", "-T", "500"),
+        *("-U", served.pair.a.ipv4, "1234"),
+    )
+    assert many["client"]["tx_bytes"] == 300 * 500
     words = ("-p", proto, "-w", "2", "-s", "5", "-b", "100K", "-T", "1024", "-R", "128", "-V")
     found = served.measured(*words, "-B", served.pair.a.ipv4, "1234")
     assert [each["tx_bytes"] for each in found["each"]] == [100 << 10] * 5
@@ -324,6 +329,7 @@ CLIENTS_MISTAKES = [
     (["-s", "0", "-U", "h", "1"], "'0' is no number from 1 to 65536"),
     (["-s", "x", "-U", "h", "1"], "'x' is no number"),
     (["-q", "0", "-U", "h", "1"], "'0' is no number"),
+    (["-q", "1025", "-U", "h", "1"], "'1025' is no number from 1 to 1024"),
     (["-N", "-1", "-U", "h", "1"], "expected one argument"),
     (["-T", "127", "-U", "h", "1"], "'127' is no number from 128"),
     (["-R", "127", "-U", "h", "1"], "'127' is no number from 128"),
