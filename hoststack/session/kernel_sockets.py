@@ -29,6 +29,7 @@ from hoststack.quic.seam import (
 from hoststack.session import messages as m
 from hoststack.session.application import Application, ImpossibleRequestError
 from hoststack.session.connector import Spawn, error_text
+from hoststack.session.open_files import check_room_for
 from hoststack.session.protocols import Protocol, not_supported
 from hoststack.session.rules import Rules
 from hoststack.session.session import (

@@ -21,6 +21,7 @@ from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, So
 from hoststack.link.kernel_socket import check_room_for
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
+from hoststack.session.open_files import check_room_for
 from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
 
 Tell = Callable[[UdpConnection, EventKind, "CloseInfo | int | None"], None]
