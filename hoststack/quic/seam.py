@@ -192,7 +192,8 @@ class QuicConfig:
     max_streams_bidi: int = 128
     max_streams_uni: int = 128
     idle_timeout_s: float = 30.0
-    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1)."""
+    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1). For peers of a listener over
+    UDP at least a second, and up to twice this."""
     handshake_timeout_s: float = 10.0
     """A connection whose handshake takes longer is closed with the reason NO_ANSWER."""
     congestion_control: str = "cubic"

@@ -273,7 +273,11 @@ class KernelSockets:
         return TcpListener(trio.socket.from_stdlib_socket(sock), local, config)
 
     def _listen_udp(self, request: m.Listen, config: QuicConfig) -> UdpListener:
-        port = self._udp.open(request.local, accept=lambda peer: self._accept_udp(listener, peer))
+        port = self._udp.open(
+            request.local,
+            idle_s=config.idle_timeout_s,
+            accept=lambda peer: self._accept_udp(listener, peer),
+        )
         listener = UdpListener(port, config)
         return listener
 

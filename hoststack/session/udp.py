@@ -1,8 +1,10 @@
 """UDP endpoints: FIFOs of messages, over a port (session/udp_port.py).
 
 An endpoint is one of three. A connected one talks to one peer. A listener makes a connection of
-each peer that sends to it. An unconnected one talks to anybody, so each of its messages begins with
-the peer's address (`pack_address`). What finds no room in a FIFO is lost, as UDP is.
+each peer that sends to it; one that is silent for `QuicConfig.idle_timeout_s` ends, for a peer says
+no farewell, and may never have been there. An unconnected one talks to anybody, so each of its
+messages begins with the peer's address (`pack_address`). What finds no room in a FIFO is lost, as
+UDP is.
 """
 
 from __future__ import annotations
@@ -80,6 +82,8 @@ class UdpConnection:
             raise OSError(errno.ENOMEM, "the application's FIFOs take all that they may")
         self.rx: Fifo = application.make_fifo(size)
         self.tx: Fifo = application.make_fifo(size)
+        self.is_used = True
+        """Whether anything came or went since somebody made this False."""
         self._port = port
         self._held: deque[tuple[bytes, Address]] = deque()
         self._counts = {
@@ -109,6 +113,7 @@ class UdpConnection:
 
     def put(self, data: bytes, peer: Address) -> None:
         """A datagram came."""
+        self.is_used = True
         self._counts["rx_datagrams"] += 1
         message = data if self.is_connected else pack_address(*peer) + data
         if not self.rx.write_message(message):
@@ -137,6 +142,7 @@ class UdpConnection:
         self._held.extendleft(reversed(list(taken)))
 
     def sent(self, count: int = 1) -> None:
+        self.is_used = True
         self._counts["tx_datagrams"] += count
 
     def dropped(self, count: int = 1) -> None:

@@ -32,6 +32,10 @@ _MOST_OF_ONE: Final = 8 * BURST
 _MOST_IN_TURN: Final = 16 * BURST
 #: Peers whose datagrams came to one of several addresses: answers come from there.
 _MOST_HEARD: Final = 4096
+#: All endpoints are looked at each time.
+_LEAST_IDLE_S: Final = 1.0
+#: The reason of an endpoint's end, as the native engine says it.
+_IDLE: Final = "Idle timeout"
 UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 
@@ -46,12 +50,14 @@ class _Left(enum.Enum):
 
 class UdpPort:
     """One port. `accept(peer)` gives the endpoint of a peer that has none, or None if it is to have
-    none; `allows(peer)` says whether the only endpoint may talk to one."""
+    none; `allows(peer)` says whether the only endpoint may talk to one. Endpoints of peers end when
+    they were silent for `idle_s` seconds, or up to twice that; 0 is never."""
 
     def __init__(
         self,
         ports: UdpPorts,
         sock: socket.socket,
+        idle_s: float,
         accept: Callable[[Address], UdpConnection | None],
         allows: Callable[[Address], bool],
     ) -> None:
@@ -62,6 +68,7 @@ class UdpPort:
         self._ports = ports
         self._socket = sock
         self._tell = ports.tell
+        self._idle_s = max(idle_s, _LEAST_IDLE_S) if idle_s else 0
         self._accept = accept
         self._allows = allows
         self._by_peer: dict[Address, UdpConnection] = {}
@@ -114,10 +121,22 @@ class UdpPort:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send_rest)
                     nursery.start_soon(self._receive)
+                    if self._idle_s:
+                        nursery.start_soon(self._end_idle)
         except* trio.ClosedResourceError:
             pass
         finally:
             self.close()
+
+    async def _end_idle(self) -> None:
+        while True:
+            await trio.sleep(self._idle_s)
+            for connection in list(self._by_peer.values()):
+                if not connection.is_used:
+                    self.forget(connection)
+                    info = CloseInfo(0, False, _IDLE, by_peer=False)
+                    self._tell(connection, EventKind.CLOSED, info)
+                connection.is_used = False
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -314,6 +333,7 @@ class UdpPorts:
         local: Address,
         remote: Address | None = None,
         *,
+        idle_s: float = 0,
         accept: Callable[[Address], UdpConnection | None] = lambda peer: None,
         allows: Callable[[Address], bool] = lambda peer: True,
     ) -> UdpPort:
@@ -328,7 +348,7 @@ class UdpPorts:
             self._source.close_socket("udp", Endpoint(*address_of(sock.getsockname())))
             sock.close()
             raise
-        port = UdpPort(self, sock, accept, allows)
+        port = UdpPort(self, sock, idle_s, accept, allows)
         self._by_local[port.local] = port
         return port
 

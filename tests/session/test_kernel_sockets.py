@@ -273,6 +273,42 @@ def test_what_was_written_before_a_close_is_waited_for() -> None:
     play(script)
 
 
+def test_peers_that_are_silent_make_room_for_others() -> None:
+    """Whoever can write another's address into a datagram makes as many as he likes."""
+    config = QuicConfig(idle_timeout_s=1)
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.max_sessions = 4
+        application.request(replace(listen("udp"), config=config))
+        where = (await application.hears(m.Listening)).local
+        with ExitStack() as undo:
+
+            async def accepted() -> m.Accepted | None:
+                peer = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                peer.sendto(b"here", where)
+                with trio.move_on_after(0.1):
+                    return await application.hears(m.Accepted)
+                return None
+
+            silent = [await accepted() for _ in range(2)]
+            talks = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            talks.bind((HOST, 0))
+            talks.sendto(b"here", where)
+            known = await application.hears(m.Accepted)
+            assert await accepted() is None
+            with trio.move_on_after(2.5):
+                while True:
+                    talks.sendto(b"still here", where)
+                    await trio.sleep(0.2)
+            closed = [notice for notice in application.heard if isinstance(notice, m.Closed)]
+            assert [each and each.handle for each in silent] == [each.handle for each in closed]
+            assert {each.info.reason for each in closed} == {"Idle timeout"}
+            assert known.handle in [session.handle for session in worker.layer.sessions]
+            assert await accepted() is not None
+
+    play(script)
+
+
 @pytest.fixture
 def few_files() -> Iterator[int]:
     """Some more open files than there are, and no more."""
