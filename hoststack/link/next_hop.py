@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -48,7 +50,7 @@ _MAX_ROUTES: Final = 4096
 class Neighbour:
     """A host on the interface's own link, kept current by NextHops."""
 
-    __slots__ = ("__weakref__", "changed", "host", "is_used", "mac", "state")
+    __slots__ = ("__weakref__", "asked", "changed", "host", "is_used", "mac", "state")
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -57,6 +59,8 @@ class Neighbour:
         self.state = NUD_NONE
         self.is_used = True
         """Set by whoever sends to it: a neighbour in use is found again and confirmed."""
+        self.asked = -math.inf
+        """When `look_for` had the kernel look for it, by time.monotonic()."""
         self.changed = trio.Event()
         """Set at the next change, and replaced by a new one."""
 
@@ -167,7 +171,9 @@ class NextHops:
     def look_for(self, remote: str, source: str) -> None:
         """Have the neighbour found if it is not known yet, without waiting; raises as `find`."""
         neighbour = self.find(remote, source).neighbour
-        if not neighbour.mac:
+        # One that does not answer is asked for with each datagram to it.
+        if not neighbour.mac and time.monotonic() - neighbour.asked >= _CONFIRM_INTERVAL_S:
+            neighbour.asked = time.monotonic()
             self._probe(neighbour)
 
     async def resolve(self, remote: str) -> NextHop:

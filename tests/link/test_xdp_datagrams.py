@@ -18,6 +18,7 @@ import pyxdp
 from hoststack import QuicConfig, Stack, TlsConfig
 from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Endpoint
+from hoststack.link.rtnetlink import Rtnetlink
 from hoststack.stack import EmbeddedStack
 from tests.support.links import PATIENCE_S, steering_of
 from tests.support.netns import Side, VethPair, run
@@ -210,6 +211,7 @@ def test_quic_beside_it(veth_pair: VethPair, family: str) -> None:
             async def echo() -> None:
                 connection = await quic.accept()
                 async for stream in connection.streams():
+                    assert isinstance(stream, hoststack.Stream)
                     async for chunk in stream:
                         await stream.send_all(chunk)
                     await stream.send_eof()
@@ -222,6 +224,28 @@ def test_quic_beside_it(veth_pair: VethPair, family: str) -> None:
             assert 1990 <= a.steered() <= 2000
             assert steering_of(a.link).counters()["redirected_by_cid"] > 2000
             nursery.cancel_scope.cancel()
+
+    run_within(veth_pair.a, main)
+
+
+def test_a_neighbour_that_does_not_answer(
+    veth_pair: VethPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for now and then, and not with each datagram: a daemon's worker waits for its
+    supervisor meanwhile."""
+    asked: list[str] = []
+    monkeypatch.setattr(Rtnetlink, "use_neighbour", lambda _, __, host: asked.append(host))
+    nobody = veth_pair.b.ipv4.rpartition(".")[0] + ".99"
+
+    async def main() -> None:
+        async with host(veth_pair.a) as a, a.stack.connect(uri(nobody, 9)) as connection:
+            start = trio.current_time()
+            for _ in range(500):
+                await connection.send_datagram(b"anybody?")
+            while (await connection.statistics())["tx_datagrams"] < 500:
+                await trio.lowlevel.checkpoint()
+            assert set(asked) == {nobody}
+            assert len(asked) <= 2 * (trio.current_time() - start) + 2
 
     run_within(veth_pair.a, main)
 
