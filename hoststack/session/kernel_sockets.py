@@ -185,7 +185,7 @@ class KernelSockets:
         port = self._udp.open(local, remote)
         try:
             self._check_rules("udp", application, port.local, remote)
-            connection = UdpConnection(port, remote, application, config)
+            connection = UdpConnection(port, port.local, remote, application, config)
         except BaseException:
             port.close()
             raise
@@ -208,7 +208,7 @@ class KernelSockets:
             )
             try:
                 anybody = ("::" if ":" in port.local[0] else "0.0.0.0", 0)
-                connection = UdpConnection(port, anybody, application, config)
+                connection = UdpConnection(port, port.local, anybody, application, config)
             except BaseException:
                 port.close()
                 raise
@@ -276,7 +276,7 @@ class KernelSockets:
         port = self._udp.open(
             request.local,
             idle_s=config.idle_timeout_s,
-            accept=lambda peer: self._accept_udp(listener, peer),
+            accept=lambda local, peer: self._accept_udp(listener, local, peer),
         )
         listener = UdpListener(port, config)
         return listener
@@ -348,14 +348,16 @@ class KernelSockets:
             self._running.discard(connection)
             connection.application.worker.wake()
 
-    def _accept_udp(self, listener: UdpListener, peer: Address) -> UdpConnection | None:
+    def _accept_udp(
+        self, listener: UdpListener, local: Address, peer: Address
+    ) -> UdpConnection | None:
         session = self._sessions.get(listener.session)
         if not isinstance(session, ListenerSession):
             return None
         try:
-            self._check("udp", session.application, listener.local, peer)
+            self._check("udp", session.application, local, peer)
             connection = UdpConnection(
-                listener.port, peer, session.application, listener.config, listener
+                listener.port, local, peer, session.application, listener.config, listener
             )
         except OSError:
             return None

@@ -65,6 +65,7 @@ class UdpConnection:
     def __init__(
         self,
         port: UdpPort,
+        local: Address,
         remote: Address,
         application: Application,
         config: QuicConfig,
@@ -75,7 +76,7 @@ class UdpConnection:
         self.application = application
         self.config = config
         self.listener = listener
-        self.local = port.local
+        self.local = local
         self.remote = remote
         size = config.datagram_fifo_bytes or _FIFO_BYTES
         if not application.has_room_for(size, size):

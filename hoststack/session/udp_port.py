@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -21,6 +21,7 @@ from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, So
 from hoststack.link.kernel_socket import check_room_for
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
+from hoststack.session import udp_socket
 from hoststack.session.open_files import check_room_for
 from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
 
@@ -49,16 +50,16 @@ class _Left(enum.Enum):
 
 
 class UdpPort:
-    """One port. `accept(peer)` gives the endpoint of a peer that has none, or None if it is to have
-    none; `allows(peer)` says whether the only endpoint may talk to one. Endpoints of peers end when
-    they were silent for `idle_s` seconds, or up to twice that; 0 is never."""
+    """One port. `accept(local, peer)` gives the endpoint of a peer that has none, or None if it is
+    to have none; `allows(peer)` says whether the only endpoint may talk to one. Endpoints of peers
+    end when they were silent for `idle_s` seconds, or up to twice that; 0 is never."""
 
     def __init__(
         self,
         ports: UdpPorts,
         sock: socket.socket,
         idle_s: float,
-        accept: Callable[[Address], UdpConnection | None],
+        accept: Callable[[Address, Address], UdpConnection | None],
         allows: Callable[[Address], bool],
     ) -> None:
         """Use `UdpPorts.open`."""
@@ -76,8 +77,12 @@ class UdpPort:
         self._ready: dict[UdpConnection, None] = {}
         self._wakes = trio.Event()
         self._scope = trio.CancelScope()
-        self._heard: dict[Address, str] = {}
-        self._zones: dict[Address, int] = {}
+        self._is_anywhere = self.local[0] in UNSPECIFIED
+        if self._is_anywhere:
+            udp_socket.want_destinations(sock)
+        self._heard: dict[Address, tuple[str, int]] = {}
+        """To which address of ours peers have sent, and the zone of those that are link-local: they
+        are reached by the interface that they came by alone."""
 
     def add(self, connection: UdpConnection, *, is_only: bool = False) -> None:
         """An endpoint on this port; the only one, if all that comes is for it."""
@@ -92,6 +97,7 @@ class UdpPort:
             with contextlib.suppress(FifoCorruptError):
                 self._send_all_of(connection)
         self._by_peer.pop(connection.remote, None)
+        self._heard.pop(connection.remote, None)
         self._ready.pop(connection, None)
         self._ports.stop_waiting(connection)
         if connection is self._only:
@@ -142,13 +148,9 @@ class UdpPort:
 
     def receive_from(self, peer: Address, to: str, data: bytes) -> UdpConnection | None:
         """A datagram came past the kernel, to one of the port's addresses; for whom it was."""
-        if self.local[0] in UNSPECIFIED:
-            if len(self._heard) >= _MOST_HEARD:
-                self._heard.clear()
-            self._heard[peer] = to
         if self._only is not None and self._only.is_connected and self._only.remote != peer:
             return None  # the kernel looks at that by itself
-        return self._deliver(peer, data)
+        return self._deliver(peer, to, self._heard.get(peer, ("", 0))[1], data)
 
     async def _receive(self) -> None:
         while True:
@@ -158,33 +160,28 @@ class UdpPort:
             touched: dict[UdpConnection, None] = {}
             for _ in range(BURST if self._socket.fileno() >= 0 else 0):
                 try:
-                    data, address = self._socket.recvfrom(MAX_DATAGRAM_BYTES)
+                    data, name, to = udp_socket.receive(self._socket, MAX_DATAGRAM_BYTES)
                 except BlockingIOError:
                     break
                 except OSError as error:
                     # An ICMP message about what was sent: only a connected socket hears of it.
                     self._fail(error)
                     break
-                peer = address_of(address)
-                self._heard.pop(peer, None)
-                self._note_zone(peer, address)
-                connection = self._deliver(peer, data)
+                zone = name[3] if len(name) == 4 else 0
+                connection = self._deliver(address_of(name), to or self.local[0], zone, data)
                 if connection is not None:
                     touched[connection] = None
             for connection in touched:
                 self._tell(connection, EventKind.READABLE, None)
             await trio.lowlevel.checkpoint()
 
-    def _note_zone(self, peer: Address, name: tuple[Any, ...]) -> None:
-        """A link-local peer is reached by the interface that it came by alone."""
-        if len(name) == 4 and name[3]:
-            if len(self._zones) >= _MOST_HEARD:
-                self._zones.clear()
-            self._zones[peer] = name[3]
-
-    def _deliver(self, peer: Address, data: bytes) -> UdpConnection | None:
-        connection = self._only or self._endpoint_of(peer)
+    def _deliver(self, peer: Address, to: str, zone: int, data: bytes) -> UdpConnection | None:
+        connection = self._only or self._endpoint_of(peer, to)
         if connection is not None and self._allows(peer):
+            if self._is_anywhere or zone:
+                if connection is self._only and len(self._heard) >= _MOST_HEARD:
+                    self._heard.clear()
+                self._heard[peer] = to, zone
             try:
                 connection.put(data, peer)
             except FifoCorruptError as error:
@@ -193,11 +190,11 @@ class UdpPort:
             return connection
         return None
 
-    def _endpoint_of(self, peer: Address) -> UdpConnection | None:
+    def _endpoint_of(self, peer: Address, to: str) -> UdpConnection | None:
         found = self._by_peer.get(peer)
         # Nobody can answer port 0.
         if found is None and self.is_listening and peer[1]:
-            found = self._accept(peer)
+            found = self._accept((to, self.local[1]), peer)
             if found is not None:
                 self._by_peer[peer] = found
         return found
@@ -292,17 +289,20 @@ class UdpPort:
     def _local_for(self, peer: Address) -> Endpoint:
         """Where it is to come from: the address that the peer has sent to."""
         host, port = self.local
-        return Endpoint(self._heard.get(peer, host), port)
+        return Endpoint(self._heard[peer][0] if peer in self._heard else host, port)
 
     def _send_by_kernel(self, connection: UdpConnection, data: bytes, peer: Address) -> bool:
         """False where the socket takes no more now."""
         try:
             if connection is self._only and connection.is_connected:
                 self._socket.send(data)
-            elif peer in self._zones:
-                self._socket.sendto(data, (*peer, 0, self._zones[peer]))
             else:
-                self._socket.sendto(data, peer)
+                host, zone = self._heard.get(peer, ("", 0))
+                to = (*peer, 0, zone) if zone else peer
+                if host and host not in UNSPECIFIED:
+                    udp_socket.send_from(self._socket, host, data, to)
+                else:
+                    self._socket.sendto(data, to)
             connection.sent()
         except BlockingIOError:
             return False
@@ -334,7 +334,7 @@ class UdpPorts:
         remote: Address | None = None,
         *,
         idle_s: float = 0,
-        accept: Callable[[Address], UdpConnection | None] = lambda peer: None,
+        accept: Callable[[Address, Address], UdpConnection | None] = lambda local, peer: None,
         allows: Callable[[Address], bool] = lambda peer: True,
     ) -> UdpPort:
         """Take a port, for one peer if there is a `remote`; port 0 picks a free one. See UdpPort

@@ -273,6 +273,46 @@ def test_what_was_written_before_a_close_is_waited_for() -> None:
     play(script)
 
 
+@pytest.mark.parametrize(
+    ("any_", "family", "here"),
+    [("0.0.0.0", socket.AF_INET, "127.0.0.2"), ("::", socket.AF_INET6, "::1")],
+)
+def test_an_answer_comes_from_where_the_question_went(
+    any_: str, family: socket.AddressFamily, here: str
+) -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(replace(listen("udp"), local=(any_, 0)))
+        port = (await application.hears(m.Listening)).local[1]
+        with socket.socket(family, socket.SOCK_DGRAM) as peer:
+            peer.setblocking(False)
+            peer.connect((here, port))
+            peer.send(b"question")
+            ready = await application.hears(m.DatagramsReady)
+            accepted = await application.hears(m.Accepted)
+            assert accepted.local == (here, port)
+            assert ready.rx.read_message() == b"question"
+            assert ready.tx.write_message(b"answer")
+            application.signal_sent(accepted.handle)
+            await trio.lowlevel.wait_readable(peer)
+            assert peer.recv(100) == b"answer"
+
+    play(script)
+
+
+def test_rules_hold_for_the_address_that_a_datagram_came_to() -> None:
+    async def script(worker: Worker, application: Recorder) -> None:
+        worker.layer.rules.add("proto udp 127.0.0.2/32 0 0.0.0.0/0 0 action deny")
+        application.request(replace(listen("udp"), local=("0.0.0.0", 0)))
+        port = (await application.hears(m.Listening)).local[1]
+        with ExitStack() as undo:
+            for host in ("127.0.0.2", "127.0.0.3"):
+                peer = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                peer.sendto(b"question", (host, port))
+            assert (await application.hears(m.Accepted)).local[0] == "127.0.0.3"
+
+    play(script)
+
+
 def test_peers_that_are_silent_make_room_for_others() -> None:
     """Whoever can write another's address into a datagram makes as many as he likes."""
     config = QuicConfig(idle_timeout_s=1)
