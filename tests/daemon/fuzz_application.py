@@ -42,6 +42,7 @@ from hoststack.session.codec import (
     encode,
 )
 from hoststack.session.fifo_pool import BlockName
+from hoststack.session.protocols import PROTOCOLS, Protocol
 from tests.daemon.conftest import Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
 
@@ -49,6 +50,7 @@ _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
 #: Indices and flags, where a FIFO or a ring begins.
 _HEADER_BYTES: Final = 128
 _TOKENS: Final = 12
+_PROTOCOLS: Final = tuple(PROTOCOLS)
 #: A round of the well-behaved that takes longer has been held up.
 MOST_ROUND_S: Final = 20.0
 
@@ -70,6 +72,8 @@ class Worker:
         self.heard: Counter[str] = Counter()
         self.handles: list[int] = [0, 1 << 32, (1 << 62) - 1]
         self.blocks: list[BlockName] = []
+        self.places: list[tuple[str, int]] = []
+        """Where it listens."""
 
     def close(self) -> None:
         self.channel.close()
@@ -85,6 +89,8 @@ class Worker:
                 self.heard[type(notice).__name__] += 1
                 if isinstance(notice, SegmentCame):
                     self.segments[notice.number] = map_segment(fds[0])
+                if isinstance(notice, m.Listening):
+                    self.places = [*self.places[-7:], notice.local]
                 handle = getattr(notice, "handle", None)
                 if handle is not None:
                     self.handles = [*self.handles[-63:], handle]
@@ -228,10 +234,11 @@ class Evil:
     def _any_handle(self, worker: Worker) -> int:
         return self._rng.choice([*worker.handles, self._rng.randrange(5000)])
 
-    def _any_place(self) -> tuple[str, int]:
+    def _any_place(self, worker: Worker) -> tuple[str, int]:
         return self._rng.choice(
             [
                 *[self._target] * 8,
+                *worker.places,
                 ("127.0.0.1", 0),
                 ("0.0.0.0", 0),
                 ("255.255.255.255", 443),
@@ -241,6 +248,10 @@ class Evil:
                 ("::1", 443),
                 ("fe80::1", 443),
                 ("ff02::1", 443),
+                ("fe80::1%lo", 443),
+                ("fe80::1%\0", 443),
+                ("::1%" + "é" * 70, 443),
+                ("::ffff:127.0.0.1", 443),
             ]
         )
 
@@ -256,13 +267,15 @@ class Evil:
                 QuicConfig(early_data=True, datagram_fifo_bytes=4096, handshake_timeout_s=1),
                 QuicConfig(preferred_addresses=("127.0.0.1:1",), version=2, handshake_timeout_s=1),
                 QuicConfig(congestion_control="vegas", handshake_timeout_s=1),
+                QuicConfig(datagram_fifo_bytes=1 << 26, idle_timeout_s=1e-9),
+                QuicConfig(datagram_fifo_bytes=1 << 32),
             ]
         )
 
     def _plausible_request(self, worker: Worker) -> m.Request | FifosReleased:
         rng, handle = self._rng, self._rng.choice(worker.handles)
         token = rng.randrange(1 << 40)
-        kind = rng.choices(range(6), (2, 8, 2, 2, 1, 2))[0]
+        kind = rng.choices(range(9), (2, 8, 2, 2, 1, 2, 2, 1, 1))[0]
         if kind == 0:
             alpn = hoststack.stack.DEFAULT_ALPN
             return m.Connect(token, self._target, "127.0.0.1", TRUSTING, alpn, None)
@@ -274,6 +287,14 @@ class Evil:
             return m.StopSending(handle, 7)
         if kind == 4:
             return m.CloseConnection(handle, 0, "")
+        protocol: Protocol = rng.choice(["tcp", "udp"])
+        if kind == 6:
+            where = rng.choice([self._target, *worker.places])
+            return m.Connect(token, where, "", TRUSTING, (), None, protocol=protocol)
+        if kind == 7:
+            return m.Listen(token, ("127.0.0.1", 0), TRUSTING, (), None, protocol=protocol)
+        if kind == 8:
+            return m.Bind(token, ("127.0.0.1", 0), self._any_config())
         blocks = [*worker.blocks, BlockName(0, 0, 4096)]
         return FifosReleased((rng.choice(blocks), rng.choice(blocks)))
 
@@ -288,19 +309,22 @@ class Evil:
             [
                 lambda: m.Connect(
                     rng.randrange(1 << 40) if rng.random() < 0.9 else token,
-                    self._any_place(),
+                    self._any_place(worker),
                     rng.choice(["127.0.0.1", "", "\0", "ü", "x" * 4096]),
                     rng.choice([TRUSTING, TRUSTING, TLS]),
                     rng.choice([hoststack.stack.DEFAULT_ALPN, (), ("",), ("x" * 300,), ("é",)]),
                     self._any_config(),
                     rng.choice([None, m.Known(ticket, rng.randbytes(40))]),
+                    rng.choice(_PROTOCOLS),
                 ),
+                lambda: m.Bind(rng.randrange(1 << 40), self._any_place(worker), self._any_config()),
                 lambda: m.Listen(
                     rng.randrange(1 << 40),
-                    rng.choice([("127.0.0.1", 0), self._any_place()]),
+                    rng.choice([("127.0.0.1", 0), self._any_place(worker)]),
                     rng.choice([TLS, TRUSTING]),
                     ("hq",),
                     self._any_config(),
+                    rng.choice(_PROTOCOLS),
                 ),
                 lambda: m.OpenStream(token, handle, rng.random() < 0.5),
                 lambda: m.OpenStream(token, handle, rng.random() < 0.5),
@@ -311,7 +335,7 @@ class Evil:
                 lambda: m.ResetStream(handle, code),
                 lambda: m.StopSending(handle, code),
                 lambda: m.UpdateKey(handle),
-                lambda: m.Migrate(token, handle, rng.choice([None, self._any_place()])),
+                lambda: m.Migrate(token, handle, rng.choice([None, self._any_place(worker)])),
                 lambda: m.GetStatistics(token, handle),
                 lambda: FifosReleased(
                     tuple(
