@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
-import resource
 import socket
-from typing import Final
 
-from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.link.base import Endpoint, KernelProtocol
 from hoststack.link.port_reservation import bind_error
-
-#: Descriptors that sockets of sessions leave to the rest of the process, which can't do without:
-#: applications attach with some, and their FIFOs lie in segments.
-_SPARED: Final = 256
 
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -39,18 +32,6 @@ def open_kernel_socket(
         made.close()
         raise bind_error(error, endpoint, protocol) from None
     return made
-
-
-def check_room_for(descriptor: int) -> None:
-    """Raises LinkError for one that was opened when there were hardly any left: the kernel gives
-    the lowest number that is free."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and descriptor >= most - min(_SPARED, most // 4):
-        raise LinkError(
-            errno.EMFILE,
-            f"too many sockets for the {most} open files that a process may have: close some, or "
-            "raise the limit (`ulimit -n`, LimitNOFILE=)",
-        )
 
 
 class OwnSockets:

@@ -16,7 +16,6 @@ from typing import Final, TypeGuard
 import trio
 
 from hoststack.link.base import Endpoint, Link, LinkError
-from hoststack.link.kernel_socket import check_room_for
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,

@@ -18,7 +18,6 @@ from typing import Final
 import trio
 
 from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, SocketSource
-from hoststack.link.kernel_socket import check_room_for
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
 from hoststack.session import udp_socket
