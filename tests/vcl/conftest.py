@@ -50,12 +50,17 @@ def listener(protocol: str, host: str = "127.0.0.1") -> vcl.Session:
 
 
 def free_port() -> int:
-    """Where nobody listens."""
-    with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        two.bind(("127.0.0.1", port))
-    return port
+    """Where nobody listens, be it with UDP or with TCP."""
+    for _ in range(20):
+        with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            try:
+                two.bind(("127.0.0.1", port))
+            except OSError:
+                continue  # of TCP's it is somebody's
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager
