@@ -24,6 +24,7 @@ typedef __u32 uint32_t;
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_OFFSET_MASK 0x1fff
+#define ETH_GROUP_BIT 0x01 /* IEEE 802.3: broadcast and multicast */
 #define QUIC_LONG_HEADER 0x80
 #define QUIC_FIXED_BIT 0x40
 #define QUIC_LONG_CID_OFFSET 6 /* first byte, version, length of the connection ID */
@@ -108,13 +109,14 @@ static __always_inline void *take(struct cursor *c, __u64 bytes)
 
 /* The functions below return 0, or with `verdict + 1` why the packet passes. */
 
-static __always_inline int parse_ethernet(struct cursor *c, __be16 *type)
+static __always_inline int parse_ethernet(struct cursor *c, __be16 *type, int *is_group)
 {
 	struct ethhdr *eth = take(c, sizeof(*eth));
 
 	if (!eth)
 		return HS_STEER_PASSED_MALFORMED + 1;
 	*type = eth->h_proto;
+	*is_group = eth->h_dest[0] & ETH_GROUP_BIT;
 #pragma unroll
 	for (int i = 0; i < HS_STEER_VLAN_TAGS; i++) {
 		struct vlan_tag *tag;
@@ -271,12 +273,12 @@ int hs_steer(struct xdp_md *ctx)
 	struct udphdr *udp;
 	__u32 zero = 0, left = 0, udp_bytes, *use;
 	__be16 type = 0;
-	int why;
+	int why, is_group = 0;
 
 	config = bpf_map_lookup_elem(&hs_config, &zero);
 	if (!config || !config->workers || config->workers > HS_STEER_MAX_WORKERS)
 		return pass(HS_STEER_PASSED_NOT_STEERING);
-	why = parse_ethernet(&c, &type);
+	why = parse_ethernet(&c, &type, &is_group);
 	if (why)
 		return pass(why - 1);
 	if (type == bpf_htons(ETH_P_IP))
@@ -294,6 +296,9 @@ int hs_steer(struct xdp_md *ctx)
 	use = find_use(&to);
 	if (!use)
 		return pass(HS_STEER_PASSED_OTHER_PORT);
+	/* A port on any address is not the only one that wants these. */
+	if (is_group)
+		return pass(HS_STEER_PASSED_GROUP);
 	udp_bytes = bpf_ntohs(udp->len);
 	if (udp_bytes < sizeof(*udp) || udp_bytes > left)
 		return pass(HS_STEER_PASSED_MALFORMED);

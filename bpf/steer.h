@@ -69,6 +69,7 @@ enum hs_steer_verdict {
 	HS_STEER_PASSED_NOT_IP, /* ARP and whatever else, also more than two VLAN tags */
 	HS_STEER_PASSED_NOT_UDP,
 	HS_STEER_PASSED_OTHER_PORT,
+	HS_STEER_PASSED_GROUP, /* to our port, but by broadcast or multicast */
 	HS_STEER_PASSED_FRAGMENT,
 	HS_STEER_PASSED_EXTENSION, /* too many extension headers, or a routing header not done with */
 	HS_STEER_PASSED_MALFORMED, /* cut short, or lengths that contradict each other */

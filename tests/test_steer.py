@@ -100,6 +100,8 @@ OTHERS: Final = {
         ),
         "passed_malformed",
     ),
+    "broadcast": (b"\xff" * 6 + p.ethernet(p.ipv4(_QUIC))[6:], "passed_group"),
+    "multicast": (b"\x33\x33" + p.ethernet(p.ipv6(_QUIC), p.IPV6)[2:], "passed_group"),
     "empty": (p.ethernet(p.ipv4(p.udp(b""))), "dropped_empty"),
     "empty, padded": (p.ethernet(p.ipv4(p.udp(b""))) + bytes(18), "dropped_empty"),
     "fixed bit unset": (

@@ -36,6 +36,12 @@ LINGER_S: Final = 10.0
 #: What one call takes from a socket or a FIFO.
 _CHUNK_BYTES: Final = 256 << 10
 
+#: Silent for a minute, a peer is asked four times, a quarter of a minute apart.
+_KEEP_ALIVE: Final = (
+    (socket.TCP_KEEPIDLE, 60),
+    (socket.TCP_KEEPINTVL, 15),
+    (socket.TCP_KEEPCNT, 4),
+)
 #: FIN_WAIT1, LAST_ACK and CLOSING (include/net/tcp_states.h).
 _FIN_UNDER_WAY: Final = (4, 9, 11)
 
@@ -98,6 +104,10 @@ class TcpConnection:
         self._moved = {"rx_bytes": 0, "tx_bytes": 0}
         # RFC 896's delay is of no use to who writes what belongs together at once.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer that has vanished would hold its session for good (tcp(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def connection_ids(self) -> ConnectionIds:
         """None: it is known by its addresses."""

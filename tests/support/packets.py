@@ -128,6 +128,8 @@ def _expected(frame: bytes, queue: int, any_address: bool) -> Steered:
     _, port, length, _ = struct.unpack("!HHHH", header)
     if port != PORT or not (any_address or to in (TO4, TO6)):
         return Steered("passed_other_port")
+    if frame[0] & 1:
+        return Steered("passed_group")
     if length < 8 or length > left or length - 8 > len(rest):
         return Steered("passed_malformed")
     return _quic(rest[: length - 8], queue)
