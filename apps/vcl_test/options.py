@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from apps.vcl_test.stats import LINE
-from hoststack.vcl.connecting import STREAMS_PER_CONNECTION
+from hoststack import vcl
 
 #: VPP's.
 DEFAULT_PORT: Final = 22000
@@ -146,7 +146,7 @@ def _checked(given: argparse.Namespace) -> Options:
         test=kind,
         text=given.text or "",
         sessions=number(given.sessions, 1, 65536),
-        per_connection=number(given.per_connection, 1, STREAMS_PER_CONNECTION),
+        per_connection=number(given.per_connection, 1, vcl.STREAMS_PER_CONNECTION),
         writes=number(given.writes, 1, 1 << 40),
         txbuf_bytes=buffer_bytes(given.txbuf_bytes),
         rxbuf_bytes=buffer_bytes(given.rxbuf_bytes),

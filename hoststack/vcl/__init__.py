@@ -7,6 +7,7 @@ from hoststack.vcl import constants
 from hoststack.vcl.app import CertKeyPair
 from hoststack.vcl.attributes import Attr
 from hoststack.vcl.config import VclConfig, VclConfigError, load_config
+from hoststack.vcl.connecting import STREAMS_PER_CONNECTION
 from hoststack.vcl.constants import *  # noqa: F403
 from hoststack.vcl.epoll import EpollEvent
 from hoststack.vcl.face import Session, application, worker
@@ -53,6 +54,7 @@ __all__ = [
     "EPOLL_CTL_ADD",
     "EPOLL_CTL_DEL",
     "EPOLL_CTL_MOD",
+    "STREAMS_PER_CONNECTION",
     "Attr",
     "CertKeyPair",
     "EpollEvent",
