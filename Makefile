@@ -20,7 +20,8 @@ lint: build ## ruff and mypy
 	@.venv/bin/mypy
 
 test: lint ## everything: lint, types, all tests (those that need root only as root)
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile -m "not alone"
+	@$(PYTHON) -m pytest -m alone
 
 fuzz: build ## libFuzzer on the C core, each target for SECONDS (60): make fuzz SECONDS=600
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)

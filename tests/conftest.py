@@ -14,6 +14,7 @@ from tests.support import netns
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_root: makes network namespaces, loads XDP programs")
+    config.addinivalue_line("markers", "alone: looks at the whole machine, or at the time")
     # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -25,6 +25,7 @@ from tests.daemon.conftest import Daemon
 from tests.daemon.test_af_xdp import daemon_on, verdicts
 from tests.support.netns import Side, VethPair, veth_pair
 
+pytestmark = pytest.mark.alone
 OURS = {"turn_begins", "turn_ends", "tracepoint__xdp"}
 _BPF_PROG_GET_NEXT_ID = 11
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
@@ -10,6 +11,7 @@ from hoststack import Connection, QuicConfig, Stream
 from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TLS, TRUSTING
 
+pytestmark = pytest.mark.alone
 FIFO_BYTES = 4096
 SMALL = QuicConfig(rx_fifo_bytes=FIFO_BYTES, tx_fifo_bytes=FIFO_BYTES)
 

@@ -22,6 +22,7 @@ from hoststack import ConnectionClosedError
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo, echo_server
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "systemd" / "hoststack.service"
 
