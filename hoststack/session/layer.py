@@ -52,6 +52,9 @@ from hoststack.session.stream_opener import NO_ROOM, StreamOpener
 #: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
 #: section 20.1), as the application's code.
 _REFUSED = 0x02
+#: What connections of an application are closed with that died, or left without a word: 0 would
+#: make what is cut off look whole.
+_GONE = 0x01
 
 
 class SessionLayer:
@@ -142,7 +145,7 @@ class SessionLayer:
             if isinstance(session, ListenerSession):
                 self._remove_listener(session)
             elif isinstance(session, ConnectionSession):
-                self._close(session, 0, "the application is gone")
+                self._close(session, _GONE if is_gone else 0, "the application is gone")
         if is_gone:
             self.applications.remove(application)
         else:

@@ -207,8 +207,9 @@ class VclSession:
             raise error(errno.EPIPE, "the peer opened the stream for its own bytes alone")
 
     def raise_end_of_reading(self) -> None:
-        """There is nothing to read, and nothing will come: raises unless that is a clean end."""
+        """There is nothing to read: raises if nothing will come. A stream has an end of its own:
+        where that has not come it is cut off, however its connection was closed."""
         if self.is_reset:
             raise error(errno.ECONNRESET)
-        if self.state is State.CLOSED and not self.ends_clean:
-            raise error(self.end_errno)
+        if self.state is State.CLOSED and (self.kind is Kind.STREAM or not self.ends_clean):
+            raise error(self.end_errno or errno.ECONNRESET)

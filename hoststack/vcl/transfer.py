@@ -54,8 +54,6 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
             if is_end or session.is_read_shut:
                 return 0
             session.raise_end_of_reading()
-            if session.state is State.CLOSED:
-                return 0
             _wait(worker, session, rx.arm_read, lambda: session.can_read)
     except FifoCorruptError:
         raise error(errno.ECONNRESET, "the other side broke the FIFO") from None

@@ -355,7 +355,7 @@ def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: Mak
                 async with stack.connect(victims, tls=TlsConfig(verify=False)) as doomed:
                     victim.kill()
                     info = await doomed.wait_closed()
-                    assert info.by_peer
+                    assert (info.code, info.by_peer) == (1, True)
                     assert info.reason == "the application is gone"
                 data = os.urandom(1_000_000)
                 assert await ask(well, data) == data

@@ -84,6 +84,19 @@ def test_streams_end_with_their_connection() -> None:
     assert theirs.read() == b""
 
 
+def test_what_is_cut_off_is_no_end() -> None:
+    """A stream whose connection is closed in the middle of it, though by code 0."""
+    pair = Pair("quic")
+    ours, theirs = pair.streams
+    theirs.write_all(b"half of")
+    assert ours.read() == b"half of"
+    pair.server.terminate()
+    with pytest.raises(ConnectionResetError):
+        ours.read()
+    # The connection itself carries no bytes, and is over.
+    assert f.vppcom_session_read(pair.client.sh, bytearray(1)) == 0
+
+
 def test_what_has_come_can_be_read_after_the_end_of_reading() -> None:
     ours, theirs = Pair("tcp").streams
     theirs.write_all(b"late")
