@@ -231,9 +231,11 @@ class UdpPort:
                 # A socket that was closed meanwhile is nothing to wait for.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await trio.lowlevel.wait_writable(self._socket)
-                connection = next(iter(self._ready))
-                del self._ready[connection]
-                self.send(connection)
+                # Who waited may be gone by now.
+                connection = next(iter(self._ready), None)
+                if connection is not None:
+                    del self._ready[connection]
+                    self.send(connection)
                 await trio.lowlevel.checkpoint()
             self._wakes = trio.Event()
             await self._wakes.wait()

@@ -127,6 +127,34 @@ def test_an_endpoint_that_is_gone_while_it_waits_for_room(monkeypatch: pytest.Mo
         play(script)
 
 
+def test_a_connection_that_is_closed_while_it_waits_for_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its port has a listener, and lives on."""
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(listen("udp"))
+        where = (await application.hears(m.Listening)).local
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            for number in range(10):
+                peer.sendto(b"here", where)
+                accepted = await application.hears(m.Accepted)
+                (context,) = worker.layer.connections()
+                assert context.tx is not None
+                with monkeypatch.context() as full:
+                    full.setattr(UdpPort, "_send_by_kernel", lambda *_: False)
+                    assert context.tx.write_message(b"never")
+                    application.signal_sent(accepted.handle)
+                    # Whatever the task that sends the rest waits for.
+                    for _ in range(number):
+                        await trio.lowlevel.checkpoint()
+                    application.request(m.CloseConnection(accepted.handle, 0, ""))
+                    await application.hears(m.Closed)
+                await trio.testing.wait_all_tasks_blocked()
+
+    play(script)
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_who_is_gone_is_connected_no_more(protocol: Protocol) -> None:
     """However far the connect has come."""
