@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import socket
 
-from hoststack.link.base import Endpoint, KernelProtocol
-from hoststack.link.port_reservation import bind_error
+from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -23,6 +24,7 @@ def open_kernel_socket(
             # Or the port could not be had while connections of before are in TIME_WAIT.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
+            # "::" takes IPv6 alone, as the steering map does.
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if ifindex and address.version == 6 and address.is_link_local:
             made.bind((endpoint.host, endpoint.port, 0, ifindex))
@@ -32,6 +34,26 @@ def open_kernel_socket(
         made.close()
         raise bind_error(error, endpoint, protocol) from None
     return made
+
+
+def bind_error(error: OSError, endpoint: Endpoint, protocol: KernelProtocol = "udp") -> LinkError:
+    """What to tell a user whose endpoint could not be bound."""
+    number = error.errno or errno.EIO
+    where = f"{protocol.upper()} port {endpoint.port} on {endpoint.host}"
+    match number:
+        case errno.EADDRINUSE:
+            flags = "-ulpn" if protocol == "udp" else "-tlpn"
+            line = f"{where} is in use: `ss {flags}` shows by whom; stop it or take another port"
+        case errno.EADDRNOTAVAIL:
+            line = (
+                f"{endpoint.host} is not an address of this machine: "
+                "take one that `ip address` shows"
+            )
+        case errno.EACCES:
+            line = f"{where} needs CAP_NET_BIND_SERVICE: run as root or take a port above 1023"
+        case _:
+            line = f"cannot bind {where}: {os.strerror(number)}"
+    return LinkError(number, line)
 
 
 class OwnSockets:

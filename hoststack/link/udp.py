@@ -30,8 +30,7 @@ from hoststack.link.base import (
     Wire,
     WireRoute,
 )
-from hoststack.link.kernel_socket import OwnSockets
-from hoststack.link.port_reservation import bind_error
+from hoststack.link.kernel_socket import OwnSockets, bind_error
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:

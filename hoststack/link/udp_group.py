@@ -15,7 +15,7 @@ import socket
 from typing import Final
 
 from hoststack.link.base import Endpoint
-from hoststack.link.port_reservation import bind_error
+from hoststack.link.kernel_socket import bind_error
 from hoststack.link.udp import bind, unbound_socket
 from hoststack.native._native import lib
 
