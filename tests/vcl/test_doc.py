@@ -14,6 +14,7 @@ import pytest
 from hoststack import vcl
 from hoststack.vcl import config
 from tests.daemon.conftest import PATIENCE_S, Daemon
+from tests.vcl.conftest import config_file_of
 
 DOC = Path(__file__).parents[2] / "docs" / "vcl.md"
 TEXT = DOC.read_text()
@@ -23,9 +24,7 @@ def test_the_programs(daemon: Daemon, tmp_path: Path) -> None:
     blocks = dict(re.findall(r"^```python (\S+)\n(.*?)^```", TEXT, re.M | re.S))
     for name, text in blocks.items():
         (tmp_path / name).write_text(text)
-    conf = tmp_path / "vcl.conf"
-    conf.write_text(f"vcl {{\n  api-socket-name {daemon.api}\n}}\n")
-    environment = os.environ | {"VCL_CONFIG": str(conf)}
+    environment = os.environ | {"VCL_CONFIG": config_file_of(daemon, tmp_path)}
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         uri = f"quic://127.0.0.1:{probe.getsockname()[1]}"

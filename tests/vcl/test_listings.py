@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.daemon.conftest import PATIENCE_S, Daemon
-from tests.vcl.conftest import CERT, KEY
+from tests.vcl.conftest import CERT, KEY, config_file_of
 
 SERVER = """
 import sys
@@ -66,9 +66,7 @@ def test_the_two_listings(daemon: Daemon, tmp_path: Path) -> None:
     for name, content in (("cert.pem", CERT), ("key.pem", KEY)):
         (tmp_path / name).write_bytes(content)
         files.append(str(tmp_path / name))
-    conf = tmp_path / "vcl.conf"
-    conf.write_text(f"vcl {{\n  api-socket-name {daemon.api}\n}}\n")
-    environment = {"VCL_CONFIG": str(conf)}
+    environment = {"VCL_CONFIG": config_file_of(daemon, tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, *files],
         stdout=subprocess.PIPE,
