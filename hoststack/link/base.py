@@ -16,6 +16,9 @@ from typing import Final, Literal, NamedTuple, Protocol
 #: Datagrams that one turn takes from, or gives to, a link.
 BURST = 64
 
+#: Any address of this machine: of IPv4, and of IPv6. `UNSPECIFIED[":" in host]` is a host's kind.
+UNSPECIFIED: Final = ("0.0.0.0", "::")
+
 _ENDPOINT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::([0-9]{1,5}))?")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hoststack.link.base import (
+    UNSPECIFIED,
     Endpoint,
     KernelProtocol,
     LinkError,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 #: struct hs_datagram_record (hoststack/native/datagram_ports.h), its flow as bytes.
 _RECORD: Final = struct.Struct("=I4x64s")
 _ALIGNMENT: Final = 8
-_UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 
 class XdpDatagrams:
@@ -94,7 +94,7 @@ class XdpDatagrams:
     def _has(self, local: Endpoint) -> bool:
         if local in self._open:
             return True
-        wildcard = _UNSPECIFIED[":" in local.host]
+        wildcard = UNSPECIFIED[":" in local.host]
         return Endpoint(wildcard, local.port) in self._open
 
     def take(self) -> Sequence[Received]:
@@ -123,7 +123,7 @@ class XdpDatagrams:
         if (":" in local.host) != (":" in remote.host) or not remote.port:
             return None  # the kernel says what is wrong with it
         try:
-            if local.host in _UNSPECIFIED:
+            if local.host in UNSPECIFIED:
                 local = Endpoint(self._hops.find(remote.host).source, local.port)
             path = self._paths.route(local, remote)
         except LinkError:

@@ -15,7 +15,7 @@ from typing import Final, TypeGuard
 
 import trio
 
-from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.link.base import UNSPECIFIED, Endpoint, Link, LinkError
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
@@ -39,7 +39,7 @@ from hoststack.session.session import (
 )
 from hoststack.session.tcp import TcpConnection, TcpListener, TcpStream
 from hoststack.session.udp import UdpConnection, UdpListener, address_of
-from hoststack.session.udp_port import UNSPECIFIED, UdpPorts
+from hoststack.session.udp_port import UdpPorts
 
 Address = tuple[str, int]
 KernelConnection = TcpConnection | UdpConnection
@@ -206,7 +206,7 @@ class KernelSockets:
                 ),
             )
             try:
-                anybody = ("::" if ":" in port.local[0] else "0.0.0.0", 0)
+                anybody = (UNSPECIFIED[":" in port.local[0]], 0)
                 connection = UdpConnection(port, port.local, anybody, application, config)
             except BaseException:
                 port.close()

@@ -17,7 +17,15 @@ from typing import Final
 
 import trio
 
-from hoststack.link.base import BURST, DatagramWay, Endpoint, Outgoing, Path, SocketSource
+from hoststack.link.base import (
+    BURST,
+    UNSPECIFIED,
+    DatagramWay,
+    Endpoint,
+    Outgoing,
+    Path,
+    SocketSource,
+)
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
 from hoststack.session import udp_socket
@@ -36,7 +44,6 @@ _MOST_HEARD: Final = 4096
 _LEAST_IDLE_S: Final = 1.0
 #: The reason of an endpoint's end, as the native engine says it.
 _IDLE: Final = "Idle timeout"
-UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 
 class _Left(enum.Enum):
@@ -268,24 +275,27 @@ class UdpPort:
     ) -> tuple[int, _Left]:
         """How many of them are done with, from the front."""
         done = 0
-        while done < len(batch):
-            run: list[Outgoing] = []
-            for data, peer in batch[done:]:
-                path = self._ports.path_past_kernel(self._local_for(peer), peer, len(data))
-                if path is None:
-                    break
+        run: list[Outgoing] = []
+        for index, (data, peer) in enumerate(batch):
+            path = self._ports.path_past_kernel(self._local_for(peer), peer, len(data))
+            if path is not None:
                 run.append((data, path))
-            if run:
-                count = self._ports.send_past_kernel(run)
-                connection.sent(count)
-                done += count
-                if count < len(run):
-                    return done, _Left.WAY_IS_FULL
-            else:
-                if not self._send_by_kernel(connection, *batch[done]):
-                    return done, _Left.KERNEL_IS_FULL
-                done += 1
-        return done, _Left.NOTHING
+                continue
+            # What was before it goes before it.
+            done += self._send_run(connection, run)
+            if done < index:
+                return done, _Left.WAY_IS_FULL
+            if not self._send_by_kernel(connection, data, peer):
+                return done, _Left.KERNEL_IS_FULL
+            done, run = done + 1, []
+        done += self._send_run(connection, run)
+        return done, _Left.NOTHING if done == len(batch) else _Left.WAY_IS_FULL
+
+    def _send_run(self, connection: UdpConnection, run: list[Outgoing]) -> int:
+        """Past the kernel; how many of them."""
+        count = self._ports.send_past_kernel(run) if run else 0
+        connection.sent(count)
+        return count
 
     def _local_for(self, peer: Address) -> Endpoint:
         """Where it is to come from: the address that the peer has sent to."""
