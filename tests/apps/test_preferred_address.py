@@ -15,7 +15,7 @@ import pytest
 from hoststack import TlsConfig
 from hoststack.engine import engines
 from tests.apps.echo_process import PATIENCE_S
-from tests.apps.test_http3 import assert_same, free_port, program
+from tests.apps.http3.processes import assert_same, free_port, program
 
 LARGE_BYTES = 5_000_000
 #: Where a server listens, and where it wants its clients: another address, or another port of it.

@@ -1,6 +1,6 @@
-"""ngtcp2's own client at a daemon of two workers: it changes its address in the middle of
-downloads, by migration and as a NAT would, and each connection stays with the worker that accepted
-it."""
+"""ngtcp2's own client at a daemon of two workers: it migrates in the middle of downloads, or is
+given another address before one, as by a NAT, and each connection stays with the worker that
+accepted it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from tests.support.netns import Side, veth_pair
 
 SIZE_BYTES: Final = 2_000_000
 CONTENT: Final = (bytes(range(256)) * (SIZE_BYTES // 256 + 1))[:SIZE_BYTES]
-#: Windows so small that the download is under way when the address changes, soon after its begin.
-MOVING: Final = ("--change-local-addr=10ms", "--max-stream-data-bidi-local=32K")
+MOVING: Final = "--change-local-addr=10ms"
+#: Windows so small that the download is under way when the address changes.
+MIGRATES: Final = ("--max-stream-data-bidi-local=32K",)
+#: The client asks from its new address. One that only receives would wait for a server that can't
+#: know that address.
+IS_REBOUND: Final = ("--nat-rebinding", "--delay-stream=100ms")
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +80,9 @@ def download(
     words: tuple[str, ...],
     side: Side | None,
 ) -> None:
-    """One, which moves in its middle."""
+    """One, by a client that moves."""
     line = [gtlsclient, "--no-quic-dump", "--no-http-dump", "--exit-on-all-streams-close"]
-    line += [f"--download={folder}", *MOVING, *words, address, str(port)]
+    line += [f"--download={folder}", MOVING, *words, address, str(port)]
     line += [f"https://{address}:{port}/{SIZE_BYTES}"]
     done = subprocess.run(
         side.command(*line) if side else line,
@@ -101,7 +105,7 @@ def downloads(
     """Until both workers have had some; how many there were."""
     with web_server(daemon, address) as port:
         for count in range(1, 25):
-            words = ("--nat-rebinding",) if count % 2 else ()
+            words = IS_REBOUND if count % 2 else MIGRATES
             download(gtlsclient, address, port, folder, words, side)
             if count >= 8 and min(accepted(daemon)) >= 2:
                 break

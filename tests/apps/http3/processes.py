@@ -1,0 +1,104 @@
+"""Our HTTP/3 client and server as processes, what is compared, and how a response is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+from aioquic.h3.events import HeadersReceived
+
+from apps.http3 import Exchange
+from tests.apps.echo_process import PATIENCE_S
+from tests.support.netns import Side
+
+ADDRESS: Final = "127.0.0.1"
+
+
+def pattern(size_bytes: int) -> bytes:
+    return (bytes(range(256)) * (size_bytes // 256 + 1))[:size_bytes]
+
+
+@contextmanager
+def serving(
+    engine: str, folder: Path, words: Sequence[str] = (), side: Side | None = None
+) -> Iterator[int]:
+    """The port of our server, which must still be well at the end."""
+    address = side.ipv4 if side else ADDRESS
+    line = [sys.executable, "-m", "apps.http3_server", "--engine", engine, "--root", str(folder)]
+    line += [*words, f"quic://{address}:0"]
+    with subprocess.Popen(
+        side.command(*line) if side else line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            found = re.fullmatch(
+                rf"http3_server: listening on {address} port (\d+), link \w+, engine {engine}\n",
+                said,
+            )
+            assert found, said or process.communicate()
+            yield int(found[1])
+            process.terminate()
+            _, err = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 128 + 15, err
+            assert "Traceback" not in err
+        finally:
+            process.kill()
+
+
+def client(engine: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run our client to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "apps.http3_client", "--engine", engine, *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def assert_same(received: Path, sent: Path) -> None:
+    # Not `==` in the assertion: pytest would show the difference of megabytes.
+    is_same = received.read_bytes() == sent.read_bytes()
+    assert is_same, f"{received.name}: {received.stat().st_size} of {sent.stat().st_size} bytes"
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program of others; skips where it is not installed."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed: scripts/bootstrap.sh brings {package}")
+    return found
+
+
+def free_port() -> int:
+    """A UDP and TCP port of ADDRESS that nobody uses."""
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+        socket.socket() as tcp,
+    ):
+        udp.bind((ADDRESS, 0))
+        port: int = udp.getsockname()[1]
+        tcp.bind((ADDRESS, port))
+        return port
+
+
+async def rest(exchange: Exchange) -> bytes:
+    """The content, after the header section."""
+    content = bytearray()
+    while (part := await exchange.receive()) is not None:
+        assert not isinstance(part, HeadersReceived)
+        content += part.data
+    return bytes(content)
