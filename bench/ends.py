@@ -45,6 +45,8 @@ LINKS: Final = ("af_xdp", "udp", "udp_single")
 #: Handshakes under way at once.
 AT_ONCE: Final = 64
 PING_BYTES: Final = 64
+#: Round trips that are measured in a row, of one contender, before it is the next one's turn.
+SLICE: Final = 300
 #: Round trips that are not counted: the first ones also find the way.
 _WARM_UP: Final = 100
 #: After the last handshake, until what it left to be done is done.
@@ -147,18 +149,36 @@ async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
         stream = await connection.open_stream()
         end = time.perf_counter() + given.seconds
         while time.perf_counter() < end:
-            ping = os.urandom(PING_BYTES)
-            start = time.perf_counter()
-            await stream.send_all(ping)
-            pong = b""
-            while len(pong) < PING_BYTES:
-                pong += await stream.receive_some()
-            times_us.append((time.perf_counter() - start) * 1e6)
-            if pong != ping:
-                sys.exit("ends: other bytes came back")
+            times_us.append(await _round_trip_us(stream))
         await stream.send_eof()
     cuts = statistics.quantiles(times_us[_WARM_UP:], n=100)
     return {"count": len(times_us) - _WARM_UP, "p50_us": cuts[49], "p99_us": cuts[98]}
+
+
+async def ping_slices(stack: Stack, given: argparse.Namespace) -> Found:
+    """As ping_pong, for a slice of round trips with every line that comes; prints each median."""
+    async with stack.connect(given.uri, tls=_TLS) as connection:
+        stream = await connection.open_stream()
+        print("ready", flush=True)
+        count = 0
+        while await trio.to_thread.run_sync(sys.stdin.readline):
+            times_us = [await _round_trip_us(stream) for _ in range(SLICE)]
+            print(statistics.median(times_us), flush=True)
+            count += SLICE
+    return {"count": count}
+
+
+async def _round_trip_us(stream: Stream) -> float:
+    ping = os.urandom(PING_BYTES)
+    start = time.perf_counter()
+    await stream.send_all(ping)
+    pong = b""
+    while len(pong) < PING_BYTES:
+        pong += await stream.receive_some()
+    took_us = (time.perf_counter() - start) * 1e6
+    if pong != ping:
+        sys.exit("ends: other bytes came back")
+    return took_us
 
 
 async def upload(stack: Stack, given: argparse.Namespace) -> Found:
@@ -272,6 +292,7 @@ _ROLES: Final[dict[str, Callable[[Stack, argparse.Namespace], Awaitable[Found]]]
     "server": serve,
     "handshakes": handshakes,
     "ping_pong": ping_pong,
+    "ping_slices": ping_slices,
     "upload": upload,
     "beside_idle": beside_idle,
 }

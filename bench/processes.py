@@ -155,6 +155,38 @@ def running(
         process.close()
 
 
+@contextmanager
+def asking(command: Sequence[str], *, timeout_s: float = 60) -> Iterator[Callable[[], float]]:
+    """A client that says it is ready, and then answers each line with a number: each call asks for
+    one. It ends with its input. Raises BenchError if it ends before."""
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        to, of = process.stdin, process.stdout
+        assert to is not None
+        assert of is not None
+
+        def answer() -> str:
+            if select.select([of], [], [], timeout_s)[0] and (line := of.readline()):
+                return line
+            raise BenchError(f"{' '.join(command[4:])} said nothing: {_text_of(errors)}")
+
+        def ask() -> float:
+            print("go", file=to, flush=True)
+            return float(answer())
+
+        try:
+            answer()
+            yield ask
+            to.close()
+            process.wait(timeout_s)
+        finally:
+            process.kill()
+
+
 def run_to_json(command: Sequence[str], *, timeout_s: float = 120) -> tuple[dict[str, Any], Used]:
     """Run a client to its end: the JSON object that it printed, and its CPU time."""
     process = Process(command)

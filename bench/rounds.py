@@ -21,12 +21,17 @@ def progress(text: str) -> None:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], _T]], rounds: int, where: str = ""
+    contenders: Mapping[str, Callable[[], _T]],
+    rounds: int,
+    where: str = "",
+    *,
+    is_silent: bool = False,
 ) -> dict[str, list[_T]]:
-    """Every contender's result of every round; `where` is for who waits."""
+    """Every contender's result of every round; `where` is for who waits, if rounds take long."""
     figures: dict[str, list[_T]] = {name: [] for name in contenders}
     for number in range(rounds):
-        progress(f"{where + ': ' if where else ''}round {number + 1} of {rounds}")
+        if not is_silent:
+            progress(f"{where + ': ' if where else ''}round {number + 1} of {rounds}")
         # The other way round every other time: nobody always follows the same neighbour.
         order = list(contenders)[:: 1 if number % 2 == 0 else -1]
         for name in order:

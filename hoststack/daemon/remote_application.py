@@ -229,7 +229,7 @@ class RemoteApplication(Application):
             await trio.lowlevel.wait_readable(self._wake_worker_fd)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_worker_fd)
-            self.worker.wake()
+            self.worker.turn_over()
 
     def _send(self, data: bytes) -> None:
         try:

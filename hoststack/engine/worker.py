@@ -108,7 +108,14 @@ class Worker:
             self._error = error
             self.wake()
             return
-        if turn.more or turn.blocked or has_woken or self._is_woken:
+        # It may sleep on after this: who was heard just now has to wake it the next time.
+        if (
+            turn.more
+            or turn.blocked
+            or has_woken
+            or self._is_woken
+            or self.layer.arm_applications()
+        ):
             self.wake()
         elif self._sleep_scope is not None:
             self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._deadline())

@@ -75,6 +75,11 @@ class EventChannel:
             self._waiting.popleft()
         return len(self._waiting)
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether something did not fit into the ring yet."""
+        return bool(self._waiting)
+
     def pop_all(self) -> list[tuple[int, int, int]]:
         popped = self.ring.pop_many(RING_ENTRIES)
         while self._waiting:

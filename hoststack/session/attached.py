@@ -107,8 +107,9 @@ class AttachedWorker(Application):
     def settle(self) -> None:
         """What did not fit before may now, and nobody else would look."""
         self._release_fifos()
-        self._down.settle()
-        self._wake_worker()
+        if self._down.is_held_up:
+            self._down.settle()
+            self._wake_worker()
 
     def close(self) -> None:
         """It is gone, or nobody needs it any more."""

@@ -8,10 +8,12 @@ import pytest
 import trio
 import trio.testing
 
+from hoststack.daemon.remote_application import Limits, RemoteApplication
 from hoststack.engine.engines import engine_maker
 from hoststack.engine.worker import Worker
 from hoststack.link.memory import MemoryNetwork
 from hoststack.session.application import LAZY_S, Application
+from tests.support.attached import SEAL, both_ends
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -51,6 +53,32 @@ def test_who_sends_has_a_turn_at_once_and_the_next_ones_share_one() -> None:
         assert turns(worker) == before + 2
         application.signal_sent(NOBODY)
         assert turns(worker) == before + 3
+
+    play(script)
+
+
+def test_an_application_elsewhere_is_heard_each_time_while_the_worker_sleeps() -> None:
+    async def script(worker: Worker, _: Application) -> None:
+        ends, elsewhere = both_ends("elsewhere")
+        remote = RemoteApplication("elsewhere", ends, Limits(), SEAL)
+        worker.attach(remote)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remote.run)
+            nursery.start_soon(elsewhere.run)
+            # As by its first request: then it falls asleep listening to the ring, too.
+            worker.wake()
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(5):
+                before = turns(worker)
+                elsewhere.signal_sent(NOBODY)
+                await trio.testing.wait_all_tasks_blocked()
+                assert turns(worker) > before
+                assert not remote.take_signals()
+            before = turns(worker)
+            elsewhere.settle()
+            await trio.testing.wait_all_tasks_blocked()
+            assert turns(worker) == before, "woken for nothing"
+            nursery.cancel_scope.cancel()
 
     play(script)
 
