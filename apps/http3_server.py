@@ -220,7 +220,7 @@ def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststa
 
 async def _serve(arguments: argparse.Namespace, site: Site) -> None:
     """For ever. Raises UriError, TlsConfigError, ValueError, LinkError and AttachError, also in
-    groups."""
+    groups, and trio.BrokenResourceError when a daemon ends."""
     if arguments.cert is None and arguments.key is None:
         tls = hoststack.TlsConfig.self_signed(["localhost"])
         print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
@@ -248,7 +248,7 @@ async def _serve_until_signal(arguments: argparse.Namespace) -> int:
                 nursery.start_soon(_serve, arguments, site)
                 status = 128 + await anext(signals)
                 nursery.cancel_scope.cancel()
-    except* (ValueError, OSError) as group:
+    except* (ValueError, OSError, trio.BrokenResourceError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

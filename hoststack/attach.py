@@ -62,8 +62,9 @@ async def attach(
         async with trio.open_nursery() as nursery:
             daemon = _Daemon(channel, nursery, workers, name)
             await nursery.start(daemon.run, about.workers)
+            router = Router(workers)
             stack = Stack(
-                Router(workers),
+                router,
                 config,
                 link_name=about.link_name,
                 link_reason=about.link_reason,
@@ -77,6 +78,7 @@ async def attach(
                 # Raised again outside the nursery, which would put it into an ExceptionGroup.
                 error = caught
             finally:
+                router.close_listeners()
                 nursery.cancel_scope.cancel()
     finally:
         channel.close()
@@ -172,6 +174,7 @@ class _Daemon:
         except ChannelClosedError:
             for index in list(self._scopes):
                 self._lose(index)
+            self._workers.end()
             if not started:
                 task_status.started()
 

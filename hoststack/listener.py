@@ -24,6 +24,7 @@ class Listener(trio.abc.Listener["Connection"]):
         self._accepted: deque[Connection] = deque()
         self._sleepers = trio.lowlevel.ParkingLot()
         self._closed = False
+        self._lost: str | None = None
 
     @property
     def handle(self) -> int:
@@ -36,11 +37,17 @@ class Listener(trio.abc.Listener["Connection"]):
         return self._local
 
     async def accept(self) -> Connection:
-        """The next connection whose handshake is complete; raises ClosedResourceError."""
+        """The next connection whose handshake is complete.
+
+        Raises trio.ClosedResourceError, and trio.BrokenResourceError when nobody comes any more:
+        the daemon has ended, or no worker of its can have the listener.
+        """
         await trio.lowlevel.checkpoint()
         while not self._accepted:
             if self._closed:
                 raise trio.ClosedResourceError("this listener was closed")
+            if self._lost is not None:
+                raise trio.BrokenResourceError(f"this listener is gone: {self._lost}")
             await self._sleepers.park()
         return self._accepted.popleft()
 
@@ -58,6 +65,10 @@ class Listener(trio.abc.Listener["Connection"]):
             while self._accepted:
                 self._accepted.popleft().close_now()
             self._sleepers.unpark_all()
+
+    def _on_lost(self, why: str) -> None:
+        self._lost = why
+        self._sleepers.unpark_all()
 
     def _on_accepted(self, connection: Connection) -> None:
         self._accepted.append(connection)

@@ -45,6 +45,7 @@ class Router:
             m.Connected: self._on_connected,
             m.StreamReady: self._on_stream_ready,
             m.Accepted: self._on_accepted,
+            m.ListenerLost: self._on_listener_lost,
             m.HandshakeDone: self._on_handshake_done,
             m.StreamAccepted: self._on_stream_accepted,
             m.DatagramsReady: self._on_datagrams_ready,
@@ -89,6 +90,11 @@ class Router:
 
     def forget_listener(self, handle: int) -> None:
         self._listeners.pop(handle, None)
+
+    def close_listeners(self) -> None:
+        """The stack is about to go: who still waits for a connection hears of it."""
+        for listener in list(self._listeners.values()):
+            listener.close()
 
     def forget_stream(self, stream: StreamBase) -> None:
         """Nothing more is wanted of a stream."""
@@ -153,6 +159,11 @@ class Router:
             connection.close_now()
         else:
             listener._on_accepted(connection)
+
+    def _on_listener_lost(self, notice: m.ListenerLost) -> None:
+        listener = self._listeners.pop(notice.handle, None)
+        if listener is not None:
+            listener._on_lost(notice.text)
 
     def _on_handshake_done(self, notice: m.HandshakeDone) -> None:
         connection = self._connections.get(notice.handle)

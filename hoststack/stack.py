@@ -151,16 +151,24 @@ class Stack:
 
         The connection is closed with code 0 when its handler returns. A handler that ends with
         trio.BrokenResourceError ends its own connection alone, for that is the peer's doing; any
-        other exception ends `serve`. `nursery.start` gives the Listener.
+        other exception ends `serve`. `nursery.start` gives the Listener. When that is lost, with a
+        daemon say, `serve` raises trio.BrokenResourceError as soon as all handlers have ended.
         """
+        lost: trio.BrokenResourceError | None = None
         async with (
             await self.listen(uri, tls=tls, alpn=alpn, config=config) as listener,
             trio.open_nursery() as nursery,
         ):
             task_status.started(listener)
-            while True:
-                connection = await listener.accept()
-                (handler_nursery or nursery).start_soon(_handle, handler, connection)
+            while lost is None:
+                try:
+                    connection = await listener.accept()
+                except trio.BrokenResourceError as error:
+                    # Raised again outside the nursery, which would put it into an ExceptionGroup.
+                    lost = error
+                else:
+                    (handler_nursery or nursery).start_soon(_handle, handler, connection)
+        raise lost
 
 
 class EmbeddedStack(Stack):
@@ -289,6 +297,7 @@ async def open_stack(
                 # Raised again outside the nursery, which would put it into an ExceptionGroup.
                 error = caught
             finally:
+                stack._router.close_listeners()
                 worker.close(0, "")
                 nursery.cancel_scope.cancel()
     finally:

@@ -93,6 +93,9 @@ async def _run_member(crew: Crew, record: Record) -> None:
         text = error.strerror if isinstance(error, OSError) else str(error)
         record.fail(text or str(error))
         crew.stop()
+    except* trio.BrokenResourceError as group:
+        record.fail(str(_first(group)))
+        crew.stop()
 
 
 async def _run_role(record: Record) -> None:

@@ -104,6 +104,12 @@ class AttachedWorkers:
                     self._listen_at(other, listener)
         self.wake_application()
 
+    def end(self) -> None:
+        """The daemon is gone: no worker comes any more."""
+        for listener in list(self._listeners):
+            self._lose_listener(listener, "the daemon has ended")
+        self.wake_application()
+
     # --- down --------------------------------------------------------------------------------
 
     def request(self, request: m.Request) -> None:
@@ -218,7 +224,10 @@ class AttachedWorkers:
                 self._give_up(listener)
                 self._notices.append(replace(notice, token=listener.request.token))
             elif not listener.is_over and not listener.missing:
-                self._tell_listening(listener)
+                if listener.at:
+                    self._tell_listening(listener)
+                elif self._workers and notice.text != _GONE:  # else another one will be asked
+                    self._lose_listener(listener, notice.text)
             return
         if listener.is_over:
             self._send(index, m.Unlisten(notice.handle))
@@ -248,6 +257,11 @@ class AttachedWorkers:
         for index, handle in listener.at.items():
             if handle >= 0:
                 self._send(index, m.Unlisten(handle))
+
+    def _lose_listener(self, listener: _Listener, why: str) -> None:
+        self._give_up(listener)
+        if listener.handle is not None:
+            self._notices.append(m.ListenerLost(listener.handle, why))
 
     def _unlisten(self, request: m.Unlisten) -> None:
         for listener in self._listeners:

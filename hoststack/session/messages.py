@@ -203,6 +203,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerLost:
+    """Nobody comes to a listener any more, and not by the application's doing; `text` says why."""
+
+    handle: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandshakeDone:
     """The handshake of a connection that began with early data is complete."""
 
@@ -297,6 +305,7 @@ Notice = (
     | Connected
     | StreamReady
     | Accepted
+    | ListenerLost
     | HandshakeDone
     | StreamAccepted
     | DatagramsReady

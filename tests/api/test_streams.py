@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import hoststack
 from hoststack import (
@@ -17,8 +18,10 @@ from hoststack import (
     SendStream,
     StreamResetError,
     StreamStoppedError,
+    TlsConfig,
 )
-from tests.api.conftest import SMALL, URI, MakePair, Pair, Transport, first_stream, run
+from hoststack.link.memory import MemoryNetwork
+from tests.api.conftest import SERVER, SMALL, URI, MakePair, Pair, Transport, first_stream, run
 
 
 def _pattern(count: int) -> bytes:
@@ -391,3 +394,19 @@ def test_an_end_that_nobody_reads_ends_the_stream(make_pair: MakePair) -> None:
             nursery.cancel_scope.cancel()
 
     run(main)
+
+
+def test_who_waits_for_a_connection_hears_of_the_end_of_the_stack(server_tls: TlsConfig) -> None:
+    async def wait_for_a_connection(listener: hoststack.Listener) -> None:
+        with trio.fail_after(1), pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            link = MemoryNetwork().link(SERVER)
+            async with hoststack.open_stack(link=link) as stack:
+                listener = await stack.listen(URI, tls=server_tls)
+                nursery.start_soon(wait_for_a_connection, listener)
+                await trio.testing.wait_all_tasks_blocked()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -22,14 +22,27 @@ async def echo(connection: Connection) -> None:
                 await stream.send_all(data)
 
 
+async def serve_while_it_lives(
+    stack: hoststack.Stack,
+    uri: str,
+    handler: Callable[[Connection], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[hoststack.Listener],
+) -> None:
+    """As an application that has nothing left to do when the daemon ends."""
+    try:
+        await stack.serve(uri, handler, tls=TLS, task_status=task_status)
+    except trio.BrokenResourceError as error:
+        if str(error) != "this listener is gone: the daemon has ended":
+            raise
+
+
 @asynccontextmanager
 async def echo_server(stack: hoststack.Stack, host: str = "127.0.0.1") -> AsyncIterator[str]:
     """Its URI."""
     place = f"quic://[{host}]" if ":" in host else f"quic://{host}"
     async with trio.open_nursery() as nursery:
-        listener = await nursery.start(
-            lambda task_status: stack.serve(f"{place}:0", echo, tls=TLS, task_status=task_status)
-        )
+        listener = await nursery.start(serve_while_it_lives, stack, f"{place}:0", echo)
         yield f"{place}:{listener.local[1]}"
         nursery.cancel_scope.cancel()
 

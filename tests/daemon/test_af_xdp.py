@@ -15,7 +15,6 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ import hoststack
 import pyxdp
 from hoststack import Connection, ConnectionClosedError, QuicConfig, Stack
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
-from tests.daemon.echoing import TLS, TRUSTING, ask, echo
+from tests.daemon.echoing import TRUSTING, ask, echo, serve_while_it_lives
 from tests.quic.test_moves_on_links import opened
 from tests.support.netns import Side, VethPair, run, veth_pair
 
@@ -78,7 +77,7 @@ async def served(daemon: Daemon, host: str, port: int = 4433) -> AsyncIterator[S
 
     with trio.fail_after(PATIENCE_S):
         async with hoststack.attach(daemon.api) as stack, trio.open_nursery() as nursery:
-            await nursery.start(partial(stack.serve, about.uri, handle, tls=TLS))
+            await nursery.start(serve_while_it_lives, stack, about.uri, handle)
             yield about
             nursery.cancel_scope.cancel()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -68,11 +70,17 @@ class Client:
 
 
 def drain(daemon: Daemon, host: str, open_client: OpenClient, chunks: int) -> None:
+    async def serve_to_the_end(
+        server: Stack, *, task_status: trio.TaskStatus[hoststack.Listener]
+    ) -> None:
+        with pytest.raises(trio.BrokenResourceError, match="gone: the daemon has ended"):
+            await server.serve(
+                f"quic://{host}:0", serve, tls=TLS, config=CONFIG, task_status=task_status
+            )
+
     async def main() -> None:
         async with hoststack.attach(daemon.api) as server, trio.open_nursery() as serving:
-            listener = await serving.start(
-                partial(server.serve, f"quic://{host}:0", serve, tls=TLS, config=CONFIG)
-            )
+            listener = await serving.start(serve_to_the_end, server)
             uri = f"quic://{host}:{listener.local[1]}"
             whole = Client(uri, chunks)
             endless = [Client(uri, 0) for _ in range(ENDLESS)]
@@ -89,7 +97,6 @@ def drain(daemon: Daemon, host: str, open_client: OpenClient, chunks: int) -> No
                 info = client.close_info
                 assert info is not None
                 assert (info.code, info.by_peer, info.reason) == (0, True, "the server ends")
-            serving.cancel_scope.cancel()
 
     async def in_time() -> None:
         with trio.fail_after(PATIENCE_S):
@@ -110,3 +117,30 @@ def test_over_sockets(engine: str) -> None:
 def test_over_af_xdp() -> None:
     with veth_pair(queues=2) as pair, daemon_on(pair.a, *DRAIN) as daemon:
         drain(daemon, pair.a.ipv4, partial(client_on, pair.b), WHOLE_CHUNKS["native"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("apps.quic_echo", "socket-name", "API", "server", "uri", "quic://127.0.0.1:0"),
+        ("apps.http3_server", "--socket", "API", "--root", "docs", "quic://127.0.0.1:0"),
+    ],
+    ids=["quic_echo", "http3_server"],
+)
+def test_a_program_whose_daemon_ends_says_so_in_a_line(words: tuple[str, ...]) -> None:
+    with run_daemon() as daemon:
+        line = [sys.executable, "-m", *(daemon.api if word == "API" else word for word in words)]
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as program:
+            try:
+                assert program.stdout is not None
+                while "listening on" not in program.stdout.readline():
+                    assert program.poll() is None
+                daemon.process.send_signal(signal.SIGTERM)
+                said, _ = program.communicate(timeout=PATIENCE_S)
+            finally:
+                program.kill()
+    assert program.returncode == 1
+    name = words[0].rpartition(".")[2]
+    assert said == f"{name}: this listener is gone: the daemon has ended\n"

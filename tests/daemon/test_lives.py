@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ import trio
 import hoststack
 from hoststack import ConnectionClosedError
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon, run_daemon
-from tests.daemon.echoing import TLS, TRUSTING, ask, echo, echo_server
+from tests.daemon.echoing import TRUSTING, ask, echo, echo_server, serve_while_it_lives
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +62,7 @@ class Echo:
 
         async with trio.open_nursery() as nursery:
             listener = await nursery.start(
-                partial(self._stack.serve, "quic://127.0.0.1:0", answer, tls=TLS)
+                serve_while_it_lives, self._stack, "quic://127.0.0.1:0", answer
             )
             self.uri = f"quic://127.0.0.1:{listener.local[1]}"
             task_status.started()
