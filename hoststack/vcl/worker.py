@@ -57,6 +57,7 @@ class VclWorker:
             m.Connected: self._on_connected,
             m.StreamReady: self._on_stream_ready,
             m.Accepted: self._on_accepted,
+            m.ListenerLost: self._on_listener_lost,
             m.StreamAccepted: self._on_stream_accepted,
             m.DatagramsReady: self._on_datagrams_ready,
             m.PathChanged: self._on_path_changed,
@@ -311,6 +312,11 @@ class VclWorker:
             self._offer(listener, session)
         else:
             session.state = State.CONNECTING
+
+    def _on_listener_lost(self, notice: m.ListenerLost) -> None:
+        session = self._by_handle.get(notice.handle)
+        if session is not None:
+            self._end(session, errno.ECONNRESET, False)
 
     def _offer(self, parent: VclSession, session: VclSession) -> None:
         parent.accepted.append(session)
