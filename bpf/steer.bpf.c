@@ -3,8 +3,9 @@
  * Steers QUIC packets into AF_XDP sockets by their connection ID.
  *
  * Destination address and port are looked up; then the connection ID says which worker has the
- * connection, wherever RSS put the packet. A port of plain datagrams is one worker's. A socket receives from its own queue alone, so each
- * worker has one on every queue. All that is not ours passes to the kernel.
+ * connection, wherever RSS put the packet. A port of plain datagrams is one worker's. A socket
+ * receives from its own queue alone, so each worker has one on every queue. All that is not ours
+ * passes to the kernel.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -25,6 +26,8 @@ typedef __u32 uint32_t;
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_OFFSET_MASK 0x1fff
 #define ETH_GROUP_BIT 0x01 /* IEEE 802.3: broadcast and multicast */
+#define AF_INET 2
+#define AF_INET6 10
 #define QUIC_LONG_HEADER 0x80
 #define QUIC_FIXED_BIT 0x40
 #define QUIC_LONG_CID_OFFSET 6 /* first byte, version, length of the connection ID */
@@ -187,15 +190,38 @@ static __always_inline int parse_ipv6(struct cursor *c, struct hs_steer_port *to
 	return HS_STEER_PASSED_EXTENSION + 1;
 }
 
-/* What a port of ours is for; NULL for others. */
-static __always_inline __u32 *find_use(struct hs_steer_port *to)
+/* What a port of ours is for, and whether it is on any address; NULL for others. */
+static __always_inline __u32 *find_use(const struct hs_steer_port *to, int *is_any)
 {
+	struct hs_steer_port any = *to;
 	__u32 *use = bpf_map_lookup_elem(&hs_ports, to);
 
 	if (use)
 		return use;
-	__builtin_memset(to->ip, 0, sizeof(to->ip));
-	return bpf_map_lookup_elem(&hs_ports, to);
+	*is_any = 1;
+	__builtin_memset(any.ip, 0, sizeof(any.ip));
+	return bpf_map_lookup_elem(&hs_ports, &any);
+}
+
+/* Whether the kernel would send a packet to another machine, or refuse to. It says so only where it
+ * forwards at all: elsewhere what comes here is for this machine. */
+static __always_inline int is_passed_on(struct xdp_md *ctx, const struct hs_steer_port *to)
+{
+	struct bpf_fib_lookup fib = { 0 };
+	long found;
+
+	fib.ifindex = ctx->ingress_ifindex;
+	fib.l4_protocol = IPPROTO_UDP;
+	if (to->ip_version == 4) {
+		fib.family = AF_INET;
+		__builtin_memcpy(&fib.ipv4_dst, to->ip, 4);
+	} else {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_dst, to->ip, 16);
+	}
+	found = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	return found >= 0 && found != BPF_FIB_LKUP_RET_NOT_FWDED &&
+	       found != BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
 /* Whether a connection ID of HS_CID_BYTES is one of ours, and whose it is. */
@@ -273,7 +299,7 @@ int hs_steer(struct xdp_md *ctx)
 	struct udphdr *udp;
 	__u32 zero = 0, left = 0, udp_bytes, *use;
 	__be16 type = 0;
-	int why, is_group = 0;
+	int why, is_group = 0, is_any = 0;
 
 	config = bpf_map_lookup_elem(&hs_config, &zero);
 	if (!config || !config->workers || config->workers > HS_STEER_MAX_WORKERS)
@@ -293,7 +319,7 @@ int hs_steer(struct xdp_md *ctx)
 	if (!udp)
 		return pass(HS_STEER_PASSED_MALFORMED);
 	to.port_be = udp->dest;
-	use = find_use(&to);
+	use = find_use(&to, &is_any);
 	if (!use)
 		return pass(HS_STEER_PASSED_OTHER_PORT);
 	/* A port on any address is not the only one that wants these. */
@@ -305,6 +331,8 @@ int hs_steer(struct xdp_md *ctx)
 	udp_bytes -= sizeof(*udp);
 	if (c.at + udp_bytes > c.end)
 		return pass(HS_STEER_PASSED_MALFORMED);
+	if (is_any && is_passed_on(ctx, &to))
+		return pass(HS_STEER_PASSED_ON);
 	if (*use == HS_STEER_QUIC)
 		return steer(&c, udp_bytes, ctx->rx_queue_index, config);
 	if (*use > config->workers)

@@ -45,7 +45,7 @@ struct hs_steer_config {
 };
 
 /* Map hs_ports: a hash. Where this key is, UDP datagrams to it are ours; the address may be all
- * zeros for any. The value, a uint32_t, is HS_STEER_QUIC where connection IDs say whose a datagram
+ * zeros for any of this machine's. The value, a uint32_t, is HS_STEER_QUIC where connection IDs say whose a datagram
  * is; for a port of plain datagrams it is the worker that has it, plus one. */
 enum { HS_STEER_QUIC = 0 };
 
@@ -70,6 +70,7 @@ enum hs_steer_verdict {
 	HS_STEER_PASSED_NOT_UDP,
 	HS_STEER_PASSED_OTHER_PORT,
 	HS_STEER_PASSED_GROUP, /* to our port, but by broadcast or multicast */
+	HS_STEER_PASSED_ON, /* to our port on any address, but to another machine: we are a router */
 	HS_STEER_PASSED_FRAGMENT,
 	HS_STEER_PASSED_EXTENSION, /* too many extension headers, or a routing header not done with */
 	HS_STEER_PASSED_MALFORMED, /* cut short, or lengths that contradict each other */

@@ -14,7 +14,7 @@ import pyxdp
 from hoststack.link.steering import VERDICTS, program_object
 from hoststack.native._native import ffi, lib
 from tests.support import packets as p
-from tests.support.netns import veth_pair
+from tests.support.netns import forward, veth_pair
 
 pytestmark = pytest.mark.needs_root
 
@@ -228,7 +228,15 @@ def test_the_worker_is_the_index(steer: Steer) -> None:
     assert steer.run(GOOD["short, foreign"]) == (pyxdp.XDP_PASS, "redirect_failed")
 
 
-def test_a_port_on_any_address(steer: Steer) -> None:
+@pytest.fixture
+def no_router() -> Iterator[None]:
+    """Among the network's settings are those of a machine that does not forward."""
+    with veth_pair() as pair, pair.a.inside():
+        forward(pair.a, 0)
+        yield
+
+
+def test_a_port_on_any_address(steer: Steer, no_router: None) -> None:
     other = p.ethernet(p.ipv4(_QUIC, to=b"\x0a\x09\x09\x09"))
     steer.check(other, p.Steered("passed_other_port"))
     steer.open_port(b"", 4)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -162,6 +163,14 @@ def bring_up(side: Side, mtu_bytes: int) -> None:
     side.ip("address", "add", f"{side.ipv4}/24", "dev", side.ifname)
     side.ip("address", "add", f"{side.ipv6}/64", "dev", side.ifname, "nodad")
     side.ip("link", "set", side.ifname, "up")
+
+
+def forward(side: Side, value: int) -> None:
+    """Whether its namespace is a router's: 0 or 1."""
+    with side.inside():
+        for family in ("ipv4", "ipv6"):
+            path = Path(f"/proc/sys/net/{family}/conf/all/forwarding")
+            path.write_text(f"{value}\n", encoding="ascii")
 
 
 @contextmanager
