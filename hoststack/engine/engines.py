@@ -49,5 +49,5 @@ def engine_maker(
 
         return lambda owner: NativeEngine(link, owner, cid, secret)
     if name == "aioquic":
-        return lambda owner: AioquicEngine(link, owner, cid)
+        return lambda owner: AioquicEngine(link, owner, cid, secret)
     raise ValueError(f"there is no engine {name!r}: take 'auto', 'native' or 'aioquic'")

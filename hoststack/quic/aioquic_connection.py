@@ -9,7 +9,6 @@ tests/quic/test_aioquic_internals.py, and aioquic is pinned to 1.7 for their sak
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +69,7 @@ class HostConnection(QuicConnection):
         path: Path,
         new_cid: Callable[[], bytes],
         make_fifo: Callable[[Any, int], Fifo],
+        reset_token: Callable[[bytes], bytes],
         **options: Any,
     ) -> None:
         super().__init__(configuration=configuration, **options)
@@ -84,10 +84,14 @@ class HostConnection(QuicConnection):
         self.timer_at: float | None = None
         self.initial_dcid: bytes | None = None
         self.make_fifo = make_fifo
-        self._first_path = path
+        self.first_path = path
+        """The one that it began on."""
         self._new_cid = new_cid
+        self._reset_token = reset_token
         cid = new_cid()
         self._host_cids[0].cid = cid
+        if not self._is_client:
+            self._host_cids[0].stateless_reset_token = reset_token(cid)
         self.host_cid = cid
         self._local_initial_source_connection_id = cid
         bidi, uni = self._local_max_streams_bidi, self._local_max_streams_uni
@@ -135,11 +139,12 @@ class HostConnection(QuicConnection):
 
     def _replenish_connection_ids(self) -> None:
         while len(self._host_cids) < min(8, self._remote_active_connection_id_limit):
+            cid = self._new_cid()
             self._host_cids.append(
                 QuicConnectionId(
-                    cid=self._new_cid(),
+                    cid=cid,
                     sequence_number=self._host_cid_seq,
-                    stateless_reset_token=os.urandom(16),
+                    stateless_reset_token=self._reset_token(cid),
                 )
             )
             self._host_cid_seq += 1
@@ -467,14 +472,24 @@ class HostConnection(QuicConnection):
         """Whether even the closing period is over."""
         return self._state is QuicConnectionState.TERMINATED
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: str, code: int = QuicErrorCode.NO_ERROR) -> None:
         """End at once without a word to the peer."""
         self._close_event = ConnectionTerminated(
-            error_code=QuicErrorCode.NO_ERROR,
+            error_code=code,
             frame_type=QuicFrameType.PADDING,
             reason_phrase=reason,
         )
         self._close_end()
+
+    @property
+    def peer_reset_token(self) -> bytes:
+        """What a stateless reset of the peer's ends with; b"" if that is not known."""
+        return self._peer_cid.stateless_reset_token or b""
+
+    def be_reset(self) -> None:
+        """The peer knows nothing of this connection (RFC 9000 section 10.3)."""
+        self._peer_closed = True
+        self.give_up("Stateless reset", QuicErrorCode.INTERNAL_ERROR)
 
     def dispose(self) -> None:
         """Give memory back at once; for a connection that nobody was told of.
@@ -520,7 +535,7 @@ class HostConnection(QuicConnection):
 
     @property
     def _path(self) -> Path:
-        return self._network_paths[0].addr if self._network_paths else self._first_path
+        return self._network_paths[0].addr if self._network_paths else self.first_path
 
     def connection_ids(self) -> ConnectionIds:
         """See ConnectionContext."""

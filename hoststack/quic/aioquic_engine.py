@@ -29,6 +29,7 @@ from hoststack.quic.aioquic_accept import (
 from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_receive import receive_burst
+from hoststack.quic.aioquic_resets import StatelessResets
 from hoststack.quic.aioquic_resume import resume
 from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
 from hoststack.quic.aioquic_transmit import is_ordinary, write_burst
@@ -66,11 +67,12 @@ class AioquicEngine:
     can_spin = False
     congestion_controls: tuple[str, ...] = CONGESTION_CONTROLS
 
-    def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig) -> None:
+    def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig, secret: bytes) -> None:
         self.counters = EngineCounters()
         self._link = link
         self._make_fifo = owner.make_fifo
         self._new_cid = CidGenerator(cid)
+        self._resets = StatelessResets(secret, self._new_cid.prefix)
         self._acceptor = Acceptor(link, self.counters)
         self._by_cid: dict[bytes, HostConnection] = {}
         self._connections: dict[HostConnection, None] = {}
@@ -114,10 +116,12 @@ class AioquicEngine:
             path=way,
             new_cid=self._new_cid,
             make_fifo=self._make_fifo,
+            reset_token=self._resets.token,
             **options,
         )
         # The handshake begins in the next turn, which knows the time.
         self._starting.append((connection, way))
+        self._resets.add(connection, way)
         return connection
 
     def open_stream(
@@ -244,7 +248,7 @@ class AioquicEngine:
             else:
                 connection = by_cid.get(data[1 : 1 + CID_BYTES])
                 if connection is None:
-                    self.counters.drop("unknown_cid")
+                    self._unknown(data, path, now)
             if connection is not None:
                 burst = bursts.get(connection)
                 if burst is None:
@@ -252,6 +256,19 @@ class AioquicEngine:
                 else:
                     burst.append((data, path))
         return bursts
+
+    def _unknown(self, data: bytes, path: Path, now: float) -> None:
+        """A short header whose connection ID nobody has."""
+        connection = self._resets.find(data, path)
+        if connection is not None:
+            connection.be_reset()
+            self._due[connection] = None
+            return
+        self.counters.drop("unknown_cid")
+        answer = self._resets.answer(data, now)
+        if answer is not None:
+            self._outbox.append((answer, path))
+            self.counters.stateless_resets += 1
 
     def _long_header(self, data: bytes, path: Path, now: float) -> HostConnection | None:
         length = data[5]
@@ -274,6 +291,7 @@ class AioquicEngine:
                 path=path,
                 new_cid=self._new_cid,
                 make_fifo=self._make_fifo,
+                reset_token=self._resets.token,
                 original_destination_connection_id=dcid,
                 **options,
             )
@@ -497,6 +515,7 @@ class AioquicEngine:
             return
         connection.timer_at = None
         self._due.pop(connection, None)
+        self._resets.remove(connection, connection.first_path)
         for cid in connection.all_cids():
             if self._by_cid.get(cid) is connection:
                 del self._by_cid[cid]

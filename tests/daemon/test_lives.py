@@ -227,9 +227,10 @@ async def _send_for_ever(stream: trio.abc.SendStream) -> None:
         await trio.sleep(0.01)
 
 
-def test_peers_of_a_dead_worker_hear_of_it_at_once(make_daemon: MakeDaemon) -> None:
+@pytest.mark.parametrize("engine", ["native", "aioquic"])
+def test_peers_of_a_dead_worker_hear_of_it_at_once(make_daemon: MakeDaemon, engine: str) -> None:
     """By stateless resets, over udp."""
-    daemon = make_daemon()
+    daemon = make_daemon("--engine", engine)
 
     async def main() -> None:
         with trio.fail_after(PATIENCE_S):

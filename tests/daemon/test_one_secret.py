@@ -14,6 +14,7 @@ import trio.testing
 import hoststack
 from hoststack import Connection, Listener, QuicConfig, SessionCache, Stack, TlsConfig
 from hoststack.engine import engines
+from hoststack.engine.engines import EngineName
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryLink, MemoryNetwork
 from tests.daemon.conftest import PATIENCE_S, Daemon
@@ -90,8 +91,10 @@ class Anycast(MemoryNetwork):
     """Two hosts have the server's address, and packets go to the one whose turn it is: as if a
     connection's packets came to another worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: EngineName = "native") -> None:
+        """The server is of that engine."""
         super().__init__()
+        self._engine = engine
         self._hosts = [MemoryLink(self, SERVER), MemoryLink(self, SERVER)]
         self.retries = 0
         self.switch(0)
@@ -109,7 +112,7 @@ class Anycast(MemoryNetwork):
     async def server(self, index: int, config: QuicConfig) -> AsyncIterator[Listener]:
         async with (
             hoststack.open_stack(
-                link=self._hosts[index], engine="native", secret=SECRET, config=config
+                link=self._hosts[index], engine=self._engine, secret=SECRET, config=config
             ) as stack,
             await stack.listen(f"quic://{SERVER}:4433", tls=TLS) as listener,
         ):
@@ -117,15 +120,18 @@ class Anycast(MemoryNetwork):
 
 
 def run_on_two(
-    script: Callable[[Anycast, Stack, Listener, Listener], Awaitable[None]], config: QuicConfig
+    script: Callable[[Anycast, Stack, Listener, Listener], Awaitable[None]],
+    config: QuicConfig,
+    server: EngineName = "native",
+    client_engine: EngineName = "native",
 ) -> None:
     async def main() -> None:
-        network = Anycast()
+        network = Anycast(server)
         with trio.fail_after(PATIENCE_S):
             async with (
                 network.server(0, config) as one,
                 network.server(1, config) as other,
-                hoststack.open_stack(link=network.link(CLIENT), engine="native") as client,
+                hoststack.open_stack(link=network.link(CLIENT), engine=client_engine) as client,
             ):
                 await script(network, client, one, other)
 
@@ -146,7 +152,11 @@ def test_a_retry_token_of_one_is_taken_by_the_other() -> None:
     run_on_two(script, QuicConfig(retry_above_half_open=0))
 
 
-def test_a_stateless_reset_of_one_ends_the_others_connection() -> None:
+@pytest.mark.parametrize("client_engine", ["native", "aioquic"])
+@pytest.mark.parametrize("server", ["native", "aioquic"])
+def test_a_stateless_reset_of_one_ends_the_others_connection(
+    server: EngineName, client_engine: EngineName
+) -> None:
     async def script(network: Anycast, client: Stack, one: Listener, other: Listener) -> None:
         async with (
             client.connect(f"quic://{SERVER}:4433", tls=TRUSTING) as connection,
@@ -159,4 +169,4 @@ def test_a_stateless_reset_of_one_ends_the_others_connection() -> None:
             assert info.by_peer
             assert "stateless reset" in info.reason.lower()
 
-    run_on_two(script, QuicConfig())
+    run_on_two(script, QuicConfig(), server, client_engine)

@@ -1,0 +1,84 @@
+"""Stateless resets for the aioquic engine, which aioquic knows nothing of (RFC 9000 section 10.3).
+
+The token of a connection ID follows from it and from a secret that workers share: so whoever comes
+in the place of a worker that died can tell the dead one's peers.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from typing import TYPE_CHECKING, Final
+
+from hoststack.link.base import Path
+from hoststack.quic.cid import CID_BYTES
+
+if TYPE_CHECKING:
+    from hoststack.quic.aioquic_connection import HostConnection
+
+_TOKEN_BYTES: Final = 16
+#: Five unpredictable bytes and the token.
+_LEAST_BYTES: Final = 5 + _TOKEN_BYTES
+#: As long as a packet that is not suspiciously short.
+_MOST_BYTES: Final = 43
+_PER_SECOND: Final = 64
+
+
+class StatelessResets:
+    """Makes them, and finds the connection that one is about."""
+
+    def __init__(self, secret: bytes, cid_prefix: bytes) -> None:
+        """For connection IDs that begin with these bytes."""
+        self._secret = secret
+        self._prefix = cid_prefix
+        self._budget = _PER_SECOND
+        self._filled_at = 0.0
+        self._clients: dict[tuple[str, int], dict[HostConnection, None]] = {}
+        """Connections of ours by the server's address. A client need not give tokens at all."""
+
+    def token(self, cid: bytes) -> bytes:
+        """Of a connection ID that we give."""
+        return hmac.digest(self._secret, b"stateless reset " + cid, "sha256")[:_TOKEN_BYTES]
+
+    def answer(self, data: bytes, now: float) -> bytes | None:
+        """The answer to a packet with a short header for a connection that is gone, if it was one
+        of ours, and not too many were sent in this second."""
+        # RFC 9000 section 10.3.3: "An endpoint MUST ensure that every Stateless Reset that it sends
+        # is smaller than the packet that triggered it, unless it maintains state sufficient to
+        # prevent looping."
+        size = min(len(data) - 1, _MOST_BYTES)
+        if size < _LEAST_BYTES or not data.startswith(self._prefix, 1):
+            return None
+        if now - self._filled_at >= 1:
+            self._filled_at, self._budget = now, _PER_SECOND
+        if not self._budget:
+            return None
+        self._budget -= 1
+        unpredictable = os.urandom(size - _TOKEN_BYTES)
+        first = 0x40 | unpredictable[0] & 0x3F  # a short header's fixed bits
+        return bytes((first,)) + unpredictable[1:] + self.token(data[1 : 1 + CID_BYTES])
+
+    # --- of peers ----------------------------------------------------------------------------
+
+    def add(self, connection: HostConnection, path: Path) -> None:
+        """A connection of ours may be reset from now on."""
+        self._clients.setdefault(path.remote, {})[connection] = None
+
+    def remove(self, connection: HostConnection, path: Path) -> None:
+        """It is gone. Idempotent."""
+        others = self._clients.get(path.remote, {})
+        others.pop(connection, None)
+        if not others:
+            self._clients.pop(path.remote, None)
+
+    def find(self, data: bytes, path: Path) -> HostConnection | None:
+        """The connection that a datagram of no known connection ID resets."""
+        # RFC 9000 section 10.3.1: "the endpoint [...] MUST NOT check for any stateless reset tokens
+        # associated with connection IDs it has not used or for connection IDs that have been
+        # retired."
+        if len(data) >= _LEAST_BYTES:
+            token = data[-_TOKEN_BYTES:]
+            for connection in self._clients.get(path.remote, ()):
+                if hmac.compare_digest(connection.peer_reset_token, token):
+                    return connection
+        return None
