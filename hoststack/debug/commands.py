@@ -20,6 +20,7 @@ from hoststack.debug.grammar import (
     read_arguments,
     shown,
 )
+from hoststack.session.protocols import Protocol
 
 #: The longest line; longer ones are nobody's typing.
 MAX_LINE_CHARACTERS: Final = 4096
@@ -31,6 +32,8 @@ _RULE: Final = (
     "[appns ID] [scope local|global|all] proto quic|tcp|udp LOCAL/LENGTH PORT REMOTE/LENGTH PORT"
 )
 _MOST_BYTES: Final = 1 << 50
+#: Whose connections have streams.
+ECHO_PROTOCOLS: Final[tuple[Protocol, ...]] = ("quic", "tcp")
 
 SPECS: Final = (
     Spec(("help",), "this list, or the grammar of a command", rest="about", rest_name="COMMAND"),
@@ -41,7 +44,7 @@ SPECS: Final = (
         "listen, and send back what comes; or stop that",
         options=(
             Option("stop", "stop"),
-            Option("uri", "uri", UriText()),
+            Option("uri", "uri", UriText(ECHO_PROTOCOLS)),
             Option("fifo-size", "fifo_bytes", _FIFO),
             Option("no-echo", "no_echo"),
         ),
@@ -50,7 +53,7 @@ SPECS: Final = (
         ("test", "echo", "clients"),
         "connect, send on streams, and measure",
         options=(
-            Option("uri", "uri", UriText(), is_required=True),
+            Option("uri", "uri", UriText(ECHO_PROTOCOLS), is_required=True),
             Option("nclients", "clients", Number("N", 1, 65536)),
             Option("streams", "streams", Number("M", 1, 65536)),
             Option("quic-streams", "streams", Number("M", 1, 65536)),

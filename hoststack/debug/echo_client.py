@@ -8,11 +8,14 @@ from typing import Final
 import trio
 
 from hoststack.connection import Connection
+from hoststack.debug.commands import ECHO_PROTOCOLS
 from hoststack.debug.grammar import Command, CommandError
 from hoststack.debug.settings import with_fifos
 from hoststack.debug.worker_side import Data, WorkerSide
 from hoststack.errors import ConnectError, UriError
 from hoststack.quic.tls import TlsConfig
+from hoststack.session.protocols import PROTOCOLS
+from hoststack.session.uri import parse_uri
 from hoststack.stream import SendStream, Stream
 
 #: Handshakes that go on at once; more would time out behind each other.
@@ -39,8 +42,14 @@ class _Test:
     def __init__(self, command: Command, side: WorkerSide, clients: int) -> None:
         arguments = command.arguments
         self._uri = str(arguments["uri"])
+        self._features = PROTOCOLS[parse_uri(self._uri, ECHO_PROTOCOLS).scheme]
         self._clients = clients
         self._streams = int(arguments.get("streams", 1))
+        if self._features.streams == "one" and self._streams > 1:
+            raise CommandError(
+                f"{self._uri}: such a connection is one stream: take nclients {self._streams}, and "
+                "leave out streams"
+            )
         self._bytes = int(arguments.get("bytes", _DEFAULT_BYTES))
         self._checks = bool(arguments.get("check"))
         self._returns = not arguments.get("no_return")
@@ -110,10 +119,9 @@ class _Test:
         async with AsyncExitStack() as closing:
             async with self._limit:
                 try:
+                    tls = TlsConfig(verify=False) if self._features.tls else None
                     connection = await closing.enter_async_context(
-                        self._stack.connect(
-                            self._uri, tls=TlsConfig(verify=False), config=self._config
-                        )
+                        self._stack.connect(self._uri, tls=tls, config=self._config)
                     )
                 except (ConnectError, UriError) as error:
                     self._fail(getattr(error, "strerror", None) or str(error))
@@ -131,7 +139,10 @@ class _Test:
         async with trio.open_nursery() as nursery:
             for _ in range(self._streams):
                 if self._returns:
-                    nursery.start_soon(self._run_echo, await connection.open_stream())
+                    nursery.start_soon(self._run_echo, await connection.open_stream(), self._bytes)
+                elif self._features.streams == "one":
+                    # The server's end says that it has all.
+                    nursery.start_soon(self._run_echo, await connection.open_stream(), 0)
                 else:
                     nursery.start_soon(
                         self._run_one_way, await connection.open_stream(unidirectional=True)
@@ -142,13 +153,13 @@ class _Test:
         await stream.wait_acknowledged()
         self._note_done()
 
-    async def _run_echo(self, stream: Stream) -> None:
+    async def _run_echo(self, stream: Stream, expected: int) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, stream)
             received = await self._receive(stream)
-        if received != self._bytes:
+        if received != expected:
             self._fail(
-                f"stream {stream.stream_id}: {received} of {self._bytes} bytes came back: a server "
+                f"stream {stream.stream_id}: {received} of {expected} bytes came back: a server "
                 "with no-echo takes clients with no-return"
             )
         self._note_done()

@@ -7,12 +7,14 @@ from typing import Final
 import trio
 
 from hoststack.connection import Connection
+from hoststack.debug.commands import ECHO_PROTOCOLS
 from hoststack.debug.grammar import Command, CommandError
 from hoststack.debug.settings import with_fifos
 from hoststack.debug.worker_side import Data, Server, WorkerSide
 from hoststack.errors import LinkError, UriError
 from hoststack.listener import Listener
 from hoststack.quic.tls import TlsConfig
+from hoststack.session.protocols import PROTOCOLS
 from hoststack.session.uri import parse_uri
 from hoststack.stream import ReceiveStream, Stream
 
@@ -30,19 +32,23 @@ async def _start(side: WorkerSide, command: Command) -> Data:
     arguments = command.arguments
     uri = str(arguments["uri"])
     no_echo = bool(arguments.get("no_echo"))
+    parsed = parse_uri(uri, ECHO_PROTOCOLS)
+    features = PROTOCOLS[parsed.scheme]
+    if features.is_kernels and side.index:
+        # The kernel's port has one owner; clients find it from all workers.
+        return {"left_out": True}
     if uri in side.servers:
         raise CommandError(
             f"there is an echo server on {uri} already: `test echo server stop uri {uri}` ends it"
         )
-    if side.workers > 1 and not parse_uri(uri).port:
+    if side.workers > 1 and not (features.is_kernels or parsed.port):
         raise CommandError(f"{uri}: each worker would take another port: name one")
     config = None
     if "fifo_bytes" in arguments:
         config = with_fifos(side.worker.layer.default_config, int(arguments["fifo_bytes"]))
     try:
-        listener = await side.stack("echo_server").listen(
-            uri, tls=TlsConfig.self_signed(["localhost"]), config=config
-        )
+        tls = TlsConfig.self_signed(["localhost"]) if features.tls else None
+        listener = await side.stack("echo_server").listen(uri, tls=tls, config=config)
     except (LinkError, UriError) as error:
         raise CommandError(getattr(error, "strerror", None) or str(error)) from None
     server = side.servers[uri] = Server(listener.local)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from hoststack.session import protocols
 from hoststack.session.uri import UriError, parse_uri
 
 Argument = str | int | float | bool
@@ -102,12 +103,13 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class UriText:
+    schemes: tuple[protocols.Protocol, ...]
     name: str = "URI"
     choices: tuple[str, ...] = ()
 
     def read(self, word: str) -> str:
         try:
-            return str(parse_uri(word))
+            return str(parse_uri(word, self.schemes))
         except UriError as error:
             raise ValueError(f"a URI: {error}") from None
 

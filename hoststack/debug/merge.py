@@ -40,7 +40,10 @@ def _help(command: Command, answers: Sequence[Data]) -> Data:
 def _echo_server(command: Command, answers: Sequence[Data]) -> Data:
     """A worker that was started later may have missed what the others were told."""
     if "stopped" not in answers[0]:
-        return _same(command, answers)
+        listening = [answer for answer in answers if not answer.get("left_out")]
+        if not listening:
+            raise CommandError("worker 0 would listen, and is not there now: try again")
+        return _same(command, listening)
     stopped = sorted({uri for answer in answers for uri in answer["stopped"]})
     if not stopped and "uri" in command.arguments:
         running = sorted({uri for answer in answers for uri in answer["running"]})

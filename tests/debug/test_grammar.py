@@ -110,7 +110,7 @@ def test_lines_that_are_commands(line: str, name: str, arguments: dict[str, obje
         ("quic set fifo-size 9999999999999999999999", "it takes a size of"),
         ("test echo server", "needs uri URI, or stop"),
         ("test echo client nclients 3", "'test echo clients' needs uri URI"),
-        ("test echo client uri tcp://10.0.0.1:1", "the scheme 'tcp' is not known here"),
+        ("test echo client uri udp://10.0.0.1:1", "the scheme 'udp' is not known here"),
         (f"test echo client uri {URI} nclients 0", "it takes a number from 1 to 65536"),
         (f"test echo client uri {URI} test-timeout 0", "it takes seconds, more than 0"),
         (f"test echo client uri {URI} bytes 1 mbytes 1", "'mbytes' comes twice, or says the same"),

@@ -112,6 +112,29 @@ def test_an_echo_test_in_two_workers(daemon: Daemon, uri: str) -> None:
     assert (server["workers"], server["listeners"]) == ([0, 1], 2)
 
 
+def test_an_echo_test_over_tcp(daemon: Daemon, uri: str) -> None:
+    uri = uri.replace("quic", "tcp")
+    started = daemon.ctl(f"test echo server uri {uri}")
+    assert started.stdout == f"echo server listens on {uri.removeprefix('tcp://')}\n"
+    data = daemon.json(f"test echo client uri {uri} nclients 6 mbytes 1 test-bytes")
+    assert data["bytes"] == data["tx_bytes"] == 6 << 20
+    assert [worker["handshakes"] for worker in data["workers"]] == [3, 3]
+    # Worker 0 has the port, and so has the one that comes in its place.
+    before = daemon.json("show workers")["workers"][0]["pid"]
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: daemon.json("show workers")["workers"][0]["pid"] != before)
+    assert daemon.json(f"test echo client uri {uri}")["bytes"] == 8192
+    refused = daemon.ctl(f"test echo client uri {uri} streams 2")
+    assert refused.returncode == 1
+    assert "one stream: take nclients 2, and leave out streams" in refused.stderr
+    assert daemon.ctl("test echo server stop").stdout == f"echo server on {uri} stopped\n"
+    assert daemon.ctl(f"test echo server uri {uri} no-echo").returncode == 0
+    data = daemon.json(f"test echo client uri {uri} nclients 2 mbytes 2 no-return")
+    assert (data["tx_bytes"], data["rx_bytes"], data["duplex"]) == (4 << 20, 0, "half")
+    refused = daemon.ctl(f"test echo client uri {uri}")
+    assert "0 of 8192 bytes came back: a server with no-echo" in refused.stderr
+
+
 def test_a_new_worker_is_as_the_old_one(daemon: Daemon, uri: str) -> None:
     for line in (f"test echo server uri {uri}", "quic set cc reno"):
         assert daemon.ctl(line).returncode == 0
