@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -175,14 +176,18 @@ def asking(command: Sequence[str], *, timeout_s: float = 60) -> Iterator[Callabl
             raise BenchError(f"{' '.join(command[4:])} said nothing: {_text_of(errors)}")
 
         def ask() -> float:
-            print("go", file=to, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # `answer` has what it said
+                os.write(to.fileno(), b"go\n")
             return float(answer())
 
         try:
             answer()
             yield ask
             to.close()
-            process.wait(timeout_s)
+            if process.wait(timeout_s):
+                raise BenchError(f"{' '.join(command[4:])} failed: {_text_of(errors)}")
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{' '.join(command[4:])} does not end") from None
         finally:
             process.kill()
 

@@ -205,19 +205,25 @@ static __always_inline __u32 *find_use(const struct hs_steer_port *to, int *is_a
 
 /* Whether the kernel would send a packet to another machine, or refuse to. It says so only where it
  * forwards at all: elsewhere what comes here is for this machine. */
-static __always_inline int is_passed_on(struct xdp_md *ctx, const struct hs_steer_port *to)
+static __always_inline int is_passed_on(struct xdp_md *ctx, const struct cursor *network,
+					const struct hs_steer_port *to)
 {
 	struct bpf_fib_lookup fib = { 0 };
+	const struct iphdr *v4 = network->at;
+	const struct ipv6hdr *v6 = network->at;
 	long found;
 
 	fib.ifindex = ctx->ingress_ifindex;
 	fib.l4_protocol = IPPROTO_UDP;
-	if (to->ip_version == 4) {
+	if (to->ip_version == 4 && (void *)(v4 + 1) <= network->end) {
 		fib.family = AF_INET;
-		__builtin_memcpy(&fib.ipv4_dst, to->ip, 4);
-	} else {
+		fib.tos = v4->tos;
+		fib.ipv4_src = v4->saddr;
+		fib.ipv4_dst = v4->daddr;
+	} else if (to->ip_version == 6 && (void *)(v6 + 1) <= network->end) {
 		fib.family = AF_INET6;
-		__builtin_memcpy(fib.ipv6_dst, to->ip, 16);
+		__builtin_memcpy(fib.ipv6_src, &v6->saddr, 16);
+		__builtin_memcpy(fib.ipv6_dst, &v6->daddr, 16);
 	}
 	found = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	return found >= 0 && found != BPF_FIB_LKUP_RET_NOT_FWDED &&
@@ -293,7 +299,7 @@ static __always_inline int steer(struct cursor *c, __u32 payload_bytes, __u32 qu
 SEC("xdp")
 int hs_steer(struct xdp_md *ctx)
 {
-	struct cursor c = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct cursor c = { (void *)(long)ctx->data, (void *)(long)ctx->data_end }, network;
 	struct hs_steer_config *config;
 	struct hs_steer_port to = { 0 };
 	struct udphdr *udp;
@@ -307,6 +313,7 @@ int hs_steer(struct xdp_md *ctx)
 	why = parse_ethernet(&c, &type, &is_group);
 	if (why)
 		return pass(why - 1);
+	network = c;
 	if (type == bpf_htons(ETH_P_IP))
 		why = parse_ipv4(&c, &to, &left);
 	else if (type == bpf_htons(ETH_P_IPV6))
@@ -331,7 +338,7 @@ int hs_steer(struct xdp_md *ctx)
 	udp_bytes -= sizeof(*udp);
 	if (c.at + udp_bytes > c.end)
 		return pass(HS_STEER_PASSED_MALFORMED);
-	if (is_any && is_passed_on(ctx, &to))
+	if (is_any && is_passed_on(ctx, &network, &to))
 		return pass(HS_STEER_PASSED_ON);
 	if (*use == HS_STEER_QUIC)
 		return steer(&c, udp_bytes, ctx->rx_queue_index, config);

@@ -147,7 +147,8 @@ class Stack:
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Listen, and run `handler(connection)` for every connection, until cancelled.
+        """Listen, and run `handler(connection)` for every connection, until cancelled, or until the
+        listener is closed, as at the end of the stack's block.
 
         The connection is closed with code 0 when its handler returns. A handler that ends with
         trio.BrokenResourceError ends its own connection alone, for that is the peer's doing; any
@@ -163,12 +164,15 @@ class Stack:
             while lost is None:
                 try:
                     connection = await listener.accept()
+                except trio.ClosedResourceError:
+                    break
                 except trio.BrokenResourceError as error:
                     # Raised again outside the nursery, which would put it into an ExceptionGroup.
                     lost = error
                 else:
                     (handler_nursery or nursery).start_soon(_handle, handler, connection)
-        raise lost
+        if lost is not None:
+            raise lost
 
 
 class EmbeddedStack(Stack):
@@ -221,11 +225,11 @@ class EmbeddedStack(Stack):
         if shares_listeners:
             application.group = (name, namespace, os.getuid())
         self._worker.attach(application)
+        router = Router(application)
         try:
-            yield EmbeddedStack(
-                Router(application), self._worker, self._link_reason, config or self._config
-            )
+            yield EmbeddedStack(router, self._worker, self._link_reason, config or self._config)
         finally:
+            router.close_listeners()
             self._worker.detach(application, is_gone=False)
 
     @property

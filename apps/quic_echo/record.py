@@ -41,6 +41,12 @@ class Counts:
     """Discarded: left open until the program ends."""
 
 
+def _tell(text: str) -> None:
+    """A line on stderr, in one piece: other threads tell theirs, too."""
+    sys.stderr.write(f"quic_echo: {text}\n")
+    sys.stderr.flush()
+
+
 class ConnectionGoal(Protocol):
     """How many connections all threads are to have, together (crew.py)."""
 
@@ -78,7 +84,7 @@ class Record:
     def log(self, level: int, text: str) -> None:
         """A line on stderr, if so much is wanted."""
         if level <= self.options.log_level:
-            print(f"quic_echo: {text}", file=sys.stderr, flush=True)
+            _tell(text)
 
     def fail(self, text: str, status: int = 1) -> None:
         """Note something that went wrong, and tell it once."""
@@ -87,7 +93,7 @@ class Record:
             self.failure_count += 1
             if len(self.failures) < _TOLD:
                 self.failures.append(text)
-                print(f"quic_echo: {text}", file=sys.stderr, flush=True)
+                _tell(text)
 
     def interrupt(self, signal_number: int) -> None:
         """End the run because of a signal; the exit status is as shells have it."""

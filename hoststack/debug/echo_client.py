@@ -157,7 +157,12 @@ class _Test:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, stream)
             received = await self._receive(stream)
-        if received != expected:
+        if received and not expected:
+            self._fail(
+                f"stream {stream.stream_id}: {received} bytes came back: a server for clients with "
+                "no-return is one with no-echo"
+            )
+        elif received != expected:
             self._fail(
                 f"stream {stream.stream_id}: {received} of {expected} bytes came back: a server "
                 "with no-echo takes clients with no-return"

@@ -80,6 +80,7 @@ class AioquicEngine:
         self._due: dict[HostConnection, None] = {}
         """Connections that may have something to send."""
         self._outbox: list[Outgoing] = []
+        self._reset_by_peer: list[HostConnection] = []
         self._timers: list[tuple[float, int, HostConnection]] = []
         self._order = itertools.count()
 
@@ -197,6 +198,7 @@ class AioquicEngine:
         for connection, burst in self._sort(received, now).items():
             if self._receive(connection, burst, now):
                 touched[connection] = None
+        self._heed_resets(touched)
         self._fire_timers(now, touched)
         touched.update(self._due)
         self._due = touched
@@ -213,6 +215,14 @@ class AioquicEngine:
             received=len(received),
             sent=sent,
         )
+
+    def _heed_resets(self, touched: dict[HostConnection, None]) -> None:
+        """After what came before them was read."""
+        for connection in self._reset_by_peer:
+            if connection._close_event is None:
+                connection.be_reset()
+                touched[connection] = None
+        self._reset_by_peer.clear()
 
     def _start_handshakes(self, now: float, touched: dict[HostConnection, None]) -> None:
         for connection, path in self._starting:
@@ -259,10 +269,9 @@ class AioquicEngine:
 
     def _unknown(self, data: bytes, path: Path, now: float) -> None:
         """A short header whose connection ID nobody has."""
-        connection = self._resets.find(data, path)
+        connection = self._resets.find(data, path, now)
         if connection is not None:
-            connection.be_reset()
-            self._due[connection] = None
+            self._reset_by_peer.append(connection)
             return
         self.counters.drop("unknown_cid")
         answer = self._resets.answer(data, now)

@@ -22,6 +22,8 @@ _LEAST_BYTES: Final = 5 + _TOKEN_BYTES
 #: As long as a packet that is not suspiciously short.
 _MOST_BYTES: Final = 43
 _PER_SECOND: Final = 64
+#: Tokens that are compared in a second: anybody can send what may be a reset.
+_COMPARED_PER_SECOND: Final = 100_000
 
 
 class StatelessResets:
@@ -32,6 +34,7 @@ class StatelessResets:
         self._secret = secret
         self._prefix = cid_prefix
         self._budget = _PER_SECOND
+        self._to_compare = _COMPARED_PER_SECOND
         self._filled_at = 0.0
         self._clients: dict[tuple[str, int], dict[HostConnection, None]] = {}
         """Connections of ours by the server's address. A client need not give tokens at all."""
@@ -49,14 +52,18 @@ class StatelessResets:
         size = min(len(data) - 1, _MOST_BYTES)
         if size < _LEAST_BYTES or not data.startswith(self._prefix, 1):
             return None
-        if now - self._filled_at >= 1:
-            self._filled_at, self._budget = now, _PER_SECOND
+        self._fill(now)
         if not self._budget:
             return None
         self._budget -= 1
         unpredictable = os.urandom(size - _TOKEN_BYTES)
         first = 0x40 | unpredictable[0] & 0x3F  # a short header's fixed bits
         return bytes((first,)) + unpredictable[1:] + self.token(data[1 : 1 + CID_BYTES])
+
+    def _fill(self, now: float) -> None:
+        if now - self._filled_at >= 1:
+            self._filled_at = now
+            self._budget, self._to_compare = _PER_SECOND, _COMPARED_PER_SECOND
 
     # --- of peers ----------------------------------------------------------------------------
 
@@ -71,14 +78,20 @@ class StatelessResets:
         if not others:
             self._clients.pop(path.remote, None)
 
-    def find(self, data: bytes, path: Path) -> HostConnection | None:
+    def find(self, data: bytes, path: Path, now: float) -> HostConnection | None:
         """The connection that a datagram of no known connection ID resets."""
         # RFC 9000 section 10.3.1: "the endpoint [...] MUST NOT check for any stateless reset tokens
         # associated with connection IDs it has not used or for connection IDs that have been
         # retired."
-        if len(data) >= _LEAST_BYTES:
-            token = data[-_TOKEN_BYTES:]
-            for connection in self._clients.get(path.remote, ()):
-                if hmac.compare_digest(connection.peer_reset_token, token):
-                    return connection
+        if len(data) < _LEAST_BYTES:
+            return None
+        self._fill(now)
+        candidates = self._clients.get(path.remote, {})
+        if len(candidates) > self._to_compare:
+            return None
+        self._to_compare -= len(candidates)
+        token = data[-_TOKEN_BYTES:]
+        for connection in candidates:
+            if hmac.compare_digest(connection.peer_reset_token, token):
+                return connection
         return None

@@ -40,6 +40,8 @@ class _Listener:
     """Handles by worker."""
     missing: int = 0
     """Workers that have not answered yet."""
+    refused: set[int] = field(default_factory=set)
+    """Workers that would not have it, since one had."""
     is_over: bool = False
 
     @property
@@ -58,6 +60,8 @@ class AttachedWorkers:
         self.wake_application: Callable[[], None] = lambda: None
         self._workers: dict[int, AttachedWorker] = {}
         self._next: deque[int] = deque()
+        self._absent: set[int] = set()
+        """Those that are gone, and will have a successor unless the daemon ends."""
         self._notices: list[m.Notice] = []
         self._calls: dict[int, int] = {}  # worker by token
         self._connections: dict[int, set[int]] = {}  # handles by worker
@@ -73,6 +77,7 @@ class AttachedWorkers:
         """A worker is there, perhaps in the place of one that is gone."""
         assert index not in self._workers
         self._workers[index] = worker
+        self._absent.discard(index)
         self._next.append(index)
         self._connections[index] = set()
         worker.wake_application = lambda: self.wake_application()
@@ -83,6 +88,7 @@ class AttachedWorkers:
     def remove(self, index: int) -> None:
         """A worker is gone, and all that it had."""
         del self._workers[index]
+        self._absent.add(index)
         self._next.remove(index)
         info = CloseInfo(_INTERNAL_ERROR, False, _GONE, False)
         for handle in self._connections.pop(index):
@@ -98,6 +104,7 @@ class AttachedWorkers:
                 self._on_reply_to_own(m.Failed(token, errno.ECONNRESET, _GONE))
         for listener in self._listeners:
             listener.at.pop(index, None)
+            listener.refused.discard(index)
             if listener.is_at_one and not listener.at and listener.handle is not None:
                 other = self._pick()
                 if other >= 0:
@@ -223,16 +230,16 @@ class AttachedWorkers:
             if not listener.is_over and listener.handle is None:
                 self._give_up(listener)
                 self._notices.append(replace(notice, token=listener.request.token))
-            elif not listener.is_over and not listener.missing:
-                if listener.at:
-                    self._tell_listening(listener)
-                elif self._workers and notice.text != _GONE:  # else another one will be asked
-                    self._lose_listener(listener, notice.text)
+            elif not listener.is_over:
+                if notice.text != _GONE:
+                    listener.refused.add(index)
+                self._on_refusal(listener, notice.text)
             return
         if listener.is_over:
             self._send(index, m.Unlisten(notice.handle))
             return
         listener.at[index] = notice.handle
+        listener.refused.clear()
         if len(listener.at) == 1 and listener.handle is None:
             # All others take the port that this one got.
             listener.request = replace(listener.request, local=notice.local)
@@ -242,6 +249,19 @@ class AttachedWorkers:
                     self._listen_at(other, listener)
         if not listener.missing:
             self._tell_listening(listener)
+
+    def _on_refusal(self, listener: _Listener, why: str) -> None:
+        """A worker will not have what another one had: as long as there is one to ask, it is no
+        more than late."""
+        untried = [index for index in self._workers if index not in listener.refused]
+        if listener.missing:
+            return
+        if listener.at:
+            self._tell_listening(listener)
+        elif untried:
+            self._listen_at(untried[0], listener)
+        elif not self._absent:
+            self._lose_listener(listener, why)
 
     def _tell_listening(self, listener: _Listener) -> None:
         """Once: who is told is no call under way any more."""
@@ -260,7 +280,9 @@ class AttachedWorkers:
 
     def _lose_listener(self, listener: _Listener, why: str) -> None:
         self._give_up(listener)
-        if listener.handle is not None:
+        if listener.request.token:  # nobody was told of it yet
+            self._notices.append(m.Failed(listener.request.token, errno.ECONNRESET, why))
+        elif listener.handle is not None:
             self._notices.append(m.ListenerLost(listener.handle, why))
 
     def _unlisten(self, request: m.Unlisten) -> None:

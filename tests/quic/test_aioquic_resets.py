@@ -70,11 +70,23 @@ def test_a_reset_is_heeded_from_where_the_server_is(resets: StatelessResets) -> 
     )
     for client in (unknown, one, other):
         resets.add(client, path)
-    assert resets.find(bytes(5) + b"b" * 16, path) is other
-    assert resets.find(bytes(5) + b"b" * 16, elsewhere) is None
-    assert resets.find(bytes(4) + b"b" * 16, path) is None, "too short"
-    assert resets.find(bytes(5) + b"c" * 16, path) is None
+    assert resets.find(bytes(5) + b"b" * 16, path, 0.0) is other
+    assert resets.find(bytes(5) + b"b" * 16, elsewhere, 0.0) is None
+    assert resets.find(bytes(4) + b"b" * 16, path, 0.0) is None, "too short"
+    assert resets.find(bytes(5) + b"c" * 16, path, 0.0) is None
     resets.remove(other, path)
     resets.remove(other, path)
-    assert resets.find(bytes(5) + b"b" * 16, path) is None
-    assert resets.find(bytes(5) + b"a" * 16, path) is one
+    assert resets.find(bytes(5) + b"b" * 16, path, 0.0) is None
+    assert resets.find(bytes(5) + b"a" * 16, path, 0.0) is one
+
+
+def test_a_flood_of_what_may_be_resets_costs_so_much_and_no_more(resets: StatelessResets) -> None:
+    path = Path(HERE, THERE)
+    clients = [cast(HostConnection, Client(bytes([i]) * 16)) for i in range(100)]
+    for client in clients:
+        resets.add(client, path)
+    for _ in range(1000):
+        assert resets.find(os.urandom(40), path, 5.0) is None
+    reset = bytes(5) + bytes([7]) * 16
+    assert resets.find(reset, path, 5.9) is None
+    assert resets.find(reset, path, 6.0) is clients[7]

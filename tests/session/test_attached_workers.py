@@ -58,19 +58,61 @@ def workers() -> AttachedWorkers:
     return AttachedWorkers("native")
 
 
-def test_a_port_whose_next_worker_refuses_it_is_lost(workers: AttachedWorkers) -> None:
-    first, second = add(workers, 0), add(workers, 1)
+def test_a_port_that_no_worker_will_have_again_is_lost(workers: AttachedWorkers) -> None:
+    both = [add(workers, index) for index in range(2)]
     listen(workers, "tcp")
-    owner, other = (first, second) if first.is_asked else (second, first)
-    owner.grant()
+    owner = next(index for index, worker in enumerate(both) if worker.is_asked)
+    other = both[1 - owner]
+    both[owner].grant()
     (listening,) = workers.take_notices()
     assert isinstance(listening, m.Listening)
     assert not other.is_asked, "a port has one worker"
-    workers.remove(0 if owner is first else 1)
+    workers.remove(owner)
     other.refuse()
+    # The dead one's successor may have it.
+    assert not workers.take_notices()
+    fresh = add(workers, owner)
+    fresh.refuse()
     assert workers.take_notices() == [m.ListenerLost(listening.handle, "full")]
-    # Nobody asks for it any more.
-    assert not add(workers, 0 if owner is first else 1).is_asked
+    assert not other.is_asked
+    assert not fresh.is_asked
+
+
+def test_a_port_goes_on_to_the_worker_that_has_it_then(workers: AttachedWorkers) -> None:
+    all_ = [add(workers, index) for index in range(3)]
+    listen(workers, "tcp")
+    owner = next(index for index, worker in enumerate(all_) if worker.is_asked)
+    all_[owner].grant()
+    assert len(workers.take_notices()) == 1
+    workers.remove(owner)
+    asked = [worker for index, worker in enumerate(all_) if index != owner and worker.is_asked]
+    asked[0].refuse()
+    assert not workers.take_notices()
+    others = [worker for index, worker in enumerate(all_) if index != owner and worker.is_asked]
+    assert len(others) == 1
+    others[0].grant()
+    assert not workers.take_notices()
+    assert not add(workers, owner).is_asked
+
+
+@pytest.mark.parametrize("how", ["refused", "ended"])
+def test_who_still_waits_for_a_listener_that_is_lost_hears_of_it(
+    workers: AttachedWorkers, how: str
+) -> None:
+    one, other = (add(workers, index) for index in range(2))
+    listen(workers, "quic")
+    one.grant()
+    assert not workers.take_notices()
+    workers.remove(0)
+    if how == "refused":
+        other.refuse()
+        assert not workers.take_notices()
+        add(workers, 0).refuse()
+        assert workers.take_notices() == [m.Failed(1, errno.ECONNRESET, "full")]
+    else:
+        workers.remove(1)
+        workers.end()
+        assert workers.take_notices() == [m.Failed(1, errno.ECONNRESET, "the daemon has ended")]
 
 
 def test_a_listener_lives_on_where_it_is_not_refused(workers: AttachedWorkers) -> None:
