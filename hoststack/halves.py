@@ -154,6 +154,9 @@ class SendingHalf:
         self._tx.arm_write()
         must_sleep = not self._tx.writable
         if must_sleep:
+            # What was just sent may have had the worker's turn within `_tell`, and that may have
+            # brought an end of which nobody will wake this task again.
+            self._check()
             await self._sleepers.park()
         self._check()
         return must_sleep
