@@ -154,6 +154,11 @@ class SessionLayer:
     def stop_listening(self) -> None:
         """Nothing new begins from here on; what there is lives on."""
         self._is_draining = True
+        for port in self.ports.in_use():
+            if port.use == "listener":
+                # A client whose handshake is under way may think that it is done: it has to be
+                # reached to be told of the end. The port goes with the process.
+                self.ports.hold(port.local)
         for session in self.sessions:
             if isinstance(session, ListenerSession):
                 self._remove_listener(session)

@@ -21,7 +21,17 @@ from hoststack import (
     TlsConfig,
 )
 from hoststack.link.memory import MemoryNetwork
-from tests.api.conftest import SERVER, SMALL, URI, MakePair, Pair, Transport, first_stream, run
+from tests.api.conftest import (
+    CLIENT,
+    SERVER,
+    SMALL,
+    URI,
+    MakePair,
+    Pair,
+    Transport,
+    first_stream,
+    run,
+)
 
 
 def _pattern(count: int) -> bytes:
@@ -410,3 +420,30 @@ def test_who_waits_for_a_connection_hears_of_the_end_of_the_stack(server_tls: Tl
                 await trio.testing.wait_all_tasks_blocked()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_client_that_was_just_in_time_is_told_of_the_end(server_tls: TlsConfig) -> None:
+    """It finishes its handshake when the server has stopped listening: that knows of it, but not
+    yet that it is done."""
+
+    async def main() -> None:
+        network = MemoryNetwork(delay_s=0.1)
+        async with (
+            hoststack.open_stack(link=network.link(SERVER)) as server,
+            hoststack.open_stack(link=network.link(CLIENT)) as client,
+            await server.listen(URI, tls=server_tls),
+            trio.open_nursery() as nursery,
+        ):
+
+            async def drain() -> None:
+                # The client's first flight is there, the server's is under way.
+                await trio.sleep(0.15)
+                server._worker.layer.stop_listening()
+
+            nursery.start_soon(drain)
+            with trio.fail_after(5):
+                async with client.connect(URI, tls=TlsConfig(verify=False)) as connection:
+                    info = await connection.wait_closed()
+            assert (info.code, info.by_peer) == (0, True)
+
+    run(main)
