@@ -218,6 +218,14 @@ def test_a_fifo_with_an_index_that_can_not_be(
     def script(villain: Villain, foreign: list[int]) -> None:
         misdeed(villain)
         villain.signal(villain.stream, EventCode.SENT)
+        if misdeed is fifo_head:
+            # The server may have echoed that byte before it heard that nobody reads: one more then.
+            end = villain.worker.channel._socket
+            for count in range(102, 200):
+                if select.select([end], [], [], 0.2)[0]:
+                    break
+                villain.fifo(villain.tx, PRODUCER, count)
+                villain.signal(villain.stream, EventCode.SENT)
         assert villain.hear(m.Closed).info.by_peer
         assert villain.is_answered()
 
