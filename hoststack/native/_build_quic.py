@@ -18,6 +18,8 @@ _HEADERS = ("quic.h", "wire_xdp.h", "wire_udp.h")
 _SOURCES = (
     "quic_turn.c",
     "quic_accept.c",
+    "quic_half_open.c",
+    "quic_held.c",
     "quic_connection.c",
     "quic_close.c",
     "quic_resume.c",

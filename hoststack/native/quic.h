@@ -32,6 +32,7 @@ enum {
 	HS_QUIC_MAX_ALPN = 16,
 	HS_QUIC_REASON_BYTES = 256,
 	HS_QUIC_TOKEN_BYTES = 512, /* longer ones are not kept */
+	HS_QUIC_NO_RETRY = 0x7fffffff, /* as `retry_above`: never */
 	HS_PATH_KEY_BYTES = 64, /* what marks a received datagram as a path's */
 	HS_QUIC_DATAGRAMS = -1, /* in place of a stream's ID: the connection's datagrams */
 };
@@ -88,6 +89,7 @@ enum hs_quic_drop {
 	HS_QUIC_DROP_CLOSING,
 	HS_QUIC_DROP_EARLY_PROBE,
 	HS_QUIC_DROP_UNDECRYPTABLE, /* packets: changed under way, or forged */
+	HS_QUIC_DROP_REPLACED, /* handshakes that were given up for newer ones */
 	HS_QUIC_DROPS, /* how many there are */
 };
 
@@ -145,6 +147,7 @@ struct hs_quic_config {
 	uint8_t follows_preferred; /* a client moves to the server's preferred address */
 	uint8_t early_data; /* a server offers 0-RTT */
 	uint32_t retry_above; /* handshakes under way from which on Retry is asked for */
+	uint32_t half_open_per_source; /* of them, those of one proven address or IPv6 /64 */
 	uint32_t version; /* the client's first choice */
 	/* A server's preferred addresses (RFC 9000 section 9.6); port 0: none. */
 	uint16_t preferred_v4_port;

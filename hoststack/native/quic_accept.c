@@ -247,6 +247,20 @@ static void refuse_token(struct hs_quic *q, struct hs_path *path, const ngtcp2_p
 
 /* --- new connections --------------------------------------------------------------------------- */
 
+/* Whether a client must show that its address is its own. First packets that turn out to be none cost
+ * as much as those that begin a handshake, and leave no trace. */
+static int wants_proof(struct hs_quic *q, const struct hs_quic_config *config)
+{
+	if (config->retry_above == HS_QUIC_NO_RETRY)
+		return 0;
+	if (q->now_ns - q->unreadable_since_ns >= SECOND_NS) {
+		q->unreadable_since_ns = q->now_ns;
+		q->unreadable = 0;
+	}
+	return q->half_open + q->unreadable >= config->retry_above ||
+	       (q->half_open && q->connection_count >= config->max_connections);
+}
+
 /* What a client's token says. Returns 0, or -1 if the client was answered instead. */
 static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct hs_path *path,
 			 const ngtcp2_pkt_hd *hd, ngtcp2_cid *original_dcid,
@@ -270,11 +284,24 @@ static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct
 						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
 						hs_token_time_ns()))
 		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;
-	if (q->half_open >= listener->config.retry_above && *type == NGTCP2_TOKEN_TYPE_UNKNOWN) {
+	if (*type == NGTCP2_TOKEN_TYPE_UNKNOWN && wants_proof(q, &listener->config)) {
 		retry(q, path, hd);
 		return -1;
 	}
 	return 0;
+}
+
+static int has_read_hello(const struct hs_connection *c)
+{
+	return ngtcp2_conn_get_remote_transport_params(c->conn) != NULL;
+}
+
+/* Read a datagram of a handshake, and what has waited for it. */
+static void read_early(struct hs_connection *c, const struct hs_received *datagram)
+{
+	hs_connection_read(c, datagram);
+	if (c->state <= HS_OPEN && has_read_hello(c))
+		hs_held_give(c);
 }
 
 static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
@@ -292,20 +319,37 @@ static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 		drop(q, HS_QUIC_DROP_MALFORMED);
 		return;
 	}
-	if (q->connection_count >= listener->config.max_connections ||
-	    q->half_open >= HS_QUIC_MAX_HALF_OPEN) {
+	if (examine_token(q, listener, path, &hd, &original_dcid, &type))
+		return;
+	if (hs_half_open_make_room(q, &listener->config, &path->remote,
+				   type != NGTCP2_TOKEN_TYPE_UNKNOWN)) {
 		drop(q, HS_QUIC_DROP_REFUSED);
 		return;
 	}
-	if (examine_token(q, listener, path, &hd, &original_dcid, &type))
-		return;
 	struct hs_connection *c = hs_connection_accept(
 		listener, q, path, &hd,
 		type == NGTCP2_TOKEN_TYPE_RETRY ? &original_dcid : NULL, type);
 	if (c)
-		hs_connection_read(c, datagram);
+		read_early(c, datagram);
 	else
 		drop(q, HS_QUIC_DROP_REFUSED);
+}
+
+/* The type of a long header's packet, as version 1 numbers it: version 2 has one more each (RFC 9369
+ * section 3.2). */
+static uint8_t long_type(const uint8_t *data, uint32_t version)
+{
+	return (uint8_t)((data[0] >> 4) - (version == NGTCP2_PROTO_VER_V2)) & 3;
+}
+
+void hs_take_early(struct hs_connection *c, const struct hs_received *datagram,
+		   const ngtcp2_version_cid *ids)
+{
+	/* ngtcp2 drops 0-RTT packets that come between the parts of a ClientHello. */
+	if (long_type(datagram->data, ids->version) == HS_QUIC_PACKET_0RTT && !has_read_hello(c))
+		hs_held_add(c->q, datagram, ids);
+	else
+		read_early(c, datagram);
 }
 
 void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
@@ -319,10 +363,12 @@ void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
 		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
 		return;
 	}
-	/* Handshake and 0-RTT packets of no connection, and Initials that are too small. The type's
-	 * bits differ between version 1 and 2 (RFC 9369 section 3.2). */
-	uint8_t type = datagram->data[0] >> 4 & 3;
-	if (type != (ids->version == NGTCP2_PROTO_VER_V2 ? 1 : 0)) {
+	uint8_t type = long_type(datagram->data, ids->version);
+	if (q->listeners && type == HS_QUIC_PACKET_0RTT) {
+		hs_held_add(q, datagram, ids);
+		return;
+	}
+	if (type != HS_QUIC_PACKET_INITIAL) {
 		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
 		return;
 	}

@@ -66,7 +66,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		/* RFC 9001 section 4.1.2: "the TLS handshake is considered confirmed at the server when
 		 * the handshake completes." */
 		c->is_confirmed = 1;
-		q->half_open--;
+		hs_half_open_end(c);
 		q->counters.accepted++;
 		/* A ticket that can't be sent is no reason to end the connection. */
 		if (!c->tls->asks_clients)

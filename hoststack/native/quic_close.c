@@ -24,9 +24,8 @@ static void set_reason(struct hs_connection *c, const uint8_t *reason, size_t by
 /* The state that the handshake was in must not be counted as half open any more. */
 static void leave(struct hs_connection *c, enum hs_connection_state state)
 {
-	if (c->listener && c->state == HS_OPENING)
-		c->q->half_open--;
-	else if (c->state <= HS_OPEN)
+	hs_half_open_end(c);
+	if (c->state <= HS_OPEN && !(c->listener && c->state == HS_OPENING))
 		c->q->counters.closed++;
 	/* Of a peer's handshake that failed nobody was told. */
 	if (c->state == HS_OPEN || (c->state == HS_OPENING && (!c->listener || c->is_early)))
@@ -43,6 +42,11 @@ static void end_silently(struct hs_connection *c, const char *reason)
 	c->close_info.is_application = 0;
 	set_reason(c, (const uint8_t *)reason, strlen(reason));
 	leave(c, HS_OVER);
+}
+
+void hs_close_give_up(struct hs_connection *c)
+{
+	end_silently(c, "Too many handshakes at once");
 }
 
 static void wait_for_stragglers(struct hs_connection *c, enum hs_connection_state state)
@@ -156,8 +160,14 @@ void hs_close_heed(struct hs_connection *c, int result)
 	case NGTCP2_ERR_HANDSHAKE_TIMEOUT:
 		end_silently(c, "No answer");
 		break;
+	case NGTCP2_ERR_RETRY:
+		/* The ClientHello's later part came first, and ngtcp2 has kept it: it asks whether to keep
+		 * what nobody's address stands for. The handshake has its place already, and this costs
+		 * less than a whole ClientHello does. */
+		break;
 	case NGTCP2_ERR_DROP_CONN:
 		c->q->counters.drops[HS_QUIC_DROP_UNREADABLE_INITIAL]++;
+		c->q->unreadable++;
 		end_silently(c, "The first packet could not be read");
 		break;
 	default:

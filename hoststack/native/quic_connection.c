@@ -103,7 +103,7 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 		return NULL;
 	c->listener = listener;
 	listener->references++;
-	q->half_open++;
+	hs_half_open_begin(c, token_type != NGTCP2_TOKEN_TYPE_UNKNOWN);
 	ngtcp2_settings settings;
 	ngtcp2_transport_params params;
 	ngtcp2_cid scid;
@@ -191,11 +191,9 @@ void hs_connection_free(struct hs_connection *c)
 	if (c->session)
 		gnutls_deinit(c->session);
 	hs_resume_free(c);
-	if (c->listener) {
-		if (c->state == HS_OPENING)
-			q->half_open--;
+	hs_half_open_end(c);
+	if (c->listener)
 		hs_listener_release(c->listener);
-	}
 	hs_number_give(q, c);
 	hs_path_end(c);
 	hs_tls_free(c->tls);

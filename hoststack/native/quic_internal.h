@@ -4,6 +4,8 @@
  *
  *   quic_turn.c        bursts in and out, timers, what goes to the caller
  *   quic_accept.c      datagrams that belong to no connection
+ *   quic_half_open.c   handshakes of peers under way: how many, and of whom
+ *   quic_held.c        0-RTT packets that wait for their ClientHello
  *   quic_connection.c  a connection's life: beginning, reading, writing
  *   quic_close.c       its end
  *   quic_resume.c      sessions that are resumed, and 0-RTT
@@ -156,6 +158,10 @@ struct hs_connection {
 	struct hs_cid_entry *cids;
 	struct hs_connection *next_due, *previous_due;
 	struct hs_connection *next_touched;
+	/* While it is half open: the next of all, and of its source; see quic_half_open.c. */
+	struct hs_connection *older, *newer, *older_of_source, *newer_of_source;
+	struct hs_source *source; /* NULL: none */
+	uint64_t began_ns;
 	struct hs_stream *streams;
 	struct hs_stream *first_to_send, *last_to_send;
 	struct hs_stream *touched_streams, **touched_end;
@@ -180,6 +186,7 @@ struct hs_connection {
 	uint8_t is_dead; /* the application was told, and counts it no more */
 	uint8_t close_is_due; /* the application wants it closed, or its packet must go again */
 	uint8_t was_reset; /* by a stateless reset */
+	uint8_t is_half_open; /* a peer's, and its handshake is under way */
 	uint8_t has_peer_cids; /* the peer gave more connection IDs than its first */
 	uint8_t has_written_open; /* so that the handshake's last message of ours is out */
 	uint8_t is_confirmed; /* the handshake, to both sides (RFC 9001 section 4.1.2) */
@@ -226,6 +233,10 @@ struct hs_quic {
 	uint32_t *free_numbers;
 	uint32_t free_count;
 	uint32_t half_open;
+	struct hs_half_open *handshakes;
+	uint64_t unreadable_since_ns; /* when `unreadable` was 0 last */
+	uint32_t unreadable; /* first packets that were none, in this second */
+	struct hs_held_store *held; /* NULL: nothing was held yet */
 	struct hs_listener *listeners;
 	uint32_t next_listener;
 	struct hs_connection **heap; /* by deadline; from 1 */
@@ -254,11 +265,35 @@ void hs_touch_stream(struct hs_stream *s, uint32_t pending);
 /* quic_accept.c: a datagram whose connection ID nobody knows */
 void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
 		     const ngtcp2_version_cid *ids);
+/* One with a long header for a connection whose handshake is under way. */
+void hs_take_early(struct hs_connection *c, const struct hs_received *datagram,
+		   const ngtcp2_version_cid *ids);
 void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		       const ngtcp2_version_cid *ids);
 /* Keep a datagram until its path is known. */
 void hs_park(struct hs_quic *q, const struct hs_received *datagram);
 void hs_listener_release(struct hs_listener *listener);
+
+/* quic_half_open.c */
+struct hs_half_open *hs_half_open_new(void);
+void hs_half_open_free(struct hs_half_open *all);
+/* Make room for another handshake, in place of an older one if need be. Returns 0, or -1 if there is
+ * none for this source. */
+int hs_half_open_make_room(struct hs_quic *q, const struct hs_quic_config *config,
+			   const union hs_address *remote, int is_proven);
+/* A peer's connection begins; `is_proven` says that its address is the peer's. */
+void hs_half_open_begin(struct hs_connection *c, int is_proven);
+/* Its handshake is complete, or was given up. Idempotent. */
+void hs_half_open_end(struct hs_connection *c);
+
+/* quic_held.c */
+void hs_held_add(struct hs_quic *q, const struct hs_received *datagram,
+		 const ngtcp2_version_cid *ids);
+/* The connection has read its ClientHello: give it what was held for it. */
+void hs_held_give(struct hs_connection *c);
+/* Drop what was held for too long. */
+void hs_held_expire(struct hs_quic *q);
+void hs_held_free(struct hs_quic *q);
 
 /* quic_connection.c */
 extern const uint32_t hs_versions[HS_QUIC_VERSIONS]; /* those that are spoken here */
@@ -283,6 +318,8 @@ void hs_close_answer(struct hs_connection *c);
 /* Write CONNECTION_CLOSE, or write it again. Returns the packets written; -1 when the way out is
  * full. */
 int hs_close_send(struct hs_connection *c);
+/* Forget a peer's handshake, without a word to it: another one needs its place. */
+void hs_close_give_up(struct hs_connection *c);
 /* The time for stragglers is over (RFC 9000 section 10.2). */
 void hs_close_expire(struct hs_connection *c);
 

@@ -112,6 +112,8 @@ static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
 		hs_take_unknown(q, datagram, &ids);
 	else if (!datagram->path)
 		hs_park(q, datagram);
+	else if (c->is_half_open && ids.version)
+		hs_take_early(c, datagram, &ids);
 	else if (c->state != HS_OVER)
 		hs_connection_read(c, datagram);
 }
@@ -409,6 +411,7 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 	bury_the_dead(q);
 	q->event_count = 0;
 	hs_quic_advance(q, now_ns);
+	hs_held_expire(q);
 	take_parked(q);
 	run_bursts(q, bursts, spin_ns, out);
 	tell_all(q);
@@ -430,11 +433,14 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 			    void *owner)
 {
 	struct hs_quic *q = calloc(1, sizeof(*q));
-	if (!q || hs_cids_init(&q->cids)) {
+	struct hs_half_open *handshakes = hs_half_open_new();
+	if (!q || !handshakes || hs_cids_init(&q->cids)) {
 		wire->verbs->free(wire);
+		hs_half_open_free(handshakes);
 		free(q);
 		return NULL;
 	}
+	q->handshakes = handshakes;
 	q->wire = wire;
 	q->make_fifos = make_fifos;
 	q->find_path = find_path;
@@ -457,6 +463,8 @@ void hs_quic_free(struct hs_quic *q)
 		hs_quic_unlisten(q, q->listeners);
 	for (uint32_t i = 0; i < q->parked_count; i++)
 		free(q->parked[i].data);
+	hs_held_free(q);
+	hs_half_open_free(q->handshakes);
 	hs_resume_free_replays(q);
 	hs_cids_free(&q->cids);
 	free(q->connections);

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import (
+    QuicHeader,
     QuicPacketType,
     QuicProtocolVersion,
+    encode_quic_retry,
     encode_quic_version_negotiation,
     pull_quic_header,
 )
 from aioquic.tls import CipherSuite
 
 from hoststack.link.base import Link, Path
+from hoststack.quic.aioquic_half_open import HalfOpen
 from hoststack.quic.aioquic_resume import GivenTickets
-from hoststack.quic.cid import CID_BYTES
+from hoststack.quic.aioquic_retry import RetryTokens, invalid_token
+from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError
 
@@ -30,9 +34,6 @@ from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError
 _LEAST_INITIAL_BYTES = 1200
 #: RFC 9000 section 7.2: a client's first Destination Connection ID has 8 bytes or more.
 _LEAST_DCID_BYTES = 8
-#: Connections whose handshake is under way, over all listeners. One takes some 90 KB, and anybody
-#: can begin one from a forged address.
-_MAX_HALF_OPEN = 1024
 _VERSIONS = [int(QuicProtocolVersion.VERSION_1), int(QuicProtocolVersion.VERSION_2)]
 _CIPHER_SUITES: Final[dict[Cipher, CipherSuite]] = {
     "aes-128-gcm": CipherSuite.AES_128_GCM_SHA256,
@@ -121,7 +122,6 @@ def _configuration(
         ("datagram_fifo_bytes", config.datagram_fifo_bytes),
         ("preferred_addresses", config.preferred_addresses),
         ("probe_mtu", config.probe_mtu),
-        ("retry_above_half_open", config.retry_above_half_open is not None),
     ):
         if is_asked:
             raise ValueError(
@@ -139,17 +139,42 @@ def _configuration(
         max_stream_data=config.rx_fifo_bytes,
         max_datagram_size=min(config.max_datagram_bytes or max_datagram_bytes, max_datagram_bytes),
         original_version=QUIC_VERSIONS[config.version],
-        supported_versions=_VERSIONS,
+        supported_versions=_preferring(QUIC_VERSIONS[config.version]),
     )
+
+
+def _preferring(version: int) -> list[int]:
+    """A client's versions, that which it prefers first (RFC 9368 section 3)."""
+    return [version, *(each for each in _VERSIONS if each != version)]
+
+
+class Admitted(NamedTuple):
+    """A client's first packet that begins a connection."""
+
+    listener: Listener
+    original_dcid: bytes
+    retry_scid: bytes | None
+    """Of the Retry packet that it answers."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether its address is known to be its own."""
+        return self.retry_scid is not None
 
 
 class Acceptor:
     """Decides about datagrams that belong to no connection."""
 
-    def __init__(self, link: Link, counters: EngineCounters) -> None:
-        self.half_open = 0
+    def __init__(
+        self, link: Link, counters: EngineCounters, secret: bytes, new_cid: CidGenerator
+    ) -> None:
+        self.half_open = HalfOpen()
         self._link = link
         self._counters = counters
+        self._tokens = RetryTokens(secret)
+        self._new_cid = new_cid
+        self._unreadable = 0
+        self._unreadable_since = 0.0
         self._listeners: dict[tuple[str, int], Listener] = {}
 
     def listen(
@@ -164,8 +189,20 @@ class Acceptor:
     def close(self) -> None:
         self._listeners.clear()
 
-    def examine(self, data: bytes, path: Path, connections: int) -> Listener | bytes | None:
-        """The listener whose connection this datagram starts, or the answer to it, or None."""
+    @property
+    def is_listening(self) -> bool:
+        """Whether there is any listener."""
+        return bool(self._listeners)
+
+    def count_unreadable(self) -> None:
+        """A connection was begun for a first packet that turned out to be none."""
+        self._counters.drop("unreadable_initial")
+        self._unreadable += 1
+
+    def examine(
+        self, data: bytes, path: Path, connections: int, now: float
+    ) -> Admitted | bytes | None:
+        """The connection that this datagram begins, or the answer to it, or None."""
         drop = self._counters.drop
         listener = self._listener(path)
         if listener is None:
@@ -190,9 +227,41 @@ class Acceptor:
             return drop("unknown_cid")
         if len(header.destination_cid) < _LEAST_DCID_BYTES:
             return drop("malformed")
-        if connections >= listener.config.max_connections or self.half_open >= _MAX_HALF_OPEN:
-            return drop("refused")
-        return listener
+        return self._examine_token(header, listener, path, connections, now)
+
+    def _examine_token(
+        self, header: QuicHeader, listener: Listener, path: Path, connections: int, now: float
+    ) -> Admitted | bytes:
+        version, dcid = header.version, header.destination_cid
+        assert version is not None, "a long header has one"
+        if self._tokens.is_one(header.token):
+            original = self._tokens.original_dcid(header.token, path.remote, version, dcid)
+            if original is None:
+                self._counters.drop("bad_token")
+                return invalid_token(version, dcid, header.source_cid)
+            return Admitted(listener, original, dcid)
+        if not self._wants_proof(listener.config, connections, now):
+            return Admitted(listener, dcid, None)
+        cid = self._new_cid()
+        self._counters.retries += 1
+        return encode_quic_retry(
+            version=version,
+            source_cid=cid,
+            destination_cid=header.source_cid,
+            original_destination_cid=dcid,
+            retry_token=self._tokens.make(path.remote, version, cid, dcid),
+        )
+
+    def _wants_proof(self, config: QuicConfig, connections: int, now: float) -> bool:
+        """Whether a client must show that its address is its own. First packets that turn out to be
+        none cost as much as those that begin a handshake, and leave no trace."""
+        if config.retry_above_half_open is None:
+            return False
+        if now - self._unreadable_since >= 1:
+            self._unreadable, self._unreadable_since = 0, now
+        return len(self.half_open) + self._unreadable >= config.retry_above_half_open or (
+            len(self.half_open) > 0 and connections >= config.max_connections
+        )
 
     def _listener(self, path: Path) -> Listener | None:
         host, port = path.local

@@ -498,6 +498,7 @@ class HostConnection(QuicConnection):
         before the garbage collector looks.
         """
         vars(self).clear()
+        self.timer_at = None
 
     def close_info(self) -> CloseInfo:
         """Why the connection ended."""

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from aioquic.quic import events as aio
 from aioquic.quic.packet import QuicErrorCode
@@ -23,10 +23,13 @@ from hoststack.quic.aioquic_accept import (
     CIPHERS,
     CONGESTION_CONTROLS,
     Acceptor,
+    Admitted,
     Listener,
     client_configuration,
 )
+from hoststack.quic.aioquic_begin import accepted_connection, has_read_hello, is_0rtt, is_known
 from hoststack.quic.aioquic_connection import HostConnection
+from hoststack.quic.aioquic_half_open import HeldPackets, RefusedError
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_receive import receive_burst
 from hoststack.quic.aioquic_resets import StatelessResets
@@ -73,12 +76,15 @@ class AioquicEngine:
         self._make_fifo = owner.make_fifo
         self._new_cid = CidGenerator(cid)
         self._resets = StatelessResets(secret, self._new_cid.prefix)
-        self._acceptor = Acceptor(link, self.counters)
+        self._acceptor = Acceptor(link, self.counters, secret, self._new_cid)
+        self._held = HeldPackets(self.counters)
         self._by_cid: dict[bytes, HostConnection] = {}
         self._connections: dict[HostConnection, None] = {}
         self._starting: list[tuple[HostConnection, Path]] = []
         self._due: dict[HostConnection, None] = {}
         """Connections that may have something to send."""
+        self._given_up: list[HostConnection] = []
+        """Handshakes that made room for others in this turn."""
         self._outbox: list[Outgoing] = []
         self._reset_by_peer: list[HostConnection] = []
         self._timers: list[tuple[float, int, HostConnection]] = []
@@ -193,11 +199,14 @@ class AioquicEngine:
 
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         received = self._link.receive(BURST)
+        self._held.expire(now)
         touched: dict[HostConnection, None] = {}
         self._start_handshakes(now, touched)
         for connection, burst in self._sort(received, now).items():
             if self._receive(connection, burst, now):
                 touched[connection] = None
+                if self._held:
+                    self._give_held(connection, now)
         self._heed_resets(touched)
         self._fire_timers(now, touched)
         touched.update(self._due)
@@ -207,6 +216,10 @@ class AioquicEngine:
         for connection in touched:
             self._collect(connection, events)
             self._set_timer(connection)
+        for connection in self._given_up:
+            if not is_known(connection):
+                connection.dispose()
+        self._given_up.clear()
         self._count(received, sent)
         return Turn(
             events=events,
@@ -284,34 +297,70 @@ class AioquicEngine:
         dcid = data[6 : 6 + length]
         known = self._by_cid.get(dcid)
         if known is not None:
+            is_waiting = known in self._acceptor.half_open and not has_read_hello(known)
+            if is_waiting and is_0rtt(data):
+                self._held.add(dcid, data, path, now)
+                return None
             return known
-        answer = self._acceptor.examine(data, path, len(self._connections))
+        if is_0rtt(data) and self._acceptor.is_listening:
+            self._held.add(dcid, data, path, now)
+            return None
+        answer = self._acceptor.examine(data, path, len(self._connections), now)
         if isinstance(answer, bytes):
             self._outbox.append((answer, path))
         elif answer is not None:
-            options: dict[str, Any] = {}
-            if answer.tickets is not None:
-                options["session_ticket_handler"] = answer.tickets.keep
-                options["session_ticket_fetcher"] = answer.tickets.take
-            connection = HostConnection(
-                configuration=answer.configuration(self._link.max_datagram_bytes(path)),
-                config=answer.config,
-                listener=answer,
-                path=path,
-                new_cid=self._new_cid,
-                make_fifo=self._make_fifo,
-                reset_token=self._resets.token,
-                original_destination_connection_id=dcid,
-                **options,
-            )
-            connection.handshake_deadline = now + answer.config.handshake_timeout_s
-            # A client's first flight goes to the connection ID that the client picked.
-            self._by_cid[dcid] = connection
-            connection.initial_dcid = dcid
-            self._acceptor.half_open += 1
-            self._add(connection)
-            return connection
+            return self._accept(answer, dcid, path, now)
         return None
+
+    def _accept(
+        self, admitted: Admitted, dcid: bytes, path: Path, now: float
+    ) -> HostConnection | None:
+        """Begin a peer's connection, in place of an older handshake if need be."""
+        config = admitted.listener.config
+        try:
+            older = self._acceptor.half_open.make_room(
+                path.remote,
+                is_proven=admitted.is_proven,
+                per_source=config.half_open_per_source,
+                is_full=len(self._connections) >= config.max_connections,
+                now=now,
+            )
+        except RefusedError:
+            self.counters.drop("refused")
+            return None
+        if older is not None:
+            self._give_up(older)
+        connection = accepted_connection(
+            admitted,
+            dcid,
+            path,
+            now,
+            link=self._link,
+            new_cid=self._new_cid,
+            make_fifo=self._make_fifo,
+            reset_token=self._resets.token,
+        )
+        # A client's first flight goes to the connection ID that the client picked.
+        self._by_cid[dcid] = connection
+        self._acceptor.half_open.begin(connection, is_proven=admitted.is_proven, now=now)
+        self._add(connection)
+        return connection
+
+    def _give_up(self, connection: HostConnection) -> None:
+        """A handshake makes room for another one."""
+        self.counters.drop("replaced")
+        self._acceptor.half_open.end(connection)
+        connection.give_up("Too many handshakes at once")
+        self._given_up.append(connection)
+        self._due[connection] = None
+
+    def _give_held(self, connection: HostConnection, now: float) -> None:
+        """Feed a connection what has waited for it, once it has read its ClientHello."""
+        if connection.initial_dcid is None or not has_read_hello(connection):
+            return
+        taken = self._held.take(connection.initial_dcid)
+        if taken:
+            self._receive(connection, taken, now)
 
     def _receive(
         self, connection: HostConnection, burst: list[tuple[bytes, Path]], now: float
@@ -332,7 +381,7 @@ class AioquicEngine:
             self.counters.drop("undecryptable", undecryptable)
         if connection.is_unreadable:
             # Not one packet of a first flight could be read: there is no connection.
-            self.counters.drop("unreadable_initial")
+            self._acceptor.count_unreadable()
             self._forget(connection)
             connection.dispose()
             return False
@@ -422,8 +471,7 @@ class AioquicEngine:
             self._collect_streams(connection, events)
             connection.has_reported_close = True
             self.counters.closed += 1
-            is_known = connection.is_established or connection.handshake.early_data == "pending"
-            if is_known or connection.listener is None:
+            if is_known(connection):
                 events.append(Event(EventKind.CLOSED, connection, connection.close_info()))
         if connection.is_over:
             self._forget(connection)
@@ -454,7 +502,7 @@ class AioquicEngine:
                 events.append(Event(EventKind.CONNECTED, connection))
             else:
                 self.counters.accepted += 1
-                self._acceptor.half_open -= 1
+                self._acceptor.half_open.end(connection)
                 if is_early:
                     events.append(Event(EventKind.HANDSHAKE_DONE, connection))
                 else:
@@ -528,8 +576,7 @@ class AioquicEngine:
         for cid in connection.all_cids():
             if self._by_cid.get(cid) is connection:
                 del self._by_cid[cid]
-        if connection.listener is not None and not connection.is_established:
-            self._acceptor.half_open -= 1
+        self._acceptor.half_open.end(connection)
 
     def _count(self, received: Sequence[Received], sent: int) -> None:
         counters = self.counters
@@ -537,6 +584,6 @@ class AioquicEngine:
         counters.rx_datagrams += len(received)
         counters.tx_datagrams += sent
         counters.connections = len(self._connections)
-        counters.half_open = self._acceptor.half_open
+        counters.half_open = len(self._acceptor.half_open)
         if not received and not sent:
             counters.empty_turns += 1

@@ -45,7 +45,6 @@ from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 _CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
-_NO_RETRY: Final = (1 << 32) - 1
 _SECOND_NS: Final = 1_000_000_000
 #: A deadline in seconds is a rounded one. It must not come before the one in nanoseconds.
 _ROUNDING_NS: Final = 1000
@@ -451,8 +450,11 @@ def _c_config(config: QuicConfig) -> Any:
             "keep_alive_ns": round(config.keep_alive_s * _SECOND_NS),
             "probes_mtu": config.probe_mtu is not False,
             "retry_above": (
-                _NO_RETRY if config.retry_above_half_open is None else config.retry_above_half_open
+                lib.HS_QUIC_NO_RETRY
+                if config.retry_above_half_open is None
+                else config.retry_above_half_open
             ),
+            "half_open_per_source": config.half_open_per_source,
             "version": QUIC_VERSIONS[config.version],
             "follows_preferred": config.follow_preferred_address,
             **_preferred(config),

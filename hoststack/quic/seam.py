@@ -204,9 +204,14 @@ class QuicConfig:
     probe_mtu: bool | None = None
     """Whether to find out by probes what the path carries (RFC 9000 section 14.3); False takes the
     interface's MTU for granted. None is the engine's own way: native probes, aioquic does not."""
-    retry_above_half_open: int | None = None
-    """Handshakes of peers under way from which on new ones must show that their address is theirs
-    (Retry, RFC 9000 section 8.1.2): 0 always, None never. The native engine's."""
+    retry_above_half_open: int | None = 128
+    """Handshakes of peers under way in a worker from which on new ones must show that their
+    address is theirs (Retry, RFC 9000 section 8.1.2), at the cost of a round trip: 0 always, None
+    never."""
+    half_open_per_source: int = 512
+    """Handshakes under way that one proven address (of IPv6: one /64) may have in a worker, which
+    has room for 1,024 in all. An address that wants more gives up its own oldest, or is refused;
+    clients behind one NAT share this, and an honest handshake is under way for a round trip."""
     early_data: bool = False
     """0-RTT (RFC 9001 section 4.6): a server offers it, a client uses it where a ticket of
     `TlsConfig.sessions` allows it. Needs exactly one application protocol."""
@@ -244,7 +249,8 @@ _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
     "idle_timeout_s": (0, 1e9),
     "handshake_timeout_s": (0, 1e9),
     "keep_alive_s": (0, 1e9),
-    "retry_above_half_open": (0, (1 << 31) - 1),
+    "retry_above_half_open": (0, (1 << 30) - 1),
+    "half_open_per_source": (1, (1 << 31) - 1),
     # RFC 9000 section 14: less is no QUIC; RFC 768 for more.
     "max_datagram_bytes": (1200, 65527),
     "packets_per_key": (1, 1 << 23),

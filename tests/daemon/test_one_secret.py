@@ -138,7 +138,8 @@ def run_on_two(
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_a_retry_token_of_one_is_taken_by_the_other() -> None:
+@pytest.mark.parametrize("server", ["native", "aioquic"])
+def test_a_retry_token_of_one_is_taken_by_the_other(server: EngineName) -> None:
     async def script(network: Anycast, client: Stack, one: Listener, other: Listener) -> None:
         async with (
             client.connect(f"quic://{SERVER}:4433", tls=TRUSTING) as connection,
@@ -149,7 +150,7 @@ def test_a_retry_token_of_one_is_taken_by_the_other() -> None:
             assert await ask(connection, b"hello") == b"hello"
             nursery.cancel_scope.cancel()
 
-    run_on_two(script, QuicConfig(retry_above_half_open=0))
+    run_on_two(script, QuicConfig(retry_above_half_open=0), server)
 
 
 @pytest.mark.parametrize("client_engine", ["native", "aioquic"])

@@ -282,6 +282,7 @@ static void begin(struct target *t, uint8_t shape)
 		.packets_per_key = 1 << 20,
 		.max_connections = shape & 2 ? 1 : 16,
 		.retry_above = shape & 1 ? 0 : 1000,
+		.half_open_per_source = 4,
 	};
 	if (!tls) {
 		steady_certificate(&certificate, &key);

@@ -561,6 +561,7 @@ void pair_begin(struct pair *p, const struct pair_shape *shape)
 		.congestion_control = shape->congestion_control,
 		.probes_mtu = shape->probes_mtu,
 		.retry_above = shape->wants_retry ? 0 : 1000,
+		.half_open_per_source = 4,
 		.datagram_fifo_bytes = shape->datagram_fifo_bytes,
 		.follows_preferred = 1,
 		.preferred_v4_port = shape->has_preferred ? SERVER_PORT : 0,

@@ -197,7 +197,6 @@ def test_packets_of_a_connection_that_is_gone_are_answered_with_a_reset() -> Non
     [
         QuicConfig(keep_alive_s=1),
         QuicConfig(probe_mtu=True),
-        QuicConfig(retry_above_half_open=0),
         QuicConfig(congestion_control="bbr"),
         QuicConfig(version=3),
     ],

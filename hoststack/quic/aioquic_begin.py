@@ -1,0 +1,69 @@
+"""How a peer's connection begins, for the aioquic engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from aioquic.quic.packet import QuicProtocolVersion
+
+from hoststack.link.base import Link, Path
+from hoststack.native.fifo import Fifo
+from hoststack.quic.aioquic_accept import Admitted
+from hoststack.quic.aioquic_connection import HostConnection
+
+_VERSION_2: Final = int(QuicProtocolVersion.VERSION_2).to_bytes(4, "big")
+
+
+def accepted_connection(
+    admitted: Admitted,
+    dcid: bytes,
+    path: Path,
+    now: float,
+    *,
+    link: Link,
+    new_cid: Callable[[], bytes],
+    make_fifo: Callable[[Any, int], Fifo],
+    reset_token: Callable[[bytes], bytes],
+) -> HostConnection:
+    """The connection that a client's first packet begins, which was sent to `dcid`."""
+    listener = admitted.listener
+    options: dict[str, Any] = {}
+    if listener.tickets is not None:
+        options["session_ticket_handler"] = listener.tickets.keep
+        options["session_ticket_fetcher"] = listener.tickets.take
+    connection = HostConnection(
+        configuration=listener.configuration(link.max_datagram_bytes(path)),
+        config=listener.config,
+        listener=listener,
+        path=path,
+        new_cid=new_cid,
+        make_fifo=make_fifo,
+        reset_token=reset_token,
+        original_destination_connection_id=admitted.original_dcid,
+        retry_source_connection_id=admitted.retry_scid,
+        **options,
+    )
+    connection.handshake_deadline = now + listener.config.handshake_timeout_s
+    connection.initial_dcid = dcid
+    return connection
+
+
+def is_known(connection: HostConnection) -> bool:
+    """Whether the application was told of a connection, or asked for it."""
+    return (
+        connection.listener is None
+        or connection.is_established
+        or connection.handshake.early_data == "pending"
+    )
+
+
+def has_read_hello(connection: HostConnection) -> bool:
+    """Whether a server has the whole of its client's first message."""
+    return connection._version_negotiated_compatible
+
+
+def is_0rtt(data: bytes) -> bool:
+    """Whether a datagram with a long header begins with a 0-RTT packet: type 1, in version 2 type 2
+    (RFC 9000 section 17.2, RFC 9369 section 3.2)."""
+    return data[0] >> 4 & 3 == (2 if data[1:5] == _VERSION_2 else 1)

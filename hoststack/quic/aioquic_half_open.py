@@ -1,0 +1,157 @@
+"""Handshakes of peers that are under way, for the aioquic engine, and packets that wait for one.
+
+The rules are those of hoststack/native/quic_half_open.c and quic_held.c, which say why; here a
+handshake costs more, so fewer may begin in place of older ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hoststack.link.base import Endpoint, Path
+from hoststack.quic.seam import EngineCounters
+
+if TYPE_CHECKING:
+    from hoststack.quic.aioquic_connection import HostConnection
+
+#: Each takes some 90 KB.
+MAX_HALF_OPEN: Final = 1024
+_PER_PORT: Final = 8
+_REPLACEMENTS_PER_SECOND: Final = 64
+_REPLACED_AFTER_S: Final = 3.0
+_HELD: Final = 256
+_HELD_BYTES: Final = 512 * 1024
+_HELD_S: Final = 2.0
+
+#: An IPv4 address, or the first 8 bytes of an IPv6 address.
+_Source = bytes
+
+
+def _source(host: str) -> _Source:
+    address = ip_address(host)
+    if isinstance(address, IPv6Address):
+        mapped = address.ipv4_mapped
+        return address.packed[:8] if mapped is None else mapped.packed
+    return address.packed
+
+
+class RefusedError(Exception):
+    """There is no room for another handshake."""
+
+
+class _Part:
+    """What one source has under way, the oldest first."""
+
+    def __init__(self) -> None:
+        self.connections: dict[HostConnection, None] = {}
+        self.second_began = 0.0
+        self.replacements = 0
+
+    def may_replace(self, oldest_began: float, remote: Endpoint, now: float) -> bool:
+        if now - oldest_began >= _REPLACED_AFTER_S:
+            return True
+        if now - self.second_began >= 1:
+            self.second_began, self.replacements = now, 0
+        same_port = sum(each.first_path.remote == remote for each in self.connections)
+        if self.replacements >= _REPLACEMENTS_PER_SECOND or same_port >= _PER_PORT:
+            return False
+        self.replacements += 1
+        return True
+
+
+class HalfOpen:
+    """All of an engine."""
+
+    def __init__(self) -> None:
+        self._began: dict[HostConnection, tuple[float, _Source | None]] = {}
+        """The oldest first; the source of those whose address is proven."""
+        self._parts: dict[_Source, _Part] = {}
+
+    def __len__(self) -> int:
+        return len(self._began)
+
+    def __contains__(self, connection: HostConnection) -> bool:
+        return connection in self._began
+
+    def make_room(
+        self, remote: Endpoint, *, is_proven: bool, per_source: int, is_full: bool, now: float
+    ) -> HostConnection | None:
+        """The handshake to give up for another one, if any; raises RefusedError.
+
+        `is_full` says that there are as many connections as there may be.
+        """
+        part = self._parts.get(_source(remote.host)) if is_proven else None
+        if part is not None and len(part.connections) >= per_source:
+            oldest = next(iter(part.connections))
+            if not part.may_replace(self._began[oldest][0], remote, now):
+                raise RefusedError
+            return oldest
+        if len(self._began) >= MAX_HALF_OPEN or is_full:
+            if not self._began:
+                raise RefusedError
+            return next(iter(self._began))
+        return None
+
+    def begin(self, connection: HostConnection, *, is_proven: bool, now: float) -> None:
+        """A peer's handshake begins."""
+        source = _source(connection.first_path.remote.host) if is_proven else None
+        self._began[connection] = (now, source)
+        if source is not None:
+            self._parts.setdefault(source, _Part()).connections[connection] = None
+
+    def end(self, connection: HostConnection) -> None:
+        """It is complete, or was given up. Idempotent."""
+        _, source = self._began.pop(connection, (0.0, None))
+        if source is None:
+            return
+        part = self._parts[source]
+        del part.connections[connection]
+        if not part.connections:
+            del self._parts[source]
+
+
+class _Packet(NamedTuple):
+    until: float
+    dcid: bytes
+    data: bytes
+    path: Path
+
+
+class HeldPackets:
+    """0-RTT packets that came before their ClientHello (RFC 9000 section 5.2.2)."""
+
+    def __init__(self, counters: EngineCounters) -> None:
+        self._counters = counters
+        self._packets: deque[_Packet] = deque()
+        self._bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._packets)
+
+    def add(self, dcid: bytes, data: bytes, path: Path, now: float) -> None:
+        """Hold a datagram, in place of older ones if need be."""
+        while self._packets and (
+            len(self._packets) >= _HELD or self._bytes + len(data) > _HELD_BYTES
+        ):
+            self._drop_oldest()
+        self._packets.append(_Packet(now + _HELD_S, dcid, data, path))
+        self._bytes += len(data)
+
+    def expire(self, now: float) -> None:
+        """Give up what was held for too long."""
+        while self._packets and self._packets[0].until <= now:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        self._bytes -= len(self._packets.popleft().data)
+        self._counters.drop("unknown_cid")
+
+    def take(self, dcid: bytes) -> list[tuple[bytes, Path]]:
+        """What was held for a connection ID."""
+        taken = [(each.data, each.path) for each in self._packets if each.dcid == dcid]
+        if taken:
+            self._packets = deque(each for each in self._packets if each.dcid != dcid)
+            self._bytes -= sum(len(data) for data, _ in taken)
+        return taken
