@@ -24,6 +24,7 @@ _SOURCES = (
     "quic_close.c",
     "quic_resume.c",
     "quic_callbacks.c",
+    "quic_handshake.c",
     "quic_packets.c",
     "quic_frames.c",
     "quic_stream.c",

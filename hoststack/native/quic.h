@@ -29,7 +29,8 @@ struct hs_fifo_consumer;
 
 enum {
 	HS_QUIC_SECRET_BYTES = 32,
-	HS_QUIC_MAX_ALPN = 16,
+	HS_QUIC_MAX_ALPN = 8, /* GnuTLS's limits, as the next */
+	HS_QUIC_ALPN_BYTES = 31,
 	HS_QUIC_REASON_BYTES = 256,
 	HS_QUIC_TOKEN_BYTES = 512, /* longer ones are not kept */
 	HS_QUIC_NO_RETRY = 0x7fffffff, /* as `retry_above`: never */

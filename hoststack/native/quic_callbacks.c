@@ -233,7 +233,7 @@ static int select_preferred_addr(UNUSED ngtcp2_conn *conn, ngtcp2_path *dest,
 }
 
 #define BOTH                                                             \
-	.recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb,           \
+	.recv_crypto_data = hs_handshake_receive,                        \
 	.handshake_completed = handshake_completed,                      \
 	.encrypt = hs_encrypt,                             \
 	.decrypt = hs_decrypt,                                           \

@@ -84,14 +84,17 @@ void hs_close_fail(struct hs_connection *c, int error)
 	char text[HS_QUIC_REASON_BYTES] = "";
 	ngtcp2_ccerr why;
 	ngtcp2_ccerr_default(&why);
-	if (error == NGTCP2_ERR_CRYPTO) {
+	if (error == NGTCP2_ERR_CRYPTO && c->tls_messages.error)
+		error = c->tls_messages.error;
+	if (error == NGTCP2_ERR_CRYPTO)
 		hs_tls_failure(c, text, sizeof(text));
+	const char *known = text[0] || !c->failure ? text : c->failure;
+	if (error == NGTCP2_ERR_CRYPTO)
 		ngtcp2_ccerr_set_tls_alert(&why, ngtcp2_conn_get_tls_alert(c->conn),
-					   (const uint8_t *)text, strlen(text));
-	} else {
-		ngtcp2_ccerr_set_liberr(&why, error, NULL, 0);
-	}
-	const char *reason = text[0] ? text : c->failure ? c->failure : ngtcp2_strerror(error);
+					   (const uint8_t *)known, strlen(known));
+	else
+		ngtcp2_ccerr_set_liberr(&why, error, (const uint8_t *)known, strlen(known));
+	const char *reason = known[0] ? known : ngtcp2_strerror(error);
 	set_reason(c, (const uint8_t *)reason, strlen(reason));
 	c->close_info.code = why.error_code;
 	c->close_info.is_application = 0; /* the application may have asked for a close just before */

@@ -5,6 +5,7 @@
  * told), NEW_CONNECTION_ID, for hs_path_is_too_early, and how many bytes of streams go out, for what
  * goes again. */
 #include "quic_internal.h"
+#include "varint.h"
 
 #include <stdlib.h>
 
@@ -36,38 +37,17 @@ enum {
 	DATAGRAM_WITH_LENGTH = 0x31,
 };
 
-struct cursor {
-	const uint8_t *at;
-	const uint8_t *end;
-};
-
-/* A variable-length integer (RFC 9000 section 16). Returns 0 where the packet ends before it does. */
-static int take_varint(struct cursor *c, uint64_t *out)
-{
-	if (c->at == c->end)
-		return 0;
-	size_t bytes = (size_t)1 << (*c->at >> 6);
-	if ((size_t)(c->end - c->at) < bytes)
-		return 0;
-	uint64_t value = *c->at & 0x3f;
-	for (size_t i = 1; i < bytes; i++)
-		value = value << 8 | c->at[i];
-	c->at += bytes;
-	*out = value;
-	return 1;
-}
-
-static int skip_varints(struct cursor *c, uint64_t n)
+static int skip_varints(struct hs_cursor *c, uint64_t n)
 {
 	uint64_t unused;
 	while (n-- > 0) {
-		if (!take_varint(c, &unused))
+		if (!hs_take_varint(c, &unused))
 			return 0;
 	}
 	return 1;
 }
 
-static int skip(struct cursor *c, uint64_t bytes)
+static int skip(struct hs_cursor *c, uint64_t bytes)
 {
 	if ((uint64_t)(c->end - c->at) < bytes)
 		return 0;
@@ -75,21 +55,21 @@ static int skip(struct cursor *c, uint64_t bytes)
 	return 1;
 }
 
-static int skip_sized(struct cursor *c)
+static int skip_sized(struct hs_cursor *c)
 {
 	uint64_t bytes;
-	return take_varint(c, &bytes) && skip(c, bytes);
+	return hs_take_varint(c, &bytes) && skip(c, bytes);
 }
 
-static int skip_ack(struct cursor *c, int has_ecn)
+static int skip_ack(struct hs_cursor *c, int has_ecn)
 {
 	uint64_t ranges;
-	return skip_varints(c, 2) && take_varint(c, &ranges) && skip_varints(c, 1) &&
+	return skip_varints(c, 2) && hs_take_varint(c, &ranges) && skip_varints(c, 1) &&
 	       ranges <= (uint64_t)(c->end - c->at) && skip_varints(c, 2 * ranges) &&
 	       (!has_ecn || skip_varints(c, 3));
 }
 
-static int skip_stream(struct cursor *c, uint8_t type)
+static int skip_stream(struct hs_cursor *c, uint8_t type)
 {
 	if (!skip_varints(c, type & STREAM_HAS_OFFSET ? 2 : 1))
 		return 0;
@@ -98,7 +78,7 @@ static int skip_stream(struct cursor *c, uint8_t type)
 
 /* Over a frame that is not STOP_SENDING. Returns 0 at the end, and for what is not understood:
  * ngtcp2 closes the connection for that. */
-static int skip_frame(struct cursor *c, uint8_t type)
+static int skip_frame(struct hs_cursor *c, uint8_t type)
 {
 	if (type >= STREAM && type <= STREAM_LAST)
 		return skip_stream(c, type);
@@ -149,12 +129,12 @@ static void note(struct hs_quic *q, uint64_t stream_id, uint64_t code)
 
 void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
 {
-	struct cursor c = { frames, frames + bytes };
+	struct hs_cursor c = { frames, frames + bytes };
 	while (c.at < c.end) {
 		uint8_t type = *c.at++;
 		uint64_t stream_id, code;
 		if (type == STOP_SENDING) {
-			if (!take_varint(&c, &stream_id) || !take_varint(&c, &code))
+			if (!hs_take_varint(&c, &stream_id) || !hs_take_varint(&c, &code))
 				return;
 			note(q, stream_id, code);
 		} else if (!skip_frame(&c, type)) {
@@ -167,7 +147,7 @@ void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
 
 uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes)
 {
-	struct cursor c = { frames, frames + bytes };
+	struct hs_cursor c = { frames, frames + bytes };
 	uint64_t sum = 0;
 	while (c.at < c.end) {
 		uint8_t type = *c.at++;
@@ -181,7 +161,7 @@ uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes)
 			break;
 		if (!(type & STREAM_HAS_LENGTH))
 			return sum + (uint64_t)(c.end - c.at);
-		if (!take_varint(&c, &n) || !skip(&c, n))
+		if (!hs_take_varint(&c, &n) || !skip(&c, n))
 			break;
 		sum += n;
 	}

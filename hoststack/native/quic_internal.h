@@ -16,6 +16,7 @@
  *   quic_datagram.c    datagrams and their FIFOs
  *   quic_path.c        the path of a connection, and where it moves to
  *   quic_tls.c         GnuTLS credentials and sessions
+ *   quic_handshake.c   the peer's TLS messages, before GnuTLS sees them
  *   quic_chacha.c      OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
  *   quic_tables.c      connections by connection ID, and by deadline
  *
@@ -143,6 +144,30 @@ enum hs_connection_state {
 	HS_OVER,
 };
 
+/* How far the peer's part of the handshake has come: the last message, in the order of RFC 8446
+ * section 2. */
+enum hs_handshake_step {
+	HS_STEP_BEGIN, /* or a HelloRetryRequest */
+	HS_STEP_HELLO,
+	HS_STEP_EXTENSIONS,
+	HS_STEP_CERTIFICATE_REQUEST,
+	HS_STEP_CERTIFICATE,
+	HS_STEP_CERTIFICATE_VERIFY,
+	HS_STEP_FINISHED,
+	HS_STEP_TICKET,
+};
+
+/* The peer's TLS messages. */
+struct hs_handshake {
+	uint8_t *message; /* of which a part has come; NULL: none */
+	uint32_t bytes, room; /* of it */
+	uint8_t level; /* its ngtcp2_encryption_level */
+	uint8_t step; /* enum hs_handshake_step */
+	uint8_t hellos; /* that came */
+	uint8_t has_keys; /* for Handshake packets */
+	int error; /* of ngtcp2's, that stands for what was wrong with one; 0: nothing */
+};
+
 struct hs_connection {
 	struct hs_quic *q;
 	ngtcp2_conn *conn;
@@ -199,6 +224,7 @@ struct hs_connection {
 	gnutls_datum_t ticket;
 	unsigned int client_flaws; /* of its certificate (gnutls_certificate_status_t) */
 	const char *failure; /* why a callback failed; NULL: nobody knows better than ngtcp2 */
+	struct hs_handshake tls_messages;
 	struct hs_quic_config config;
 	struct hs_quic_close_info close_info;
 };
@@ -422,6 +448,15 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data);
 void hs_tls_hold(struct hs_tls *tls);
 /* Why the peer's certificate was refused; empty if it was not. */
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room);
+
+/* quic_handshake.c */
+/* ngtcp2's callback for what came in CRYPTO frames. */
+int hs_handshake_receive(ngtcp2_conn *conn, ngtcp2_encryption_level level, uint64_t offset,
+			 const uint8_t *data, size_t bytes, void *user_data);
+/* GnuTLS's for the keys that it has made. */
+int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_level_t level,
+			    const void *rx, const void *tx, size_t bytes);
+void hs_handshake_free(struct hs_connection *c);
 
 /* quic_chacha.c: callbacks of ngtcp2 and of GnuTLS, for every cipher */
 int hs_chacha_on_secrets(gnutls_session_t session, gnutls_record_encryption_level_t level,

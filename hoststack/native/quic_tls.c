@@ -220,7 +220,7 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))
 		return -1;
 	int failed = is_server ? set_up_server(c) : set_up_client(c);
-	gnutls_handshake_set_secret_function(c->session, hs_chacha_on_secrets);
+	gnutls_handshake_set_secret_function(c->session, hs_handshake_on_secrets);
 	return failed;
 }
 

@@ -18,7 +18,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
-    QuicConnection,
     QuicConnectionError,
     QuicConnectionId,
     QuicConnectionState,
@@ -38,6 +37,7 @@ from aioquic.tls import Epoch
 from hoststack.link.base import Path
 from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_accept import Listener
+from hoststack.quic.aioquic_handshake import GuardedConnection
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_recovery import Recovery
 from hoststack.quic.aioquic_stream import FifoReceiver
@@ -47,7 +47,7 @@ from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Handshake, 
 _WINDOW_FRACTION = 4
 
 
-class HostConnection(QuicConnection):
+class HostConnection(GuardedConnection):
     """One connection. `make_fifo(connection, size_bytes)` gives a stream's FIFOs."""
 
     #: It carries no datagrams, so it has no FIFOs of its own.

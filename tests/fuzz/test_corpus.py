@@ -63,8 +63,8 @@ PLANTS = {
     ),
     "stops": Plant(
         "quic_frames.c",
-        "if ((size_t)(c->end - c->at) < bytes)",
-        "if ((size_t)(c->end - c->at) + 1 < bytes)",
+        "return skip_varints(c, 2) && c->at < c->end &&",
+        "return skip_varints(c, 2) && c->at <= c->end &&",
         "ERROR: AddressSanitizer: heap-buffer-overflow",
     ),
     "tokens": Plant(

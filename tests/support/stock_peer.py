@@ -31,6 +31,8 @@ class StockPeer:
         self.received: dict[int, bytes] = {}
         self.ended: set[int] = set()
         self.datagrams_received = 0
+        self.prepare: Callable[[QuicConnection], None] = lambda quic: None
+        """Called with `quic` when it is made, before it does anything."""
         self._configuration: QuicConfiguration | None = None
         self._remote: Path | None = None
         self._scope = trio.CancelScope()
@@ -40,6 +42,7 @@ class StockPeer:
         """Begin a handshake as a client."""
         self._remote = await self.link.connect_path(self.port, Endpoint(host, port))
         self.quic = QuicConnection(configuration=configuration)
+        self.prepare(self.quic)
         self.quic.connect((host, port), now=trio.current_time())
 
     def accept(self, configuration: QuicConfiguration) -> None:
@@ -92,6 +95,7 @@ class StockPeer:
                     configuration=self._configuration,
                     original_destination_connection_id=header.destination_cid,
                 )
+                self.prepare(self.quic)
             if self.quic is not None:
                 self.quic.receive_datagram(data, path.remote, now)
         if self.quic is None:

@@ -1,0 +1,156 @@
+"""TLS messages of a peer, before aioquic reads them.
+
+aioquic puts the CRYPTO streams of all encryption levels into one, and takes what is in the right
+order for right. QUIC says at which level each message comes, and which never do; the native engine
+has the same table (hoststack/native/quic_handshake.c).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aioquic._buffer import Buffer, BufferReadError
+from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.tls import (
+    AlertDecodeError,
+    AlertIllegalParameter,
+    AlertUnexpectedMessage,
+    Epoch,
+    ExtensionType,
+    HandshakeType,
+)
+
+_HEADER_BYTES: Final = 4
+#: aioquic keeps a message until it is complete, and one may say that it has 16 MiB.
+_MOST_MESSAGE_BYTES: Final = 65536
+
+#: What a peer sends at each level; RFC 8446 section 2 has the order, which aioquic heeds.
+_OF_CLIENTS: Final = {
+    Epoch.INITIAL: {HandshakeType.CLIENT_HELLO},
+    Epoch.HANDSHAKE: {
+        HandshakeType.CERTIFICATE,
+        HandshakeType.CERTIFICATE_VERIFY,
+        HandshakeType.FINISHED,
+    },
+}
+_OF_SERVERS: Final = {
+    Epoch.INITIAL: {HandshakeType.SERVER_HELLO},
+    Epoch.HANDSHAKE: {
+        HandshakeType.ENCRYPTED_EXTENSIONS,
+        HandshakeType.CERTIFICATE_REQUEST,
+        HandshakeType.CERTIFICATE,
+        HandshakeType.CERTIFICATE_VERIFY,
+        HandshakeType.FINISHED,
+    },
+    Epoch.ONE_RTT: {HandshakeType.NEW_SESSION_TICKET},
+}
+
+
+class MessageGuard:
+    """Follows the messages that come in CRYPTO frames."""
+
+    def __init__(self, *, peer_is_server: bool) -> None:
+        self._allowed = _OF_SERVERS if peer_is_server else _OF_CLIENTS
+        self._peer_is_server = peer_is_server
+        self._header = b""
+        self._left = 0
+        self._epoch = Epoch.INITIAL
+
+    def look(self, epoch: Epoch, data: bytes) -> None:
+        """Look at what comes next at a level.
+
+        Raises AlertUnexpectedMessage (RFC 9001 section 6, RFC 8446 section 5.1), AlertDecodeError
+        for what is too large, and QuicConnectionError for a CertificateRequest after the handshake
+        (RFC 9001 section 4.4).
+        """
+        at = 0
+        while at < len(data):
+            if not self._header:
+                self._begin(epoch, data[at])
+            elif epoch is not self._epoch:
+                raise AlertUnexpectedMessage("the peer changed keys within a TLS message")
+            if len(self._header) < _HEADER_BYTES:
+                taken = data[at : at + _HEADER_BYTES - len(self._header)]
+                self._header += taken
+                at += len(taken)
+                if len(self._header) < _HEADER_BYTES:
+                    return
+                self._left = int.from_bytes(self._header[1:], "big")
+                if self._left > _MOST_MESSAGE_BYTES - _HEADER_BYTES:
+                    raise AlertDecodeError("a TLS message is too large")
+            skipped = min(self._left, len(data) - at)
+            self._left -= skipped
+            at += skipped
+            if not self._left:
+                self._header = b""
+
+    def _begin(self, epoch: Epoch, kind: int) -> None:
+        if kind in self._allowed.get(epoch, ()):
+            self._epoch = epoch
+            return
+        is_late = self._peer_is_server and epoch is Epoch.ONE_RTT
+        if is_late and kind == HandshakeType.CERTIFICATE_REQUEST:
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION,
+                QuicFrameType.CRYPTO,
+                "the server asked for a certificate after the handshake",
+            )
+        raise AlertUnexpectedMessage(f"a TLS message of type {kind} is not expected here")
+
+
+def has_duplicate_parameter(data: bytes) -> bool:
+    """Whether transport parameters have one twice (RFC 9000 section 7.4). What is malformed in them
+    aioquic finds."""
+    buf = Buffer(data=data)
+    seen: set[int] = set()
+    try:
+        while not buf.eof():
+            name = buf.pull_uint_var()
+            if name in seen:
+                return True
+            seen.add(name)
+            buf.pull_bytes(buf.pull_uint_var())
+    except BufferReadError:
+        pass
+    return False
+
+
+class GuardedConnection(QuicConnection):
+    """A connection that looks at its peer's TLS messages before aioquic does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._crypto_epoch = Epoch.INITIAL
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        guard = MessageGuard(peer_is_server=self._is_client)
+        handle = self.tls.handle_message
+
+        def guarded(input_data: bytes, output_buf: dict[Epoch, Buffer]) -> None:
+            guard.look(self._crypto_epoch, input_data)
+            handle(input_data, output_buf)
+
+        self.tls.handle_message = guarded  # type: ignore[method-assign]
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        self._crypto_epoch = context.epoch
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _alpn_handler(self, alpn_protocol: str) -> None:
+        found = [kind for kind, _ in self.tls.received_extensions or ()]
+        if found.count(ExtensionType.QUIC_TRANSPORT_PARAMETERS) > 1:
+            raise AlertIllegalParameter("the peer sent QUIC transport parameters twice")
+        super()._alpn_handler(alpn_protocol)
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        if has_duplicate_parameter(data):
+            raise QuicConnectionError(
+                QuicErrorCode.TRANSPORT_PARAMETER_ERROR,
+                QuicFrameType.CRYPTO,
+                "the peer sent a transport parameter twice",
+            )
+        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
