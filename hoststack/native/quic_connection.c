@@ -191,15 +191,9 @@ void hs_connection_free(struct hs_connection *c)
 	if (c->session)
 		gnutls_deinit(c->session);
 	hs_resume_free(c);
-<<<<<<< Updated upstream
+	hs_handshake_free(c);
 	hs_half_open_end(c);
 	if (c->listener)
-=======
-	hs_handshake_free(c);
-	if (c->listener) {
-		if (c->state == HS_OPENING)
-			q->half_open--;
->>>>>>> Stashed changes
 		hs_listener_release(c->listener);
 	hs_number_give(q, c);
 	hs_path_end(c);
