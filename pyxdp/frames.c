@@ -37,8 +37,7 @@ int pyxdp_frames_init(struct pyxdp_umem *umem, int debug)
 void pyxdp_frames_destroy(struct pyxdp_umem *umem)
 {
 	pthread_mutex_destroy(&umem->lock);
-	if (!umem->control)
-		free(umem->owner);
+	free(umem->owner);
 	free(umem->free);
 }
 

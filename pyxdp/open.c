@@ -25,8 +25,7 @@ struct pyxdp_queue *pyxdp_queue_new(void)
 	struct pyxdp_queue *queue = calloc(1, sizeof(*queue));
 
 	if (queue) {
-		queue->filling = &queue->own_filling;
-		pthread_mutex_init(&queue->filling->lock, NULL);
+		pthread_mutex_init(&queue->fill_lock, NULL);
 		pthread_mutex_init(&queue->completion_lock, NULL);
 	}
 	return queue;
@@ -35,9 +34,19 @@ struct pyxdp_queue *pyxdp_queue_new(void)
 static void queue_free(struct pyxdp_queue *queue)
 {
 	pyxdp_shared_unmap_queue(queue);
-	pthread_mutex_destroy(&queue->own_filling.lock);
+	pthread_mutex_destroy(&queue->fill_lock);
 	pthread_mutex_destroy(&queue->completion_lock);
+	free(queue->owed);
 	free(queue);
+}
+
+uint32_t pyxdp_ring_size(uint32_t frame_count)
+{
+	uint32_t ring_size = 1;
+
+	while (ring_size <= frame_count)
+		ring_size *= 2;
+	return ring_size;
 }
 
 int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t headroom_bytes,
@@ -46,7 +55,6 @@ int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t h
 	struct xsk_umem_config config = {.frame_size = frame_bytes,
 					 .frame_headroom = headroom_bytes};
 	struct pyxdp_umem *umem;
-	uint32_t ring_size = 1;
 	int error;
 
 	if (frame_bytes < PYXDP_MIN_FRAME_BYTES || frame_bytes > PYXDP_MAX_FRAME_BYTES ||
@@ -74,13 +82,10 @@ int pyxdp_umem_create(void *area, size_t bytes, uint32_t frame_bytes, uint32_t h
 		error = -ENOMEM;
 		goto fail;
 	}
-	/* More slots than frames: whatever frames are given, there is room for them. */
-	while (ring_size <= umem->frame_count)
-		ring_size *= 2;
-	umem->ring_size = ring_size;
+	umem->ring_size = pyxdp_ring_size(umem->frame_count);
 	umem->worker = PYXDP_NO_WORKER;
-	config.fill_size = ring_size;
-	config.comp_size = ring_size;
+	config.fill_size = umem->ring_size;
+	config.comp_size = umem->ring_size;
 	error = xsk_umem__create(&umem->xsk, area, bytes, &umem->queues->fill,
 				 &umem->queues->completion, &config);
 	if (error)
@@ -113,6 +118,7 @@ int pyxdp_umem_delete(struct pyxdp_umem *umem)
 		umem->queues = next;
 	}
 	pyxdp_frames_destroy(umem);
+	pyxdp_shared_destroy(umem);
 	free(umem);
 	return 0;
 }
@@ -138,8 +144,8 @@ struct pyxdp_queue *pyxdp_queue_find(struct pyxdp_umem *umem, unsigned int ifind
 	}
 	queue->ifindex = ifindex;
 	queue->id = id;
-	if (umem->control)
-		queue->filling = &umem->fillings[id];
+	if (umem->is_shared)
+		queue->shared_lock = &umem->fill_words[id];
 	return queue;
 }
 
@@ -167,7 +173,7 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 
 	if (ifindex == 0)
 		return -ENODEV;
-	if (!umem->xsk || (umem->control && queue >= umem->control->shape.queues))
+	if (!umem->xsk || (umem->is_shared && queue >= umem->shape.queues))
 		return -EINVAL;
 	socket = calloc(1, sizeof(*socket));
 	if (!socket)
@@ -182,7 +188,7 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 		free(socket);
 		return -ESHUTDOWN;
 	}
-	if (umem->control && socket->queue->sockets > 0) {
+	if (umem->is_shared && socket->queue->sockets > 0) {
 		error = pyxdp_shared_open(socket, rx_size, tx_size);
 	} else {
 		error = xsk_socket__create_shared(&socket->xsk, interface, queue, umem->xsk,
@@ -200,7 +206,9 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 	socket->queue->sockets++;
 	socket->queue->fill_target += fill_frames;
 	umem->sockets++;
-	if (umem->control && socket->queue->sockets == 1)
+	socket->next_of_queue = socket->queue->first_socket;
+	socket->queue->first_socket = socket;
+	if (umem->is_shared && socket->queue->sockets == 1)
 		pyxdp_shared_fill(umem, socket->queue);
 	else
 		pyxdp_fill_up(umem, socket->queue);
@@ -210,10 +218,18 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 
 void pyxdp_socket_close(struct pyxdp_socket *socket)
 {
+	struct pyxdp_socket **at;
+
 	if (socket->xsk)
 		xsk_socket__delete(socket->xsk);
 	else
 		pyxdp_shared_unmap_socket(socket);
+	for (at = &socket->queue->first_socket; *at; at = &(*at)->next_of_queue) {
+		if (*at == socket) {
+			*at = socket->next_of_queue;
+			break;
+		}
+	}
 	socket->queue->sockets--;
 	socket->umem->sockets--;
 	free(socket);

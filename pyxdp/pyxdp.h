@@ -17,7 +17,7 @@
  *
  * Functions return a count, or a negative errno: -EINVAL for a descriptor that lies outside the
  * UMEM or its frame, -EPROTO for a frame that is not the caller's (only in a UMEM made with
- * `debug`, which checks every step, or shared by processes; pyxdp_umem_violation tells more). Then
+ * `debug`, which checks every step, or in a worker's; pyxdp_umem_violation tells more). Then
  * nothing was done.
  *
  * cffi reads this header too, without its preprocessor lines.
@@ -124,8 +124,14 @@ int pyxdp_socket_busy_poll(struct pyxdp_socket *socket, uint32_t microseconds, u
  * sending to a worker. Each worker has a socket on every queue, and worker w sends on queue w
  * alone. One process makes all sockets and keeps them open; the workers adopt them.
  *
- * Beside the frames there is memory that tells who has which frame, so that nothing is lost when
- * a worker is killed, wherever that happens. */
+ * Beside the frames there is memory for the locks of the FILL rings, which all share, and a ledger for
+ * each worker, shared by it and the maker, that tells what it has, so that nothing is lost when it is
+ * killed, wherever that happens.
+ *
+ * No process believes what another one can write. Where things are follows from the shape, which each
+ * knows for itself; what is read from shared memory is read once, and checked. A worker that writes
+ * rubbish can spoil packets and keep frames from the others of its queues. It can't make the maker or
+ * another worker read or write anywhere else, or wait. */
 struct pyxdp_shape {
 	uint32_t queues;
 	uint32_t workers; /* at most as many as queues */
@@ -133,17 +139,21 @@ struct pyxdp_shape {
 	uint32_t tx_frames; /* of each worker */
 };
 
-/* How much memory the workers share beside the frames. */
+/* How much memory the processes share beside the frames, and each worker with the maker. */
 size_t pyxdp_shared_bytes(const struct pyxdp_shape *shape);
+size_t pyxdp_ledger_bytes(const struct pyxdp_shape *shape);
 
-/* As pyxdp_umem_create, for several processes; `control` is zeroed, and shared as `area` is. */
+/* As pyxdp_umem_create, for several processes; `control` and the `ledgers`, one for each worker, are
+ * zeroed, aligned to 64 bytes, and shared as `area` is. */
 int pyxdp_umem_share(void *area, size_t bytes, uint32_t frame_bytes, uint32_t headroom_bytes,
-		     uint16_t bind_flags, int debug, const struct pyxdp_shape *shape,
-		     void *control, struct pyxdp_umem **out);
+		     uint16_t bind_flags, const struct pyxdp_shape *shape, void *control,
+		     void *const *ledgers, struct pyxdp_umem **out);
 
-/* In a worker: the memory that another process made a UMEM of. It needs no privilege. */
-int pyxdp_umem_adopt(void *area, size_t bytes, void *control, size_t control_bytes,
-		     uint32_t worker, struct pyxdp_umem **out);
+/* In a worker: the memory that another process made a UMEM of, with what that made it with. It needs
+ * no privilege. */
+int pyxdp_umem_adopt(void *area, size_t bytes, uint32_t frame_bytes, uint16_t bind_flags,
+		     const struct pyxdp_shape *shape, void *control, void *ledger, uint32_t worker,
+		     struct pyxdp_umem **out);
 
 /* In a worker: its socket on a queue, with the sizes that it was opened with. The descriptor is
  * the socket's from then on. What a killed worker had sent on queue `worker` comes back here. */
@@ -152,9 +162,18 @@ int pyxdp_socket_adopt(struct pyxdp_umem *umem, int fd, uint32_t queue, uint32_t
 
 /* A worker's process is no more: give back the received frames that it had in hand. `sockets` are
  * its own, as the process that made them has them. What waits in their RX rings waits for the
- * next one to adopt them. Returns how many frames came back. */
+ * next one to adopt them. A frame that is found elsewhere (in a ring, or with another worker) is not
+ * given a second time, whatever the worker noted.
+ *
+ * Returns how many frames came back. `*left` is how many queues could not be looked at, for another
+ * process has their lock: call it again. It never waits. */
 int pyxdp_reclaim(struct pyxdp_umem *umem, uint32_t worker, struct pyxdp_socket *const *sockets,
-		  int n);
+		  int n, int *left);
+
+/* Break locks of FILL rings that the same process has held since the last call; returns how many.
+ * To be called every second or so: an honest process holds one for a microsecond, and one that was
+ * stopped meanwhile sees that its lock is gone. */
+int pyxdp_break_locks(struct pyxdp_umem *umem);
 
 /* How many frames the queue's FILL ring holds. */
 int pyxdp_fill_level(struct pyxdp_socket *socket);

@@ -12,72 +12,20 @@ enum {
 	KICK_RETRIES = 4,
 };
 
-void pyxdp_fill_lock(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
+/* Take a received frame, for this worker alone: not one of another queue, nor one that it has. Either
+ * is another worker's doing, and the frame is left out, so that nothing is used twice here. */
+static int take_shared(struct pyxdp_socket *socket, uint64_t addr)
 {
-	struct xsk_ring_prod *ring = &queue->fill;
+	struct pyxdp_umem *umem = socket->umem;
+	uint8_t *owner = &umem->owner[addr >> umem->frame_shift];
 
-	if (pthread_mutex_lock(&queue->filling->lock) == EOWNERDEAD) {
-		pyxdp_shared_repair(umem, queue);
-		pthread_mutex_consistent(&queue->filling->lock);
-	}
-	if (umem->control) {
-		/* Other processes have pushed since: what is remembered here is old. */
-		ring->cached_prod = *ring->producer;
-		ring->cached_cons = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE) + ring->size;
-	}
-}
-
-void pyxdp_fill_unlock(struct pyxdp_queue *queue)
-{
-	pthread_mutex_unlock(&queue->filling->lock);
-}
-
-/* There is room for `n`: the ring has more slots than the UMEM has frames. */
-void pyxdp_fill(struct pyxdp_umem *umem, struct pyxdp_queue *queue, const void *addrs,
-		size_t stride, uint32_t n)
-{
-	const uint8_t *next = addrs;
-	uint32_t start;
-
-	if (n == 0 || xsk_ring_prod__reserve(&queue->fill, n, &start) != n)
-		return;
-	for (uint32_t i = 0; i < n; i++, next += stride)
-		*xsk_ring_prod__fill_addr(&queue->fill, start + i) =
-			pyxdp_frame_of(umem, *(const uint64_t *)(const void *)next);
-	if (umem->control) {
-		/* Killed before this line, all are still held by this worker; after it, they are in
-		 * the ring as soon as somebody takes the lock. */
-		__atomic_store_n(&queue->filling->to, start + n, __ATOMIC_RELEASE);
-		atomic_signal_fence(memory_order_seq_cst);
-		for (uint32_t i = 0; i < n; i++)
-			pyxdp_hold(umem, *xsk_ring_prod__fill_addr(&queue->fill, start + i), 0);
-	}
-	xsk_ring_prod__submit(&queue->fill, n);
-	queue->filled += n;
-}
-
-/* How many more frames the FILL ring should get, at most `n`. */
-static uint32_t lacking(const struct pyxdp_queue *queue, uint32_t n)
-{
-	uint32_t filled = queue->filled;
-	uint32_t lacks = filled < queue->fill_target ? queue->fill_target - filled : 0;
-
-	return lacks < n ? lacks : n;
-}
-
-void pyxdp_fill_up(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
-{
-	uint64_t frames[CHUNK];
-	uint32_t n;
-
-	pyxdp_fill_lock(umem, queue);
-	while ((n = lacking(queue, CHUNK)) > 0) {
-		n = pyxdp_frames_take(umem, frames, n, PYXDP_FILL);
-		if (n == 0)
-			break;
-		pyxdp_fill(umem, queue, frames, sizeof(frames[0]), n);
-	}
-	pyxdp_fill_unlock(queue);
+	if (!pyxdp_is_among(umem, addr, pyxdp_first_rx(umem, socket->queue->id),
+			    umem->shape.rx_frames) ||
+	    *owner != PYXDP_FILL)
+		return 0;
+	*owner = PYXDP_RX;
+	pyxdp_hold(umem, addr, 1);
+	return 1;
 }
 
 int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budget)
@@ -93,8 +41,10 @@ int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budg
 	n = xsk_ring_cons__peek(&socket->rx, (uint32_t)budget, &start);
 	if (n == 0) {
 		/* Frames that were sent on instead of released are missing here. */
-		if (lacking(queue, queue->fill_target) > queue->fill_target / 2)
+		if (pyxdp_fill_lacking(queue, queue->fill_target) > queue->fill_target / 2)
 			pyxdp_fill_up(umem, queue);
+		if (umem->ledger)
+			pyxdp_fill_release(umem, queue, NULL, 0, 0);
 		/* This is also what has the kernel poll the driver, where that was asked for. */
 		if (socket->busy_polls || xsk_ring_prod__needs_wakeup(&queue->fill))
 			recvfrom(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
@@ -102,20 +52,24 @@ int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budg
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		const struct xdp_desc *desc = xsk_ring_cons__rx_desc(&socket->rx, start + i);
-		uint64_t addr = desc->addr;
-		uint32_t len = desc->len;
+		uint64_t addr = __atomic_load_n(&desc->addr, __ATOMIC_RELAXED);
+		uint32_t len = __atomic_load_n(&desc->len, __ATOMIC_RELAXED);
 
 		if (addr >= umem->bytes || len > umem->frame_bytes - (addr & umem->frame_mask)) {
 			socket->rx_bad_descs++;
 			continue;
 		}
+		if (umem->ledger && !take_shared(socket, addr)) {
+			socket->rx_bad_descs++;
+			continue;
+		}
 		out[taken++] = (struct pyxdp_desc){.addr = addr, .len = len};
-		if (umem->control)
-			pyxdp_hold(umem, addr, (uint8_t)(umem->worker + 1));
 	}
 	xsk_ring_cons__release(&socket->rx, n);
 	queue->filled -= n;
 	socket->rx_frames += (uint32_t)taken;
+	if (umem->ledger)
+		return taken;
 	error = pyxdp_frames_move(umem, out, sizeof(*out), (uint32_t)taken, PYXDP_FILL, PYXDP_RX);
 	return error ? error : taken;
 }
@@ -131,46 +85,36 @@ static int are_inside(const struct pyxdp_umem *umem, const struct pyxdp_desc *de
 	return 1;
 }
 
-/* In a UMEM of several processes a frame that is not this worker's would be another's loss, so it
- * is looked at always: received frames on their way back to the queue that they came from. */
-static int are_held(struct pyxdp_umem *umem, const struct pyxdp_queue *queue,
-		    const struct pyxdp_desc *descs, int n)
+/* In a UMEM of several processes received frames go back to the queue that they came from, and those
+ * to send belong to a worker for good. */
+static int are_among(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, int n, uint32_t first,
+		     uint32_t count, uint32_t expected)
 {
-	uint32_t rx_frames = umem->control->shape.rx_frames;
-
 	for (int i = 0; i < n; i++) {
-		uint8_t holder = __atomic_load_n(pyxdp_holder_of(umem, descs[i].addr),
-						 __ATOMIC_RELAXED);
-
-		if ((descs[i].addr >> umem->frame_shift) / rx_frames != queue->id ||
-		    holder != (uint8_t)(umem->worker + 1))
-			return pyxdp_frames_violated(umem, descs[i].addr, PYXDP_FILL, PYXDP_RX);
+		if (!pyxdp_is_among(umem, descs[i].addr, first, count))
+			return pyxdp_frames_violated(umem, descs[i].addr, PYXDP_FILL, expected);
 	}
 	return 0;
 }
 
-/* The same of frames to send, which belong to a worker for good. */
+static int are_of_queue(struct pyxdp_umem *umem, const struct pyxdp_queue *queue,
+			const struct pyxdp_desc *descs, int n)
+{
+	return are_among(umem, descs, n, pyxdp_first_rx(umem, queue->id), umem->shape.rx_frames,
+			 PYXDP_RX);
+}
+
 static int are_own(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, int n)
 {
-	const struct pyxdp_shape *shape = &umem->control->shape;
-	uint64_t first = (uint64_t)shape->queues * shape->rx_frames +
-			 (uint64_t)umem->worker * shape->tx_frames;
-
-	for (int i = 0; i < n; i++) {
-		uint64_t frame = descs[i].addr >> umem->frame_shift;
-
-		if (frame < first || frame - first >= shape->tx_frames ||
-		    __atomic_load_n(&umem->holder[frame], __ATOMIC_RELAXED))
-			return pyxdp_frames_violated(umem, descs[i].addr, PYXDP_TX,
-						     PYXDP_RESERVED);
-	}
-	return 0;
+	return are_among(umem, descs, n, pyxdp_first_tx(umem, umem->worker), umem->shape.tx_frames,
+			 PYXDP_RESERVED);
 }
 
 /* Whether a socket may send: its COMPLETION ring has one process that reads it. */
 static int may_send(const struct pyxdp_socket *socket)
 {
-	return !socket->umem->control || socket->queue->id == socket->umem->worker;
+	return !socket->umem->is_shared ||
+	       (socket->umem->ledger && socket->queue->id == socket->umem->worker);
 }
 
 static void put_descs(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, uint32_t n)
@@ -188,6 +132,37 @@ static void put_descs(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, u
 	}
 }
 
+static int release_shared(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n)
+{
+	struct pyxdp_umem *umem = socket->umem;
+	int error = umem->ledger ? are_of_queue(umem, socket->queue, descs, n) : -EINVAL;
+
+	/* Reserved: released, and not in the ring yet. */
+	if (!error)
+		error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RX,
+					  PYXDP_RESERVED);
+	if (error)
+		return error;
+	pyxdp_fill_release(umem, socket->queue, descs, sizeof(*descs), (uint32_t)n);
+	return n;
+}
+
+static void fill_descs(struct pyxdp_umem *umem, struct pyxdp_queue *queue,
+		       const struct pyxdp_desc *descs, uint32_t n)
+{
+	uint64_t frames[CHUNK];
+
+	while (n > 0) {
+		uint32_t part = n < CHUNK ? n : CHUNK;
+
+		for (uint32_t i = 0; i < part; i++)
+			frames[i] = pyxdp_frame_of(umem, descs[i].addr);
+		pyxdp_fill(umem, queue, frames, part);
+		descs += part;
+		n -= part;
+	}
+}
+
 int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs, int n)
 {
 	struct pyxdp_umem *umem = socket->umem;
@@ -197,29 +172,46 @@ int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs
 
 	if (n < 0 || !are_inside(umem, descs, n))
 		return -EINVAL;
-	if (umem->control) {
-		error = are_held(umem, queue, descs, n);
-		if (error)
-			return error;
-	}
+	if (umem->is_shared)
+		return release_shared(socket, descs, n);
 	/* Marked before the kernel can have them: it may hand one to another thread at once. */
 	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RX, PYXDP_FILL);
 	if (error)
 		return error;
 	pyxdp_fill_lock(umem, queue);
-	back = umem->control ? (uint32_t)n : lacking(queue, (uint32_t)n);
-	pyxdp_fill(umem, queue, descs, sizeof(*descs), back);
+	back = pyxdp_fill_lacking(queue, (uint32_t)n);
+	fill_descs(umem, queue, descs, back);
 	pyxdp_fill_unlock(queue);
 	put_descs(umem, descs + back, (uint32_t)n - back);
-	if (lacking(queue, 1))
+	if (pyxdp_fill_lacking(queue, 1))
 		pyxdp_fill_up(umem, queue);
 	return n;
+}
+
+/* Of completed frames those that this worker has sent: others that write into the ring can't give it
+ * a frame twice. */
+static uint32_t keep_own(struct pyxdp_umem *umem, uint64_t *frames, uint32_t n)
+{
+	uint32_t first = pyxdp_first_tx(umem, umem->worker), kept = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint8_t *owner = &umem->owner[frames[i] >> umem->frame_shift];
+
+		if (!pyxdp_is_among(umem, frames[i], first, umem->shape.tx_frames) ||
+		    !(*owner & (PYXDP_TX | PYXDP_INHERITED)))
+			continue;
+		*owner = PYXDP_FREE;
+		pyxdp_hold(umem, frames[i], 0);
+		frames[kept++] = frames[i];
+	}
+	return kept;
 }
 
 int pyxdp_tx_reap(struct pyxdp_socket *socket)
 {
 	struct pyxdp_queue *queue = socket->queue;
 	struct pyxdp_umem *umem = socket->umem;
+	uint32_t left = umem->ring_size;
 	uint64_t frames[CHUNK];
 	int reaped = 0;
 	int error = 0;
@@ -227,23 +219,28 @@ int pyxdp_tx_reap(struct pyxdp_socket *socket)
 	if (!may_send(socket))
 		return -EINVAL;
 	pthread_mutex_lock(&queue->completion_lock);
-	while (!error) {
+	/* At most a ring full: it says itself how much it holds. */
+	while (!error && left > 0) {
 		uint32_t start, n, good = 0;
 
 		n = xsk_ring_cons__peek(&queue->completion, CHUNK, &start);
 		if (n == 0)
 			break;
+		left -= n < left ? n : left;
 		for (uint32_t i = 0; i < n; i++) {
-			uint64_t addr = *xsk_ring_cons__comp_addr(&queue->completion, start + i);
+			uint64_t addr = __atomic_load_n(
+				xsk_ring_cons__comp_addr(&queue->completion, start + i),
+				__ATOMIC_RELAXED);
 
 			if (addr < umem->bytes)
 				frames[good++] = pyxdp_frame_of(umem, addr);
-			if (umem->control && addr < umem->bytes)
-				pyxdp_hold(umem, addr, 0);
 		}
 		xsk_ring_cons__release(&queue->completion, n);
-		error = pyxdp_frames_move(umem, frames, sizeof(frames[0]), good, PYXDP_TX,
-					  PYXDP_FREE);
+		if (umem->is_shared)
+			good = keep_own(umem, frames, good);
+		else
+			error = pyxdp_frames_move(umem, frames, sizeof(frames[0]), good, PYXDP_TX,
+						  PYXDP_FREE);
 		if (!error)
 			pyxdp_frames_put(umem, frames, good);
 		reaped += (int)good;
@@ -260,6 +257,8 @@ int pyxdp_tx_reserve(struct pyxdp_socket *socket, struct pyxdp_desc *out, int n)
 
 	if (error < 0)
 		return error;
+	if (socket->umem->inherited)
+		pyxdp_forget_inherited(socket->umem);
 	while (reserved < n) {
 		uint32_t want = n - reserved < CHUNK ? (uint32_t)(n - reserved) : CHUNK;
 		uint32_t got = pyxdp_frames_take(socket->umem, frames, want, PYXDP_RESERVED);
@@ -280,8 +279,8 @@ int pyxdp_tx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs
 
 	if (n < 0 || !are_inside(umem, descs, n))
 		return -EINVAL;
-	if (umem->control) {
-		error = are_own(umem, descs, n);
+	if (umem->is_shared) {
+		error = umem->ledger ? are_own(umem, descs, n) : -EINVAL;
 		if (error)
 			return error;
 	}
@@ -304,8 +303,8 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 	/* The kernel skips a bad descriptor, and its frame would never come back. */
 	if (!are_inside(umem, descs, n) || !may_send(socket))
 		return -EINVAL;
-	if (umem->control) {
-		error = are_own(umem, descs, n);
+	if (umem->is_shared) {
+		error = umem->ledger ? are_own(umem, descs, n) : -EINVAL;
 		if (error)
 			return error;
 	}
@@ -325,9 +324,9 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 	for (int i = 0; i < n; i++)
 		*xsk_ring_prod__tx_desc(&socket->tx, start + (uint32_t)i) =
 			(struct xdp_desc){.addr = descs[i].addr, .len = descs[i].len};
-	if (umem->control) {
+	if (umem->ledger) {
 		/* Killed before the ring has them, the next one unmarks what is noted here. */
-		__atomic_store_n(&umem->submitting_to[umem->worker], start + (uint32_t)n,
+		__atomic_store_n(&umem->ledger->submitting_to, start + (uint32_t)n,
 				 __ATOMIC_RELEASE);
 		atomic_signal_fence(memory_order_seq_cst);
 		for (int i = 0; i < n; i++)
@@ -340,7 +339,10 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 
 static uint32_t tx_pending(const struct pyxdp_socket *socket)
 {
-	return socket->tx.cached_prod - __atomic_load_n(socket->tx.consumer, __ATOMIC_ACQUIRE);
+	uint32_t pending =
+		socket->tx.cached_prod - __atomic_load_n(socket->tx.consumer, __ATOMIC_ACQUIRE);
+
+	return pending < socket->tx.size ? pending : socket->tx.size;
 }
 
 int pyxdp_kick(struct pyxdp_socket *socket)

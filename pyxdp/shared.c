@@ -8,23 +8,16 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
-	VERSION = 1,
-	LINE_BYTES = 64,
 	CHUNK = 64,
-	/* A holder is a byte, and 0 is nobody. */
-	MAX_WORKERS = 254,
-};
-
-/* Where in the shared memory what begins. */
-struct layout {
-	size_t fillings;
-	size_t submitting_to;
-	size_t holder;
-	size_t owner;
-	size_t bytes;
+	/* A holder is a byte; 0 is nobody, and the last one is the maker. */
+	MAX_WORKERS = PYXDP_MAKER - 1,
+	/* Far more than a packet waits in the kernel. */
+	INHERITED_NS = 1000000000,
+	NS_PER_S = 1000000000,
 };
 
 static uint64_t frames_in(const struct pyxdp_shape *shape)
@@ -33,69 +26,35 @@ static uint64_t frames_in(const struct pyxdp_shape *shape)
 	       (uint64_t)shape->workers * shape->tx_frames;
 }
 
-static size_t after(size_t at, size_t bytes)
-{
-	return (at + bytes + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
-}
-
-static struct layout layout_of(const struct pyxdp_shape *shape)
-{
-	struct layout at;
-	size_t frames = frames_in(shape);
-
-	at.fillings = after(0, sizeof(struct pyxdp_control));
-	at.submitting_to = after(at.fillings, shape->queues * sizeof(struct pyxdp_filling));
-	at.holder = after(at.submitting_to, shape->workers * sizeof(uint32_t));
-	at.owner = after(at.holder, frames);
-	at.bytes = after(at.owner, frames);
-	return at;
-}
-
 size_t pyxdp_shared_bytes(const struct pyxdp_shape *shape)
 {
-	return layout_of(shape).bytes;
+	return shape->queues * sizeof(struct pyxdp_fill_word);
+}
+
+size_t pyxdp_ledger_bytes(const struct pyxdp_shape *shape)
+{
+	return sizeof(struct pyxdp_ledger) + shape->queues * sizeof(uint32_t) + frames_in(shape);
 }
 
 static int is_possible(const struct pyxdp_shape *shape, uint64_t frames)
 {
 	return shape->workers > 0 && shape->workers <= shape->queues &&
-	       shape->workers <= MAX_WORKERS && shape->rx_frames > 0 &&
+	       shape->workers <= MAX_WORKERS && shape->rx_frames > 0 && shape->tx_frames > 0 &&
 	       frames_in(shape) == frames;
 }
 
-static void use(struct pyxdp_umem *umem, void *control, int debug)
+static void share(struct pyxdp_umem *umem, const struct pyxdp_shape *shape, void *control)
 {
-	struct layout at;
-
-	umem->control = control;
-	at = layout_of(&umem->control->shape);
-	umem->fillings = (void *)((uint8_t *)control + at.fillings);
-	umem->submitting_to = (void *)((uint8_t *)control + at.submitting_to);
-	umem->holder = (uint8_t *)control + at.holder;
-	umem->owner = debug ? (uint8_t *)control + at.owner : NULL;
+	umem->is_shared = 1;
+	umem->shape = *shape;
+	umem->fill_words = control;
 	umem->free_count = 0;
 }
 
-static int make_locks(struct pyxdp_filling *fillings, uint32_t n)
-{
-	pthread_mutexattr_t kind;
-	int error = pthread_mutexattr_init(&kind);
-
-	if (error)
-		return -error;
-	pthread_mutexattr_setpshared(&kind, PTHREAD_PROCESS_SHARED);
-	pthread_mutexattr_setrobust(&kind, PTHREAD_MUTEX_ROBUST);
-	for (uint32_t i = 0; i < n && !error; i++)
-		error = pthread_mutex_init(&fillings[i].lock, &kind);
-	pthread_mutexattr_destroy(&kind);
-	return -error;
-}
-
 int pyxdp_umem_share(void *area, size_t bytes, uint32_t frame_bytes, uint32_t headroom_bytes,
-		     uint16_t bind_flags, int debug, const struct pyxdp_shape *shape,
-		     void *control, struct pyxdp_umem **out)
+		     uint16_t bind_flags, const struct pyxdp_shape *shape, void *control,
+		     void *const *ledgers, struct pyxdp_umem **out)
 {
-	struct pyxdp_control *head = control;
 	struct pyxdp_umem *umem;
 	int error;
 
@@ -104,58 +63,57 @@ int pyxdp_umem_share(void *area, size_t bytes, uint32_t frame_bytes, uint32_t he
 	error = pyxdp_umem_create(area, bytes, frame_bytes, headroom_bytes, bind_flags, 0, &umem);
 	if (error)
 		return error;
-	*head = (struct pyxdp_control){
-		.version = VERSION,
-		.frame_bytes = frame_bytes,
-		.shape = *shape,
-		.ring_size = umem->ring_size,
-		.bind_flags = bind_flags,
-		.debug = debug != 0,
-	};
-	use(umem, control, debug);
-	if (debug)
-		memset(umem->owner, PYXDP_FREE, umem->frame_count);
-	umem->queues->filling = &umem->fillings[0];
-	error = make_locks(umem->fillings, shape->queues);
-	if (error) {
+	share(umem, shape, control);
+	umem->ledgers = calloc(shape->workers, sizeof(*umem->ledgers));
+	if (!umem->ledgers) {
 		pyxdp_umem_delete(umem);
-		return error;
+		return -ENOMEM;
 	}
+	for (uint32_t worker = 0; worker < shape->workers; worker++)
+		umem->ledgers[worker] = ledgers[worker];
+	umem->queues->shared_lock = &umem->fill_words[0];
 	*out = umem;
 	return 0;
 }
 
-int pyxdp_umem_adopt(void *area, size_t bytes, void *control, size_t control_bytes,
-		     uint32_t worker, struct pyxdp_umem **out)
+void pyxdp_shared_destroy(struct pyxdp_umem *umem)
 {
-	const struct pyxdp_control *head = control;
+	free(umem->ledgers);
+}
+
+int pyxdp_umem_adopt(void *area, size_t bytes, uint32_t frame_bytes, uint16_t bind_flags,
+		     const struct pyxdp_shape *shape, void *control, void *ledger, uint32_t worker,
+		     struct pyxdp_umem **out)
+{
 	struct pyxdp_umem *umem;
 	int error;
 
-	if (control_bytes < sizeof(*head) || head->version != VERSION ||
-	    head->frame_bytes < PYXDP_MIN_FRAME_BYTES ||
-	    head->frame_bytes > PYXDP_MAX_FRAME_BYTES || bytes / head->frame_bytes > PYXDP_MAX_FRAMES ||
-	    !is_possible(&head->shape, bytes / head->frame_bytes) ||
-	    control_bytes < pyxdp_shared_bytes(&head->shape) || worker >= head->shape.workers)
+	if (frame_bytes < PYXDP_MIN_FRAME_BYTES || frame_bytes > PYXDP_MAX_FRAME_BYTES ||
+	    (frame_bytes & (frame_bytes - 1)) || bytes % frame_bytes ||
+	    bytes / frame_bytes > PYXDP_MAX_FRAMES || !is_possible(shape, bytes / frame_bytes) ||
+	    worker >= shape->workers)
 		return -EINVAL;
 	umem = calloc(1, sizeof(*umem));
 	if (!umem)
 		return -ENOMEM;
 	umem->area = area;
 	umem->bytes = bytes;
-	umem->frame_bytes = head->frame_bytes;
-	umem->frame_mask = head->frame_bytes - 1;
-	umem->frame_count = (uint32_t)(bytes / head->frame_bytes);
-	umem->frame_shift = (uint32_t)__builtin_ctz(head->frame_bytes);
-	umem->ring_size = head->ring_size;
-	umem->bind_flags = (uint16_t)head->bind_flags;
+	umem->frame_bytes = frame_bytes;
+	umem->frame_mask = frame_bytes - 1;
+	umem->frame_count = (uint32_t)(bytes / frame_bytes);
+	umem->frame_shift = (uint32_t)__builtin_ctz(frame_bytes);
+	umem->ring_size = pyxdp_ring_size(umem->frame_count);
+	umem->bind_flags = bind_flags;
 	umem->worker = worker;
-	error = pyxdp_frames_init(umem, 0);
+	error = pyxdp_frames_init(umem, 1);
 	if (error) {
 		free(umem);
 		return error;
 	}
-	use(umem, control, (int)head->debug);
+	/* What is not this worker's is the kernel's, seen from here. */
+	memset(umem->owner, PYXDP_FILL, umem->frame_count);
+	share(umem, shape, control);
+	umem->ledger = ledger;
 	*out = umem;
 	return 0;
 }
@@ -202,6 +160,29 @@ static void as_consumer(struct xsk_ring_cons *ring, uint8_t *map,
 	ring->ring = map + offsets->desc;
 	ring->cached_cons = *ring->consumer;
 	ring->cached_prod = ring->cached_cons;
+}
+
+/* How much a ring holds is what its two indices say. A worker leaves its rings to the next one, which
+ * begins anew where it left what can't be: more than there is room for. */
+static void settle_received(struct xsk_ring_cons *ring)
+{
+	uint32_t producer = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
+
+	if (producer - ring->cached_cons > ring->size) {
+		ring->cached_cons = ring->cached_prod = producer;
+		__atomic_store_n(ring->consumer, producer, __ATOMIC_RELEASE);
+	}
+}
+
+static void settle_sent(struct xsk_ring_prod *ring)
+{
+	uint32_t consumer = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
+
+	if (ring->cached_prod - consumer > ring->size) {
+		ring->cached_prod = consumer;
+		ring->cached_cons = consumer + ring->size;
+		__atomic_store_n(ring->producer, consumer, __ATOMIC_RELEASE);
+	}
 }
 
 /* FILL and COMPLETION ring of a queue, through any socket that is bound to it. */
@@ -260,6 +241,8 @@ static int map_socket(struct pyxdp_socket *socket, const struct xdp_mmap_offsets
 	}
 	as_consumer(&socket->rx, socket->adopted_rx, &offsets->rx, rx_size);
 	as_producer(&socket->tx, socket->adopted_tx, &offsets->tx, tx_size);
+	settle_received(&socket->rx);
+	settle_sent(&socket->tx);
 	return 0;
 }
 
@@ -308,46 +291,73 @@ int pyxdp_shared_open(struct pyxdp_socket *made, uint32_t rx_size, uint32_t tx_s
 	return error;
 }
 
-static uint32_t first_tx_frame(const struct pyxdp_umem *umem)
+static uint64_t now_ns(void)
 {
-	const struct pyxdp_shape *shape = &umem->control->shape;
+	struct timespec now;
 
-	return shape->queues * shape->rx_frames + umem->worker * shape->tx_frames;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static void was_not_sent(struct pyxdp_umem *umem, uint64_t addr)
+{
+	if (pyxdp_is_among(umem, addr, pyxdp_first_tx(umem, umem->worker), umem->shape.tx_frames))
+		pyxdp_hold(umem, addr, 0);
 }
 
 /* Find out which frames for sending are free, whatever a worker before did with them. */
 static void take_over_sending(struct pyxdp_umem *umem, struct pyxdp_socket *socket)
 {
+	struct xsk_ring_cons *completion = &socket->queue->completion;
 	struct xsk_ring_prod *tx = &socket->tx;
-	uint32_t unsent = umem->submitting_to[umem->worker] - tx->cached_prod;
-	uint32_t first = first_tx_frame(umem), start, n;
+	uint32_t unsent = __atomic_load_n(&umem->ledger->submitting_to, __ATOMIC_ACQUIRE) -
+			  tx->cached_prod;
+	uint32_t first = pyxdp_first_tx(umem, umem->worker), left = umem->ring_size, start, n;
 
 	/* Marked as sent, but the ring never had them. */
-	for (uint32_t i = 0; unsent <= tx->size && i < unsent; i++) {
-		uint64_t addr = xsk_ring_prod__tx_desc(tx, tx->cached_prod + i)->addr;
-
-		if (addr < umem->bytes)
-			pyxdp_hold(umem, addr, 0);
-	}
+	for (uint32_t i = 0; unsent <= tx->size && i < unsent; i++)
+		was_not_sent(umem, __atomic_load_n(
+					   &xsk_ring_prod__tx_desc(tx, tx->cached_prod + i)->addr,
+					   __ATOMIC_RELAXED));
 	/* What was completed, all of it before any frame is used again: an entry that was read but
 	 * not taken from the ring would free a frame that is on its way by then. */
-	while ((n = xsk_ring_cons__peek(&socket->queue->completion, CHUNK, &start)) > 0) {
-		for (uint32_t i = 0; i < n; i++) {
-			uint64_t addr =
-				*xsk_ring_cons__comp_addr(&socket->queue->completion, start + i);
-
-			if (addr < umem->bytes)
-				pyxdp_hold(umem, addr, 0);
-		}
-		xsk_ring_cons__release(&socket->queue->completion, n);
+	settle_received(completion);
+	while (left > 0 && (n = xsk_ring_cons__peek(completion, CHUNK, &start)) > 0) {
+		for (uint32_t i = 0; i < n; i++)
+			was_not_sent(umem, __atomic_load_n(
+						   xsk_ring_cons__comp_addr(completion, start + i),
+						   __ATOMIC_RELAXED));
+		xsk_ring_cons__release(completion, n);
+		left -= n < left ? n : left;
 	}
-	for (uint32_t i = umem->control->shape.tx_frames; i-- > 0;) {
+	for (uint32_t i = umem->shape.tx_frames; i-- > 0;) {
 		uint64_t frame = (uint64_t)(first + i) << umem->frame_shift;
 
-		if (!__atomic_load_n(&umem->holder[first + i], __ATOMIC_RELAXED))
+		if (!__atomic_load_n(&pyxdp_holds(umem, umem->ledger)[first + i],
+				     __ATOMIC_RELAXED)) {
 			pyxdp_frames_put(umem, &frame, 1);
-		else if (umem->owner)
-			umem->owner[first + i] = PYXDP_TX;
+		} else {
+			umem->owner[first + i] = PYXDP_INHERITED;
+			umem->inherited++;
+		}
+	}
+	umem->inherited_ns = now_ns();
+}
+
+void pyxdp_forget_inherited(struct pyxdp_umem *umem)
+{
+	uint32_t first = pyxdp_first_tx(umem, umem->worker);
+
+	if (now_ns() - umem->inherited_ns < INHERITED_NS)
+		return;
+	umem->inherited = 0;
+	for (uint32_t i = first; i < first + umem->shape.tx_frames; i++) {
+		uint64_t frame = (uint64_t)i << umem->frame_shift;
+
+		if (umem->owner[i] != PYXDP_INHERITED)
+			continue;
+		pyxdp_hold(umem, frame, 0);
+		pyxdp_frames_put(umem, &frame, 1);
 	}
 }
 
@@ -360,7 +370,7 @@ int pyxdp_socket_adopt(struct pyxdp_umem *umem, int fd, uint32_t queue, uint32_t
 	int busy_poll_us = 0;
 	int error;
 
-	if (umem->xsk || !umem->control || queue >= umem->control->shape.queues ||
+	if (!umem->ledger || queue >= umem->shape.queues ||
 	    !is_ring_size(rx_size) || !is_ring_size(tx_size))
 		return -EINVAL;
 	error = get_offsets(fd, &offsets);
@@ -374,6 +384,12 @@ int pyxdp_socket_adopt(struct pyxdp_umem *umem, int fd, uint32_t queue, uint32_t
 		umem->queues = pyxdp_queue_new();
 	socket->queue = umem->queues ? pyxdp_queue_find(umem, 0, queue) : NULL;
 	if (!socket->queue) {
+		free(socket);
+		return -ENOMEM;
+	}
+	if (!socket->queue->owed)
+		socket->queue->owed = calloc(umem->shape.rx_frames, sizeof(uint64_t));
+	if (!socket->queue->owed) {
 		free(socket);
 		return -ENOMEM;
 	}
@@ -396,95 +412,17 @@ int pyxdp_socket_adopt(struct pyxdp_umem *umem, int fd, uint32_t queue, uint32_t
 	return 0;
 }
 
-/* --- frames for receiving --- */
-
 void pyxdp_shared_fill(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 {
-	uint32_t rx_frames = umem->control->shape.rx_frames;
-	uint64_t frame = (uint64_t)queue->id * rx_frames;
+	uint32_t first = pyxdp_first_rx(umem, queue->id);
 
-	pyxdp_fill_lock(umem, queue);
-	for (uint32_t i = 0; i < rx_frames; i++, frame++) {
-		uint64_t addr = frame << umem->frame_shift;
-
-		if (umem->owner)
-			umem->owner[frame] = PYXDP_FILL;
-		pyxdp_fill(umem, queue, &addr, sizeof(addr), 1);
-	}
-	pyxdp_fill_unlock(queue);
-}
-
-void pyxdp_shared_repair(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
-{
-	struct xsk_ring_prod *fill = &queue->fill;
-	uint32_t start = *fill->producer;
-	uint32_t n = queue->filling->to - start;
-
-	if (n == 0 || n > fill->size)
+	/* The ring's only user now: the workers come later. */
+	if (!pyxdp_fill_lock(umem, queue))
 		return;
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t addr = *xsk_ring_prod__fill_addr(fill, start + i);
-
-		if (addr < umem->bytes)
-			pyxdp_hold(umem, addr, 0);
-	}
-	__atomic_store_n(fill->producer, start + n, __ATOMIC_RELEASE);
-}
-
-/* What a worker had noted as its own but not taken from the ring stays in the ring. */
-static void let_wait(struct pyxdp_umem *umem, struct pyxdp_socket *socket, uint8_t holder)
-{
-	uint32_t end = __atomic_load_n(socket->rx.producer, __ATOMIC_ACQUIRE);
-
-	for (uint32_t at = *socket->rx.consumer; at != end; at++) {
-		uint64_t addr = xsk_ring_cons__rx_desc(&socket->rx, at)->addr;
-
-		if (addr < umem->bytes && *pyxdp_holder_of(umem, addr) == holder)
-			pyxdp_hold(umem, addr, 0);
-	}
-}
-
-static int give_back(struct pyxdp_umem *umem, struct pyxdp_queue *queue, uint8_t holder)
-{
-	uint32_t rx_frames = umem->control->shape.rx_frames;
-	uint32_t first = queue->id * rx_frames;
-	int given = 0;
-
-	for (uint32_t frame = first; frame < first + rx_frames; frame++) {
+	for (uint32_t frame = first; frame < first + umem->shape.rx_frames; frame++) {
 		uint64_t addr = (uint64_t)frame << umem->frame_shift;
 
-		if (__atomic_load_n(&umem->holder[frame], __ATOMIC_RELAXED) != holder)
-			continue;
-		if (umem->owner)
-			umem->owner[frame] = PYXDP_FILL;
-		pyxdp_fill(umem, queue, &addr, sizeof(addr), 1);
-		given++;
+		pyxdp_fill(umem, queue, &addr, 1);
 	}
-	return given;
-}
-
-int pyxdp_reclaim(struct pyxdp_umem *umem, uint32_t worker, struct pyxdp_socket *const *sockets,
-		  int n)
-{
-	uint8_t holder = (uint8_t)(worker + 1);
-	int given = 0;
-
-	if (!umem->control || worker >= umem->control->shape.workers)
-		return -EINVAL;
-	for (int i = 0; i < n; i++) {
-		/* With the lock it is certain that nothing half done is left. */
-		pyxdp_fill_lock(umem, sockets[i]->queue);
-		let_wait(umem, sockets[i], holder);
-		given += give_back(umem, sockets[i]->queue, holder);
-		pyxdp_fill_unlock(sockets[i]->queue);
-	}
-	return given;
-}
-
-int pyxdp_fill_level(struct pyxdp_socket *socket)
-{
-	const struct xsk_ring_prod *fill = &socket->queue->fill;
-
-	return (int)(__atomic_load_n(fill->producer, __ATOMIC_ACQUIRE) -
-		     __atomic_load_n(fill->consumer, __ATOMIC_ACQUIRE));
+	pyxdp_fill_unlock(queue);
 }

@@ -3,6 +3,9 @@
 The frames lie in a memfd, and behind them what the processes have to agree on. Who makes the
 sockets needs privileges, and keeps them open; who adopts them needs none. A worker that was killed
 leaves its sockets as they are to the next one, and what it had in hand comes back (`reclaim`).
+
+What a worker has stands in a ledger, a memfd for each, which it shares with the maker alone. Shapes
+and sizes never come from shared memory: each process has them from who started it.
 """
 
 from __future__ import annotations
@@ -30,13 +33,13 @@ class SharedShape(TypedDict):
     tx_frames: int
     frame_bytes: int
     headroom_bytes: int
-    debug: bool
+    need_wakeup: bool
 
 
 class _MemfdUmem(Umem):
     """Frames in a memfd, and the control memory behind them."""
 
-    def __init__(self, fd: int, shape: SharedShape, bind_mode: BindMode, need_wakeup: bool) -> None:
+    def __init__(self, fd: int, shape: SharedShape, bind_mode: BindMode, *, debug: bool) -> None:
         self.fd: Final = fd
         self.shape: Final = shape
         frame_count = shape["queues"] * shape["rx_frames"] + shape["workers"] * shape["tx_frames"]
@@ -46,8 +49,8 @@ class _MemfdUmem(Umem):
             shape["frame_bytes"],
             shape["headroom_bytes"],
             bind_mode=bind_mode,
-            need_wakeup=need_wakeup,
-            debug=shape["debug"],
+            need_wakeup=shape["need_wakeup"],
+            debug=debug,
         )
 
     def _map(self) -> mmap.mmap:
@@ -66,7 +69,7 @@ class SharedUmem(_MemfdUmem):
     """A UMEM for the sockets of `workers` processes on `queues` queues.
 
     Each queue has `rx_frames` to receive into, each worker `tx_frames` to send from. `fd` is its
-    memfd.
+    memfd, `ledger_fds` are those of the workers' ledgers.
     """
 
     def __init__(
@@ -80,7 +83,6 @@ class SharedUmem(_MemfdUmem):
         headroom_bytes: int = 0,
         bind_mode: BindMode = "auto",
         need_wakeup: bool = True,
-        debug: bool = False,
     ) -> None:
         """As Umem; raises ValueError for more workers than queues, too."""
         if not 1 <= workers <= queues:
@@ -94,20 +96,28 @@ class SharedUmem(_MemfdUmem):
             tx_frames=tx_frames,
             frame_bytes=frame_bytes,
             headroom_bytes=headroom_bytes,
-            debug=debug,
+            need_wakeup=need_wakeup,
         )
         frames = queues * rx_frames + workers * tx_frames
-        fd = os.memfd_create("pyxdp-umem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        library = require()
+        c_shape = _c_shape(shape)
+        self._ledgers: list[tuple[int, mmap.mmap, Any]] = []
+        fd = -1
         try:
-            os.ftruncate(
-                fd, frames * frame_bytes + int(require().pyxdp_shared_bytes(_c_shape(shape)))
-            )
-            # A process that has it can write rubbish, but not take memory away below the others.
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            super().__init__(fd, shape, bind_mode, need_wakeup)
+            fd = _memfd("umem", frames * frame_bytes + int(library.pyxdp_shared_bytes(c_shape)))
+            for _ in range(workers):
+                self._ledgers.append(_make_ledger(int(library.pyxdp_ledger_bytes(c_shape))))
+            super().__init__(fd, shape, bind_mode, debug=False)
         except BaseException:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+            self._close_ledgers()
             raise
+
+    @property
+    def ledger_fds(self) -> list[int]:
+        """By worker; they stay this object's."""
+        return [fd for fd, _, _ in self._ledgers]
 
     def _make(self, library: Any, flags: int, made: Any) -> int:
         return int(
@@ -117,24 +127,51 @@ class SharedUmem(_MemfdUmem):
                 self.frame_bytes,
                 self.headroom_bytes,
                 flags,
-                self.debug,
                 _c_shape(self.shape),
                 self.base + self.size_bytes,
+                [ffi.cast("void *", base) for _, _, base in self._ledgers],
                 made,
             )
         )
 
+    def close(self) -> None:
+        """See Umem; and the ledgers."""
+        super().close()
+        self._close_ledgers()
+
+    def _close_ledgers(self) -> None:
+        while self._ledgers:
+            fd, memory, base = self._ledgers.pop()
+            ffi.release(base)
+            memory.close()
+            os.close(fd)
+
     def reclaim(self, worker: int, sockets: Sequence[SharedSocket]) -> int:
         """Give back the received frames that a worker had in hand; returns how many.
 
-        Only when its process is no more. `sockets` are all of that worker's.
+        Only when its process is no more. `sockets` are all of that worker's. It never waits: where
+        another process has the lock of a FILL ring, `unreclaimed` says so, and it is to be called
+        again before another process adopts them.
         """
+        left = ffi.new("int *")
         result = require().pyxdp_reclaim(
-            self.c_umem, worker, [each.c_socket for each in sockets], len(sockets)
+            self.c_umem, worker, [each.c_socket for each in sockets], len(sockets), left
         )
         if result < 0:
             self.raise_error(result, f"cannot reclaim the frames of worker {worker}")
+        self.unreclaimed = int(left[0])
         return int(result)
+
+    unreclaimed: int = 0
+    """How many queues the last `reclaim` could not look at."""
+
+    def break_locks(self) -> int:
+        """Take the FILL rings' locks from processes that have held one since the last call.
+
+        To be called every second or so: then what holds one is stopped, or pretends. Returns how
+        many it were.
+        """
+        return int(require().pyxdp_break_locks(self.c_umem))
 
 
 class SharedSocket(Socket):
@@ -155,24 +192,53 @@ class SharedSocket(Socket):
 
 
 class AdoptedUmem(_MemfdUmem):
-    """In a worker's process: the UMEM that another one made. It needs no privilege."""
+    """In a worker's process: the UMEM that another one made. It needs no privilege.
 
-    def __init__(self, fd: int, shape: SharedShape, worker: int) -> None:
-        """Take the memfd, which is this object's from then on; raises PyxdpError."""
+    It always knows which frames it has: what others write can't give it one twice.
+    """
+
+    def __init__(self, fd: int, ledger_fd: int, shape: SharedShape, worker: int) -> None:
+        """Take the memfds, which are this object's from then on; raises PyxdpError.
+
+        `shape` is what the maker told, not what shared memory says.
+        """
         self.worker: Final = worker
-        super().__init__(fd, shape, "auto", need_wakeup=True)
+        self._ledger_fd = ledger_fd
+        size = int(require().pyxdp_ledger_bytes(_c_shape(shape)))
+        self._ledger = mmap.mmap(ledger_fd, size, mmap.MAP_SHARED)
+        self._ledger_base: Any = ffi.from_buffer("uint8_t[]", self._ledger, require_writable=True)
+        try:
+            super().__init__(fd, shape, "auto", debug=True)
+        except BaseException:
+            self._release_ledger()
+            raise
 
     def _make(self, library: Any, flags: int, made: Any) -> int:
         return int(
             library.pyxdp_umem_adopt(
                 self.base,
                 self.size_bytes,
+                self.frame_bytes,
+                flags,
+                _c_shape(self.shape),
                 self.base + self.size_bytes,
-                self._control_bytes,
+                self._ledger_base,
                 self.worker,
                 made,
             )
         )
+
+    def _release_ledger(self) -> None:
+        ffi.release(self._ledger_base)
+        self._ledger.close()
+
+    def close(self) -> None:
+        """See Umem; and the memfds."""
+        is_open = bool(self._umem)
+        super().close()
+        if is_open:
+            self._release_ledger()
+            os.close(self._ledger_fd)
 
 
 class AdoptedSocket(Socket):
@@ -210,6 +276,29 @@ class AdoptedSocket(Socket):
                 f" {os.strerror(-error)}",
             )
         return made[0]
+
+
+def _memfd(name: str, size: int) -> int:
+    """Memory to share, of a size that no process can change."""
+    fd = os.memfd_create(f"pyxdp-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        # A process that has it can write rubbish, but not take memory away below the others.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _make_ledger(size: int) -> tuple[int, mmap.mmap, Any]:
+    fd = _memfd("ledger", size)
+    try:
+        memory = mmap.mmap(fd, size, mmap.MAP_SHARED)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, memory, ffi.from_buffer("uint8_t[]", memory, require_writable=True)
 
 
 def _c_shape(shape: SharedShape) -> Any:

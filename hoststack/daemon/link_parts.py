@@ -31,8 +31,11 @@ class LinkPart(Protocol):
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None: ...
     def use_neighbour(self, host: str) -> None: ...
     def socket_of(self, worker: int, endpoint: Endpoint) -> int: ...
-    def reclaim(self, worker: int) -> None:
-        """A worker died: what it had in hand comes back."""
+    def reclaim(self, worker: int) -> bool:
+        """A worker died: what it had in hand comes back. False where it is to be called again."""
+
+    def break_locks(self) -> int:
+        """Every second or so: what workers lock and keep locked is free again. How many it were."""
 
     def describe(self) -> Data:
         """What `show xdp` says beside the workers' sockets."""
@@ -61,8 +64,13 @@ class UdpPart(UdpGroup):
     def use_neighbour(self, host: str) -> None:
         """See PortSource (link/base.py); the kernel sends, and looks for them unasked."""
 
-    def reclaim(self, worker: int) -> None:
+    def reclaim(self, worker: int) -> bool:
         """See LinkPart; what waits in its sockets waits for the next one."""
+        return True
+
+    def break_locks(self) -> int:
+        """See LinkPart; there are none."""
+        return 0
 
     def describe(self) -> Data:
         """See LinkPart."""

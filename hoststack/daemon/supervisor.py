@@ -41,6 +41,10 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
 #: One that lived as long has not died of its start.
 _LONG_LIFE_S: Final = 10.0
+#: Others that hold a queue's lock let go of it, or lose it by then.
+_LOCKS_S: Final = 1.0
+_RECLAIMING_AGAIN_S: Final = 0.01
+_MOST_RECLAIMING_S: Final = 3 * _LOCKS_S
 #: Beyond what draining may take: then workers are killed.
 _GRACE_S: Final = 2.0
 
@@ -106,6 +110,7 @@ class Supervisor:
                 for index, worker in self._workers.items():
                     self._server.add_worker(index, worker)
                 nursery.start_soon(self._server.serve, listener)
+                nursery.start_soon(self._break_locks)
                 if self._config.cli_socket:
                     await nursery.start(self._serve_commands)
                 self._spare = WorkerProcess()
@@ -168,12 +173,30 @@ class Supervisor:
             logger.error("worker %d died (%s): starting another one", index, _ending(status))
             self.restarts[index] += 1
             self._server.remove_worker(index)
-            self._part.reclaim(index)
+            await self._reclaim(index)
             if trio.current_time() - began > _LONG_LIFE_S:
                 pause_s = _FIRST_PAUSE_S
             else:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _reclaim(self, index: int) -> None:
+        """Take back what a dead worker had. Others may delay that by holding a lock."""
+        until = trio.current_time() + _MOST_RECLAIMING_S
+        is_done = self._part.reclaim(index)
+        while not is_done and trio.current_time() < until:
+            await trio.sleep(_RECLAIMING_AGAIN_S)
+            is_done = self._part.reclaim(index)
+        if not is_done:
+            logger.warning(
+                "some frames of worker %d are lost: another worker keeps its queues locked", index
+            )
+
+    async def _break_locks(self) -> None:
+        while True:
+            await trio.sleep(_LOCKS_S)
+            if broken := self._part.break_locks():
+                logger.warning("a worker kept %d queues locked: they are free again", broken)
 
     async def _run_worker(
         self, index: int, generation: int, task_status: trio.TaskStatus[None]

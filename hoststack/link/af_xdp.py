@@ -150,12 +150,12 @@ class AfXdpLink:
         The descriptors are the link's from then on. It needs no privilege: what does is left to
         `ports`. Raises LinkError.
         """
-        umem_fd, *socket_fds = fds
+        umem_fd, ledger_fd, *socket_fds = fds
         interface, worker = description["interface"], description["worker"]
         hops = NextHops(interface, use_neighbour=ports.use_neighbour)
         umem: pyxdp.AdoptedUmem | None = None
         try:
-            umem = pyxdp.AdoptedUmem(umem_fd, description["shape"], worker)
+            umem = pyxdp.AdoptedUmem(umem_fd, ledger_fd, description["shape"], worker)
             sockets: list[pyxdp.Socket] = []
             while socket_fds:
                 socket = pyxdp.AdoptedSocket(
@@ -174,6 +174,7 @@ class AfXdpLink:
                 os.close(fd)
             if umem is None:
                 os.close(umem_fd)
+                os.close(ledger_fd)
             else:
                 umem.close()
             hops.close()

@@ -47,10 +47,9 @@ class SharedAfXdp:
         mode: XdpMode = "auto",
         host: int = 0,
         rotation: int = 0,
-        debug: bool = False,
     ) -> Self:
         """Take an interface's queues for `workers` processes, whose connection IDs carry `host`
-        and `rotation`; `debug` checks the ownership of every UMEM frame.
+        and `rotation`.
 
         Raises LinkError as AfXdpLink.open does, and with errno EINVAL for more workers than queues.
         """
@@ -74,7 +73,6 @@ class SharedAfXdp:
                 rx_frames=2 * RX_FRAMES,
                 tx_frames=SENDING_FRAMES,
                 frame_bytes=size,
-                debug=debug,
             )
             opened.append(umem)
             sockets = [
@@ -110,7 +108,8 @@ class SharedAfXdp:
             "rx_frames": RX_FRAMES,
             "tx_frames": TX_FRAMES,
         }
-        return description, [self._umem.fd, *(of_queue[worker].fd for of_queue in self._sockets)]
+        fds = [self._umem.fd, self._umem.ledger_fds[worker]]
+        return description, fds + [of_queue[worker].fd for of_queue in self._sockets]
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
@@ -135,9 +134,18 @@ class SharedAfXdp:
         """See PortSource (link/base.py)."""
         self._ports.use_neighbour(host)
 
-    def reclaim(self, worker: int) -> None:
-        """A worker's process is no more: the received frames that it had in hand come back."""
+    def reclaim(self, worker: int) -> bool:
+        """A worker's process is no more: the received frames that it had in hand come back.
+
+        False while another worker keeps it from a queue: call it again before `hand_over`.
+        """
         self._umem.reclaim(worker, [of_queue[worker] for of_queue in self._sockets])
+        return self._umem.unreclaimed == 0
+
+    def break_locks(self) -> int:
+        """Every second or so: take the locks of FILL rings from workers that keep them. Returns how
+        many it were."""
+        return self._umem.break_locks()
 
     def fill_levels(self) -> list[int]:
         """The frames that wait in the FILL ring of each queue."""

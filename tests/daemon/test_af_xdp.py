@@ -152,7 +152,10 @@ def test_a_connection_that_moves_stays_with_its_worker(daemon: Daemon, pair: Vet
 def test_a_worker_that_is_killed_under_load() -> None:
     """The other worker's transfers go on, and the one in its place has its queue and frames."""
 
+    is_over = False
+
     async def main(daemon: Daemon, pair: VethPair) -> None:
+        nonlocal is_over
         async with (
             served(daemon, pair.a.ipv4) as server,
             trio.open_nursery() as nursery,
@@ -166,7 +169,8 @@ def test_a_worker_that_is_killed_under_load() -> None:
                     try:
                         assert await ask(connection, data) == data
                     except* ConnectionClosedError:
-                        assert is_doomed
+                        # At the end of the test the client closes it, before this is cancelled.
+                        assert is_doomed or is_over
                     if connection.close_info is not None:
                         break
                     done[connection].set()
@@ -190,7 +194,7 @@ def test_a_worker_that_is_killed_under_load() -> None:
             # Its peers hear of it by a stateless reset, for whoever comes in its place has the key.
             info = await by_worker[0].wait_closed()
             assert info.by_peer
-            assert trio.current_time() - began < 2
+            assert trio.current_time() - began < 10  # not when the idle timeout finds it out
             done[by_worker[1]] = trio.Event()
             await done[by_worker[1]].wait()
             count = len(server.workers)
@@ -200,6 +204,7 @@ def test_a_worker_that_is_killed_under_load() -> None:
                     client.connect(server.uri, tls=TRUSTING) as connection,
                 ):
                     assert await ask(connection, b"hello" * 10_000) == b"hello" * 10_000
+            is_over = True
             nursery.cancel_scope.cancel()
 
     with veth_pair(queues=2) as own, daemon_on(own.a) as daemon:

@@ -46,7 +46,7 @@ class Maker:
         other.attach(veth.left, "native")
         self.map = program.maps["sockets"]
         self.umem = stack.enter_context(
-            SharedUmem(QUEUES, QUEUES, rx_frames=RX_FRAMES, tx_frames=TX_FRAMES, debug=True)
+            SharedUmem(QUEUES, QUEUES, rx_frames=RX_FRAMES, tx_frames=TX_FRAMES)
         )
         self.sockets = [
             [SharedSocket(self.umem, veth.right, queue, **SIZES) for queue in range(QUEUES)]
@@ -62,7 +62,8 @@ class Maker:
         self.map.update(queue, self.sockets[worker][queue].fd)
 
     def fds(self, worker: int) -> list[int]:
-        return [self.umem.fd, *(each.fd for each in self.sockets[worker])]
+        ledger = self.umem.ledger_fds[worker]
+        return [self.umem.fd, ledger, *(each.fd for each in self.sockets[worker])]
 
     def levels(self) -> list[int]:
         """Frames in each queue's FILL ring."""
@@ -76,11 +77,16 @@ class Worker:
     """What a process has that adopted a worker's sockets."""
 
     def __init__(self, maker: Maker, index: int, fds: list[int]) -> None:
-        self.umem = AdoptedUmem(fds[0], maker.umem.shape, index)
+        self.umem = AdoptedUmem(fds[0], fds[1], maker.umem.shape, index)
         self.sockets = [
             AdoptedSocket(self.umem, fd, maker.interface, queue, **SIZES)
-            for queue, fd in enumerate(fds[1:])
+            for queue, fd in enumerate(fds[2:])
         ]
+
+    def in_hand(self) -> int:
+        """Received frames that it has."""
+        owned = self.umem.owned_frames()
+        return owned["rx"] + owned["reserved"]
 
     def close(self) -> None:
         self.umem.close()
@@ -113,10 +119,9 @@ def test_two_workers_share_a_queue(maker: Maker) -> None:
                 packets = [packet(number + i) for i in range(32)]
                 send(maker.peers[queue], packets)
                 assert receive(worker.sockets[queue], 32) == packets
-        owned = maker.umem.owned_frames()
-        assert owned["fill"] == QUEUES * RX_FRAMES
-        assert owned["rx"] == 0
-        assert sum(maker.levels()) == QUEUES * RX_FRAMES
+        for worker in workers:
+            assert worker.in_hand() == 0
+        assert maker.levels() == [RX_FRAMES, RX_FRAMES]
     finally:
         for worker in workers:
             worker.close()
@@ -181,7 +186,6 @@ def test_what_was_in_hand_comes_back(maker: Maker) -> None:
             assert receive(after.sockets[queue], 10) == [packet(n) for n in range(30, 40)]
         after.close()
         assert maker.levels() == [RX_FRAMES, RX_FRAMES]
-        assert maker.umem.owned_frames()["fill"] == QUEUES * RX_FRAMES
 
 
 def test_what_was_sent_comes_back_to_the_next(maker: Maker) -> None:
@@ -214,7 +218,7 @@ def serve(maker: Maker, index: int, fds: Connection) -> None:
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
     with socket.socket(fileno=fds.fileno()) as end:
-        _, came, _, _ = socket.recv_fds(end, 16, 1 + QUEUES)
+        _, came, _, _ = socket.recv_fds(end, 16, 2 + QUEUES)
         worker = Worker(maker, index, came)
         os.write(fds.fileno(), b"ready")
         out = worker.sockets[index]
@@ -276,8 +280,7 @@ def test_killed_under_load(maker: Maker) -> None:
             select.select([], [after.sockets[0]], [], 1)
         after.sockets[0].reap()
         assert maker.levels() == [RX_FRAMES, RX_FRAMES]
-        owned = maker.umem.owned_frames()
-        assert (owned["fill"], owned["rx"]) == (QUEUES * RX_FRAMES, 0)
+        assert after.in_hand() == 0
         assert after.umem.free_frames == TX_FRAMES
         # And it goes on as if nothing had been.
         packets = [packet(number) for number in range(32)]
