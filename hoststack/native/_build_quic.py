@@ -21,6 +21,7 @@ _SOURCES = (
     "quic_half_open.c",
     "quic_held.c",
     "quic_connection.c",
+    "quic_version.c",
     "quic_close.c",
     "quic_resume.c",
     "quic_callbacks.c",

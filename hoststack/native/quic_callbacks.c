@@ -261,6 +261,7 @@ static int select_preferred_addr(UNUSED ngtcp2_conn *conn, ngtcp2_path *dest,
 const ngtcp2_callbacks hs_client_callbacks = {
 	BOTH,
 	.client_initial = ngtcp2_crypto_client_initial_cb,
+	.recv_version_negotiation = hs_version_on_negotiation,
 	.recv_retry = ngtcp2_crypto_recv_retry_cb,
 	.handshake_confirmed = handshake_confirmed,
 	.dcid_status = dcid_status,

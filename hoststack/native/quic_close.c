@@ -88,6 +88,8 @@ void hs_close_fail(struct hs_connection *c, int error)
 		error = c->tls_messages.error;
 	if (error == NGTCP2_ERR_CRYPTO)
 		hs_tls_failure(c, text, sizeof(text));
+	if (error == NGTCP2_ERR_VERSION_NEGOTIATION_FAILURE && !c->failure)
+		c->failure = "The peer would have spoken another version of QUIC";
 	const char *known = text[0] || !c->failure ? text : c->failure;
 	if (error == NGTCP2_ERR_CRYPTO)
 		ngtcp2_ccerr_set_tls_alert(&why, ngtcp2_conn_get_tls_alert(c->conn),
@@ -167,6 +169,12 @@ void hs_close_heed(struct hs_connection *c, int result)
 		/* The ClientHello's later part came first, and ngtcp2 has kept it: it asks whether to keep
 		 * what nobody's address stands for. The handshake has its place already, and this costs
 		 * less than a whole ClientHello does. */
+		break;
+	case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
+		if (!c->next_version)
+			end_silently(c, "The server speaks no version of QUIC that is spoken here");
+		else if (hs_connection_begin_again(c))
+			end_silently(c, "No memory to begin again with another version");
 		break;
 	case NGTCP2_ERR_DROP_CONN:
 		c->q->counters.drops[HS_QUIC_DROP_UNREADABLE_INITIAL]++;

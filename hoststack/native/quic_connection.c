@@ -50,8 +50,19 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->pmtud_probeslen = 1;
 	settings->ack_thresh = PACKETS_PER_ACK;
 	settings->handshake_timeout = config->handshake_timeout_ns;
-	settings->available_versions = hs_versions;
-	settings->available_versionslen = HS_QUIC_VERSIONS;
+}
+
+/* Both sides say what they can speak; a server, which it would go on with, other than the client's
+ * first. */
+static void set_versions(ngtcp2_settings *settings, uint32_t versions[HS_QUIC_VERSIONS],
+			 const struct hs_connection *c, uint32_t client_chosen)
+{
+	uint32_t first = c->config.version;
+	if (c->listener)
+		first = client_chosen == hs_versions[0] ? hs_versions[1] : hs_versions[0];
+	hs_version_order(versions, first);
+	settings->available_versions = settings->preferred_versions = versions;
+	settings->available_versionslen = settings->preferred_versionslen = HS_QUIC_VERSIONS;
 }
 
 static void fill_parameters(const struct hs_connection *c, ngtcp2_transport_params *params)
@@ -107,8 +118,10 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 	ngtcp2_settings settings;
 	ngtcp2_transport_params params;
 	ngtcp2_cid scid;
+	uint32_t versions[HS_QUIC_VERSIONS];
 	uint16_t probe;
 	fill_settings(c, &settings, &probe);
+	set_versions(&settings, versions, c, hd->version);
 	fill_parameters(c, &params);
 	if (token_type != NGTCP2_TOKEN_TYPE_UNKNOWN) {
 		settings.token = hd->token;
@@ -137,6 +150,36 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 	return c;
 }
 
+/* A client's half of the handshake. Returns 0, or -1. */
+static int begin_client(struct hs_connection *c, uint32_t version,
+			const struct hs_quic_resume *resume)
+{
+	ngtcp2_settings settings;
+	ngtcp2_transport_params params;
+	ngtcp2_cid scid, dcid;
+	uint8_t unused_token[NGTCP2_STATELESS_RESET_TOKENLEN];
+	uint32_t versions[HS_QUIC_VERSIONS];
+	uint16_t probe;
+	fill_settings(c, &settings, &probe);
+	set_versions(&settings, versions, c, version);
+	fill_parameters(c, &params);
+	settings.original_version = c->config.version;
+	settings.token = resume->token;
+	settings.tokenlen = resume->token_bytes;
+	/* RFC 9000 section 7.2: "This Destination Connection ID MUST be at least 8 bytes in length"
+	 * and "MUST be unpredictable". */
+	dcid.datalen = HS_CID_MAX_BYTES;
+	ngtcp2_path way = hs_ngtcp2_path(c->path);
+	if (gnutls_rnd(GNUTLS_RND_NONCE, dcid.data, dcid.datalen) ||
+	    hs_new_cid(c, &scid, unused_token) ||
+	    ngtcp2_conn_client_new(&c->conn, &dcid, &scid, &way, version, &hs_client_callbacks,
+				   &settings, &params, NULL, c) ||
+	    hs_tls_session(c, 0, resume->early_data))
+		return -1;
+	ngtcp2_conn_set_tls_native_handle(c->conn, c->session);
+	return 0;
+}
+
 struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struct hs_tls *tls,
 				      const char *server_name,
 				      const struct hs_quic_config *config,
@@ -147,33 +190,43 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 	if (!c)
 		return NULL;
 	hs_quic_advance(q, now_ns);
-	ngtcp2_settings settings;
-	ngtcp2_transport_params params;
-	ngtcp2_cid scid, dcid;
-	uint8_t unused_token[NGTCP2_STATELESS_RESET_TOKENLEN];
-	uint16_t probe;
-	fill_settings(c, &settings, &probe);
-	fill_parameters(c, &params);
-	settings.token = resume->token;
-	settings.tokenlen = resume->token_bytes;
 	c->keeps_tickets = resume->keeps;
-	/* RFC 9000 section 7.2: "This Destination Connection ID MUST be at least 8 bytes in length"
-	 * and "MUST be unpredictable". */
-	dcid.datalen = HS_CID_MAX_BYTES;
-	ngtcp2_path way = hs_ngtcp2_path(path);
 	c->server_name = strdup(server_name);
-	if (!c->server_name || gnutls_rnd(GNUTLS_RND_NONCE, dcid.data, dcid.datalen) ||
-	    hs_new_cid(c, &scid, unused_token) ||
-	    ngtcp2_conn_client_new(&c->conn, &dcid, &scid, &way, config->version,
-				   &hs_client_callbacks, &settings, &params, NULL, c) ||
-	    hs_tls_session(c, 0, resume->early_data)) {
+	if (!c->server_name || begin_client(c, config->version, resume)) {
 		hs_connection_free(c);
 		return NULL;
 	}
-	ngtcp2_conn_set_tls_native_handle(c->conn, c->session);
 	hs_resume_begin(c, resume);
 	hs_make_due(c);
 	return c;
+}
+
+int hs_connection_begin_again(struct hs_connection *c)
+{
+	/* RFC 9369 section 5: "Clients MUST NOT use a session ticket or token from a QUIC version 1
+	 * connection to initiate a QUIC version 2 connection, and vice versa." */
+	static const struct hs_quic_resume NOTHING = { 0 };
+	ngtcp2_conn *old_conn = c->conn;
+	gnutls_session_t old_session = c->session;
+	hs_cids_remove_all(&c->q->cids, c);
+	hs_handshake_free(c);
+	memset(&c->tls_messages, 0, sizeof(c->tls_messages));
+	c->conn = NULL;
+	c->session = NULL;
+	int failed = begin_client(c, c->next_version, &NOTHING);
+	if (failed) { /* there is always one to ask */
+		ngtcp2_conn *new_conn = c->conn;
+		gnutls_session_t new_session = c->session;
+		c->conn = old_conn;
+		c->session = old_session;
+		old_conn = new_conn;
+		old_session = new_session;
+	}
+	if (old_conn)
+		ngtcp2_conn_del(old_conn);
+	if (old_session)
+		gnutls_deinit(old_session);
+	return failed;
 }
 
 void hs_connection_free(struct hs_connection *c)

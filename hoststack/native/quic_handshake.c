@@ -234,7 +234,12 @@ static int check_client_hello(struct hs_connection *c, struct hs_cursor at)
 	if (found.has_early_data && c->tls_messages.hellos)
 		return alert(c, GNUTLS_A_ILLEGAL_PARAMETER,
 			     "The client offered early data after a HelloRetryRequest");
-	return check_extensions(c, &found);
+	int failed = check_extensions(c, &found);
+	if (failed || c->tls_messages.hellos)
+		return failed;
+	failed = hs_version_negotiate(c, found.parameters.at,
+				      (size_t)(found.parameters.end - found.parameters.at));
+	return failed ? refuse(c, failed, NULL) : 0;
 }
 
 /* Section 4.1.4: "If a client receives a second HelloRetryRequest in the same connection [...], it

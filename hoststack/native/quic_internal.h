@@ -7,6 +7,7 @@
  *   quic_half_open.c   handshakes of peers under way: how many, and of whom
  *   quic_held.c        0-RTT packets that wait for their ClientHello
  *   quic_connection.c  a connection's life: beginning, reading, writing
+ *   quic_version.c     which version it speaks
  *   quic_close.c       its end
  *   quic_resume.c      sessions that are resumed, and 0-RTT
  *   quic_callbacks.c   what ngtcp2 tells and asks
@@ -220,6 +221,7 @@ struct hs_connection {
 	uint8_t keeps_tickets; /* and tokens */
 	uint16_t token_bytes;
 	uint32_t ticket_lifetime_s;
+	uint32_t next_version; /* what a Version Negotiation packet leaves a client; 0: none */
 	uint8_t *token;
 	gnutls_datum_t ticket;
 	unsigned int client_flaws; /* of its certificate (gnutls_certificate_status_t) */
@@ -333,6 +335,19 @@ int hs_connection_write(struct hs_connection *c, int share);
 void hs_connection_expire(struct hs_connection *c);
 void hs_connection_set_timer(struct hs_connection *c);
 void hs_connection_free(struct hs_connection *c);
+
+/* A client of a server that does not speak its version: begin anew, with `next_version`. Returns 0, or
+ * -1 if that can't be. */
+int hs_connection_begin_again(struct hs_connection *c);
+
+/* quic_version.c */
+/* All versions, in the order of preference of who prefers this one. */
+void hs_version_order(uint32_t versions[HS_QUIC_VERSIONS], uint32_t first);
+/* Read a client's transport parameters, and choose the version. Returns 0, or an error of ngtcp2's. */
+int hs_version_negotiate(struct hs_connection *c, const uint8_t *parameters, size_t bytes);
+/* Callback of ngtcp2. */
+int hs_version_on_negotiation(ngtcp2_conn *conn, const ngtcp2_pkt_hd *header,
+			      const uint32_t *versions, size_t count, void *user_data);
 
 /* quic_close.c */
 /* What ngtcp2 returned: 0, or why the connection ends. */

@@ -21,6 +21,8 @@ from aioquic.tls import (
     HandshakeType,
 )
 
+from hoststack.quic.aioquic_versions import check_downgrade
+
 _HEADER_BYTES: Final = 4
 #: aioquic keeps a message until it is complete, and one may say that it has 16 MiB.
 _MOST_MESSAGE_BYTES: Final = 65536
@@ -154,3 +156,5 @@ class GuardedConnection(QuicConnection):
                 "the peer sent a transport parameter twice",
             )
         super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
+        if not from_session_ticket:
+            check_downgrade(self)

@@ -216,7 +216,8 @@ class QuicConfig:
     """0-RTT (RFC 9001 section 4.6): a server offers it, a client uses it where a ticket of
     `TlsConfig.sessions` allows it. Needs exactly one application protocol."""
     version: int = 1
-    """The QUIC version that a client begins with: 1 (RFC 9000) or 2 (RFC 9369)."""
+    """The QUIC version that a client begins with and prefers: 1 (RFC 9000) or 2 (RFC 9369). With a
+    server that speaks only the other one it begins again (RFC 9368)."""
     preferred_addresses: tuple[str, ...] = ()
     """Where a server wants its clients after the handshake (RFC 9000 section 9.6): "10.0.0.3:1234"
     or "[fd00::3]:1234", one of each kind at most. It listens there too. The native engine's."""
