@@ -31,6 +31,7 @@ _SOURCES = (
     "quic_stream.c",
     "quic_datagram.c",
     "quic_path.c",
+    "quic_size.c",
     "quic_tls.c",
     "quic_chacha.c",
     "quic_tables.c",

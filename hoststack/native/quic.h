@@ -121,6 +121,7 @@ struct hs_quic_counters {
 	uint64_t version_negotiations; /* sent */
 	uint64_t stateless_resets; /* sent */
 	uint64_t key_updates; /* begun by this side */
+	uint64_t black_holes; /* connections that fell back to 1,200 bytes; once each time */
 	uint64_t connections; /* there are now */
 	uint64_t half_open; /* handshakes of peers that are under way now */
 	uint64_t rx_packets[HS_QUIC_PACKETS]; /* that could be decrypted */

@@ -26,7 +26,7 @@ const uint32_t hs_versions[HS_QUIC_VERSIONS] = { NGTCP2_PROTO_VER_V1, NGTCP2_PRO
 /* --- beginning -------------------------------------------------------------------------------- */
 
 static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settings,
-			  uint16_t *probe)
+			  uint16_t probes[HS_SIZE_CANDIDATES])
 {
 	static const ngtcp2_cc_algo ALGORITHMS[] = { NGTCP2_CC_ALGO_RENO, NGTCP2_CC_ALGO_CUBIC,
 						     NGTCP2_CC_ALGO_BBR };
@@ -41,13 +41,15 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->cc_algo = ALGORITHMS[config->congestion_control % 3];
 	settings->max_tx_udp_payload_size = most;
 	settings->no_tx_udp_payload_size_shaping = !config->probes_mtu;
-	/* One probe: what the interface carries is known, whether the rest of the path does is not. A
-	 * size that no datagram has is never sent, and no PMTUD this way: with `no_pmtud`, ngtcp2 before
-	 * 1.12 fails an assertion when a client's packets come from its first address again. */
-	int has_probe = config->probes_mtu && most > LEAST_DATAGRAM_BYTES;
-	*probe = has_probe ? (uint16_t)most : UINT16_MAX;
-	settings->pmtud_probes = probe;
-	settings->pmtud_probeslen = 1;
+	/* What the interface carries is known, whether the rest of the path does is not. A size that no
+	 * datagram has is never sent, and no PMTUD this way: with `no_pmtud`, ngtcp2 before 1.12 fails
+	 * an assertion when a client's packets come from its first address again. */
+	int ip_version = c->path->local.any.sa_family == AF_INET ? 4 : 6;
+	size_t count = config->probes_mtu ? hs_size_candidates(most, ip_version, probes) : 0;
+	if (!count)
+		probes[count++] = UINT16_MAX;
+	settings->pmtud_probes = probes;
+	settings->pmtud_probeslen = count;
 	settings->ack_thresh = PACKETS_PER_ACK;
 	settings->handshake_timeout = config->handshake_timeout_ns;
 }
@@ -119,8 +121,8 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 	ngtcp2_transport_params params;
 	ngtcp2_cid scid;
 	uint32_t versions[HS_QUIC_VERSIONS];
-	uint16_t probe;
-	fill_settings(c, &settings, &probe);
+	uint16_t probes[HS_SIZE_CANDIDATES];
+	fill_settings(c, &settings, probes);
 	set_versions(&settings, versions, c, hd->version);
 	fill_parameters(c, &params);
 	if (token_type != NGTCP2_TOKEN_TYPE_UNKNOWN) {
@@ -159,8 +161,8 @@ static int begin_client(struct hs_connection *c, uint32_t version,
 	ngtcp2_cid scid, dcid;
 	uint8_t unused_token[NGTCP2_STATELESS_RESET_TOKENLEN];
 	uint32_t versions[HS_QUIC_VERSIONS];
-	uint16_t probe;
-	fill_settings(c, &settings, &probe);
+	uint16_t probes[HS_SIZE_CANDIDATES];
+	fill_settings(c, &settings, probes);
 	set_versions(&settings, versions, c, version);
 	fill_parameters(c, &params);
 	settings.original_version = c->config.version;
@@ -414,6 +416,7 @@ static int write_packets(struct hs_connection *c, int share)
 	int written = 0;
 	if (c->close_is_due)
 		return hs_close_send(c);
+	hs_size_check(c);
 	update_key_if_due(c);
 	hs_datagrams_measure(c);
 	hs_path_try_wanted(c);
@@ -424,10 +427,7 @@ static int write_packets(struct hs_connection *c, int share)
 		uint8_t *out = wire->verbs->reserve(wire, &room);
 		if (!out)
 			return -1;
-		/* It may have come here along a path that carries more. */
-		if (c->path->max_datagram_bytes >= LEAST_DATAGRAM_BYTES &&
-		    c->path->max_datagram_bytes < room)
-			room = c->path->max_datagram_bytes;
+		room = hs_size_room(c, room);
 		ngtcp2_path_storage_zero(&way);
 		ngtcp2_ssize bytes = write_packet(c, &way.path, &info, out, room);
 		if (bytes < 0) {
@@ -438,6 +438,8 @@ static int write_packets(struct hs_connection *c, int share)
 		if (bytes == 0)
 			break;
 		hs_datagrams_take_turns(c);
+		if (c->state == HS_OPENING)
+			hs_size_handshake_sent(c, (size_t)bytes);
 		struct hs_path *path = hs_path_for(c, &way.path);
 		c->tx_datagrams++;
 		c->tx_bytes += (uint64_t)bytes;
@@ -522,7 +524,7 @@ void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_stat
 		.tx_bytes = c->tx_bytes,
 		.acked_bytes = c->acked_bytes,
 		.streams = c->stream_count,
-		.datagram_bytes = ngtcp2_conn_get_path_max_tx_udp_payload_size(c->conn),
+		.datagram_bytes = hs_size_now(c),
 		.rx_ecn_ce = c->rx_ecn_ce,
 		.path_changes = c->path_changes,
 	};

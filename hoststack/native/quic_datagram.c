@@ -103,7 +103,7 @@ void hs_datagrams_measure(struct hs_connection *c)
 	if (!d || !d->tx)
 		return;
 	const ngtcp2_transport_params *theirs = ngtcp2_conn_get_remote_transport_params(c->conn);
-	uint64_t packet = ngtcp2_conn_get_path_max_tx_udp_payload_size(c->conn);
+	uint64_t packet = hs_size_now(c);
 	if (theirs->max_udp_payload_size < packet)
 		packet = theirs->max_udp_payload_size;
 	uint64_t frame = packet - PACKET_BYTES - ngtcp2_conn_get_dcid(c->conn)->datalen;

@@ -2,8 +2,8 @@
  *
  * Frames that ngtcp2 does not tell of, looked for in packets that were decrypted or are about to be
  * encrypted: STOP_SENDING, which ngtcp2 answers with RESET_STREAM by itself (before 1.22 nobody is
- * told), NEW_CONNECTION_ID, for hs_path_is_too_early, and how many bytes of streams go out, for what
- * goes again. */
+ * told), NEW_CONNECTION_ID, for hs_path_is_too_early, ACK, for hs_size_acked, and how many bytes of
+ * streams go out, for what goes again. */
 #include "quic_internal.h"
 #include "varint.h"
 
@@ -61,12 +61,24 @@ static int skip_sized(struct hs_cursor *c)
 	return hs_take_varint(c, &bytes) && skip(c, bytes);
 }
 
-static int skip_ack(struct hs_cursor *c, int has_ecn)
+/* RFC 9000 section 19.3. With `size` NULL nobody wants to know the ranges. */
+static int take_ack(struct hs_cursor *c, int has_ecn, struct hs_size *size)
 {
-	uint64_t ranges;
-	return skip_varints(c, 2) && hs_take_varint(c, &ranges) && skip_varints(c, 1) &&
-	       ranges <= (uint64_t)(c->end - c->at) && skip_varints(c, 2 * ranges) &&
-	       (!has_ecn || skip_varints(c, 3));
+	uint64_t last, ranges, length, gap;
+	if (!hs_take_varint(c, &last) || !skip_varints(c, 1) || !hs_take_varint(c, &ranges) ||
+	    !hs_take_varint(c, &length) || length > last)
+		return 0;
+	for (;;) {
+		if (size)
+			hs_size_acked(size, last - length, last);
+		if (!ranges--)
+			return !has_ecn || skip_varints(c, 3);
+		if (!hs_take_varint(c, &gap) || last - length < gap + 2)
+			return 0;
+		last -= length + gap + 2;
+		if (!hs_take_varint(c, &length) || length > last)
+			return 0;
+	}
 }
 
 static int skip_stream(struct hs_cursor *c, uint8_t type)
@@ -89,7 +101,7 @@ static int skip_frame(struct hs_cursor *c, uint8_t type)
 		return 1;
 	case ACK:
 	case ACK_ECN:
-		return skip_ack(c, type == ACK_ECN);
+		return take_ack(c, type == ACK_ECN, NULL);
 	case RESET_STREAM:
 		return skip_varints(c, 3);
 	case CRYPTO:
@@ -127,7 +139,7 @@ static void note(struct hs_quic *q, uint64_t stream_id, uint64_t code)
 	q->stops[q->stop_count++] = (struct hs_stop){ (int64_t)stream_id, code };
 }
 
-void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
+void hs_frames_look(struct hs_quic *q, struct hs_size *size, const uint8_t *frames, size_t bytes)
 {
 	struct hs_cursor c = { frames, frames + bytes };
 	while (c.at < c.end) {
@@ -137,6 +149,9 @@ void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes)
 			if (!hs_take_varint(&c, &stream_id) || !hs_take_varint(&c, &code))
 				return;
 			note(q, stream_id, code);
+		} else if (type == ACK || type == ACK_ECN) {
+			if (!take_ack(&c, type == ACK_ECN, size))
+				return;
 		} else if (!skip_frame(&c, type)) {
 			return;
 		} else if (type == NEW_CONNECTION_ID) {

@@ -16,6 +16,7 @@
  *   quic_stream.c      streams and their FIFOs
  *   quic_datagram.c    datagrams and their FIFOs
  *   quic_path.c        the path of a connection, and where it moves to
+ *   quic_size.c        how large its datagrams may be
  *   quic_tls.c         GnuTLS credentials and sessions
  *   quic_handshake.c   the peer's TLS messages, before GnuTLS sees them
  *   quic_chacha.c      OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
@@ -169,6 +170,28 @@ struct hs_handshake {
 	int error; /* of ngtcp2's, that stands for what was wrong with one; 0: nothing */
 };
 
+enum {
+	HS_SIZE_WORDS = 64,
+	HS_SIZE_CANDIDATES = 5,
+};
+
+/* What is known of the path's MTU beside ngtcp2's own probes. */
+struct hs_size {
+	/* When the first packet above 1,200 bytes went since one was acknowledged; 0: none did. */
+	uint64_t silent_since_ns;
+	uint64_t next_number; /* the least that the next 1-RTT packet can have */
+	uint64_t largest_acked;
+	uint64_t raise_at_ns; /* when larger packets are tried again, where there is a limit */
+	uint64_t raise_after_ns; /* how long that takes the next time */
+	uint64_t large[HS_SIZE_WORDS]; /* bits, by packet number: above 1,200 and not acknowledged */
+	uint32_t limit; /* datagrams are no larger; 0: none */
+	uint32_t trial_bytes; /* but for one; 0: none is tried now */
+	uint8_t tried; /* sizes, since the last time that they were */
+	uint8_t was_large; /* a packet above 1,200 went since the trial began */
+	uint8_t may_be_late; /* what went before the fall-back may be acknowledged yet */
+	uint8_t is_proven; /* one of them was acknowledged, as hs_size_check is to know */
+};
+
 struct hs_connection {
 	struct hs_quic *q;
 	ngtcp2_conn *conn;
@@ -227,6 +250,7 @@ struct hs_connection {
 	unsigned int client_flaws; /* of its certificate (gnutls_certificate_status_t) */
 	const char *failure; /* why a callback failed; NULL: nobody knows better than ngtcp2 */
 	struct hs_handshake tls_messages;
+	struct hs_size size;
 	struct hs_quic_config config;
 	struct hs_quic_close_info close_info;
 };
@@ -399,7 +423,7 @@ int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 void hs_stops_begin(struct hs_quic *q);
 void hs_stops_end(struct hs_connection *c);
 /* Look through the frames of a packet. */
-void hs_stops_look(struct hs_quic *q, const uint8_t *frames, size_t bytes);
+void hs_frames_look(struct hs_quic *q, struct hs_size *size, const uint8_t *frames, size_t bytes);
 /* How many bytes of streams are in STREAM frames. */
 uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes);
 
@@ -457,6 +481,26 @@ void hs_path_try_wanted(struct hs_connection *c);
 int hs_path_offer_preferred(struct hs_connection *c, ngtcp2_transport_params *params);
 void hs_path_select_preferred(struct hs_connection *c, const ngtcp2_preferred_addr *theirs,
 			      ngtcp2_path *out);
+
+/* quic_size.c */
+/* The sizes to probe on a path whose interface carries `most`, from the largest; those above 1,200.
+ * Returns how many. */
+size_t hs_size_candidates(uint32_t most, int ip_version, uint16_t out[HS_SIZE_CANDIDATES]);
+/* A 1-RTT packet is about to go; the header is not protected yet. */
+void hs_size_sent(struct hs_connection *c, const uint8_t *header, size_t header_bytes,
+		  size_t packet_bytes);
+/* A datagram went before the handshake was complete. */
+void hs_size_handshake_sent(struct hs_connection *c, size_t datagram_bytes);
+/* The peer acknowledged these 1-RTT packets. */
+void hs_size_acked(struct hs_size *size, uint64_t first, uint64_t last);
+/* Before writing: whether the path carries less than it did, or may carry more by now. */
+void hs_size_check(struct hs_connection *c);
+/* Nothing is known of the connection's path. */
+void hs_size_begin(struct hs_connection *c);
+/* The largest datagram now. */
+uint32_t hs_size_now(const struct hs_connection *c);
+/* What of `room` the next datagram may take. */
+size_t hs_size_room(const struct hs_connection *c, size_t room);
 
 /* quic_tls.c */
 int hs_tls_session(struct hs_connection *c, int is_server, int early_data);

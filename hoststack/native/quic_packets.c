@@ -41,6 +41,9 @@ int hs_encrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 		c->q->counters.tx_packets[type]++;
 		if (type == HS_QUIC_PACKET_1RTT || type == HS_QUIC_PACKET_0RTT)
 			c->sent_stream_bytes += hs_frames_stream_bytes(plaintext, bytes);
+		if (type == HS_QUIC_PACKET_1RTT)
+			hs_size_sent(c, header, header_bytes,
+				     header_bytes + bytes + AEAD_TAG_BYTES);
 	}
 	return hs_chacha_encrypt(out, aead, context, plaintext, bytes, nonce, nonce_bytes, header,
 				 header_bytes);
@@ -63,6 +66,6 @@ int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 	c->rx_packets[type]++;
 	c->q->counters.rx_packets[type]++;
 	if (type == HS_QUIC_PACKET_1RTT)
-		hs_stops_look(c->q, out, bytes - AEAD_TAG_BYTES);
+		hs_frames_look(c->q, &c->size, out, bytes - AEAD_TAG_BYTES);
 	return 0;
 }

@@ -52,6 +52,7 @@ static void move(struct hs_connection *c, struct hs_path *path)
 	keep(&c->last_path, c->path);
 	keep(&c->path, path);
 	c->path_changes++;
+	hs_size_begin(c);
 	hs_touch(c, HS_PENDING_PATH_CHANGED);
 }
 

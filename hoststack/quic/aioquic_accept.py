@@ -121,7 +121,6 @@ def _configuration(
         ("keep_alive_s", config.keep_alive_s),
         ("datagram_fifo_bytes", config.datagram_fifo_bytes),
         ("preferred_addresses", config.preferred_addresses),
-        ("probe_mtu", config.probe_mtu),
     ):
         if is_asked:
             raise ValueError(

@@ -27,7 +27,6 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
-    pull_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
@@ -40,6 +39,7 @@ from hoststack.quic.aioquic_accept import Listener
 from hoststack.quic.aioquic_handshake import GuardedConnection
 from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_recovery import Recovery
+from hoststack.quic.aioquic_sized import SizedConnection
 from hoststack.quic.aioquic_stream import FifoReceiver
 from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Handshake, QuicConfig
 
@@ -47,7 +47,7 @@ from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Handshake, 
 _WINDOW_FRACTION = 4
 
 
-class HostConnection(GuardedConnection):
+class HostConnection(GuardedConnection, SizedConnection):
     """One connection. `make_fifo(connection, size_bytes)` gives a stream's FIFOs."""
 
     #: It carries no datagrams, so it has no FIFOs of its own.
@@ -100,7 +100,7 @@ class HostConnection(GuardedConnection):
         self._loss = Recovery(
             congestion_control_algorithm=configuration.congestion_control_algorithm,
             initial_rtt=configuration.initial_rtt,
-            max_datagram_size=self._max_datagram_size,
+            size=self._begin_size(config, path),
             peer_completed_address_validation=not self._is_client,
             send_probe=self._send_probe,
             logger=self._logger,
@@ -150,12 +150,6 @@ class HostConnection(GuardedConnection):
             self._host_cid_seq += 1
 
     # --- what the peer's parameters mean -----------------------------------------------------
-
-    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
-        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
-        parameters = pull_quic_transport_parameters(Buffer(data=data))
-        if parameters.max_udp_payload_size is not None:
-            self._max_datagram_size = min(self._max_datagram_size, parameters.max_udp_payload_size)
 
     def _idle_timeout(self) -> float:
         # RFC 9000 section 10.1: "Each endpoint advertises a max_idle_timeout, but the effective
@@ -437,6 +431,9 @@ class HostConnection(GuardedConnection):
         self._streams_queue = [stream for stream in queue if not stream.is_finished]
         is_close = self._close_pending
         datagrams: list[tuple[bytes, Path]] = self.datagrams_to_send(now)
+        if not self.is_established and datagrams:
+            # Those of the handshake are filled up beside their packets.
+            self._loss.size.on_sent(max(len(data) for data, _ in datagrams), now)
         self._streams_queue = []
         if is_close:
             self._close_datagrams = datagrams
@@ -559,6 +556,7 @@ class HostConnection(GuardedConnection):
             "packets_sent": self._packet_number,
             "packets_lost": loss.packets_lost,
             "streams": len(self._streams),
+            "datagram_bytes": self._max_datagram_size,
         }
 
     def take_events(self) -> list[QuicEvent]:

@@ -433,6 +433,7 @@ class AioquicEngine:
         if connection.is_over or not connection._network_paths:
             return []
         try:
+            self.counters.black_holes += connection.check_size(now)
             updates = connection.key_updates
             ordinary = is_ordinary(connection)
             self.counters.key_updates += connection.key_updates - updates
@@ -497,6 +498,7 @@ class AioquicEngine:
             )
             connection.is_established = True
             connection.handshake_deadline = None
+            connection._loss.size.on_large_acked()
             if connection.listener is None:
                 self.counters.connected += 1
                 events.append(Event(EventKind.CONNECTED, connection))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aioquic.quic.congestion.base import K_MINIMUM_WINDOW
 from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.tls import Epoch
+
+from hoststack.quic.aioquic_size import BASE_BYTES, DatagramSize
 
 if TYPE_CHECKING:
     from hoststack.quic.aioquic_stream import FifoSender
@@ -55,6 +58,12 @@ class SentPacket:
     def in_flight(self) -> bool:
         # The fast way writes no PADDING: what is not ack-eliciting is an ACK alone.
         return self.is_ack_eliciting
+
+
+class ProbePacket(SentPacket):
+    """A packet that is there to find out whether the path carries its size."""
+
+    __slots__ = ()
 
 
 class StreamPacket:
@@ -106,8 +115,9 @@ class _NoPacer:
 class Recovery(QuicPacketRecovery):
     """Loss detection and congestion control of one connection."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, size: DatagramSize, **options: Any) -> None:
+        super().__init__(max_datagram_size=size.current, **options)
+        self.size = size
         self._pacer = _NoPacer()  # type: ignore[assignment]  # it is asked for these three alone
         self.packets_lost = 0
         self.bytes_acked = 0
@@ -143,6 +153,8 @@ class Recovery(QuicPacketRecovery):
         if sender is not None:
             sender.on_data_delivery(QuicDeliveryState.ACKED, start, stop, False)
         largest = acked[-1]
+        if largest.sent_bytes > BASE_BYTES or any(each.sent_bytes > BASE_BYTES for each in acked):
+            self.size.on_large_acked()
         self._tell_congestion_control(acked, in_flight_bytes, now)
         if largest.packet_number == largest_acked and is_ack_eliciting:
             self._sample_rtt(now - largest.sent_time, ack_delay, now)
@@ -160,6 +172,22 @@ class Recovery(QuicPacketRecovery):
         first: Any = packets[0]
         self._cc.on_packet_sent(packet=first)
         self._cc.bytes_in_flight += sum([packet.sent_bytes for packet in packets[1:]])
+        self.size.on_sent(first.sent_bytes, first.sent_time)
+
+    def on_packet_sent(self, *, packet: Any, space: QuicPacketSpace) -> None:
+        """As aioquic's; probes of the path's size may be lost, others should not."""
+        super().on_packet_sent(packet=packet, space=space)
+        if type(packet) is not ProbePacket:
+            self.size.on_sent(packet.sent_bytes, packet.sent_time)
+
+    def take_size(self) -> None:
+        """Count the window in datagrams of the size that they have now (RFC 9002 section 7.2)."""
+        size = self.size.current
+        cc: Any = self._cc
+        cc._max_datagram_size = size
+        if isinstance(cc, CubicCongestionControl):
+            cc.additive_increase_factor = size
+        cc.congestion_window = max(cc.congestion_window, K_MINIMUM_WINDOW * size)
 
     def _take_acked(self, ranges: RangeSet, space: QuicPacketSpace) -> list[Any]:
         """Remove what is newly acknowledged from the packets in flight, oldest first."""
@@ -224,4 +252,10 @@ class Recovery(QuicPacketRecovery):
     def _on_packets_lost(self, **options: Any) -> None:
         packets = list(options.pop("packets"))
         self.packets_lost += len(packets)
+        probes: list[Any] = [packet for packet in packets if type(packet) is ProbePacket]
+        if probes:
+            # RFC 9000 section 14.4: their loss "is therefore not a reliable indication of
+            # congestion and SHOULD NOT trigger a congestion control reaction".
+            super()._on_packets_lost(packets=probes, **options | {"congestion_event": False})
+            packets = [packet for packet in packets if type(packet) is not ProbePacket]
         super()._on_packets_lost(packets=packets, **options)

@@ -14,7 +14,7 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicFrameType, push_ack_frame
 
-from hoststack.quic.aioquic_recovery import SentPacket, StreamPacket
+from hoststack.quic.aioquic_recovery import ProbePacket, SentPacket, StreamPacket
 from hoststack.quic.aioquic_stream import FifoSender
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class _Writer:
         # between the largest acknowledged packet number and the packet number being sent".
         unacked = connection._packet_number - self._space.largest_acked_packet
         budget = min(budget, _MAX_UNACKED_PACKETS - unacked)
+        if budget > 0:
+            self._write_probe()
         queue = connection.send_queue
         while len(self._protected) < budget:
             if self._space.ack_at is None and len(queue) == 1:
@@ -103,6 +105,17 @@ class _Writer:
             if not is_ack_eliciting:
                 break
         return self._protect()
+
+    def _write_probe(self) -> None:
+        """A packet of nothing but PING and PADDING, to find out what the path carries; beside the
+        congestion window, as it is one at a time (RFC 8899 section 3)."""
+        connection = self._connection
+        size = connection._loss.size.take_probe(self._now)
+        if size is None:
+            return
+        header_bytes = 1 + len(self._dcid) + _PN_BYTES
+        frames = bytes((QuicFrameType.PING,)).ljust(size - header_bytes - _TAG_BYTES, b"\x00")
+        self._seal([frames], [(connection.on_probe_delivery, (size,))], True, ProbePacket)
 
     def _write_run(self, stream: HostStream, budget: int) -> bool:
         """Write full packets of new data of one stream, as many as may be sent.
@@ -219,6 +232,7 @@ class _Writer:
         frames: list[bytes],
         handlers: list[tuple[Any, tuple[Any, ...]]],
         is_ack_eliciting: bool,
+        kind: type[SentPacket] = SentPacket,
     ) -> None:
         connection = self._connection
         number = connection._packet_number
@@ -230,9 +244,7 @@ class _Writer:
         )
         self._protected.append(sealed)
         self._numbers.append(number)
-        packet: Any = SentPacket(
-            number, len(header) + len(sealed), self._now, handlers, is_ack_eliciting
-        )
+        packet: Any = kind(number, len(header) + len(sealed), self._now, handlers, is_ack_eliciting)
         connection._loss.on_packet_sent(packet=packet, space=self._space)
         if is_ack_eliciting:
             self._restart_idle_timer()

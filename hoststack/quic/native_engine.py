@@ -133,6 +133,7 @@ class NativeEngine:
             connections=figures.connections,
             half_open=figures.half_open,
             key_updates=figures.key_updates,
+            black_holes=figures.black_holes,
             retries=figures.retries,
             stateless_resets=figures.stateless_resets,
             version_negotiations=figures.version_negotiations,
@@ -448,7 +449,7 @@ def _c_config(config: QuicConfig) -> Any:
             "max_connections": config.max_connections,
             "congestion_control": _CONGESTION_CONTROLS.index(config.congestion_control),
             "keep_alive_ns": round(config.keep_alive_s * _SECOND_NS),
-            "probes_mtu": config.probe_mtu is not False,
+            "probes_mtu": config.probe_mtu,
             "retry_above": (
                 lib.HS_QUIC_NO_RETRY
                 if config.retry_above_half_open is None

@@ -201,9 +201,11 @@ class QuicConfig:
     keep_alive_s: float = 0.0
     """Silence after which a PING keeps the connection alive; 0 never. It also shows the peer where
     a client behind a NAT is now that only receives. The native engine's."""
-    probe_mtu: bool | None = None
-    """Whether to find out by probes what the path carries (RFC 9000 section 14.3); False takes the
-    interface's MTU for granted. None is the engine's own way: native probes, aioquic does not."""
+    probe_mtu: bool = True
+    """Whether to find out by probes what the path carries (RFC 9000 section 14.3): until one is
+    acknowledged, datagrams have 1,200 bytes. False takes the interface's MTU for granted. In both
+    cases a connection whose large datagrams are no longer acknowledged falls back to 1,200 bytes
+    within some 7 PTOs, and tries larger ones again after 10 s, then less and less often."""
     retry_above_half_open: int | None = 128
     """Handshakes of peers under way in a worker from which on new ones must show that their
     address is theirs (Retry, RFC 9000 section 8.1.2), at the cost of a round trip: 0 always, None
@@ -296,6 +298,9 @@ class EngineCounters:
     accepted: int = 0
     connected: int = 0
     closed: int = 0
+    black_holes: int = 0
+    """How often a connection fell back to datagrams of 1,200 bytes, because the path carried no
+    larger ones any more (RFC 8899 section 4.3)."""
     key_updates: int = 0
     """Begun by this side (RFC 9001 section 6)."""
     retries: int = 0

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The look for STOP_SENDING frames in decrypted packets (hoststack/native/quic_frames.c). The input
+ * The look for STOP_SENDING and ACK frames in decrypted packets (hoststack/native/quic_frames.c). The input
  * is a packet's frames. Every beginning of it gives a beginning of what the whole gives: a frame
  * is never misread because the packet ends.
  */
@@ -13,8 +13,10 @@ enum { LEAST_FRAME_BYTES = 3, MOST_CUTS = 64 };
 static uint32_t look(struct hs_quic *q, const uint8_t *data, size_t bytes)
 {
 	uint8_t *frames = copy_of(data, bytes);
+	/* The peer may acknowledge what it likes. */
+	struct hs_size size = { .next_number = bytes ? (uint64_t)data[bytes / 2] << data[0] % 54 : 0 };
 	hs_stops_begin(q);
-	hs_stops_look(q, frames, bytes);
+	hs_frames_look(q, &size, frames, bytes);
 	free(frames);
 	return q->stop_count;
 }

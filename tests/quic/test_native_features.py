@@ -127,8 +127,8 @@ def test_without_keep_alive_it_ends() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("probe_mtu", [None, True, False])
-def test_the_path_is_probed_for_its_mtu(probe_mtu: bool | None) -> None:
+@pytest.mark.parametrize("probe_mtu", [True, False])
+def test_the_path_is_probed_for_its_mtu(probe_mtu: bool) -> None:
     async def main() -> None:
         network = Watched(delay_s=0.01)
         async with meeting(network, QuicConfig(probe_mtu=probe_mtu)) as (_, _, accepted, connected):
@@ -196,7 +196,6 @@ def test_packets_of_a_connection_that_is_gone_are_answered_with_a_reset() -> Non
     "config",
     [
         QuicConfig(keep_alive_s=1),
-        QuicConfig(probe_mtu=True),
         QuicConfig(congestion_control="bbr"),
         QuicConfig(version=3),
     ],

@@ -10,13 +10,14 @@ from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketSpace
 
 from hoststack.quic.aioquic_recovery import Recovery, SentPacket
+from hoststack.quic.aioquic_size import DatagramSize
 
 
 def recovery() -> Recovery:
     made = Recovery(
         congestion_control_algorithm="cubic",
         initial_rtt=0.1,
-        max_datagram_size=1200,
+        size=DatagramSize(1200, 4, probes=True),
         peer_completed_address_validation=True,
         send_probe=lambda: None,
     )
