@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
+import pylsqpack
 import trio
 from aioquic.h3.connection import ErrorCode, H3Connection
 from aioquic.h3.events import DataReceived, H3Event, Headers, HeadersReceived
@@ -53,6 +54,28 @@ class Http3Error(trio.BrokenResourceError):
         detail = f": {reason}" if reason else ""
         super().__init__(f"the peer broke HTTP/3's rules ({_code_name(code)}){detail}")
         self.code = code
+
+
+class _StaticEncoder:
+    """Compresses header sections with QPACK's static table alone.
+
+    aioquic's encoder inserts entries into the dynamic table while it encodes a section, and the
+    section refers to them at once. The insertions travel on another stream, and may come later:
+    the receiver has to wait for them (RFC 9204 section 2.1.2), which some clients don't. An encoder
+    that is never told that the peer has a table has no entries to refer to.
+    """
+
+    def __init__(self, encoder: pylsqpack.Encoder) -> None:
+        self._encoder = encoder
+
+    def apply_settings(self, max_table_capacity: int, blocked_streams: int) -> bytes:
+        return b""
+
+    def encode(self, stream_id: int, headers: Headers) -> tuple[bytes, bytes]:
+        return self._encoder.encode(stream_id, headers)
+
+    def feed_decoder(self, data: bytes) -> None:
+        self._encoder.feed_decoder(data)
 
 
 class _Quic:
@@ -165,9 +188,11 @@ class Exchange:
         await self._flush(end_stream)
 
     async def aclose(self, code: int = ErrorCode.H3_NO_ERROR) -> None:
-        """Finish. What is not done in either direction is given up with a code."""
+        """Finish. What is not done in either direction is given up with a code; that a message of
+        this side is not all is H3_INTERNAL_ERROR if nothing else."""
         if not self._has_sent_end:
-            self._stream.reset(code)
+            is_fault = code == ErrorCode.H3_NO_ERROR
+            self._stream.reset(ErrorCode.H3_INTERNAL_ERROR if is_fault else code)
         if not self._has_end:
             self._stream.stop_sending(code)
         self._http._forget(self)
@@ -214,6 +239,7 @@ class Http3Connection:
         self._quic = _Quic(connection, critical, is_client=is_client)
         self._critical_ids = list(self._quic.streams)
         self._h3 = H3Connection(cast(QuicConnection, self._quic))
+        self._h3._encoder = cast(pylsqpack.Encoder, _StaticEncoder(self._h3._encoder))
         self._exchanges: dict[int, Exchange] = {}
 
     @classmethod

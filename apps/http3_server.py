@@ -199,12 +199,15 @@ async def serve_connection(site: Site, connection: hoststack.Connection) -> None
     try:
         http = await Http3Connection.over(connection, is_client=False)
         await http.run(site.respond)
-    except trio.BrokenResourceError:
-        raise
-    except Exception:
+    except Exception as error:
+        connection.close_now(ErrorCode.H3_INTERNAL_ERROR)
+        if isinstance(error, trio.BrokenResourceError):
+            raise
         # Whatever one peer brings about, the others are served on.
         logger.exception("%r ended", connection)
-        connection.close_now(ErrorCode.H3_INTERNAL_ERROR)
+    except BaseException:  # the server ends
+        connection.close_now(ErrorCode.H3_INTERNAL_ERROR, "the server ends")
+        raise
 
 
 def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststack.Stack]:

@@ -16,13 +16,14 @@ from hoststack.errors import (
     UriError,
 )
 from hoststack.listener import Listener
-from hoststack.quic.seam import CloseInfo, QuicConfig
+from hoststack.quic.seam import ABORTED_CODE, CloseInfo, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
 from hoststack.stack import EmbeddedStack, Stack, open_stack
 from hoststack.stream import ReceiveStream, SendStream, Stream
 
 __all__ = [
+    "ABORTED_CODE",
     "AttachError",
     "CloseInfo",
     "ConnectError",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Literal, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, overload
 
 import trio
 from cryptography import x509
@@ -13,7 +14,7 @@ from cryptography import x509
 from hoststack.datagrams import Datagrams
 from hoststack.errors import ConnectionClosedError, MigrationError
 from hoststack.link.base import Endpoint
-from hoststack.quic.seam import CloseInfo, EarlyData
+from hoststack.quic.seam import ABORTED_CODE, CloseInfo, EarlyData
 from hoststack.session import messages as m
 from hoststack.stream import ReceiveStream, SendStream, Stream
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: How long `aclose` waits for acknowledgements of what was sent on finished streams.
 LINGER_SECONDS = 10.0
+
+#: The reason that goes with ABORTED_CODE.
+_ABORTED: Final = "aborted"
 
 #: How long `migrate` waits until the peer is ready for it and has answered on the new path.
 MIGRATION_SECONDS = 10.0
@@ -262,7 +266,12 @@ class Connection(trio.abc.AsyncResource):
 
         What was sent on streams that were finished (`send_eof`, or closed) is waited for until
         the peer has acknowledged it, LINGER_SECONDS at most; everything else is given up.
-        Cancelled, it closes at once.
+        Cancelled, it closes at once. Where that is not a clean end, because it was cancelled, the
+        peer has not acknowledged everything, or a `send_all` was interrupted on a stream that is
+        still open, a `code` of 0 becomes `ABORTED_CODE`.
+
+        The end of the `async with` block does the same. When an exception leaves the block, the
+        connection is closed at once with `ABORTED_CODE`.
         """
         self._is_closing = True
         self._sleepers.unpark_all()
@@ -273,16 +282,46 @@ class Connection(trio.abc.AsyncResource):
                     while self._info is None and self._has_unacknowledged():
                         await self._sleepers.park()
             await trio.lowlevel.checkpoint_if_cancelled()
-        finally:
+        except BaseException:
+            self._abort(code, reason)
+            raise
+        if self._has_unacknowledged():
+            self._abort(code, reason)
+        else:
             self.close_now(code, reason)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def close_now(self, code: int = 0, reason: str = "") -> None:
-        """Close at once, without waiting for acknowledgements; never blocks."""
+        """Close at once, without waiting for acknowledgements; never blocks.
+
+        A `code` of 0 becomes `ABORTED_CODE` where a `send_all` was interrupted on a stream that is
+        still open: what was sent on it is not all.
+        """
         self._is_closing = True
         self._datagrams.close()
         if self._info is None:
+            if code == 0 and self._is_cut_short():
+                code, reason = ABORTED_CODE, reason or _ABORTED
             self._router.post(m.CloseConnection(self.handle, code, reason))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection: see `aclose`."""
+        if error is None:
+            await self.aclose()
+        else:
+            self._abort()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _abort(self, code: int = 0, reason: str = "") -> None:
+        """Close at once, with a code that is no clean end."""
+        if code == 0:
+            code, reason = ABORTED_CODE, reason or _ABORTED
+        self.close_now(code, reason)
 
     async def _leave_early_data(self) -> None:
         """Wait for the handshake, without a checkpoint if there is nothing to wait for."""
@@ -304,6 +343,12 @@ class Connection(trio.abc.AsyncResource):
     def _has_unacknowledged(self) -> bool:
         return any(
             isinstance(stream, SendStream) and stream._is_unacknowledged
+            for stream in self._streams.values()
+        )
+
+    def _is_cut_short(self) -> bool:
+        return any(
+            isinstance(stream, SendStream) and stream._is_cut_short
             for stream in self._streams.values()
         )
 

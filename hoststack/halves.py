@@ -9,6 +9,7 @@ from types import TracebackType
 import trio
 
 from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.quic.seam import ABORTED_CODE
 
 #: What one `receive_some` without a size returns at most.
 RECEIVE_BYTES = 256 * 1024
@@ -48,11 +49,21 @@ class _OneAtATime:
 
 
 class SendingHalf:
-    """From the application into the tx FIFO. `signal` tells the worker that the FIFO moved."""
+    """From the application into the tx FIFO. `signal` tells the worker that the FIFO moved, and
+    `post_reset` has the stream reset with a code.
 
-    def __init__(self, tx: Fifo, signal: Callable[[], None]) -> None:
+    A `send_all` that did not return has sent nobody knows how much of its data. From then on the
+    stream has no end any more: where that is asked for, the stream is reset.
+    """
+
+    def __init__(
+        self, tx: Fifo, signal: Callable[[], None], post_reset: Callable[[int], None]
+    ) -> None:
         self._tx = tx
         self._signal = signal
+        self._post_reset = post_reset
+        self._is_cut = False
+        """Some of what was to be sent was not, or is still being sent."""
         self._busy = _OneAtATime("sending on")
         self._sleepers = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -64,9 +75,11 @@ class SendingHalf:
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._busy:
+            view = memoryview(data).cast("B")
+            was_cut = self._is_cut
+            self._is_cut = was_cut or bool(view)
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check()
-            view = memoryview(data).cast("B")
             has_slept = False
             while view:
                 taken = self._tx.write(view)
@@ -75,6 +88,7 @@ class SendingHalf:
                     view = view[taken:]
                 if view:
                     has_slept |= await self._wait_for_room()
+            self._is_cut = was_cut
             if not has_slept:
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -95,7 +109,19 @@ class SendingHalf:
                 raise trio.ClosedResourceError("this stream was closed")
             if self._error is not None:
                 raise self._error
+            if self.is_cut_short:
+                self.reset(ABORTED_CODE)
+                raise trio.BrokenResourceError(
+                    "an earlier send_all was interrupted, so that the end of what was sent would "
+                    f"look like the end of it all: this side reset the stream (code "
+                    f"{ABORTED_CODE:#x})"
+                )
             self._end()
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the end has not been set, and must not be: some of the data is missing."""
+        return self._is_cut and not self.is_ended
 
     @property
     def is_over(self) -> bool:
@@ -103,11 +129,26 @@ class SendingHalf:
         return self.is_finished or self._error is not None
 
     def close(self) -> None:
-        """No more sending; what was sent still goes out. Idempotent."""
+        """No more sending; what was sent still goes out, followed by the end unless a `send_all`
+        was interrupted: then the stream is reset. Idempotent."""
+        if self._error is None and self.is_cut_short:
+            self.reset(ABORTED_CODE)
         self._closed = True
         if self._error is None:
             self._end()
         self.wake()
+
+    def abort(self) -> None:
+        """No more sending; the stream is reset unless its end was set. Idempotent."""
+        if self._error is None and not self.is_ended:
+            self.reset(ABORTED_CODE)
+        self.close()
+
+    def reset(self, code: int) -> None:
+        """Give up sending, and what was sent and not acknowledged."""
+        if not self.is_finished:
+            self._post_reset(code)
+        self.fail(trio.BrokenResourceError(f"this side reset the stream (code {code:#x})"))
 
     def wake(self) -> None:
         """The FIFO has room, or something else happened to this direction."""

@@ -19,7 +19,7 @@ from hoststack.errors import ConnectError, LinkError
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
 from hoststack.listener import Listener
-from hoststack.quic.seam import EngineCounters, QuicConfig
+from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig
 from hoststack.quic.tls import TlsConfig
 from hoststack.router import Router
 from hoststack.session import messages as m
@@ -79,7 +79,8 @@ class Stack:
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: QuicConfig | None = None,
     ) -> AsyncIterator[Connection]:
-        """Connect to `quic://host:port`, and close the connection at the end of the block.
+        """Connect to `quic://host:port`, and close the connection at the end of the block: with
+        code 0, or with `ABORTED_CODE` when an exception leaves it.
 
         Without `tls` the peer's certificate is checked against the system's CAs and the URI's
         host. `tcp://` and `udp://` are the kernel's, and take no `tls`: a TCP connection has one
@@ -150,10 +151,11 @@ class Stack:
         """Listen, and run `handler(connection)` for every connection, until cancelled, or until the
         listener is closed, as at the end of the stack's block.
 
-        The connection is closed with code 0 when its handler returns. A handler that ends with
-        trio.BrokenResourceError ends its own connection alone, for that is the peer's doing; any
-        other exception ends `serve`. `nursery.start` gives the Listener. When that is lost, with a
-        daemon say, `serve` raises trio.BrokenResourceError as soon as all handlers have ended.
+        The connection is closed with code 0 when its handler returns, and with `ABORTED_CODE` when
+        its handler raises or is cancelled. A handler that ends with trio.BrokenResourceError ends
+        its own connection alone, for that is the peer's doing; any other exception ends `serve`.
+        `nursery.start` gives the Listener. When that is lost, with a daemon say, `serve` raises
+        trio.BrokenResourceError as soon as all handlers have ended.
         """
         lost: trio.BrokenResourceError | None = None
         async with (
@@ -210,7 +212,8 @@ class EmbeddedStack(Stack):
         shares_listeners: bool = False,
         config: QuicConfig | None = None,
     ) -> AsyncIterator[EmbeddedStack]:
-        """Another application on this stack, with sessions of its own, closed at the end.
+        """Another application on this stack, with sessions of its own, closed at the end: with
+        code 0, or with `ABORTED_CODE` when an exception leaves the block.
 
         `scopes` are "global", the network, and "local", the other applications of its namespace on
         this stack: with both, it listens in both, and connects to another application where one
@@ -226,11 +229,13 @@ class EmbeddedStack(Stack):
             application.group = (name, namespace, os.getuid())
         self._worker.attach(application)
         router = Router(application)
+        code = ABORTED_CODE
         try:
             yield EmbeddedStack(router, self._worker, self._link_reason, config or self._config)
+            code = 0
         finally:
             router.close_listeners()
-            self._worker.detach(application, is_gone=False)
+            self._worker.detach(application, is_gone=False, code=code)
 
     @property
     def namespaces(self) -> Namespaces:
@@ -244,11 +249,11 @@ class EmbeddedStack(Stack):
 
 
 async def _handle(handler: Handler, connection: Connection) -> None:
-    async with connection:
-        try:
+    try:
+        async with connection:
             await handler(connection)
-        except* trio.BrokenResourceError as group:
-            logger.debug("%r: its handler ended: %r", connection, group.exceptions)
+    except* trio.BrokenResourceError as group:
+        logger.debug("%r: its handler ended: %r", connection, group.exceptions)
 
 
 def stack_on(
@@ -272,7 +277,8 @@ async def open_stack(
     secret: bytes | None = None,
     busy_poll_us: int = 0,
 ) -> AsyncIterator[EmbeddedStack]:
-    """A stack in the caller's own trio loop, closed at the end of the block.
+    """A stack in the caller's own trio loop, closed at the end of the block: what is still open
+    with code 0, or with `ABORTED_CODE` when an exception leaves the block.
 
     With an interface `link="auto"` takes AF_XDP on it where that works, and the kernel's UDP
     sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
@@ -293,8 +299,10 @@ async def open_stack(
         async with trio.open_nursery() as nursery:
             stack = stack_on(worker, f"{os.getpid()}", link_reason=reason, config=config)
             await nursery.start(worker.run)
+            code = ABORTED_CODE
             try:
                 yield stack
+                code = 0
             except trio.Cancelled:
                 raise
             except BaseException as caught:
@@ -302,7 +310,7 @@ async def open_stack(
                 error = caught
             finally:
                 stack._router.close_listeners()
-                worker.close(0, "")
+                worker.close(code, "")
                 nursery.cancel_scope.cancel()
     finally:
         chosen.close()

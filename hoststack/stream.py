@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
 
 from hoststack.errors import StreamResetError, StreamStoppedError
 from hoststack.halves import ReceivingHalf, SendingHalf
+from hoststack.quic.seam import ABORTED_CODE
 from hoststack.session import messages as m
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 Opened = m.StreamReady | m.StreamAccepted
 
 
-class StreamBase:
-    """What all streams have: identity, and the way to the worker.
+class StreamBase(trio.abc.AsyncResource):
+    """What all streams have: identity, the way to the worker, and what an exception does to them.
 
     A stream's halves know the router, and not the stream: no cycle keeps the FIFOs of one that is
     not used any more.
@@ -50,6 +52,40 @@ class StreamBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._stream_id} of {self._connection!r}>"
 
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the stream; when an exception leaves the block, abort it (`ABORTED_CODE`)."""
+        if error is None:
+            await self.aclose()
+        else:
+            self._abort()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def aclose(self) -> None:
+        """Close the stream as its class describes. In a cancelled scope, abort it: as
+        `trio.aclose_forcefully` does.
+
+        A direction that is aborted, and whose end was not sent or received before, is reset
+        (RESET_STREAM), or stopped (STOP_SENDING), with `ABORTED_CODE`.
+        """
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            self._abort()
+            raise
+        self._close()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def _abort(self) -> None:
+        raise NotImplementedError
+
     def _forget_if_over(self) -> None:
         """Have the router forget a stream that can have no more events."""
         if self._is_over:
@@ -66,10 +102,18 @@ class SendStream(StreamBase, trio.abc.SendStream):
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
         super().__init__(router, connection, opened)
         assert opened.tx is not None
-        self._sending = SendingHalf(opened.tx, partial(router.signal_sent, opened.handle))
+        self._sending = SendingHalf(
+            opened.tx,
+            partial(router.signal_sent, opened.handle),
+            lambda code: router.post(m.ResetStream(opened.handle, code)),
+        )
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; returns when the stack has taken it.
+
+        If it is interrupted (cancelled, or any other exception), an unknown part of `data` was
+        sent. The peer must not take that for everything: from then on `send_eof` fails, and
+        closing the stream resets it with `ABORTED_CODE`, which closing its connection takes, too.
 
         Raises StreamStoppedError, ConnectionClosedError (both BrokenResourceError),
         ClosedResourceError, BusyResourceError.
@@ -81,7 +125,11 @@ class SendStream(StreamBase, trio.abc.SendStream):
         await self._sending.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        """Say that no more will be sent (FIN); raises as `send_all` does."""
+        """Say that no more will be sent (FIN); raises as `send_all` does.
+
+        After a `send_all` that was interrupted it resets the stream (`ABORTED_CODE`) instead, and
+        raises trio.BrokenResourceError.
+        """
         await self._sending.send_eof()
 
     async def wait_acknowledged(self) -> None:
@@ -93,15 +141,27 @@ class SendStream(StreamBase, trio.abc.SendStream):
 
     def reset(self, code: int = 0) -> None:
         """Give up sending at once with an application code (RESET_STREAM); never blocks."""
-        if not self._sending.is_finished:
-            self._router.post(m.ResetStream(self._handle, code))
-        self._sending.fail(trio.BrokenResourceError(f"this side reset the stream (code {code:#x})"))
+        self._sending.reset(code)
 
     async def aclose(self) -> None:
-        """Finish sending: what was sent still reaches the peer, followed by the end."""
+        """Finish sending: what was sent still reaches the peer, followed by the end.
+
+        After a `send_all` that was interrupted, and in a cancelled scope, the stream is reset with
+        `ABORTED_CODE` instead, and so it is when an exception leaves its `async with` block.
+        """
+        await super().aclose()
+
+    def _close(self) -> None:
         self._sending.close()
         self._forget_if_over()
-        await trio.lowlevel.checkpoint()
+
+    def _abort(self) -> None:
+        self._sending.abort()
+        self._forget_if_over()
+
+    @property
+    def _is_cut_short(self) -> bool:
+        return self._sending.is_cut_short and not self._sending.is_over
 
     # --- from the router ---
 
@@ -160,11 +220,20 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             self._router.post(m.StopSending(self._handle, code))
 
     async def aclose(self) -> None:
-        """Stop receiving; the peer is told if it is not done."""
-        self.stop_sending()
+        """Stop receiving; a peer that is not done gets a STOP_SENDING: with code 0, or with
+        `ABORTED_CODE` in a cancelled scope and when an exception leaves the `async with` block."""
+        await super().aclose()
+
+    def _close(self) -> None:
+        self._stop_receiving(0)
+
+    def _abort(self) -> None:
+        self._stop_receiving(ABORTED_CODE)
+
+    def _stop_receiving(self, code: int) -> None:
+        self.stop_sending(code)
         self._receiving.close()
         self._forget_if_over()
-        await trio.lowlevel.checkpoint()
 
     # --- from the router ---
 
@@ -186,9 +255,21 @@ class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
     """A bidirectional stream: both halves, and each can be finished by itself."""
 
     async def aclose(self) -> None:
-        """Finish both directions: what was sent still reaches the peer; receiving stops."""
+        """Finish both directions: what was sent still reaches the peer, followed by the end;
+        receiving stops.
+
+        After a `send_all` that was interrupted, and in a cancelled scope, the stream is reset with
+        `ABORTED_CODE` instead, and so it is when an exception leaves its `async with` block.
+        """
+        await StreamBase.aclose(self)
+
+    def _close(self) -> None:
         self._sending.close()
-        await ReceiveStream.aclose(self)
+        self._stop_receiving(0)
+
+    def _abort(self) -> None:
+        self._sending.abort()
+        self._stop_receiving(ABORTED_CODE)
 
     @property
     def _is_over(self) -> bool:

@@ -34,13 +34,16 @@ class Transfer:
         self._is_finishing = False
 
     async def run(self) -> None:
-        """Until both directions are done. What goes wrong is in the record afterwards."""
+        """Until both directions are done. What goes wrong is in the record afterwards, and the peer
+        gets a reset: the end of what it got is not the end of it all."""
+        is_whole = False
         try:
             async with trio.open_nursery() as nursery:
                 if self._receiver is not None:
                     nursery.start_soon(self._receive, self._receiver)
                 if self._sender is not None and not self._reflects:
                     nursery.start_soon(self._send, self._sender)
+            is_whole = True
             self._check_amount()
         except* StreamResetError as group:
             self._record.counts.reset.s += 1
@@ -56,8 +59,10 @@ class Transfer:
         self._record.log(2, f"{self._name}: received {self._received}, sent {self._sent} bytes")
         if self._options.stream_close == "N":
             self._record.counts.clean.s += 1
-        else:
+        elif is_whole:
             await self._stream.aclose()
+        else:
+            await trio.aclose_forcefully(self._stream)
 
     @property
     def _reflects(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from hoststack.link.base import Link
-from hoststack.quic.seam import Engine, EngineOwner, Turn
+from hoststack.quic.seam import ABORTED_CODE, Engine, EngineOwner, Turn
 from hoststack.session.application import Application
 from hoststack.session.layer import SessionLayer
 
@@ -73,9 +73,11 @@ class Worker:
         application.worker = self
         self.layer.attach(application)
 
-    def detach(self, application: Application, *, is_gone: bool = True) -> None:
-        """Serve it no more; its peers are told, and itself if it is not gone."""
-        self.layer.detach(application, is_gone=is_gone)
+    def detach(
+        self, application: Application, *, is_gone: bool = True, code: int = ABORTED_CODE
+    ) -> None:
+        """Serve it no more; its peers are told, by a code, and itself if it is not gone."""
+        self.layer.detach(application, is_gone=is_gone, code=code)
         self.wake()
 
     def wake(self) -> None:

@@ -15,7 +15,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from hoststack.link.base import Endpoint
 from hoststack.native.fifo import Fifo
@@ -69,6 +69,11 @@ class Handshake(NamedTuple):
     """The peer's, DER; None if it showed none, or none again in a resumed session."""
     cipher: str | None = None
     """What packets are encrypted with, by TlsConfig's names; None until it is agreed on."""
+
+
+#: The application code that streams are reset with, and connections closed with, when what was
+#: sent is not all: 0 would make cut-off data look complete.
+ABORTED_CODE: Final = 0x01
 
 
 class CloseInfo(NamedTuple):

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from hoststack.link.base import Endpoint, Link, Path
 from hoststack.native.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import (
+    ABORTED_CODE,
     CloseInfo,
     ConnectionContext,
     Engine,
@@ -52,9 +53,6 @@ from hoststack.session.stream_opener import NO_ROOM, StreamOpener
 #: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
 #: section 20.1), as the application's code.
 _REFUSED = 0x02
-#: What connections of an application are closed with that died, or left without a word: 0 would
-#: make what is cut off look whole.
-_GONE = 0x01
 
 
 class SessionLayer:
@@ -134,9 +132,12 @@ class SessionLayer:
         """Serve an application from now on."""
         self.applications.append(application)
 
-    def detach(self, application: Application, *, is_gone: bool = True) -> None:
-        """Its listeners go, and its connections are closed; it is served no more if it is gone, and
-        else as soon as it has heard of all that."""
+    def detach(
+        self, application: Application, *, is_gone: bool = True, code: int = ABORTED_CODE
+    ) -> None:
+        """Its listeners go, and its connections are closed with a code: an application that died,
+        or left without closing them, aborts them. It is served no more if it is gone, and else as
+        soon as it has heard of all that."""
         self._connector.detach(application)
         self.kernel.detach(application)
         for session in self.sessions:
@@ -145,7 +146,7 @@ class SessionLayer:
             if isinstance(session, ListenerSession):
                 self._remove_listener(session)
             elif isinstance(session, ConnectionSession):
-                self._close(session, _GONE if is_gone else 0, "the application is gone")
+                self._close(session, code, "the application is gone")
         if is_gone:
             self.applications.remove(application)
         else:

@@ -108,6 +108,9 @@ class TcpConnection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEP_ALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        # Until everything is sent, closing the socket is a reset, even if the kernel closes it
+        # because this process died: a FIN would make cut-off data look complete.
+        self._set_reset_on_close(True)
 
     def connection_ids(self) -> ConnectionIds:
         """None: it is known by its addresses."""
@@ -172,14 +175,15 @@ class TcpConnection:
 
     def abort(self) -> None:
         """At once, by a reset where that can be."""
-        self._reset_when_closed()
+        self._set_reset_on_close(True)
         self._scope.cancel()
         if self.stream is None:
             self._socket.close()
 
-    def _reset_when_closed(self) -> None:
+    def _set_reset_on_close(self, is_on: bool) -> None:
         with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            linger = struct.pack("ii", is_on, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def _told_closed(self, info: CloseInfo) -> None:
         if not self._is_told_closed:
@@ -204,9 +208,6 @@ class TcpConnection:
             number = _errno_of(group)
             info = CloseInfo(number, False, os.strerror(number), by_peer=True)
         finally:
-            if not self._has_sent_all:
-                # An end in the middle must not look like the end.
-                self._reset_when_closed()
             self._socket.close()
             self._tell(self.stream, EventKind.STREAM_CLOSED, None)
             self._told_closed(info)
@@ -253,6 +254,7 @@ class TcpConnection:
                 view = view[count:]
         self._socket.shutdown(socket.SHUT_WR)
         self._has_sent_all = True
+        self._set_reset_on_close(False)
         self._end_soon()
         self._tell(stream, EventKind.SEND_FINISHED, None)
 

@@ -70,14 +70,15 @@ class App:
         """The calling thread's worker."""
         return getattr(self._local, "worker", None)
 
-    def unregister(self) -> None:
-        """Close the calling thread's sessions. Raises EBADFD where it is no worker."""
+    def unregister(self, *, aborts: bool = False) -> None:
+        """Close the calling thread's sessions, or abort them. Raises EBADFD where it is no
+        worker."""
         worker = self.current()
         if worker is None:
             raise error(errno.EBADFD)
         del self._local.worker
         try:
-            worker.close()
+            worker.close(aborts=aborts)
         finally:
             del self._local.tenure
 
@@ -88,11 +89,11 @@ class App:
                 self._workers.remove(worker)
         worker.client.close()
 
-    def destroy(self) -> None:
-        """Close all sessions: the calling thread's with what they still have to send, others' as
-        they are. A thread that waits in a call has ECONNRESET from it."""
+    def destroy(self, *, aborts: bool = False) -> None:
+        """Close all sessions: the calling thread's with what they still have to send, unless it
+        aborts them, others' as they are. A thread that waits in a call has ECONNRESET from it."""
         if self.current() is not None:
-            self.unregister()
+            self.unregister(aborts=aborts)
         with self._lock:
             workers = list(self._workers)
         for worker in workers:
@@ -133,13 +134,13 @@ def create(name: str, config: VclConfig) -> App:
         return app
 
 
-def destroy() -> None:
+def destroy(*, aborts: bool = False) -> None:
     """Nothing happens where there is none."""
     global _app
     with _app_lock:
         app, _app = _app, None
     if app is not None:
-        app.destroy()
+        app.destroy(aborts=aborts)
 
 
 def the_app() -> App:

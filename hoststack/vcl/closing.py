@@ -6,6 +6,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
+from hoststack.quic.seam import ABORTED_CODE
 from hoststack.session import messages as m
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import Kind, State, VclSession
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 
 
 def shutdown(worker: VclWorker, session: VclSession, how: int) -> None:
-    """Of a session with bytes: as shutdown(2). Raises ENOTCONN, EINVAL, ENOTSUP."""
+    """Of a session with bytes: as shutdown(2). Raises ENOTCONN, EINVAL, ENOTSUP, and EPIPE where
+    a write was interrupted: then it resets the session."""
     session.check_readable()
     if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
         raise error(errno.EINVAL)
     if session.kind is Kind.DATAGRAMS:
         raise error(errno.ENOTSUP, "datagrams have no end")
     if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+        if session.is_cut and not session.is_write_shut:
+            _reset_cut(worker, session)
+            raise error(errno.EPIPE, "a write was interrupted: the session is reset, not ended")
         _end_writing(worker, session)
     if how in (socket.SHUT_RD, socket.SHUT_RDWR):
         _end_reading(worker, session)
@@ -41,6 +46,22 @@ def _end_writing(worker: VclWorker, session: VclSession) -> None:
     worker.side.signal_sent(session.stream_handle)
 
 
+def _reset_cut(worker: VclWorker, session: VclSession) -> None:
+    """In the place of an end, where a write was interrupted."""
+    session.is_write_shut = True
+    if session.protocol == "quic":
+        worker.side.request(m.ResetStream(session.stream_handle, ABORTED_CODE))
+    else:
+        worker.side.request(m.CloseConnection(session.handle, ABORTED_CODE, "interrupted"))
+
+
+def _finish_writing(worker: VclWorker, session: VclSession) -> None:
+    if session.is_cut and not session.is_write_shut:
+        _reset_cut(worker, session)
+    else:
+        _end_writing(worker, session)
+
+
 def _end_reading(worker: VclWorker, session: VclSession) -> None:
     if session.is_read_shut or session.rx is None or session.state is not State.READY:
         return
@@ -54,7 +75,8 @@ def _stop_reading(worker: VclWorker, session: VclSession) -> None:
 
 
 def close(worker: VclWorker, session: VclSession) -> None:
-    """What was written still goes out; then there is no session any more.
+    """What was written still goes out, unless a write was interrupted; then there is no session any
+    more.
 
     A QUIC connection's streams end with it, and are still there to be closed. A blocking one waits
     until what was sent on its streams is acknowledged; of a non-blocking one the calls that follow
@@ -64,7 +86,7 @@ def close(worker: VclWorker, session: VclSession) -> None:
         close(worker, child)
     for stream in _streams(session):
         if stream.state is State.READY:
-            _end_writing(worker, stream)
+            _finish_writing(worker, stream)
             _stop_reading(worker, stream)
         worker.end_with_connection(stream)
     if session.kind is Kind.EPOLL:
@@ -74,7 +96,7 @@ def close(worker: VclWorker, session: VclSession) -> None:
     elif session.kind is Kind.LISTENER:
         worker.side.request(m.Unlisten(session.handle))
     elif session.state is State.READY and session.kind is Kind.STREAM:
-        _end_writing(worker, session)
+        _finish_writing(worker, session)
         if session.protocol == "quic":
             _end_reading(worker, session)
         else:
@@ -108,21 +130,30 @@ def _close_connection(worker: VclWorker, session: VclSession) -> None:
         worker.side.request(m.CloseConnection(session.handle, 0, ""))
 
 
-def terminate(worker: VclWorker, session: VclSession) -> None:
+def abort(worker: VclWorker, session: VclSession) -> None:
+    """Close a session whose user was interrupted: the peer must not take what it got for all. A
+    direction that was ended before ends as it would."""
+    if session.kind is Kind.STREAM and session.is_write_shut:
+        close(worker, session)
+    else:
+        terminate(worker, session, ABORTED_CODE)
+
+
+def terminate(worker: VclWorker, session: VclSession, code: int = 0) -> None:
     """At once: what was written and not sent yet is given up, and the peer sees a reset."""
     if session.state is State.READY and session.kind is Kind.STREAM:
         if session.protocol == "quic":
             worker.forget_unfinished(session.stream_handle)
-            worker.side.request(m.ResetStream(session.stream_handle, 0))
-            worker.side.request(m.StopSending(session.stream_handle, 0))
+            worker.side.request(m.ResetStream(session.stream_handle, code))
+            worker.side.request(m.StopSending(session.stream_handle, code))
         else:
-            worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
+            worker.side.request(m.CloseConnection(session.handle, code, "terminated"))
         session.state = State.CLOSED
     elif session.state is State.READY and session.handle >= 0 and not session.is_listener:
         for child in _offered(session):
-            terminate(worker, child)
+            terminate(worker, child, code)
         for stream in _streams(session):
             worker.end_with_connection(stream)
-        worker.side.request(m.CloseConnection(session.handle, 0, "terminated"))
+        worker.side.request(m.CloseConnection(session.handle, code, "terminated"))
         session.state = State.CLOSED
     close(worker, session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -23,26 +23,34 @@ from hoststack.vcl.worker import VclWorker
 @contextmanager
 def application(name: str, config: VclConfig | None = None) -> Iterator[None]:
     """An application for the length of the block, by the configuration that VCL_CONFIG names
-    unless one is given. Raises VclConfigError, AttachError, and OSError with EEXIST."""
+    unless one is given. Its sessions are closed at the end, or aborted when an exception leaves
+    the block. Raises VclConfigError, AttachError, and OSError with EEXIST."""
     apps.create(name, config or load_config())
+    aborts = True
     try:
         yield
+        aborts = False
     finally:
-        apps.destroy()
+        apps.destroy(aborts=aborts)
 
 
 @contextmanager
 def worker() -> Iterator[None]:
-    """The calling thread has sessions of its own in the block. Raises AttachError."""
+    """The calling thread has sessions of its own in the block. They are closed at the end, or
+    aborted when an exception leaves the block. Raises AttachError."""
     apps.the_app().register()
+    aborts = True
     try:
         yield
+        aborts = False
     finally:
-        apps.the_app().unregister()
+        apps.the_app().unregister(aborts=aborts)
 
 
 class Session:
-    """A session; a context manager that closes it. All calls raise OSError."""
+    """A session; a context manager that closes it, or aborts it when an exception leaves the block:
+    the peer sees a reset, or a connection closed with `hoststack.ABORTED_CODE`. All calls raise
+    OSError."""
 
     def __init__(self, protocol: Protocol = "quic", *, nonblocking: bool = False) -> None:
         created = apps.current_worker().add(protocol_of(protocol))
@@ -70,7 +78,10 @@ class Session:
         caught: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if caught is None:
+            self.close()
+        else:
+            self._end(closing.abort)
 
     def __repr__(self) -> str:
         return f"<vcl.Session {self._sh}>"
@@ -122,9 +133,9 @@ class Session:
         return transfer.write(*self._found(), data)
 
     def write_all(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self.write(view) :]
+        """All of the bytes. If it raises, an unknown part of them was written: the session can't
+        end in order any more, `shutdown` fails with EPIPE, and closing it resets it."""
+        transfer.write_all(*self._found(), data)
 
     def recvfrom(self, size: int = 65536, flags: int = 0) -> tuple[bytes, Address]:
         buffer = bytearray(size)
@@ -162,11 +173,14 @@ class Session:
         return self._found()[1].is_connectable_listener
 
     def close(self) -> None:
-        """What was written still goes out. Idempotent."""
+        """What was written still goes out, unless a `write_all` was interrupted. Idempotent."""
+        self._end(closing.close)
+
+    def _end(self, how: Callable[[VclWorker, VclSession], None]) -> None:
         if self._sh >= 0:
             worker = apps.current_worker()
             sh, self._sh = self._sh, -1
-            closing.close(worker, worker.get(sh))
+            how(worker, worker.get(sh))
 
     def terminate(self) -> None:
         """At once; the peer sees a reset."""

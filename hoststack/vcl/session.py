@@ -95,6 +95,9 @@ class VclSession:
     """The peer wants no more."""
     is_write_shut: bool = False
     is_read_shut: bool = False
+    is_cut: bool = False
+    """A write was interrupted: how much of it the peer gets is not known, so it must not get an
+    end after that."""
     ends_clean: bool = False
     """Closed by the peer with code 0."""
     message: bytes | None = None

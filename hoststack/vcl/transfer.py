@@ -77,7 +77,23 @@ def write(worker: VclWorker, session: VclSession, data: object) -> int:
             worker.side.signal_sent(session.stream_handle)
     except FifoCorruptError:
         raise error(errno.ECONNRESET, "the other side broke the FIFO") from None
+    except OSError:
+        raise  # nothing was written
+    except BaseException:
+        session.is_cut = True
+        raise
     return count
+
+
+def write_all(worker: VclWorker, session: VclSession, data: object) -> None:
+    """All of the bytes. If it raises, an unknown part of them was written, and the session can't
+    end in order any more: closing it resets it."""
+    view = view_of(data, is_writable=False)
+    was_cut = session.is_cut
+    session.is_cut = was_cut or bool(view)
+    while view:
+        view = view[write(worker, session, view) :]
+    session.is_cut = was_cut
 
 
 def _wait(

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from hoststack.quic.seam import ABORTED_CODE
 from hoststack.session import messages as m
 from hoststack.session.codec import CodecError
 from hoststack.session.protocols import PROTOCOLS, Protocol
 from hoststack.vcl.client import AttachClient
-from hoststack.vcl.closing import close
+from hoststack.vcl.closing import abort, close
 from hoststack.vcl.config import VclConfig
 from hoststack.vcl.epoll import EpollSet
 from hoststack.vcl.errors import errno_of, error
@@ -215,14 +216,17 @@ class VclWorker:
                 for handle in connection.unfinished:
                     self._unfinished.pop(handle, None)
                 if not is_over:
-                    self.side.request(m.CloseConnection(connection.handle, 0, ""))
+                    # What the peer has not acknowledged by now is given up.
+                    code = ABORTED_CODE if connection.unfinished else 0
+                    self.side.request(m.CloseConnection(connection.handle, code, ""))
 
-    def close(self) -> None:
-        """Close all that is open, and leave. What was sent before is waited for."""
+    def close(self, *, aborts: bool = False) -> None:
+        """Close all that is open, and leave. What was sent before is waited for, unless the
+        sessions are aborted."""
         for session in self.sessions:
             if session.sh in self._sessions:  # not gone with its connection
                 session.is_nonblocking = True
-                close(self, session)
+                (abort if aborts else close)(self, session)
         self.wait(self._has_said_all, self.LINGER_S)
         self.client.close()
 

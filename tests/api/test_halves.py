@@ -16,7 +16,11 @@ def test_an_end_that_comes_with_what_is_sent_is_heard() -> None:
     more: the rest, for which there is no room, must not wait for a wake-up that was before it."""
     fifo = Fifo(4096)
     fifo.arm_read()
-    half = SendingHalf(fifo, lambda: half.fail(trio.BrokenResourceError("stopped")))
+    half = SendingHalf(
+        fifo,
+        lambda: half.fail(trio.BrokenResourceError("stopped")),
+        lambda code: pytest.fail("nobody resets it"),
+    )
 
     async def main() -> None:
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError, match="stopped"):

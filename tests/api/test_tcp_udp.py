@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -29,6 +31,7 @@ from tests.support.attached import attached
 
 PATIENCE_S = 30
 HOSTS = ["127.0.0.1", "[::1]"]
+_MORE_THAN_BUFFERS_HOLD = 64 << 20
 
 
 @pytest.fixture(autouse=True)
@@ -130,17 +133,22 @@ def test_backpressure(on_stack: OnStack) -> None:
             ours, theirs = await streams(*ends)
             assert (await ends[0].statistics())["rx_bytes"] == 0
             sent = 0
-            with trio.move_on_after(0.5):
-                while True:
-                    await ours.send_all(bytes(65536))
-                    sent += 65536
-            assert 0 < sent < 64 << 20
-            got = 0
+
+            async def send() -> None:
+                nonlocal sent
+                async with ours:
+                    while sent < _MORE_THAN_BUFFERS_HOLD:
+                        await ours.send_all(bytes(65536))
+                        sent += 65536
+
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(ours.send_eof)
+                nursery.start_soon(send)
+                await trio.sleep(0.5)
+                assert 0 < sent < _MORE_THAN_BUFFERS_HOLD
+                got = 0
                 async for chunk in theirs:
                     got += len(chunk)
-            assert sent <= got < sent + 65536
+            assert got == sent == _MORE_THAN_BUFFERS_HOLD
 
     on_stack(main)
 
@@ -207,6 +215,91 @@ def test_what_was_sent_before_a_close_arrives(on_stack: OnStack) -> None:
             assert got == data
 
     on_stack(main)
+
+
+async def time_out_in_a_block(connection: Connection) -> None:
+    with trio.move_on_after(0.05):
+        async with await first_stream(connection) as stream:
+            await stream.send_all(bytes(_MORE_THAN_BUFFERS_HOLD))
+
+
+async def end_after_an_interrupted_send(connection: Connection) -> None:
+    stream = await first_stream(connection)
+    with trio.move_on_after(0.05):
+        await stream.send_all(bytes(_MORE_THAN_BUFFERS_HOLD))
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_eof()
+
+
+async def close_the_connection_after_an_interrupted_send(connection: Connection) -> None:
+    stream = await first_stream(connection)
+    with trio.move_on_after(0.05):
+        await stream.send_all(bytes(_MORE_THAN_BUFFERS_HOLD))
+    await connection.aclose()
+
+
+async def raise_in_the_connections_block(connection: Connection) -> None:
+    with suppress(ZeroDivisionError):
+        async with connection:
+            await (await first_stream(connection)).send_all(b"half of it")
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        time_out_in_a_block,
+        end_after_an_interrupted_send,
+        close_the_connection_after_an_interrupted_send,
+        raise_in_the_connections_block,
+    ],
+)
+def test_what_is_cut_off_is_reset(
+    on_stack: OnStack, interrupt: Callable[[Connection], Awaitable[None]]
+) -> None:
+    async def main(stack: Stack) -> None:
+        async with (
+            await stack.listen("tcp://127.0.0.1:0") as listener,
+            await trio.open_tcp_stream(*listener.local) as peer,
+        ):
+            await interrupt(await listener.accept())
+            with pytest.raises(trio.BrokenResourceError):
+                async for _ in peer:
+                    pass
+
+    on_stack(main)
+
+
+def test_a_process_that_dies_resets_its_connections() -> None:
+    """The kernel closes its sockets, and must not say that this was all."""
+    program = """
+import os, trio, hoststack
+async def main():
+    async with hoststack.open_stack(link="udp") as stack:
+        async with await stack.listen("tcp://127.0.0.1:0") as listener:
+            print(listener.local[1], flush=True)
+            async for stream in (await listener.accept()).streams():
+                await stream.send_all(b"half of it")
+                assert await stream.receive_some() == b"got it"
+                os._exit(1)
+trio.run(main)
+"""
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-c", program], stdout=subprocess.PIPE
+            )
+            assert process.stdout is not None
+            port = int(await process.stdout.receive_some())
+            async with await trio.open_tcp_stream("127.0.0.1", port) as peer:
+                assert await peer.receive_some() == b"half of it"
+                await peer.send_all(b"got it")
+                with pytest.raises(trio.BrokenResourceError):
+                    await peer.receive_some()
+            await process.wait()
+
+    trio.run(main)
 
 
 def test_what_tcp_has_not(on_stack: OnStack) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -95,6 +96,134 @@ def test_what_is_cut_off_is_no_end() -> None:
         ours.read()
     # The connection itself carries no bytes, and is over.
     assert f.vppcom_session_read(pair.client.sh, bytearray(1)) == 0
+
+
+def read_to_the_end(session: vcl.Session) -> None:
+    while session.read():
+        pass
+
+
+def raise_in_a_block(pair: Pair) -> None:
+    with suppress(ZeroDivisionError), pair.streams[0] as ours:
+        ours.write_all(b"half of it")
+        raise ZeroDivisionError
+
+
+def raise_in_the_connections_block(pair: Pair) -> None:
+    pair.streams[0].write_all(b"half of it")
+    with suppress(ZeroDivisionError), pair.client:
+        raise ZeroDivisionError
+
+
+def interrupted(ours: vcl.Session) -> None:
+    """A write_all that came to an exception when the peer took no more."""
+    ours.attr(vcl.Attr.SET_FLAGS, os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            ours.write_all(bytes(1 << 20))
+
+
+def close_after_an_interrupted_write(pair: Pair) -> None:
+    interrupted(pair.streams[0])
+    pair.streams[0].close()
+
+
+def close_the_connection_after_an_interrupted_write(pair: Pair) -> None:
+    interrupted(pair.streams[0])
+    pair.client.close()
+
+
+def end_after_an_interrupted_write(pair: Pair) -> None:
+    interrupted(pair.streams[0])
+    with pytest.raises(BrokenPipeError):
+        pair.streams[0].shutdown()
+
+
+def write_until_a_signal_comes(pair: Pair) -> None:
+    """Its handler raises while the call waits for room."""
+
+    def handler(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    here = threading.get_ident()
+    timer = threading.Timer(0.2, lambda: signal.pthread_kill(here, signal.SIGUSR1))
+    timer.start()
+    try:
+        with suppress(KeyboardInterrupt):
+            while True:
+                pair.streams[0].write(bytes(1 << 20))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    pair.streams[0].close()
+
+
+@pytest.mark.parametrize("protocol", ["quic", "tcp"])
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        raise_in_a_block,
+        raise_in_the_connections_block,
+        close_after_an_interrupted_write,
+        close_the_connection_after_an_interrupted_write,
+        end_after_an_interrupted_write,
+        write_until_a_signal_comes,
+    ],
+)
+def test_the_peer_does_not_take_a_part_for_all(
+    protocol: str, interrupt: Callable[[Pair], None]
+) -> None:
+    pair = Pair(protocol)
+    interrupt(pair)
+    with pytest.raises(ConnectionResetError):
+        read_to_the_end(pair.streams[1])
+
+
+def test_a_message_that_was_ended_is_whole() -> None:
+    pair = Pair("quic")
+    with suppress(ZeroDivisionError), pair.streams[0] as ours:
+        ours.write_all(b"all of it")
+        ours.shutdown()
+        raise ZeroDivisionError
+    assert pair.streams[1].read() == b"all of it"
+    assert pair.streams[1].read() == b""
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_the_end_of_a_thread_that_raises_is_no_end_of_its_streams(raises: bool) -> None:
+    listening = listener("quic")
+    local = listening.local
+    has_come = threading.Event()
+    said = []
+
+    def client() -> None:
+        with vcl.worker():
+            connection = vcl.Session("quic")
+            connection.connect(local)
+            connection.open_stream().write_all(b"some")
+            assert has_come.wait(PATIENCE_S)
+            if raises:
+                raise ZeroDivisionError
+
+    def run() -> None:
+        try:
+            client()
+        except ZeroDivisionError:
+            said.append("raised")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    stream = listening.accept().accept()
+    assert stream.read() == b"some"
+    has_come.set()
+    if raises:
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(stream)
+    else:
+        read_to_the_end(stream)
+    thread.join(PATIENCE_S)
+    assert said == ["raised"] * raises
 
 
 def test_what_has_come_can_be_read_after_the_end_of_reading() -> None:

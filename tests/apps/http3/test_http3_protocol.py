@@ -13,8 +13,8 @@ import pylsqpack
 import pytest
 import trio
 import trio.testing
-from aioquic.buffer import encode_uint_var
-from aioquic.h3.connection import ErrorCode, FrameType, StreamType, encode_frame
+from aioquic.buffer import Buffer, encode_uint_var
+from aioquic.h3.connection import ErrorCode, FrameType, Setting, StreamType, encode_frame
 from aioquic.h3.events import HeadersReceived
 
 import hoststack
@@ -122,6 +122,138 @@ def test_a_file_that_becomes_shorter_is_no_whole_file(tmp_path: Path) -> None:
             assert caught.value.code == ErrorCode.H3_INTERNAL_ERROR
             await exchange.aclose()
             assert (await response(await request(http, "/7")))[1] == pattern(7)
+
+    trio.run(main)
+
+
+class _BugError(Exception):
+    """A mistake in a handler."""
+
+
+@pytest.mark.parametrize(
+    "error", [_BugError(), OSError(5, "the disk"), trio.BrokenResourceError("said the handler")]
+)
+def test_a_handler_that_raises_in_the_middle_resets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    read = http3_server.Generated.read
+
+    async def failing(self: http3_server.Generated, offset: int, count: int) -> bytes:
+        if offset:
+            raise error
+        return await read(self, offset, count)
+
+    monkeypatch.setattr(http3_server.Generated, "read", failing)
+
+    async def main() -> None:
+        async with over_memory(site_of(folder)) as stack, http3(stack) as http:
+            exchange = await request(http, f"/{2 * CHUNK_BYTES}")
+            with pytest.raises(StreamResetError) as caught:
+                await response(exchange)
+            assert caught.value.code == ErrorCode.H3_INTERNAL_ERROR
+            await exchange.aclose()
+            assert (await response(await request(http, "/7")))[1] == pattern(7)
+
+    trio.run(main)
+
+
+def test_a_handler_that_returns_in_the_middle_resets() -> None:
+    async def respond(exchange: Exchange) -> None:
+        await exchange.receive()
+        await exchange.send_headers([(b":status", b"200")])
+        await exchange.send_data(b"half of it")
+
+    async def serve(connection: hoststack.Connection) -> None:
+        http = await Http3Connection.over(connection, is_client=False)
+        await http.run(respond)
+
+    async def main() -> None:
+        async with over_memory(serve) as stack, http3(stack) as http:
+            exchange = await request(http, "/")
+            with pytest.raises(StreamResetError) as caught:
+                await response(exchange)
+            assert caught.value.code == ErrorCode.H3_INTERNAL_ERROR
+            await exchange.aclose()
+
+    trio.run(main)
+
+
+def test_a_server_that_ends_in_the_middle_says_so(folder: Path) -> None:
+    async def main() -> None:
+        serving = trio.CancelScope()
+
+        async def serve(connection: hoststack.Connection) -> None:
+            with serving:
+                await site_of(folder)(connection)
+                pytest.fail("it was not cancelled")
+            await trio.sleep_forever()
+
+        async with over_memory(serve) as stack, http3(stack) as http:
+            exchange = await request(http, f"/{1 << 30}")
+            await exchange.receive()
+            serving.cancel()
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await rest(exchange)
+            assert isinstance(caught.value, StreamResetError | hoststack.ConnectionClosedError)
+            assert caught.value.code == ErrorCode.H3_INTERNAL_ERROR
+
+    trio.run(main)
+
+
+def test_header_sections_refer_to_nothing_that_may_come_later(folder: Path) -> None:
+    """A client that offers a dynamic table, and looks at none, understands every response."""
+    capacity, blocked = 4096, 100
+    encoder = pylsqpack.Encoder()
+    settings = encode_frame(
+        FrameType.SETTINGS,
+        b"".join(
+            map(
+                uint_var,
+                (
+                    Setting.QPACK_MAX_TABLE_CAPACITY,
+                    capacity,
+                    Setting.QPACK_BLOCKED_STREAMS,
+                    blocked,
+                ),
+            )
+        ),
+    )
+
+    async def take_critical(connection: hoststack.Connection, came: dict[int, bytearray]) -> None:
+        async for stream in connection.streams():
+            assert not isinstance(stream, Stream)
+            came[stream.stream_id] = bytearray(await stream.receive_some())
+
+    async def main() -> None:
+        async with (
+            over_memory(site_of(folder)) as stack,
+            stack.connect(URI, tls=TlsConfig(verify=False), alpn=["h3"]) as connection,
+            trio.open_nursery() as nursery,
+        ):
+            came: dict[int, bytearray] = {}
+            nursery.start_soon(take_critical, connection, came)
+            control = await connection.open_stream(unidirectional=True)
+            await control.send_all(CONTROL + settings)
+            for path in ("/7", "/7", "/page.html", "/page.html", "/not-there", "/not-there"):
+                stream = await connection.open_stream()
+                fields = [
+                    (b":method", b"GET"),
+                    (b":scheme", b"https"),
+                    (b":authority", SERVER.encode()),
+                    (b":path", path.encode()),
+                ]
+                _, section = encoder.encode(stream.stream_id, fields)
+                await stream.send_all(encode_frame(FrameType.HEADERS, section))
+                await stream.send_eof()
+                buffer = Buffer(data=b"".join([chunk async for chunk in stream]))
+                assert buffer.pull_uint_var() == FrameType.HEADERS
+                answer = buffer.pull_bytes(buffer.pull_uint_var())
+                # Raises StreamBlocked for what refers to an entry.
+                _, headers = pylsqpack.Decoder(capacity, blocked).feed_header(0, answer)
+                assert dict(headers)[b":status"] in (b"200", b"404")
+            encoders = [data for data in came.values() if data[0] == StreamType.QPACK_ENCODER]
+            assert encoders == [uint_var(StreamType.QPACK_ENCODER)]
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
 
