@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import sys
@@ -10,7 +11,6 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import trio
 
 from hoststack.errors import AttachError
@@ -19,9 +19,11 @@ from hoststack.router import Router
 from hoststack.session import attaching
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.channel import Channel, ChannelClosedError, close_all
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope, check_scopes
 from hoststack.stack import Stack
+
+logger = logging.getLogger(__name__)
 
 #: A daemon that does not answer within this time has other troubles.
 PATIENCE_S = 10.0
@@ -131,13 +133,40 @@ def admitted(path: str, data: bytes) -> attaching.Attached:
     """The daemon's answer, if it serves this application; raises AttachError."""
     try:
         answer = attaching.decode_answer(data)
-    except msgspec.MsgspecError as error:
+    except attaching.GreetingError as error:
         raise no_answer(path, error) from None
     if isinstance(answer, attaching.Refused):
         raise AttachError(answer.errno, f"{path}: {answer.text}")
     if not isinstance(answer, attaching.Attached):
         raise no_answer(path, ValueError(type(answer).__name__))
     return answer
+
+
+def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching.WorkerLost:
+    """What the daemon says of a worker; raises ChannelClosedError, and closes the descriptors, if
+    it says something else: such a daemon counts as gone."""
+    try:
+        answer = attaching.decode_answer(data)
+        if isinstance(answer, attaching.WorkerLost) and not fds:
+            return answer
+        if isinstance(answer, attaching.WorkerOffered) and len(fds) == attaching.WORKER_FDS:
+            return answer
+        why = f"{type(answer).__name__} with {len(fds)} descriptors (too many open files?)"
+    except attaching.GreetingError as error:
+        why = str(error)
+    close_all(fds)
+    logger.error("the daemon is given up, for it said what makes no sense: %s", why)
+    raise ChannelClosedError(why)
+
+
+def offered_worker(name: str, fds: list[int]) -> AttachedWorker:
+    """A worker that the daemon offers; raises ChannelClosedError if it can't be one."""
+    channel, *others = fds
+    try:
+        return AttachedWorker(name, socket.socket(fileno=channel), *others)
+    except (OSError, ValueError) as error:
+        logger.error("the daemon is given up, for what it shares is none of a worker: %s", error)
+        raise ChannelClosedError(str(error)) from None
 
 
 class _Daemon:
@@ -160,14 +189,12 @@ class _Daemon:
         try:
             while True:
                 data, fds = await self._channel.receive_one()
-                match attaching.decode_answer(data):
+                match offer_of(data, fds):
                     case attaching.WorkerOffered(index):
                         self._add(index, fds)
                     case attaching.WorkerLost(index):
                         expected -= index not in self._scopes
                         self._lose(index)
-                    case _:
-                        raise AssertionError("the daemon said something that makes no sense")
                 if not started and len(self._scopes) >= expected:
                     started = True
                     task_status.started()
@@ -179,8 +206,7 @@ class _Daemon:
                 task_status.started()
 
     def _add(self, index: int, fds: list[int]) -> None:
-        channel, *others = fds
-        worker = AttachedWorker(self._name, socket.socket(fileno=channel), *others)
+        worker = offered_worker(self._name, fds)
         self._lose(index)
         self._scopes[index] = trio.CancelScope()
         self._workers.add(index, worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -179,7 +180,11 @@ class Router:
         return connection
 
     def _on_stream_ready(self, notice: m.StreamReady) -> None:
-        connection = self._connections[notice.connection]
+        connection = self._connections.get(notice.connection)
+        if connection is None:
+            text = "a stream of a connection that is unknown: is the worker sound?"
+            self._reply(notice.token, m.Failed(notice.token, errno.EPROTO, text))
+            return
         stream: Stream | SendStream
         if notice.rx is None:
             stream = SendStream(self, connection, notice)
@@ -189,7 +194,9 @@ class Router:
         self._reply(notice.token, stream)
 
     def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
-        connection = self._connections[notice.connection]
+        connection = self._connections.get(notice.connection)
+        if connection is None:
+            return
         stream: Stream | ReceiveStream
         if notice.tx is None:
             stream = ReceiveStream(self, connection, notice)

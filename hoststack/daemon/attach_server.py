@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from hoststack.daemon.config import ConfigError, DaemonConfig
 from hoststack.debug.unix_listener import group_id
 from hoststack.session import attaching
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.containment import contained, fault_text
 from hoststack.session.namespaces import NamespaceError, Namespaces
-from hoststack.session.rings import make_rings
+from hoststack.session.rings import shared_ends
 
 logger = logging.getLogger("hoststack.daemon")
 
@@ -104,26 +104,24 @@ class AttachServer:
                     logger.warning("can't accept an application: %s", error.strerror)
                     await trio.sleep(0.1)
                     continue
-                plain = socket.socket(fileno=os.dup(end.fileno()))
-                end.close()
-                nursery.start_soon(self._serve_one, plain)
+                nursery.start_soon(self._serve_one, socket.socket(fileno=end.detach()))
 
     async def _serve_one(self, end: socket.socket) -> None:
-        pid, uid, _ = _UCRED.unpack(
-            end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )
+        """Serve one application until it leaves; whatever it does ends this alone."""
         channel = Channel(end, max_waiting=4 * len(self._workers) + 64)
         client: _Client | None = None
         try:
-            client = await self._greet(channel, pid, uid)
-            if client is not None:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(channel.run)
-                    # It has nothing more to say; one that does is thrown out.
-                    await channel.receive_one()
-                    nursery.cancel_scope.cancel()
-        except* ChannelClosedError:
-            pass
+            with contained(lambda error: _log_fault("an application", error)):
+                pid, uid, _ = _UCRED.unpack(
+                    end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+                )
+                client = await self._greet(channel, pid, uid)
+                if client is not None:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(channel.run)
+                        # It has nothing more to say; one that does is thrown out.
+                        await channel.receive_one()
+                        nursery.cancel_scope.cancel()
         finally:
             if client is not None:
                 logger.info("%s (process %d) is gone", client.name, client.pid)
@@ -143,8 +141,8 @@ class AttachServer:
                 self._greeting.remove(patience)
         try:
             hello = attaching.decode_attach(data)
-        except msgspec.MsgspecError:
-            logger.info("process %d of user %d said nothing that makes sense", pid, uid)
+        except attaching.GreetingError as error:
+            logger.info("process %d of user %d said nothing that makes sense: %s", pid, uid, error)
             return None
         refusal = self._refusal(hello)
         if refusal is not None:
@@ -157,7 +155,7 @@ class AttachServer:
         about = msgspec.structs.replace(self._about, workers=len(self._workers))
         channel.send(attaching.encode(about))
         self._clients.append(client)
-        for index in self._workers:
+        for index in list(self._workers):
             self._offer(client, index)
         return client
 
@@ -185,22 +183,15 @@ class AttachServer:
         return None
 
     def _offer(self, client: _Client, index: int) -> None:
-        """Make what a worker and an application share, and give each its ends."""
+        """Make what a worker and an application share, and give each its ends. An application for
+        which that is not possible has to go."""
+        with contained(lambda error: self._give_up(client, error)):
+            self._share(client, index)
+
+    def _share(self, client: _Client, index: int) -> None:
         label = f"{client.name}-{client.pid}"
         with contextlib.ExitStack() as ours:
-            try:
-                ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                for end in ends:
-                    ours.enter_context(end)
-                fds = [make_rings(label)]
-                ours.callback(os.close, fds[0])
-                for _ in range(2):
-                    fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-                    ours.callback(os.close, fds[-1])
-            except OSError as error:
-                logger.warning("%s: no descriptors left for it: %s", label, error.strerror)
-                client.channel.shut()
-                return
+            the_workers, theirs = shared_ends(label, ours)
             config, hello = self._config, client.hello
             order = orders.Serve(
                 name=label,
@@ -210,15 +201,26 @@ class AttachServer:
                 scopes=hello.scopes,
                 group=(hello.name, hello.namespace, client.uid) if hello.shares_listeners else None,
             )
-            theirs, the_workers = ends
-            self._workers[index].serve(order, [the_workers.fileno(), *fds])
-            self._tell(client, attaching.WorkerOffered(index), [theirs.fileno(), *fds])
+            self._workers[index].serve(order, the_workers)
+            self._tell(client, attaching.WorkerOffered(index), theirs)
 
     def _tell(
         self, client: _Client, message: attaching.Answer, fds: list[int] | None = None
     ) -> None:
-        try:
+        with contained(lambda error: self._give_up(client, error)):
             client.channel.send(attaching.encode(message), fds or ())
-        except ChannelClosedError:
-            # Dead, or it does not read: its task ends with the socket.
-            client.channel.shut()
+
+    def _give_up(self, client: _Client, error: Exception) -> None:
+        """It is dead, or does not read, or something of it can't be served: its task ends with the
+        socket."""
+        _log_fault(f"{client.name} (process {client.pid})", error)
+        client.channel.shut()
+
+
+def _log_fault(who: str, error: Exception) -> None:
+    if isinstance(error, ChannelClosedError):
+        logger.debug("%s left: %s", who, error)
+    elif isinstance(error, OSError):
+        logger.warning("%s can't be served: %s", who, fault_text(error))
+    else:
+        logger.error("%s can't be served: %s", who, fault_text(error), exc_info=error)

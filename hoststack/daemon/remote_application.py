@@ -1,15 +1,15 @@
 """An application in another process, as a worker serves it.
 
 Requests come over a SOCK_SEQPACKET socket and notices go back over it; events go through rings and
-bytes through FIFOs in shared memory. An eventfd wakes the worker when it sleeps. Whatever the other
-process sends or writes, it harms its own sessions alone: what can't be is a reason to detach it.
+bytes through FIFOs in shared memory. A socket pair wakes the worker when it sleeps. Whatever the
+other process sends or writes, it harms its own sessions alone: what can't be, or makes this side
+stumble, is a reason to detach it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -28,10 +28,12 @@ from hoststack.session.codec import (
     decode_request,
     encode,
 )
+from hoststack.session.containment import contained, fault_text
 from hoststack.session.fifo_pool import FifoPool
 from hoststack.session.messages import Connect, EventCode, Learned, Notice, Request
 from hoststack.session.resumption import RelayedSessions, TicketSeal
 from hoststack.session.rings import open_rings
+from hoststack.session.wake_up import WakeUp
 
 logger = logging.getLogger("hoststack.worker")
 
@@ -40,6 +42,15 @@ _REQUESTS_IN_TURN: Final = 256
 _SIGNALS_IN_TURN: Final = 1024
 #: Events that did not fit into the ring of an application that does not look at it.
 _MOST_WAITING_EVENTS: Final = 1 << 16
+
+
+#: What tells of an application that is gone or does what none should; the rest may be ours.
+_ITS_OWN_FAULT: Final = (
+    ChannelClosedError,
+    EventRingCorruptError,
+    FifoCorruptError,
+    ImpossibleRequestError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,7 @@ class Ends:
     rings_fd: int
     """session/rings.py"""
     wake_worker_fd: int
-    """eventfd(2); the application writes."""
+    """session/wake_up.py; the application rings."""
     wake_application_fd: int
 
 
@@ -66,12 +77,17 @@ class RemoteApplication(Application):
     """Attach it to a worker, and `run` it for as long as it is to be served."""
 
     def __init__(self, name: str, ends: Ends, limits: Limits, seal: TicketSeal) -> None:
-        super().__init__(name, *open_rings(ends.rings_fd))
+        """Raises OSError and ValueError for ends that are none; they are closed then."""
+        with contextlib.ExitStack() as ours:
+            self._channel = ours.enter_context(contextlib.closing(Channel(ends.channel)))
+            self._wakes_worker = ours.enter_context(contextlib.closing(WakeUp(ends.wake_worker_fd)))
+            self._wakes_application = ours.enter_context(
+                contextlib.closing(WakeUp(ends.wake_application_fd))
+            )
+            super().__init__(name, *open_rings(ends.rings_fd))
+            ours.pop_all()
         self.is_remote = True
         self.max_sessions = limits.sessions
-        self._channel = Channel(ends.channel)
-        self._wake_worker_fd = ends.wake_worker_fd
-        self._wake_application_fd = ends.wake_application_fd
         self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment)
         self._seal = seal
         self._incoming: list[bytes] = []
@@ -87,17 +103,16 @@ class RemoteApplication(Application):
         taken, self._incoming = self._incoming, []
         self._has_room.set()
         requests: list[Request] = []
-        for data in taken:
-            try:
+        try:
+            for data in taken:
                 message = decode_request(data)
-            except CodecError as error:
-                self.leave(f"it sent rubbish: {error}")
-                break
-            if isinstance(message, FifosReleased):
-                for name in message.names:
-                    self._pool.release(name)
-            else:
-                requests.append(message)
+                if isinstance(message, FifosReleased):
+                    for name in message.names:
+                        self._pool.release(name)
+                else:
+                    requests.append(message)
+        except Exception as error:
+            self.on_fault(error)
         return [] if self.gone is not None else requests
 
     def take_signals(self) -> list[tuple[int, int, int]]:
@@ -105,8 +120,8 @@ class RemoteApplication(Application):
             return []
         try:
             signals = self._down.ring.pop_many(_SIGNALS_IN_TURN)
-        except EventRingCorruptError as error:
-            self.leave(str(error))
+        except Exception as error:
+            self.on_fault(error)
             return []
         if len(signals) == _SIGNALS_IN_TURN:
             self.worker.wake()
@@ -114,40 +129,41 @@ class RemoteApplication(Application):
 
     def notify(self, notice: Notice) -> None:
         if self.gone is None:
-            self._send(encode(notice, self._pool.name_of))
+            try:
+                self._channel.send(encode(notice, self._pool.name_of))
+            except Exception as error:
+                self.on_fault(error)
 
     def raise_event(self, handle: int, code: EventCode) -> None:
         if self.gone is None:
             try:
                 self._up.push(handle, code)
                 self._has_raised = True
-            except EventRingCorruptError as error:
-                self.leave(str(error))
+            except Exception as error:
+                self.on_fault(error)
 
     def flush(self) -> bool:
-        if self.gone is not None:
-            return False
-        try:
-            waiting = self._up.settle()
-            if self._has_raised and self._up.ring.take_armed():
-                os.eventfd_write(self._wake_application_fd, 1)
-        except (EventRingCorruptError, BlockingIOError) as error:
-            self.leave(str(error))
-            return False
-        self._has_raised = bool(waiting)
-        if waiting > _MOST_WAITING_EVENTS:
-            self.leave("it does not look at its events")
+        if self.gone is None and self._has_raised:
+            try:
+                waiting = self._up.settle()
+                if self._up.ring.take_armed():
+                    self._wakes_application.ring()
+                self._has_raised = bool(waiting)
+                if waiting > _MOST_WAITING_EVENTS:
+                    self.leave("it does not look at its events")
+            except Exception as error:
+                self.on_fault(error)
         # It runs in another process: nothing in this one has become ready.
         return False
 
     def arm(self) -> bool:
         if self.gone is not None:
             return False
-        self._down.ring.arm()
         try:
+            self._down.ring.arm()
             return bool(len(self._down.ring)) or bool(self._incoming)
-        except EventRingCorruptError as error:
-            self.leave(str(error))
+        except Exception as error:
+            self.on_fault(error)
             return True
 
     def make_fifo(self, size_bytes: int) -> Fifo:
@@ -157,9 +173,13 @@ class RemoteApplication(Application):
         return self.gone is None and self._pool.has_room_for(*sizes_bytes)
 
     def on_fault(self, error: Exception) -> None:
-        if not isinstance(error, ImpossibleRequestError | FifoCorruptError):
-            logger.error("a request of %s could not be served", self.name, exc_info=error)
-        self.leave(str(error))
+        if isinstance(error, CodecError):
+            self.leave(f"it sent rubbish: {error}")
+        elif isinstance(error, _ITS_OWN_FAULT):
+            self.leave(str(error))
+        else:
+            logger.error("%s could not be served", self.name, exc_info=error)
+            self.leave(fault_text(error))
 
     def sessions_for(self, request: Connect, engine: str) -> ServerSessions | None:
         if request.known is None:
@@ -189,20 +209,19 @@ class RemoteApplication(Application):
     # --- its tasks ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Listens to it until it leaves, or is thrown out: `gone` says why."""
+        """Listens to it until it leaves, or is thrown out: `gone` says why. Nothing that it does
+        is raised here."""
         try:
-            with self._scope:
+            with contained(self.on_fault), self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._channel.run)
                     nursery.start_soon(self._receive)
                     nursery.start_soon(self._listen_to_wake_ups)
-        except* ChannelClosedError as group:
-            self.leave(str(group.exceptions[0]))
         finally:
             self.leave("the worker ends")
             self._channel.close()
-            os.close(self._wake_worker_fd)
-            os.close(self._wake_application_fd)
+            self._wakes_worker.close()
+            self._wakes_application.close()
             self._pool.close()
 
     async def _receive(self) -> None:
@@ -226,19 +245,12 @@ class RemoteApplication(Application):
 
     async def _listen_to_wake_ups(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._wake_worker_fd)
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_worker_fd)
+            await trio.lowlevel.wait_readable(self._wakes_worker)
+            self._wakes_worker.clear()
             self.worker.turn_over()
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self._channel.send(data)
-        except ChannelClosedError as error:
-            self.leave(str(error))
 
     def _send_segment(self, number: int, fd: int) -> None:
         try:
             self._channel.send(encode(SegmentCame(number)), [fd])
-        except ChannelClosedError as error:
-            self.leave(str(error))
+        except Exception as error:
+            self.on_fault(error)

@@ -45,7 +45,7 @@ _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
-#: What comes with an application: its channel, the rings, two eventfds.
+#: What comes with an application: its channel, the rings, two sockets to wake each other.
 _ENDS: Final = 4
 _MOST_CAPABILITIES: Final = 64
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -98,7 +98,12 @@ class _Applications:
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
         limits = Limits(fifo_bytes=order.fifo_bytes, sessions=order.sessions)
-        application = RemoteApplication(order.name, ends, limits, self.seal)
+        try:
+            application = RemoteApplication(order.name, ends, limits, self.seal)
+        except (OSError, ValueError) as error:
+            # No memory to map its rings, for example: it sees its channel closed.
+            logger.error("%s can't be served: %s", order.name, error)
+            return
         application.namespace = order.namespace
         application.scopes = order.scopes
         application.group = order.group

@@ -19,12 +19,7 @@ class ControlClient:
         """Raises OSError, with one line that says what to do."""
         self._path = path
         self._rest = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._socket.connect(path)
-        except OSError as error:
-            self._socket.close()
-            raise OSError(error.errno, _why_not(path, error)) from None
+        self._socket = _connected(path)
 
     def run(self, line: str, *, as_json: bool = False) -> str:
         """Run a line; raises CommandError if it fails, ConnectionError if the daemon is gone."""
@@ -39,6 +34,7 @@ class ControlClient:
         self._socket.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._come_back()
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(self._read_line())
@@ -50,6 +46,18 @@ class ControlClient:
             raise CommandError(str(answer["error"]))
         return dict(answer)
 
+    def _come_back(self) -> None:
+        """Connect again if the daemon has let go of this connection while nothing was asked."""
+        try:
+            is_over = not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            is_over = False
+        except ConnectionError:
+            is_over = True
+        if is_over:
+            self._socket.close()
+            self._socket = _connected(self._path)
+
     def _read_line(self) -> bytes:
         chunks = [self._rest]
         while b"\n" not in chunks[-1]:
@@ -59,6 +67,16 @@ class ControlClient:
             chunks.append(chunk)
         line, _, self._rest = b"".join(chunks).partition(b"\n")
         return line
+
+
+def _connected(path: str) -> socket.socket:
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        end.connect(path)
+    except OSError as error:
+        end.close()
+        raise OSError(error.errno, _why_not(path, error)) from None
+    return end
 
 
 def _why_not(path: str, error: OSError) -> str:

@@ -3,7 +3,9 @@
 A request is a JSON object on a line of its own: {"line": "show app", "json": false}, or
 {"complete": "show a"}. So is an answer: {"text": ...}, {"error": ...} or {"completions": [...]}.
 A client may send some requests at once; they are run one after the other. One that goes away, or
-closes its sending side, has its command cancelled.
+closes its sending side, has its command cancelled. One that asks nothing for IDLE_S, or does not
+read its answer, is let go of; so is the one that was idle for the longest where another needs its
+place. ControlClient comes back by itself.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -22,6 +24,7 @@ import trio
 from hoststack.debug.commands import MAX_LINE_CHARACTERS, complete
 from hoststack.debug.grammar import FAULT, CommandError
 from hoststack.debug.unix_listener import group_id, unix_listener
+from hoststack.session.containment import contained, fault_text
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,10 @@ DEFAULT_PATH: Final = "/run/hoststack/cli.sock"
 _MAX_REQUEST_BYTES: Final = 6 * MAX_LINE_CHARACTERS + 64
 _MAX_WAITING_REQUESTS: Final = 16
 _MAX_CLIENTS: Final = 64
+#: One that asks nothing for so long is let go of.
+IDLE_S: Final = 60.0
+#: A client takes its answer within this time.
+_MOST_SENDING_S: Final = 10.0
 #: struct ucred (unix(7)).
 _UCRED: Final = struct.Struct("iII")
 
@@ -59,37 +66,70 @@ async def serve_commands(
         await trio.serve_listeners(server.serve_client, [listener])
 
 
+class _Client:
+    """One that is connected."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.is_busy = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Everything that it asked is answered. Bytes that make no request yet change nothing."""
+        self.is_busy = False
+        self.scope.deadline = trio.current_time() + IDLE_S
+
+    def work(self) -> None:
+        """A command runs, for as long as it takes."""
+        self.is_busy = True
+        self.scope.deadline = math.inf
+
+
 class _Server:
     def __init__(self, run_line: RunLine) -> None:
         self._run_line = run_line
-        self._clients = 0
+        self._clients: list[_Client] = []
+        """The one that has been idle for the longest is the first of the idle ones."""
 
-    async def serve_client(self, client: trio.SocketStream) -> None:
-        """Answer one client's requests until it is gone."""
-        raw = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        pid, uid, gid = _UCRED.unpack(raw)
-        logger.info("control socket: process %d of user %d, group %d", pid, uid, gid)
-        self._clients += 1
-        try:
-            async with client:
-                with suppress(trio.BrokenResourceError):
-                    if self._clients > _MAX_CLIENTS:
-                        await _send(client, {"error": "too many clients at the same time"})
-                    else:
-                        await self._answer_all(client)
-        finally:
-            self._clients -= 1
+    async def serve_client(self, stream: trio.SocketStream) -> None:
+        """Answer one client's requests until it is gone; whatever it does ends this alone."""
+        client = _Client()
+        with contained(_log_fault):
+            async with stream:
+                raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+                pid, uid, gid = _UCRED.unpack(raw)
+                logger.info("control socket: process %d of user %d, group %d", pid, uid, gid)
+                if not self._make_room():
+                    await _send(stream, {"error": "too many clients at the same time"})
+                    return
+                self._clients.append(client)
+                try:
+                    with client.scope:
+                        await self._answer_all(client, stream)
+                finally:
+                    self._clients.remove(client)
 
-    async def _answer_all(self, client: trio.SocketStream) -> None:
+    def _make_room(self) -> bool:
+        """Whether one more may come, if need be in the place of an idle one."""
+        if len(self._clients) < _MAX_CLIENTS:
+            return True
+        for client in self._clients:
+            if not client.is_busy and not client.scope.cancel_called:
+                client.scope.cancel()
+                return True
+        return False
+
+    async def _answer_all(self, client: _Client, stream: trio.SocketStream) -> None:
         incoming, requests = trio.open_memory_channel[bytes](_MAX_WAITING_REQUESTS)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_read_requests, client, incoming, nursery.cancel_scope)
-                async for request in requests:
-                    await _send(client, await self._answer(request))
-                nursery.cancel_scope.cancel()
-        except* trio.BrokenResourceError:
-            pass  # It left while it was answered.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_read_requests, stream, incoming, nursery.cancel_scope)
+            async for request in requests:
+                client.work()
+                await _send(stream, await self._answer(request))
+                client.rest()
+                self._clients.remove(client)
+                self._clients.append(client)
+            nursery.cancel_scope.cancel()
 
     async def _answer(self, request: bytes) -> dict[str, Any]:
         try:
@@ -150,5 +190,16 @@ async def _read_requests(
     whole.cancel()
 
 
-async def _send(client: trio.SocketStream, answer: dict[str, Any]) -> None:
-    await client.send_all(json.dumps(answer).encode() + b"\n")
+async def _send(stream: trio.SocketStream, answer: dict[str, Any]) -> None:
+    """Raises TooSlowError for a client that does not read."""
+    with trio.fail_after(_MOST_SENDING_S):
+        await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+
+def _log_fault(error: Exception) -> None:
+    if isinstance(error, trio.BrokenResourceError):
+        return  # it left while it was answered
+    if isinstance(error, trio.TooSlowError):
+        logger.warning("control socket: a client does not read its answer")
+    else:
+        logger.error("control socket: %s", fault_text(error), exc_info=error)

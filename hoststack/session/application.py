@@ -8,12 +8,13 @@ is a call; an application in another process has the same with shared memory and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from hoststack.native.event_ring import EventRing
 from hoststack.native.fifo import Fifo
 from hoststack.quic.session_cache import ServerSessions
+from hoststack.session.containment import contained
 from hoststack.session.messages import Connect, EventCode, Notice, Request
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
 
@@ -218,3 +219,11 @@ class Application:
             return False
         self.wake_application()
         return True
+
+
+async def run_alone(
+    application: Application, task: Callable[..., Awaitable[None]], *arguments: object
+) -> None:
+    """Run a task on behalf of an application: what it raises is that application's fault."""
+    with contained(application.on_fault):
+        await task(*arguments)

@@ -4,7 +4,7 @@ worker's)."""
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 import socket
 from collections.abc import Sequence
 
@@ -12,11 +12,21 @@ import trio
 
 from hoststack.native.event_ring import EventRing
 from hoststack.session.application import Application
-from hoststack.session.channel import Channel, ChannelClosedError
-from hoststack.session.codec import FifosReleased, SegmentCame, decode_notice, encode
+from hoststack.session.channel import Channel, ChannelClosedError, close_all
+from hoststack.session.codec import (
+    CodecError,
+    FifosReleased,
+    SegmentCame,
+    decode_notice,
+    encode,
+)
+from hoststack.session.containment import fault_text
 from hoststack.session.fifo_pool import BlockName, SharedFifos
 from hoststack.session.messages import EventCode, Request
 from hoststack.session.rings import open_rings
+from hoststack.session.wake_up import WakeUp
+
+logger = logging.getLogger(__name__)
 
 
 class AttachedWorker(Application):
@@ -29,13 +39,17 @@ class AttachedWorker(Application):
     def __init__(
         self, name: str, channel: socket.socket, rings_fd: int, wake_worker_fd: int, wake_fd: int
     ) -> None:
-        super().__init__(name, *open_rings(rings_fd))
-        self._channel = Channel(channel, takes_fds=True)
-        self._wake_worker_fd = wake_worker_fd
-        self._wake_fd = wake_fd
+        """Raises OSError and ValueError for what no worker shares; it is closed then."""
+        with contextlib.ExitStack() as ours:
+            self._channel = ours.enter_context(contextlib.closing(Channel(channel, takes_fds=True)))
+            self._wakes_worker = ours.enter_context(contextlib.closing(WakeUp(wake_worker_fd)))
+            self._wakes_us = ours.enter_context(contextlib.closing(WakeUp(wake_fd)))
+            super().__init__(name, *open_rings(rings_fd))
+            ours.pop_all()
         self._released: list[BlockName] = []
         self._fifos = SharedFifos(self._released.append)
         self.is_gone = False
+        self.is_given_up = False
 
     # --- down --------------------------------------------------------------------------------
 
@@ -51,15 +65,17 @@ class AttachedWorker(Application):
         self._signal(handle, EventCode.CONSUMED)
 
     def _signal(self, handle: int, code: EventCode) -> None:
-        self._down.push(handle, code)
-        self._wake_worker()
+        if not self.is_gone:
+            try:
+                self._down.push(handle, code)
+                self._wake_worker()
+            except Exception as error:
+                self.give_up(error)
 
     def _wake_worker(self) -> None:
         ring: EventRing = self._down.ring
         if not self.is_gone and ring.take_armed():
-            # Full only if 2^64 wake-ups were not read: the worker has much to do anyway.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._wake_worker_fd, 1)
+            self._wakes_worker.ring()
 
     def _release_fifos(self) -> None:
         if self._released:
@@ -82,41 +98,71 @@ class AttachedWorker(Application):
     @property
     def wake_fd(self) -> int:
         """Readable when it has raised events for one who sleeps."""
-        return self._wake_fd
+        return self._wakes_us.fileno()
 
     def take_messages(self, received: Sequence[tuple[bytes, list[int]]]) -> None:
         """What came on the channel."""
         for data, fds in received:
-            message = decode_notice(data, self._fifos.open)
-            if isinstance(message, SegmentCame):
-                (fd,) = fds
-                self._fifos.add_segment(message.number, fd)
-            else:
-                self.notify(message)
+            try:
+                self._take(data, fds)
+            except Exception as error:
+                self.give_up(error)
+            finally:
+                close_all(fds)
+
+    def _take(self, data: bytes, fds: list[int]) -> None:
+        message = decode_notice(data, self._fifos.open)
+        if not isinstance(message, SegmentCame):
+            self.notify(message)
+        elif len(fds) == 1:
+            self._fifos.add_segment(message.number, fds.pop())
+        else:
+            raise CodecError("a segment's descriptor did not come: too many open files?")
+
+    def take_events(self) -> list[tuple[int, int, int]]:
+        try:
+            return super().take_events()
+        except Exception as error:
+            self.give_up(error)
+            return []
+
+    def give_up(self, error: Exception) -> None:
+        """What the worker said or wrote makes no sense: it counts as dead. Idempotent."""
+        if not self.is_given_up:
+            self.is_given_up = True
+            if not isinstance(error, ChannelClosedError):
+                logger.error("a worker of the daemon is given up: %s", fault_text(error))
+            self._channel.shut()  # `run` hears of that
 
     def arm_events(self) -> bool:
         """This side is about to sleep; whether there are events for it after all."""
-        self._up.ring.arm()
-        return bool(len(self._up.ring))
+        try:
+            self._up.ring.arm()
+            return bool(len(self._up.ring))
+        except Exception as error:
+            self.give_up(error)
+            return False
 
     def clear_wake_up(self) -> None:
-        """The eventfd has done its work."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+        """The wake-up has done its work. Raises ChannelClosedError if none will come any more."""
+        self._wakes_us.clear()
 
     def settle(self) -> None:
         """What did not fit before may now, and nobody else would look."""
         self._release_fifos()
         if self._down.is_held_up:
-            self._down.settle()
-            self._wake_worker()
+            try:
+                self._down.settle()
+                self._wake_worker()
+            except Exception as error:
+                self.give_up(error)
 
     def close(self) -> None:
         """It is gone, or nobody needs it any more."""
         self.is_gone = True
         self._channel.close()
-        os.close(self._wake_worker_fd)
-        os.close(self._wake_fd)
+        self._wakes_worker.close()
+        self._wakes_us.close()
 
     async def run(self) -> None:
         """Listens to the worker until it is gone, or this is cancelled."""
@@ -139,7 +185,7 @@ class AttachedWorker(Application):
     async def _listen_to_events(self) -> None:
         while True:
             if not self.arm_events():
-                await trio.lowlevel.wait_readable(self._wake_fd)
+                await trio.lowlevel.wait_readable(self._wakes_us)
                 self.clear_wake_up()
             self.wake_application()
             self.settle()

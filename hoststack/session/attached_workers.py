@@ -301,7 +301,11 @@ class AttachedWorkers:
     def take_notices(self) -> list[m.Notice]:
         for index, worker in list(self._workers.items()):
             for notice in worker.take_notices():
-                self._take(index, notice)
+                try:
+                    self._take(index, notice)
+                except Exception as error:
+                    # An answer to what nobody asked, and the like.
+                    worker.give_up(error)
         notices, self._notices = self._notices, []
         return notices
 

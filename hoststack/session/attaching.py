@@ -2,24 +2,25 @@
 
 The application sends Attach. The daemon answers Refused, or Attached and then a WorkerOffered for
 each worker, with four descriptors: a channel for messages, a segment with two event rings, and two
-eventfds, one to wake the worker and one that it wakes the application with. The connection stays:
+sockets, one to wake the worker and one that it wakes the application with. The connection stays:
 as long as it does the application is attached. A worker that died is told by WorkerLost, and the
 one in its place by another WorkerOffered.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
+from hoststack.session.containment import fault_text
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
 
 #: Of this protocol: another one is refused.
 PROTOCOL_VERSION: Final = 1
 #: Where a daemon listens unless it is told otherwise.
 DEFAULT_PATH: Final = "/run/hoststack/api.sock"
-#: Channel, rings, eventfd to wake the worker, eventfd to wake the application.
+#: Channel, rings, socket to wake the worker, socket that wakes the application.
 WORKER_FDS: Final = 4
 
 #: What is shown to people and to the kernel.
@@ -67,6 +68,8 @@ class WorkerLost(msgspec.Struct, tag=True, frozen=True):
 
 Answer = Refused | Attached | WorkerOffered | WorkerLost
 
+_T = TypeVar("_T")
+
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _REQUESTS: Final = msgspec.msgpack.Decoder(Attach)
 _ANSWERS: Final[msgspec.msgpack.Decoder[Answer]] = msgspec.msgpack.Decoder(Answer)
@@ -76,11 +79,22 @@ def encode(message: Attach | Answer) -> bytes:
     return _ENCODER.encode(message)
 
 
+class GreetingError(ValueError):
+    """What came is no message of this protocol."""
+
+
 def decode_attach(data: bytes) -> Attach:
-    """Raises msgspec.MsgspecError for something else."""
-    return _REQUESTS.decode(data)
+    """Raises GreetingError for something else."""
+    return _decode(_REQUESTS, data)
 
 
 def decode_answer(data: bytes) -> Answer:
-    """Raises msgspec.MsgspecError for something else."""
-    return _ANSWERS.decode(data)
+    """Raises GreetingError for something else."""
+    return _decode(_ANSWERS, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
+    try:
+        return decoder.decode(data)
+    except Exception as error:  # RecursionError for deep nesting among them
+        raise GreetingError(fault_text(error)) from None

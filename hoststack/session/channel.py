@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import trio
@@ -20,6 +20,8 @@ from hoststack.session.codec import MAX_MESSAGE_BYTES
 _FD_BYTES: Final = array.array("i").itemsize
 #: SCM_MAX_FD of the kernel.
 _MOST_FDS: Final = 253
+#: Descriptors that wait for an end that does not read.
+_MOST_WAITING_FDS: Final = 256
 #: Messages that one call takes, so that no sender keeps a receiver busy for itself.
 _MOST_AT_ONCE: Final = 64
 
@@ -41,17 +43,22 @@ class Channel:
         self._max_waiting = max_waiting
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._has_waiting = trio.Event()
+        self._fault: str | None = None
+        """What ended the receiving."""
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message, now or when there is room; the descriptors stay the caller's.
 
-        Raises ChannelClosedError if the other end is gone, or too much waits for it.
+        Raises ChannelClosedError if the other end is gone, if too much waits for it, or if there
+        are no descriptors left to wait with.
         """
         if not self._waiting and self._send_now(data, fds):
             return
         if len(self._waiting) >= self._max_waiting:
             raise ChannelClosedError(f"{self._max_waiting} messages wait, and it reads none")
-        self._waiting.append((data, [os.dup(fd) for fd in fds]))
+        if fds and sum(len(held) for _, held in self._waiting) >= _MOST_WAITING_FDS:
+            raise ChannelClosedError(f"{_MOST_WAITING_FDS} descriptors wait, and it reads none")
+        self._waiting.append((data, _duplicated(fds)))
         self._has_waiting.set()
 
     def _send_now(self, data: bytes, fds: Sequence[int]) -> bool:
@@ -71,35 +78,42 @@ class Channel:
 
         Raises ChannelClosedError when the other end is gone and nothing is left.
         """
+        if self._fault is not None:
+            raise ChannelClosedError(self._fault)
         received: list[tuple[bytes, list[int]]] = []
-        while len(received) < most:
-            try:
-                data, fds = self._receive_one()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if received:
-                    break
-                raise ChannelClosedError(error.strerror or str(error)) from None
-            if not data:
-                if received:
-                    break
-                raise ChannelClosedError("it is gone")
-            received.append((data, fds))
+        try:
+            while len(received) < most:
+                received.append(self._receive_one())
+        except BlockingIOError:
+            pass
+        except ChannelClosedError as error:
+            # What came before counts; what comes behind does not.
+            self._fault = str(error)
+            if not received:
+                raise
         return received
 
     def _receive_one(self) -> tuple[bytes, list[int]]:
-        data, control, flags, _ = self._socket.recvmsg(
-            MAX_MESSAGE_BYTES, self._control_bytes, socket.MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, control, flags, _ = self._socket.recvmsg(
+                MAX_MESSAGE_BYTES, self._control_bytes, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ChannelClosedError(error.strerror or str(error)) from None
         fds = array.array("i")
         for level, kind, payload in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
-        if flags & socket.MSG_TRUNC:
-            for fd in fds:
-                os.close(fd)
-            raise OSError(0, "a message is too long")
+        if not data or flags & socket.MSG_TRUNC:
+            close_all(fds)
+            # Our side sends no empty messages: to the kernel they look like the end.
+            raise ChannelClosedError("a message is too long" if data else "it is gone")
+        if flags & socket.MSG_CTRUNC:
+            # No room for some, or no open files left (unix(7)): some are as good as none.
+            close_all(fds)
+            return data, []
         return data, list(fds)
 
     async def receive(self) -> list[tuple[bytes, list[int]]]:
@@ -132,7 +146,7 @@ class Channel:
             if not self._send_now(data, fds):
                 return False
             self._waiting.popleft()
-            _close_all(fds)
+            close_all(fds)
         return True
 
     def fileno(self) -> int:
@@ -146,10 +160,22 @@ class Channel:
     def close(self) -> None:
         """Idempotent."""
         while self._waiting:
-            _close_all(self._waiting.popleft()[1])
+            close_all(self._waiting.popleft()[1])
         self._socket.close()
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors that came with a message and are not wanted."""
     for fd in fds:
         os.close(fd)
+
+
+def _duplicated(fds: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError as error:
+        close_all(copies)
+        raise ChannelClosedError(f"can't keep a descriptor: {error.strerror}") from None
+    return copies

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from hoststack.native.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 from hoststack.session import messages as m
+from hoststack.session.containment import fault_text
 from hoststack.session.fifo_pool import BlockName
 
 #: A message has at most so many bytes: a chain of certificates is the largest part of one.
@@ -151,8 +152,10 @@ def _decode(
             elif isinstance(value, BlockName) and open_fifo is not None:
                 values[index] = open_fifo(value)
         return kind.class_(*values)
-    except (ValueError, msgspec.MsgspecError) as error:
-        raise CodecError(f"{kind.class_.__name__}: {error}") from None
+    except Exception as error:
+        # Whatever a decoder or a check makes of these bytes: RecursionError for deep nesting,
+        # MemoryError, ... It is the sender's doing.
+        raise CodecError(f"{kind.class_.__name__}: {fault_text(error)}") from None
 
 
 def _endpoint(host: str, port: int) -> tuple[str, int]:

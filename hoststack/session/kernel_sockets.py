@@ -26,7 +26,11 @@ from hoststack.quic.seam import (
     StreamContext,
 )
 from hoststack.session import messages as m
-from hoststack.session.application import Application, ImpossibleRequestError
+from hoststack.session.application import (
+    Application,
+    ImpossibleRequestError,
+    run_alone,
+)
 from hoststack.session.connector import Spawn, error_text
 from hoststack.session.open_files import check_room_for
 from hoststack.session.protocols import Protocol, not_supported
@@ -133,7 +137,7 @@ class KernelSockets:
             raise ImpossibleRequestError(f"it used the token {request.token} twice")
         self._connecting[key] = trio.CancelScope()
         application.sessions_in_use += 1  # the one that it will have
-        self._spawn(self._connect, application, request, config)
+        self._spawn(run_alone, application, self._connect, application, request, config)
 
     async def _connect(
         self, application: Application, request: m.Connect, config: QuicConfig
@@ -189,7 +193,7 @@ class KernelSockets:
             port.close()
             raise
         port.add(connection, is_only=True)
-        self._spawn(port.run)
+        self._spawn(run_alone, application, port.run)
         self._connected(application, request, connection)
 
     def bind(self, application: Application, request: m.Bind, config: QuicConfig) -> None:
@@ -216,7 +220,7 @@ class KernelSockets:
             application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
             return
         port.add(connection, is_only=True)
-        self._spawn(port.run)
+        self._spawn(run_alone, application, port.run)
         self._connected(application, request, connection)
 
     def _connected(
@@ -254,9 +258,9 @@ class KernelSockets:
             return
         session = self._sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
         if isinstance(listener, TcpListener):
-            self._spawn(self._accept_tcp, session, listener)
+            self._spawn(run_alone, application, self._accept_tcp, session, listener)
         else:
-            self._spawn(listener.port.run)
+            self._spawn(run_alone, application, listener.port.run)
         application.notify(m.Listening(request.token, session.handle, listener.local))
 
     def _listen_tcp(self, request: m.Listen, config: QuicConfig) -> TcpListener:
@@ -338,7 +342,7 @@ class KernelSockets:
     def _run(self, connection: TcpConnection) -> None:
         """It has a stream: bytes may move."""
         self._running.add(connection)
-        self._spawn(self._run_until_over, connection)
+        self._spawn(run_alone, connection.application, self._run_until_over, connection)
 
     async def _run_until_over(self, connection: TcpConnection) -> None:
         try:

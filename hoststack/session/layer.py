@@ -15,7 +15,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from hoststack.link.base import Endpoint, Link, Path
-from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import (
     ABORTED_CODE,
     CloseInfo,
@@ -202,7 +202,7 @@ class SessionLayer:
             for handle, code, _ in application.take_signals():
                 try:
                     self._on_signal(application, handle, code)
-                except FifoCorruptError as error:
+                except Exception as error:
                     application.on_fault(error)
 
     def give_to_applications(self, events: Sequence[Event]) -> bool:
@@ -217,20 +217,36 @@ class SessionLayer:
         return any(woken)
 
     def _give(self, events: Sequence[Event]) -> None:
-        for kind, context, info in events:
-            on_fifo, on_stream = self._fifo_events.get(kind), self._stream_events.get(kind)
-            if on_fifo is not None:
-                session = self.sessions.get(context.session)
-                if isinstance(session, StreamSession | ConnectionSession):
-                    on_fifo(session)
-            elif on_stream is not None:
-                session = self.sessions.get(context.session)
-                if isinstance(session, StreamSession):
-                    on_stream(session, info)
-            elif kind is EventKind.STREAM_OPENED:
-                self._on_stream_opened(cast(StreamContext, context))
-            else:
-                self._connection_events[kind](cast(ConnectionContext, context), info)
+        for event in events:
+            try:
+                self._give_one(*event)
+            except Exception as error:
+                self._on_fault(event, error)
+
+    def _on_fault(self, event: Event, error: Exception) -> None:
+        """What can't be told to an application ends that one alone."""
+        context: Any = event[1]
+        connection = getattr(context, "connection", context)
+        session = self.sessions.get(context.session) or self._connection(connection)
+        if session is None or not session.application.is_remote:
+            raise error
+        self.sessions.refused["faults"] += 1
+        session.application.on_fault(error)
+
+    def _give_one(self, kind: EventKind, context: Any, info: Any) -> None:
+        on_fifo, on_stream = self._fifo_events.get(kind), self._stream_events.get(kind)
+        if on_fifo is not None:
+            session = self.sessions.get(context.session)
+            if isinstance(session, StreamSession | ConnectionSession):
+                on_fifo(session)
+        elif on_stream is not None:
+            session = self.sessions.get(context.session)
+            if isinstance(session, StreamSession):
+                on_stream(session, info)
+        elif kind is EventKind.STREAM_OPENED:
+            self._on_stream_opened(cast(StreamContext, context))
+        else:
+            self._connection_events[kind](cast(ConnectionContext, context), info)
 
     def _forget_who_is_gone(self) -> None:
         """Serve applications that were detached no more once they have no sessions."""
@@ -406,12 +422,6 @@ class SessionLayer:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
         if session is None or session.state is not SessionState.READY:
             application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
-        elif is_kernels(session.context):
-            text = "only connections of QUIC can move"
-            application.notify(m.Failed(request.token, errno.EOPNOTSUPP, text))
-        elif isinstance(session.context, CutConnection):
-            text = "it is cut through within this stack, and has no path to leave"
-            application.notify(m.Failed(request.token, errno.EOPNOTSUPP, text))
         else:
             self._migrator.start(session, request)
 

@@ -13,6 +13,8 @@ from hoststack.quic.seam import ConnectionContext, Engine
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Spawn, error_text
+from hoststack.session.cut_through import CutConnection
+from hoststack.session.kernel_sockets import is_kernels
 from hoststack.session.ports import PortTable
 from hoststack.session.session import ConnectionSession
 
@@ -46,10 +48,9 @@ class Migrator:
     def start(self, session: ConnectionSession, request: m.Migrate) -> None:
         """Open a port, and have the engine move there."""
         context, application = session.context, session.application
-        if context in self._moves:
-            application.notify(
-                m.Failed(request.token, errno.EALREADY, "it is moving already: wait for that")
-            )
+        refusal = self._refusal(context)
+        if refusal is not None:
+            application.notify(m.Failed(request.token, *refusal))
             return
         remote = Endpoint(*context.remote)
         opened: Endpoint | None = None
@@ -66,6 +67,18 @@ class Migrator:
             application.notify(m.Failed(request.token, number or 0, error_text(error)))
         else:
             self._moves[context] = _Move(request.token, application, opened)
+
+    def _refusal(self, context: ConnectionContext) -> tuple[int, str] | None:
+        if is_kernels(context):
+            return errno.EOPNOTSUPP, "only connections of QUIC can move"
+        if isinstance(context, CutConnection):
+            return (
+                errno.EOPNOTSUPP,
+                "it is cut through within this stack, and has no path to leave",
+            )
+        if context in self._moves:
+            return errno.EALREADY, "it is moving already: wait for that"
+        return None
 
     def cancel(self, application: Application, request: m.Cancel) -> None:
         """Give up a migration if it has not begun; one that has may still come about."""

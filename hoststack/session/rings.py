@@ -1,8 +1,16 @@
-"""The event rings of an application in another process: both in one segment of shared memory."""
+"""What an application in another process shares with a worker from the start: a channel for
+messages, a segment with both event rings, and a way to wake each other.
+
+Nothing that one side does to its descriptors reaches the other's: O_NONBLOCK belongs to an open
+file description (fcntl(2)), and no description is on both sides but the memfd's, which is only
+mapped.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import ExitStack
 from typing import Final
 
 from hoststack.native.event_ring import EventRing
@@ -26,3 +34,24 @@ def open_rings(fd: int) -> tuple[EventRing, EventRing]:
     if len(memory) < 2 * _RING_BYTES:
         raise ValueError(f"a segment of {len(memory)} bytes is none for two event rings")
     return EventRing(RING_ENTRIES, memory), EventRing(RING_ENTRIES, memory, _RING_BYTES)
+
+
+def shared_ends(name: str, owner: ExitStack) -> tuple[list[int], list[int]]:
+    """Make what a worker and an application share; returns the worker's descriptors and the
+    application's (session/attaching.py has their order). `owner` closes them. Raises OSError."""
+    rings = make_rings(name)
+    owner.callback(os.close, rings)
+    channels = _pair(owner)
+    # A pair for each direction: who wakes never reads, and who is woken never writes.
+    to_worker, to_application = _pair(owner), _pair(owner)
+    return (
+        [channels[0], rings, to_worker[0], to_application[0]],
+        [channels[1], rings, to_worker[1], to_application[1]],
+    )
+
+
+def _pair(owner: ExitStack) -> tuple[int, int]:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    owner.enter_context(one)
+    owner.enter_context(other)
+    return one.fileno(), other.fileno()

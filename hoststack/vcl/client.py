@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import errno
 import select
-import socket
 import time
 from typing import Final
 
-from hoststack.attach import PATIENCE_S, admitted, connect_to, no_answer, printable
+from hoststack.attach import (
+    PATIENCE_S,
+    admitted,
+    connect_to,
+    no_answer,
+    offer_of,
+    offered_worker,
+    printable,
+)
 from hoststack.session import attaching
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
@@ -104,13 +111,11 @@ class AttachClient:
     def _hear_daemon(self) -> None:
         try:
             for data, fds in self._daemon.receive_now():
-                match attaching.decode_answer(data):
+                match offer_of(data, fds):
                     case attaching.WorkerOffered(index):
                         self._add(index, fds)
                     case attaching.WorkerLost(index):
                         self._lose(index)
-                    case _:
-                        raise ChannelClosedError("the daemon said something that makes no sense")
         except ChannelClosedError:
             self.is_gone = True
             self._epoll.unregister(self._daemon)
@@ -118,17 +123,16 @@ class AttachClient:
                 self._lose(index)
 
     def _hear_worker(self, fd: int, index: int, link: AttachedWorker) -> None:
-        if fd == link.wake_fd:
-            link.clear_wake_up()
-            return
         try:
+            if fd == link.wake_fd:
+                link.clear_wake_up()
+                return
             link.take_messages(link.channel.receive_now())
         except ChannelClosedError:
             self._lose(index)
 
     def _add(self, index: int, fds: list[int]) -> None:
-        channel, *others = fds
-        link = AttachedWorker(self._name, socket.socket(fileno=channel), *others)
+        link = offered_worker(self._name, fds)
         self._lose(index)
         self._links[index] = link
         for fd in (link.channel.fileno(), link.wake_fd):

@@ -3,6 +3,7 @@ comes of it, and a well-behaved one does not notice."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -91,7 +92,8 @@ class Villain:
         self.wake()
 
     def wake(self) -> None:
-        os.eventfd_write(self.worker.wake_ups[0], 1)
+        with contextlib.suppress(BlockingIOError):  # it has been woken, and not looked yet
+            os.write(self.worker.wake_ups[0], b"x")
 
     def fifo(self, name: Any, place: int, index: int) -> None:
         struct.pack_into("<Q", self.worker.segments[name.segment], name.offset + place, index)
@@ -111,7 +113,7 @@ class Villain:
             if struct.unpack_from("<Q", memory, self.rx.offset + PRODUCER)[0] == count:
                 break
             assert select.select([self.worker.wake_ups[1]], [], [], PATIENCE_S)[0]
-            os.eventfd_read(self.worker.wake_ups[1])
+            os.read(self.worker.wake_ups[1], 64)
 
     def is_answered(self) -> bool:
         """Whether it is still there for the worker, though its connection may not be."""

@@ -235,9 +235,6 @@ def test_many_clients_and_many_requests(tmp_path: Path) -> None:
             streams = [await trio.open_unix_socket(str(path)) for _ in range(64)]
             for number, stream in enumerate(streams):
                 assert await ask(stream, {"line": str(number)}) == {"text": str(number)}
-            async with await trio.open_unix_socket(str(path)) as one_more:
-                answer = json.loads(await one_more.receive_some())
-                assert answer == {"error": "too many clients at the same time"}
             for stream in streams[1:]:
                 await stream.aclose()
             # Some requests at once are answered in order.

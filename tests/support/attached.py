@@ -1,12 +1,12 @@
 """A stack that is attached to a worker in the same trio loop: all that an application in another
-process has in between, shared memory, eventfds and a socket, on a clock that may jump."""
+process has in between, shared memory and sockets, on a clock that may jump."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import trio
 
@@ -18,7 +18,7 @@ from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.namespaces import Scope
 from hoststack.session.resumption import TicketSeal
-from hoststack.session.rings import make_rings
+from hoststack.session.rings import shared_ends
 
 #: Of all workers: they take each other's tickets, as a daemon's do.
 SEAL = TicketSeal(b"of the tests")
@@ -26,12 +26,12 @@ SEAL = TicketSeal(b"of the tests")
 
 def both_ends(name: str) -> tuple[Ends, AttachedWorker]:
     """What a daemon's supervisor gives to a worker and to an application."""
-    the_workers, the_applications = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    rings = make_rings(name)
-    wake_ups = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
-    ends = Ends(the_workers, rings, *wake_ups)
-    fds = [os.dup(fd) for fd in (rings, *wake_ups)]
-    return ends, AttachedWorker(name, the_applications, *fds)
+    with ExitStack() as made:
+        one, other = ([os.dup(fd) for fd in fds] for fds in shared_ends(name, made))
+    channel, *others = one
+    ends = Ends(socket.socket(fileno=channel), *others)
+    channel, *others = other
+    return ends, AttachedWorker(name, socket.socket(fileno=channel), *others)
 
 
 @asynccontextmanager
