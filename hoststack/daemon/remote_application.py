@@ -29,7 +29,7 @@ from hoststack.session.codec import (
     encode,
 )
 from hoststack.session.containment import contained, fault_text
-from hoststack.session.fifo_pool import FifoPool
+from hoststack.session.fifo_pool import BlockName, FifoPool
 from hoststack.session.messages import Connect, EventCode, Learned, Notice, Request
 from hoststack.session.resumption import RelayedSessions, TicketSeal
 from hoststack.session.rings import open_rings
@@ -40,6 +40,8 @@ logger = logging.getLogger("hoststack.worker")
 #: Of one application: what else it wants waits until the next turn.
 _REQUESTS_IN_TURN: Final = 256
 _SIGNALS_IN_TURN: Final = 1024
+#: While as many wait, UDP peers that nobody knows yet bring no more.
+_MANY_NOTICES: Final = 1024
 #: Events that did not fit into the ring of an application that does not look at it.
 _MOST_WAITING_EVENTS: Final = 1 << 16
 
@@ -88,6 +90,9 @@ class RemoteApplication(Application):
             ours.pop_all()
         self.is_remote = True
         self.max_sessions = limits.sessions
+        self.max_fifo_bytes = limits.fifo_bytes
+        self._peer_blocks: dict[BlockName, int] = {}
+        self._peer_fifo_bytes = 0
         self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment)
         self._seal = seal
         self._incoming: list[bytes] = []
@@ -109,6 +114,7 @@ class RemoteApplication(Application):
                 if isinstance(message, FifosReleased):
                     for name in message.names:
                         self._pool.release(name)
+                    self._peer_fifo_bytes -= self._peer_blocks.pop(name, 0)
                 else:
                     requests.append(message)
         except Exception as error:
@@ -168,6 +174,21 @@ class RemoteApplication(Application):
 
     def make_fifo(self, size_bytes: int) -> Fifo:
         return self._pool.make(size_bytes)
+
+    def make_peer_fifo(self, size_bytes: int) -> Fifo:
+        fifo = self._pool.make(size_bytes)
+        block_bytes = Fifo.block_bytes(size_bytes)
+        self._peer_blocks[self._pool.name_of(fifo)] = block_bytes
+        self._peer_fifo_bytes += block_bytes
+        return fifo
+
+    @property
+    def peer_fifo_bytes(self) -> int:
+        return self._peer_fifo_bytes
+
+    @property
+    def is_behind(self) -> bool:
+        return self._channel.waiting >= _MANY_NOTICES
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
         return self.gone is None and self._pool.has_room_for(*sizes_bytes)

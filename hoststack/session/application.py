@@ -127,6 +127,8 @@ class Application:
         self.max_sessions: int | None = None
         """Listeners, connections and streams that it may have; None: any number."""
         self.sessions_in_use = 0
+        self.max_fifo_bytes: int | None = None
+        """Memory that its FIFOs may take; None: any."""
         self.is_remote = False
         """Whether it is in another process, and sees no memory but segments."""
         self._down = EventChannel(EventRing(RING_ENTRIES) if down is None else down)
@@ -194,6 +196,20 @@ class Application:
     def has_room_for(self, *sizes_bytes: int) -> bool:
         """Whether FIFOs of these sizes can be made: there are limits on other processes."""
         return True
+
+    def make_peer_fifo(self, size_bytes: int) -> Fifo:
+        """As `make_fifo`, for the endpoint of a UDP listener's peer."""
+        return self.make_fifo(size_bytes)
+
+    @property
+    def peer_fifo_bytes(self) -> int:
+        """Memory that `make_peer_fifo` took and that another process has not released yet."""
+        return 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether many notices wait for it: another process may not take them as they come."""
+        return False
 
     def adopt_fifo(self, fifo: Fifo, segment_fd: int) -> None:
         """Learn of a FIFO that it shares with another application (cut-through), which has a

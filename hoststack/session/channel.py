@@ -61,6 +61,11 @@ class Channel:
         self._waiting.append((data, _duplicated(fds)))
         self._has_waiting.set()
 
+    @property
+    def waiting(self) -> int:
+        """Messages that the socket has not taken yet."""
+        return len(self._waiting)
+
     def _send_now(self, data: bytes, fds: Sequence[int]) -> bool:
         try:
             if fds:

@@ -12,6 +12,7 @@ import os
 import socket
 from ipaddress import ip_address
 from typing import Final, TypeGuard
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -42,7 +43,8 @@ from hoststack.session.session import (
     SessionTable,
 )
 from hoststack.session.tcp import TcpConnection, TcpListener, TcpStream
-from hoststack.session.udp import UdpConnection, UdpListener, address_of
+from hoststack.session.udp import UdpConnection, UdpListener, address_of, fifo_bytes_of
+from hoststack.session.udp_peers import UdpPeers
 from hoststack.session.udp_port import UdpPorts
 
 Address = tuple[str, int]
@@ -54,6 +56,8 @@ _BACKLOG: Final = 1024
 _SCOPE: Final = "global"
 #: While there are too many open files, a listener looks again after this time (accept(2)).
 _PAUSE_S: Final = 0.1
+#: The reason of a UDP endpoint's end, when another peer has its place.
+_REPLACED: Final = "Replaced by a newer peer"
 
 
 def is_kernels(
@@ -111,6 +115,7 @@ class KernelSockets:
         self._events: list[Event] = []
         self._connecting: dict[tuple[Application, int], trio.CancelScope] = {}
         self._connections: set[KernelConnection] = set()
+        self._udp_peers: WeakKeyDictionary[Application, UdpPeers] = WeakKeyDictionary()
         self._running: set[KernelConnection] = set()
         """Those of TCP with a stream; they still send when they are told to be closed."""
 
@@ -357,10 +362,22 @@ class KernelSockets:
         session = self._sessions.get(listener.session)
         if not isinstance(session, ListenerSession):
             return None
+        application = session.application
+        peers = self._udp_peers.setdefault(application, UdpPeers())
+        fifo_bytes = fifo_bytes_of(listener.config)
+        if not peers.may_add(application, fifo_bytes):
+            self._sessions.refused["udp_peers"] += 1
+            return None
         try:
-            self._check("udp", session.application, local, peer)
+            self._check_rules("udp", application, local, peer)
+            longest_silent = peers.whose_place(application, fifo_bytes)
+            if longest_silent is not None:
+                self._sessions.refused["udp_peers_replaced"] += 1
+                self._end(longest_silent, CloseInfo(0, False, _REPLACED, by_peer=False))
+            else:
+                self._check_room(application)
             connection = UdpConnection(
-                listener.port, local, peer, session.application, listener.config, listener
+                listener.port, local, peer, application, listener.config, listener, peers
             )
         except OSError:
             return None
@@ -388,10 +405,14 @@ class KernelSockets:
         self, protocol: Protocol, application: Application, local: Address, remote: Address
     ) -> None:
         """Raises OSError for a peer's connection that may not be."""
+        self._check_room(application)
+        self._check_rules(protocol, application, local, remote)
+
+    def _check_room(self, application: Application) -> None:
+        """Raises OSError where an application may have no more sessions."""
         refusal = self._sessions.refusal(application)
         if refusal is not None:
             raise OSError(errno.EMFILE, refusal)
-        self._check_rules(protocol, application, local, remote)
 
     def _check_rules(
         self, protocol: Protocol, application: Application, local: Address, remote: Address
@@ -454,8 +475,11 @@ class KernelSockets:
         if isinstance(connection, TcpConnection):
             connection.close(info)
         elif isinstance(connection, UdpConnection) and connection in self._connections:
-            connection.close()
-            self._tell(connection, EventKind.CLOSED, info)
+            self._end(connection, info)
+
+    def _end(self, connection: UdpConnection, info: CloseInfo) -> None:
+        connection.close()
+        self._tell(connection, EventKind.CLOSED, info)
 
     def shutdown(self, code: int, reason: str) -> None:
         """Close every connection at once: there will be no turn to linger in."""

@@ -20,6 +20,7 @@ from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
 from hoststack.session.application import Application
 
 if TYPE_CHECKING:
+    from hoststack.session.udp_peers import UdpPeers
     from hoststack.session.udp_port import UdpPort
 
 Address = tuple[str, int]
@@ -31,6 +32,11 @@ _FIFO_BYTES: Final = 1 << 20
 #: The address in front of a message: an IPv6 address, IPv4 mapped into it, and the port.
 ADDRESS_BYTES: Final = 18
 _MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+def fifo_bytes_of(config: QuicConfig) -> int:
+    """The size of each of an endpoint's two FIFOs."""
+    return config.datagram_fifo_bytes or _FIFO_BYTES
 
 
 def address_of(name: tuple[Any, ...]) -> Address:
@@ -70,19 +76,25 @@ class UdpConnection:
         application: Application,
         config: QuicConfig,
         listener: UdpListener | None = None,
+        peers: UdpPeers | None = None,
     ) -> None:
-        """Raises OSError where the application has no room for its FIFOs."""
+        """One of a listener's is among the `peers` of the application. Raises OSError where the
+        application has no room for its FIFOs."""
         self.session = -1
         self.application = application
         self.config = config
         self.listener = listener
         self.local = local
         self.remote = remote
-        size = config.datagram_fifo_bytes or _FIFO_BYTES
+        size = fifo_bytes_of(config)
         if not application.has_room_for(size, size):
             raise OSError(errno.ENOMEM, "the application's FIFOs take all that they may")
-        self.rx: Fifo = application.make_fifo(size)
-        self.tx: Fifo = application.make_fifo(size)
+        make_fifo = application.make_fifo if peers is None else application.make_peer_fifo
+        self.rx: Fifo = make_fifo(size)
+        self.tx: Fifo = make_fifo(size)
+        self._peers = peers
+        if peers is not None:
+            peers.add(self)
         self.is_used = True
         """Whether anything came or went since somebody made this False."""
         self._port = port
@@ -116,6 +128,8 @@ class UdpConnection:
         """A datagram came."""
         self.is_used = True
         self._counts["rx_datagrams"] += 1
+        if self._peers is not None:
+            self._peers.heard(self, is_answered=self._counts["tx_datagrams"] > 0)
         message = data if self.is_connected else pack_address(*peer) + data
         if not self.rx.write_message(message):
             self._counts["rx_dropped_datagrams"] += 1
@@ -157,6 +171,11 @@ class UdpConnection:
     def close(self) -> None:
         """Nobody wants it any more."""
         self._port.forget(self)
+
+    def left(self) -> None:
+        """The port has let go of it."""
+        if self._peers is not None:
+            self._peers.remove(self)
 
 
 class UdpListener:

@@ -106,6 +106,7 @@ class UdpPort:
         self._heard.pop(connection.remote, None)
         self._ready.pop(connection, None)
         self._ports.stop_waiting(connection)
+        connection.left()
         if connection is self._only:
             self._only = None
             self.is_listening = False

@@ -21,6 +21,7 @@ from hoststack.link.udp import UdpLink
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 from hoststack.session import messages as m
+from hoststack.session import udp_peers
 from hoststack.session.application import Application
 from hoststack.session.protocols import Protocol
 from hoststack.session.udp import UdpConnection, pack_address
@@ -346,7 +347,6 @@ def test_peers_that_are_silent_make_room_for_others() -> None:
     config = QuicConfig(idle_timeout_s=1)
 
     async def script(worker: Worker, application: Recorder) -> None:
-        application.max_sessions = 4
         application.request(replace(listen("udp"), config=config))
         where = (await application.hears(m.Listening)).local
         with ExitStack() as undo:
@@ -363,7 +363,6 @@ def test_peers_that_are_silent_make_room_for_others() -> None:
             talks.bind((HOST, 0))
             talks.sendto(b"here", where)
             known = await application.hears(m.Accepted)
-            assert await accepted() is None
             with trio.move_on_after(2.5):
                 while True:
                     talks.sendto(b"still here", where)
@@ -373,6 +372,120 @@ def test_peers_that_are_silent_make_room_for_others() -> None:
             assert {each.info.reason for each in closed} == {"Idle timeout"}
             assert known.handle in [session.handle for session in worker.layer.sessions]
             assert await accepted() is not None
+
+    play(script)
+
+
+class Peer:
+    """One that sends to a listener, and whose endpoint answers."""
+
+    def __init__(self, undo: ExitStack, where: tuple[str, int]) -> None:
+        self._socket = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._socket.bind((HOST, 0))
+        self.address = self._socket.getsockname()
+        self._where = where
+
+    def send(self) -> None:
+        self._socket.sendto(b"here", self._where)
+
+
+def peers_of(worker: Worker) -> set[tuple[str, int]]:
+    return {c.remote for c in worker.layer.kernel.connections() if isinstance(c, UdpConnection)}
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@pytest.mark.parametrize("most", [2, 8])
+def test_a_new_peer_takes_the_place_of_the_one_that_was_silent_for_longest(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Whoever can write random addresses into datagrams fills no more than a bound of their own,
+    and none but those that came back after an answer stay while they go on."""
+    monkeypatch.setattr(udp_peers, "MOST_UNPROVEN", most)
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        application.request(listen("udp"))
+        where = (await application.hears(m.Listening)).local
+        with ExitStack() as undo:
+            faithful = Peer(undo, where)
+            faithful.send()
+            await until(lambda: faithful.address in peers_of(worker))
+            answer_everybody(worker)
+            faithful.send()
+            once: list[Peer] = []
+            for _ in range(3 * most):
+                once.append(Peer(undo, where))
+                once[-1].send()
+                await until(lambda: once[-1].address in peers_of(worker))
+                # Nobody is answered from here on, so that to come again is to be heard last.
+                once[0].send()
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            expected = {once[0].address, *(each.address for each in once[-(most - 1) :])}
+            assert peers_of(worker) == {faithful.address} | expected
+            replaced = worker.layer.sessions.refused["udp_peers_replaced"]
+            assert replaced == 2 * most
+            assert (await application.hears(m.Closed)).info.reason == "Replaced by a newer peer"
+            assert worker.layer.sessions.refused.keys() == {"udp_peers_replaced"}
+
+    play(script)
+
+
+def answer_everybody(worker: Worker) -> None:
+    for context in worker.layer.kernel.connections():
+        if isinstance(context, UdpConnection):
+            assert context.tx.write_message(b"answer")
+            context.send_ready()
+
+
+@pytest.mark.parametrize("limit", ["sessions", "memory"])
+def test_peers_leave_room_for_other_sessions(limit: str) -> None:
+    """Also those that came back: an address may be made up twice."""
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        config = QuicConfig(datagram_fifo_bytes=65536)
+        if limit == "sessions":
+            application.max_sessions = 40
+        else:
+            application.max_fifo_bytes = 48 * 2 * 65536
+        application.request(replace(listen("udp"), config=config))
+        where = (await application.hears(m.Listening)).local
+        with ExitStack() as undo:
+            for _ in range(60):
+                peer = Peer(undo, where)
+                peer.send()
+                await until(lambda peer=peer: peer.address in peers_of(worker))  # type: ignore[misc]
+                answer_everybody(worker)
+                peer.send()
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert len(peers_of(worker)) in (20, 17)
+            assert application.sessions_in_use in (21, 18)
+            # The last ones are there.
+            assert peer.address in peers_of(worker)
+
+    play(script)
+
+
+def test_who_does_not_keep_up_has_no_new_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application in another process, that takes no notices, is not thrown out for them."""
+    is_behind = True
+    monkeypatch.setattr(Recorder, "is_behind", property(lambda self: is_behind))
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        nonlocal is_behind
+        application.request(listen("udp"))
+        where = (await application.hears(m.Listening)).local
+        refused = worker.layer.sessions.refused
+        with ExitStack() as undo:
+            peer = Peer(undo, where)
+            peer.send()
+            await until(lambda: refused["udp_peers"] == 1)
+            assert not peers_of(worker)
+            is_behind = False
+            peer.send()
+            await until(lambda: peers_of(worker) == {peer.address})
 
     play(script)
 
