@@ -250,9 +250,12 @@ def worker_user(wanted: str | None) -> str | None:
         return None
     for name in [wanted] if wanted is not None else ["hoststack", "nobody"]:
         try:
-            return pwd.getpwnam(name).pw_name
+            entry = pwd.getpwnam(name)
         except KeyError:
             continue
+        if entry.pw_uid == 0:
+            raise ConfigError(f"user is {name!r}, which is root: workers become another one")
+        return entry.pw_name
     name = wanted or "hoststack"
     raise ConfigError(f"there is no user {name!r}: `useradd --system {name}`, or name another")
 

@@ -6,10 +6,8 @@ privileges before it reads the first packet.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import pwd
 import resource
 import signal
 import socket
@@ -22,6 +20,13 @@ import trio
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
 from hoststack.daemon.ports import PortClient
+from hoststack.daemon.privileges import (
+    OrphanedError,
+    PrivilegeError,
+    become,
+    close_others,
+    die_with_maker,
+)
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
 from hoststack.debug.worker_side import WorkerSide
 from hoststack.engine.engines import engine_maker
@@ -40,38 +45,11 @@ logger = logging.getLogger("hoststack.worker")
 EXIT_ORPHANED: Final = 3
 EXIT_IMPOSSIBLE: Final = 4
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_CAPBSET_DROP: Final = 24
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_CAP_AMBIENT: Final = 47
-_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 #: What comes with an application: its channel, the rings, two sockets to wake each other.
 _ENDS: Final = 4
-_MOST_CAPABILITIES: Final = 64
-_CAPABILITY_VERSION_3: Final = 0x20080522
 #: With how many sessions of earlier workers of this index a handle is not mistaken.
 _GENERATION_SHIFT: Final = 20
 _GENERATIONS: Final = 1 << 11
-
-
-def become(user: str | None) -> None:
-    """Give up root, if we are it, every capability, and everything that would bring them back."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in range(_MOST_CAPABILITIES):
-        # Refused for those that the kernel does not know, and to who could not use them anyway.
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if user is not None and os.geteuid() == 0:
-        entry = pwd.getpwnam(user)
-        os.setgroups([])
-        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-    # capset(2): a daemon that is not root may have been given some (AmbientCapabilities=).
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    libc.capset(header, (ctypes.c_uint32 * 6)())
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Also when the supervisor is killed while this worker is busy. Cleared by a change of user.
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def raise_open_files() -> None:
@@ -169,14 +147,17 @@ def _make_link(start: orders.Start, fds: list[int], ports: PortClient) -> Link:
 
 
 async def run_worker(fd: int) -> None:
-    """A worker's life; raises ChannelClosedError when the supervisor is gone."""
-    channel = Channel(socket.socket(fileno=fd), takes_fds=True)
+    """A worker's life; raises ChannelClosedError or OrphanedError when the supervisor is gone."""
+    end = socket.socket(fileno=fd)
+    channel = Channel(end, takes_fds=True)
     ((data, fds),) = await channel.receive()
     start = orders.decode_order(data)
     assert isinstance(start, orders.Start)
     try:
+        die_with_maker(end)
         link, worker = _set_up(start, fds)
-    except (LinkError, ValueError) as error:
+        die_with_maker(end)
+    except (LinkError, ValueError, PrivilegeError) as error:
         print(f"hoststack: worker: {error}", file=sys.stderr)
         sys.exit(EXIT_IMPOSSIBLE)
     try:
@@ -209,6 +190,7 @@ def _set_up(start: orders.Start, fds: list[int]) -> tuple[Link, Worker]:
 def main() -> None:
     """`python -m hoststack.daemon.worker_main FD`; started by the supervisor alone."""
     fd = int(sys.argv[1])
+    close_others({fd})
     # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
@@ -216,7 +198,7 @@ def main() -> None:
     logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
     try:
         trio.run(run_worker, fd)
-    except* ChannelClosedError:
+    except* (ChannelClosedError, OrphanedError):
         sys.exit(EXIT_ORPHANED)
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import trio
@@ -17,6 +18,23 @@ from hoststack.debug.grammar import CommandError
 from hoststack.debug.run import read_answer
 from hoststack.debug.worker_side import Data
 from hoststack.session.channel import Channel, ChannelClosedError
+
+#: What a worker gets of the supervisor's environment: what its programs and libraries read. Not
+#: what speaks for the supervisor (NOTIFY_SOCKET), nor a user's secrets.
+_PASSED_ON: Final = frozenset({"LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
+_PASSED_ON_PREFIXES: Final = (
+    *("ASAN_", "COVERAGE_", "GLIBC_", "GNUTLS_", "HOSTSTACK_", "LC_", "LD_", "LSAN_", "MALLOC_"),
+    *("OPENSSL_", "PYTHON", "SSL_", "UBSAN_"),
+)
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of a worker process."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
 
 
 class _Command:
@@ -43,6 +61,7 @@ class WorkerProcess:
                 [sys.executable, "-m", "hoststack.daemon.worker_main", str(fd)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
+                env=worker_environment(),
             )
         self._pid_fd = os.pidfd_open(self._process.pid)
         self._commands: dict[int, _Command] = {}
