@@ -19,8 +19,8 @@ from hoststack.errors import ConnectError, LinkError
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
 from hoststack.listener import Listener
-from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig
-from hoststack.quic.tls import TlsConfig
+from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig, check_protocols
+from hoststack.quic.tls import TlsConfig, checked_server_name
 from hoststack.router import Router
 from hoststack.session import messages as m
 from hoststack.session.application import Application
@@ -84,13 +84,19 @@ class Stack:
 
         Without `tls` the peer's certificate is checked against the system's CAs and the URI's
         host. `tcp://` and `udp://` are the kernel's, and take no `tls`: a TCP connection has one
-        stream, which `open_stream` gives, and UDP has datagrams alone. Raises UriError,
-        ConnectError (no answer, no route, refused, no common ALPN, a certificate that does not
-        do), and OSError with ENOTSUP for what a protocol does not have.
+        stream, which `open_stream` gives, and UDP has datagrams alone. `alpn` names 1 to 8
+        application protocols, the preferred one first, of 1 to 31 ASCII characters each (RFC 7301;
+        what the native engine's TLS offers at most). Raises UriError, ValueError for names that
+        can't be offered, TlsConfigError for a host that is no server's name, ConnectError (no
+        answer, no route, refused, no common ALPN, a certificate that does not do), and OSError with
+        ENOTSUP for what a protocol does not have.
         """
         parsed = parse_uri(uri, PROTOCOLS)
         _check_tls(parsed, tls)
         tls = tls or TlsConfig()
+        if PROTOCOLS[parsed.scheme].tls:
+            check_protocols(alpn, config or self._config)
+            checked_server_name(tls.server_name or parsed.host)
         remote = await _resolve(parsed)
         reply = await self._router.call(
             lambda token: m.Connect(
@@ -120,12 +126,15 @@ class Stack:
         """Listen on `quic://address:port`; port 0 picks a free one (`Listener.local` has it).
 
         QUIC needs `tls`, with a certificate. `tcp://` and `udp://` take none: connections have one
-        stream of the peer's, or datagrams from one peer. Raises UriError, TlsConfigError, and
-        LinkError where the port or address can't be had.
+        stream of the peer's, or datagrams from one peer. `alpn` is as in `connect`; a client that
+        offers none of these protocols is refused. Raises UriError, TlsConfigError, ValueError for
+        names that can't be offered, and LinkError where the port or address can't be had.
         """
         parsed = parse_uri(uri, PROTOCOLS)
         _check_tls(parsed, tls)
         own_tls = tls or TlsConfig()
+        if PROTOCOLS[parsed.scheme].tls:
+            check_protocols(alpn, config or self._config)
         local = await _resolve(parsed)
         reply = await self._router.call(
             lambda token: m.Listen(

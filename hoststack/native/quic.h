@@ -254,7 +254,10 @@ void hs_tls_free(struct hs_tls *tls); /* connections that use it keep it */
 struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
 				   uint16_t port, struct hs_tls *tls,
 				   const struct hs_quic_config *config);
+/* The listener and its private key are freed when its last connection is. */
 void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener);
+/* Whether a listener of that number is there, or a connection of it. */
+int hs_quic_has_listener(const struct hs_quic *q, uint32_t number);
 
 /* What a client knows of a server from before: of a ticket (hs_connection_ticket) the session and
  * the parameters, and a token (hs_connection_token). Each may be missing: then it has 0 bytes. */

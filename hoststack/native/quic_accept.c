@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _DEFAULT_SOURCE /* explicit_bzero */
+
 #include "quic_internal.h"
 
 #include <stdlib.h>
@@ -40,7 +42,7 @@ struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const 
 	hs_tls_hold(tls);
 	listener->config = *config;
 	if (hs_resume_ticket_key(q, listener)) {
-		hs_listener_release(listener);
+		hs_listener_release(q, listener);
 		return NULL;
 	}
 	listener->next = q->listeners;
@@ -48,23 +50,46 @@ struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const 
 	return listener;
 }
 
-void hs_listener_release(struct hs_listener *listener)
+static int unlink_listener(struct hs_listener **list, struct hs_listener *listener)
+{
+	for (struct hs_listener **at = list; *at; at = &(*at)->next) {
+		if (*at == listener) {
+			*at = listener->next;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+void hs_listener_release(struct hs_quic *q, struct hs_listener *listener)
 {
 	if (--listener->references)
 		return;
+	unlink_listener(&q->closed_listeners, listener);
 	hs_tls_free(listener->tls);
+	explicit_bzero(listener->ticket_key, sizeof(listener->ticket_key));
 	free(listener);
 }
 
 void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener)
 {
-	for (struct hs_listener **at = &q->listeners; *at; at = &(*at)->next) {
-		if (*at == listener) {
-			*at = listener->next;
-			hs_listener_release(listener);
-			return;
+	if (!unlink_listener(&q->listeners, listener))
+		return;
+	listener->next = q->closed_listeners;
+	q->closed_listeners = listener;
+	hs_listener_release(q, listener);
+}
+
+int hs_quic_has_listener(const struct hs_quic *q, uint32_t number)
+{
+	const struct hs_listener *lists[] = { q->listeners, q->closed_listeners };
+	for (int i = 0; i < 2; i++) {
+		for (const struct hs_listener *each = lists[i]; each; each = each->next) {
+			if (each->number == number)
+				return 1;
 		}
 	}
+	return 0;
 }
 
 uint32_t hs_listener_number(const struct hs_listener *listener)

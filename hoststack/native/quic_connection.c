@@ -249,7 +249,7 @@ void hs_connection_free(struct hs_connection *c)
 	hs_handshake_free(c);
 	hs_half_open_end(c);
 	if (c->listener)
-		hs_listener_release(c->listener);
+		hs_listener_release(q, c->listener);
 	hs_number_give(q, c);
 	hs_path_end(c);
 	hs_tls_free(c->tls);

@@ -290,6 +290,7 @@ struct hs_quic {
 	uint32_t unreadable; /* first packets that were none, in this second */
 	struct hs_held_store *held; /* NULL: nothing was held yet */
 	struct hs_listener *listeners;
+	struct hs_listener *closed_listeners; /* that connections still use */
 	uint32_t next_listener;
 	struct hs_connection **heap; /* by deadline; from 1 */
 	uint32_t heap_count, heap_room;
@@ -324,7 +325,7 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		       const ngtcp2_version_cid *ids);
 /* Keep a datagram until its path is known. */
 void hs_park(struct hs_quic *q, const struct hs_received *datagram);
-void hs_listener_release(struct hs_listener *listener);
+void hs_listener_release(struct hs_quic *q, struct hs_listener *listener);
 
 /* quic_half_open.c */
 struct hs_half_open *hs_half_open_new(void);

@@ -152,11 +152,12 @@ static ngtcp2_conn *conn_of(ngtcp2_crypto_conn_ref *ref)
 	return c->conn;
 }
 
-/* SNI carries names only (RFC 6066 section 3). */
+/* SNI carries host names only (RFC 6066 section 3), which have no underscores: servers with GnuTLS
+ * refuse those. */
 static int is_name(const char *server_name)
 {
 	uint8_t address[16];
-	return inet_pton(AF_INET, server_name, address) != 1 &&
+	return !strchr(server_name, '_') && inet_pton(AF_INET, server_name, address) != 1 &&
 	       inet_pton(AF_INET6, server_name, address) != 1;
 }
 

@@ -21,6 +21,7 @@ from aioquic.quic.packet import (
     pull_quic_header,
 )
 from aioquic.tls import CipherSuite
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hoststack.link.base import Link, Path
 from hoststack.quic.aioquic_half_open import HalfOpen
@@ -28,7 +29,7 @@ from hoststack.quic.aioquic_resume import GivenTickets
 from hoststack.quic.aioquic_retry import RetryTokens, invalid_token
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_protocols
-from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError
+from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError, checked_server_name
 
 #: RFC 9000 section 14.1.
 _LEAST_INITIAL_BYTES = 1200
@@ -58,6 +59,7 @@ class Listener:
                 "the aioquic engine asks for no client certificates: take the native one, or leave "
                 "out client_certificates"
             )
+        _check_key(tls)
         self.session = -1
         self.local = local
         self.config = config
@@ -96,10 +98,9 @@ def client_configuration(
             "QuicConfig.early_data"
         )
     check_protocols(alpn, config)
-    if not server_name.isascii():
-        raise ValueError(f"a server's name is ASCII (xn--... for others), not {server_name[:40]!r}")
+    _check_key(tls)
     configuration = _configuration(tls, config, list(alpn), max_datagram_bytes)
-    configuration.server_name = server_name
+    configuration.server_name = checked_server_name(server_name)
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
     configuration.cadata = tls.ca_pem
     if tls.chain:
@@ -107,6 +108,15 @@ def client_configuration(
         configuration.certificate_chain = list(tls.chain[1:])
         configuration.private_key = tls.private_key
     return configuration
+
+
+def _check_key(tls: TlsConfig) -> None:
+    key = tls.private_key
+    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP521R1):
+        raise TlsConfigError(
+            "the aioquic engine can't sign with a key on the curve P-521: take the native engine, "
+            "or a key on P-256 or P-384"
+        )
 
 
 def _configuration(

@@ -37,12 +37,11 @@ def _behind_lengths(data: bytes) -> Iterator[bytes]:
 class NativeListener:
     """A listening endpoint."""
 
-    def __init__(self, local: tuple[str, int], config: QuicConfig, pointer: Any, tls: Any) -> None:
+    def __init__(self, local: tuple[str, int], config: QuicConfig, pointer: Any) -> None:
         self.session = -1
         self.local = local
         self.config = config
         self.pointer = pointer
-        self._tls = tls
 
 
 class NativeConnection:

@@ -24,7 +24,7 @@ from hoststack.quic.native_contexts import (
     producer_of,
 )
 from hoststack.quic.native_paths import DirectWire, HandedWire, PathTable
-from hoststack.quic.native_tls import TlsContexts
+from hoststack.quic.native_tls import ClientContexts, make_context
 from hoststack.quic.seam import (
     QUIC_VERSIONS,
     CidConfig,
@@ -42,7 +42,7 @@ from hoststack.quic.seam import (
     preferred_endpoints,
 )
 from hoststack.quic.session_cache import ServerSessions
-from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.quic.tls import TlsConfig, TlsConfigError, checked_server_name
 
 _CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
 _SECOND_NS: Final = 1_000_000_000
@@ -110,8 +110,10 @@ class NativeEngine:
         if not self._quic:
             raise MemoryError("no memory for the native engine")
         self._paths = PathTable(self._quic)
-        self._tls = TlsContexts()
+        self._tls = ClientContexts()
         self._listeners: dict[int, NativeListener] = {}
+        self._closed_listeners: list[int] = []
+        """Numbers of those that connections may still use."""
         self._connections: dict[int, NativeConnection] = {}
         self._turn = ffi.new("struct hs_quic_turn *")
         self._now_ns = 0
@@ -157,22 +159,31 @@ class NativeEngine:
                 "early data (0-RTT) come before a client has shown its certificate: leave out "
                 "early_data, or client_certificates"
             )
-        context = self._tls.get(tls, alpn, is_server=True)
+        context = make_context(tls, alpn, is_server=True)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(
             self._quic, host.version, host.packed, local[1], context, _c_config(config)
         )
         if not pointer:
             raise MemoryError("no memory for a listener")
-        listener = NativeListener(local, config, pointer, context)
+        listener = NativeListener(local, config, pointer)
         self._listeners[lib.hs_listener_number(pointer)] = listener
         return listener
 
     def unlisten(self, listener: ListenerContext) -> None:
         closing = cast(NativeListener, listener)
         if closing.pointer is not None:
+            self._closed_listeners.append(lib.hs_listener_number(closing.pointer))
             lib.hs_quic_unlisten(self._quic, closing.pointer)
             closing.pointer = None
+            self._forget_listeners()
+
+    def _forget_listeners(self) -> None:
+        """Closed ones whose last connection is gone."""
+        for number in list(self._closed_listeners):
+            if not lib.hs_quic_has_listener(self._quic, number):
+                self._closed_listeners.remove(number)
+                del self._listeners[number]
 
     def connect(
         self,
@@ -184,7 +195,8 @@ class NativeEngine:
         sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
         check_protocols(alpn, config)
-        context = self._tls.get(tls, alpn, is_server=False)
+        name = checked_server_name(server_name)
+        context = self._tls.get(tls, alpn)
         way = cast(Path, path)
         number = self._number(way)
         pointer = ffi.NULL
@@ -194,7 +206,7 @@ class NativeEngine:
                 self._quic,
                 number,
                 context,
-                server_name.encode(),
+                name.encode(),
                 _c_config(config),
                 resume,
                 self._now_ns,
@@ -282,7 +294,7 @@ class NativeEngine:
         return list(self._connections.values())
 
     def shutdown(self, code: int, reason: str) -> None:
-        for listener in self._listeners.values():
+        for listener in list(self._listeners.values()):
             self.unlisten(listener)
         for connection in self._connections.values():
             self.close(connection, code, reason)
@@ -302,8 +314,11 @@ class NativeEngine:
         handed = wire.before_turn(self._paths, quic, self._now_ns)
         lib.hs_quic_turn(quic, self._now_ns, wire.bursts, round(spin_s * _SECOND_NS), turn)
         blocked = wire.after_turn(self._paths, quic, turn.parked) or bool(turn.blocked)
+        events = self._events(turn.events, turn.event_count)
+        if self._closed_listeners:
+            self._forget_listeners()
         return Turn(
-            events=self._events(turn.events, turn.event_count),
+            events=events,
             more=(bool(turn.more) or handed == BURST) and not blocked,
             blocked=blocked,
             received=turn.received,

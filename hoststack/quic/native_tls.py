@@ -16,24 +16,29 @@ _ERROR_BYTES: Final = 256
 _KEPT: Final = 64
 
 
-class TlsContexts:
-    """GnuTLS credentials by the configuration that they were made of."""
+class ClientContexts:
+    """GnuTLS credentials of clients, by the configuration that they were made of.
+
+    Those with a private key are not kept: the last connection that uses one frees it, as with a
+    listener's.
+    """
 
     def __init__(self) -> None:
-        self._made: OrderedDict[tuple[object, bool, tuple[str, ...]], tuple[TlsConfig, Any]] = (
+        self._made: OrderedDict[tuple[object, tuple[str, ...]], tuple[TlsConfig, Any]] = (
             OrderedDict()
         )
 
-    def get(self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any:
+    def get(self, tls: TlsConfig, alpn: Sequence[str]) -> Any:
         """`struct hs_tls *`; raises TlsConfigError."""
+        if tls.private_key is not None:
+            return make_context(tls, alpn, is_server=False)
         # Equal ones are the same if all is in them: each connect of another process brings its own.
         # What a path leads to may have changed since.
-        sources = (tls.certificate, tls.key, tls.ca)
-        is_whole = all(source is None or isinstance(source, bytes) for source in sources)
-        key = (tls if is_whole else id(tls), is_server, tuple(alpn))
+        is_whole = tls.ca is None or isinstance(tls.ca, bytes)
+        key = (tls if is_whole else id(tls), tuple(alpn))
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = (tls, _make(tls, alpn, is_server))
+            found = self._made[key] = (tls, make_context(tls, alpn, is_server=False))
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
         else:
@@ -41,8 +46,8 @@ class TlsContexts:
         return found[1]
 
 
-def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool) -> Any:
-    names = b"".join(_alpn_name(name) for name in alpn)
+def make_context(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any:
+    """`struct hs_tls *`, which listeners and connections hold on to; raises TlsConfigError."""
     certificate = key = ffi.NULL
     if tls.chain and tls.private_key is not None:
         pem = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in tls.chain)
@@ -55,6 +60,15 @@ def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool) -> Any:
                 serialization.NoEncryption(),
             ),
         )
+    try:
+        return _make(tls, alpn, is_server, certificate, key)
+    finally:
+        if key:
+            ffi.memmove(key, bytes(len(key)), len(key))
+
+
+def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool, certificate: Any, key: Any) -> Any:
+    names = b"".join(_alpn_name(name) for name in alpn)
     ca = ffi.new("char[]", tls.ca_pem) if tls.ca_pem is not None else ffi.NULL
     error = ffi.new("char[]", _ERROR_BYTES)
     made = lib.hs_tls_new(

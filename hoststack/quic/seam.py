@@ -344,18 +344,34 @@ class EngineOwner(Protocol):
         """A link's Path to another address of the peer's; None if there is no way."""
 
 
-def check_protocols(alpn: Sequence[str], config: QuicConfig) -> None:
+#: What GnuTLS offers at most. Both engines have the same limits, so that each can take the other's
+#: place; RFC 7301 section 3.1 would allow names of 255 bytes.
+MOST_PROTOCOLS: Final = 8
+MOST_PROTOCOL_BYTES: Final = 31
+
+
+def check_protocols(alpn: Sequence[str], config: QuicConfig | None) -> None:
     """Raises ValueError for application protocols that can't be, or not with `early_data`.
 
-    RFC 7301 section 3.1: a name has 1 to 255 octets; here they are ASCII, as the registered ones.
-    RFC 8446 section 4.2.10: what is sent early is of the protocol that the ticket was made for.
+    `config` is None where it is a daemon's. RFC 9001 section 8.1: QUIC needs a protocol, by ALPN
+    (RFC 7301). Names are ASCII here, as the registered ones. RFC 8446 section 4.2.10: early data
+    are of the protocol that the ticket was made for.
     """
+    if isinstance(alpn, str):
+        raise ValueError(f"alpn is a list of application protocols: give [{alpn!r}]")
+    if not 0 < len(alpn) <= MOST_PROTOCOLS:
+        raise ValueError(
+            f"QUIC needs 1 to {MOST_PROTOCOLS} application protocols (ALPN), not {len(alpn)}"
+        )
     for name in alpn:
-        if not 0 < len(name) < 256 or not name.isascii():
+        if not 0 < len(name) <= MOST_PROTOCOL_BYTES or not name.isascii():
             raise ValueError(
-                f"an application protocol's name has 1 to 255 ASCII characters, not {name[:20]!r}"
+                f"an application protocol's name has 1 to {MOST_PROTOCOL_BYTES} ASCII characters, "
+                f"not {len(name)}: {name[:20]!r}"
             )
-    if config.early_data and len(alpn) != 1:
+    if len(set(alpn)) < len(alpn):
+        raise ValueError(f"an application protocol is named twice: {', '.join(alpn)}")
+    if config is not None and config.early_data and len(alpn) != 1:
         raise ValueError(
             "early data (0-RTT) is for one application protocol: give exactly one, or leave out "
             "early_data"

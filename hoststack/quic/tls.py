@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import NameOID, PublicKeyAlgorithmOID
 
 from hoststack.quic.session_cache import SessionCache
 
@@ -28,6 +30,14 @@ Source = bytes | str | Path
 #: How packets are encrypted (RFC 8446 section B.4).
 Cipher = Literal["aes-128-gcm", "aes-256-gcm", "chacha20-poly1305"]
 _CIPHERS: Final = get_args(Cipher)
+
+#: Curves of TLS 1.3's signatures (RFC 8446 section 4.2.3).
+_CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+#: Peers refuse smaller ones.
+_LEAST_RSA_BITS: Final = 2048
+#: RFC 1035 section 2.3.4; underscores are in names that are in use.
+_MOST_NAME_BYTES: Final = 253
+_LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
 class TlsConfigError(ValueError):
@@ -41,7 +51,8 @@ class TlsConfig:
     `certificate` (a chain, the leaf first) and `key` are PEM, as bytes or as a path; a server
     needs both, a client may have them. `ca` names the authorities to trust, the system's if it is
     None; `verify=False` takes any certificate. `server_name` is what the certificate must be for,
-    if it is not the host that is connected to. Raises TlsConfigError.
+    if it is not the host that is connected to: a host name or an address. Keys are EC (P-256,
+    P-384, P-521), Ed25519 or RSA of at least 2048 bits. Raises TlsConfigError.
     """
 
     certificate: Source | None = None
@@ -73,6 +84,8 @@ class TlsConfig:
                 raise TlsConfigError(
                     f"ciphers are some of {', '.join(_CIPHERS)}, each once, not {self.ciphers!r}"
                 )
+        if self.server_name is not None:
+            checked_server_name(self.server_name)
         if (self.certificate is None) != (self.key is None):
             given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
             raise TlsConfigError(f"a {given} was given without its {missing}: give both")
@@ -116,6 +129,27 @@ class TlsConfig:
         )
 
 
+def checked_server_name(name: str) -> str:
+    """Return a server's name as handshakes have it.
+
+    A name loses the dot at its end (RFC 6066 section 3), an address its zone. Raises
+    TlsConfigError for what is no name.
+    """
+    try:
+        return str(ipaddress.ip_address(name.partition("%")[0]))
+    except ValueError:
+        pass
+    if not name.isascii():
+        raise TlsConfigError(f"a server's name is ASCII (xn--... for others), not {name[:40]!r}")
+    host = name.removesuffix(".")
+    if len(host) > _MOST_NAME_BYTES or not all(map(_LABEL.fullmatch, host.split("."))):
+        raise TlsConfigError(
+            f"this is no server's name: {name[:40]!r}: it has up to {_MOST_NAME_BYTES} characters, "
+            "letters, digits, hyphens and underscores, at most 63 between dots"
+        )
+    return host
+
+
 def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
@@ -134,6 +168,8 @@ def _read(source: Source, what: str) -> tuple[bytes, str]:
             f"the {what} {str(source)!r} can't be read: {error.strerror}: "
             "check path and permissions"
         ) from None
+    except ValueError as error:
+        raise TlsConfigError(f"{str(source)[:40]!r} is no path of a {what}: {error}") from None
 
 
 def _parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
@@ -149,9 +185,15 @@ def _parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
 def _load_chain(source: Source) -> tuple[x509.Certificate, ...]:
     pem, name = _read(source, "certificate")
     chain = _parse_chain(pem, name)
-    expired = chain[0].not_valid_after_utc
-    if expired < datetime.datetime.now(datetime.UTC):
-        raise TlsConfigError(f"{name} expired on {expired:%Y-%m-%d %H:%M} UTC: get a new one")
+    now = datetime.datetime.now(datetime.UTC)
+    begins, ends = chain[0].not_valid_before_utc, chain[0].not_valid_after_utc
+    if ends < now:
+        raise TlsConfigError(f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC: get a new one")
+    if begins > now:
+        raise TlsConfigError(
+            f"{name} is not valid before {begins:%Y-%m-%d %H:%M} UTC: set this machine's clock, or "
+            "get another one"
+        )
     return chain
 
 
@@ -163,12 +205,30 @@ def _load_key(source: Source, leaf: x509.Certificate) -> PrivateKey:
         raise TlsConfigError(
             f"{name} is protected by a password: write it without one (openssl pkey -in KEY)"
         ) from None
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise TlsConfigError(
             f"{name} holds no usable private key: it must be PEM, with -----BEGIN PRIVATE KEY-----"
         ) from None
     if not isinstance(key, PrivateKey):
-        raise TlsConfigError(f"{name} is of a kind that TLS 1.3 does not use here: take EC or RSA")
-    if key.public_key() != leaf.public_key():
+        raise TlsConfigError(
+            f"{name} is of a kind that is not used here: take EC (P-256), Ed25519 or RSA"
+        )
+    if isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, _CURVES):
+        raise TlsConfigError(
+            f"{name} is on the curve {key.curve.name}, which TLS 1.3 does not use: take P-256"
+        )
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _LEAST_RSA_BITS:
+        raise TlsConfigError(
+            f"{name} has {key.key_size} bits, and peers refuse it: take {_LEAST_RSA_BITS} or more"
+        )
+    if leaf.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
+        raise TlsConfigError(
+            f"{name} is for RSASSA-PSS alone, which is not used here: take a plain RSA key"
+        )
+    try:
+        is_its_key = key.public_key() == leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        is_its_key = False
+    if not is_its_key:
         raise TlsConfigError(f"{name} does not match the certificate: give the key it was made for")
     return key

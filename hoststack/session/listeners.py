@@ -18,6 +18,7 @@ from hoststack.quic.seam import (
     Engine,
     ListenerContext,
     QuicConfig,
+    check_protocols,
     preferred_endpoints,
 )
 from hoststack.session import messages as m
@@ -124,6 +125,7 @@ class Listeners:
                 errno.EADDRINUSE,
                 f"{local.host} port {local.port} has a listener in namespace {namespace!r} already",
             )
+        check_protocols(request.alpn, config)
         if not local.port:
             local = Endpoint(local.host, self._local_ports.take(namespace))
         context = CutListener(local, request.alpn, config)

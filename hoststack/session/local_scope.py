@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.quic.seam import QuicConfig
+from hoststack.quic.seam import QuicConfig, check_protocols
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Connector, error_text
@@ -59,10 +59,12 @@ class LocalScope:
     ) -> None:
         namespace, remote = application.namespace, Endpoint(*request.remote)
         try:
+            check_protocols(request.alpn, config)
             # Both are on this machine.
             local = Endpoint(remote.host, self._ports.take(namespace))
-        except LinkError as error:
-            application.notify(m.Failed(request.token, error.errno or 0, error_text(error)))
+        except (LinkError, ValueError) as error:
+            number = error.errno if isinstance(error, LinkError) else errno.EINVAL
+            application.notify(m.Failed(request.token, number or 0, error_text(error)))
             return
         # The connection is one that is asked for, and one that comes.
         denial = self._rules.denial("local", namespace, local, remote) or self._rules.denial(

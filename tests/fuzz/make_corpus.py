@@ -240,6 +240,44 @@ def turn() -> Iterator[bytes]:
             yield bytes((a, b, i % 4)) + act(PASS, i % 5) + actions + act(PASS, 3) + actions
 
 
+#: Of the handshake's inputs: what becomes of a TLS message (enum action), and what is offered.
+MESSAGE_ACTIONS: Final = range(8)
+#: TLS messages, whole and cut: KeyUpdate, ticket, CertificateRequest, EndOfEarlyData, a hello.
+MESSAGES: Final = [
+    b"\x18\0\0\1\0",
+    b"\x18\0\0\1\1",
+    b"\x18",
+    b"\4\0\0\x0f" + bytes(8) + b"\0\0\2ab\0\0",
+    b"\4\0\0\x17" + bytes(8) + b"\0\0\2ab\0\x08\0\x2a\0\4\xff\xff\xff\xff",
+    b"\x0d\0\0\3\0\0\0",
+    b"\5\0\0\0",
+    b"\1\0\0\4" + bytes(4),
+    b"\x14\0\0\x20" + bytes(32),
+    b"\xff\xff\xff\xff",
+]
+
+
+def handshake() -> Iterator[bytes]:
+    for side in (0, 1):
+        for offers in range(16):
+            yield bytes((side | offers << 4, 0)) + bytes((offers, 3, 0x39, 1, 0))
+        for action in MESSAGE_ACTIONS:
+            for which in range(4):
+                rest = b"\5\x18\0\0\1\0\0\0"
+                yield bytes((side | (which & 1) << 1, 0)) + bytes(which) + bytes((action,)) + rest
+        for message in MESSAGES:
+            # in the handshake, before and behind a message of its own, and after it
+            sized = bytes((len(message),)) + message
+            yield bytes((side, 0, 3)) + sized
+            yield bytes((side, 0, 0, 4)) + sized
+            yield bytes((side, 3)) + bytes(8) + b"\1" + sized
+            yield bytes((side, 6)) + bytes(8) + b"\1" + sized
+    parameters = (b"\x0f\0", b"\1\4\xbf\xff\xff\xff", b"\x11\x08\0\0\0\1\x6b\x33\x43\xcf", b"\0\0")
+    for parameter in parameters:
+        for side in (0, 1):
+            yield bytes((side | 0x40, 0, 1, len(parameter))) + parameter
+
+
 def plaintext() -> Iterator[bytes]:
     rng = random.Random(2)
     for i, frame in enumerate(FRAMES):
@@ -260,7 +298,7 @@ def plaintext() -> Iterator[bytes]:
 def seeds() -> dict[str, dict[str, bytes]]:
     """The whole corpus: for each target, files by name."""
     made = {}
-    for make in (frames, fifo, stops, tokens, turn, plaintext):
+    for make in (frames, fifo, stops, tokens, turn, handshake, plaintext):
         files = {f"seed_{i:03}": data for i, data in enumerate(make())}
         for name, text in FOUND.get(make.__name__, {}).items():
             files[f"found_{name}"] = bytes.fromhex(text)

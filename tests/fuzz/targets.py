@@ -72,6 +72,15 @@ TARGETS: Final = {
         Target("stops", True, most_bytes=1472),
         Target("tokens", True, ("steady.c", "kept_wire.c")),
         Target("turn", True, _PAIR),
+        Target(
+            "handshake",
+            True,
+            _PAIR,
+            tuple(
+                f"-Wl,--wrap=ngtcp2_crypto_gnutls_configure_{role}_session"
+                for role in ("client", "server")
+            ),
+        ),
         Target("plaintext", True, _PAIR, ("-Wl,--wrap=ngtcp2_crypto_encrypt_cb",)),
     )
 }

@@ -30,6 +30,7 @@ RUNS = {
     "stops": 60_000,
     "tokens": 8_000,
     "turn": 900,
+    "handshake": 900,
     "plaintext": 900,
 }
 SEED = "-seed=1"
@@ -78,6 +79,12 @@ PLANTS = {
         "if (datagram->bytes < 1 + HS_CID_BYTES)",
         "if (!datagram->bytes)",
         "ERROR: AddressSanitizer: heap-buffer-overflow",
+    ),
+    "handshake": Plant(
+        "quic_handshake.c",
+        "return !is_server && type == NEW_SESSION_TICKET ? HS_STEP_TICKET : 0;",
+        "return HS_STEP_TICKET;",
+        "ngtcp2_conn_install_",
     ),
     "plaintext": Plant(
         "quic_frames.c",

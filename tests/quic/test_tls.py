@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from hoststack import TlsConfig, TlsConfigError
+from hoststack.quic.tls import checked_server_name
+from tests.support.certificates import self_signed
 
 GOOD = TlsConfig.self_signed(["localhost"])
 OTHER = TlsConfig.self_signed(["localhost"])
@@ -84,6 +86,12 @@ OLD_CERTIFICATE, OLD_KEY = expired()
         (OLD_CERTIFICATE, OLD_KEY, "expired"),
         ("/nowhere/cert.pem", "/nowhere/key.pem", "No such file"),
         ("/", "/", "director"),
+        ("a\0b", "a\0b", "null"),
+        (*self_signed(rsa.generate_private_key(65537, 1024)), "1024 bits"),
+        (*self_signed(ec.generate_private_key(ec.SECP256K1())), "secp256k1"),
+        (*self_signed(dsa.generate_private_key(2048)), "kind"),
+        (*self_signed(ed448.Ed448PrivateKey.generate()), "kind"),
+        (*self_signed(ec.generate_private_key(ec.SECP256R1()), in_days=3), "not valid before"),
     ],
 )
 def test_a_mistake_is_one_line(certificate: object, key: object, why: str) -> None:
@@ -98,3 +106,58 @@ def test_a_mistake_is_one_line(certificate: object, key: object, why: str) -> No
 def test_authorities_that_cannot_be_read(ca: bytes | str) -> None:
     with pytest.raises(TlsConfigError):
         TlsConfig(ca=ca)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP384R1()),
+        ec.generate_private_key(ec.SECP521R1()),
+        ed25519.Ed25519PrivateKey.generate(),
+        rsa.generate_private_key(65537, 2048),
+    ],
+    ids=lambda key: type(key).__name__,
+)
+def test_kinds_of_keys(key: ec.EllipticCurvePrivateKey) -> None:
+    certificate, pem_key = self_signed(key)
+    assert TlsConfig(certificate=certificate, key=pem_key).private_key is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("localhost", "localhost"),
+        ("localhost.", "localhost"),
+        ("a_b.example", "a_b.example"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        (".".join(["a" * 63] * 3 + ["a" * 61]), ".".join(["a" * 63] * 3 + ["a" * 61])),
+    ],
+)
+def test_names_of_servers(name: str, right: str) -> None:
+    assert checked_server_name(name) == right
+    assert TlsConfig(server_name=name).server_name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "a..b",
+        "localhost..",
+        "a" * 64,
+        "a." * 150,
+        "a\0b",
+        "localhost\n",
+        "a b",
+        "b\u00fccher.example",
+        "*.example",
+    ],
+)
+def test_what_is_no_name_of_a_server(name: str) -> None:
+    with pytest.raises(TlsConfigError, match="server's name") as caught:
+        TlsConfig(server_name=name)
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)

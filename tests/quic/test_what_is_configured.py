@@ -1,0 +1,215 @@
+"""What TLS can't offer is said where it is configured, the same by both engines; and what a closed
+listener held is given back."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+import trio
+import trio.testing
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+import hoststack
+from hoststack import ConnectError, LinkError, Stack, TlsConfig
+from hoststack.link.memory import MemoryNetwork
+from hoststack.quic.native_contexts import NativeListener
+from tests.support.certificates import self_signed
+
+OURS, THEIRS = "10.0.0.1", "10.0.0.2"
+URI = f"quic://{OURS}:4433"
+NAMES = ("localhost", "a_b.example")
+TLS = TlsConfig.self_signed([*NAMES, OURS])
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def with_two(main: Callable[[Stack, Stack], Awaitable[None]]) -> None:
+    async def run() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(OURS)) as server,
+            hoststack.open_stack(link=network.link(THEIRS)) as client,
+        ):
+            await main(server, client)
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+BAD_PROTOCOLS: list[Sequence[str]] = [
+    (),
+    [""],
+    ["a" * 32],
+    ["a" * 255],
+    ["a" * 256],
+    [f"a{i}" for i in range(9)],
+    ["a", "b", "a"],
+    ["b\u00fc"],
+    "h3",
+]
+
+
+@pytest.mark.parametrize("alpn", BAD_PROTOCOLS, ids=lambda alpn: f"{len(alpn)} {alpn[:1]}"[:12])
+def test_protocols_that_cannot_be_offered(alpn: Sequence[str]) -> None:
+    async def main(server: Stack, client: Stack) -> None:
+        with pytest.raises(ValueError, match=r"application protocol|alpn") as of_listen:
+            await server.listen(URI, tls=TLS, alpn=alpn)
+        with pytest.raises(ValueError, match=r"application protocol|alpn") as of_connect:
+            async with client.connect(URI, tls=TLS, alpn=alpn):
+                pass
+        for caught in (of_listen, of_connect):
+            assert "\n" not in str(caught.value)
+
+    with_two(main)
+
+
+@pytest.mark.parametrize("alpn", [["a" * 31], [f"a{i}" for i in range(8)]], ids=["long", "many"])
+def test_protocols_at_the_limit(alpn: list[str]) -> None:
+    async def main(server: Stack, client: Stack) -> None:
+        async with (
+            await server.listen(URI, tls=TLS, alpn=alpn) as listener,
+            client.connect(URI, tls=TlsConfig(verify=False), alpn=alpn[-1:]) as there,
+            await listener.accept() as here,
+        ):
+            assert here.alpn == there.alpn == alpn[-1]
+
+    with_two(main)
+
+
+def test_no_common_protocol() -> None:
+    async def main(server: Stack, client: Stack) -> None:
+        async with await server.listen(URI, tls=TLS, alpn=["a"]):
+            with pytest.raises(ConnectError, match="ALPN"):
+                async with client.connect(URI, tls=TlsConfig(verify=False), alpn=["b"]):
+                    pass
+
+    with_two(main)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "localhost.", "LOCALHOST", OURS])
+def test_names_that_a_certificate_is_for(name: str) -> None:
+    assert isinstance(TLS.certificate, bytes)
+    trusting = TlsConfig(ca=TLS.certificate, server_name=name)
+
+    async def main(server: Stack, client: Stack) -> None:
+        async with (
+            await server.listen(URI, tls=TLS) as listener,
+            client.connect(URI, tls=trusting),
+            await listener.accept(),
+        ):
+            pass
+
+    with_two(main)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a." * 150 + "example", "b\u00fccher.example"])
+def test_a_host_that_is_no_name(host: str) -> None:
+    async def main(_: Stack, client: Stack) -> None:
+        with pytest.raises(ValueError, match="name") as caught:
+            async with client.connect(f"quic://{host}:4433"):
+                pass
+        assert "\n" not in str(caught.value)
+
+    with_two(main)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP384R1()),
+        ed25519.Ed25519PrivateKey.generate(),
+        rsa.generate_private_key(65537, 2048),
+        ec.generate_private_key(ec.SECP521R1()),
+    ],
+    ids=["p384", "ed25519", "rsa", "p521"],
+)
+def test_keys_that_serve(key: ec.EllipticCurvePrivateKey, engine: str) -> None:
+    certificate, pem_key = self_signed(key)
+    tls = TlsConfig(certificate=certificate, key=pem_key)
+
+    async def main(server: Stack, client: Stack) -> None:
+        if engine == "aioquic" and tls.private_key.__class__ is key.__class__ and is_p521(key):
+            with pytest.raises(LinkError, match="P-521"):
+                await server.listen(URI, tls=tls)
+            with pytest.raises(ConnectError, match="P-521"):
+                async with client.connect(URI, tls=tls):
+                    pass
+            return
+        async with (
+            await server.listen(URI, tls=tls) as listener,
+            client.connect(URI, tls=TlsConfig(verify=False)),
+            await listener.accept(),
+        ):
+            pass
+
+    with_two(main)
+
+
+def is_p521(key: object) -> bool:
+    return isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP521R1)
+
+
+# --- listeners that are closed -------------------------------------------------------------------
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks"),
+            *("uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def allocated_bytes() -> int:
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    return int(mallinfo().uordblks)
+
+
+def native_listeners() -> int:
+    gc.collect()
+    return sum(isinstance(found, NativeListener) for found in gc.get_objects())
+
+
+def test_what_a_closed_listener_held_is_freed() -> None:
+    async def main(server: Stack, _: Stack) -> None:
+        async def listen_and_close(times: int) -> None:
+            for _ in range(times):
+                async with await server.listen(URI, tls=TLS):
+                    pass
+
+        await listen_and_close(20)
+        before, listeners = allocated_bytes(), native_listeners()
+        await listen_and_close(200)
+        assert native_listeners() == listeners
+        # Credentials alone take some 8 KB.
+        assert allocated_bytes() - before < 200 * 2000
+
+    with_two(main)
+
+
+def test_a_connection_outlives_its_listener() -> None:
+    async def main(server: Stack, client: Stack) -> None:
+        before = native_listeners()
+        async with await server.listen(URI, tls=TLS) as listener:
+            connecting = client.connect(URI, tls=TlsConfig(verify=False))
+            there = await connecting.__aenter__()
+            here = await listener.accept()
+        stream = await there.open_stream()
+        await stream.send_all(b"still here")
+        async with here:
+            got = await anext(aiter(here.streams()))
+            assert isinstance(got, hoststack.Stream)
+            assert await got.receive_some() == b"still here"
+        await connecting.__aexit__(None, None, None)
+        await trio.sleep(10)  # the closing period, after which the connection is forgotten
+        async with await server.listen(URI, tls=TLS):
+            pass  # a turn
+        assert native_listeners() == before
+
+    with_two(main)
