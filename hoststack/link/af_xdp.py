@@ -263,21 +263,23 @@ class AfXdpLink:
         )
         area, by_flow = self._area, self._paths.by_flow
         payload_bytes = good = 0
-        for start, length, drop, ecn, flow in _DATAGRAM.iter_unpack(
-            self._infos[: count * _DATAGRAM.size]
-        ):
+        parsed = _DATAGRAM.iter_unpack(self._infos[: count * _DATAGRAM.size])
+        for index, (start, length, drop, ecn, flow) in enumerate(parsed):
             if drop:
                 self._counters[f"rx_{_DROP_REASONS[drop]}"] += 1
                 continue
             path = by_flow.get(flow) or self._paths.admit(flow)
             if path is None:
-                self._counters["rx_not_for_us"] += 1
                 continue
             payload_bytes += length
             good += 1
             datagram = (area[start : start + length].tobytes(), path, ecn)
-            if not self._plain.puts_aside(datagram):
+            if not self._plain.has(path.local):
                 received.append(datagram)
+            elif lib.hs_frame_sums_hold(self._base, ffi.addressof(self._datagrams, index)):
+                self._plain.put_aside(datagram)
+            else:
+                self._counters["rx_bad_sum"] += 1
         socket.rx_release(burst)
         self._counters["rx_datagrams"] += good
         self._counters["rx_bytes"] += payload_bytes
@@ -409,7 +411,7 @@ class AfXdpLink:
         """See Link; with the sockets' counters ("xsk_"), and the program's ("xdp_") where it has
         one of its own."""
         counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
-        counters |= self._counters
+        counters |= self._counters + self._paths.refused
         if self._wire is not None:
             for name, value in self._wire.statistics().items():
                 counters[name] = counters.get(name, 0) + value

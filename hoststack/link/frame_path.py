@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections import Counter
 from typing import Any, Final, NamedTuple
 
 from hoststack.link.base import Endpoint, LinkError, Path
@@ -74,9 +75,11 @@ class PathTable:
         self._paths: dict[tuple[Endpoint, Endpoint], Path] = {}
         self.by_flow: dict[bytes, Path] = {}
         """Paths by the bytes of struct hs_frame_flow; `admit` those that are not in it."""
+        self.refused: Counter[str] = Counter()
+        """Frames for which `admit` gave no path, by the names of Link.statistics."""
 
     def admit(self, flow: bytes) -> Path | None:
-        """The path of a received frame; None if the frame is not for this machine.
+        """The path of a received frame; None if the frame is not for this machine, or from it.
 
         A path is its endpoints: another MAC or VLAN tag changes where its frames go, not the path.
         """
@@ -96,6 +99,10 @@ class PathTable:
         remote = Endpoint(str(ipaddress.ip_address(remote_ip[:address_bytes])), remote_port)
         # A port that is open on all addresses matches what a bridge or a router passes on, too.
         if local_mac != self._hops.interface.mac or not self._hops.is_local(local.host):
+            self.refused["rx_not_for_us"] += 1
+            return None
+        if self._hops.is_martian(remote.host):
+            self.refused["rx_martian"] += 1
             return None
         path = self._path(local, remote)
         data = path.link_data

@@ -112,6 +112,7 @@ class NextHops:
         self.generation = 0
         """Goes up whenever an answer of `find` or a neighbour's address may have changed."""
         self._routes: dict[tuple[str, str | None], Route] = {}
+        self._martians: frozenset[str] | None = None
         # A neighbour is followed for as long as somebody holds it.
         self._neighbours: WeakValueDictionary[str, Neighbour] = WeakValueDictionary()
 
@@ -167,6 +168,14 @@ class NextHops:
             return self._route(host, None).is_local
         except LinkError:
             return False
+
+    def is_martian(self, host: str) -> bool:
+        """Whether no packet from another machine can have this source: an address of this machine's
+        own, or one that is a network's broadcast address (RFC 1122 section 3.2.1.3)."""
+        # The routes would say so, too, but a spoofed source shall cost no system call.
+        if self._martians is None:
+            self._martians = self._kernel.own_addresses()
+        return host in self._martians
 
     def look_for(self, remote: str, source: str) -> None:
         """Have the neighbour found if it is not known yet, without waiting; raises as `find`."""
@@ -291,6 +300,7 @@ class NextHops:
 
     def _forget_routes(self) -> None:
         self._routes.clear()
+        self._martians = None
         self.generation += 1
 
     def _set_interface(self, interface: Interface | None) -> None:

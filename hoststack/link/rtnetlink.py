@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 from typing import Any, Final, NamedTuple
@@ -184,6 +185,21 @@ class Rtnetlink:
                 error, f"there is no route to {remote}", "see `ip route get` and add a route"
             ) from None
         return _route(answer, remote)
+
+    def own_addresses(self) -> frozenset[str]:
+        """This machine's addresses, and the broadcast addresses of its networks."""
+        own: set[str] = set()
+        for message in self._requests.get_addr():
+            # Of a point-to-point link IFA_ADDRESS is the other end's.
+            host = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if host is None:
+                continue
+            own.add(host)
+            network = ipaddress.ip_interface(f"{host}/{message['prefixlen']}").network
+            if network.version == 4 and network.prefixlen < 31:
+                own.add(str(network.broadcast_address))
+            own.add(message.get_attr("IFA_BROADCAST") or host)
+        return frozenset(own)
 
     def neighbour(self, ifindex: int, host: str) -> NeighbourChange | None:
         """One neighbour; None if the kernel has no entry for it."""

@@ -82,16 +82,14 @@ class XdpDatagrams:
 
     # --- in ---
 
-    def puts_aside(self, received: Received) -> bool:
-        """Whether it is one for `take` instead of the engine; asked by the link."""
+    def put_aside(self, received: Received) -> None:
+        """For `take`, instead of the engine."""
+        self._aside.append(received)
+
+    def has(self, local: Endpoint) -> bool:
+        """Whether what comes for an endpoint is for `take`; asked by the link."""
         if not self._open:
             return False
-        is_ours = self._has(received[1].local)
-        if is_ours:
-            self._aside.append(received)
-        return is_ours
-
-    def _has(self, local: Endpoint) -> bool:
         if local in self._open:
             return True
         wildcard = UNSPECIFIED[":" in local.host]

@@ -51,7 +51,6 @@ class XdpWire:
         )
         if not self._wire:
             raise MemoryError("no memory for the native engine's paths")
-        self._not_for_us = 0
         self._last: dict[str, int] = {}
 
     @property
@@ -66,9 +65,7 @@ class XdpWire:
 
     def admit(self, key: bytes) -> Path | None:
         """See Wire."""
-        path = self._paths.admit(key)
-        self._not_for_us += path is None
-        return path
+        return self._paths.admit(key)
 
     def route(self, path: Path) -> WireRoute:
         """See Wire."""
@@ -126,8 +123,6 @@ class XdpWire:
         """Counters by name, as Link.statistics has them."""
         if self._wire is not None:
             self._last = read_figures(self._wire, _DROPS)
-            if self._not_for_us:
-                self._last["rx_not_for_us"] = self._not_for_us
         return self._last
 
     def close(self) -> None:

@@ -27,6 +27,11 @@ enum {
 	IPV4_MORE_FRAGMENTS = 0x2000,
 	IPV4_OFFSET_MASK = 0x1fff,
 	IPV4_DONT_FRAGMENT = 0x4000,
+
+	OPTION_END = 0, /* of IPv4, RFC 791 section 3.1 */
+	OPTION_NOTHING = 1,
+	OPTION_LOOSE_ROUTE = 131,
+	OPTION_STRICT_ROUTE = 137,
 };
 
 _Static_assert(sizeof(struct hs_frame_flow) == 64, "a flow has no padding bytes");
@@ -46,6 +51,40 @@ static void put16(uint8_t *at, uint16_t value)
 {
 	at[0] = (uint8_t)(value >> 8);
 	at[1] = (uint8_t)value;
+}
+
+/* One's complement sum (RFC 1071) in memory byte order; such a sum may be taken in words of any
+ * width, and the carries added in at the end. */
+static uint64_t sum_bytes(const uint8_t *at, size_t n)
+{
+	uint64_t sums[4] = { 0 };
+	for (; n >= 16; at += 16, n -= 16) {
+		uint32_t words[4];
+		memcpy(words, at, sizeof(words));
+		sums[0] += words[0];
+		sums[1] += words[1];
+		sums[2] += words[2];
+		sums[3] += words[3];
+	}
+	uint64_t sum = sums[0] + sums[1] + sums[2] + sums[3];
+	for (; n >= 2; at += 2, n -= 2) {
+		uint16_t word;
+		memcpy(&word, at, sizeof(word));
+		sum += word;
+	}
+	if (n) {
+		uint16_t word = 0;
+		memcpy(&word, at, 1);
+		sum += word;
+	}
+	return sum;
+}
+
+static uint16_t fold(uint64_t sum)
+{
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return (uint16_t)sum;
 }
 
 static void advance(struct cursor *c, size_t n)
@@ -86,6 +125,42 @@ static enum hs_frame_drop parse_ethernet(struct cursor *c, struct hs_frame_flow 
 	return HS_FRAME_GOOD;
 }
 
+/* Options are skipped. As in the kernel, a sender may not choose the way of the answers
+ * (net.ipv4.conf.*.accept_source_route is 0 for hosts that were not told otherwise). */
+static enum hs_frame_drop check_options(const uint8_t *at, size_t left)
+{
+	while (left && *at != OPTION_END) {
+		size_t bytes = 1;
+		if (*at != OPTION_NOTHING) {
+			if (left < 2 || at[1] < 2 || at[1] > left)
+				return HS_FRAME_BAD_IP;
+			if (*at == OPTION_LOOSE_ROUTE || *at == OPTION_STRICT_ROUTE)
+				return HS_FRAME_BAD_IP;
+			bytes = at[1];
+		}
+		at += bytes;
+		left -= bytes;
+	}
+	return HS_FRAME_GOOD;
+}
+
+/* RFC 1122 section 3.2.1.3, RFC 6890: "this network", the loopback, groups, what is reserved, and the
+ * broadcast address. */
+static int is_martian_v4(const uint8_t *source)
+{
+	return source[0] == 0 || source[0] == 127 || source[0] >= 224;
+}
+
+/* RFC 4291 sections 2.5 and 2.7: a group; "::", "::1" and the other ones that begin with 80 zero bits
+ * and hold an IPv4 address, which belong on no wire. */
+static int is_martian_v6(const uint8_t *source)
+{
+	static const uint8_t ZEROS[10];
+	return source[0] == 0xff ||
+	       (!memcmp(source, ZEROS, sizeof(ZEROS)) &&
+		((source[10] == 0 && source[11] == 0) || (source[10] == 0xff && source[11] == 0xff)));
+}
+
 static enum hs_frame_drop parse_ipv4(struct cursor *c, struct hs_datagram *out)
 {
 	if (c->left < IPV4_BYTES)
@@ -106,8 +181,13 @@ static enum hs_frame_drop parse_ipv4(struct cursor *c, struct hs_datagram *out)
 	out->flow.ip_version = 4;
 	memcpy(out->flow.remote_ip, ip + 12, 4);
 	memcpy(out->flow.local_ip, ip + 16, 4);
+	drop = check_options(ip + IPV4_BYTES, header_bytes - IPV4_BYTES);
+	if (drop)
+		return drop;
 	advance(c, header_bytes);
-	return HS_FRAME_GOOD;
+	/* A datagram from its own receiver came from somebody else. */
+	return is_martian_v4(ip + 12) || !memcmp(ip + 12, ip + 16, 4) ? HS_FRAME_MARTIAN :
+									HS_FRAME_GOOD;
 }
 
 static enum hs_frame_drop skip_extension_headers(struct cursor *c, uint8_t next)
@@ -154,6 +234,8 @@ static enum hs_frame_drop parse_ipv6(struct cursor *c, struct hs_datagram *out)
 	out->flow.ip_version = 6;
 	memcpy(out->flow.remote_ip, ip + 8, 16);
 	memcpy(out->flow.local_ip, ip + 24, 16);
+	if (is_martian_v6(ip + 8) || !memcmp(ip + 8, ip + 24, 16))
+		return HS_FRAME_MARTIAN;
 	return skip_extension_headers(c, ip[6]);
 }
 
@@ -177,13 +259,16 @@ static enum hs_frame_drop parse(struct cursor *c, struct hs_datagram *out)
 	enum hs_frame_drop drop = parse_ethernet(c, &out->flow, &type);
 	if (drop)
 		return drop;
+	const uint8_t *ip = c->at;
 	if (type == ETHERTYPE_V4)
 		drop = parse_ipv4(c, out);
 	else if (type == ETHERTYPE_V6)
 		drop = parse_ipv6(c, out);
 	else
 		drop = HS_FRAME_NOT_IP;
-	return drop ? drop : parse_udp(c, out);
+	drop = drop ? drop : parse_udp(c, out);
+	out->header_bytes = (uint16_t)(c->at - ip);
+	return drop;
 }
 
 int hs_frames_parse(const uint8_t *umem, size_t umem_bytes, const struct hs_frame_desc *descs,
@@ -204,38 +289,25 @@ int hs_frames_parse(const uint8_t *umem, size_t umem_bytes, const struct hs_fram
 	return good;
 }
 
-/* One's complement sum (RFC 1071) in memory byte order; such a sum may be taken in words of any
- * width, and the carries added in at the end. */
-static uint64_t sum_bytes(const uint8_t *at, size_t n)
+int hs_frame_sums_hold(const uint8_t *umem, const struct hs_datagram *datagram)
 {
-	uint64_t sums[4] = { 0 };
-	for (; n >= 16; at += 16, n -= 16) {
-		uint32_t words[4];
-		memcpy(words, at, sizeof(words));
-		sums[0] += words[0];
-		sums[1] += words[1];
-		sums[2] += words[2];
-		sums[3] += words[3];
-	}
-	uint64_t sum = sums[0] + sums[1] + sums[2] + sums[3];
-	for (; n >= 2; at += 2, n -= 2) {
-		uint16_t word;
-		memcpy(&word, at, sizeof(word));
-		sum += word;
-	}
-	if (n) {
-		uint16_t word = 0;
-		memcpy(&word, at, 1);
-		sum += word;
-	}
-	return sum;
-}
-
-static uint16_t fold(uint64_t sum)
-{
-	while (sum >> 16)
-		sum = (sum & 0xffff) + (sum >> 16);
-	return (uint16_t)sum;
+	const struct hs_frame_flow *flow = &datagram->flow;
+	const uint8_t *udp = umem + datagram->payload - UDP_BYTES;
+	const uint8_t *ip = umem + datagram->payload - datagram->header_bytes;
+	/* Another worker may write into the UMEM: lengths are those that were checked. */
+	size_t address_bytes = flow->ip_version == 4 ? 4 : 16;
+	size_t ip_bytes = datagram->header_bytes - (size_t)UDP_BYTES;
+	size_t udp_bytes = UDP_BYTES + (size_t)datagram->payload_bytes;
+	uint16_t checksum;
+	memcpy(&checksum, udp + 6, sizeof(checksum));
+	if (flow->ip_version == 4 && fold(sum_bytes(ip, ip_bytes)) != 0xffff)
+		return 0;
+	if (!checksum)
+		return flow->ip_version == 4;
+	uint64_t pseudo = sum_bytes(flow->remote_ip, address_bytes) +
+			  sum_bytes(flow->local_ip, address_bytes) + htons(NEXT_UDP) +
+			  htons((uint16_t)udp_bytes);
+	return fold(pseudo + sum_bytes(udp, udp_bytes)) == 0xffff || checksum == fold(pseudo);
 }
 
 static void put_checksum(uint8_t *at, uint16_t checksum)

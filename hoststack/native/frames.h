@@ -3,8 +3,8 @@
  * Ethernet, IP and UDP headers of frames in a UMEM, a burst at a time.
  *
  * Parsing trusts nothing: every length is checked against the frame, and the frame against the
- * UMEM. Checksums are not verified on receipt: packets from a stack on the same machine carry
- * unfinished ones, and QUIC authenticates its packets. They are complete on sending.
+ * UMEM. Checksums are verified by hs_frame_sums_hold, for plain datagrams: QUIC authenticates its
+ * packets. They are complete on sending.
  */
 #ifndef HS_FRAMES_H
 #define HS_FRAMES_H
@@ -29,6 +29,8 @@ enum hs_frame_drop {
 	HS_FRAME_BAD_EXTENSION, /* too many IPv6 extension headers, or one that asks for more */
 	HS_FRAME_NOT_UDP,
 	HS_FRAME_BAD_UDP, /* the UDP length does not fit the packet */
+	HS_FRAME_MARTIAN, /* its source can be no host's address: nothing may be sent there */
+	HS_FRAME_BAD_SUM, /* a checksum does not hold; see hs_frame_sums_hold */
 	HS_FRAME_DROPS, /* how many there are */
 };
 
@@ -62,7 +64,7 @@ struct hs_datagram {
 	uint32_t payload_bytes;
 	uint8_t drop; /* enum hs_frame_drop; the other fields count only if it is HS_FRAME_GOOD */
 	uint8_t ecn; /* 0 to 3, RFC 3168 */
-	uint16_t zero;
+	uint16_t header_bytes; /* of IP and UDP, in front of the payload */
 	struct hs_frame_flow flow;
 };
 
@@ -79,6 +81,12 @@ struct hs_frame_header {
 /* Parse the headers of `n` received frames into as many datagrams. Returns how many are good. */
 int hs_frames_parse(const uint8_t *umem, size_t umem_bytes, const struct hs_frame_desc *descs,
 		    int n, struct hs_datagram *out);
+
+/* Whether a good datagram's checksums hold: the IPv4 header's, and UDP's. One of UDP that the sender
+ * left to its network card is unfinished where no card was on the way (CHECKSUM_PARTIAL, as between the
+ * ends of a veth pair): it is the sum of the pseudo header then, and holds. Without one a datagram over
+ * IPv4 is good (RFC 768), over IPv6 it is not (RFC 8200 section 8.1). */
+int hs_frame_sums_hold(const uint8_t *umem, const struct hs_datagram *datagram);
 
 /* Prepare the headers of frames that go from a flow's local to its remote side, with the flow's
  * VLAN tags. `ecn` is 0 to 3. Returns 0, or -1 if version or tag count are out of range. */

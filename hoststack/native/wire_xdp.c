@@ -75,7 +75,9 @@ static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 		w->wire.counters.rx_datagrams++;
 		w->wire.counters.rx_bytes += d->payload_bytes;
 		if (hs_datagram_ports_has(&w->datagram_ports, &d->flow)) {
-			if (hs_datagram_ports_put(&w->datagram_ports, &d->flow,
+			if (!hs_frame_sums_hold(w->umem, d))
+				w->wire.counters.drops[HS_FRAME_BAD_SUM]++;
+			else if (hs_datagram_ports_put(&w->datagram_ports, &d->flow,
 						  w->umem + d->payload, d->payload_bytes))
 				w->wire.counters.drops[HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM]++;
 			continue;

@@ -74,6 +74,7 @@ static void build_again(const uint8_t *umem, const struct hs_datagram *datagram)
 
 	CHECK(hs_frames_parse(built, frame_bytes, &desc, 1, &again) == 1);
 	CHECK(!memcmp(&again.flow, &datagram->flow, sizeof(again.flow)));
+	CHECK(hs_frame_sums_hold(built, &again));
 	CHECK(again.ecn == datagram->ecn && again.payload_bytes == payload_bytes);
 	CHECK(!memcmp(built + again.payload, payload, payload_bytes));
 
@@ -118,6 +119,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		counted++;
 		CHECK(out[i].payload >= descs[i].addr &&
 		      out[i].payload + out[i].payload_bytes <= descs[i].addr + descs[i].len);
+		hs_frame_sums_hold(umem, &out[i]);
 		build_again(umem, &out[i]);
 	}
 	CHECK(good == counted);

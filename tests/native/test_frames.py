@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import pytest
@@ -201,6 +202,129 @@ def with_ipv4(**changes: int) -> bytes:
 )
 def test_headers_that_lie_are_found_out(changes: dict[str, int], why: str) -> None:
     assert parse(with_ipv4(**changes)).drop == getattr(lib, why)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_martian"),
+    [
+        ("0.1.2.3", True),
+        ("127.0.0.1", True),
+        ("224.0.0.1", True),
+        ("239.255.255.255", True),
+        ("240.0.0.1", True),
+        ("255.255.255.255", True),
+        ("1.2.3.4", True),  # the receiver itself
+        ("1.0.0.1", False),
+        ("126.1.2.3", False),
+        ("128.0.0.1", False),
+        ("223.255.255.255", False),
+        ("::", True),
+        ("::1", True),
+        ("::10.0.0.1", True),
+        ("::ffff:10.0.0.1", True),
+        ("ff02::1", True),
+        ("0102:0304:0506:0708:090a:0b0c:0d0e:0f10", True),  # the receiver itself
+        ("fe80::1", False),
+        ("fd00::1", False),
+        ("::1:0:0:1", False),
+        ("64:ff9b::10.0.0.1", False),
+    ],
+)
+def test_sources_that_are_no_host_are_dropped(source: str, is_martian: bool) -> None:
+    address = ip_address(source)
+    of = flow(address.version)
+    of.remote_ip = address.packed.ljust(16, b"\0")
+    # It is built as its sender does, from the other side.
+    of.local_ip, of.remote_ip = bytes(of.remote_ip), bytes(of.local_ip)
+    (frame,) = build(of, [b"hello"])
+    drop = parse(frame).drop
+    assert drop == (lib.HS_FRAME_MARTIAN if is_martian else lib.HS_FRAME_GOOD)
+
+
+def with_options(options: bytes) -> bytes:
+    """An IPv4 frame whose header has them, padded."""
+    (frame,) = build(flow(4), [b"hello"])
+    padded = options.ljust(-(-len(options) // 4) * 4, b"\0")
+    header = bytearray(frame[14:34] + padded)
+    header[0] = 0x40 | len(header) // 4
+    struct.pack_into("!H", header, 2, len(header) + len(frame) - 34)
+    header[10:12] = bytes(2)
+    struct.pack_into("!H", header, 10, ~ones_complement(bytes(header)) & 0xFFFF)
+    return frame[:14] + bytes(header) + frame[34:]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (b"\x01\x01\x01\x00", "HS_FRAME_GOOD"),
+        (b"\x94\x04\0\0", "HS_FRAME_GOOD"),  # router alert
+        (b"\x00\xff\xff\xff", "HS_FRAME_GOOD"),  # what follows the end means nothing
+        (b"\x83\x07\x04\x0a\0\0\1", "HS_FRAME_BAD_IP"),  # loose source route
+        (b"\x01\x89\x07\x04\x0a\0\0\1", "HS_FRAME_BAD_IP"),  # strict
+        (b"\x07\x01\0\0", "HS_FRAME_BAD_IP"),  # lengths that lie
+        (b"\x07\x05\0\0", "HS_FRAME_BAD_IP"),
+        (b"\x01\x01\x01\x07", "HS_FRAME_BAD_IP"),
+    ],
+)
+def test_options(options: bytes, why: str) -> None:
+    frame = with_options(options)
+    assert parse(frame).drop == getattr(lib, why)
+    if why == "HS_FRAME_GOOD":
+        assert sums_hold(frame)
+
+
+def sums_hold(frame: bytes) -> bool:
+    descs = ffi.new("struct hs_frame_desc[1]")
+    descs[0].len = len(frame)
+    out = ffi.new("struct hs_datagram[1]")
+    umem = ffi.from_buffer("uint8_t[]", frame)
+    assert lib.hs_frames_parse(umem, len(frame), descs, 1, out) == 1
+    return bool(lib.hs_frame_sums_hold(umem, out))
+
+
+@given(
+    version=st.sampled_from([4, 6]),
+    payload=st.binary(max_size=1500),
+    padding=st.integers(0, 46),
+    bit=st.integers(min_value=0),
+)
+def test_one_changed_bit_is_found(version: int, payload: bytes, padding: int, bit: int) -> None:
+    (frame,) = build(flow(version), [payload])
+    assert sums_hold(frame + bytes(padding))
+    udp_at = 14 + {4: 20, 6: 40}[version]
+    # Of the UDP datagram; its length is compared with IP's before.
+    at = bit // 8 % (len(frame) - udp_at)
+    if at not in (4, 5):
+        changed = bytearray(frame)
+        changed[udp_at + at] ^= 1 << bit % 8
+        has_none = version == 4 and changed[udp_at + 6 : udp_at + 8] == b"\0\0"
+        assert sums_hold(bytes(changed)) == has_none
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_sums_that_are_not_there_or_not_finished(version: int) -> None:
+    (frame,) = build(flow(version), [b"hello"])
+    udp_at = 14 + {4: 20, 6: 40}[version]
+    addresses = frame[udp_at - {4: 8, 6: 32}[version] : udp_at]
+
+    def with_sum(value: int) -> bytes:
+        changed = bytearray(frame)
+        struct.pack_into("!H", changed, udp_at + 6, value)
+        return bytes(changed)
+
+    assert sums_hold(with_sum(0)) == (version == 4)
+    # CHECKSUM_PARTIAL: the sum of the pseudo header, which the card is to go on with.
+    pseudo = ones_complement(addresses + struct.pack("!IBBBB", 8 + 5, 0, 0, 0, 17))
+    assert sums_hold(with_sum(pseudo))
+    assert not sums_hold(with_sum(pseudo ^ 0x8000))
+    assert not sums_hold(with_sum(~pseudo & 0xFFFF))
+
+
+def test_the_ipv4_headers_sum() -> None:
+    (frame,) = build(flow(4), [b"hello"])
+    changed = bytearray(frame)
+    changed[14 + 8] -= 1  # a hop
+    assert not sums_hold(bytes(changed))
 
 
 @pytest.mark.parametrize(("count", "why"), [(8, "HS_FRAME_GOOD"), (9, "HS_FRAME_BAD_EXTENSION")])
