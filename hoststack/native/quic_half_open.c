@@ -18,16 +18,16 @@
 enum {
 	BUCKETS = 256,
 	KEY_BYTES = 9, /* the kind of address, and 4 or 8 bytes of it */
-	/* Of a source whose part is used up, each client (a port) goes on with so many. An attacker
-	 * behind a NAT does not shut out its neighbours until it uses thousands of ports. */
-	HANDSHAKES_PER_PORT = 8,
-	/* Such a source may still begin so many handshakes in a second in place of older ones. They cost
-	 * the worker a fifth of its time. */
+	/* A source whose part is used up may still begin so many handshakes in a second in place of older
+	 * ones, from ports that have none under way: an attacker behind a NAT does not shut out its
+	 * neighbours until it uses thousands of ports. They cost the worker a fifth of its time. */
 	REPLACEMENTS_PER_SECOND = 512,
+	/* The same, from other ports. */
+	REPLACEMENTS_OF_BUSY_PORTS = 128,
 };
 
 #define SECOND_NS 1000000000ULL
-/* A handshake that has taken so long makes room whoever asks. */
+/* A handshake that has taken so long makes room for a port that has others under way, too. */
 #define REPLACED_AFTER_NS (3 * SECOND_NS)
 
 struct hs_source {
@@ -180,28 +180,29 @@ static uint16_t port_of(const union hs_address *address)
 	return address->any.sa_family == AF_INET ? address->v4.sin_port : address->v6.sin6_port;
 }
 
-static int is_port_full(const struct hs_source *source, const union hs_address *remote)
+static int is_port_busy(const struct hs_source *source, const union hs_address *remote)
 {
-	int count = 0;
-	for (const struct hs_connection *c = source->first; c; c = c->newer_of_source) {
-		if (port_of(&c->path->remote) == port_of(remote) &&
-		    !memcmp(&c->path->remote, remote, hs_address_bytes(remote)) &&
-		    ++count == HANDSHAKES_PER_PORT)
-			return 1;
-	}
-	return 0;
+	const struct hs_connection *c = source->first;
+	while (c && !(port_of(&c->path->remote) == port_of(remote) &&
+		      !memcmp(&c->path->remote, remote, hs_address_bytes(remote))))
+		c = c->newer_of_source;
+	return c != NULL;
 }
 
 static int may_replace(const struct hs_quic *q, struct hs_source *source,
 		       const union hs_address *remote)
 {
-	if (q->now_ns - source->first->began_ns >= REPLACED_AFTER_NS)
-		return 1;
+	uint32_t most = REPLACEMENTS_PER_SECOND;
 	if (q->now_ns - source->second_began_ns >= SECOND_NS) {
 		source->second_began_ns = q->now_ns;
 		source->replacements = 0;
 	}
-	if (source->replacements >= REPLACEMENTS_PER_SECOND || is_port_full(source, remote))
+	if (is_port_busy(source, remote)) {
+		if (q->now_ns - source->first->began_ns < REPLACED_AFTER_NS)
+			return 0;
+		most = REPLACEMENTS_OF_BUSY_PORTS;
+	}
+	if (source->replacements >= most)
 		return 0;
 	source->replacements++;
 	return 1;

@@ -351,6 +351,7 @@ class AioquicEngine:
         self.counters.drop("replaced")
         self._acceptor.half_open.end(connection)
         connection.give_up("Too many handshakes at once")
+        connection.timer_at = None
         self._given_up.append(connection)
         self._due[connection] = None
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 #: Each takes some 90 KB.
 MAX_HALF_OPEN: Final = 1024
-_PER_PORT: Final = 8
+#: Of one source, whatever `QuicConfig.half_open_per_source` says: each costs 3 ms of CPU time, and
+#: its retransmissions as much again.
+_MOST_PER_SOURCE: Final = 64
 _REPLACEMENTS_PER_SECOND: Final = 64
+_REPLACEMENTS_OF_BUSY_PORTS: Final = 16
 _REPLACED_AFTER_S: Final = 3.0
 _HELD: Final = 256
 _HELD_BYTES: Final = 512 * 1024
@@ -50,12 +53,14 @@ class _Part:
         self.replacements = 0
 
     def may_replace(self, oldest_began: float, remote: Endpoint, now: float) -> bool:
-        if now - oldest_began >= _REPLACED_AFTER_S:
-            return True
         if now - self.second_began >= 1:
             self.second_began, self.replacements = now, 0
-        same_port = sum(each.first_path.remote == remote for each in self.connections)
-        if self.replacements >= _REPLACEMENTS_PER_SECOND or same_port >= _PER_PORT:
+        most = _REPLACEMENTS_PER_SECOND
+        if any(each.first_path.remote == remote for each in self.connections):
+            if now - oldest_began < _REPLACED_AFTER_S:
+                return False
+            most = _REPLACEMENTS_OF_BUSY_PORTS
+        if self.replacements >= most:
             return False
         self.replacements += 1
         return True
@@ -83,7 +88,7 @@ class HalfOpen:
         `is_full` says that there are as many connections as there may be.
         """
         part = self._parts.get(_source(remote.host)) if is_proven else None
-        if part is not None and len(part.connections) >= per_source:
+        if part is not None and len(part.connections) >= min(per_source, _MOST_PER_SOURCE):
             oldest = next(iter(part.connections))
             if not part.may_replace(self._began[oldest][0], remote, now):
                 raise RefusedError

@@ -218,7 +218,8 @@ class QuicConfig:
     half_open_per_source: int = 512
     """Handshakes under way that one proven address (of IPv6: one /64) may have in a worker, which
     has room for 1,024 in all. An address that wants more gives up its own oldest, or is refused;
-    clients behind one NAT share this, and an honest handshake is under way for a round trip."""
+    clients behind one NAT share this, and an honest handshake is under way for a round trip. The
+    aioquic engine allows 64 at most."""
     early_data: bool = False
     """0-RTT (RFC 9001 section 4.6): a server offers it, a client uses it where a ticket of
     `TlsConfig.sessions` allows it. Needs exactly one application protocol."""
