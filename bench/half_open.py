@@ -46,23 +46,28 @@ async def _handshakes(uri: str, seconds: float) -> list[float]:
 
 
 @contextmanager
-def _flood(pair: netns.VethPair, kind: str, seconds: float) -> Iterator[None]:
+def _flood(pair: netns.VethPair, kind: str, seconds: float, rates: list[float]) -> Iterator[None]:
+    """A flood beside the block, which takes less than so many seconds. Adds to `rates` how many
+    packets a second it came to."""
     if kind == "none":
         yield
         return
     macs = (pair.b.mac + pair.a.mac).hex()
     words = ["-m", "bench.flood", kind, pair.a.ifname, macs, pair.b.ipv4, str(ends.PORT)]
     words += [f"--per-second={PER_SECOND}", f"--seconds={seconds}"]
-    with running(pair.a.command(sys.executable, *words)):
+    with running(pair.a.command(sys.executable, *words)) as process:
         time.sleep(_LEAD_S)
         yield
+        rates.append(process.finish_to_json()["sent"] / seconds)
 
 
-def _measure_one(pair: netns.VethPair, engine: str, kind: str, seconds: float) -> list[float]:
+def _measure_one(
+    pair: netns.VethPair, engine: str, kind: str, seconds: float, rates: list[float]
+) -> list[float]:
     uri = f"quic://{pair.b.ipv4}:{ends.PORT}"
     with (
         running(ends.end_command(pair.b, "server", "af_xdp", engine, uri)),
-        _flood(pair, kind, 2 * _LEAD_S + seconds),
+        _flood(pair, kind, 2 * _LEAD_S + seconds, rates),
         pair.a.inside(),
     ):
         try:
@@ -74,21 +79,24 @@ def _measure_one(pair: netns.VethPair, engine: str, kind: str, seconds: float) -
 def measure(rounds: int, seconds: float) -> Found:
     """Median and 99th percentile for each engine and flood, over all rounds."""
     took: dict[tuple[str, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {}
     with netns.veth_pair() as pair:
         # What answers forged addresses goes to the other side, as to a router.
         pair.b.ip("route", "add", "default", "via", pair.a.ipv4)
         for _ in range(rounds):
             for engine in available_engines():
                 for kind in KINDS:
-                    each = _measure_one(pair, engine, kind, seconds)
+                    rate = rates.setdefault((engine, kind), [])
+                    each = _measure_one(pair, engine, kind, seconds, rate)
                     took.setdefault((engine, kind), []).extend(each)
     p99 = {key: statistics.quantiles(each, n=100)[98] for key, each in took.items()}
     return Found(
-        f"ms of an honest handshake, beside {PER_SECOND} first packets a second",
+        "ms of an honest handshake, beside a flood of first packets",
         [
             {
                 "engine": engine,
                 "flood": kind,
+                "a second": round(statistics.mean(rates[engine, kind] or [0])),
                 "handshakes": len(each),
                 "median": round(statistics.median(each), 2),
                 "p99": round(p99[engine, kind], 1),
