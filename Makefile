@@ -8,11 +8,15 @@ SECONDS ?= 60
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-bootstrap: ## install what is missing: Debian's packages (as root), and .venv
-	@scripts/bootstrap.sh
+# What to set up: what running takes, or what the tests take as well.
+PURPOSE := run
+lint test fuzz bench: PURPOSE := test
+
+bootstrap: ## install what running takes and is missing: Debian's packages (as root), and .venv
+	@scripts/bootstrap.sh $(PURPOSE)
 
 build: bootstrap ## compile the C modules and the BPF objects, as far as they changed
-	@$(PYTHON) setup.py --quiet build_ext --inplace
+	@HOSTSTACK_WITHOUT="$$(cat .venv/without)" $(PYTHON) setup.py --quiet build_ext --inplace
 
 lint: build ## ruff and mypy
 	@.venv/bin/ruff check .
@@ -37,5 +41,5 @@ bench: build ## measure, into bench/results/
 
 clean: ## remove what was built, and .venv
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	@find pyxdp hoststack -name '*.so' -delete -o -name '*.o' -delete -o -name '_native.c' -delete -o -name '_quic.c' -delete \
+	@find pyxdp hoststack -name '*.so' -delete -o -name '*.o' -delete -o -name build.json -delete -o -name '_native.c' -delete -o -name '_quic.c' -delete \
 		-o -name '_pyxdp.c' -delete

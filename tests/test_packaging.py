@@ -1,8 +1,10 @@
-"""What is installed is complete: from a source distribution, with and without libxdp and clang."""
+"""What is installed is complete, or was asked to be less: from a source distribution."""
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,31 +29,21 @@ async def main() -> None:
 
 trio.run(main)
 """
-ASK_FOR_NATIVE = """
+ASK_FOR_WHAT_IS_NOT_THERE = """
+import logging, sys
 import hoststack, trio
 
-async def main() -> None:
-    async with hoststack.open_stack(link="udp") as stack:
-        print("instead:", stack.engine_name)
-    try:
-        async with hoststack.open_stack(link="udp", engine="native"):
-            print("open")
-    except ValueError as refused:
-        print("refused:", refused)
-
-trio.run(main)
-"""
-ASK_FOR_AF_XDP = """
-import hoststack, trio
+logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
 
 async def main() -> None:
     async with hoststack.open_stack("veth0") as stack:
-        print("instead:", stack.link_reason)
-    try:
-        async with hoststack.open_stack("veth0", link="af_xdp"):
-            print("open")
-    except hoststack.LinkError as refused:
-        print("refused:", refused)
+        print("instead:", stack.link_name, stack.engine_name, flush=True)
+    for asked in ({"link": "af_xdp"}, {"link": "udp", "engine": "native"}):
+        try:
+            async with hoststack.open_stack("veth0", **asked):
+                print("open")
+        except (hoststack.LinkError, ValueError) as refused:
+            print("refused:", refused)
 
 trio.run(main)
 """
@@ -105,6 +97,7 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "_native.c",
         "_quic.c",
         "_pyxdp.c",
+        "build.json",
     )
     shutil.copytree(ROOT, copy, ignore=unwanted)
     run_python("-c", BUILD, "build_sdist", str(folder), cwd=copy)
@@ -121,36 +114,42 @@ def unpack_wheel(folder: Path) -> Path:
     return folder / "installed"
 
 
-def install_hiding(hide: str, unpacked_sdist: Path, tmp_path: Path) -> tuple[str, Path]:
-    """Install where something is hidden; what the build said, and the place."""
+def build_wheel(
+    sources: Path, folder: Path, *, hide: str = ":", without: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Build where something is hidden, and HOSTSTACK_WITHOUT has this value."""
     # in a mount namespace of its own: the machine keeps its headers
+    copy = folder / "sources"
+    if not copy.exists():
+        shutil.copytree(sources, copy)
     script = f'{hide}; exec "$0" -c "$1" build_wheel "$2"'
-    sources = tmp_path / "sources"
-    shutil.copytree(unpacked_sdist, sources, ignore=shutil.ignore_patterns("build"))
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script, sys.executable, BUILD, str(tmp_path)],
-        cwd=sources,
+    line = ["sh", "-ec", script, sys.executable, BUILD, str(folder)]
+    environment = {k: v for k, v in os.environ.items() if k != "HOSTSTACK_WITHOUT"}
+    return subprocess.run(
+        line if hide == ":" else ["unshare", "--mount", *line],
+        cwd=copy,
+        env=environment | ({} if without is None else {"HOSTSTACK_WITHOUT": without}),
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stderr, unpack_wheel(tmp_path)
 
 
 def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Path) -> None:
-    said = run_python("-c", BUILD, "build_wheel", str(tmp_path), cwd=unpacked_sdist)
+    if missing := missing_parts():
+        pytest.skip(f"this machine can't build {missing}")
+    done = build_wheel(unpacked_sdist, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     installed = unpack_wheel(tmp_path)
     for source in (*ROOT.glob("hoststack/**/*.py"), *ROOT.glob("pyxdp/**/*.py")):
         assert (installed / source.relative_to(ROOT)).exists(), source
     assert (installed / "hoststack" / "py.typed").exists()
     # bcc compiles where it traces; no other source is of use there.
     assert [each.name for each in installed.rglob("*.c")] == ["tracing.bcc.c"]
-    if "built without" not in said:
-        assert (installed / "hoststack" / "link" / "steer.bpf.o").exists()
-        assert list((installed / "pyxdp").glob("_pyxdp*.so"))
-        assert list((installed / "hoststack" / "native").glob("_quic*.so"))
+    assert (installed / "hoststack" / "link" / "steer.bpf.o").exists()
+    assert list((installed / "pyxdp").glob("_pyxdp*.so"))
+    assert list((installed / "hoststack" / "native").glob("_quic*.so"))
     [entry_points] = installed.glob("*.dist-info/entry_points.txt")
     for name in ("hoststack", "quic_echo"):
         assert f"{name} = " in entry_points.read_text(encoding="utf-8")
@@ -161,34 +160,87 @@ def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Pa
     run_python("-m", "apps.quic_echo", "--help", cwd=tmp_path, installed=installed)
 
 
-@pytest.mark.needs_root
-@pytest.mark.parametrize(
-    ("missing", "hide", "says"),
-    [
-        (
-            "libxdp",
-            "mount -t tmpfs none /usr/include/xdp",
-            "no headers of libxdp and libbpf: built without AF_XDP",
-        ),
-        (
-            "clang",
-            'mount --bind /dev/null "$(realpath "$(command -v clang)")"',
-            "no clang: built without the steering program",
-        ),
-    ],
-    ids=["libxdp", "clang"],
-)
-def test_installed_without(
-    missing: str, hide: str, says: str, unpacked_sdist: Path, tmp_path: Path
-) -> None:
-    if shutil.which("clang") is None or not Path("/usr/include/xdp").exists():
-        pytest.skip("clang or libxdp's headers are not there to be hidden")
-    said, installed = install_hiding(hide, unpacked_sdist, tmp_path)
-    assert says in said
+@functools.cache
+def missing_parts() -> str:
+    """The parts that this machine can't build."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "missing_parts"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
-    assert "udp is open" in run_python("-c", OPEN_A_STACK, cwd=tmp_path, installed=installed)
+
+#: What a build says that fails, by what makes it fail; each names a Debian package to install.
+HIDDEN = {
+    "libxdp": ("mount -t tmpfs none /usr/include/xdp", "xdp", "install libxdp-dev"),
+    "clang": (
+        'mount --bind /dev/null "$(realpath "$(command -v clang)")"',
+        "xdp",
+        "no clang, which compiles the XDP programs: install clang",
+    ),
+    "a clang that knows BPF": (
+        'mount --bind /bin/false "$(realpath "$(command -v clang)")"',
+        "xdp",
+        "clang can't compile",
+    ),
+    "ngtcp2": ("mount -t tmpfs none /usr/include/ngtcp2", "native", "install libngtcp2-dev"),
+    "GnuTLS": ("mount -t tmpfs none /usr/include/gnutls", "native", "install libgnutls28-dev"),
+}
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("missing", HIDDEN)
+def test_a_build_fails_that_lacks_something(
+    missing: str, unpacked_sdist: Path, tmp_path: Path
+) -> None:
+    if absent := missing_parts():
+        pytest.skip(f"this machine can't build {absent} as it is")
+    hide, part, says = HIDDEN[missing]
+    done = build_wheel(unpacked_sdist, tmp_path, hide=hide)
+    assert done.returncode != 0
+    assert f"error: {part} can't be built here:" in done.stderr
+    assert says in done.stderr
+    assert f"set HOSTSTACK_WITHOUT={part}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.whl"))
+
+
+@pytest.mark.needs_root
+def test_a_build_fails_that_lacks_both(unpacked_sdist: Path, tmp_path: Path) -> None:
+    if absent := missing_parts():
+        pytest.skip(f"this machine can't build {absent} as it is")
+    hide = "; ".join(HIDDEN[name][0] for name in ("libxdp", "ngtcp2"))
+    done = build_wheel(unpacked_sdist, tmp_path, hide=hide)
+    assert "set HOSTSTACK_WITHOUT=native,xdp" in done.stderr
+    done = build_wheel(unpacked_sdist, tmp_path, hide=hide, without="xdp")
+    assert "error: native can't be built here:" in done.stderr
+    assert "set HOSTSTACK_WITHOUT=native,xdp" in done.stderr
+
+
+@pytest.mark.parametrize("without", ["ngtcp2", "native,xpd", "native xdp"])
+def test_parts_that_do_not_exist(unpacked_sdist: Path, tmp_path: Path, without: str) -> None:
+    done = build_wheel(unpacked_sdist, tmp_path, without=without)
+    assert done.returncode != 0
+    assert "error: HOSTSTACK_WITHOUT names" in done.stderr
+    assert "it can name native, xdp" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.needs_root
+def test_installed_without_both_parts(unpacked_sdist: Path, tmp_path: Path) -> None:
+    """It was asked for: what is missing then is neither needed nor silent."""
+    done = build_wheel(unpacked_sdist, tmp_path, without="native, xdp")
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed = unpack_wheel(tmp_path)
+    built = [path.name.partition(".")[0] for path in installed.rglob("*.so")]
+    assert (built, list(installed.rglob("*.bpf.o"))) == (["_native"], [])
+
+    in_a_namespace = ["unshare", "--net", "sh", "-ec", WITH_A_VETH_PAIR]
     asked = subprocess.run(
-        ["unshare", "--net", "sh", "-ec", WITH_A_VETH_PAIR, sys.executable, ASK_FOR_AF_XDP],
+        [*in_a_namespace, sys.executable, ASK_FOR_WHAT_IS_NOT_THERE],
         cwd=tmp_path,
         env=path_of(installed),
         capture_output=True,
@@ -197,21 +249,34 @@ def test_installed_without(
         timeout=60,
     )
     assert asked.returncode == 0, asked.stdout + asked.stderr
-    instead, refused = asked.stdout.splitlines()
-    assert instead.startswith("instead: ")
-    assert missing in instead
-    assert refused.startswith("refused: ")
-    assert missing in refused
+    link, engine, instead, no_af_xdp, no_native = asked.stdout.splitlines()
+    assert link.startswith("WARNING link udp instead of af_xdp: ")
+    assert "libxdp" in link
+    assert engine.startswith("WARNING engine aioquic instead of native: it was left out")
+    assert "HOSTSTACK_WITHOUT" in engine
+    assert instead == "instead: udp aioquic"
+    assert no_af_xdp.startswith("refused: ")
+    assert "libxdp" in no_af_xdp
+    assert no_native.startswith("refused: there is no native engine: it was left out of the build")
+
+    doctor = subprocess.run(
+        [sys.executable, "-S", "-m", "hoststack.cli.main", "doctor", "lo"],
+        cwd=tmp_path,
+        env=path_of(installed),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    for subject in ("native engine", "pyxdp", "steering"):
+        [line] = [line for line in doctor.stdout.splitlines() if f" {subject} " in line]
+        assert "left out of the build (HOSTSTACK_WITHOUT)" in line
 
 
-@pytest.mark.needs_root
-def test_installed_without_ngtcp2(unpacked_sdist: Path, tmp_path: Path) -> None:
-    if not Path("/usr/include/ngtcp2").exists():
-        pytest.skip("ngtcp2's headers are not there to be hidden")
-    hide = "mount -t tmpfs none /usr/include/ngtcp2"
-    said, installed = install_hiding(hide, unpacked_sdist, tmp_path)
-    assert "built without the native engine" in said
-    said = run_python("-c", ASK_FOR_NATIVE, cwd=tmp_path, installed=installed)
-    instead, refused = said.splitlines()
-    assert instead == "instead: aioquic"
-    assert refused.startswith("refused: the native engine was not built")
+def test_setup_py_names_packages_of_the_one_list() -> None:
+    """scripts/bootstrap.sh has the list of Debian's packages; error messages name some of them."""
+    listed = set(re.findall(r"[a-z0-9.+-]+", (ROOT / "scripts/bootstrap.sh").read_text()))
+    setup = (ROOT / "setup.py").read_text()
+    named = set(re.findall(r"\b[a-z0-9-]+-dev\b", setup))
+    assert named
+    assert named <= listed

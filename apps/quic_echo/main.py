@@ -54,6 +54,10 @@ def _run(options: Options, timing: Timing) -> int:
         format="quic_echo: %(name)s: %(message)s",
         level=logging.INFO if options.log_level > 1 else logging.CRITICAL,
     )
+    if options.log_level:
+        # Why it is not a better link or engine.
+        for name in ("hoststack.link.auto", "hoststack.engine.engines"):
+            logging.getLogger(name).setLevel(logging.WARNING)
     crew = Crew(options, timing)
     trio.run(_run_until_done, crew)
     timing.last("exit")
@@ -110,7 +114,7 @@ async def _run_role(record: Record) -> None:
     async with _stack(options, config) as stack:
         record.link_name = stack.link_name
         record.engine_name = stack.engine_name
-        if stack.link_reason:
+        if stack.link_reason and options.socket_name is not None:
             record.log(1, stack.link_reason)
         try:
             # The stack is outside, so that it can tell the peers of an end before it goes.

@@ -15,6 +15,9 @@ from typing import Final
 
 import pyxdp
 from hoststack.cli.finding import Finding, bad, good, hint
+from hoststack.engine.engines import why_not_native
+from hoststack.native.build_record import left_out
+from hoststack.trace import kernel_headers
 
 # linux/capability.h
 _CAPABILITIES: Final = {
@@ -28,6 +31,7 @@ _AF_XDP: Final = 44
 # bpf_link for XDP came with 5.9; what we test on is 6.1 and later.
 _OLDEST_KERNEL: Final = (5, 9)
 _LEAST_MEMLOCK_BYTES: Final = 64 << 20
+_LEFT_OUT: Final = "left out of the build (HOSTSTACK_WITHOUT)"
 
 
 def findings() -> Iterator[Finding]:
@@ -36,7 +40,8 @@ def findings() -> Iterator[Finding]:
     yield _af_xdp()
     yield _capabilities()
     yield _locked_memory()
-    yield from _c_parts()
+    yield _native_engine()
+    yield _pyxdp()
     yield _steering_program()
     yield _jit()
     yield _packages()
@@ -106,17 +111,35 @@ def _locked_memory() -> Finding:
     return good("locked memory", text)
 
 
-def _c_parts() -> Iterator[Finding]:
+def _native_engine() -> Finding:
+    subject = "native engine"
+    why_not = why_not_native()
+    if why_not:
+        reason, _, fix = why_not.partition(": ")
+        return hint(subject, f"{reason}; the aioquic engine does its work", fix)
+    from hoststack.native._quic import ffi, lib
+
+    versions = (
+        ("ngtcp2", lib.NGTCP2_VERSION, lib.ngtcp2_version(0).version_str),
+        ("GnuTLS", lib.GNUTLS_VERSION, lib.gnutls_check_version(ffi.NULL)),
+    )
+    texts = []
+    for name, *pointers in versions:
+        built, loaded = (ffi.string(pointer).decode() for pointer in pointers)
+        texts.append(f"{name} {loaded}" + (f" (built against {built})" if built != loaded else ""))
+    return good(subject, f"built; {', '.join(texts)}")
+
+
+def _pyxdp() -> Finding:
     works, why = pyxdp.available()
     if works:
-        yield good("pyxdp", f"built; libbpf {pyxdp.libbpf_version()}")
-    else:
-        yield bad(
-            "pyxdp",
-            why.split(";")[0],
-            "install libxdp-dev, libbpf-dev, clang, gcc and python3-dev, then build again: `make"
-            " build` in a checkout, else `pip install --force-reinstall`",
-        )
+        return good("pyxdp", f"built; libbpf {pyxdp.libbpf_version()}")
+    return bad(
+        "pyxdp",
+        _LEFT_OUT if "xdp" in left_out() else why.split(";")[0],
+        "install libxdp-dev, libbpf-dev, clang, gcc and python3-dev, then build again: `make"
+        " build` in a checkout, else `pip install --force-reinstall`",
+    )
 
 
 def _steering_program() -> Finding:
@@ -125,7 +148,7 @@ def _steering_program() -> Finding:
     if not program.is_file():
         return bad(
             subject,
-            "the XDP program was not built",
+            _LEFT_OUT if "xdp" in left_out() else "the XDP program was not built",
             "install clang, libbpf-dev and linux-libc-dev, then build again (`make build`)",
         )
     if not pyxdp.available()[0]:
@@ -160,10 +183,9 @@ def _packages() -> Finding:
 
 def _kernel_headers() -> Finding:
     subject = "headers"
-    if Path(f"/lib/modules/{platform.release()}/build").exists():
-        return good(subject, "the kernel's headers are there, for tracing with bcc")
-    return hint(
-        subject,
-        "no headers of the running kernel: only tracing with bcc wants them",
-        f"install linux-headers-{platform.release()}, or name a tree in BCC_KERNEL_SOURCE",
-    )
+    try:
+        found = kernel_headers.find()
+    except OSError as error:
+        fix = str(error.strerror).partition(": ")[2]
+        return hint(subject, "no kernel headers: only tracing wants them", fix)
+    return good(subject, f"for tracing with bcc: {found}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hoststack.engine.engines import EngineName
+from hoststack.engine.engines import ChosenEngine
 from hoststack.link.base import KernelProtocol
 from hoststack.session.namespaces import Scope
 
@@ -25,7 +25,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     link: str
     description: dict[str, Any]
     """Of the link, as its `hand_over` gave it."""
-    engine: EngineName
+    engine: ChosenEngine
     host: int
     rotation: int
     secret: bytes

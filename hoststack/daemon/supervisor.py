@@ -30,7 +30,7 @@ from hoststack.debug.grammar import Command
 from hoststack.debug.namespaces import add_namespace
 from hoststack.debug.unix_listener import unix_listener
 from hoststack.debug.worker_side import Data
-from hoststack.engine.engines import SECRET_BYTES
+from hoststack.engine.engines import SECRET_BYTES, ChosenEngine, choose_engine
 from hoststack.session import attaching
 from hoststack.session.namespaces import Namespaces
 
@@ -56,8 +56,11 @@ class DaemonError(Exception):
 class Supervisor:
     """Use `run_daemon`."""
 
-    def __init__(self, config: DaemonConfig, part: LinkPart, link_reason: str) -> None:
+    def __init__(
+        self, config: DaemonConfig, part: LinkPart, link_reason: str, engine: ChosenEngine
+    ) -> None:
         self._config = config
+        self._engine = engine
         self._part = part
         self._link_reason = link_reason
         self._ports = PortKeeper(part)
@@ -210,7 +213,7 @@ class Supervisor:
                 generation=generation,
                 link=self._part.name,
                 description=description,
-                engine=self._config.engine,
+                engine=self._engine,
                 host=self._config.host,
                 rotation=0,
                 secret=self._secret,
@@ -270,10 +273,15 @@ async def run_daemon(
     config: DaemonConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """A daemon's whole life. Raises LinkError, OSError, ConfigError, DaemonError."""
-    part, reason = make_link_part(config, rotation=0)
-    if reason:
-        logger.warning("%s", reason)
     try:
-        await Supervisor(config, part, reason).run(task_status=task_status)
+        # Here, not in the workers, which may not be allowed to read what it is in.
+        engine, why_not_better = choose_engine(config.engine)
+    except ValueError as error:
+        raise DaemonError(str(error)) from None
+    part, reason = make_link_part(config, rotation=0)
+    for fallback in filter(None, (why_not_better, reason)):
+        logger.warning("%s", fallback)
+    try:
+        await Supervisor(config, part, reason, engine).run(task_status=task_status)
     finally:
         part.close()

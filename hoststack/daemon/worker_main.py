@@ -19,6 +19,7 @@ import trio
 
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
+from hoststack.daemon.loaded import load_everything
 from hoststack.daemon.ports import PortClient
 from hoststack.daemon.privileges import (
     OrphanedError,
@@ -195,6 +196,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     raise_open_files()
+    # As long as it may read the files: later it is another user.
+    load_everything()
     logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
     try:
         trio.run(run_worker, fd)

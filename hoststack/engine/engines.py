@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import logging
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from hoststack.link.base import Link
+from hoststack.native.build_record import left_out
 from hoststack.quic.aioquic_engine import AioquicEngine
 from hoststack.quic.seam import CidConfig, Engine, EngineOwner
 
+logger = logging.getLogger(__name__)
+
+ChosenEngine = Literal["native", "aioquic"]
 EngineName = Literal["auto", "native", "aioquic"]
 
 #: Of the secret that workers share.
 SECRET_BYTES = 32
-_NATIVE_MODULE = "hoststack.native._quic"
+_NATIVE_MODULE: Final = "hoststack.native._quic"
+_HOW_TO_BUILD: Final = (
+    "it needs ngtcp2 1.11, GnuTLS and OpenSSL with their headers (scripts/bootstrap.sh installs "
+    "them on Debian), then `make build`"
+)
 
 
-def available_engines() -> list[Literal["native", "aioquic"]]:
-    """The engines that were built here, the best first."""
-    has_native = importlib.util.find_spec(_NATIVE_MODULE) is not None
-    return ["native", "aioquic"] if has_native else ["aioquic"]
+def why_not_native() -> str:
+    """Why the native engine can't be used here; empty where it can.
+
+    Loads it: what was built against a library that has gone since is not there either.
+    """
+    try:
+        importlib.import_module(_NATIVE_MODULE)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == _NATIVE_MODULE:
+            if "native" in left_out():
+                return f"it was left out of the build (HOSTSTACK_WITHOUT): {_HOW_TO_BUILD}"
+            return f"it was not built: {_HOW_TO_BUILD}"
+        return f"it can't be loaded ({error}): {_HOW_TO_BUILD}"
+    return ""
+
+
+def available_engines() -> list[ChosenEngine]:
+    """The engines that work here, the best first."""
+    return ["aioquic"] if why_not_native() else ["native", "aioquic"]
+
+
+def choose_engine(wanted: EngineName) -> tuple[ChosenEngine, str]:
+    """The engine that was asked for; "auto" takes the best that works here.
+
+    The second value says in one line why it is not a better one, and is empty where it is the best.
+    Raises ValueError for a name that does not exist, and for an engine that is not there.
+    """
+    if wanted not in get_args(EngineName):
+        raise ValueError(f"there is no engine {wanted!r}: take 'auto', 'native' or 'aioquic'")
+    available = available_engines()
+    if wanted == "auto":
+        best = available[0]
+        why_not = why_not_native() if best != "native" else ""
+        return best, f"engine {best} instead of native: {why_not}" if why_not else ""
+    if wanted == "native" and wanted not in available:
+        raise ValueError(f"there is no native engine: {why_not_native()}")
+    return wanted, ""
 
 
 def engine_maker(
@@ -29,25 +71,19 @@ def engine_maker(
 ) -> Callable[[EngineOwner], Engine]:
     """What makes the engine of that name over a link, once it is given its owner.
 
-    "auto" is the native one where it was built. Engines with the same `secret` take each other's
-    tickets and tokens; without one it is drawn. Raises ValueError for a name that is not there.
+    "auto" is the best that works here; WARNING in the log tells why it is not the native one.
+    Engines with the same `secret` take each other's tickets and tokens; without one it is drawn.
+    Raises ValueError for a name that is not there.
     """
-    available = available_engines()
-    if name == "auto":
-        name = available[0]
-    if name == "native" and name not in available:
-        raise ValueError(
-            "the native engine was not built: it needs ngtcp2 1.11, GnuTLS and OpenSSL with their "
-            "headers (scripts/bootstrap.sh installs them on Debian), then `make build`"
-        )
+    chosen, reason = choose_engine(name)
+    if reason:
+        logger.warning("%s", reason)
     cid = cid or CidConfig()
     secret = secret or os.urandom(SECRET_BYTES)
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
-    if name == "native":
+    if chosen == "native":
         from hoststack.quic.native_engine import NativeEngine
 
         return lambda owner: NativeEngine(link, owner, cid, secret)
-    if name == "aioquic":
-        return lambda owner: AioquicEngine(link, owner, cid, secret)
-    raise ValueError(f"there is no engine {name!r}: take 'auto', 'native' or 'aioquic'")
+    return lambda owner: AioquicEngine(link, owner, cid, secret)

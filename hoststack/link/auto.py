@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 from typing import Literal
 
 from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Link, LinkError
 from hoststack.link.udp import UdpLink
+
+logger = logging.getLogger(__name__)
 
 LinkName = Literal["auto", "af_xdp", "udp"]
 
@@ -22,13 +25,17 @@ def choose_link(
     """The link that was asked for; "auto" takes AF_XDP where that works, else UDP sockets.
 
     With `busy_poll_us` the kernel is to poll the driver as well, where it can. The second value
-    says in one line why it is not AF_XDP, or does not poll; it is empty where all is as wanted.
+    says in one line why it is not AF_XDP, or does not poll, and so does the log, at WARNING; it is
+    empty where all is as wanted.
     Raises LinkError where "af_xdp" can't be had, and in any case for an interface that does not
     exist: that is a mistake to tell of, not one to work around.
     """
     link, reason = _choose(interface, wanted, mode)
     refusal = link.busy_poll(busy_poll_us) if busy_poll_us else ""
-    return link, "; ".join(filter(None, (reason, refusal)))
+    reasons = "; ".join(filter(None, (reason, refusal)))
+    if reasons:
+        logger.warning("%s", reasons)
+    return link, reasons
 
 
 def _choose(interface: str | None, wanted: LinkName, mode: XdpMode) -> tuple[Link, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
 from importlib import resources
@@ -17,6 +18,8 @@ from typing import Final, Self
 import pyxdp
 from hoststack.link.base import Endpoint, LinkError
 from hoststack.native._native import ffi, lib
+
+logger = logging.getLogger(__name__)
 
 #: Where programs are pinned: a bpffs, mounted when it is needed first.
 BPFFS: Final = Path("/run/hoststack/bpf")
@@ -83,12 +86,19 @@ class Steering:
                 program_object(), map_sizes={"hs_sockets": queues * workers}
             )
             try:
-                program.attach(interface, mode)
+                attached = program.attach(interface, mode)
             except BaseException:
                 program.close()
                 raise
         except pyxdp.PyxdpError as error:
             raise as_link_error(error) from None
+        if mode == "auto" and attached.mode == "generic":
+            logger.warning(
+                "%s: XDP in generic mode instead of native, which its driver refuses: `hoststack "
+                "doctor %s` says more",
+                interface,
+                interface,
+            )
         return cls(program, interface, is_pinned=False)
 
     @classmethod

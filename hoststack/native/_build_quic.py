@@ -1,7 +1,7 @@
 """Builds hoststack.native._quic, the native engine, with cffi in API mode.
 
-It needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL; setup.py leaves it out where one of them is
-missing.
+It needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL; setup.py says what to install where one of
+them is missing, and leaves it out where HOSTSTACK_WITHOUT asks for that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _ROOT = _HERE.parent.parent
 
 #: What Python sees; each header brings what it needs itself.
 _HEADERS = ("quic.h", "wire_xdp.h", "wire_udp.h")
+_INCLUDES = (*(f'"{header}"' for header in _HEADERS), "<gnutls/gnutls.h>", "<ngtcp2/ngtcp2.h>")
 _SOURCES = (
     "quic_turn.c",
     "quic_accept.c",
@@ -62,11 +63,19 @@ ffibuilder.cdef(
     extern "Python" int64_t hs_python_find_path(void *owner, uint32_t connection,
                                                 uint8_t ip_version, const uint8_t *remote_ip,
                                                 uint16_t remote_port);
+    static char *const NGTCP2_VERSION;
+    static char *const GNUTLS_VERSION;
+    typedef struct {
+        const char *version_str;
+        ...;
+    } ngtcp2_info;
+    const ngtcp2_info *ngtcp2_version(int least_version);
+    const char *gnutls_check_version(const char *least_version);
     """
 )
 ffibuilder.set_source(
     "hoststack.native._quic",
-    "\n".join(f'#include "{header}"' for header in _HEADERS),
+    "\n".join(f"#include {header}" for header in _INCLUDES),
     sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
     include_dirs=[str(_HERE), str(_ROOT / "bpf"), str(_ROOT / "pyxdp")],
     depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.glob("*.h"))],

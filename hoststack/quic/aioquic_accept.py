@@ -103,6 +103,12 @@ def client_configuration(
     configuration.server_name = checked_server_name(server_name)
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
     configuration.cadata = tls.ca_pem
+    if tls.ca_pem is None:
+        # The system's, as OpenSSL knows them. aioquic's own would be certifi's file, which a
+        # worker may not be allowed to read.
+        system = ssl.get_default_verify_paths()
+        configuration.cafile = system.cafile
+        configuration.capath = system.capath or system.openssl_capath
     if tls.chain:
         configuration.certificate = tls.chain[0]
         configuration.certificate_chain = list(tls.chain[1:])

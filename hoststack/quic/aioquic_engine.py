@@ -55,9 +55,8 @@ from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig
 
 logger = logging.getLogger(__name__)
-# Libraries write to no log unless the program sets one up.
-for _name in ("hoststack", "quic"):
-    logging.getLogger(_name).addHandler(logging.NullHandler())
+# aioquic writes to no log unless the program sets one up: it has a line for each handshake.
+logging.getLogger("quic").addHandler(logging.NullHandler())
 
 #: What a connection may send at least in a turn that several share.
 _LEAST_SHARE = 8

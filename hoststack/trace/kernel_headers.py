@@ -14,28 +14,22 @@ from typing import Final
 #: Where bcc looks for another tree than the running kernel's.
 _VARIABLE: Final = "BCC_KERNEL_SOURCE"
 _SOURCES: Final = Path("/usr/src")
-#: Debian has them in two folders: linux-headers-6.1.0-18-amd64 for one kind of machine, and
-#: linux-headers-6.1.0-18-common for all.
-_FOLDER: Final = re.compile(r"linux-headers-(?P<version>[0-9][0-9.]*-[0-9]+)-(?P<kind>amd64|arm64)")
+_MODULES: Final = Path("/lib/modules")
+#: What Linux calls an architecture in its sources.
+_ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
 
 
 @contextmanager
 def headers() -> Iterator[None]:
-    """Have bcc find headers as long as the block lasts: the running kernel's, or else those that
-    Debian has, which describe the few things that we look at in the same way.
+    """Have bcc find headers as long as the block lasts: the running kernel's, or else the newest
+    that are installed, which describe the few things that we look at in the same way.
 
     Raises OSError where there are none.
     """
     if _VARIABLE in os.environ or _has_own():
         yield
         return
-    folders = _debians()
-    if not folders:
-        raise OSError(
-            errno.ENOENT,
-            "there are no kernel headers for bcc to compile with: install linux-headers-amd64, or "
-            f"name a tree of them in {_VARIABLE}",
-        )
+    folders = _newest()
     with tempfile.TemporaryDirectory(prefix="hoststack-headers-") as place:
         tree = Path(place) / "source"
         _merge(tree, folders)
@@ -46,22 +40,67 @@ def headers() -> Iterator[None]:
             del os.environ[_VARIABLE]
 
 
+def find() -> str:
+    """Where the headers are that `headers` takes. Raises OSError where there are none."""
+    if _VARIABLE in os.environ:
+        return f"{os.environ[_VARIABLE]} ({_VARIABLE})"
+    if _has_own():
+        return "the running kernel's"
+    return " with ".join(map(str, _newest()))
+
+
 def _has_own() -> bool:
     """Whether bcc finds the running kernel's by itself."""
-    build = Path("/lib/modules") / os.uname().release / "build"
+    build = _MODULES / os.uname().release / "build"
     return build.is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists()
 
 
-def _debians() -> list[Path]:
-    """The two folders of the newest version that is there as a whole."""
-    found = []
-    for folder in _SOURCES.glob("linux-headers-*"):
-        match = _FOLDER.fullmatch(folder.name)
-        common = _SOURCES / f"linux-headers-{match['version']}-common" if match else None
-        if match and common is not None and common.is_dir():
-            numbers = [int(number) for number in re.findall(r"\d+", match["version"])]
-            found.append((numbers, [folder, common]))
-    return max(found, key=lambda each: each[0])[1] if found else []
+def _newest() -> list[Path]:
+    """The folders of the newest version that is there as a whole. Raises OSError."""
+    trees = {}
+    for path in (*_SOURCES.glob("linux-headers-*"), *_MODULES.glob("*/build")):
+        folder = path.resolve()
+        if parts := _parts(folder):
+            trees[tuple(map(int, re.findall(r"[0-9]+", folder.name)))] = parts
+    if not trees:
+        raise OSError(
+            errno.ENOENT,
+            "there are no kernel headers for bcc to compile with: install Debian's "
+            f"linux-headers-amd64 (or the like for your machine), or name a tree in {_VARIABLE}",
+        )
+    return trees[max(trees)]
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders that make a whole tree, this one first; empty where it is none.
+
+    Debian has the headers of a kernel in two folders: linux-headers-6.12.117+deb13-amd64, which is
+    configured for one kind of machine and whose Makefile names the other, and
+    linux-headers-6.12.117+deb13-common.
+    """
+    machine = os.uname().machine
+    if not (folder / "include/generated").is_dir():
+        return []  # not configured: the common part of another one
+    if (folder / "arch").is_dir() and not (
+        folder / "arch" / _ARCHITECTURES.get(machine, machine)
+    ).is_dir():
+        return []
+    if (folder / "include/linux").is_dir():
+        return [folder]
+    for common in (folder.with_name(f"{folder.name.rpartition('-')[0]}-common"), _named(folder)):
+        if common is not None and (common / "include/linux").is_dir():
+            return [folder, common]
+    return []
+
+
+def _named(folder: Path) -> Path | None:
+    """The folder whose Makefile this one's includes."""
+    try:
+        text = (folder / "Makefile").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"(?m)^include (.+)/Makefile$", text)
+    return folder / found[1] if found else None
 
 
 def _merge(target: Path, folders: Sequence[Path]) -> None:

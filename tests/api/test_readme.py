@@ -25,6 +25,30 @@ def _programs(folder: Path) -> dict[str, Path]:
     return programs
 
 
+def test_the_commands_of_the_readme_work_as_pasted() -> None:
+    """Those that need no server, line by line, in a checkout; what `make` would do is not done."""
+    [block] = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.M | re.S)
+    lines = block.splitlines()
+    assert lines[0] == "make demo"
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            "\n".join(f"{line}; statuses+=($?)" for line in lines) + "\necho ${statuses[@]}",
+        ],
+        cwd=README.parent,
+        env=os.environ | {"MAKEFLAGS": "n", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    *statuses, doctor = done.stdout.splitlines()[-1].split()
+    assert statuses == ["0"] * (len(lines) - 1), done.stderr
+    assert doctor in ("0", "1")
+    assert "The best link" in done.stdout
+
+
 def _free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -52,7 +76,7 @@ def test_server_and_client_of_the_readme(tmp_path: Path) -> None:
         _, server_errors = server.communicate()
     assert client.returncode == 0, client.stderr
     assert client.stdout == "hello\n"
-    assert server_errors == ""
+    assert server_errors == "link udp instead of af_xdp: AF_XDP needs an interface: name one\n"
 
 
 def test_attached_client_of_the_readme(tmp_path: Path) -> None:

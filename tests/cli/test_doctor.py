@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyxdp
 from hoststack.cli import machine_checks, nic_checks
 from hoststack.cli.finding import Finding, Severity
 from hoststack.cli.main import main
+from hoststack.engine.engines import why_not_native
 
 GOOD_NIC = pyxdp.Interface(
     name="net0",
@@ -140,3 +142,41 @@ def test_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found["pyxdp"].severity is Severity.BAD
     assert found["pyxdp"].text == "pyxdp's C part is not there"
     assert found["steering"].severity is Severity.BAD
+
+
+def test_the_native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_checks, "why_not_native", lambda: "it was not built: install it")
+    found = by_subject()["native engine"]
+    assert found == Finding(
+        Severity.HINT,
+        "native engine",
+        "it was not built; the aioquic engine does its work",
+        "install it",
+    )
+
+
+def test_what_the_native_engine_was_built_against() -> None:
+    if why_not_native():
+        pytest.skip("the native engine was not built")
+    found = by_subject()["native engine"]
+    assert found.severity is Severity.GOOD
+    assert re.fullmatch(
+        r"built; ngtcp2 1\.\d+\.\d+( \(built against .+\))?, GnuTLS 3\.\d+\.\d+.*", found.text
+    )
+
+
+def test_what_was_left_out_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_checks, "left_out", lambda: ["xdp"])
+    monkeypatch.setattr(pyxdp, "available", lambda: (False, "it was not built; build it"))
+    found = by_subject()["pyxdp"]
+    assert (found.severity, found.text) == (
+        Severity.BAD,
+        "left out of the build (HOSTSTACK_WITHOUT)",
+    )
+
+
+def test_kernel_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", "/named")
+    found = by_subject()["headers"]
+    assert (found.severity, found.fix) == (Severity.GOOD, "")
+    assert "/named" in found.text

@@ -289,27 +289,95 @@ def test_bcc_is_asked_for(
     assert "install python3-bpfcc" in capsys.readouterr().err
 
 
-def test_headers_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine whose kernel has no headers, and where nothing is installed but what is here."""
+    monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
     monkeypatch.setattr(kernel_headers, "_has_own", lambda: False)
-    monkeypatch.setattr(kernel_headers, "_SOURCES", tmp_path)
-    with pytest.raises(OSError, match="install linux-headers"), kernel_headers.headers():
-        pass
+    monkeypatch.setattr(kernel_headers, "_SOURCES", tmp_path / "src")
+    monkeypatch.setattr(kernel_headers, "_MODULES", tmp_path / "modules")
+    return tmp_path
 
 
-def test_the_newest_headers_are_merged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for version in ("6.1.0-9", "6.1.0-10", "6.1.0-11"):
-        own = tmp_path / f"linux-headers-{version}-amd64"
-        (own / "include/generated").mkdir(parents=True)
-        (own / "include/generated/version").write_text(version)
-        common = tmp_path / f"linux-headers-{version}-common"
-        if version != "6.1.0-11":  # half of it is no headers
-            (common / "include/linux").mkdir(parents=True)
-            (common / "include/linux/version").write_text(version)
-    monkeypatch.setattr(kernel_headers, "_has_own", lambda: False)
-    monkeypatch.setattr(kernel_headers, "_SOURCES", tmp_path)
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def install(folder: Path, common: Path | None, version: str) -> None:
+    """Headers: all in one folder, or what does not depend on the machine in another one."""
+    arch = kernel_headers._ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+    write(folder / "include/generated/version", version)
+    write(folder / f"arch/{arch}/include/generated/version", version)
+    write((common or folder) / "include/linux/version", version)
+    if common is not None:
+        write(folder / "Makefile", f"include {common}/Makefile\n")
+
+
+def taken() -> str:
+    """The version of the headers that are found; all of them have to be."""
     with kernel_headers.headers():
         tree = Path(os.environ["BCC_KERNEL_SOURCE"])
-        assert (tree / "include/generated/version").read_text() == "6.1.0-10"
-        assert (tree / "include/linux/version").read_text() == "6.1.0-10"
+        version = (tree / "include/linux/version").read_text()
+        assert (tree / "include/generated/version").read_text() == version
     assert not tree.exists()
     assert "BCC_KERNEL_SOURCE" not in os.environ
+    return version
+
+
+def test_headers_are_asked_for(installed: Path) -> None:
+    for find in (kernel_headers.headers().__enter__, kernel_headers.find):
+        with pytest.raises(OSError, match="install Debian's linux-headers"):
+            find()
+
+
+@pytest.mark.parametrize(
+    ("folder", "common"),
+    [
+        ("linux-headers-6.1.0-18-amd64", "linux-headers-6.1.0-18-common"),
+        ("linux-headers-6.12.117+deb13-amd64", "linux-headers-6.12.117+deb13-common"),
+        ("linux-headers-6.12.117+deb13-cloud-amd64", "linux-headers-6.12.117+deb13-common"),
+        ("linux-headers-6.12.117+deb13-rt-amd64", "linux-headers-6.12.117+deb13-common-rt"),
+        ("linux-headers-6.16.3+deb13-arm64", "linux-headers-6.16.3+deb13-common"),
+        ("linux-headers-6.8.0-31-generic", None),
+        ("linux-headers-6.18.44", None),
+    ],
+)
+def test_headers_of_any_name(installed: Path, folder: str, common: str | None) -> None:
+    source = installed / "src"
+    install(source / folder, source / common if common else None, "these")
+    assert taken() == "these"
+    assert str(source / folder) in kernel_headers.find()
+
+
+def test_headers_where_modules_lead(installed: Path) -> None:
+    """Outside of /usr/src/linux-headers-*, as Fedora has them."""
+    install(installed / "elsewhere/6.8.5-301.fc40.x86_64", None, "these")
+    build = installed / "modules/6.8.5-301.fc40.x86_64/build"
+    build.parent.mkdir(parents=True)
+    build.symlink_to(installed / "elsewhere/6.8.5-301.fc40.x86_64")
+    assert taken() == "these"
+
+
+def test_the_newest_whole_headers_are_taken(installed: Path) -> None:
+    source = installed / "src"
+    for version in ("6.1.0-9", "6.1.0-10", "6.1.0-8"):
+        name = f"linux-headers-{version}"
+        install(source / f"{name}-amd64", source / f"{name}-common", version)
+    # Half of it is no headers, nor is what leads nowhere, nor another machine's.
+    write(source / "linux-headers-6.1.0-11-amd64/include/generated/version", "half")
+    write(source / "linux-headers-6.1.0-12-common/include/linux/version", "half")
+    (installed / "modules/6.1.0-13").mkdir(parents=True)
+    (installed / "modules/6.1.0-13/build").symlink_to(source / "nowhere")
+    install(source / "linux-headers-6.1.0-14-other", None, "other")
+    (source / "linux-headers-6.1.0-14-other/arch").rename(installed / "arch")
+    (source / "linux-headers-6.1.0-14-other/arch/sparc").mkdir(parents=True)
+    assert taken() == "6.1.0-10"
+
+
+def test_headers_that_the_variable_names(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(installed / "src/linux-headers-6.18.44", None, "not these")
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", "/named")
+    with kernel_headers.headers():
+        assert os.environ["BCC_KERNEL_SOURCE"] == "/named"
+    assert "/named" in kernel_headers.find()

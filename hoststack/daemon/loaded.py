@@ -1,0 +1,33 @@
+"""What a worker loads before it gives up its privileges.
+
+The user that it becomes may have no permission to read the program: a checkout in root's home, a
+virtual environment there, or Python itself. Modules that are imported late (by us, or by a library
+in a function that runs for the first time) would not be found then. Python finds a module that is
+already loaded whatever its file's mode. tests/daemon/test_unreadable.py runs a worker and reports
+every import and every file that it opens afterwards.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Final
+
+from hoststack.engine.engines import why_not_native
+
+logger = logging.getLogger(__name__)
+
+#: What the native engine takes beside `hoststack.quic.native_engine`.
+_NATIVE: Final = (
+    "hoststack.quic.native_engine",
+    "hoststack.link.udp_wire",
+    "hoststack.link.xdp_wire",
+)
+#: What libraries and Python itself import in the middle of their work.
+_LATE: Final = ("cryptography.hazmat.backends.openssl.backend",)
+
+
+def load_everything() -> None:
+    """Import all that a worker may need."""
+    for name in (*_LATE, *(() if why_not_native() else _NATIVE)):
+        importlib.import_module(name)
