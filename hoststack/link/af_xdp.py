@@ -215,6 +215,10 @@ class AfXdpLink:
         """See Link."""
         return self._paths.current(path).max_datagram_bytes
 
+    def max_datagram_bytes_of(self, local: Endpoint) -> int:
+        """See Link; an unspecified address is the interface's here."""
+        return self._paths.max_datagram_bytes(local)
+
     @property
     def sockets(self) -> SocketSource:
         """See Link."""

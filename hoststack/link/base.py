@@ -205,6 +205,10 @@ class Link(Protocol):
     def max_datagram_bytes(self, path: Path) -> int:
         """The largest UDP payload that the interface's MTU carries on this path."""
 
+    def max_datagram_bytes_of(self, local: Endpoint) -> int:
+        """The largest UDP payload that goes out from a local address along any path, as far as its
+        interface tells; of an unspecified address the largest that UDP has."""
+
     @property
     def sockets(self) -> SocketSource:
         """Where sockets of the kernel's come from."""

@@ -168,9 +168,7 @@ class PathTable:
         origin = data.origin or Origin(b"", (), ())
         local = ipaddress.ip_address(path.local.host)
         remote = ipaddress.ip_address(path.remote.host)
-        data.max_datagram_bytes = (
-            min(mtu_bytes, self._max_ip_bytes) - _IP_BYTES[local.version] - _UDP_BYTES
-        )
+        data.max_datagram_bytes = self._payload_bytes(mtu_bytes, local.version)
         data.generation = self._hops.generation
         data.header = None
         if not (mac or origin.mac):
@@ -192,6 +190,14 @@ class PathTable:
         lib.hs_frame_header_init(
             data.header, ffi.from_buffer("struct hs_frame_flow *", flow), _HOP_LIMIT, 0
         )
+
+    def max_datagram_bytes(self, local: Endpoint) -> int:
+        """The largest UDP payload from a local address."""
+        version = 6 if ":" in local.host else 4
+        return self._payload_bytes(self._hops.interface.mtu_bytes, version)
+
+    def _payload_bytes(self, mtu_bytes: int, ip_version: int) -> int:
+        return min(mtu_bytes, self._max_ip_bytes) - _IP_BYTES[ip_version] - _UDP_BYTES
 
     def _path(self, local: Endpoint, remote: Endpoint) -> Path:
         path = self._paths.get((local, remote))

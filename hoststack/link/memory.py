@@ -186,6 +186,10 @@ class MemoryLink:
         """See Link."""
         return self._network.mtu_bytes - _HEADER_BYTES[ip_address(path.remote.host).version]
 
+    def max_datagram_bytes_of(self, local: Endpoint) -> int:
+        """See Link."""
+        return self._network.mtu_bytes - _HEADER_BYTES[ip_address(local.host).version]
+
     def _path(self, local: Endpoint, remote: Endpoint) -> Path:
         path = self._paths.get((local, remote))
         if path is None:

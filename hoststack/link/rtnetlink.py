@@ -201,6 +201,15 @@ class Rtnetlink:
             own.add(message.get_attr("IFA_BROADCAST") or host)
         return frozenset(own)
 
+    def mtu_of(self, host: str) -> int | None:
+        """The MTU of the interface that has an address; None if none has it."""
+        for message in self._requests.get_addr():
+            own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if own == host:
+                for link in self._requests.link("get", index=message["index"]):
+                    return _interface(link).mtu_bytes
+        return None
+
     def neighbour(self, ifindex: int, host: str) -> NeighbourChange | None:
         """One neighbour; None if the kernel has no entry for it."""
         try:

@@ -31,6 +31,7 @@ from hoststack.link.base import (
     WireRoute,
 )
 from hoststack.link.kernel_socket import OwnSockets, bind_error
+from hoststack.link.rtnetlink import Rtnetlink
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -253,6 +254,20 @@ class UdpLink:
             with contextlib.suppress(LinkError):
                 self._ask_for_size(path, way)
         return way.max_datagram_bytes
+
+    def max_datagram_bytes_of(self, local: Endpoint) -> int:
+        """See Link."""
+        address = ip_address(local.host)
+        mtu_bytes = None
+        if not address.is_unspecified:
+            kernel = Rtnetlink(follows_changes=False)
+            try:
+                mtu_bytes = kernel.mtu_of(local.host)
+            finally:
+                kernel.close()
+        if mtu_bytes is None:
+            return _MAX_DATAGRAM_BYTES
+        return min(mtu_bytes - _HEADER_BYTES[address.version], _MAX_DATAGRAM_BYTES)
 
     def _ask_for_size(self, path: Path, way: _Way) -> None:
         """Raises LinkError where there is no route."""

@@ -12,7 +12,7 @@ from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
 from hoststack.session import messages as m
 from hoststack.session.application import Application, ImpossibleRequestError
-from hoststack.session.ports import PortTable
+from hoststack.session.ports import PortTable, check_size
 from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 
@@ -73,6 +73,7 @@ class Connector:
                 if denial is not None:
                     raise LinkError(errno.EACCES, denial)
                 path = await self._link.connect_path(local.port, remote)
+                check_size(self._link.max_datagram_bytes(path), f"the way to {remote.host}")
                 connection = self._engine.connect(
                     path,
                     request.server_name,

@@ -26,7 +26,7 @@ from hoststack.session.application import Application
 from hoststack.session.connector import error_text
 from hoststack.session.cut_through import CutListener
 from hoststack.session.local_ports import LocalPorts
-from hoststack.session.ports import PortTable
+from hoststack.session.ports import PortTable, check_size
 from hoststack.session.session import ListenerSession, SessionState, SessionTable
 
 
@@ -105,6 +105,7 @@ class Listeners:
             return found
         local = self._ports.open_for_listener(local)
         try:
+            check_size(self._link.max_datagram_bytes_of(local), f"the interface of {local.host}")
             self._ports.open_beside(local, preferred_endpoints(config))
             context = self._engine.listen(local, request.tls, request.alpn, config)
         except (LinkError, ValueError):

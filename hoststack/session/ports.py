@@ -10,9 +10,24 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from hoststack.link.base import Endpoint, Link, LinkError
+
+#: RFC 9000 section 14: "QUIC MUST NOT be used if the network path cannot support a maximum datagram
+#: size of at least 1200 bytes."
+_LEAST_DATAGRAM_BYTES: Final = 1200
+
+
+def check_size(datagram_bytes: int, what: str) -> None:
+    """Raises LinkError (EMSGSIZE) for what carries less than QUIC needs."""
+    if datagram_bytes < _LEAST_DATAGRAM_BYTES:
+        raise LinkError(
+            errno.EMSGSIZE,
+            f"{what} carries datagrams of {datagram_bytes} bytes, and QUIC needs "
+            f"{_LEAST_DATAGRAM_BYTES} (RFC 9000 section 14): raise the MTU of the interface "
+            "(`ip link set DEV mtu 1500`), or of the route, if `ip route` shows one",
+        )
 
 
 class PortInUse(NamedTuple):
