@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -21,6 +19,8 @@ from hoststack.link.base import Link
 from hoststack.listener import Listener
 from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import TlsConfig, checked_server_name
+from hoststack.racing import first_connection
+from hoststack.resolving import Address, resolve
 from hoststack.router import Router
 from hoststack.session import messages as m
 from hoststack.session.application import Application
@@ -82,6 +82,10 @@ class Stack:
         """Connect to `quic://host:port`, and close the connection at the end of the block: with
         code 0, or with `ABORTED_CODE` when an exception leaves it.
 
+        A name is looked up, and connections to all of its addresses race each other, a quarter of a
+        second apart, IPv6 and IPv4 in turns (RFC 8305); the first that is there is taken. A
+        link-local address has its interface in it: `quic://[fe80::1%eth0]:4433`.
+
         Without `tls` the peer's certificate is checked against the system's CAs and the URI's
         host. `tcp://` and `udp://` are the kernel's, and take no `tls`: a TCP connection has one
         stream, which `open_stream` gives, and UDP has datagrams alone. `alpn` names 1 to 8
@@ -97,23 +101,28 @@ class Stack:
         if PROTOCOLS[parsed.scheme].tls:
             check_protocols(alpn, config or self._config)
             checked_server_name(tls.server_name or parsed.host)
-        remote = await _resolve(parsed)
-        reply = await self._router.call(
-            lambda token: m.Connect(
-                token,
-                remote,
-                tls.server_name or parsed.host,
-                tls,
-                tuple(alpn),
-                config or self._config,
-                protocol=parsed.scheme,
+        server_name = tls.server_name or parsed.host.partition("%")[0]
+
+        async def connect_to(remote: Address) -> Connection:
+            reply = await self._router.call(
+                lambda token: m.Connect(
+                    token,
+                    remote,
+                    server_name,
+                    tls,
+                    tuple(alpn),
+                    config or self._config,
+                    protocol=parsed.scheme,
+                )
             )
-        )
-        if isinstance(reply, m.Failed):
-            raise ConnectError(reply.errno, f"{uri}: {reply.text}")
-        assert isinstance(reply, Connection)
-        async with reply:
-            yield reply
+            if isinstance(reply, m.Failed):
+                raise ConnectError(reply.errno, reply.text)
+            assert isinstance(reply, Connection)
+            return reply
+
+        addresses = await resolve(parsed, ConnectError)
+        async with await first_connection(addresses, connect_to, uri) as connection:
+            yield connection
 
     async def listen(
         self,
@@ -123,7 +132,8 @@ class Stack:
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: QuicConfig | None = None,
     ) -> Listener:
-        """Listen on `quic://address:port`; port 0 picks a free one (`Listener.local` has it).
+        """Listen on `quic://address:port`; port 0 picks a free one (`Listener.local` has it). Of a
+        name it is the first address.
 
         QUIC needs `tls`, with a certificate. `tcp://` and `udp://` take none: connections have one
         stream of the peer's, or datagrams from one peer. `alpn` is as in `connect`; a client that
@@ -135,7 +145,7 @@ class Stack:
         own_tls = tls or TlsConfig()
         if PROTOCOLS[parsed.scheme].tls:
             check_protocols(alpn, config or self._config)
-        local = await _resolve(parsed)
+        local = (await resolve(parsed, LinkError))[0]
         reply = await self._router.call(
             lambda token: m.Listen(
                 token, local, own_tls, tuple(alpn), config or self._config, parsed.scheme
@@ -330,20 +340,3 @@ async def open_stack(
 def _check_tls(uri: Uri, tls: TlsConfig | None) -> None:
     if tls is not None and not PROTOCOLS[uri.scheme].tls:
         raise not_supported(uri.scheme, "TLS here: leave `tls` out, or use quic://")
-
-
-async def _resolve(uri: Uri) -> tuple[str, int]:
-    """The numeric address of a URI; raises ConnectError for a name that has none."""
-    try:
-        return ipaddress.ip_address(uri.host).compressed, uri.port
-    except ValueError:
-        pass
-    try:
-        found = await trio.socket.getaddrinfo(uri.host, uri.port, type=trio.socket.SOCK_DGRAM)
-    except OSError as error:
-        raise ConnectError(
-            errno.EHOSTUNREACH,
-            f"{uri}: no address is known for {uri.host!r} ({error.strerror}): "
-            "check the name, or write the address itself",
-        ) from None
-    return str(found[0][4][0]), uri.port

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 import trio
@@ -25,6 +26,7 @@ from hoststack import (
     Stack,
     Stream,
     TlsConfig,
+    racing,
 )
 from tests.api.conftest import first_stream
 from tests.support.attached import attached
@@ -213,6 +215,41 @@ def test_what_was_sent_before_a_close_arrives(on_stack: OnStack) -> None:
                 async for chunk in peer:
                     got += chunk
             assert got == data
+
+    on_stack(main)
+
+
+class _Two(trio.abc.HostnameResolver):
+    """Two addresses of this machine."""
+
+    async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> list[Any]:
+        kind = socket.SOCK_STREAM
+        return [
+            (socket.AF_INET6, kind, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, kind, 6, "", ("127.0.0.1", port)),
+        ]
+
+    async def getnameinfo(self, *_: Any) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+def test_where_one_address_refuses_the_next_is_tried_at_once(
+    on_stack: OnStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY_S", 2 * PATIENCE_S)
+
+    async def main(stack: Stack) -> None:
+        trio.socket.set_custom_hostname_resolver(_Two())
+        async with await stack.listen("tcp://127.0.0.1:0") as listener:
+            uri = f"tcp://two.example:{listener.local[1]}"
+            async with stack.connect(uri) as connection:
+                assert connection.remote == listener.local
+        with pytest.raises(ConnectError) as caught:
+            async with stack.connect(uri):
+                pytest.fail("nobody listens there any more")
+        assert caught.value.errno == errno.ECONNREFUSED
+        assert "::1 port" in str(caught.value)
+        assert "127.0.0.1 port" in str(caught.value)
 
     on_stack(main)
 

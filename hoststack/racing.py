@@ -1,0 +1,85 @@
+"""Connection attempts that race each other, for a name with several addresses (RFC 8305)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from hoststack.connection import Connection
+from hoststack.errors import ConnectError
+from hoststack.resolving import Address
+
+#: The Connection Attempt Delay of RFC 8305 section 5, in seconds.
+ATTEMPT_DELAY_S: Final = 0.25
+
+Attempt = Callable[[Address], Awaitable[Connection]]
+
+
+async def first_connection(
+    addresses: Sequence[Address], attempt: Attempt, describe: str
+) -> Connection:
+    """The connection of the attempt that succeeds first; the others are given up.
+
+    An attempt begins when the one before it has failed, or has not succeeded within
+    ATTEMPT_DELAY_S. Raises ConnectError, which begins with `describe` and has the reasons of all,
+    when every attempt has failed.
+    """
+    race = _Race(attempt)
+    try:
+        if len(addresses) == 1:
+            await race.enter(addresses[0])
+        else:
+            async with trio.open_nursery() as nursery:
+                race.is_over = nursery.cancel_scope.cancel
+                nursery.start_soon(race.run, nursery, addresses)
+    except BaseException:
+        if race.winner is not None:
+            race.winner.close_now()
+        raise
+    if race.winner is None:
+        raise race.error(describe)
+    return race.winner
+
+
+class _Race:
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._failures: list[ConnectError] = []
+        self._fault: Exception | None = None
+        self.winner: Connection | None = None
+        self.is_over: Callable[[], None] = lambda: None
+        """Called when no other attempt is of use any more."""
+
+    async def run(self, nursery: trio.Nursery, addresses: Sequence[Address]) -> None:
+        """Start the attempts, each when it is due."""
+        for address in addresses:
+            failed = trio.Event()
+            nursery.start_soon(self.enter, address, failed.set)
+            with trio.move_on_after(ATTEMPT_DELAY_S):
+                await failed.wait()
+
+    async def enter(self, address: Address, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Try one address."""
+        try:
+            connection = await self._attempt(address)
+        except ConnectError as error:
+            self._failures.append(error)
+            on_failure()
+        except Exception as error:
+            self._fault = error
+            self.is_over()
+        else:
+            if self.winner is None:
+                self.winner = connection
+                self.is_over()
+            else:
+                connection.close_now()
+
+    def error(self, describe: str) -> Exception:
+        """What all attempts failed with, those that say the same told once."""
+        if self._fault is not None:
+            return self._fault
+        texts = dict.fromkeys(failure.strerror or str(failure) for failure in self._failures)
+        return ConnectError(self._failures[0].errno, f"{describe}: {'; '.join(texts)}")

@@ -1,0 +1,72 @@
+"""From the host of a URI to the addresses that it stands for, in the order to try them in."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
+from typing import Any
+
+import trio
+
+from hoststack.session.uri import Uri
+
+Address = tuple[str, int]
+
+
+async def resolve(uri: Uri, make_error: Callable[[int, str], OSError]) -> list[Address]:
+    """The numeric addresses of a URI, one at least, without asking anybody for an address.
+
+    Names are looked up in a thread, or by trio's custom resolver. Raises what `make_error` makes
+    of an errno and a line for the user.
+    """
+    try:
+        return [(ipaddress.ip_address(uri.host).compressed, uri.port)]
+    except ValueError:
+        pass
+    kind = trio.socket.SOCK_STREAM if uri.scheme == "tcp" else trio.socket.SOCK_DGRAM
+    try:
+        found = await trio.socket.getaddrinfo(uri.host, uri.port, type=kind)
+    except (OSError, UnicodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise make_error(errno.EHOSTUNREACH, _unknown(uri, why)) from None
+    hosts = in_order(found)
+    if not hosts:
+        raise make_error(errno.EHOSTUNREACH, _unknown(uri, "the resolver found no IP address"))
+    return [(host, uri.port) for host in hosts]
+
+
+def _unknown(uri: Uri, why: str) -> str:
+    return (
+        f"{uri}: no address is known for {uri.host!r} ({why}): "
+        "check the name, or write the address itself"
+    )
+
+
+def in_order(found: Sequence[tuple[Any, ...]]) -> list[str]:
+    """The hosts that getaddrinfo(3) found, each once, with the zones of link-local addresses; the
+    families take turns, beginning with the one that comes first (RFC 8305 section 4)."""
+    by_family: dict[int, list[str]] = {}
+    for family, _, _, _, name in found:
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        hosts = by_family.setdefault(family, [])
+        host = _host_of(name)
+        if host not in hosts:
+            hosts.append(host)
+    turns = chain.from_iterable(zip_longest(*by_family.values()))
+    return [host for host in turns if host is not None]
+
+
+def _host_of(name: tuple[Any, ...]) -> str:
+    """The host of a socket address, with its zone."""
+    host, separator, zone = str(name[0]).partition("%")
+    if not separator and len(name) == 4 and name[3]:
+        try:
+            zone = socket.if_indextoname(name[3])
+        except OSError:
+            zone = str(name[3])
+    address = ipaddress.ip_address(f"{host}%{zone}" if zone else host)
+    return address.compressed
