@@ -17,7 +17,16 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from apps.demo_daemons import WORKERS, show_daemons
-from apps.demo_sides import DemoError, Result, Side, finish, run, show_command, start
+from apps.demo_sides import (
+    DemoError,
+    Result,
+    Side,
+    finish,
+    run,
+    show_command,
+    start,
+    until_it_listens,
+)
 
 CONNECTIONS: Final = 2
 STREAMS: Final = 4
@@ -81,18 +90,22 @@ def transfer(server: Side, client: Side) -> Result:
     # On loopback, which is everybody's, the kernel picks a port.
     server_words = server.quic_echo(["uri", f"{host}:{PORT if server.namespace else 0}", *LOAD])
     with start(server, server_words) as serving:
-        assert serving.stderr is not None
-        listening = serving.stderr.readline()
-        if "listening on" not in listening:
-            raise NotHereError(listening.removeprefix("quic_echo: ").strip() or "no server")
+        port, said = until_it_listens(serving)
+        if not port:
+            raise _no_server(server, said.removeprefix("quic_echo: ") or "no server")
         show_command(server, server_words)
-        uri = f"{host}:{listening.partition(' port ')[2].partition(',')[0]}"
+        uri = f"{host}:{port}"
         client_words = client.quic_echo(["uri", uri, *LOAD, f"TX={STREAM_MBYTES}M"])
         show_command(client, client_words)
         with start(client, client_words) as asking:
             reports = {"client": finish(client, asking), "server": finish(server, serving)}
     kernel = {side.role: kernel_udp(side) for side in (server, client) if side.namespace}
     return Result(reports, kernel)
+
+
+def _no_server(side: Side, why: str) -> DemoError:
+    """Without AF_XDP there are still UDP sockets to show, and nothing without these."""
+    return NotHereError(why) if side.interface else DemoError(f"no server: {why}")
 
 
 def kernel_udp(side: Side) -> dict[str, int]:

@@ -9,7 +9,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from apps.demo_sides import DemoError, Result, Side, finish, run, show_command, start
+from apps.demo_sides import (
+    DemoError,
+    Result,
+    Side,
+    finish,
+    run,
+    show_command,
+    show_fallback,
+    start,
+    until_it_listens,
+)
 
 WORKERS = 2
 PORT = 4434
@@ -51,8 +61,7 @@ def daemon(side: Side, folder: str) -> Iterator[str]:
                 said.append(text)
                 if "serving at" in text:
                     break
-                if "link udp" in text:
-                    print(f"    {text.strip()}")
+                show_fallback(text)
             else:
                 raise DemoError(f"the {side.role}'s daemon does not start: {''.join(said).strip()}")
             yield api
@@ -71,18 +80,14 @@ def _transfer(
     stream_mbytes: int,
 ) -> Result:
     host = f"quic://{server[0].address}"
-    port = PORT if server[0].namespace else 0
-    server_words = [*server[1], "uri", f"{host}:{port}", *load]
+    asked = PORT if server[0].namespace else 0
+    server_words = [*server[1], "uri", f"{host}:{asked}", *load]
     with start(server[0], server_words) as serving:
-        assert serving.stderr is not None
-        said = [serving.stderr.readline()]
-        while said[-1] and "listening on" not in said[-1]:
-            said.append(serving.stderr.readline())
-        listening = said[-1]
-        if not listening:
-            raise DemoError(f"no server: {''.join(said).strip()}")
+        port, said = until_it_listens(serving)
+        if not port:
+            raise DemoError(f"no server: {said}")
         show_command(server[0], server_words)
-        uri = f"{host}:{listening.partition(' port ')[2].partition(',')[0]}"
+        uri = f"{host}:{port}"
         client_words = [*client[1], "uri", uri, *load, f"TX={stream_mbytes}M"]
         show_command(client[0], client_words)
         with start(client[0], client_words) as asking:

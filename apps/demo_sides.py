@@ -58,6 +58,27 @@ def start(side: Side, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def until_it_listens(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Read what a server says on stderr: its port, empty if it ended, and all that came before.
+
+    Shows the user why the server has no better link or engine.
+    """
+    assert process.stderr is not None
+    said: list[str] = []
+    for line in process.stderr:
+        if "listening on" in line:
+            return line.partition(" port ")[2].partition(",")[0].strip(), "".join(said)
+        said.append(line)
+        show_fallback(line)
+    return "", "".join(said).strip()
+
+
+def show_fallback(line: str) -> None:
+    """Print a program's line that says why it takes second best."""
+    if " instead of " in line:
+        print(f"    {line.strip()}", flush=True)
+
+
 def finish(side: Side, process: subprocess.Popen[str]) -> dict[str, Any]:
     """The report of a program that ended well; raises DemoError."""
     try:

@@ -67,7 +67,10 @@ def server(
     ) as process:
         try:
             assert process.stderr is not None
-            yield Server(process, process.stderr.readline())
+            line = process.stderr.readline()
+            while " instead of " in line:  # what it says of a link or engine that is second best
+                line = process.stderr.readline()
+            yield Server(process, line)
         finally:
             process.kill()
 

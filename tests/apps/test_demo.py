@@ -8,10 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from apps import demo
+from apps import demo, demo_daemons
 from tests.apps.echo_process import AS_NOBODY, PATIENCE_S, skip_if_nobody_cannot_run
 
 COMMAND = [sys.executable, "-m", "apps.demo"]
@@ -83,6 +84,25 @@ def test_over_udp_without_root() -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("No AF_XDP here: it needs root")
     assert lines[-1].startswith("Every byte came and was right")
+
+
+def test_second_best_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As where the native engine was not built: it is said before the server listens."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['hoststack.native._quic'] = None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(demo, "STREAM_MBYTES", 1)
+    monkeypatch.setattr(demo, "LOAD", ["nclients", "1"])
+    monkeypatch.setattr(demo_daemons, "WORKERS", 1)
+    side = demo.Side("server", "127.0.0.1")
+    report = demo.transfer(side, demo.Side("client", "127.0.0.1")).reports["client"]
+    assert report["rx_data"] == 1 << 20
+    with demo_daemons.daemon(side, str(tmp_path)):
+        pass
+    assert capfd.readouterr().out.count("engine aioquic instead of native: it was not built") == 2
 
 
 def test_a_good_proof(capsys: pytest.CaptureFixture[str]) -> None:
