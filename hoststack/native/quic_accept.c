@@ -67,7 +67,7 @@ void hs_listener_release(struct hs_quic *q, struct hs_listener *listener)
 		return;
 	unlink_listener(&q->closed_listeners, listener);
 	hs_tls_free(listener->tls);
-	explicit_bzero(listener->ticket_key, sizeof(listener->ticket_key));
+	explicit_bzero(listener->ticket_keys, sizeof(listener->ticket_keys));
 	free(listener);
 }
 
@@ -303,9 +303,11 @@ static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct
 		*type = NGTCP2_TOKEN_TYPE_RETRY;
 		return 0;
 	}
+	uint8_t secret[HS_QUIC_SECRET_BYTES];
+	hs_version_token_secret(q, hd->version, secret);
 	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_REGULAR &&
-	    !ngtcp2_crypto_verify_regular_token(hd->token, hd->tokenlen, q->secret,
-						sizeof(q->secret), &path->remote.any,
+	    !ngtcp2_crypto_verify_regular_token(hd->token, hd->tokenlen, secret,
+						sizeof(secret), &path->remote.any,
 						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
 						hs_token_time_ns()))
 		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;

@@ -47,10 +47,10 @@ static void get_random(uint8_t *out, size_t bytes, UNUSED const ngtcp2_rand_ctx 
 /* So that the client's next connection needs no Retry (RFC 9000 section 8.1.3). */
 static void offer_token(struct hs_connection *c, const ngtcp2_addr *remote)
 {
-	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN];
+	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN], secret[HS_QUIC_SECRET_BYTES];
+	hs_version_token_secret(c->q, ngtcp2_conn_get_negotiated_version(c->conn), secret);
 	ngtcp2_ssize bytes = ngtcp2_crypto_generate_regular_token(
-		token, c->q->secret, sizeof(c->q->secret), remote->addr, remote->addrlen,
-		hs_token_time_ns());
+		token, secret, sizeof(secret), remote->addr, remote->addrlen, hs_token_time_ns());
 	if (bytes > 0)
 		ngtcp2_conn_submit_new_token(c->conn, token, (size_t)bytes);
 }

@@ -144,7 +144,7 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 	    (hs_cids_add(&q->cids, c, hd->dcid.data, hd->dcid.datalen) && !original_dcid) ||
 	    ngtcp2_conn_server_new(&c->conn, &hd->scid, &scid, &way, hd->version,
 				   &hs_server_callbacks, &settings, &params, NULL, c) ||
-	    hs_tls_session(c, 1, c->config.early_data) || hs_resume_offer(c)) {
+	    hs_tls_session(c, 1, c->config.early_data)) {
 		hs_connection_free(c);
 		return NULL;
 	}

@@ -239,6 +239,8 @@ static int check_client_hello(struct hs_connection *c, struct hs_cursor at)
 		return failed;
 	failed = hs_version_negotiate(c, found.parameters.at,
 				      (size_t)(found.parameters.end - found.parameters.at));
+	if (!failed && hs_resume_offer(c))
+		failed = NGTCP2_ERR_NOMEM;
 	return failed ? refuse(c, failed, NULL) : 0;
 }
 

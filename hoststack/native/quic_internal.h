@@ -84,7 +84,7 @@ struct hs_listener {
 	uint16_t port;
 	struct hs_tls *tls;
 	struct hs_quic_config config;
-	uint8_t ticket_key[HS_QUIC_TICKET_KEY_BYTES];
+	uint8_t ticket_keys[HS_QUIC_VERSIONS][HS_QUIC_TICKET_KEY_BYTES]; /* in the order of hs_versions */
 };
 
 /* Bits of what there is to tell about a connection or a stream. */
@@ -370,6 +370,12 @@ int hs_connection_begin_again(struct hs_connection *c);
 void hs_version_order(uint32_t versions[HS_QUIC_VERSIONS], uint32_t first);
 /* Read a client's transport parameters, and choose the version. Returns 0, or an error of ngtcp2's. */
 int hs_version_negotiate(struct hs_connection *c, const uint8_t *parameters, size_t bytes);
+/* Whether a client speaks the version that it begins with. RFC 9369 section 5: "TLS session tickets
+ * and NEW_TOKEN tokens are specific to the QUIC version of the connection that provided them." */
+int hs_version_is_first(const struct hs_connection *c);
+/* The secret of NEW_TOKEN tokens for a version. */
+void hs_version_token_secret(const struct hs_quic *q, uint32_t version,
+			     uint8_t secret[HS_QUIC_SECRET_BYTES]);
 /* Callback of ngtcp2. */
 int hs_version_on_negotiation(ngtcp2_conn *conn, const ngtcp2_pkt_hd *header,
 			      const uint32_t *versions, size_t count, void *user_data);

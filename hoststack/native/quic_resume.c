@@ -45,7 +45,7 @@ static int on_ticket(gnutls_session_t session, unsigned int type, unsigned int w
 	}
 	forget_ticket(c);
 	/* Without memory the next handshake is a full one. */
-	if (gnutls_session_get_data2(session, &c->ticket) == 0)
+	if (hs_version_is_first(c) && gnutls_session_get_data2(session, &c->ticket) == 0)
 		hs_touch(c, HS_PENDING_TICKET);
 	return 0;
 }
@@ -70,7 +70,7 @@ int hs_connection_ticket(const struct hs_connection *c, struct hs_quic_ticket *o
 
 void hs_resume_keep_token(struct hs_connection *c, const uint8_t *token, size_t bytes)
 {
-	if (!c->keeps_tickets || bytes > HS_QUIC_TOKEN_BYTES)
+	if (!c->keeps_tickets || bytes > HS_QUIC_TOKEN_BYTES || !hs_version_is_first(c))
 		return;
 	uint8_t *copy = malloc(bytes);
 	if (!copy)
@@ -224,9 +224,12 @@ void hs_resume_free_replays(struct hs_quic *q)
 	free(q->replays);
 }
 
+/* Once the version is agreed on, before GnuTLS reads the client's ticket. */
 int hs_resume_offer(struct hs_connection *c)
 {
-	gnutls_datum_t key = { c->listener->ticket_key, sizeof(c->listener->ticket_key) };
+	uint32_t version = ngtcp2_conn_get_negotiated_version(c->conn);
+	uint8_t *bytes = c->listener->ticket_keys[version == hs_versions[0] ? 0 : 1];
+	gnutls_datum_t key = { bytes, HS_QUIC_TICKET_KEY_BYTES };
 	/* A ticket does not say whose certificate was shown: each connection has to show it. */
 	if (c->tls->asks_clients)
 		return 0;
@@ -243,7 +246,7 @@ int hs_resume_offer(struct hs_connection *c)
 	return gnutls_record_set_max_early_data_size(c->session, 0xffffffff);
 }
 
-/* The key of a listener's tickets comes from the secret that workers share, and from what early
+/* A key for each version (RFC 9369 section 5). The key of a listener's tickets comes from the secret that workers share, and from what early
  * data rely on: a ticket of a time when other protocols were spoken, other ciphers used or
  * more was allowed can't be read, so that its early data are refused (RFC 8446 section 4.2.10, RFC 9000 section 7.4.1). */
 int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
@@ -272,10 +275,10 @@ int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
 	       names_bytes);
 	gnutls_datum_t secret = { q->secret, sizeof(q->secret) };
 	int failed = 0;
-	for (uint8_t half = 0; half < 2 && !failed; half++) {
+	uint8_t *keys = listener->ticket_keys[0];
+	for (uint8_t half = 0; half < 2 * HS_QUIC_VERSIONS && !failed; half++) {
 		about.data[0] = half;
-		failed = gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &secret, &about,
-					    listener->ticket_key + 32 * half, 32);
+		failed = gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &secret, &about, keys + 32 * half, 32);
 	}
 	free(about.data);
 	return failed ? -1 : 0;

@@ -59,7 +59,22 @@ int hs_version_negotiate(struct hs_connection *c, const uint8_t *parameters, siz
 	return failed;
 }
 
+/* RFC 9369 section 5: "Servers MUST validate the originating version of any session ticket or token and
+ * not accept one issued from a different version." So each version has a secret of its own. */
+void hs_version_token_secret(const struct hs_quic *q, uint32_t version,
+			     uint8_t secret[HS_QUIC_SECRET_BYTES])
+{
+	memcpy(secret, q->secret, HS_QUIC_SECRET_BYTES);
+	if (version != hs_versions[0])
+		secret[0] ^= 1;
+}
+
 /* --- a client ----------------------------------------------------------------------------------- */
+
+int hs_version_is_first(const struct hs_connection *c)
+{
+	return ngtcp2_conn_get_negotiated_version(c->conn) == c->config.version;
+}
 
 int hs_version_on_negotiation(ngtcp2_conn *conn __attribute__((unused)),
 			      const ngtcp2_pkt_hd *header __attribute__((unused)),

@@ -27,11 +27,12 @@ def accepted_connection(
     reset_token: Callable[[bytes], bytes],
 ) -> HostConnection:
     """The connection that a client's first packet begins, which was sent to `dcid`."""
-    listener = admitted.listener
+    listener, tickets = admitted.listener, admitted.listener.tickets
+    connection: HostConnection
     options: dict[str, Any] = {}
-    if listener.tickets is not None:
-        options["session_ticket_handler"] = listener.tickets.keep
-        options["session_ticket_fetcher"] = listener.tickets.take
+    if tickets is not None:
+        options["session_ticket_handler"] = lambda ticket: tickets.keep(ticket, version(connection))
+        options["session_ticket_fetcher"] = lambda label: tickets.take(label, version(connection))
     connection = HostConnection(
         configuration=listener.configuration(link.max_datagram_bytes(path)),
         config=listener.config,
@@ -47,6 +48,12 @@ def accepted_connection(
     connection.handshake_deadline = now + listener.config.handshake_timeout_s
     connection.initial_dcid = dcid
     return connection
+
+
+def version(connection: HostConnection) -> int:
+    """The QUIC version that a connection speaks."""
+    assert connection._version is not None, "it has begun"
+    return connection._version
 
 
 def is_known(connection: HostConnection) -> bool:

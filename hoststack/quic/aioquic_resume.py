@@ -21,17 +21,19 @@ class GivenTickets:
     somebody recorded finds no ticket: "single-use tickets" (RFC 8446 section 8.1)."""
 
     def __init__(self) -> None:
-        self._by_label: OrderedDict[bytes, SessionTicket] = OrderedDict()
+        self._by_label: OrderedDict[bytes, tuple[SessionTicket, int]] = OrderedDict()
 
-    def keep(self, ticket: SessionTicket) -> None:
-        """Called by aioquic with a ticket that goes to a client."""
-        self._by_label[ticket.ticket] = ticket
+    def keep(self, ticket: SessionTicket, version: int) -> None:
+        """Remember a ticket that goes to a client, and the connection's version."""
+        self._by_label[ticket.ticket] = ticket, version
         if len(self._by_label) > _GIVEN:
             self._by_label.popitem(last=False)
 
-    def take(self, label: bytes) -> SessionTicket | None:
-        """Called by aioquic with what a client brings."""
-        return self._by_label.pop(label, None)
+    def take(self, label: bytes, version: int) -> SessionTicket | None:
+        """What a client brings, if it was given on a connection of the same version (RFC 9369
+        section 5)."""
+        ticket, of_version = self._by_label.pop(label, (None, 0))
+        return ticket if of_version == version else None
 
 
 def resume(configuration: QuicConfiguration, sessions: ServerSessions) -> dict[str, Any]:

@@ -21,6 +21,10 @@ def check_downgrade(connection: QuicConnection) -> None:
     original, used = configuration.original_version, connection._crypto_packet_version
     information = connection._remote_version_information
     has_begun_again = connection._version_negotiated_incompatible
+    if used != original:
+        # RFC 9369 section 5: tickets and tokens are for the version that they came with, and the
+        # next connection begins with the other one.
+        connection.tls.new_session_ticket_cb = connection._token_handler = None
     if information is None:
         # Section 8: servers that speak version 1 alone need not say so.
         is_good = used == (QuicProtocolVersion.VERSION_1 if has_begun_again else original)

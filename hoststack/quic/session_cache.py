@@ -95,11 +95,13 @@ class SessionCache:
         remote: tuple[str, int],
         tls: TlsConfig,
         alpn: Sequence[str],
+        version: int,
     ) -> ServerSessions:
-        """The part of a server, as one engine reaches it with this configuration."""
+        """The part of a server, as one engine reaches it with this configuration. What is learned
+        with one version of QUIC is not used with another (RFC 9369 section 5)."""
         own = [c.public_bytes(serialization.Encoding.DER).hex() for c in tls.chain]
         trust = [tls.verify, (tls.ca_pem or b"").decode("latin-1"), own]
-        text = json.dumps([engine, server_name, *remote, list(alpn), trust, tls.ciphers])
+        text = json.dumps([engine, server_name, *remote, list(alpn), trust, tls.ciphers, version])
         key = hashlib.sha256(text.encode()).hexdigest()
         found = self._servers.pop(key, None) or ServerSessions()
         self._servers[key] = found

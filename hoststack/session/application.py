@@ -13,6 +13,7 @@ from typing import Protocol
 
 from hoststack.native.event_ring import EventRing
 from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 from hoststack.session.containment import contained
 from hoststack.session.messages import Connect, EventCode, Notice, Request
@@ -31,7 +32,8 @@ def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
     cache = request.tls.sessions
     if cache is None:
         return None
-    return cache.of(engine, request.server_name, request.remote, request.tls, request.alpn)
+    version = (request.config or QuicConfig()).version
+    return cache.of(engine, request.server_name, request.remote, request.tls, request.alpn, version)
 
 
 class Wakeable(Protocol):

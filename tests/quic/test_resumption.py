@@ -274,12 +274,13 @@ def test_an_expired_ticket_is_forgotten() -> None:
 def test_a_cache_forgets_the_server_that_was_used_longest_ago() -> None:
     cache, tls = SessionCache(max_servers=2), TlsConfig(verify=False)
     for port in (1, 2, 1, 3):
-        cache.of("native", "name", ("10.0.0.1", port), tls, ["x"]).keep(b"s", b"", "x", 100)
+        cache.of("native", "name", ("10.0.0.1", port), tls, ["x"], 1).keep(b"s", b"", "x", 100)
     kept = {
-        port: cache.of("native", "name", ("10.0.0.1", port), tls, ["x"]).take() for port in (1, 3)
+        port: cache.of("native", "name", ("10.0.0.1", port), tls, ["x"], 1).take()
+        for port in (1, 3)
     }
     assert None not in kept.values()
-    assert cache.of("native", "name", ("10.0.0.1", 2), tls, ["x"]).take() is None
+    assert cache.of("native", "name", ("10.0.0.1", 2), tls, ["x"], 1).take() is None
 
 
 # --- tokens ---

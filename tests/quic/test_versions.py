@@ -14,7 +14,7 @@ from aioquic.quic import events
 from aioquic.quic.packet import encode_quic_version_negotiation, pull_quic_header
 
 import hoststack
-from hoststack import ConnectError, Connection, QuicConfig, TlsConfig
+from hoststack import ConnectError, Connection, QuicConfig, SessionCache, TlsConfig
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryNetwork
 from tests.quic.test_stock_aioquic import client_configuration, server_configuration
@@ -276,5 +276,78 @@ def test_ciphers_after_a_client_began_again(engine: Any, cipher: Any) -> None:
                 await stream.send_eof()
                 assert await peer.stream_ends(stream.stream_id) == bytes(20_000)
             nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+# --- tickets and tokens (RFC 9369 section 5) ---
+
+
+@pytest.mark.parametrize("client", ENGINES)
+@pytest.mark.parametrize("server", ENGINES)
+def test_what_was_learned_with_one_version_is_not_used_with_another(
+    server: Any, client: Any
+) -> None:
+    async def main() -> None:
+        network, cache = MemoryNetwork(), SessionCache()
+        tls = TlsConfig(verify=False, sessions=cache)
+        # aioquic gives tickets only where it takes early data.
+        config = QuicConfig(early_data=True)
+        async with (
+            hoststack.open_stack(link=network.link(SERVER), engine=server, config=config) as stack,
+            hoststack.open_stack(link=network.link(CLIENT), engine=client) as connecting,
+            await stack.listen(URI, tls=TLS) as listener,
+        ):
+            resumed = []
+            for version in (1, 2, 1, 2):
+                chosen = QuicConfig(version=version)
+                async with (
+                    connecting.connect(URI, tls=tls, config=chosen) as connected,
+                    await listener.accept() as accepted,
+                ):
+                    await exchange(connected, accepted, b"so that the ticket comes")
+                    resumed.append(connected.is_resumed)
+            assert resumed == [False, False, True, True]
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", ["tickets", "tokens"])
+@pytest.mark.parametrize("server", ENGINES)
+def test_a_server_takes_nothing_of_another_version(server: Any, kind: str) -> None:
+    """A client that brings it all the same."""
+
+    async def main() -> None:
+        network, cache = MemoryNetwork(), SessionCache()
+        tls = TlsConfig(verify=False, sessions=cache)
+        config = QuicConfig(early_data=True, retry_above_half_open=0)
+        async with (
+            hoststack.open_stack(link=network.link(SERVER), engine=server, config=config) as stack,
+            hoststack.open_stack(link=network.link(CLIENT), engine="native") as connecting,
+            await stack.listen(URI, tls=TLS) as listener,
+        ):
+
+            async def connect(version: int) -> bool:
+                async with (
+                    connecting.connect(URI, tls=tls, config=QuicConfig(version=version)) as ours,
+                    await listener.accept() as theirs,
+                ):
+                    await exchange(ours, theirs, b"so that the ticket comes")
+                    return ours.is_resumed
+
+            assert not await connect(1)
+            # Moved to where the cache keeps what is for version 2.
+            (of_1,) = cache._servers.values()
+            assert not await connect(2)
+            (of_2,) = [each for each in cache._servers.values() if each is not of_1]
+            for name in ("tickets", "tokens"):
+                getattr(of_2, name).clear()
+            if kind == "tickets":
+                of_2.tickets.extend(of_1.tickets)
+            else:
+                of_2.tokens.extend(of_1.tokens)
+            before = stack.counters().retries
+            assert not await connect(2)
+            assert stack.counters().retries == before + 1
 
     run(main)
