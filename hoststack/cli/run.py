@@ -44,6 +44,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--max-sessions", type=int, metavar="N")
     parser.add_argument("--fifo-memory-bytes", type=int, metavar="N")
     parser.add_argument("--drain-seconds", type=float, metavar="S")
+    parser.add_argument("--watchdog-seconds", type=float, metavar="S", help="0: none")
     parser.add_argument("--host", type=int, metavar="N", help="in connection IDs")
     parser.add_argument("--busy-poll-us", type=int, metavar="N")
     parser.set_defaults(run=_run)

@@ -52,6 +52,9 @@ class DaemonConfig:
     """For the FIFOs of one application, in each worker."""
     drain_seconds: float = 10.0
     """What open connections get to end when the daemon is to end (SIGTERM)."""
+    watchdog_seconds: float = 10.0
+    """A worker that has not turned for so long, of the time that it could have, is replaced; 0 is
+    never."""
     host: int = 0
     """The host of the server ID in connection IDs, for a balancer in front."""
     busy_poll_us: int = 0
@@ -95,6 +98,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "max_sessions": (1, 1 << 24),
     "fifo_memory_bytes": (1 << 20, 1 << 40),
     "drain_seconds": (0, 3600),
+    "watchdog_seconds": (0, 3600),
     "host": (0, 0xFFFF),
     "busy_poll_us": (0, 1000),
 }
@@ -110,6 +114,7 @@ _CHOICES: Final = {
 _TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
     **{name: ((int,), "a whole number") for name in _LIMITS},
     "drain_seconds": ((int, float), "a number"),
+    "watchdog_seconds": ((int, float), "a number"),
     "namespaces": ((dict,), "a table"),
 }
 

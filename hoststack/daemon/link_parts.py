@@ -23,6 +23,8 @@ class LinkPart(Protocol):
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
         """What a worker's link is made from; the descriptors stay here."""
 
+    @property
+    def sockets_of_port(self) -> int: ...
     def open_port(self, endpoint: Endpoint) -> Endpoint: ...
     def close_port(self, endpoint: Endpoint) -> None: ...
     def open_socket(
@@ -81,6 +83,8 @@ class AfXdpPart(SharedAfXdp):
     """The af_xdp link: the program, the UMEM and all sockets of an interface."""
 
     name = "af_xdp"
+    #: See LinkPart: a reservation.
+    sockets_of_port = 1
 
     def socket_of(self, worker: int, endpoint: Endpoint) -> int:
         """See LinkPart; workers have their sockets from the start."""

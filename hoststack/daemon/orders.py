@@ -6,13 +6,16 @@ could harm the others.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from hoststack.engine.engines import ChosenEngine
 from hoststack.link.base import KernelProtocol
+from hoststack.session.containment import fault_text
 from hoststack.session.namespaces import Scope
+
+_T = TypeVar("_T")
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
@@ -60,18 +63,28 @@ class CancelCommand(msgspec.Struct, tag=True, frozen=True):
     number: int
 
 
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Answer with Pong after the next turn: whoever does not for long hangs."""
+
+    number: int
+
+
 class Drain(msgspec.Struct, tag=True, frozen=True):
     """Take no new connections, give the open ones so long, and end."""
 
     seconds: float
 
 
-class Ready(msgspec.Struct, tag=True, frozen=True):
-    """A worker serves."""
+#: Shown to applications and users.
+_Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
-    link_name: str
-    link_reason: str
-    engine_name: str
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """A worker serves; said once."""
+
+    link_name: _Text
+    link_reason: _Text
+    engine_name: _Text
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
@@ -80,6 +93,12 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     number: int
     piece: bytes
     is_last: bool
+
+
+class Pong(msgspec.Struct, tag=True, frozen=True):
+    """The worker has turned since this ping."""
+
+    number: int
 
 
 class OpenPort(msgspec.Struct, tag=True, frozen=True):
@@ -132,8 +151,8 @@ class PortRefused(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-Order = Start | Serve | Command | CancelCommand | Drain
-Report = Ready | Answer
+Order = Start | Serve | Command | CancelCommand | Ping | Drain
+Report = Ready | Answer | Pong
 PortRequest = OpenPort | ClosePort | OpenSocket | CloseSocket | UseNeighbour
 PortAnswer = PortOpened | NeighbourUsed | PortRefused
 
@@ -142,6 +161,10 @@ _ORDERS: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)
 _REPORTS: Final[msgspec.msgpack.Decoder[Report]] = msgspec.msgpack.Decoder(Report)
 _PORT_REQUESTS: Final[msgspec.msgpack.Decoder[PortRequest]] = msgspec.msgpack.Decoder(PortRequest)
 _PORT_ANSWERS: Final[msgspec.msgpack.Decoder[PortAnswer]] = msgspec.msgpack.Decoder(PortAnswer)
+
+
+class ReportError(Exception):
+    """What a worker said is nothing that workers say."""
 
 
 def encode(message: Order | Report | PortRequest | PortAnswer) -> bytes:
@@ -153,13 +176,20 @@ def decode_order(data: bytes) -> Order:
 
 
 def decode_report(data: bytes) -> Report:
-    """Raises msgspec.MsgspecError."""
-    return _REPORTS.decode(data)
+    """Raises ReportError."""
+    return _decoded(_REPORTS, data)
 
 
 def decode_port_request(data: bytes) -> PortRequest:
-    """Raises msgspec.MsgspecError."""
-    return _PORT_REQUESTS.decode(data)
+    """Raises ReportError."""
+    return _decoded(_PORT_REQUESTS, data)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as error:
+        raise ReportError(fault_text(error)) from None
 
 
 def decode_port_answer(data: bytes) -> PortAnswer:

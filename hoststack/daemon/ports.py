@@ -7,29 +7,40 @@ return before: it takes the supervisor some 100 us.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-import msgspec
 import trio
 
 from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.session.containment import fault_text
+from hoststack.session.open_files import check_share
+
+logger = logging.getLogger("hoststack.daemon")
 
 #: A supervisor that does not answer is gone, or as good as that.
 _PATIENCE_S: Final = 10.0
 _MOST_BYTES: Final = 4096
+#: Of the kernel's, that one worker has: its open files are fewer.
+_MOST_SOCKETS: Final = 1 << 16
 #: How long a dead worker's ports stay open for the one in its place.
 _STRAGGLERS_S: Final = 10.0
 
 
 class PortOwner(Protocol):
     """A link's part in the supervisor, which can open ports."""
+
+    @property
+    def sockets_of_port(self) -> int:
+        """How many descriptors an open port takes here."""
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """For all workers; raises LinkError."""
@@ -50,6 +61,15 @@ class PortOwner(Protocol):
         """A worker's socket on an open port, or -1 for a link without sockets."""
 
 
+class Door(NamedTuple):
+    """Where one worker asks for ports."""
+
+    theirs: socket.socket
+    """The worker's end."""
+    serve: Callable[[], Awaitable[str]]
+    """Answers it until it is gone; returns what it did that no worker does, or nothing."""
+
+
 class PortKeeper:
     """Who of the workers has which port open. An endpoint that several want is opened once."""
 
@@ -57,6 +77,7 @@ class PortKeeper:
         self._owner = owner
         self._holders: dict[Endpoint, set[int]] = {}
         self._left: dict[int, set[Endpoint]] = {}
+        self._socket_counts: Counter[int] = Counter()
         self._sockets: dict[tuple[KernelProtocol, Endpoint], int] = {}
         """Whose a socket is: the last one's that opened it, should another still be about to close
         it."""
@@ -70,6 +91,7 @@ class PortKeeper:
             if is_left:
                 self._left[worker].discard(endpoint)
         else:
+            check_share(self._owner.sockets_of_port)
             endpoint = self._owner.open_port(endpoint)
             self._holders[endpoint] = set()
         self._holders[endpoint].add(worker)
@@ -85,16 +107,16 @@ class PortKeeper:
                 self._owner.close_port(endpoint)
 
     @contextmanager
-    def door(self, worker: int) -> Iterator[tuple[socket.socket, Callable[[], Awaitable[None]]]]:
+    def door(self, worker: int) -> Iterator[Door]:
         """For the life of a worker: its end of a socket pair, and what answers it.
 
         When that ends its ports stay open for a while: the next worker of that index takes them
-        over, and packets of the dead one's connections are answered by it.
+        over, and packets of the dead one's connections are answered by it. Raises OSError.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             try:
-                yield theirs, partial(self._serve, worker, ours)
+                yield Door(theirs, partial(self._serve, worker, ours))
             finally:
                 # Sockets of its own went with it.
                 for key in [key for key, holder in self._sockets.items() if holder == worker]:
@@ -102,26 +124,31 @@ class PortKeeper:
                 mine = {e for e, holders in self._holders.items() if worker in holders}
                 self._left[worker] = mine
 
-    async def _serve(self, worker: int, end: socket.socket) -> None:
-        """Answer a worker until it is gone."""
+    async def _serve(self, worker: int, end: socket.socket) -> str:
+        """Answer a worker until it is gone; returns what it did that none does, or nothing."""
         end.setblocking(False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_left, worker)
-            while True:
-                await trio.lowlevel.wait_readable(end)
-                try:
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(end)
                     data = end.recv(_MOST_BYTES)
-                    if not data or not self._serve_one(worker, end, data):
-                        break
-                except OSError:  # it died with answers that it had not read
-                    break
+                    if not data:
+                        return ""  # its ports stay until it ends
+                    self._serve_one(worker, end, data)
+            except orders.ReportError as error:
+                fault = f"it asks for ports as no worker does: {error}"
+            except BlockingIOError:
+                fault = "it does not read which ports it has"
+            except OSError:  # it died with answers that it had not read
+                return ""
+            # What was left to be closed is left to the next one.
+            nursery.cancel_scope.cancel()
+        return fault
 
-    def _serve_one(self, worker: int, end: socket.socket, data: bytes) -> bool:
-        """False if it is no request; raises OSError for a worker that takes no answer."""
-        try:
-            request = orders.decode_port_request(data)
-        except msgspec.MsgspecError:
-            return False
+    def _serve_one(self, worker: int, end: socket.socket, data: bytes) -> None:
+        """Raises ReportError if it is no request, and OSError for a worker that takes no answer."""
+        request = orders.decode_port_request(data)
         answer, fd, opened = self._answer(worker, request)
         try:
             if answer is not None:
@@ -130,7 +157,6 @@ class PortKeeper:
         finally:
             if opened is not None:
                 opened.close()  # the worker has it now
-        return True
 
     async def _close_left(self, worker: int) -> None:
         await trio.sleep(_STRAGGLERS_S)
@@ -161,21 +187,35 @@ class PortKeeper:
             return refusal, -1, None
         except ValueError as error:
             return orders.PortRefused(errno.EINVAL, str(error)), -1, None
+        except Exception as error:
+            # Whatever a worker names, it ends nothing here.
+            logger.exception("a request of worker %d failed", worker)
+            return orders.PortRefused(errno.EIO, fault_text(error)), -1, None
         return None, -1, None
 
     def _open_socket(
         self, worker: int, request: orders.OpenSocket
     ) -> tuple[Endpoint, socket.socket]:
         endpoint = _endpoint(request)
+        if self._socket_counts[worker] >= _MOST_SOCKETS:
+            raise LinkError(errno.EMFILE, f"a worker has {_MOST_SOCKETS} sockets at most")
         made = self._owner.open_socket(request.protocol, endpoint, worker)
         endpoint = Endpoint(endpoint.host, made.getsockname()[1])
-        self._sockets[request.protocol, endpoint] = worker
+        key = (request.protocol, endpoint)
+        self._forget_socket(key)
+        self._sockets[key] = worker
+        self._socket_counts[worker] += 1
         return endpoint, made
+
+    def _forget_socket(self, key: tuple[KernelProtocol, Endpoint]) -> None:
+        holder = self._sockets.pop(key, None)
+        if holder is not None:
+            self._socket_counts[holder] -= 1
 
     def _close_socket(self, worker: int, key: tuple[KernelProtocol, Endpoint]) -> None:
         """Nothing happens if it is not the worker's."""
         if self._sockets.get(key) == worker:
-            del self._sockets[key]
+            self._forget_socket(key)
             self._owner.close_socket(*key)
 
 

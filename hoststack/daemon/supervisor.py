@@ -7,12 +7,13 @@ the steering program goes with it, and the workers follow.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pwd
 import signal
 import socket
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -20,9 +21,8 @@ from hoststack.daemon import orders
 from hoststack.daemon.attach_server import AttachServer, group_of
 from hoststack.daemon.config import ConfigError, DaemonConfig
 from hoststack.daemon.link_parts import LinkPart, make_link_part
-from hoststack.daemon.ports import PortKeeper
+from hoststack.daemon.ports import Door, PortKeeper
 from hoststack.daemon.sd_notify import sd_notify
-from hoststack.daemon.worker_main import EXIT_IMPOSSIBLE
 from hoststack.daemon.worker_process import WorkerProcess
 from hoststack.debug.console import Console, RunInWorker
 from hoststack.debug.control_socket import serve_commands
@@ -32,7 +32,9 @@ from hoststack.debug.unix_listener import unix_listener
 from hoststack.debug.worker_side import Data
 from hoststack.engine.engines import SECRET_BYTES, ChosenEngine, choose_engine
 from hoststack.session import attaching
+from hoststack.session.containment import contained
 from hoststack.session.namespaces import Namespaces
+from hoststack.session.open_files import raise_open_files
 
 logger = logging.getLogger("hoststack.daemon")
 
@@ -116,7 +118,7 @@ class Supervisor:
                 nursery.start_soon(self._break_locks)
                 if self._config.cli_socket:
                     await nursery.start(self._serve_commands)
-                self._spare = WorkerProcess()
+                self._keep_spare()
                 sd_notify("READY=1")
                 logger.info("serving at %s", self._config.socket)
                 task_status.started()
@@ -168,12 +170,12 @@ class Supervisor:
         pause_s = _FIRST_PAUSE_S
         for generation in range(1 << 30):
             began = trio.current_time()
-            status = await self._run_worker(index, generation, task_status)
+            how = await self._run_one(index, generation, task_status)
             if self._is_ending:
                 return
-            if status == EXIT_IMPOSSIBLE or self._server is None:
-                raise DaemonError(f"worker {index} can't serve: it said why")
-            logger.error("worker %d died (%s): starting another one", index, _ending(status))
+            if self._server is None:
+                raise DaemonError(f"worker {index} can't serve ({how}): it said why")
+            logger.error("worker %d died (%s): starting another one", index, how)
             self.restarts[index] += 1
             self._server.remove_worker(index)
             await self._reclaim(index)
@@ -182,6 +184,26 @@ class Supervisor:
             else:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _run_one(
+        self, index: int, generation: int, task_status: trio.TaskStatus[None]
+    ) -> str:
+        """A worker's life; returns how it ended. Raises OSError where the first can't start."""
+        with contextlib.ExitStack() as held:
+            try:
+                worker, self._spare = self._spare or WorkerProcess(), None
+                held.callback(worker.close)
+                door = held.enter_context(self._ports.door(index))
+            except OSError as error:
+                # No descriptors, memory or processes left: some may come back.
+                if self._server is None:
+                    raise
+                return f"it can't be started: {error.strerror}"
+            description, fds = self._part.hand_over(index)
+            start = self._start(index, generation, description)
+            worker.start(start, [door.theirs.fileno(), *fds])
+            door.theirs.close()
+            return _ending(await self._run_worker(index, worker, door, task_status))
 
     async def _reclaim(self, index: int) -> None:
         """Take back what a dead worker had. Others may delay that by holding a lock."""
@@ -202,49 +224,62 @@ class Supervisor:
                 logger.warning("a worker kept %d queues locked: they are free again", broken)
 
     async def _run_worker(
-        self, index: int, generation: int, task_status: trio.TaskStatus[None]
+        self,
+        index: int,
+        worker: WorkerProcess,
+        door: Door,
+        task_status: trio.TaskStatus[None],
     ) -> int:
-        worker, self._spare = self._spare or WorkerProcess(), None
-        with self._ports.door(index) as (theirs, serve_ports):
-            description, fds = self._part.hand_over(index)
-            start = orders.Start(
-                index=index,
-                workers=self._config.workers,
-                generation=generation,
-                link=self._part.name,
-                description=description,
-                engine=self._engine,
-                host=self._config.host,
-                rotation=0,
-                secret=self._secret,
-                user=self._user,
-                busy_poll_us=self._config.busy_poll_us,
-                namespaces=dict(self._config.namespaces),
-            )
-            worker.start(start, [theirs.fileno(), *fds])
-            theirs.close()
-            self._workers[index] = worker
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve_ports)
-                nursery.start_soon(self._welcome, index, worker, task_status)
-                status = await worker.run()
-                self._lines.pop(index, None)
-                nursery.cancel_scope.cancel()
+        self._workers[index] = worker
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_ports, worker, door)
+            nursery.start_soon(self._welcome, index, worker, task_status)
+            status = await worker.run(self._config.watchdog_seconds)
+            self._lines.pop(index, None)
+            nursery.cancel_scope.cancel()
         return status
+
+    async def _serve_ports(self, worker: WorkerProcess, door: Door) -> None:
+        if fault := await door.serve():
+            worker.kill(fault)
+
+    def _start(self, index: int, generation: int, description: dict[str, Any]) -> orders.Start:
+        return orders.Start(
+            index=index,
+            workers=self._config.workers,
+            generation=generation,
+            link=self._part.name,
+            description=description,
+            engine=self._engine,
+            host=self._config.host,
+            rotation=0,
+            secret=self._secret,
+            user=self._user,
+            busy_poll_us=self._config.busy_poll_us,
+            namespaces=dict(self._config.namespaces),
+        )
 
     async def _welcome(
         self, index: int, worker: WorkerProcess, task_status: trio.TaskStatus[None]
     ) -> None:
         await worker.ready.wait()
         logger.info("worker %d is process %d", index, worker.pid)
-        await self._console.prepare(worker.run_line)
+        with contained(lambda error: worker.kill(f"it can't be told settings: {error}")):
+            await self._console.prepare(worker.run_line)
         self._lines[index] = worker.run_line
         if self._server is None:
             task_status.started()
             return
         self._server.add_worker(index, worker)
-        if self._spare is None and not self._is_ending:
+        self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        if self._spare is not None or self._is_ending:
+            return
+        try:
             self._spare = WorkerProcess()
+        except OSError as error:
+            logger.warning("no worker can be kept in reserve: %s", error.strerror)
 
 
 def worker_user(wanted: str | None) -> str | None:
@@ -265,7 +300,9 @@ def worker_user(wanted: str | None) -> str | None:
 
 def _ending(status: int) -> str:
     if status < 0:
-        return signal.Signals(-status).name
+        with contextlib.suppress(ValueError):  # a real-time signal
+            return signal.Signals(-status).name
+        return f"signal {-status}"
     return f"exit status {status}"
 
 
@@ -273,6 +310,7 @@ async def run_daemon(
     config: DaemonConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """A daemon's whole life. Raises LinkError, OSError, ConfigError, DaemonError."""
+    raise_open_files()
     try:
         # Here, not in the workers, which may not be allowed to read what it is in.
         engine, why_not_better = choose_engine(config.engine)

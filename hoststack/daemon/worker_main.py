@@ -6,9 +6,10 @@ privileges before it reads the first packet.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -38,11 +39,12 @@ from hoststack.link.base import Link
 from hoststack.link.udp import UdpLink
 from hoststack.quic.seam import CidConfig
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.open_files import raise_open_files
 from hoststack.session.resumption import TicketSeal
 
 logger = logging.getLogger("hoststack.worker")
 
-#: Exit statuses that the supervisor knows: a worker that can't be is not tried again.
+#: Exit statuses, for the log.
 EXIT_ORPHANED: Final = 3
 EXIT_IMPOSSIBLE: Final = 4
 
@@ -51,12 +53,6 @@ _ENDS: Final = 4
 #: With how many sessions of earlier workers of this index a handle is not mistaken.
 _GENERATION_SHIFT: Final = 20
 _GENERATIONS: Final = 1 << 11
-
-
-def raise_open_files() -> None:
-    """As many as may be: each socket of a session is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @dataclass(slots=True)
@@ -111,6 +107,7 @@ async def _serve(
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)
+            served.start_soon(_obey, channel, applications, commands)
             await _drain(worker, drain.seconds)
             worker.close(0, "the server ends")
             served.cancel_scope.cancel()
@@ -124,6 +121,8 @@ async def _obey(channel: Channel, applications: _Applications, commands: Command
             match orders.decode_order(data):
                 case orders.Serve() as order:
                     applications.serve(order, fds)
+                case orders.Ping(number=number):
+                    applications.nursery.start_soon(_answer, channel, applications.worker, number)
                 case orders.Drain() as order:
                     return order
                 case orders.Command() as order:
@@ -132,6 +131,12 @@ async def _obey(channel: Channel, applications: _Applications, commands: Command
                     commands.cancel(order)
                 case orders.Start():
                     raise AssertionError("a worker is started once")
+
+
+async def _answer(channel: Channel, worker: Worker, number: int) -> None:
+    await worker.wait_turn()
+    with contextlib.suppress(ChannelClosedError):  # a supervisor that is gone ends this anyway
+        channel.send(orders.encode(orders.Pong(number)))
 
 
 async def _drain(worker: Worker, seconds: float) -> None:
@@ -151,7 +156,7 @@ async def run_worker(fd: int) -> None:
     """A worker's life; raises ChannelClosedError or OrphanedError when the supervisor is gone."""
     end = socket.socket(fileno=fd)
     channel = Channel(end, takes_fds=True)
-    ((data, fds),) = await channel.receive()
+    data, fds = await channel.receive_one()
     start = orders.decode_order(data)
     assert isinstance(start, orders.Start)
     try:
@@ -189,9 +194,11 @@ def _set_up(start: orders.Start, fds: list[int]) -> tuple[Link, Worker]:
 
 
 def main() -> None:
-    """`python -m hoststack.daemon.worker_main FD`; started by the supervisor alone."""
-    fd = int(sys.argv[1])
-    close_others({fd})
+    """`python -m hoststack.daemon.worker_main FD STACKS`; started by the supervisor alone."""
+    fd, stacks = map(int, sys.argv[1:])
+    close_others({fd, stacks})
+    # Where the supervisor reads what this process was at when it crashed, or was killed (SIGABRT).
+    faulthandler.enable(file=stacks)
     # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

@@ -1,23 +1,29 @@
-"""One worker process, as the supervisor sees it."""
+"""One worker process, as the supervisor sees it: what it says is checked."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args
 
-import msgspec
 import trio
 
 from hoststack.daemon import orders
+from hoststack.daemon.watchdog import Watchdog, whereabouts
 from hoststack.debug.grammar import CommandError
 from hoststack.debug.run import read_answer
 from hoststack.debug.worker_side import Data
+from hoststack.engine.engines import EngineName
 from hoststack.session.channel import Channel, ChannelClosedError
+
+logger = logging.getLogger("hoststack.daemon")
 
 #: What a worker gets of the supervisor's environment: what its programs and libraries read. Not
 #: what speaks for the supervisor (NOTIFY_SOCKET), nor a user's secrets.
@@ -26,6 +32,16 @@ _PASSED_ON_PREFIXES: Final = (
     *("ASAN_", "COVERAGE_", "GLIBC_", "GNUTLS_", "HOSTSTACK_", "LC_", "LD_", "LSAN_", "MALLOC_"),
     *("OPENSSL_", "PYTHON", "SSL_", "UBSAN_"),
 )
+#: Of a command's answer; no honest one comes near.
+_MOST_ANSWER_BYTES: Final = 16 << 20
+#: How often a worker is pinged, and looked at while it does not answer.
+_TICK_S: Final = 1.0
+#: What starting takes on a slow machine, until a worker is ready.
+_START_S: Final = 60.0
+#: What a worker that hangs has to say where it was (SIGABRT).
+_LAST_WORDS_S: Final = 1.0
+_MOST_LAST_WORDS_BYTES: Final = 1 << 14
+_MOST_LAST_WORDS_LINES: Final = 40
 
 
 def worker_environment() -> dict[str, str]:
@@ -52,23 +68,36 @@ class WorkerProcess:
     """
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Raises OSError where there are no descriptors, no memory or no processes left."""
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs:
+                self._stacks = os.memfd_create("hoststack-stacks", os.MFD_CLOEXEC)
+                undo.callback(os.close, self._stacks)
+                self._process = self._spawn(theirs.fileno(), self._stacks)
+            undo.callback(self._end_process)
+            self._pid_fd = os.pidfd_open(self._process.pid)
+            undo.pop_all()
         self._channel = Channel(ours)
-        with theirs:
-            fd = theirs.fileno()
-            # Not by trio, which does it in a thread: PR_SET_PDEATHSIG is about that thread's end.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hoststack.daemon.worker_main", str(fd)],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                env=worker_environment(),
-            )
-        self._pid_fd = os.pidfd_open(self._process.pid)
+        self._link_name = ""
         self._commands: dict[int, _Command] = {}
         self._numbers = 0
+        self._ping = 0
+        self._pong = trio.Event()
         self.ready = trio.Event()
         self.ended = trio.Event()
         self.about: orders.Ready | None = None
+
+    @staticmethod
+    def _spawn(fd: int, stacks: int) -> subprocess.Popen[bytes]:
+        # Not by trio, which does it in a thread: PR_SET_PDEATHSIG is about that thread's end.
+        return subprocess.Popen(
+            [sys.executable, "-m", "hoststack.daemon.worker_main", str(fd), str(stacks)],
+            pass_fds=[fd, stacks],
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(),
+        )
 
     @property
     def pid(self) -> int:
@@ -76,36 +105,64 @@ class WorkerProcess:
 
     def start(self, order: orders.Start, fds: Sequence[int]) -> None:
         """Tell it which worker it is; the descriptors stay the caller's."""
+        self._link_name = order.link
         self._send(order, fds)
 
     def serve(self, order: orders.Serve, fds: Sequence[int]) -> None:
-        """Have it serve an application; the descriptors stay the caller's."""
-        self._send(order, fds)
+        """Have it serve an application; the descriptors stay the caller's.
+
+        Raises OSError where it does not read, and too much waits for it already.
+        """
+        if not self._send(order, fds) and self._channel.has_waiting:
+            raise OSError(errno.EAGAIN, f"process {self.pid}, a worker, takes no applications now")
 
     def drain(self, seconds: float) -> None:
         """Have it end when its connections have, or after so long."""
         self._send(orders.Drain(seconds), ())
 
+    def kill(self, why: str) -> None:
+        """It did what no worker does."""
+        logger.error("worker process %d is killed: %s", self.pid, why)
+        self._process.kill()
+
     def close(self) -> None:
         """End it at once, if it has not ended. Idempotent."""
-        if self._process.returncode is None:
-            self._process.kill()
-            self._process.wait()
-            self._channel.close()
-            os.close(self._pid_fd)
+        if self._pid_fd < 0:
+            return
+        self._end_process()
+        self._channel.close()
+        os.close(self._pid_fd)
+        os.close(self._stacks)
+        self._pid_fd = self._stacks = -1
 
-    def _send(self, order: orders.Order, fds: Sequence[int]) -> None:
-        with contextlib.suppress(ChannelClosedError):  # it is dead, and `run` is about to tell
+    def _end_process(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, order: orders.Order, fds: Sequence[int]) -> bool:
+        """False where it is dead, and `run` is about to tell, or does not read."""
+        try:
             self._channel.send(orders.encode(order), fds)
+        except ChannelClosedError:
+            return False
+        return True
 
-    async def run(self) -> int:
-        """Listens to it until it ends; returns its exit status, negative for a signal."""
+    async def run(self, watchdog_s: float = 0.0) -> int:
+        """Listens to it until it ends; returns its exit status, negative for a signal.
+
+        One that has not turned for `watchdog_s` seconds, of those in which it could have, is ended;
+        0 is never.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_channel)
                 nursery.start_soon(self._receive)
+                if watchdog_s:
+                    nursery.start_soon(self._watch, watchdog_s)
                 await trio.lowlevel.wait_readable(self._pid_fd)
                 nursery.cancel_scope.cancel()
+            self._process.wait()
+            self._log_last_words()
         finally:
             self.close()
             self.ended.set()
@@ -125,29 +182,81 @@ class WorkerProcess:
                 self._on_report(orders.decode_report(data))
         except ChannelClosedError:
             pass
-        except msgspec.MsgspecError:
-            # It has gone mad, or somebody speaks for it.
-            self._process.kill()
+        except orders.ReportError as error:
+            self.kill(f"it said what workers don't: {error}")
 
     def _on_report(self, report: orders.Report) -> None:
+        """Raises ReportError."""
         match report:
             case orders.Ready():
-                self.about = report
-                self.ready.set()
+                self._on_ready(report)
             case orders.Answer():
                 command = self._commands.get(report.number)
-                if command is not None:
+                if command is not None and not command.done.is_set():
                     command.answer += report.piece
+                    if len(command.answer) > _MOST_ANSWER_BYTES:
+                        raise orders.ReportError("an answer without end")
                     if report.is_last:
                         command.done.set()
+            case orders.Pong():
+                if report.number == self._ping:
+                    self._pong.set()
+
+    def _on_ready(self, report: orders.Ready) -> None:
+        if self.about is not None:
+            raise orders.ReportError("it is ready twice")
+        if report.link_name != self._link_name or report.engine_name not in get_args(EngineName):
+            raise orders.ReportError("it has a link or an engine that it was not told to have")
+        self.about = report
+        self.ready.set()
+
+    # --- one that hangs ---------------------------------------------------------------------
+
+    async def _watch(self, patience_s: float) -> None:
+        """Ping it for as long as it answers; returns when it hung."""
+        watchdog = Watchdog(self.pid, _TICK_S)
+        while True:
+            self._ping += 1
+            self._pong = trio.Event()
+            self._send(orders.Ping(self._ping), ())
+            watchdog.pinged()
+            while not self._pong.is_set():
+                with trio.move_on_after(_TICK_S):
+                    await self._pong.wait()
+                watchdog.tick()
+                least_s = patience_s if self.ready.is_set() else max(patience_s, _START_S)
+                if not self._pong.is_set() and watchdog.silent_s >= least_s:
+                    await self._end_hung(watchdog.silent_s)
+                    return
+            await trio.sleep(_TICK_S)
+
+    async def _end_hung(self, silent_s: float) -> None:
+        """Have it say where it is, and end it."""
+        logger.error(
+            "worker process %d has not turned for %.1f s and is replaced; it hung in: %s",
+            self.pid,
+            silent_s,
+            whereabouts(self.pid),
+        )
+        self._process.send_signal(signal.SIGABRT)
+        await trio.sleep(_LAST_WORDS_S)
+        self._process.kill()
+
+    def _log_last_words(self) -> None:
+        """What faulthandler wrote when it crashed or was ended, in its own words."""
+        text = os.pread(self._stacks, _MOST_LAST_WORDS_BYTES, 0).decode("ascii", "replace")
+        for line in text.splitlines()[:_MOST_LAST_WORDS_LINES]:
+            shown = "".join(c if c.isprintable() else "?" for c in line)
+            logger.error("worker process %d: %s", self.pid, shown[:200])
 
     async def run_line(self, line: str) -> Data:
         """Have it run a line of the debug CLI; raises CommandError."""
         self._numbers += 1
         number, command = self._numbers, _Command()
         self._commands[number] = command
-        self._send(orders.Command(number, line), ())
         try:
+            if not self._send(orders.Command(number, line), ()):
+                raise CommandError("the worker does not answer")
             await command.done.wait()
         except trio.Cancelled:
             self._send(orders.CancelCommand(number), ())

@@ -67,6 +67,7 @@ class Worker:
         self._lazy_deadline = math.inf
         self._error: BaseException | None = None
         self._idle: trio.Event | None = None
+        self._turned: trio.Event | None = None
 
     def attach(self, application: Application) -> None:
         """Serve an application: from now on its requests wake this worker."""
@@ -121,6 +122,13 @@ class Worker:
             self.wake()
         elif self._sleep_scope is not None:
             self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._deadline())
+
+    async def wait_turn(self) -> None:
+        """Have a turn, and wait for it."""
+        if self._turned is None:
+            self._turned = trio.Event()
+        self.wake()
+        await self._turned.wait()
 
     async def wait_idle(self) -> None:
         """Until there is no connection left."""
@@ -187,6 +195,9 @@ class Worker:
         if self.layer.kernel.move_datagrams():
             turn = turn._replace(blocked=True)
         has_woken = self.layer.give_to_applications(turn.events)
+        if self._turned is not None:
+            self._turned.set()
+            self._turned = None
         if self._idle is not None and not self.layer.connections():
             self._idle.set()
             self._idle = None

@@ -97,6 +97,11 @@ class UdpGroup:
         self._filter = steering_filter(host, rotation)
         self._ports: dict[Endpoint, list[socket.socket]] = {}
 
+    @property
+    def sockets_of_port(self) -> int:
+        """How many descriptors an open port takes."""
+        return self._workers
+
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
         sockets: list[socket.socket] = []

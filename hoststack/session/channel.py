@@ -66,6 +66,11 @@ class Channel:
         """Messages that the socket has not taken yet."""
         return len(self._waiting)
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether messages wait for the other end to read."""
+        return bool(self._waiting)
+
     def _send_now(self, data: bytes, fds: Sequence[int]) -> bool:
         try:
             if fds:
