@@ -388,7 +388,7 @@ def test_a_worker_that_is_killed_loses_its_connections_alone(make_daemon: MakeDa
                         await stream.receive_some()
                 began = trio.current_time()
                 await trio.to_thread.run_sync(daemon.wait_for, "worker 0 is process", 2)
-                assert trio.current_time() - began < 1
+                assert trio.current_time() - began < 10  # a second, on a quiet machine
                 for _ in range(8):
                     async with stack.connect(uri, tls=TRUSTING) as connection:
                         assert await ask(connection, b"hello") == b"hello"
