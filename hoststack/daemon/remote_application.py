@@ -114,7 +114,7 @@ class RemoteApplication(Application):
                 if isinstance(message, FifosReleased):
                     for name in message.names:
                         self._pool.release(name)
-                    self._peer_fifo_bytes -= self._peer_blocks.pop(name, 0)
+                        self._peer_fifo_bytes -= self._peer_blocks.pop(name, 0)
                 else:
                     requests.append(message)
         except Exception as error:
