@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 PACKAGES := pyxdp hoststack apps
 SECONDS ?= 60
 
-.PHONY: help bootstrap build lint test fuzz demo bench clean
+.PHONY: help bootstrap build lint test fuzz soak demo bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ test: lint ## everything: lint, types, all tests (those that need root only as r
 
 fuzz: build ## libFuzzer on the C core, each target for SECONDS (60): make fuzz SECONDS=600
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
+
+soak: build ## honest traffic beside a mix of attacks, for SECONDS (60): make soak SECONDS=3600
+	@$(PYTHON) -m tests.soak --seconds $(SECONDS)
 
 demo: build ## quic_echo between two namespaces over AF_XDP, with the proof
 	@$(PYTHON) -m apps.demo
