@@ -100,7 +100,7 @@ class Soak:
             line = b.command(sys.executable, "-m", "tests.soak.network_attacks", name, *words)
         else:
             hostile = f"quic://{b.ipv4}:{HOSTILE_PORT}"
-            words = [self._daemon.api, self._daemon.cli, a.ipv4, QUIC_PORT, hostile, str(seconds)]
+            words = [self._daemon.api, self._daemon.cli, b.ipv4, CALLED_PORT, hostile, str(seconds)]
             line = a.command(sys.executable, "-m", "tests.soak.application_attacks", name, *words)
         self._running[name] = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
 

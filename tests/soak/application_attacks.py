@@ -33,7 +33,7 @@ _MOST_CONSOLES: Final = 80
 
 @dataclass(frozen=True)
 class Target:
-    """A daemon's sockets, an echo server of one of its applications, and a hostile server."""
+    """A daemon's sockets, an echo server outside of it, and a hostile server."""
 
     api: str
     cli: str

@@ -10,7 +10,7 @@ from typing import Any
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent
+from aioquic.quic.events import HandshakeCompleted, QuicEvent
 from aioquic.quic.packet import QuicFrameType
 
 #: Longest wait for one handshake, in seconds.
@@ -45,7 +45,6 @@ class HostileClient:
         self._socket.setblocking(False)
         self.quic = QuicConnection(configuration=configuration(alpn, **options))
         self.frames: list[tuple[int, bytes]] = []
-        self.closed: ConnectionTerminated | None = None
         # aioquic asks for a PING frame whenever a ping is pending: the place to add others.
         self.quic._write_ping_frame = self._write_frames  # type: ignore[method-assign]
         self.quic.connect(place, now=time.time())
@@ -67,6 +66,11 @@ class HostileClient:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has closed it."""
+        return self.quic._close_event is not None
+
     def send(self) -> None:
         """Send what is due."""
         if self.frames:
@@ -83,7 +87,7 @@ class HostileClient:
     def run(self, seconds: float, until: type[QuicEvent] | None = None) -> bool:
         """Run the connection for so long, or until an event; whether that came."""
         end = time.time() + seconds
-        while self.closed is None:
+        while not self.is_closed:
             self.send()
             timer = self.quic.get_timer()
             wait_s = min(end, timer or end) - time.time()
@@ -93,8 +97,6 @@ class HostileClient:
             if timer is not None and now >= timer:
                 self.quic.handle_timer(now=now)
             while (event := self.quic.next_event()) is not None:
-                if isinstance(event, ConnectionTerminated):
-                    self.closed = event
                 if until is not None and isinstance(event, until):
                     self.send()
                     return True

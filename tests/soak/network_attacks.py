@@ -77,7 +77,7 @@ def hellos_without_parameters(target: Target, end: float) -> Counter[str]:
         while time.monotonic() < end:
             with HostileClient(target.place, ALPN) as client:
                 client.run(0.1)
-                done["closed" if client.closed else "unanswered"] += 1
+                done["closed" if client.is_closed else "unanswered"] += 1
     return done
 
 
@@ -102,7 +102,7 @@ def tls_messages(target: Target, end: float) -> Counter[str]:
                     stream = client.quic._crypto_streams[tls.Epoch.ONE_RTT]
                     stream.sender.write(message)
                     client.run(0.5)
-                    done[f"{name} {'closed' if client.closed else 'ignored'}"] += 1
+                    done[f"{name} {'closed' if client.is_closed else 'ignored'}"] += 1
     return done
 
 
@@ -130,7 +130,7 @@ def rapid_reset(target: Target, end: float) -> Counter[str]:
         with HostileClient(target.place, ALPN) as client:
             if not client.handshake():
                 continue
-            while client.closed is None and time.monotonic() < end:
+            while not client.is_closed and time.monotonic() < end:
                 for stream_id in client.open_streams(100, b"x"):
                     client.quic.reset_stream(stream_id, 7)
                     client.quic.stop_stream(stream_id, 7)
