@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from typing import Any, get_args
 
 import trio
@@ -16,8 +15,11 @@ from hoststack.daemon.config import (
     XdpMode,
     read_config,
 )
+from hoststack.daemon.log import log_to_stderr
 from hoststack.daemon.supervisor import DaemonError, run_daemon
 from hoststack.engine.engines import EngineName
+
+logger = logging.getLogger("hoststack")
 
 _EXIT_USAGE = 2
 
@@ -51,14 +53,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     status = 0
-    try:
-        trio.run(run_daemon, _config(options))
-    except* ConfigError as group:
-        status = _complain(group, _EXIT_USAGE)
-    except* (DaemonError, OSError) as group:
-        status = _complain(group, 1)
+    with log_to_stderr() as log:
+        log.start()
+        try:
+            trio.run(run_daemon, _config(options))
+        except* ConfigError as group:
+            status = _complain(group, _EXIT_USAGE)
+        except* (DaemonError, OSError) as group:
+            status = _complain(group, 1)
     return status
 
 
@@ -77,5 +80,5 @@ def _complain(group: BaseExceptionGroup[Any], status: int) -> int:
             _complain(error, status)
         else:
             text = getattr(error, "strerror", None) or error
-            print(f"hoststack: {text}", file=sys.stderr)
+            logger.error("%s", text)
     return status

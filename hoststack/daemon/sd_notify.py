@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from typing import Final
+
+#: For one that does not read.
+_PATIENCE_S: Final = 1.0
 
 
 def sd_notify(state: str) -> None:
@@ -19,5 +23,6 @@ def sd_notify(state: str) -> None:
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end,
     ):
+        end.settimeout(_PATIENCE_S)
         end.connect(address)
         end.send(state.encode())

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ import trio
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
 from hoststack.daemon.loaded import load_everything
+from hoststack.daemon.log import log_to_stderr
 from hoststack.daemon.ports import PortClient
 from hoststack.daemon.privileges import (
     OrphanedError,
@@ -152,8 +154,9 @@ def _make_link(start: orders.Start, fds: list[int], ports: PortClient) -> Link:
     return UdpLink(ports=ports)
 
 
-async def run_worker(fd: int) -> None:
-    """A worker's life; raises ChannelClosedError or OrphanedError when the supervisor is gone."""
+async def run_worker(fd: int, on_unprivileged: Callable[[], None]) -> None:
+    """A worker's life, which has no privileges from `on_unprivileged` on; raises
+    ChannelClosedError or OrphanedError when the supervisor is gone."""
     end = socket.socket(fileno=fd)
     channel = Channel(end, takes_fds=True)
     data, fds = await channel.receive_one()
@@ -164,8 +167,9 @@ async def run_worker(fd: int) -> None:
         link, worker = _set_up(start, fds)
         die_with_maker(end)
     except (LinkError, ValueError, PrivilegeError) as error:
-        print(f"hoststack: worker: {error}", file=sys.stderr)
+        logger.error("%s", error)
         sys.exit(EXIT_IMPOSSIBLE)
+    on_unprivileged()
     try:
         ready = orders.Ready(link.name, "", worker.layer.engine.name)
         await _serve(channel, worker, ready, start)
@@ -201,15 +205,15 @@ def main() -> None:
     faulthandler.enable(file=stacks)
     # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    raise_open_files()
-    # As long as it may read the files: later it is another user.
-    load_everything()
-    logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
-    try:
-        trio.run(run_worker, fd)
-    except* (ChannelClosedError, OrphanedError):
-        sys.exit(EXIT_ORPHANED)
+    with log_to_stderr() as log:
+        raise_open_files()
+        # As long as it may read the files: later it is another user.
+        load_everything()
+        logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
+        try:
+            trio.run(run_worker, fd, log.start)
+        except* (ChannelClosedError, OrphanedError):
+            sys.exit(EXIT_ORPHANED)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""The log of a daemon's processes: lines on stderr, written by a thread.
+
+No process waits for whoever reads stderr, be it a pipe, a terminal or journald. Lines wait in a
+queue of bounded size; what does not fit is dropped, and counted in a line that comes later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import select
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from hoststack.printable import printable
+
+#: Of lines that wait: a few seconds of a daemon that has much to say.
+MOST_LINES: Final = 4096
+#: Of one line, so that those of several processes on one pipe don't mix (PIPE_BUF, pipe(7)).
+_MOST_CHARACTERS: Final = 3000
+_WHY: Final = "nobody took them from stderr"
+#: How long the end of a process waits for the last lines to be read.
+_LAST_WORDS_S: Final = 1.0
+
+
+class LineWriter:
+    """Writes lines to a descriptor in a thread of its own; `put` never waits."""
+
+    def __init__(self, fd: int) -> None:
+        """Lines wait until `start`."""
+        self._fd = fd
+        self._lines: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write. Idempotent."""
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def put(self, line: str) -> None:
+        """Write a line, without its newline, soon; or drop it where too many wait."""
+        with self._changed:
+            if len(self._lines) >= MOST_LINES:
+                self._dropped += 1
+                return
+            self._tell_dropped()
+            self._lines.append(line)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what waits, for as long as somebody takes it, but no longer than a second."""
+        with self._changed:
+            self._tell_dropped()
+            self._is_closing = True
+            self._changed.notify()
+        self.start()
+        self._thread.join(_LAST_WORDS_S)
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._lines.append(f"hoststack: {self._dropped} lines were dropped here: {_WHY}")
+            self._dropped = 0
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._is_closing)
+                if not self._lines:
+                    return
+                line = self._lines.popleft()
+            if not self._write(f"{line}\n".encode(errors="backslashreplace")):
+                with self._changed:
+                    self._dropped += 1
+
+    def _write(self, data: bytes) -> bool:
+        """Whether somebody took it."""
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:
+                # Who shares the open file description has set O_NONBLOCK.
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                poll.poll()
+            except OSError:
+                return False
+        return True
+
+
+class _Formatter(logging.Formatter):
+    """A record is one line; its traceback, if it has one, is further ones that are indented. So
+    nothing in them can look like a line of another record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{record.name}: {_shown(record.getMessage())}"]
+        if record.exc_info:
+            lines += map(_indented, self.formatException(record.exc_info).splitlines())
+        return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    # Whoever logged it has escaped what is not ours; this is for what was overlooked, and must not
+    # escape a backslash twice.
+    return printable(text, _MOST_CHARACTERS).replace("\\\\", "\\")
+
+
+def _indented(line: str) -> str:
+    return f"    {_shown(line)}"
+
+
+class _Handler(logging.Handler):
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+        self.setFormatter(_Formatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            for line in self.format(record).splitlines():
+                self._writer.put(line)
+        except Exception as error:
+            self._writer.put(f"{record.name}: {record.msg!r} ({type(error).__name__})")
+
+
+class _Stderr(io.TextIOBase):
+    """What is printed to sys.stderr, by Python itself for example, goes the same way."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._writer.put(_indented(line))
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def log_to_stderr(level: int = logging.INFO) -> Iterator[LineWriter]:
+    """Have a process, within the block, log to stderr without ever waiting for it.
+
+    Nothing is written before the writer's `start`: a thread keeps the privileges that it began
+    with.
+    An exception that leaves the block is logged, and raised as SystemExit: Python would print it.
+    """
+    _open_standard_files()
+    writer, was = LineWriter(2), sys.stderr
+    handler, root = _Handler(writer), logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    sys.stderr = _Stderr(writer)
+    try:
+        yield writer
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+    finally:
+        writer.close()
+        root.removeHandler(handler)
+        sys.stderr = was
+
+
+def _open_standard_files() -> None:
+    """A process that was started without stderr must not log into a socket that it opens."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
