@@ -86,7 +86,7 @@ void hs_close_fail(struct hs_connection *c, int error)
 	ngtcp2_ccerr_default(&why);
 	if (error == NGTCP2_ERR_CRYPTO && c->tls_messages.error)
 		error = c->tls_messages.error;
-	if (error == NGTCP2_ERR_CRYPTO)
+	else if (error == NGTCP2_ERR_CRYPTO)
 		hs_tls_failure(c, text, sizeof(text));
 	if (error == NGTCP2_ERR_VERSION_NEGOTIATION_FAILURE && !c->failure)
 		c->failure = "The peer would have spoken another version of QUIC";

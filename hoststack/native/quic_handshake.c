@@ -303,6 +303,12 @@ static int check(struct hs_connection *c, uint8_t type, struct hs_cursor content
 
 /* --- messages out of frames --------------------------------------------------------------------- */
 
+/* A bit for each level and direction. */
+static uint8_t key_bits(gnutls_record_encryption_level_t level, int has_rx, int has_tx)
+{
+	return (uint8_t)(((has_rx ? 1 : 0) | (has_tx ? 2 : 0)) << 2 * (int)level);
+}
+
 static int deliver(struct hs_connection *c, ngtcp2_encryption_level level, const uint8_t *message,
 		   size_t bytes)
 {
@@ -318,7 +324,8 @@ static int deliver(struct hs_connection *c, ngtcp2_encryption_level level, const
 		h->step = (uint8_t)step;
 	failed = ngtcp2_crypto_recv_crypto_data_cb(c->conn, level, 0, message, bytes, c);
 	/* Without keys GnuTLS has answered with a HelloRetryRequest. */
-	if (!failed && c->listener && step == HS_STEP_HELLO && h->has_keys)
+	if (!failed && c->listener && step == HS_STEP_HELLO &&
+	    h->keys & key_bits(GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE, 1, 1))
 		h->step = HS_STEP_HELLO;
 	return failed;
 }
@@ -409,13 +416,19 @@ int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_l
 {
 	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
 	struct hs_connection *c = ref->user_data;
-	/* ngtcp2 fails assertions where keys come before the peer's transport parameters: a server's
-	 * first keys, a client's last. */
+	/* ngtcp2 fails assertions where keys come before the peer's transport parameters, a server's
+	 * first keys and a client's last, and where they come twice. */
 	int needs_parameters = level == GNUTLS_ENCRYPTION_LEVEL_APPLICATION ||
 			       (c->listener && level == GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE);
 	if (needs_parameters && !ngtcp2_conn_get_remote_transport_params(c->conn))
 		return GNUTLS_E_MISSING_EXTENSION;
-	c->tls_messages.has_keys |= level == GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE;
+	uint8_t keys = key_bits(level, rx != NULL, tx != NULL);
+	int has_them = c->tls_messages.keys & keys;
+	c->tls_messages.keys |= keys;
+	/* After a HelloRetryRequest GnuTLS offers early data once more, which it must not (RFC 8446
+	 * section 4.1.2), with other keys. Servers refuse that, or don't take what comes. */
+	if (has_them)
+		return level == GNUTLS_ENCRYPTION_LEVEL_EARLY ? 0 : GNUTLS_E_INTERNAL_ERROR;
 	return hs_chacha_on_secrets(session, level, rx, tx, bytes);
 }
 

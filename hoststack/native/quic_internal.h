@@ -166,7 +166,7 @@ struct hs_handshake {
 	uint8_t level; /* its ngtcp2_encryption_level */
 	uint8_t step; /* enum hs_handshake_step */
 	uint8_t hellos; /* that came */
-	uint8_t has_keys; /* for Handshake packets */
+	uint8_t keys; /* that ngtcp2 has, see hs_handshake_on_secrets */
 	int error; /* of ngtcp2's, that stands for what was wrong with one; 0: nothing */
 };
 

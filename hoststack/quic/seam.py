@@ -371,7 +371,7 @@ def check_protocols(alpn: Sequence[str], config: QuicConfig | None) -> None:
                 f"not {len(name)}: {name[:20]!r}"
             )
     if len(set(alpn)) < len(alpn):
-        raise ValueError(f"an application protocol is named twice: {', '.join(alpn)}")
+        raise ValueError(f"an application protocol is named twice: {list(alpn)}")
     if config is not None and config.early_data and len(alpn) != 1:
         raise ValueError(
             "early data (0-RTT) is for one application protocol: give exactly one, or leave out "

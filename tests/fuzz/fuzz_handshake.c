@@ -130,6 +130,9 @@ static int write_message(gnutls_session_t session, gnutls_record_encryption_leve
 		action = PASS;
 	switch (action % ACTIONS) {
 	case DROP:
+		/* A client of ngtcp2's must have something to send first. */
+		if (level == NGTCP2_ENCRYPTION_LEVEL_INITIAL)
+			submit(conn, level, data, 1);
 		break;
 	case CHANGE:
 		change_and_submit(conn, level, data, bytes);
@@ -149,7 +152,7 @@ static int write_message(gnutls_session_t session, gnutls_record_encryption_leve
 		submit(conn, level, data, bytes);
 		break;
 	case CUT:
-		submit(conn, level, data, take_16(&hostile.in) % bytes);
+		submit(conn, level, data, 1 + take_16(&hostile.in) % bytes);
 		break;
 	case LATER: /* at the last level, once there are keys for it */
 		submit(conn, level, data, bytes);
@@ -239,20 +242,55 @@ static void carry(struct pair *p, int from, const uint8_t *data, uint32_t bytes)
 		write_late(p);
 }
 
+/* --- tickets ------------------------------------------------------------------------------------ */
+
+static struct hs_quic_resume resumed;
+
+static void keep_ticket(const struct hs_quic_ticket *ticket)
+{
+	if (resumed.session_bytes)
+		return;
+	resumed.session = copy_of(ticket->session, ticket->session_bytes);
+	resumed.session_bytes = ticket->session_bytes;
+	resumed.parameters = copy_of(ticket->parameters, ticket->parameters_bytes);
+	resumed.parameters_bytes = ticket->parameters_bytes;
+	resumed.early_data = 1;
+	resumed.keeps = 1;
+}
+
+static const struct pair_shape SHAPE = {
+	.fifo_bytes = 4096,
+	.streams = 1,
+	.stream_bytes = 3000,
+	.packets_per_key = 1 << 20,
+	.keep_alive_ns = 20 * MS_NS, /* it has something to send, again and again */
+	.early_data = 1,
+};
+
+/* A connection of two honest sides, for the ticket that it gives. */
+static void get_ticket(void)
+{
+	struct pair p = { .carry = carry, .distrusts = 1, .keep_ticket = keep_ticket };
+	steady_begin(2);
+	hostile.side = SIDES;
+	pair_begin(&p, &SHAPE);
+	pair_run(&p, p.now_ns + TIME_TO_LIVE_MS * MS_NS);
+	pair_end(&p, CLIENT);
+	pair_free(&p);
+	CHECK(resumed.parameters_bytes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
 	struct input in = { data, bytes };
 	struct pair p = { .carry = carry, .distrusts = 1 };
 	uint8_t a = take_8(&in), b = take_8(&in);
-	struct pair_shape shape = {
-		.is_v2 = a >> 1 & 1,
-		.wants_retry = a >> 2 & 1,
-		.fifo_bytes = 4096,
-		.streams = 1,
-		.stream_bytes = 3000,
-		.packets_per_key = 1 << 20,
-		.keep_alive_ns = 20 * MS_NS, /* it has something to send, again and again */
-	};
+	struct pair_shape shape = SHAPE;
+	if (!resumed.session_bytes)
+		get_ticket();
+	shape.is_v2 = a >> 1 & 1;
+	shape.wants_retry = a >> 2 & 1;
+	shape.resume = a >> 3 & 1 ? &resumed : NULL;
 	steady_begin(1);
 	memset(&hostile, 0, sizeof(hostile));
 	hostile.pair = &p;

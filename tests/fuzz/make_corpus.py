@@ -16,6 +16,7 @@ from tests.support import packets
 #: Inputs that ended a process once; what was wrong is in the log of the files that changed.
 FOUND: Final = {
     "turn": {"client_returns": "00950030197009"},
+    "handshake": {"early_keys_twice": "58000503390100"},
     "plaintext": {
         "key_update_early": "741500000a0e005249" + 26 * "00" + "654168564054" + "45",
         "connection_id_retired_early": "33e88032083f020100" + "1405ff",
@@ -260,11 +261,14 @@ MESSAGES: Final = [
 def handshake() -> Iterator[bytes]:
     for side in (0, 1):
         for offers in range(16):
-            yield bytes((side | offers << 4, 0)) + bytes((offers, 3, 0x39, 1, 0))
+            for resumes in (0, 8):
+                shape = bytes((side | resumes | offers << 4, 0))
+                yield shape + bytes((offers, 3, 0x39, 1, 0))
         for action in MESSAGE_ACTIONS:
             for which in range(4):
                 rest = b"\5\x18\0\0\1\0\0\0"
-                yield bytes((side | (which & 1) << 1, 0)) + bytes(which) + bytes((action,)) + rest
+                shape = bytes((side | (which & 1) << 1 | (which & 2) << 2, 0))
+                yield shape + bytes(which) + bytes((action,)) + rest
         for message in MESSAGES:
             # in the handshake, before and behind a message of its own, and after it
             sized = bytes((len(message),)) + message

@@ -320,6 +320,8 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 	case HS_QUIC_TICKET:
 		CHECK(side == CLIENT && !hs_connection_ticket(c, &ticket));
 		CHECK(ticket.session_bytes && ticket.parameters_bytes <= sizeof(ticket.parameters));
+		if (p->keep_ticket)
+			p->keep_ticket(&ticket);
 		break;
 	case HS_QUIC_TOKEN:
 		CHECK(side == CLIENT && hs_connection_token(c, token));
@@ -329,6 +331,9 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 		break;
 	case HS_QUIC_MIGRATION_FAILED:
 		CHECK(side == CLIENT);
+		break;
+	case HS_QUIC_HANDSHAKE_DONE:
+		CHECK(p->shape.early_data);
 		break;
 	default: /* of the connection: its datagrams */
 		CHECK(event->kind == HS_QUIC_STREAMS_AVAILABLE ||
@@ -499,7 +504,9 @@ void pair_end(struct pair *p, int from)
 		CHECK(!p->side[side].connection && !p->side[side].flows);
 		hs_quic_counters(p->side[side].q, &counters);
 		CHECK(counters.half_open == 0);
+		/* With early data they are told before they count. */
 		CHECK(counters.accepted + counters.connected == counters.closed ||
+		      p->shape.early_data ||
 		      (side == CLIENT && !p->side[side].is_established));
 	}
 }
@@ -563,11 +570,14 @@ void pair_begin(struct pair *p, const struct pair_shape *shape)
 		.retry_above = shape->wants_retry ? 0 : 1000,
 		.half_open_per_source = 4,
 		.datagram_fifo_bytes = shape->datagram_fifo_bytes,
+		.early_data = shape->early_data,
 		.follows_preferred = 1,
 		.preferred_v4_port = shape->has_preferred ? SERVER_PORT : 0,
 		.version = shape->is_v2 ? NGTCP2_PROTO_VER_V2 : NGTCP2_PROTO_VER_V1,
 	};
 	struct hs_quic_resume resume = { .keeps = 1 };
+	if (shape->resume)
+		resume = *shape->resume;
 	memcpy(config.preferred_v4, SERVER_IPS[1], sizeof(config.preferred_v4));
 	for (uint8_t i = 0; i < PAIR_PORTS; i++)
 		p->behind_nat[i] = i;

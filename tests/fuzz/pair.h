@@ -49,6 +49,8 @@ struct pair_shape {
 	uint64_t keep_alive_ns;
 	uint32_t datagram_fifo_bytes;
 	uint8_t has_preferred; /* the server has another address, and the client goes there */
+	uint8_t early_data; /* is offered, and sent where the client resumes */
+	const struct hs_quic_resume *resume; /* NULL: it does not */
 };
 
 /* A stream as the application has it; with HS_QUIC_DATAGRAMS for its number, the connection's datagrams. */
@@ -108,6 +110,8 @@ struct pair {
 	int turning; /* the side whose turn it is */
 	/* What becomes of a datagram. It is the target's to send, changed or not. */
 	void (*carry)(struct pair *p, int from, const uint8_t *data, uint32_t bytes);
+	/* A ticket for the client's next connection; NULL: nobody wants it. */
+	void (*keep_ticket)(const struct hs_quic_ticket *ticket);
 	void *target;
 };
 
