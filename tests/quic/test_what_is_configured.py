@@ -182,6 +182,7 @@ def test_what_a_closed_listener_held_is_freed() -> None:
             for _ in range(times):
                 async with await server.listen(URI, tls=TLS):
                     pass
+            await trio.testing.wait_all_tasks_blocked()
 
         await listen_and_close(20)
         before, listeners = allocated_bytes(), native_listeners()
@@ -210,6 +211,7 @@ def test_a_connection_outlives_its_listener() -> None:
         await trio.sleep(10)  # the closing period, after which the connection is forgotten
         async with await server.listen(URI, tls=TLS):
             pass  # a turn
+        await trio.testing.wait_all_tasks_blocked()
         assert native_listeners() == before
 
     with_two(main)
