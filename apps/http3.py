@@ -27,6 +27,7 @@ from hoststack import (
     Stream,
     StreamResetError,
     StreamStoppedError,
+    printable,
 )
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Http3Error(trio.BrokenResourceError):
     """The peer broke HTTP/3's rules, so this side closes the connection with `code`."""
 
     def __init__(self, code: int, reason: str) -> None:
-        detail = f": {reason}" if reason else ""
+        detail = f": {printable(reason)}" if reason else ""
         super().__init__(f"the peer broke HTTP/3's rules ({_code_name(code)}){detail}")
         self.code = code
 

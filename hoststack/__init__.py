@@ -21,6 +21,7 @@ from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
 from hoststack.stack import EmbeddedStack, Stack, open_stack
 from hoststack.stream import ReceiveStream, SendStream, Stream
+from hoststack.text import printable
 
 __all__ = [
     "ABORTED_CODE",
@@ -48,4 +49,5 @@ __all__ = [
     "UriError",
     "attach",
     "open_stack",
+    "printable",
 ]

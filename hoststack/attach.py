@@ -22,6 +22,7 @@ from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.channel import Channel, ChannelClosedError, close_all
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope, check_scopes
 from hoststack.stack import Stack
+from hoststack.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ async def attach(
     channel = Channel(connect_to(str(path)), takes_fds=True)
     error: BaseException | None = None
     try:
-        name = printable(name or os.path.basename(sys.argv[0]) or "python")
+        name = application_name(name or os.path.basename(sys.argv[0]) or "python")
         hello = attaching.Attach(
             version=attaching.PROTOCOL_VERSION,
             name=name,
@@ -88,7 +89,7 @@ async def attach(
         raise error
 
 
-def printable(name: str) -> str:
+def application_name(name: str) -> str:
     """An application's name as the daemon takes it."""
     return "".join(c if "!" <= c <= "~" else "_" for c in name)[:64]
 
@@ -136,7 +137,7 @@ def admitted(path: str, data: bytes) -> attaching.Attached:
     except attaching.GreetingError as error:
         raise no_answer(path, error) from None
     if isinstance(answer, attaching.Refused):
-        raise AttachError(answer.errno, f"{path}: {answer.text}")
+        raise AttachError(answer.errno, f"{path}: {printable(answer.text)}")
     if not isinstance(answer, attaching.Attached):
         raise no_answer(path, ValueError(type(answer).__name__))
     return answer

@@ -10,6 +10,7 @@ from hoststack.quic.tls import TlsConfigError
 from hoststack.session.namespaces import NamespaceError
 from hoststack.session.rules import RuleError
 from hoststack.session.uri import UriError
+from hoststack.text import printable
 
 __all__ = [
     "AttachError",
@@ -42,12 +43,13 @@ class ConnectionClosedError(trio.BrokenResourceError):
     """The connection is over (RFC 9000 section 10).
 
     `code` is the QUIC error code: the application's if `is_application`, else the transport's.
+    `reason` is what the peer said, as it said it: the exception's own text has it escaped.
     """
 
     def __init__(self, info: CloseInfo) -> None:
         who = "the peer" if info.by_peer else "this side"
         kind = "application" if info.is_application else "transport"
-        reason = f": {info.reason}" if info.reason else ""
+        reason = f": {printable(info.reason)}" if info.reason else ""
         super().__init__(f"{who} closed the connection ({kind} code {info.code:#x}){reason}")
         self.code = info.code
         self.is_application = info.is_application

@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "apps": {"hoststack", "apps"},
 }
 #: Needs nothing of ours.
-ALL_MAY_IMPORT = {"hoststack.printable"}
+ALL_MAY_IMPORT = {"hoststack.text"}
 #: The public modules see everything below them, but for the debug CLI, the daemon and the command
 #: line.
 PUBLIC_MAY_NOT_IMPORT = {

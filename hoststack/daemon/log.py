@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from hoststack.printable import printable
+from hoststack.text import printable
 
 #: Of lines that wait: a few seconds of a daemon that has much to say.
 MOST_LINES: Final = 4096
@@ -108,9 +108,7 @@ class _Formatter(logging.Formatter):
 
 
 def _shown(text: str) -> str:
-    # Whoever logged it has escaped what is not ours; this is for what was overlooked, and must not
-    # escape a backslash twice.
-    return printable(text, _MOST_CHARACTERS).replace("\\\\", "\\")
+    return printable(text, _MOST_CHARACTERS)
 
 
 def _indented(line: str) -> str:

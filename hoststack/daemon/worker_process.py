@@ -22,6 +22,7 @@ from hoststack.debug.run import read_answer
 from hoststack.debug.worker_side import Data
 from hoststack.engine.engines import EngineName
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.text import printable
 
 logger = logging.getLogger("hoststack.daemon")
 
@@ -246,8 +247,7 @@ class WorkerProcess:
         """What faulthandler wrote when it crashed or was ended, in its own words."""
         text = os.pread(self._stacks, _MOST_LAST_WORDS_BYTES, 0).decode("ascii", "replace")
         for line in text.splitlines()[:_MOST_LAST_WORDS_LINES]:
-            shown = "".join(c if c.isprintable() else "?" for c in line)
-            logger.error("worker process %d: %s", self.pid, shown[:200])
+            logger.error("worker process %d: %s", self.pid, printable(line, 200))
 
     async def run_line(self, line: str) -> Data:
         """Have it run a line of the debug CLI; raises CommandError."""

@@ -25,6 +25,7 @@ from hoststack.debug.commands import MAX_LINE_CHARACTERS, complete
 from hoststack.debug.grammar import FAULT, CommandError
 from hoststack.debug.unix_listener import group_id, unix_listener
 from hoststack.session.containment import contained, fault_text
+from hoststack.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class _Server:
                 return {"completions": complete(asked["complete"])}
             return {"text": await self._run_line(asked["line"], asked.get("json", False))}
         except CommandError as error:
-            return {"error": str(error)}
+            return {"error": printable(error)}
         except Exception:
             # What is wrong with a debug command must not end the daemon.
             logger.exception("a debug command failed")

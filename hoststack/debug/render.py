@@ -9,13 +9,19 @@ from hoststack.debug.grammar import Command
 from hoststack.debug.render_sessions import endpoint_text, path_text, render_sessions
 from hoststack.debug.render_sessions import statistics_lines as _statistics_lines
 from hoststack.debug.worker_side import Data
+from hoststack.text import printable
+
+#: Of a line: some have all workers, or many flags.
+_MOST_CHARACTERS: Final = 16384
 
 Renderer = Callable[[Command, Data], Iterator[str]]
 
 
 def render(command: Command, data: Data) -> str:
     """A merged answer for people, without a newline at the end; empty where nothing is to say."""
-    return "\n".join(_RENDERERS[command.name](command, data))
+    return "\n".join(
+        printable(line, _MOST_CHARACTERS) for line in _RENDERERS[command.name](command, data)
+    )
 
 
 def _help(command: Command, data: Data) -> Iterator[str]:

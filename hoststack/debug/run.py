@@ -68,7 +68,7 @@ def read_answer(raw: bytes) -> Data:
     """What a worker's `run_line` gave; raises CommandError if that is an error, or nonsense."""
     try:
         answer = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     match answer:
         case {"data": dict(data)}:

@@ -76,6 +76,10 @@ class Handshake(NamedTuple):
 ABORTED_CODE: Final = 0x01
 
 
+#: Of what a peer gives as its reason; the rest is cut off.
+MAX_REASON_CHARACTERS = 1024
+
+
 class CloseInfo(NamedTuple):
     """Why a connection ended (RFC 9000 section 10)."""
 
@@ -84,8 +88,13 @@ class CloseInfo(NamedTuple):
     is_application: bool
     """Whether `code` is the application's (CONNECTION_CLOSE of type 0x1d)."""
     reason: str
-    """What the closing side said, or what happened ("Idle timeout", "No answer", ...)."""
+    """What the closing side said, or what happened ("Idle timeout", "No answer", ...). It may hold
+    anything: hoststack.printable is for showing it."""
     by_peer: bool
+
+    def within_bounds(self) -> CloseInfo:
+        """With a reason that fits into a message: a packet has room for more where its MTU has."""
+        return self._replace(reason=self.reason[:MAX_REASON_CHARACTERS])
 
 
 class ConnectionIds(NamedTuple):

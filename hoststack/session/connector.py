@@ -15,6 +15,7 @@ from hoststack.session.application import Application, ImpossibleRequestError
 from hoststack.session.ports import PortTable, check_size
 from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
+from hoststack.text import printable
 
 
 class Spawn(Protocol):
@@ -146,6 +147,7 @@ def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
             "UDP through?"
         )
     who = "the peer" if info.by_peer else "this side"
+    reason = printable(info.reason) or "no reason given"
     # CRYPTO_ERROR 0x0100-0x01ff carries a TLS alert (RFC 9001 section 4.8).
     if info.code == 0x178:
         return errno.EPROTO, (
@@ -155,10 +157,9 @@ def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
     if 0x100 <= info.code <= 0x1FF:
         return errno.EPROTO, (
             f"the TLS handshake with {where} failed, said {who}: "
-            f"{info.reason or 'no reason given'} (alert {info.code - 0x100}): check certificate, "
+            f"{reason} (alert {info.code - 0x100}): check certificate, "
             "name and trusted CAs on both sides"
         )
     return errno.ECONNREFUSED, (
-        f"{where} closed the connection during the handshake: {info.reason or 'no reason given'} "
-        f"(code {info.code:#x})"
+        f"{where} closed the connection during the handshake: {reason} (code {info.code:#x})"
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hoststack.text import printable
+
 
 @contextmanager
 def contained(on_fault: Callable[[Exception], None]) -> Iterator[None]:
@@ -31,7 +33,7 @@ def fault_text(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     try:
-        text = str(error)
+        text = printable(error)
     except Exception:
         text = ""
     name = type(error).__name__

@@ -506,6 +506,7 @@ class SessionLayer:
         session = self._connection(context)
         if session is None:
             return
+        info = info.within_bounds()
         self._opener.on_closed(session)
         self._migrator.on_closed(context)
         for stream in list(session.streams.values()):

@@ -11,11 +11,11 @@ from typing import Final
 from hoststack.attach import (
     PATIENCE_S,
     admitted,
+    application_name,
     connect_to,
     no_answer,
     offer_of,
     offered_worker,
-    printable,
 )
 from hoststack.session import attaching
 from hoststack.session.attached import AttachedWorker
@@ -38,7 +38,7 @@ class AttachClient:
         self._epoll = select.epoll()
         self._links: dict[int, AttachedWorker] = {}
         self._by_fd: dict[int, tuple[int, AttachedWorker]] = {}
-        self._name = printable(name)
+        self._name = application_name(name)
         self.is_gone = False
         """The daemon has ended."""
         try:

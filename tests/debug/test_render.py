@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+import trio
+
+import hoststack
 from hoststack.debug.grammar import Command
 from hoststack.debug.merge import merge
 from hoststack.debug.render import render
+from hoststack.session.application import Application
+from hoststack.stack import stack_on
+from tests.debug.conftest import Net
 
 
 def test_show_xdp_where_the_program_is_another_process_s() -> None:
@@ -76,3 +84,43 @@ def test_an_endless_speed_is_not_shown() -> None:
         "Test finished at 0.000000",
         "8192 bytes (0 mbytes, 0 gbytes) in 0.00 seconds",
     ]
+
+
+FORGED = "\x1b[31mRED\r\nforged\x9b2J\u2028\u202e"
+SHOWN = r"\x1b[31mRED\r\nforged\x9b2J\u2028\u202e"
+
+
+def test_names_from_outside_are_shown_escaped(
+    play: Callable[[Callable[[Net], Awaitable[None]]], None],
+) -> None:
+    async def script(net: Net) -> None:
+        layer = net.server.sides[0].worker.layer
+        await net.server.ctl("test echo server uri quic://10.0.0.1:1234")
+        application = Application(FORGED)
+        application.namespace = FORGED
+        net.server.sides[0].worker.attach(application)
+        mine = stack_on(net.client.sides[0].worker, "mine")
+        async with mine.connect(
+            "quic://10.0.0.1:1234", tls=hoststack.TlsConfig(verify=False)
+        ) as connection:
+            await connection.open_stream()
+            await trio.sleep(1)
+            for context in layer.connections():
+                context.alpn = FORGED
+            for line in (
+                "show app",
+                "show session",
+                "show session verbose 2",
+                "show session thread 0 index 1",
+                "show quic verbose",
+                "show errors",
+                "show workers",
+                "show udp",
+                "session rule show",
+            ):
+                text = await net.server.ctl(line)
+                assert all(part.isprintable() for part in text.split("\n")), line
+                if line in ("show app", "show session thread 0 index 1"):
+                    assert SHOWN in text
+
+    play(script)

@@ -12,16 +12,16 @@ from typing import Final
 
 #: Of one text: what is longer is cut short, and says so.
 MAX_CHARACTERS: Final = 1024
-_SHORT: Final = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
+_SHORT: Final = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
 def printable(text: object, max_characters: int = MAX_CHARACTERS) -> str:
     r"""Return a text in one line of visible characters, with Python's escapes for the rest.
 
     Escaped are control characters (C0, C1, DEL), ends of lines and paragraphs, formatting
-    characters (bidirectional overrides, zero-width ones), unassigned ones, spaces but U+0020, lone
-    surrogates, and the backslash, so that a text which holds an escape is not taken for one. Bytes
-    are read as UTF-8, and what is none is `\xNN`. What is longer than `max_characters` is cut.
+    characters (bidirectional overrides, zero-width ones), unassigned ones, spaces but U+0020, and
+    lone surrogates. Bytes are read as UTF-8, and what is none is `\xNN`. What is longer than
+    `max_characters` is cut. A text that was escaped once is not escaped again.
     """
     if isinstance(text, bytes | bytearray):
         shown = text[: 4 * max_characters].decode(errors="surrogateescape")
@@ -30,7 +30,7 @@ def printable(text: object, max_characters: int = MAX_CHARACTERS) -> str:
         shown, cut = str(text), 0
     cut += max(0, len(shown) - max_characters)
     shown = shown[:max_characters]
-    if not shown.isprintable() or "\\" in shown:
+    if not shown.isprintable():
         shown = "".join(map(_escaped, shown))
     return f"{shown}... ({cut} more)" if cut else shown
 

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from hoststack.printable import MAX_CHARACTERS, printable
+from hoststack.text import MAX_CHARACTERS, printable
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from hoststack.printable import MAX_CHARACTERS, printable
         ("\ud800", r"\ud800"),
         ("\udcff", r"\xff"),
         ("\U000e0041", r"\U000e0041"),
-        (r"\x1b", r"\\x1b"),
+        (r"\x1b", r"\x1b"),
         (b"bytes \xff\x1b", r"bytes \xff\x1b"),
         (ValueError("x\ny"), r"x\ny"),
         (7, "7"),
@@ -32,6 +32,7 @@ from hoststack.printable import MAX_CHARACTERS, printable
 )
 def test_what_has_no_shape_is_escaped(text: object, shown: str) -> None:
     assert printable(text) == shown
+    assert printable(shown) == shown
 
 
 def test_what_is_long_is_cut() -> None:
