@@ -247,6 +247,7 @@ struct hs_connection {
 	uint32_t next_version; /* what a Version Negotiation packet leaves a client; 0: none */
 	uint8_t *token;
 	gnutls_datum_t ticket;
+	gnutls_typed_vdata_st expected[2]; /* of the server's certificate */
 	unsigned int client_flaws; /* of its certificate (gnutls_certificate_status_t) */
 	const char *failure; /* why a callback failed; NULL: nobody knows better than ngtcp2 */
 	struct hs_handshake tls_messages;

@@ -161,6 +161,19 @@ static int is_name(const char *server_name)
 	       inet_pton(AF_INET6, server_name, address) != 1;
 }
 
+/* GnuTLS looks at what a certificate may be used for (RFC 5280 section 4.2.1.12) only if it is told
+ * what this is. */
+static void verify_server(struct hs_connection *c)
+{
+	c->expected[0] = (gnutls_typed_vdata_st){ .type = GNUTLS_DT_DNS_HOSTNAME,
+						  .data = (unsigned char *)c->server_name };
+	c->expected[1] = (gnutls_typed_vdata_st){
+		.type = GNUTLS_DT_KEY_PURPOSE_OID,
+		.data = (unsigned char *)GNUTLS_KP_TLS_WWW_SERVER,
+	};
+	gnutls_session_set_verify_cert2(c->session, c->expected, 2, 0);
+}
+
 static int set_up_client(struct hs_connection *c)
 {
 	const char *name = c->server_name;
@@ -168,7 +181,7 @@ static int set_up_client(struct hs_connection *c)
 	if (!failed && name && is_name(name))
 		failed = gnutls_server_name_set(c->session, GNUTLS_NAME_DNS, name, strlen(name));
 	if (!failed && c->tls->verifies)
-		gnutls_session_set_verify_cert(c->session, name, 0);
+		verify_server(c);
 	return failed;
 }
 

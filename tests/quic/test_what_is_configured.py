@@ -4,18 +4,23 @@ listener held is given back."""
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
 import trio.testing
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import hoststack
 from hoststack import ConnectError, LinkError, Stack, TlsConfig
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.native_contexts import NativeListener
+from hoststack.session import messages as m
+from hoststack.session.namespaces import Scope
 from tests.support.certificates import self_signed
 
 OURS, THEIRS = "10.0.0.1", "10.0.0.2"
@@ -65,6 +70,39 @@ def test_protocols_that_cannot_be_offered(alpn: Sequence[str]) -> None:
     with_two(main)
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize(
+    "alpn", BAD_PROTOCOLS[:-1], ids=lambda alpn: f"{len(alpn)} {alpn[:1]}"[:12]
+)
+def test_messages_of_an_application_that_checks_nothing(alpn: Sequence[str], scope: Scope) -> None:
+    # As one in another process may send them.
+    names, here, bad_name = tuple(alpn), (OURS, 4433), "a" * 300
+    trusting = TlsConfig(verify=False)
+
+    async def main(server: Stack, _: Stack) -> None:
+        assert isinstance(server, hoststack.EmbeddedStack)
+        async with (
+            server.application("one", scopes={scope}) as one,
+            server.application("two", scopes={scope}) as two,
+        ):
+            call = two._router.call
+            replies = [await call(lambda t: m.Listen(t, here, TLS, names, None))]
+            async with await one.listen(URI, tls=TLS):
+                replies += [await call(lambda t: m.Connect(t, here, "x", trusting, names, None))]
+                if scope == "global":
+                    reply = await call(
+                        lambda t: m.Connect(t, here, bad_name, trusting, ("x",), None)
+                    )
+                    assert isinstance(reply, m.Failed)
+                    assert "server's name" in reply.text
+        for reply in replies:
+            assert isinstance(reply, m.Failed)
+            assert reply.errno == errno.EINVAL
+            assert "application protocol" in reply.text
+
+    with_two(main)
+
+
 @pytest.mark.parametrize("alpn", [["a" * 31], [f"a{i}" for i in range(8)]], ids=["long", "many"])
 def test_protocols_at_the_limit(alpn: list[str]) -> None:
     async def main(server: Stack, client: Stack) -> None:
@@ -100,6 +138,30 @@ def test_names_that_a_certificate_is_for(name: str) -> None:
             await listener.accept(),
         ):
             pass
+
+    with_two(main)
+
+
+@pytest.mark.parametrize(
+    "purpose",
+    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
+    ids=["servers", "clients"],
+)
+def test_what_a_certificate_is_for(purpose: x509.ObjectIdentifier, engine: str) -> None:
+    if engine == "aioquic":
+        pytest.skip("aioquic does not look at extended key usage")
+    certificate, key = self_signed(ec.generate_private_key(ec.SECP256R1()), purpose=purpose)
+    serving = TlsConfig(certificate=certificate, key=key)
+    trusting = TlsConfig(ca=certificate, server_name="localhost")
+
+    async def main(server: Stack, client: Stack) -> None:
+        async with await server.listen(URI, tls=serving):
+            if purpose is ExtendedKeyUsageOID.SERVER_AUTH:
+                async with client.connect(URI, tls=trusting):
+                    return
+            with pytest.raises(ConnectError, match="purpose"):
+                async with client.connect(URI, tls=trusting):
+                    pass
 
     with_two(main)
 

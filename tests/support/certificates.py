@@ -11,12 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ed448, ed25519
 from cryptography.x509.oid import NameOID
 
 
-def self_signed(key: Any, in_days: int = 0) -> tuple[bytes, bytes]:
-    """A certificate that begins to be valid in so many days, and its key, as PEM."""
+def self_signed(
+    key: Any, in_days: int = 0, purpose: x509.ObjectIdentifier | None = None
+) -> tuple[bytes, bytes]:
+    """A certificate that begins to be valid in so many days, and its key, as PEM; for one purpose
+    alone, if it is given."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     begin = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=in_days, hours=-1)
     is_edwards = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -25,8 +28,11 @@ def self_signed(key: Any, in_days: int = 0) -> tuple[bytes, bytes]:
         .not_valid_before(begin)
         .not_valid_after(begin + datetime.timedelta(days=9))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .sign(key, None if is_edwards else hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
     )
+    if purpose is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), False)
+    certificate = builder.sign(key, None if is_edwards else hashes.SHA256())
     return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
