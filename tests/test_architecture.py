@@ -19,12 +19,18 @@ MAY_IMPORT = {
     "pyxdp": {"pyxdp"},
     "hoststack.native": {"hoststack.native"},
     "hoststack.link": {"hoststack.link", "hoststack.native", "pyxdp"},
-    "hoststack.quic": {"hoststack.quic", "hoststack.native", "hoststack.link.base"},
+    "hoststack.quic": {
+        "hoststack.quic",
+        "hoststack.native",
+        "hoststack.link.base",
+        "hoststack.link.zones",
+    },
     "hoststack.session": {
         "hoststack.session",
         "hoststack.quic",
         "hoststack.native",
         "hoststack.link.base",
+        "hoststack.link.zones",
     },
     "hoststack.engine": {
         "hoststack.engine",
@@ -61,6 +67,7 @@ MAY_IMPORT = {
         "hoststack.vcl",
         "hoststack.attach",
         "hoststack.errors",
+        "hoststack.resolving",
         "hoststack.stack",
         "hoststack.session",
         "hoststack.quic",

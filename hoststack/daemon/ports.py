@@ -21,6 +21,7 @@ import trio
 
 from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.link.zones import scope_of, without_zone
 from hoststack.session.containment import fault_text
 from hoststack.session.open_files import check_share
 
@@ -220,11 +221,21 @@ class PortKeeper:
 
 
 def _address(host: str) -> str:
-    """A numeric address and nothing else: what has a zone might be looked up, and a name would
-    be. Raises ValueError."""
-    if "%" in host:
-        raise ValueError("an address with a zone")
-    return str(ip_address(host))
+    """A numeric address and nothing else: a name would be looked up. Its zone is the index of an
+    interface. Raises ValueError."""
+    address, percent, zone = host.partition("%")
+    if not percent:
+        return str(ip_address(address))
+    if ip_address(address).version == 4 or not (zone.isascii() and zone.isdecimal()):
+        raise ValueError("what follows an address is no interface")
+    return f"{ip_address(address)}%{int(zone)}"
+
+
+def _by_index(endpoint: Endpoint) -> Endpoint:
+    """As the supervisor takes it; raises LinkError for an interface that does not exist."""
+    scope = scope_of(endpoint.host)
+    host = without_zone(endpoint.host)
+    return Endpoint(f"{host}%{scope}" if scope else host, endpoint.port)
 
 
 def _endpoint(
@@ -242,26 +253,30 @@ class PortClient:
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(_PATIENCE_S)
         self._end = end
+        self._by_index: dict[Endpoint, Endpoint] = {}
+        """As the supervisor knows those with a zone, also when their interface is gone."""
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """See PortSource."""
-        answer, fds = self._ask(orders.OpenPort(*endpoint))
+        answer, fds = self._ask(orders.OpenPort(*_by_index(endpoint)))
         assert isinstance(answer, orders.PortOpened)
+        opened = self._note(endpoint, answer)
         for fd in fds:
             os.set_inheritable(fd, False)
-        return Endpoint(answer.host, answer.port), fds[0] if fds else -1
+        return opened, fds[0] if fds else -1
 
     def close_port(self, endpoint: Endpoint) -> None:
         """See PortSource."""
-        self._tell(orders.ClosePort(*endpoint))
+        self._tell(orders.ClosePort(*self._by_index.pop(endpoint, endpoint)))
 
     def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
         """See SocketSource."""
-        answer, fds = self._ask(orders.OpenSocket(protocol, *endpoint))
+        answer, fds = self._ask(orders.OpenSocket(protocol, *_by_index(endpoint)))
         assert isinstance(answer, orders.PortOpened)
+        local = self._note(endpoint, answer)
         if not fds:
             # The kernel drops a descriptor for which there is no room (unix(7)).
-            self.close_socket(protocol, Endpoint(answer.host, answer.port))
+            self.close_socket(protocol, local)
             raise LinkError(errno.EMFILE, "this worker has as many open files as it may have")
         opened = socket.socket(fileno=fds[0])
         opened.setblocking(False)
@@ -269,7 +284,14 @@ class PortClient:
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
         """See SocketSource."""
-        self._tell(orders.CloseSocket(protocol, *endpoint))
+        self._tell(orders.CloseSocket(protocol, *self._by_index.get(endpoint, endpoint)))
+
+    def _note(self, wanted: Endpoint, answer: orders.PortOpened) -> Endpoint:
+        """What was opened, by the name of its interface."""
+        opened = Endpoint(wanted.host, answer.port)
+        if "%" in opened.host:
+            self._by_index[opened] = Endpoint(answer.host, answer.port)
+        return opened
 
     def use_neighbour(self, host: str) -> None:
         """See PortSource."""

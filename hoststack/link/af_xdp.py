@@ -35,6 +35,7 @@ from hoststack.link.next_hop import NextHops
 from hoststack.link.steered_ports import SteeredPorts
 from hoststack.link.steering import Steering, as_link_error
 from hoststack.link.xdp_datagrams import XdpDatagrams
+from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ class AfXdpLink:
 
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
         """See Link."""
-        return Endpoint(self._hops.find(remote.host).source, 0)
+        source = self._hops.find(without_zone(remote.host)).source
+        return Endpoint(zoned(source, self._hops.interface.ifindex), 0)
 
     def max_datagram_bytes(self, path: Path) -> int:
         """See Link."""
@@ -218,6 +220,11 @@ class AfXdpLink:
     def max_datagram_bytes_of(self, local: Endpoint) -> int:
         """See Link; an unspecified address is the interface's here."""
         return self._paths.max_datagram_bytes(local)
+
+    @property
+    def interface_name(self) -> str:
+        """See Link."""
+        return self._hops.interface.name
 
     @property
     def sockets(self) -> SocketSource:

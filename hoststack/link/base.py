@@ -27,7 +27,8 @@ class LinkError(OSError):
 
 
 class Endpoint(NamedTuple):
-    """One side of a path. `host` is a numeric IPv4 or IPv6 address in its canonical text form."""
+    """One side of a path. `host` is a numeric IPv4 or IPv6 address in its canonical text form, a
+    link-local one with its zone (link/zones.py)."""
 
     host: str
     port: int
@@ -174,6 +175,10 @@ class Link(Protocol):
 
     #: "af_xdp", "udp" or "memory".
     name: str
+
+    @property
+    def interface_name(self) -> str | None:
+        """The interface that it has alone; None where it has any."""
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """Take a local UDP endpoint, so that its datagrams come to this link.

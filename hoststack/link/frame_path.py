@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from hoststack.link.base import Endpoint, LinkError, Path
 from hoststack.link.next_hop import Neighbour, NextHops
+from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
 
 #: struct hs_frame_flow (hoststack/native/frames.h).
@@ -95,15 +96,18 @@ class PathTable:
             remote_ip,
         ) = _FLOW.unpack(flow)
         address_bytes = 4 if version == 4 else 16
-        local = Endpoint(str(ipaddress.ip_address(local_ip[:address_bytes])), local_port)
-        remote = Endpoint(str(ipaddress.ip_address(remote_ip[:address_bytes])), remote_port)
+        local_host = str(ipaddress.ip_address(local_ip[:address_bytes]))
+        remote_host = str(ipaddress.ip_address(remote_ip[:address_bytes]))
         # A port that is open on all addresses matches what a bridge or a router passes on, too.
-        if local_mac != self._hops.interface.mac or not self._hops.is_local(local.host):
+        if local_mac != self._hops.interface.mac or not self._hops.is_local(local_host):
             self.refused["rx_not_for_us"] += 1
             return None
-        if self._hops.is_martian(remote.host):
+        if self._hops.is_martian(remote_host):
             self.refused["rx_martian"] += 1
             return None
+        scope = self._hops.interface.ifindex
+        local = Endpoint(zoned(local_host, scope), local_port)
+        remote = Endpoint(zoned(remote_host, scope), remote_port)
         path = self._path(local, remote)
         data = path.link_data
         assert isinstance(data, FramePath)
@@ -117,13 +121,14 @@ class PathTable:
 
     async def connect(self, local_port: int, remote: Endpoint) -> Path:
         """The path to a remote endpoint, once its next hop is known; raises LinkError."""
-        hop = await self._hops.resolve(remote.host)
-        return self.route(Endpoint(hop.source, local_port), remote)
+        hop = await self._hops.resolve(without_zone(remote.host))
+        local_host = zoned(hop.source, self._hops.interface.ifindex)
+        return self.route(Endpoint(local_host, local_port), remote)
 
     def route(self, local: Endpoint, remote: Endpoint) -> Path:
         """The path between two endpoints, its next hop looked for if it is not known yet; raises
         LinkError where there is no route."""
-        self._hops.look_for(remote.host, local.host)
+        self._hops.look_for(without_zone(remote.host), without_zone(local.host))
         path = self._path(local, remote)
         data = path.link_data
         assert isinstance(data, FramePath)
@@ -159,7 +164,7 @@ class PathTable:
         data.neighbour = None
         if data.is_routed:
             try:
-                hop = self._hops.find(path.remote.host, path.local.host)
+                hop = self._hops.find(without_zone(path.remote.host), without_zone(path.local.host))
             except LinkError:
                 pass  # the way back may work all the same
             else:

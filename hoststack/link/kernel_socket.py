@@ -8,6 +8,7 @@ import os
 import socket
 
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from hoststack.link.zones import scope_of, without_zone
 
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -15,8 +16,12 @@ _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 def open_kernel_socket(
     protocol: KernelProtocol, endpoint: Endpoint, ifindex: int = 0
 ) -> socket.socket:
-    """See SocketSource. `ifindex` is the scope of a link-local address. Raises LinkError."""
+    """See SocketSource. `ifindex` is the scope of a link-local address without a zone. Raises
+    LinkError."""
     address = ipaddress.ip_address(endpoint.host)
+    scope = scope_of(endpoint.host)
+    if not scope and address.is_link_local:
+        scope = ifindex
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     made = socket.socket(family, _TYPES[protocol] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -26,8 +31,8 @@ def open_kernel_socket(
         if family == socket.AF_INET6:
             # "::" takes IPv6 alone, as the steering map does.
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if ifindex and address.version == 6 and address.is_link_local:
-            made.bind((endpoint.host, endpoint.port, 0, ifindex))
+        if scope and address.version == 6:
+            made.bind((without_zone(endpoint.host), endpoint.port, 0, scope))
         else:
             made.bind(endpoint)
     except OSError as error:

@@ -125,6 +125,7 @@ class MemoryLink:
     """One host of a MemoryNetwork. Implements Link."""
 
     name = "memory"
+    interface_name: Final = None
 
     def __init__(self, network: MemoryNetwork, host: str) -> None:
         self._network = network

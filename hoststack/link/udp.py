@@ -20,6 +20,7 @@ import trio
 
 from hoststack.link.base import (
     BURST,
+    UNSPECIFIED,
     Endpoint,
     LinkError,
     Outgoing,
@@ -32,6 +33,7 @@ from hoststack.link.base import (
 )
 from hoststack.link.kernel_socket import OwnSockets, bind_error
 from hoststack.link.rtnetlink import Rtnetlink
+from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def unbound_socket(endpoint: Endpoint) -> socket.socket:
 
 def bind(made: socket.socket, endpoint: Endpoint) -> None:
     """Raises OSError."""
-    made.bind(_socket_address(endpoint))
+    made.bind(socket_address(endpoint))
 
 
 def _set_buffer(made: socket.socket, option: int) -> None:
@@ -139,6 +141,7 @@ class UdpLink:
     """Datagrams over UDP sockets, one for each open port. Implements Link."""
 
     name = "udp"
+    interface_name: Final = None
 
     def __init__(self, *, segments: bool = True, ports: PortSource | None = None) -> None:
         """`segments` lets an engine in C put several datagrams into one message (GSO and GRO).
@@ -244,7 +247,9 @@ class UdpLink:
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
         """See Link."""
         with _probe(remote) as probe:
-            return Endpoint(probe.getsockname()[0].partition("%")[0], 0)
+            name = probe.getsockname()
+            scope = name[3] if len(name) == 4 else 0
+            return Endpoint(zoned(without_zone(name[0]), scope), 0)
 
     def max_datagram_bytes(self, path: Path) -> int:
         """See Link."""
@@ -262,7 +267,7 @@ class UdpLink:
         if not address.is_unspecified:
             kernel = Rtnetlink(follows_changes=False)
             try:
-                mtu_bytes = kernel.mtu_of(local.host)
+                mtu_bytes = kernel.mtu_of(without_zone(local.host))
             finally:
                 kernel.close()
         if mtu_bytes is None:
@@ -283,6 +288,8 @@ class UdpLink:
             if len(udp_socket.paths) >= _MAX_PATHS:
                 udp_socket.paths.clear()
             local, remote = _endpoints(flow, udp_socket.endpoint.port)
+            if without_zone(udp_socket.endpoint.host) == without_zone(local.host):
+                local = udp_socket.endpoint
             path = udp_socket.paths[flow] = Path(local, remote, _Way(udp_socket, flow))
         return path
 
@@ -299,14 +306,15 @@ class UdpLink:
 
     def _admit(self, flow: bytes, local_port: int) -> Path | None:
         version = flow[0]
-        local = ip_address(_endpoints(flow, local_port)[0].host)
+        local = _endpoints(flow, local_port)[0].host
         wildcard: _UdpSocket | None = None
         for opened in self._by_fd.values():
-            host = ip_address(opened.endpoint.host)
-            if opened.endpoint.port == local_port and host.version == version:
-                if host == local:
+            host = opened.endpoint.host
+            is_kind = (":" in host) == (version == 6)
+            if opened.endpoint.port == local_port and is_kind:
+                if host == local or without_zone(host) == local:
                     return self._path(opened, flow)
-                if host.is_unspecified:
+                if host in UNSPECIFIED:
                     wildcard = opened
         return self._path(wildcard, flow) if wildcard is not None else None
 
@@ -458,10 +466,6 @@ class UdpLink:
         self._epoll.close()
 
 
-def _socket_address(endpoint: Endpoint) -> tuple[str, int]:
-    return endpoint.host, endpoint.port
-
-
 def _probe(remote: Endpoint) -> socket.socket:
     """A socket that is connected, and so has asked for the route; nothing is sent."""
     version = ip_address(remote.host).version
@@ -469,7 +473,10 @@ def _probe(remote: Endpoint) -> socket.socket:
         socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     )
     try:
-        probe.connect(_socket_address(remote))
+        probe.connect(socket_address(remote))
+    except LinkError:
+        probe.close()
+        raise
     except OSError as error:
         probe.close()
         raise LinkError(
@@ -493,22 +500,17 @@ def _max_datagram_bytes(remote: Endpoint) -> int:
 def _flow(source: str, remote: Endpoint) -> bytes:
     """struct hs_udp_flow; Python's struct fills addresses up with zeros."""
     address = ip_address(remote.host)
-    scope = 0
-    if address.version == 6 and address.scope_id is not None:
-        scope = (
-            int(address.scope_id)
-            if address.scope_id.isdigit()
-            else socket.if_nametoindex(address.scope_id)
-        )
     return _FLOW.pack(
-        address.version, remote.port, scope, address.packed, ip_address(source).packed
+        address.version,
+        remote.port,
+        scope_of(remote.host),
+        address.packed,
+        ip_address(source).packed,
     )
 
 
 def _endpoints(flow: bytes, local_port: int) -> tuple[Endpoint, Endpoint]:
     version, remote_port, scope, remote_ip, local_ip = _FLOW.unpack(flow)
     size = 4 if version == 4 else 16
-    remote = str(ip_address(remote_ip[:size]))
-    if scope:
-        remote += f"%{scope}"
-    return Endpoint(str(ip_address(local_ip[:size])), local_port), Endpoint(remote, remote_port)
+    local, remote = (zoned(str(ip_address(ip[:size])), scope) for ip in (local_ip, remote_ip))
+    return Endpoint(local, local_port), Endpoint(remote, remote_port)

@@ -23,6 +23,7 @@ from hoststack.link.base import (
 )
 from hoststack.link.frame_path import PathTable
 from hoststack.link.next_hop import NextHops
+from hoststack.link.zones import without_zone, zoned
 
 if TYPE_CHECKING:
     from hoststack.link.xdp_wire import XdpWire
@@ -120,9 +121,13 @@ class XdpDatagrams:
         """See DatagramWay."""
         if (":" in local.host) != (":" in remote.host) or not remote.port:
             return None  # the kernel says what is wrong with it
+        zone = remote.host.partition("%")[2]
+        if zone and zone != self._hops.interface.name:
+            return None
         try:
             if local.host in UNSPECIFIED:
-                local = Endpoint(self._hops.find(remote.host).source, local.port)
+                source = self._hops.find(without_zone(remote.host)).source
+                local = Endpoint(zoned(source, self._hops.interface.ifindex), local.port)
             path = self._paths.route(local, remote)
         except LinkError:
             return None

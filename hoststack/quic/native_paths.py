@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received, Wire
+from hoststack.link.zones import scope_of
 from hoststack.native._quic import ffi, lib
 
 #: Paths that are kept; one that a connection uses always is.
@@ -38,7 +38,7 @@ class PathTable:
             path.local.port,
             remote.packed,
             path.remote.port,
-            _scope(remote),
+            scope_of(path.remote.host),
         )
         if number < 0:
             return None
@@ -50,13 +50,6 @@ class PathTable:
             self.by_id[number] = path
         self._ids[path] = number
         return number
-
-
-def _scope(remote: Any) -> int:
-    scope = getattr(remote, "scope_id", None)
-    if scope is None:
-        return 0
-    return int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
 
 
 class DirectWire:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, NamedTuple, cast
 import msgspec
 from cryptography.hazmat.primitives import serialization
 
+from hoststack.link.zones import is_zone
 from hoststack.native.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 from hoststack.session import messages as m
@@ -161,9 +162,10 @@ def _decode(
 def _endpoint(host: str, port: int) -> tuple[str, int]:
     if port > 65535:
         raise ValueError(f"there is no port {port}")
-    # A zone ("%eth0") names an interface, which the stack already has; and it may be any text at
-    # all, which the C library would look up in the DNS.
-    return str(ip_address(host.partition("%")[0])), port
+    address, _, zone = host.partition("%")
+    # A zone may be any text at all, which the C library would look up in the DNS.
+    has_zone = ip_address(address).version == 6 and is_zone(zone)
+    return str(ip_address(address)) + (f"%{zone}" if has_zone else ""), port
 
 
 def _tls_form(tls: TlsConfig) -> _TlsForm:

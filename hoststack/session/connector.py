@@ -9,6 +9,7 @@ from typing import Protocol
 import trio
 
 from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.link.zones import on_interface
 from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
 from hoststack.session import messages as m
 from hoststack.session.application import Application, ImpossibleRequestError
@@ -66,9 +67,10 @@ class Connector:
     async def _search(
         self, application: Application, request: m.Connect, config: QuicConfig
     ) -> None:
-        remote = Endpoint(*request.remote)
         with self._searches[application, request.token]:
             try:
+                host, port = request.remote
+                remote = Endpoint(on_interface(host, self._link.interface_name), port)
                 local = self._ports.open_for_client(remote)
                 denial = self._rules.denial("global", application.namespace, local, remote)
                 if denial is not None:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import trio
 
 from hoststack.link.base import UNSPECIFIED, Endpoint, Link, LinkError
+from hoststack.link.zones import canonical, socket_address
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,
@@ -97,7 +98,7 @@ def _ends_of(remote: Address) -> tuple[Address, Address]:
         raise OSError(errno.EADDRNOTAVAIL, "write an IPv4 address as one")
     family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(remote)  # which sends nothing
+        probe.connect(socket_address(remote))  # which sends nothing
         return (address_of(probe.getsockname())[0], 0), address_of(probe.getpeername())
 
 
@@ -108,6 +109,7 @@ class KernelSockets:
 
     def __init__(self, link: Link, sessions: SessionTable, rules: Rules, spawn: Spawn) -> None:
         self._source = link.sockets
+        self._interface = link.interface_name
         self._udp = UdpPorts(self._source, link.datagrams(), self._tell)
         self._sessions = sessions
         self._rules = rules
@@ -118,6 +120,11 @@ class KernelSockets:
         self._udp_peers: WeakKeyDictionary[Application, UdpPeers] = WeakKeyDictionary()
         self._running: set[KernelConnection] = set()
         """Those of TCP with a stream; they still send when they are told to be closed."""
+
+    def _canonical(self, address: Address) -> Address:
+        """With the zone of a link-local address, the link's interface if it names none; raises
+        LinkError."""
+        return canonical(address[0], self._interface), address[1]
 
     def take_events(self) -> list[Event]:
         """What has happened since the last call, oldest first."""
@@ -168,14 +175,14 @@ class KernelSockets:
     async def _connect_tcp(
         self, application: Application, request: m.Connect, config: QuicConfig
     ) -> None:
-        local, remote = _ends_of(request.remote)
+        local, remote = _ends_of(self._canonical(request.remote))
         self._check_rules("tcp", application, local, remote)
         family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
             check_room_for(sock.fileno())
             with trio.move_on_after(config.handshake_timeout_s) as scope:
-                await sock.connect(remote)
+                await sock.connect(socket_address(remote))
             if scope.cancelled_caught:
                 raise TimeoutError(errno.ETIMEDOUT, "no answer")
             # The application may be gone since the socket became ready.
@@ -189,7 +196,7 @@ class KernelSockets:
     def _connect_udp(
         self, application: Application, request: m.Connect, config: QuicConfig
     ) -> None:
-        local, remote = _ends_of(request.remote)
+        local, remote = _ends_of(self._canonical(request.remote))
         port = self._udp.open(local, remote)
         try:
             self._check_rules("udp", application, port.local, remote)
@@ -207,7 +214,7 @@ class KernelSockets:
             if _SCOPE not in application.scopes:
                 raise not_supported("udp", "local scope")
             port = self._udp.open(
-                request.local,
+                self._canonical(request.local),
                 # What is unspecified would be this machine, whatever a rule says of its addresses.
                 allows=lambda peer: (
                     peer[0] not in UNSPECIFIED
@@ -269,8 +276,9 @@ class KernelSockets:
         application.notify(m.Listening(request.token, session.handle, listener.local))
 
     def _listen_tcp(self, request: m.Listen, config: QuicConfig) -> TcpListener:
-        sock = self._source.open_socket("tcp", Endpoint(*request.local))
-        local = Endpoint(request.local[0], sock.getsockname()[1])
+        host, port = self._canonical(request.local)
+        sock = self._source.open_socket("tcp", Endpoint(host, port))
+        local = Endpoint(host, sock.getsockname()[1])
         try:
             check_room_for(sock.fileno())
             sock.listen(_BACKLOG)
@@ -282,7 +290,7 @@ class KernelSockets:
 
     def _listen_udp(self, request: m.Listen, config: QuicConfig) -> UdpListener:
         port = self._udp.open(
-            request.local,
+            self._canonical(request.local),
             idle_s=config.idle_timeout_s,
             accept=lambda local, peer: self._accept_udp(listener, local, peer),
         )

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from weakref import WeakKeyDictionary
 
 from hoststack.link.base import Endpoint, Link, LinkError
+from hoststack.link.zones import on_interface
 from hoststack.quic.seam import (
     ConnectionContext,
     Engine,
@@ -76,6 +77,7 @@ class Listeners:
         points: list[_Point] = []
         try:
             if "global" in application.scopes:
+                local = Endpoint(on_interface(local.host, self._link.interface_name), local.port)
                 points.append(self._network_point(application, request, config, local))
                 # With the port that was picked, if it was left open.
                 local = Endpoint(*points[0].context.local)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
+from hoststack.link.zones import without_zone, zoned
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
 from hoststack.session.application import Application
@@ -40,8 +41,9 @@ def fifo_bytes_of(config: QuicConfig) -> int:
 
 
 def address_of(name: tuple[Any, ...]) -> Address:
-    """An address as the socket module has it, without the zone: the stack has the interface."""
-    return str(name[0]).partition("%")[0], int(name[1])
+    """An address as the socket module has it, a link-local one with its zone."""
+    scope = int(name[3]) if len(name) == 4 else 0
+    return zoned(without_zone(str(name[0])), scope), int(name[1])
 
 
 def pack_address(host: str, port: int) -> bytes:

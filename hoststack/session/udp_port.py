@@ -26,6 +26,7 @@ from hoststack.link.base import (
     Path,
     SocketSource,
 )
+from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
 from hoststack.session import udp_socket
@@ -157,7 +158,10 @@ class UdpPort:
         """A datagram came past the kernel, to one of the port's addresses; for whom it was."""
         if self._only is not None and self._only.is_connected and self._only.remote != peer:
             return None  # the kernel looks at that by itself
-        return self._deliver(peer, to, self._heard.get(peer, ("", 0))[1], data)
+        zone = scope_of(peer[0])
+        if self._only is not None and not self._only.is_connected:
+            peer = without_zone(peer[0]), peer[1]
+        return self._deliver(peer, to, zone, data)
 
     async def _receive(self) -> None:
         while True:
@@ -175,7 +179,12 @@ class UdpPort:
                     self._fail(error)
                     break
                 zone = name[3] if len(name) == 4 else 0
-                connection = self._deliver(address_of(name), to or self.local[0], zone, data)
+                peer = address_of(name)
+                if self._only is not None and not self._only.is_connected:
+                    # Messages of such an endpoint have no room for a zone (udp.pack_address).
+                    peer = without_zone(peer[0]), peer[1]
+                here = self.local[0] if to is None else zoned(to, zone)
+                connection = self._deliver(peer, here, zone, data)
                 if connection is not None:
                     touched[connection] = None
             for connection in touched:
@@ -188,7 +197,7 @@ class UdpPort:
             if self._is_anywhere or zone:
                 if connection is self._only and len(self._heard) >= _MOST_HEARD:
                     self._heard.clear()
-                self._heard[peer] = to, zone
+                self._heard[peer] = without_zone(to), zone
             try:
                 connection.put(data, peer)
             except FifoCorruptError as error:
@@ -301,7 +310,8 @@ class UdpPort:
     def _local_for(self, peer: Address) -> Endpoint:
         """Where it is to come from: the address that the peer has sent to."""
         host, port = self.local
-        return Endpoint(self._heard[peer][0] if peer in self._heard else host, port)
+        heard_at, zone = self._heard.get(peer, (host, 0))
+        return Endpoint(zoned(heard_at, zone), port)
 
     def _send_by_kernel(self, connection: UdpConnection, data: bytes, peer: Address) -> bool:
         """False where the socket takes no more now."""
@@ -310,7 +320,7 @@ class UdpPort:
                 self._socket.send(data)
             else:
                 host, zone = self._heard.get(peer, ("", 0))
-                to = (*peer, 0, zone) if zone else peer
+                to = (without_zone(peer[0]), peer[1], 0, zone) if zone else peer
                 if host and host not in UNSPECIFIED:
                     udp_socket.send_from(self._socket, host, data, to)
                 else:
@@ -355,7 +365,7 @@ class UdpPorts:
         try:
             check_room_for(sock.fileno())
             if remote is not None:
-                sock.connect(remote)
+                sock.connect(socket_address(remote))
         except BaseException:
             self._source.close_socket("udp", Endpoint(*address_of(sock.getsockname())))
             sock.close()

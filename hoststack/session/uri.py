@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
+from hoststack.link.zones import is_zone
 from hoststack.session.protocols import Protocol
 
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
@@ -64,12 +65,22 @@ def _split_port(text: str, rest: str) -> tuple[str, str]:
 
 
 def _checked_host(text: str, host: str) -> str:
-    # A zone ("%eth0") names an interface, which the stack already has.
-    address = host.partition("%")[0]
+    address, percent, zone = host.partition("%")
+    # RFC 6874 has the percent sign in URIs as "%25".
+    zone = zone.removeprefix("25") or zone
     try:
-        return ipaddress.ip_address(address).compressed
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         pass
+    else:
+        if not percent:
+            return parsed.compressed
+        if parsed.version == 6 and is_zone(zone):
+            return f"{parsed.compressed}%{zone}"
+        raise UriError(
+            f"{text!r}: {zone!r} is no zone: an interface's name follows an IPv6 address, as in "
+            "quic://[fe80::1%eth0]:1234"
+        )
     if not _NAME.fullmatch(host) or host.replace(".", "").isdigit():
         raise UriError(f"{text!r}: {host!r} is neither an address nor a host name: {_FORM}")
     return host

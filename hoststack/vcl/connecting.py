@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.resolving import in_order
 from hoststack.session import messages as m
 from hoststack.session.protocols import PROTOCOLS
 from hoststack.session.uri import UriError, parse_uri
@@ -52,7 +53,7 @@ def resolve(session: VclSession, where: object) -> tuple[Address, str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
         raise error(errno.EADDRNOTAVAIL, f"no address is known for {host!r}") from None
-    return (str(found[0][4][0]), port), host
+    return (in_order(found)[0], port), host
 
 
 def bind(worker: VclWorker, session: VclSession, where: object) -> None:

@@ -108,11 +108,20 @@ def test_rubbish_is_refused(data: bytes) -> None:
         decode_request(data)
 
 
-@pytest.mark.parametrize("zone", ["eth0", "\0", "é" * 70, "a。b"])
-def test_zones_are_left_out(zone: str) -> None:
+@pytest.mark.parametrize("zone", ["", "\0", "é" * 70, "a。b", "a b", "a/b", "x" * 16, "..", "a%b"])
+def test_zones_that_name_no_interface_are_left_out(zone: str) -> None:
     """The C library would look for them wherever it looks for names."""
     came = decode_request(encode(m.Bind(1, ("fe80::1%" + zone, 5), None)))
     assert came == m.Bind(1, ("fe80::1", 5), None)
+
+
+@pytest.mark.parametrize("zone", ["eth0", "3", "eth0.100", "br-1_a"])
+def test_zones_come_along(zone: str) -> None:
+    request = m.Bind(1, ("fe80::1%" + zone, 5), None)
+    assert decode_request(encode(request)) == request
+    assert decode_request(encode(m.Bind(1, ("10.0.0.1%" + zone, 5), None))) == m.Bind(
+        1, ("10.0.0.1", 5), None
+    )
 
 
 @pytest.mark.parametrize("field", ["idle_timeout_s", "rx_fifo_bytes", "max_streams_bidi"])

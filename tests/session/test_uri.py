@@ -18,6 +18,10 @@ from hoststack.session.uri import Uri, UriError, parse_uri
         ("quic://[fd00:0:0::1]/1234", Uri("quic", "fd00::1", 1234)),
         ("quic://fd00::1/1234", Uri("quic", "fd00::1", 1234)),
         ("quic://localhost:0", Uri("quic", "localhost", 0)),
+        ("quic://[fe80::1%eth0]:1234", Uri("quic", "fe80::1%eth0", 1234)),
+        ("quic://[fe80::1%25eth0]:1234", Uri("quic", "fe80::1%eth0", 1234)),
+        ("quic://[fe80:0::1%2]:1234", Uri("quic", "fe80::1%2", 1234)),
+        ("quic://[fe80::1%25]:1234", Uri("quic", "fe80::1%25", 1234)),
         ("quic://a.example.:65535", Uri("quic", "a.example.", 65535)),
         ("quic://0.0.0.0:4433", Uri("quic", "0.0.0.0", 4433)),
     ],
@@ -46,6 +50,10 @@ def test_good(text: str, expected: Uri) -> None:
         ("quic://256.1.1.1:1", "neither an address nor a host name"),
         ("quic://a b:1", "neither an address nor a host name"),
         ("quic://[zz::1]:1", "neither an address nor a host name"),
+        ("quic://[fe80::1%]:1", "is no zone"),
+        ("quic://[fe80::1%a b]:1", "is no zone"),
+        ("quic://[fe80::1%" + "x" * 16 + "]:1", "is no zone"),
+        ("quic://10.0.0.1%eth0:1", "is no zone"),
     ],
 )
 def test_bad(text: str, why: str) -> None:
