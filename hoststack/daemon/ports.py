@@ -267,7 +267,7 @@ class PortClient:
 
     def close_port(self, endpoint: Endpoint) -> None:
         """See PortSource."""
-        self._tell(orders.ClosePort(*self._by_index.pop(endpoint, endpoint)))
+        self._tell(orders.ClosePort(*self._by_index.get(endpoint, endpoint)))
 
     def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
         """See SocketSource."""
