@@ -27,7 +27,7 @@ test: lint ## everything: lint, types, all tests (those that need root only as r
 	@$(PYTHON) -m pytest -n 2 --dist loadfile -m "not alone"
 	@$(PYTHON) -m pytest -m alone
 
-fuzz: build ## libFuzzer on the C core, each target for SECONDS (60): make fuzz SECONDS=600
+fuzz: build ## libFuzzer on the C core and programs in Python, each target for SECONDS (60): make fuzz SECONDS=600
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
 
 soak: build ## honest traffic beside a mix of attacks, for SECONDS (60): make soak SECONDS=3600

@@ -17,6 +17,7 @@ from hoststack.debug.grammar import Command, CommandError
 from hoststack.debug.merge import merge
 from hoststack.debug.render import render
 from hoststack.debug.worker_side import Data
+from hoststack.session.containment import fault_text
 from hoststack.session.rules import parse_rule
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,16 @@ class Console:
             if command.name in self._also:
                 own = self._also[command.name](command)
             answers = await self._run_everywhere(line, command)
-        data = merge(command, answers) | own
+        try:
+            data = merge(command, answers) | own
+            text = json.dumps(data) if as_json else render(command, data)
+        except Exception as error:
+            # A worker says what it likes; all that it can spoil is the answer.
+            raise CommandError(
+                f"a worker gave an answer that is none: {fault_text(error)}"
+            ) from None
         self._remember(line, command)
-        return json.dumps(data) if as_json else render(command, data)
+        return text
 
     async def prepare(self, run_in: RunInWorker) -> None:
         """Tell a worker that has just come what was set before."""

@@ -1,0 +1,31 @@
+"""The supervisor among hostile workers, by seeds; `python -m tests.fuzz orders` goes on."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from hoststack.daemon import orders
+from tests.fuzz.orders import fuzz
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_whatever_workers_say(seed: int) -> None:
+    print(fuzz(seed))
+
+
+@pytest.mark.parametrize("which", ["decode_report", "decode_port_request"])
+def test_a_fault_is_found(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One place that lets a decoder's exception through."""
+    decoder = orders._REPORTS if which == "decode_report" else orders._PORT_REQUESTS
+
+    def decode(data: bytes) -> object:
+        try:
+            return decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise orders.ReportError(str(error)) from None
+
+    monkeypatch.setattr(orders, which, decode)
+    with pytest.raises(ExceptionGroup) as caught:
+        fuzz(1)
+    assert caught.value.subgroup(RecursionError) is not None
