@@ -4,10 +4,11 @@ are another user, have all that they need before they become that user."""
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -37,46 +38,42 @@ cd "$folder/tree"
 case $python in "$checkout"/*) python=$folder/tree/${python#"$checkout"/} ;; esac
 exec "$python" "$@"
 """
-#: Imported by every Python that has its folder in PYTHONPATH. Reports what a process imports, and
-#: which files it opens, when it is root no more. What only asks whether a module is loaded is no
-#: event of "import"; /proc and /sys are no files of the program.
+#: Imported by every Python that has its folder in PYTHONPATH. A worker says on stderr what it
+#: imports, and which files it opens, when it is root no more. To ask whether a module is loaded is
+#: no event of "import"; /proc and /sys are no files of the program.
 REPORTER = """
 import os, sys
 
-def report(event, arguments, log=os.open({log!r}, os.O_WRONLY | os.O_APPEND)):
+def report(event, arguments):
     if event not in ("import", "open", "ctypes.dlopen") or os.geteuid() == 0:
         return
     if isinstance(arguments[0], str) and not arguments[0].startswith(("/proc/", "/sys/", "/dev/")):
-        os.write(log, f"{{event}} {{arguments[0]}}\\n".encode())
+        os.write(2, f"LATE {event} {arguments[0]}\\n".encode())
 
 if "hoststack.daemon.worker_main" in sys.orig_argv:
     sys.addaudithook(report)
 """
 
 
-@contextmanager
-def unreadable_daemon(tmp_path: Path, *words: str) -> Iterator[tuple[Daemon, Path]]:
-    """A daemon whose files only root can read; what its workers import and open is in the file."""
-    private = tmp_path / "private"
-    private.mkdir()
-    hook, log = tmp_path / "hook", tmp_path / "late"
-    hook.mkdir()
-    log.touch()
-    (hook / "sitecustomize.py").write_text(REPORTER.format(log=str(log)))
-    run = ["unshare", "--mount", "sh", "-ec", FROM_THERE, "sh", str(private), str(ROOT)]
-    with run_daemon(*words, prefix=["env", f"PYTHONPATH={hook}", *run]) as daemon:
-        yield daemon, log
+def late(said: str) -> list[str]:
+    return re.findall(r"LATE .*", said)
 
 
 @pytest.fixture(params=get_args(ChosenEngine))
 def unreadable(
     request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[tuple[Daemon, Path, ChosenEngine]]:
-    """A daemon with one worker, for each engine."""
+) -> Iterator[tuple[Daemon, ChosenEngine]]:
+    """A daemon with one worker, for each engine, whose files only root can read."""
     if request.param not in available_engines():
         pytest.skip(f"the {request.param} engine was not built")
-    with unreadable_daemon(tmp_path, "--engine", request.param) as (daemon, log):
-        yield daemon, log, request.param
+    private, hook = tmp_path / "private", tmp_path / "hook"
+    private.mkdir()
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(REPORTER)
+    run = ["unshare", "--mount", "sh", "-ec", FROM_THERE, "sh", str(private), str(ROOT)]
+    prefix = ["env", f"PYTHONPATH={hook}", *run]
+    with run_daemon("--engine", request.param, prefix=prefix) as daemon:
+        yield daemon, request.param
 
 
 async def resume(stack: hoststack.Stack, uri: str) -> None:
@@ -135,9 +132,9 @@ async def echo_over(daemon: Daemon) -> None:
 
 
 def test_workers_have_loaded_all_that_they_use(
-    unreadable: tuple[Daemon, Path, ChosenEngine],
+    unreadable: tuple[Daemon, ChosenEngine],
 ) -> None:
-    daemon, late, engine = unreadable
+    daemon, engine = unreadable
     trio.run(use_every_kind, daemon)
     for command in ("show app", "show session verbose 2", "show quic"):
         daemon.ctl(command)
@@ -146,14 +143,22 @@ def test_workers_have_loaded_all_that_they_use(
     daemon.wait_for("worker 0 is process", 2)
     trio.run(echo_over, daemon)
     assert engine in daemon.ctl("show workers")
-    assert late.read_text() == ""
+    assert daemon.stop() == 0
+    daemon.join()
+    assert late(daemon.log) == []
 
 
 def test_the_reporter_reports(tmp_path: Path) -> None:
-    """The other tests would hold of a worker that nobody watches."""
-    log = tmp_path / "late"
-    log.touch()
-    watched = REPORTER.format(log=str(log)).replace("hoststack.daemon.worker_main", "-c")
-    program = f"{watched}\nos.seteuid(65534)\nimport this_is_not_there"
-    assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-S", "-c", program) == 1
-    assert "import this_is_not_there\n" in log.read_text()
+    """The other test would hold of a worker that nobody watches."""
+    (tmp_path / "sitecustomize.py").write_text(REPORTER)
+    program = "import os; os.seteuid(65534); import this_is_not_there"
+    # As a worker's command line has it.
+    line = [sys.executable, "-c", program, "hoststack.daemon.worker_main"]
+    done = subprocess.run(
+        line,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "LATE import this_is_not_there" in late(done.stderr)
