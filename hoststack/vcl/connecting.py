@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -27,8 +28,15 @@ STREAMS_PER_CONNECTION: Final = 1024
 
 
 def resolve(session: VclSession, where: object) -> tuple[Address, str]:
-    """An address, and the name that it was given by. `where` is (host, port), or a URI of the
-    session's protocol, or has `ip` and `port`. Raises EINVAL, EADDRNOTAVAIL."""
+    """The first address of an endpoint, and the name that it was given by; as `resolve_all`."""
+    addresses, name = resolve_all(session, where)
+    return addresses[0], name
+
+
+def resolve_all(session: VclSession, where: object) -> tuple[list[Address], str]:
+    """The addresses of an endpoint, in the order to try them in, and the name that they were given
+    by. `where` is (host, port), or a URI of the session's protocol, or has `ip` and `port`. Raises
+    EINVAL, EADDRNOTAVAIL."""
     host: object
     port: object
     if isinstance(where, str):
@@ -46,14 +54,16 @@ def resolve(session: VclSession, where: object) -> tuple[Address, str]:
     if not isinstance(host, str) or not isinstance(port, int) or not 0 <= port <= 65535 or not host:
         raise error(errno.EINVAL, f"{where!r} is no endpoint")
     try:
-        return (ipaddress.ip_address(host).compressed, port), host
+        return [(ipaddress.ip_address(host).compressed, port)], host
     except ValueError:
         pass
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        hosts = in_order(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM))
     except (OSError, UnicodeError):
-        raise error(errno.EADDRNOTAVAIL, f"no address is known for {host!r}") from None
-    return (in_order(found)[0], port), host
+        hosts = []
+    if not hosts:
+        raise error(errno.EADDRNOTAVAIL, f"no address is known for {host!r}")
+    return [(each, port) for each in hosts], host
 
 
 def bind(worker: VclWorker, session: VclSession, where: object) -> None:
@@ -80,9 +90,11 @@ def open_endpoint(worker: VclWorker, session: VclSession, peer_host: str = "0.0.
     _wait_until_ready(worker, session)
 
 
-def _wait_until_ready(worker: VclWorker, session: VclSession) -> None:
-    """Raises what the request came to, and ETIMEDOUT."""
-    timeout_s = worker.config.session_timeout_s
+def _wait_until_ready(
+    worker: VclWorker, session: VclSession, timeout_s: float | None = None
+) -> None:
+    """Raises what the request came to, and ETIMEDOUT; without a time-out it is the session's."""
+    timeout_s = worker.config.session_timeout_s if timeout_s is None else timeout_s
     if not worker.wait(lambda: session.state is not State.CONNECTING, timeout_s):
         worker.give_up(session)
         session.state, session.error = State.FAILED, errno.ETIMEDOUT
@@ -159,9 +171,14 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
 
 
 def connect(worker: VclWorker, session: VclSession, where: object) -> None:
-    """Raises EINPROGRESS for a non-blocking session, EALREADY while that is so, EINVAL for a
-    listener, ENOTSUP for one that is bound and has no leave to choose its port."""
-    remote, name = resolve(session, where)
+    """Connect. A blocking session tries the addresses of a name one after the other, for a share of
+    its time-out each; another one has the first alone.
+
+    Raises EINPROGRESS for a non-blocking session, EALREADY while that is so, EINVAL for a
+    listener, ENOTSUP for one that is bound and may not choose its port, and what the last address
+    failed with.
+    """
+    remotes, name = resolve_all(session, where)
     if session.state is State.CONNECTING:
         worker.pump()
         if session.state is State.CONNECTING:
@@ -169,7 +186,7 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
     if session.state is State.FAILED:
         _raise_failure(worker, session)
     if session.kind is Kind.DATAGRAMS and session.has_addresses:
-        session.remote = remote  # from now on it talks to nobody else
+        session.remote = remotes[0]  # from now on it talks to nobody else
         return
     if session.state is State.READY:
         return
@@ -177,6 +194,19 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
         raise error(errno.EINVAL if session.is_listener else errno.ENOTCONN)
     if session.bound is not None:
         raise error(errno.ENOTSUP, f"a bound session of {session.protocol} can't connect")
+    _begin_connect(worker, session, remotes.pop(0), name)
+    if session.is_nonblocking:
+        raise error(errno.EINPROGRESS)
+    timeout_s = worker.config.session_timeout_s / (1 + len(remotes))
+    while remotes:
+        with contextlib.suppress(OSError):
+            _wait_until_ready(worker, session, timeout_s)
+            return
+        _begin_connect(worker, session, remotes.pop(0), name)
+    _wait_until_ready(worker, session, timeout_s)
+
+
+def _begin_connect(worker: VclWorker, session: VclSession, remote: Address, name: str) -> None:
     tls = _tls(worker, session)
     session.remote, session.state = remote, State.CONNECTING
     worker.call(
@@ -191,9 +221,6 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
             protocol=session.protocol,
         ),
     )
-    if session.is_nonblocking:
-        raise error(errno.EINPROGRESS)
-    _wait_until_ready(worker, session)
 
 
 def stream_connect(worker: VclWorker, session: VclSession, connection: VclSession) -> None:

@@ -226,6 +226,30 @@ def test_the_end_of_a_thread_that_raises_is_no_end_of_its_streams(raises: bool) 
     assert said == ["raised"] * raises
 
 
+@pytest.mark.parametrize("protocol", ["quic", "tcp"])
+def test_the_addresses_of_a_name_are_tried_one_after_the_other(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    def two(host: str, port: int, **_: object) -> list[object]:
+        assert host == "two.example"
+        return [
+            (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port)),
+        ]
+
+    vcl.vppcom_app_destroy()
+    config = vcl.VclConfig(api_socket_name=daemon.api, session_timeout_s=2)
+    with vcl.application("names", config), listener(protocol) as listening:
+        monkeypatch.setattr("hoststack.vcl.connecting.socket.getaddrinfo", two)
+        with vcl.Session(protocol) as session:  # type: ignore[arg-type]
+            session.connect(("two.example", listening.local[1]))
+            assert session.remote == listening.local
+        with vcl.Session(protocol) as session:  # type: ignore[arg-type]
+            with pytest.raises(OSError, match=r".") as caught:
+                session.connect(("two.example", free_port()))
+            assert caught.value.errno in (errno.ECONNREFUSED, errno.ETIMEDOUT)
+
+
 def test_what_has_come_can_be_read_after_the_end_of_reading() -> None:
     ours, theirs = Pair("tcp").streams
     theirs.write_all(b"late")
