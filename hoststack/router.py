@@ -108,7 +108,10 @@ class Router:
 
     def _collect(self) -> None:
         for notice in self._application.take_notices():
-            self._notices[type(notice)](notice)
+            try:
+                self._notices[type(notice)](notice)
+            except Exception as error:
+                self._application.on_bad_notice(notice, error)
         for handle, code, _ in self._application.take_events():
             stream = self._streams.get(handle)
             if stream is not None:
@@ -217,10 +220,14 @@ class Router:
             connection._datagrams.on_ready(notice)
 
     def _on_path_changed(self, notice: m.PathChanged) -> None:
-        self._connections[notice.handle]._on_path_changed(notice)
+        connection = self._connections.get(notice.handle)
+        if connection is not None:
+            connection._on_path_changed(notice)
 
     def _on_closed(self, notice: m.Closed) -> None:
-        connection = self._connections.pop(notice.handle)
+        connection = self._connections.pop(notice.handle, None)
+        if connection is None:
+            return
         for stream in list(connection._streams.values()):
             self.forget_stream(stream)
             stream._on_broken(ConnectionClosedError(notice.info))

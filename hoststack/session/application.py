@@ -109,6 +109,7 @@ class ApplicationSide(Protocol):
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None: ...
     def take_notices(self) -> list[Notice]: ...
     def take_events(self) -> list[tuple[int, int, int]]: ...
+    def on_bad_notice(self, notice: Notice, error: Exception) -> None: ...
 
 
 class Application:
@@ -171,6 +172,10 @@ class Application:
     def take_events(self) -> list[tuple[int, int, int]]:
         """All events that have come, as (handle, EventCode, 0), oldest first."""
         return self._up.pop_all()
+
+    def on_bad_notice(self, notice: Notice, error: Exception) -> None:
+        """A notice made its receiver stumble: in this process that is a mistake of ours."""
+        raise error
 
     # --- the worker's side ---
 

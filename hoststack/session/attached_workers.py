@@ -309,6 +309,13 @@ class AttachedWorkers:
         notices, self._notices = self._notices, []
         return notices
 
+    def on_bad_notice(self, notice: m.Notice, error: Exception) -> None:
+        """A notice that can't be: the worker that it is about counts as dead."""
+        handle = getattr(notice, "connection", getattr(notice, "handle", 0))
+        worker = self._workers.get(worker_of(handle))
+        if worker is not None:
+            worker.give_up(error)
+
     def _take(self, index: int, notice: m.Notice) -> None:
         token = getattr(notice, "token", None)
         if token is not None and token >= _FIRST_OWN_TOKEN:

@@ -30,7 +30,7 @@ from tests.fuzz.targets import (
 FOUND = BUILD / "found"
 TAIL_LINES = 40
 #: Those in Python: modules that take --seconds.
-PROGRAMS = {"orders": "tests.fuzz.orders"}
+PROGRAMS = {"messages": "tests.fuzz.messages", "orders": "tests.fuzz.orders"}
 
 
 def fuzz(target: Target, seconds: int) -> bool:

@@ -1,0 +1,77 @@
+"""The fuzz target of messages between processes: some seconds of it, and that it can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hoststack.daemon.attach_server import AttachServer
+from hoststack.router import Router
+from hoststack.session import attaching, codec
+from hoststack.session.attached_workers import AttachedWorkers
+from hoststack.session.session import SessionTable
+from tests.fuzz.messages import FoundError, fuzz
+
+SEED, ROUNDS = 20261130, 30
+
+
+def test_nothing_is_found() -> None:
+    done = fuzz(SEED, ROUNDS)
+    assert min(done[what] for what in ("thrown out", "given up", "0 answers", "2 answers")) > 5
+
+
+def _break_decoder(patch: pytest.MonkeyPatch) -> None:
+    """As it was: what msgspec foresees is caught, and nothing else."""
+
+    def decode(decoder: Any, data: bytes) -> Any:
+        try:
+            return decoder.decode(data)
+        except ValueError as error:
+            raise attaching.GreetingError(str(error)) from None
+
+    patch.setattr(attaching, "_decode", decode)
+
+
+def _break_request(patch: pytest.MonkeyPatch) -> None:
+    right = SessionTable.owned
+
+    def owned(self: SessionTable, application: Any, handle: int, kind: Any) -> Any:
+        if handle % 2:
+            raise KeyError(handle)
+        return right(self, application, handle, kind)
+
+    patch.setattr(SessionTable, "owned", owned)
+
+
+def _break_attaching(patch: pytest.MonkeyPatch) -> None:
+    def refuse(self: AttachServer, hello: attaching.Attach) -> None:
+        hello.scopes[0]  # type: ignore[index]
+
+    patch.setattr(AttachServer, "_refusal", refuse)
+
+
+def _break_application(patch: pytest.MonkeyPatch) -> None:
+    def stumble(self: AttachedWorkers, notice: Any, error: Exception) -> None:
+        raise error
+
+    patch.setattr(AttachedWorkers, "on_bad_notice", stumble)
+    patch.setattr(Router, "_on_closed", lambda self, notice: self._connections[notice.handle])
+
+
+def _break_notices(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(codec, "fault_text", lambda error: error.args[3])
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [_break_decoder, _break_request, _break_attaching, _break_application, _break_notices],
+    ids=lambda plant: plant.__name__,
+)
+def test_a_fault_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises((FoundError, ExceptionGroup)):
+        fuzz(SEED, ROUNDS)
