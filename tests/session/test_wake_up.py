@@ -1,4 +1,4 @@
-"""Waking the other process: whatever one side does to its descriptors, the other one never waits."""
+"""Waking the other process: whatever one side does to its descriptors, the other never waits."""
 
 from __future__ import annotations
 
