@@ -96,14 +96,18 @@ class AttachServer:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             accepting = trio.socket.from_stdlib_socket(listener)
+            is_short = False
             while True:
                 try:
                     end, _ = await accepting.accept()
                 except OSError as error:
-                    # Out of descriptors, most likely: some may come back.
-                    logger.warning("can't accept an application: %s", error.strerror)
+                    # Out of descriptors, most likely: some may come back. Said once.
+                    if not is_short:
+                        logger.warning("can't accept an application: %s", error.strerror)
+                    is_short = True
                     await trio.sleep(0.1)
                     continue
+                is_short = False
                 nursery.start_soon(self._serve_one, socket.socket(fileno=end.detach()))
 
     async def _serve_one(self, end: socket.socket) -> None:

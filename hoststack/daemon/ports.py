@@ -92,11 +92,20 @@ class PortKeeper:
             if is_left:
                 self._left[worker].discard(endpoint)
         else:
-            check_share(self._owner.sockets_of_port)
+            self._make_room()
             endpoint = self._owner.open_port(endpoint)
             self._holders[endpoint] = set()
         self._holders[endpoint].add(worker)
         return endpoint, self._owner.socket_of(worker, endpoint)
+
+    def _make_room(self) -> None:
+        """Raises OSError where a port would be one too many; ports of the dead go before that."""
+        try:
+            check_share(self._owner.sockets_of_port)
+        except OSError:
+            for worker in list(self._left):
+                self._close_all_left(worker)
+            check_share(self._owner.sockets_of_port)
 
     def close(self, worker: int, endpoint: Endpoint) -> None:
         """Nothing happens if the worker has not opened it."""
@@ -161,6 +170,9 @@ class PortKeeper:
 
     async def _close_left(self, worker: int) -> None:
         await trio.sleep(_STRAGGLERS_S)
+        self._close_all_left(worker)
+
+    def _close_all_left(self, worker: int) -> None:
         for endpoint in self._left.pop(worker, set()):
             self.close(worker, endpoint)
 

@@ -62,6 +62,8 @@ async def serve_commands(
         raise OSError(errno.EINVAL, f"there is no group {group!r}") from None
     server = _Server(run_line)
     with unix_listener(path, socket.SOCK_STREAM, group_number) as listening:
+        # It says with a stack ten times a second that there are no descriptors left.
+        logging.getLogger("trio.serve_listeners").setLevel(logging.CRITICAL)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started()
         await trio.serve_listeners(server.serve_client, [listener])

@@ -193,6 +193,10 @@ class UdpLink:
             opened = _UdpSocket.open(endpoint)
         else:
             endpoint, fd = self._ports.open_port(endpoint)
+            if fd < 0:
+                # The kernel drops a descriptor for which there is no room (unix(7)).
+                self._ports.close_port(endpoint)
+                raise LinkError(errno.EMFILE, "this worker has as many open files as it may have")
             opened = _UdpSocket(endpoint, socket.socket(fileno=fd))
         fd = opened.socket.fileno()
         if self._busy_poll_us:

@@ -20,6 +20,7 @@ from hoststack.link.udp import bind, unbound_socket
 from hoststack.native._native import lib
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h
+_SO_LOCK_FILTER: Final = 44
 _NOBODY: Final = 0xFFFFFFFF
 _LONG_HEADER: Final = 0x80
 _LONG_CID_LENGTH_OFFSET: Final = 5
@@ -110,6 +111,9 @@ class UdpGroup:
             for _ in range(self._workers):
                 sockets.append(self._bind(endpoint))
             self._attach(sockets[0])
+            for each in sockets:
+                # A worker has one of them, and could steer the others' datagrams to itself.
+                each.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
         except OSError as error:
             for each in sockets:
                 each.close()

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.link.udp_group import UdpGroup
+from hoststack.link.udp_group import (
+    _RET_K,
+    _SO_ATTACH_REUSEPORT_CBPF,
+    UdpGroup,
+    _Filter,
+    _Program,
+)
 from hoststack.quic.cid import CidGenerator
 from hoststack.quic.seam import CidConfig
 from tests.support.netns import VethPair
@@ -144,3 +150,13 @@ def test_a_socket_stays_the_groups(group: UdpGroup) -> None:
         heir = socket.socket(fileno=os.dup(group.socket_of(0, senders.target)))
         with heir:
             assert heir.recv(2000, socket.MSG_DONTWAIT) == data
+
+
+def test_a_worker_can_not_take_the_others_datagrams(senders: Senders) -> None:
+    """By another program on its own socket, which would be all of the group's."""
+    everything_to_me = bytes(_Program(1, (_Filter * 1)(_Filter(_RET_K, 0, 0, 0))))
+    for each in senders._receivers:
+        with pytest.raises(PermissionError):
+            each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, everything_to_me)
+    config = CidConfig(host=HOST, worker=2, rotation=ROTATION)
+    assert senders.send(b"\x40" + new_cid(config) + bytes(40)) == 2
