@@ -38,7 +38,7 @@ demo: build ## quic_echo between two namespaces over AF_XDP, with the proof
 
 bench: build ## measure, into bench/results/
 	@$(PYTHON) -c "import matplotlib" 2>/dev/null || \
-		$(PYTHON) -m pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[bench]' || \
+		HOSTSTACK_WITHOUT="$$(cat .venv/without)" $(PYTHON) -m pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[bench]' || \
 		echo "bench: matplotlib could not be installed: going on without the picture"
 	@$(PYTHON) -m bench
 
