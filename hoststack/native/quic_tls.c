@@ -61,7 +61,7 @@ static int load_alpn(struct hs_tls *tls, const uint8_t *names, size_t bytes)
 	memcpy(tls->alpn_names, names, bytes);
 	for (size_t at = 0; at < bytes; at += 1 + (size_t)tls->alpn_names[at]) {
 		uint8_t length = tls->alpn_names[at];
-		if (length == 0 || length > bytes - at - 1 ||
+		if (length == 0 || length > HS_QUIC_ALPN_BYTES || length > bytes - at - 1 ||
 		    tls->alpn_count == HS_QUIC_MAX_ALPN)
 			return GNUTLS_E_INVALID_REQUEST;
 		tls->alpn[tls->alpn_count++] =
