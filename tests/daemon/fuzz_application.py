@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import mmap
 import os
 import random
@@ -150,6 +151,7 @@ class Evil:
             self._request: 40,
             self._signal: 30,
             self._wake: 10,
+            self._meddle: 4,
             self._scribble_on_fifo: 6,
             self._scribble_anywhere: 2,
             self._scribble_on_rings: 1,
@@ -157,7 +159,7 @@ class Evil:
             self._noise: 1,
         }
         if self._is_sly:
-            for act in (self._scribble_on_rings, self._mutated, self._noise):
+            for act in (self._scribble_on_rings, self._mutated, self._noise, self._meddle):
                 del acts[act]
         (act,) = self._rng.choices(list(acts), list(acts.values()))
         act(worker)
@@ -168,10 +170,30 @@ class Evil:
 
     def _wake(self, worker: Worker) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.write(worker.wake_ups[0], bytes(self._rng.choice([1, 1, 1, 0, 5000])))
+            os.write(worker.wake_ups[0], bytes(self._rng.choice([1, 1, 1, 5000])))
         if self._rng.random() < 0.1:
             with contextlib.suppress(BlockingIOError):
                 os.write(worker.wake_ups[1], bytes(8))
+
+    def _meddle(self, worker: Worker) -> None:
+        """Changes what belongs to an open file description."""
+        rng = self._rng
+        with socket.socket(
+            fileno=os.dup(rng.choice([worker.channel.fileno(), *worker.wake_ups]))
+        ) as end:
+            fcntl.fcntl(end, fcntl.F_SETFL, rng.choice([0, os.O_NONBLOCK, fcntl.FASYNC]))
+            fcntl.fcntl(end, fcntl.F_SETOWN, rng.choice([os.getpid(), 0]))
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF, socket.SO_PASSCRED):
+                end.setsockopt(socket.SOL_SOCKET, option, rng.choice([0, 1, 1 << 24]))
+            with contextlib.suppress(OSError):
+                for _ in range(rng.choice([0, 0, 1000])):
+                    end.send(b"x" * (rng.random() < 0.999), socket.MSG_DONTWAIT)
+                if rng.random() < 0.05:
+                    end.shutdown(rng.choice([socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR]))
+        # It reads its own end without waiting all the same.
+        fcntl.fcntl(worker.channel, fcntl.F_SETFL, os.O_NONBLOCK)
+        for fd in worker.wake_ups:
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK)
 
     def _request(self, worker: Worker) -> None:
         worker.channel.send(encode(self._any_request(worker)))
