@@ -41,7 +41,7 @@ from hoststack.link.base import Link
 from hoststack.link.udp import UdpLink
 from hoststack.quic.seam import CidConfig
 from hoststack.session.channel import Channel, ChannelClosedError
-from hoststack.session.open_files import raise_open_files
+from hoststack.session.open_files import ports_of_one, raise_open_files
 from hoststack.session.resumption import TicketSeal
 
 logger = logging.getLogger("hoststack.worker")
@@ -64,6 +64,7 @@ class _Applications:
     worker: Worker
     nursery: trio.Nursery
     seal: TicketSeal
+    most_ports: int
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
         if len(fds) != _ENDS:
@@ -74,7 +75,7 @@ class _Applications:
             return
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
-        limits = Limits(fifo_bytes=order.fifo_bytes, sessions=order.sessions)
+        limits = Limits(order.fifo_bytes, order.sessions, self.most_ports)
         try:
             application = RemoteApplication(order.name, ends, limits, self.seal)
         except (OSError, ValueError) as error:
@@ -105,7 +106,8 @@ async def _serve(
         nursery.start_soon(channel.run)
         async with trio.open_nursery() as served:
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
-            applications = _Applications(worker, served, TicketSeal(start.secret))
+            most_ports = ports_of_one(start.workers if start.link == "udp" else 1)
+            applications = _Applications(worker, served, TicketSeal(start.secret), most_ports)
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)
@@ -119,20 +121,21 @@ async def _serve(
 async def _obey(channel: Channel, applications: _Applications, commands: Commands) -> orders.Drain:
     """Raises ChannelClosedError when the supervisor is gone."""
     while True:
-        for data, fds in await channel.receive():
-            match orders.decode_order(data):
-                case orders.Serve() as order:
-                    applications.serve(order, fds)
-                case orders.Ping(number=number):
-                    applications.nursery.start_soon(_answer, channel, applications.worker, number)
-                case orders.Drain() as order:
-                    return order
-                case orders.Command() as order:
-                    commands.start(order)
-                case orders.CancelCommand() as order:
-                    commands.cancel(order)
-                case orders.Start():
-                    raise AssertionError("a worker is started once")
+        # One at a time: each may bring descriptors, and those of the dead go in between.
+        data, fds = await channel.receive_one()
+        match orders.decode_order(data):
+            case orders.Serve() as order:
+                applications.serve(order, fds)
+            case orders.Ping(number=number):
+                applications.nursery.start_soon(_answer, channel, applications.worker, number)
+            case orders.Drain() as order:
+                return order
+            case orders.Command() as order:
+                commands.start(order)
+            case orders.CancelCommand() as order:
+                commands.cancel(order)
+            case orders.Start():
+                raise AssertionError("a worker is started once")
 
 
 async def _answer(channel: Channel, worker: Worker, number: int) -> None:

@@ -130,6 +130,8 @@ class Application:
         self.max_sessions: int | None = None
         """Listeners, connections and streams that it may have; None: any number."""
         self.sessions_in_use = 0
+        self.max_ports: int | None = None
+        """Ports of the network that it may listen on; None: any number."""
         self.max_fifo_bytes: int | None = None
         """Memory that its FIFOs may take; None: any."""
         self.is_remote = False

@@ -105,6 +105,7 @@ class Listeners:
         found = self._network.get(local)
         if found is not None and found.may_be_joined_by(application):
             return found
+        self._check_ports_of(application)
         local = self._ports.open_for_listener(local)
         try:
             check_size(self._link.max_datagram_bytes_of(local), f"the interface of {local.host}")
@@ -115,6 +116,18 @@ class Listeners:
             raise
         point = self._network[local] = self._by_context[context] = _Point(context, application)
         return point
+
+    def _check_ports_of(self, application: Application) -> None:
+        """Raises LinkError where it may not have another one."""
+        most = application.max_ports
+        if most is None:
+            return
+        if sum(point.application is application for point in self._network.values()) >= most:
+            raise LinkError(
+                errno.EMFILE,
+                f"the application listens on {most} ports, and may have no more: close some, or "
+                "raise the daemon's limit of open files (`ulimit -n`, LimitNOFILE=)",
+            )
 
     def _local_point(
         self, application: Application, request: m.Listen, config: QuicConfig, local: Endpoint

@@ -24,6 +24,12 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def ports_of_one(sockets_of_port: int) -> int:
+    """How many ports one of a daemon's applications may have: a quarter of what all may."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, most // 2 // sockets_of_port // 4)
+
+
 def check_share(more: int) -> None:
     """Raises OSError where `more` would take this process beyond half of the files that it may
     have: for ports, of which there may be any number."""
