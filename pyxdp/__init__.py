@@ -19,7 +19,7 @@ from pyxdp.errors import (
     PyxdpError,
     QueueBusyError,
 )
-from pyxdp.interface import Interface, describe_interface
+from pyxdp.interface import Interface, describe_interface, receive_queues
 from pyxdp.maps import Map
 from pyxdp.program import (
     XDP_ABORTED,
@@ -74,6 +74,7 @@ __all__ = [
     "find_bpffs",
     "largest_packet_bytes",
     "libbpf_version",
+    "receive_queues",
     "remove_bpffs",
     "unpin",
 ]

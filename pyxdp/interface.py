@@ -126,6 +126,12 @@ def _xdp_features(ifindex: int) -> frozenset[str] | None:
     return frozenset(name for bit, name in _XDP_FEATURES.items() if bits & bit)
 
 
+def receive_queues(interface: str) -> int:
+    """The receive queues in use, which AF_XDP sockets can bind to; raises NoInterfaceError."""
+    channels = _channels(interface)
+    return channels[0] if channels else describe_interface(interface).rx_queues
+
+
 def describe_interface(interface: str) -> Interface:
     """Ask the kernel about an interface; raises NoInterfaceError."""
     ifindex = interface_index(interface)

@@ -57,7 +57,7 @@ async def show_quic(command: Command, side: WorkerSide) -> Data:
 
 async def show_xdp(command: Command, side: WorkerSide) -> Data:
     link = side.worker.link
-    data: Data = {"link": link.name}
+    data: Data = {"link": link.name, "trouble": link.trouble}
     statistics = link.statistics()
     sockets = _with_prefix(statistics, "xsk_")
     if sockets:
@@ -154,6 +154,7 @@ async def show_workers(command: Command, side: WorkerSide) -> Data:
     return {
         "pid": os.getpid(),
         "link": link.name,
+        "trouble": link.trouble,
         "engine": layer.engine.name,
         "enabled": layer.is_enabled,
         "applications": len(layer.applications),

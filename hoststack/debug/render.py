@@ -117,6 +117,10 @@ def _xdp(command: Command, data: Data) -> Iterator[str]:
     if "af_xdp" not in links:
         yield f"no XDP here: the link is {', '.join(links)}"
         return
+    for trouble in dict.fromkeys(each["trouble"] for each in data["workers"] if each["trouble"]):
+        yield f"out of service: {trouble}"
+    if "interface" not in data:
+        return
     yield f"{data['interface']}: program id {data['program_id']}, {data['mode']} mode"
     yield f"  ports {', '.join(map(endpoint_text, data['ports'])) or 'none'}"
     yield "  verdicts"
@@ -163,6 +167,7 @@ def _workers(command: Command, data: Data) -> Iterator[str]:
             f"{each['sessions']:>9}{each['connections']:>13}{each['turns']:>12}"
             f"{each['rx_datagrams']:>14}{each['tx_datagrams']:>14}{each['cpu_seconds']:>9.2f}"
             + ("" if each["enabled"] else "  sessions disabled")
+            + (f"  out of service: {each['trouble']}" if each["trouble"] else "")
         )
 
 

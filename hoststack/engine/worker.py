@@ -68,6 +68,13 @@ class Worker:
         self._error: BaseException | None = None
         self._idle: trio.Event | None = None
         self._turned: trio.Event | None = None
+        link.on_trouble = self._on_trouble
+
+    def _on_trouble(self, reason: str) -> None:
+        """The link carries nothing any more: connections over it end, listeners wait."""
+        for connection in self.layer.engine.connections():
+            self.layer.engine.close(connection, ABORTED_CODE, reason)
+        self.wake()
 
     def attach(self, application: Application) -> None:
         """Serve an application: from now on its requests wake this worker."""

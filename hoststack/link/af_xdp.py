@@ -7,13 +7,14 @@ C call takes a burst from a ring, one parses it, one builds the frames of a burs
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import trio
 
@@ -29,17 +30,21 @@ from hoststack.link.base import (
     Received,
     SocketSource,
     Wire,
+    ignore_trouble,
 )
 from hoststack.link.frame_path import FramePath, PathTable
 from hoststack.link.next_hop import NextHops
 from hoststack.link.steered_ports import SteeredPorts
 from hoststack.link.steering import Steering, as_link_error
 from hoststack.link.xdp_datagrams import XdpDatagrams
+from hoststack.link.xdp_watch import Setup
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
     from hoststack.link.xdp_wire import XdpWire
+
+logger = logging.getLogger(__name__)
 
 XdpMode = Literal["auto", "native", "generic"]
 
@@ -50,6 +55,8 @@ _DROP_REASONS: Final = {
     for value, name in ffi.typeof("enum hs_frame_drop").elements.items()
 }
 
+#: How often the interface is looked at; a notification of the kernel's comes first, mostly.
+_LOOK_EVERY_S: Final = 1.0
 _ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
 #: A queue's RX and FILL rings. A turn with the applications of a thousand connections behind it
 #: takes milliseconds, and the kernel fills a ring of this size in 4 at a million packets a second.
@@ -59,60 +66,21 @@ TX_FRAMES: Final = 2048
 SENDING_FRAMES: Final = 2 * TX_FRAMES
 
 
-class AfXdpLink:
-    """One worker's queues of an interface. Implements Link. Use `open`, or `adopt`."""
+class Rings(NamedTuple):
+    """What a link has on an interface of its own."""
 
-    name = "af_xdp"
-
-    def __init__(
-        self,
-        steering: Steering | None,
-        mode: str,
-        ports: PortSource,
-        hops: NextHops,
-        umem: pyxdp.Umem,
-        sockets: list[pyxdp.Socket],
-    ) -> None:
-        """Sends on the first of the sockets."""
-        self.steering: Final = steering
-        """None for a link whose program another process keeps."""
-        self.mode: Final = mode
-        self._ports = ports
-        self._hops = hops
-        self._umem = umem
-        self._sockets = sockets
-        self._tx = sockets[0]
-        self._next_queue = 0
-        self._paths = PathTable(hops, umem.largest_packet_bytes - _ETHERNET_BYTES)
-        self._plain = XdpDatagrams(ports, hops, self._paths, self.send)
-        self._opened: set[Endpoint] = set()
-        self._epoll = select.epoll()
-        for socket in sockets:
-            self._epoll.register(socket.fd, select.EPOLLIN)
-        self._left_frames = trio.Event()
-        self._counters: Counter[str] = Counter()
-        self._wire: XdpWire | None = None
-        self._area = umem.area
-        self._base: Any = ffi.cast("uint8_t *", umem.base)
-        self._datagrams: Any = ffi.new("struct hs_datagram[]", BURST)
-        self._infos = memoryview(ffi.buffer(self._datagrams))
-        self._headers: Any = ffi.new("struct hs_frame_header *[]", BURST)
+    steering: Steering
+    umem: pyxdp.Umem
+    sockets: list[pyxdp.Socket]
+    setup: Setup
 
     @classmethod
-    def open(cls, interface: str, *, mode: XdpMode = "auto", debug: bool = False) -> AfXdpLink:
-        """Take an interface's queues; `debug` checks the ownership of every UMEM frame.
-
-        Raises LinkError: ENODEV, EPERM, EBUSY (another program, another process), EMSGSIZE (an
-        MTU that no UMEM frame holds), ENOTSUP (built without libxdp).
-        """
-        is_available, reason = pyxdp.available()
-        if not is_available:
-            raise LinkError(errno.ENOTSUP, reason)
-        hops = NextHops(interface)
-        opened: list[Any] = [hops]
+    def open(cls, interface: str, mtu_bytes: int, mode: XdpMode, *, debug: bool) -> Rings:
+        """Load the program and bind a socket to each queue. Raises LinkError."""
+        opened: list[Any] = []
         try:
             about = pyxdp.describe_interface(interface)
-            size = frame_bytes(interface, hops.interface.mtu_bytes)
+            size = frame_bytes(interface, mtu_bytes)
             steering = Steering.adopt(interface) or Steering.load(
                 interface, about.rx_queues, mode=mode
             )
@@ -135,14 +103,80 @@ class AfXdpLink:
             for queue, socket in enumerate(sockets):
                 steering.register(queue, socket.fd)
             steering.configure(workers=1, host=0, rotation=0)
-            ports = SteeredPorts(steering, hops.interface.ifindex)
-            return cls(steering, steering.mode, ports, hops, umem, sockets)
+            setup = Setup(interface, about.ifindex, about.rx_queues, steering.program_id)
+            return cls(steering, umem, sockets, setup)
         except BaseException as error:
             for each in reversed(opened):
                 each.close()
             if isinstance(error, pyxdp.PyxdpError):
                 raise as_link_error(error) from None
             raise
+
+
+class AfXdpLink:
+    """One worker's queues of an interface. Implements Link. Use `open`, or `adopt`."""
+
+    name = "af_xdp"
+
+    def __init__(
+        self,
+        steering: Steering | None,
+        mode: str,
+        ports: PortSource,
+        hops: NextHops,
+        umem: pyxdp.Umem,
+        sockets: list[pyxdp.Socket],
+        setup: Setup,
+        reopen: Callable[[], Rings] | None = None,
+    ) -> None:
+        """Sends on the first of the sockets. `reopen` is for a link that has the program."""
+        self.steering = steering
+        """None for a link whose program another process keeps, and while there is trouble."""
+        self.mode: Final = mode
+        self.trouble = ""
+        self.on_trouble: Callable[[str], None] = ignore_trouble
+        self._setup = setup
+        self._reopen = reopen
+        self._ports = ports
+        self._hops = hops
+        self._next_queue = 0
+        self._paths = PathTable(hops, umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._plain = XdpDatagrams(ports, hops, self._paths, self.send)
+        self._opened: set[Endpoint] = set()
+        self._epoll = select.epoll()
+        self._left_frames = trio.Event()
+        self._counters: Counter[str] = Counter()
+        self._wire: XdpWire | None = None
+        self._use(umem, sockets)
+        self._datagrams: Any = ffi.new("struct hs_datagram[]", BURST)
+        self._infos = memoryview(ffi.buffer(self._datagrams))
+        self._headers: Any = ffi.new("struct hs_frame_header *[]", BURST)
+
+    @classmethod
+    def open(cls, interface: str, *, mode: XdpMode = "auto", debug: bool = False) -> AfXdpLink:
+        """Take an interface's queues; `debug` checks the ownership of every UMEM frame.
+
+        Raises LinkError: ENODEV, EPERM, EBUSY (another program, another process), EMSGSIZE (an
+        MTU that no UMEM frame holds), ENOTSUP (built without libxdp).
+        """
+        is_available, reason = pyxdp.available()
+        if not is_available:
+            raise LinkError(errno.ENOTSUP, reason)
+        hops = NextHops(interface)
+
+        def open_rings() -> Rings:
+            return Rings.open(interface, hops.interface.mtu_bytes, mode, debug=debug)
+
+        try:
+            rings = open_rings()
+        except BaseException:
+            hops.close()
+            raise
+        steering = rings.steering
+        ports = SteeredPorts(steering, hops.interface.ifindex)
+        return cls(
+            steering, steering.mode, ports, hops, rings.umem, rings.sockets, rings.setup, open_rings
+        )
 
     @classmethod
     def adopt(cls, description: dict[str, Any], fds: Sequence[int], ports: PortSource) -> AfXdpLink:
@@ -184,12 +218,24 @@ class AfXdpLink:
             raise
         # It sends on the queue of its own number, so that completions come to it alone.
         sockets = sockets[worker:] + sockets[:worker]
-        return cls(None, description["mode"], ports, hops, umem, sockets)
+        setup = Setup(interface, hops.interface.ifindex, len(sockets), None)
+        return cls(None, description["mode"], ports, hops, umem, sockets, setup)
+
+    def _use(self, umem: pyxdp.Umem, sockets: list[pyxdp.Socket]) -> None:
+        self._umem = umem
+        self._sockets = sockets
+        self._tx = sockets[0]
+        self._area = umem.area
+        self._base: Any = ffi.cast("uint8_t *", umem.base)
+        for socket in sockets:
+            self._epoll.register(socket.fd, select.EPOLLIN)
 
     # --- ports and paths ---
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """See Link."""
+        if self.trouble:
+            raise LinkError(errno.ENODEV, self.trouble)
         opened, _ = self._ports.open_port(endpoint)
         self._opened.add(opened)
         return opened
@@ -202,6 +248,8 @@ class AfXdpLink:
 
     async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
         """See Link."""
+        if self.trouble:
+            raise LinkError(errno.ENODEV, self.trouble)
         return await self._paths.connect(local_port, remote)
 
     def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
@@ -255,6 +303,8 @@ class AfXdpLink:
     def receive(self, budget: int = BURST) -> list[Received]:
         """See Link."""
         received: list[Received] = []
+        if self.trouble:
+            return received
         queues = len(self._sockets)
         for step in range(queues):
             if len(received) < budget:
@@ -300,6 +350,9 @@ class AfXdpLink:
     def send(self, burst: Sequence[Outgoing]) -> int:
         """See Link."""
         taken = 0
+        if self.trouble:
+            self._counters["tx_enetdown"] += len(burst)
+            return len(burst)
         while taken < len(burst):
             batch = burst[taken : taken + BURST]
             count = self._send_batch(batch)
@@ -393,26 +446,92 @@ class AfXdpLink:
 
     async def wait_writable(self) -> None:
         """See Link."""
+        if self.trouble:
+            await self.wait_readable()
+            return
         # Not by the socket itself, which `_kick_again` may be waiting for.
         self._epoll.modify(self._tx.fd, select.EPOLLIN | select.EPOLLOUT)
         try:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
         finally:
-            self._epoll.modify(self._tx.fd, select.EPOLLIN)
+            if not self.trouble:
+                self._epoll.modify(self._tx.fd, select.EPOLLIN)
 
     async def run(self) -> None:
         """See Link: follows routes and neighbours, and sends what a kick had to leave."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hops.run)
             nursery.start_soon(self._kick_again)
+            nursery.start_soon(self._watch)
+
+    # --- an interface that goes, and comes back ---
+
+    async def _watch(self) -> None:
+        told = ""
+        while True:
+            with trio.move_on_after(_LOOK_EVERY_S):
+                await self._hops.interface_changed.wait()
+            if not self.trouble:
+                reason = self._setup.trouble()
+                if reason:
+                    self._lose(reason)
+                continue
+            if self._reopen is None:
+                continue  # who has the program starts a worker anew
+            try:
+                self._take_again(self._reopen)
+            except LinkError as error:
+                if error.errno != errno.ENODEV and error.strerror != told:
+                    told = error.strerror or ""
+                    logger.warning("%s can't be taken again yet: %s", self._setup.interface, told)
+
+    def _lose(self, reason: str) -> None:
+        """No packet comes any more: let go of what the kernel has cut off, and say so."""
+        logger.error("AF_XDP: %s", reason)
+        self.trouble = reason
+        if self._wire is not None:
+            self._wire.detach()
+        trio.lowlevel.notify_closing(self._tx.fd)
+        for socket in self._sockets:
+            self._epoll.unregister(socket.fd)
+        if self.steering is not None:
+            assert isinstance(self._ports, SteeredPorts)
+            self._ports.let_go()
+            self.steering.close()
+            self.steering = None
+        self._umem.close()
+        self.on_trouble(reason)
+
+    def _take_again(self, reopen: Callable[[], Rings]) -> None:
+        """Raises LinkError while the interface is not there, or can't be had."""
+        assert isinstance(self._ports, SteeredPorts)
+        self._hops.take_again(self._setup.interface)
+        rings = reopen()
+        try:
+            self._ports.move(rings.steering, rings.setup.ifindex)
+        except BaseException:
+            rings.steering.close()
+            rings.umem.close()
+            raise
+        self.steering, self._setup = rings.steering, rings.setup
+        self._paths.hold(rings.umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._use(rings.umem, rings.sockets)
+        if self._wire is not None:
+            self._wire.attach(rings.sockets, rings.umem)
+        self.trouble = ""
+        logger.warning("AF_XDP: %s is there, and is used again", self._setup.interface)
 
     async def _kick_again(self) -> None:
         while True:
             await self._left_frames.wait()
             self._left_frames = trio.Event()
-            await trio.lowlevel.wait_writable(self._tx.fd)
+            if self.trouble:
+                continue
             try:
+                await trio.lowlevel.wait_writable(self._tx.fd)
                 self._tx.kick()
+            except trio.ClosedResourceError:
+                continue
             except pyxdp.PyxdpError as error:
                 self._counters[f"tx_{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
             if self._tx.left_frames:
@@ -426,7 +545,7 @@ class AfXdpLink:
         if self._wire is not None:
             for name, value in self._wire.statistics().items():
                 counters[name] = counters.get(name, 0) + value
-        for socket in self._sockets:
+        for socket in () if self.trouble else self._sockets:
             for name, value in socket.statistics()._asdict().items():
                 counters[f"xsk_{name}"] = counters.get(f"xsk_{name}", 0) + value
         if self.steering is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -170,11 +170,19 @@ class PortSource(SocketSource, Protocol):
         """
 
 
+def ignore_trouble(reason: str) -> None:
+    """What a link does about its trouble until it is told better."""
+
+
 class Link(Protocol):
     """One worker's access to the network: its receive queues and one transmit queue."""
 
     #: "af_xdp", "udp" or "memory".
     name: str
+    #: Why no packet comes or goes now, in one line; "" while the link works.
+    trouble: str
+    #: Called with that line when it begins: what is under way is cut off.
+    on_trouble: Callable[[str], None]
 
     @property
     def interface_name(self) -> str | None:

@@ -79,6 +79,10 @@ class PathTable:
         self.refused: Counter[str] = Counter()
         """Frames for which `admit` gave no path, by the names of Link.statistics."""
 
+    def hold(self, max_ip_bytes: int) -> None:
+        """Frames hold IP packets of so many bytes from now on."""
+        self._max_ip_bytes = max_ip_bytes
+
     def admit(self, flow: bytes) -> Path | None:
         """The path of a received frame; None if the frame is not for this machine, or from it.
 

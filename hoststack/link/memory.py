@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import count
@@ -27,6 +27,7 @@ from hoststack.link.base import (
     Path,
     Received,
     SocketSource,
+    ignore_trouble,
 )
 from hoststack.link.kernel_socket import OwnSockets
 
@@ -128,6 +129,8 @@ class MemoryLink:
     interface_name: Final = None
 
     def __init__(self, network: MemoryNetwork, host: str) -> None:
+        self.trouble = ""
+        self.on_trouble: Callable[[str], None] = ignore_trouble
         self._network = network
         self._host = host
         self._ports: dict[int, Endpoint] = {}

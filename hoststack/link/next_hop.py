@@ -109,12 +109,24 @@ class NextHops:
         except BaseException:
             self._kernel.close()
             raise
+        self.is_gone = False
+        """Whether the interface was removed; `take_again` looks for the one in its place."""
+        self.interface_changed = trio.Event()
+        """Set when an interface changes or goes, and replaced by a new one."""
         self.generation = 0
         """Goes up whenever an answer of `find` or a neighbour's address may have changed."""
         self._routes: dict[tuple[str, str | None], Route] = {}
         self._martians: frozenset[str] | None = None
         # A neighbour is followed for as long as somebody holds it.
         self._neighbours: WeakValueDictionary[str, Neighbour] = WeakValueDictionary()
+
+    def take_again(self, interface_name: str) -> None:
+        """The interface that has this name now; raises LinkError as the constructor does."""
+        interface = ethernet_interface(self._kernel, interface_name)
+        self._forget_routes()
+        self._set_interface(interface)
+        for neighbour in list(self._neighbours.values()):
+            self._refresh(neighbour)
 
     def close(self) -> None:
         """Close the netlink sockets; idempotent."""
@@ -128,6 +140,12 @@ class NextHops:
         for an address of this machine itself.
         """
         interface = self.interface
+        if self.is_gone:
+            raise LinkError(
+                errno.ENODEV,
+                f"{interface.name} is gone: it was deleted, or moved to another network namespace; "
+                "it is taken again when it is back",
+            )
         if not interface.is_up:
             raise LinkError(
                 errno.ENETDOWN,
@@ -291,6 +309,8 @@ class NextHops:
                         self._update(neighbour, change.mac, change.state)
                 case InterfaceChange():
                     self._forget_routes()
+                    self.interface_changed.set()
+                    self.interface_changed = trio.Event()
                     if change.ifindex == self.interface.ifindex:
                         self._set_interface(change.interface)
                 case RoutesChanged():
@@ -304,6 +324,7 @@ class NextHops:
         self.generation += 1
 
     def _set_interface(self, interface: Interface | None) -> None:
+        self.is_gone = interface is None
         if interface is None:
             interface = self.interface._replace(is_up=False)
         self.interface = interface

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Final
 
@@ -20,17 +21,18 @@ class SteeredPorts:
 
     def __init__(self, steering: Steering, ifindex: int) -> None:
         """Both stay the caller's."""
-        self._steering = steering
+        self._steering: Steering | None = steering
         self._ifindex = ifindex
         self._kernel: Rtnetlink | None = None
         self._reservations: dict[Endpoint, PortReservation] = {}
-        self._datagram_ports: set[Endpoint] = set()
+        self._datagram_ports: dict[Endpoint, int] = {}
+        """The worker of each."""
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """See PortSource."""
         reservation = PortReservation(endpoint, self._ifindex)
         try:
-            self._steering.open_port(reservation.endpoint)
+            self._in_charge().open_port(reservation.endpoint)
         except BaseException:
             reservation.close()
             raise
@@ -41,7 +43,8 @@ class SteeredPorts:
         """See PortSource; nothing happens if it is not open."""
         reservation = self._reservations.pop(endpoint, None)
         if reservation is not None:
-            self._steering.close_port(endpoint)
+            if self._steering is not None:
+                self._steering.close_port(endpoint)
             reservation.close()
 
     def open_socket(
@@ -52,24 +55,43 @@ class SteeredPorts:
         local = Endpoint(endpoint.host, opened.getsockname()[1])
         if protocol == "udp" and len(self._datagram_ports) < _MOST_DATAGRAM_PORTS:
             try:
-                self._steering.open_port(local, worker)
+                self._in_charge().open_port(local, worker)
             except LinkError:
                 opened.close()
                 raise
-            self._datagram_ports.add(local)
+            self._datagram_ports[local] = worker
         return opened
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
         """See SocketSource; nothing happens if its datagrams are not steered."""
         if protocol == "udp" and endpoint in self._datagram_ports:
-            self._datagram_ports.discard(endpoint)
-            self._steering.close_port(endpoint)
+            del self._datagram_ports[endpoint]
+            if self._steering is not None:
+                self._steering.close_port(endpoint)
 
     def use_neighbour(self, host: str) -> None:
         """See PortSource."""
         if self._kernel is None:
             self._kernel = Rtnetlink(follows_changes=False)
         self._kernel.use_neighbour(self._ifindex, host)
+
+    def _in_charge(self) -> Steering:
+        if self._steering is None:
+            raise LinkError(errno.ENODEV, "the interface is gone: wait until it is back")
+        return self._steering
+
+    def let_go(self) -> None:
+        """The program is about to be closed: ports are kept, and steered again by `move`."""
+        self._steering = None
+
+    def move(self, steering: Steering, ifindex: int) -> None:
+        """Go on with another program, on another interface. Raises LinkError."""
+        for endpoint in self._reservations:
+            steering.open_port(endpoint)
+        for endpoint, worker in self._datagram_ports.items():
+            steering.open_port(endpoint, worker)
+        self._steering = steering
+        self._ifindex = ifindex
 
     def close(self) -> None:
         """All ports; idempotent."""

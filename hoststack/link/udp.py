@@ -11,7 +11,7 @@ import os
 import select
 import socket
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -30,6 +30,7 @@ from hoststack.link.base import (
     SocketSource,
     Wire,
     WireRoute,
+    ignore_trouble,
 )
 from hoststack.link.kernel_socket import OwnSockets, bind_error
 from hoststack.link.rtnetlink import Rtnetlink
@@ -148,6 +149,8 @@ class UdpLink:
 
         With `ports` its sockets come from there: they are a worker's of several.
         """
+        self.trouble = ""
+        self.on_trouble: Callable[[str], None] = ignore_trouble
         self._segments = segments
         self._ports = ports
         self._busy_poll_us = 0

@@ -125,6 +125,24 @@ class XdpWire:
             self._last = read_figures(self._wire, _DROPS)
         return self._last
 
+    def detach(self) -> None:
+        """The sockets are about to be closed; nothing is sent until `attach`."""
+        if self._wire is not None:
+            lib.hs_wire_xdp_detach(self._wire)
+
+    def attach(self, sockets: Sequence[pyxdp.Socket], umem: pyxdp.Umem) -> None:
+        """Go on with other sockets, on another UMEM."""
+        self._umem = umem
+        if self._wire is not None:
+            lib.hs_wire_xdp_attach(
+                self._wire,
+                [socket.c_address for socket in sockets],
+                len(sockets),
+                ffi.cast("void *", umem.base),
+                umem.size_bytes,
+                umem.frame_bytes,
+            )
+
     def close(self) -> None:
         """The sockets go; the counters stay as they are."""
         self.statistics()

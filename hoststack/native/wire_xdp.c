@@ -10,6 +10,7 @@
 #include "wire.h"
 
 enum {
+	DETACHED_BYTES = 4096,
 	TX_ROOM = 2 * HS_WIRE_BURST, /* frames in hand: a burst, and answers without a connection */
 };
 
@@ -39,6 +40,7 @@ struct xdp_wire {
 	int is_backlogged;
 	int left;
 	struct hs_datagram_ports datagram_ports;
+	uint8_t detached[DETACHED_BYTES]; /* where packets are written that go nowhere */
 };
 
 static struct xdp_wire *own(struct hs_wire *wire)
@@ -123,6 +125,10 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 static uint8_t *reserve(struct hs_wire *wire, size_t *room)
 {
 	struct xdp_wire *w = own(wire);
+	if (!w->socket_count) {
+		*room = DETACHED_BYTES;
+		return w->detached;
+	}
 	if (!w->is_backlogged && w->committed == w->reserved && w->socket_count &&
 	    w->reserved + HS_WIRE_BURST <= TX_ROOM) {
 		int n = w->verbs->tx_reserve(w->sockets[0], w->tx + w->reserved, HS_WIRE_BURST);
@@ -142,6 +148,10 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 {
 	struct xdp_wire *w = own(wire);
 	struct pyxdp_desc *desc = &w->tx[w->committed];
+	if (!w->socket_count) {
+		wire->counters.drops[HS_WIRE_XDP_TX_ENETDOWN]++;
+		return;
+	}
 	if (!path->has_header) {
 		wire->counters.drops[HS_WIRE_XDP_TX_NO_NEXT_HOP]++;
 		return;
@@ -206,12 +216,7 @@ struct hs_wire *hs_wire_xdp_new(const void *verbs, const uint64_t *sockets, int 
 	}
 	w->wire.verbs = &VERBS;
 	w->verbs = verbs;
-	for (int i = 0; i < count; i++)
-		w->sockets[i] = (struct pyxdp_socket *)(uintptr_t)sockets[i];
-	w->socket_count = count;
-	w->umem = umem;
-	w->umem_bytes = umem_bytes;
-	w->frame_bytes = frame_bytes;
+	hs_wire_xdp_attach(&w->wire, sockets, count, umem, umem_bytes, frame_bytes);
 	return &w->wire;
 }
 
@@ -273,5 +278,24 @@ void hs_wire_xdp_flush(struct hs_wire *wire)
 
 void hs_wire_xdp_detach(struct hs_wire *wire)
 {
-	own(wire)->socket_count = 0;
+	struct xdp_wire *w = own(wire);
+	w->socket_count = w->rx_count = w->committed = w->reserved = 0;
+	w->is_backlogged = w->left = 0;
+	memset(w->rx_of_socket, 0, sizeof(w->rx_of_socket));
+}
+
+int hs_wire_xdp_attach(struct hs_wire *wire, const uint64_t *sockets, int count, void *umem,
+		       size_t umem_bytes, uint32_t frame_bytes)
+{
+	struct xdp_wire *w = own(wire);
+	if (count < 1 || count > HS_WIRE_XDP_MAX_SOCKETS)
+		return -1;
+	for (int i = 0; i < count; i++)
+		w->sockets[i] = (struct pyxdp_socket *)(uintptr_t)sockets[i];
+	w->socket_count = count;
+	w->next_socket = 0;
+	w->umem = umem;
+	w->umem_bytes = umem_bytes;
+	w->frame_bytes = frame_bytes;
+	return 0;
 }

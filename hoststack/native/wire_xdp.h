@@ -43,7 +43,11 @@ const uint8_t *hs_wire_xdp_take_datagrams(struct hs_wire *wire, size_t *bytes);
 int hs_wire_xdp_send_datagram(struct hs_wire *wire, const void *header, uint32_t max_bytes,
 			      const uint8_t *payload, uint32_t bytes);
 void hs_wire_xdp_flush(struct hs_wire *wire);
-/* Packets no longer go to the sockets: they are about to be closed. */
+/* Packets no longer go to the sockets: they are about to be closed. What the engine writes from now
+ * on is counted and dropped, as by an interface that is down. Between turns alone, as the next. */
 void hs_wire_xdp_detach(struct hs_wire *wire);
+/* Go on with other sockets, on another UMEM. Returns 0, or -1 where there are too many. */
+int hs_wire_xdp_attach(struct hs_wire *wire, const uint64_t *sockets, int count, void *umem,
+		       size_t umem_bytes, uint32_t frame_bytes);
 
 #endif
