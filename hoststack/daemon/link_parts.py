@@ -19,6 +19,13 @@ class LinkPart(Protocol):
     """Opens ports (daemon/ports.py, PortOwner), and makes the workers' links possible."""
 
     name: str
+    trouble: str
+
+    def look(self) -> str:
+        """Every second or so: why no packet comes or goes any more, or "". See SharedAfXdp."""
+
+    def take_again(self) -> None:
+        """See SharedAfXdp."""
 
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
         """What a worker's link is made from; the descriptors stay here."""
@@ -49,6 +56,14 @@ class UdpPart(UdpGroup):
     """The udp link: a group of sockets for each port, one for each worker."""
 
     name = "udp"
+    trouble = ""
+
+    def look(self) -> str:
+        """See LinkPart; the kernel knows which interfaces there are."""
+        return ""
+
+    def take_again(self) -> None:
+        """See LinkPart."""
 
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
         """See LinkPart; sockets are handed over as ports are opened."""
@@ -92,6 +107,8 @@ class AfXdpPart(SharedAfXdp):
 
     def describe(self) -> Data:
         """See LinkPart."""
+        if self.trouble:
+            return {"trouble": self.trouble}
         return describe_program(self.steering) | {"fill_levels": self.fill_levels()}
 
 

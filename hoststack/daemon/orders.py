@@ -50,6 +50,13 @@ class Serve(msgspec.Struct, tag=True, frozen=True):
     group: tuple[str, str, int] | None
 
 
+class Relink(msgspec.Struct, tag=True, frozen=True):
+    """The interface was set up anew: the link goes on with the descriptors that come along."""
+
+    description: dict[str, Any]
+    """Of the link, as its `hand_over` gave it."""
+
+
 class Command(msgspec.Struct, tag=True, frozen=True):
     """A command of the debug CLI."""
 
@@ -151,7 +158,7 @@ class PortRefused(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-Order = Start | Serve | Command | CancelCommand | Ping | Drain
+Order = Start | Relink | Serve | Command | CancelCommand | Ping | Drain
 Report = Ready | Answer | Pong
 PortRequest = OpenPort | ClosePort | OpenSocket | CloseSocket | UseNeighbour
 PortAnswer = PortOpened | NeighbourUsed | PortRefused

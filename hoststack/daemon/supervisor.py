@@ -8,6 +8,7 @@ the steering program goes with it, and the workers follow.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import pwd
@@ -31,6 +32,7 @@ from hoststack.debug.namespaces import add_namespace
 from hoststack.debug.unix_listener import unix_listener
 from hoststack.debug.worker_side import Data
 from hoststack.engine.engines import SECRET_BYTES, ChosenEngine, choose_engine
+from hoststack.link.base import LinkError
 from hoststack.session import attaching
 from hoststack.session.containment import contained
 from hoststack.session.namespaces import Namespaces
@@ -47,6 +49,8 @@ _LONG_LIFE_S: Final = 10.0
 _LOCKS_S: Final = 1.0
 _RECLAIMING_AGAIN_S: Final = 0.01
 _MOST_RECLAIMING_S: Final = 3 * _LOCKS_S
+#: How often the interface is looked at.
+_LOOK_EVERY_S: Final = 1.0
 #: Beyond what draining may take: then workers are killed.
 _GRACE_S: Final = 2.0
 
@@ -116,6 +120,7 @@ class Supervisor:
                     self._server.add_worker(index, worker)
                 nursery.start_soon(self._server.serve, listener)
                 nursery.start_soon(self._break_locks)
+                nursery.start_soon(self._watch_link)
                 if self._config.cli_socket:
                     await nursery.start(self._serve_commands)
                 self._keep_spare()
@@ -222,6 +227,28 @@ class Supervisor:
             await trio.sleep(_LOCKS_S)
             if broken := self._part.break_locks():
                 logger.warning("a worker kept %d queues locked: they are free again", broken)
+
+    async def _watch_link(self) -> None:
+        """An interface that is deleted, or altered so that packets no longer come: say so, and take
+        it again as soon as it is back. Workers and applications stay."""
+        told = ""
+        while True:
+            await trio.sleep(_LOOK_EVERY_S)
+            if not self._part.trouble:
+                if trouble := self._part.look():
+                    logger.error("out of service: %s", trouble)
+                continue
+            try:
+                self._part.take_again()
+            except LinkError as error:
+                if error.errno != errno.ENODEV and error.strerror != told:
+                    told = error.strerror or ""
+                    logger.warning("the interface can't be taken again yet: %s", told)
+                continue
+            logger.warning("the interface is there, and is used again")
+            for index, worker in self._workers.items():
+                description, fds = self._part.hand_over(index)
+                worker.relink(orders.Relink(description), fds)
 
     async def _run_worker(
         self,

@@ -128,6 +128,8 @@ async def _obey(channel: Channel, applications: _Applications, commands: Command
                 applications.serve(order, fds)
             case orders.Ping(number=number):
                 applications.nursery.start_soon(_answer, channel, applications.worker, number)
+            case orders.Relink() as order:
+                _relink(applications.worker.link, order, fds)
             case orders.Drain() as order:
                 return order
             case orders.Command() as order:
@@ -142,6 +144,15 @@ async def _answer(channel: Channel, worker: Worker, number: int) -> None:
     await worker.wait_turn()
     with contextlib.suppress(ChannelClosedError):  # a supervisor that is gone ends this anyway
         channel.send(orders.encode(orders.Pong(number)))
+
+
+def _relink(link: Link, order: orders.Relink, fds: list[int]) -> None:
+    assert isinstance(link, AfXdpLink)
+    try:
+        link.adopt_again(order.description, fds)
+    except LinkError as error:
+        # It is gone again: the next order follows when it is back.
+        logger.warning("the interface can't be taken again yet: %s", error.strerror)
 
 
 async def _drain(worker: Worker, seconds: float) -> None:

@@ -109,6 +109,11 @@ class WorkerProcess:
         self._link_name = order.link
         self._send(order, fds)
 
+    def relink(self, order: orders.Relink, fds: Sequence[int]) -> None:
+        """Have its link go on with other descriptors; they stay the caller's."""
+        if not self.ended.is_set():
+            self._send(order, fds)
+
     def serve(self, order: orders.Serve, fds: Sequence[int]) -> None:
         """Have it serve an application; the descriptors stay the caller's.
 

@@ -117,7 +117,8 @@ def _xdp(command: Command, data: Data) -> Iterator[str]:
     if "af_xdp" not in links:
         yield f"no XDP here: the link is {', '.join(links)}"
         return
-    for trouble in dict.fromkeys(each["trouble"] for each in data["workers"] if each["trouble"]):
+    troubles = [data.get("trouble"), *(each.get("trouble") for each in data["workers"])]
+    for trouble in dict.fromkeys(filter(None, troubles)):
         yield f"out of service: {trouble}"
     if "interface" not in data:
         return

@@ -37,7 +37,7 @@ from hoststack.link.next_hop import NextHops
 from hoststack.link.steered_ports import SteeredPorts
 from hoststack.link.steering import Steering, as_link_error
 from hoststack.link.xdp_datagrams import XdpDatagrams
-from hoststack.link.xdp_watch import Setup
+from hoststack.link.xdp_watch import Setup, current_namespace
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
 
@@ -103,7 +103,9 @@ class Rings(NamedTuple):
             for queue, socket in enumerate(sockets):
                 steering.register(queue, socket.fd)
             steering.configure(workers=1, host=0, rotation=0)
-            setup = Setup(interface, about.ifindex, about.rx_queues, steering.program_id)
+            setup = Setup(
+                interface, about.ifindex, about.rx_queues, steering.program_id, current_namespace()
+            )
             return cls(steering, umem, sockets, setup)
         except BaseException as error:
             for each in reversed(opened):
@@ -185,41 +187,25 @@ class AfXdpLink:
         The descriptors are the link's from then on. It needs no privilege: what does is left to
         `ports`. Raises LinkError.
         """
-        umem_fd, ledger_fd, *socket_fds = fds
-        interface, worker = description["interface"], description["worker"]
-        hops = NextHops(interface, use_neighbour=ports.use_neighbour)
-        umem: pyxdp.AdoptedUmem | None = None
+        hops = NextHops(description["interface"], use_neighbour=ports.use_neighbour)
         try:
-            umem = pyxdp.AdoptedUmem(umem_fd, ledger_fd, description["shape"], worker)
-            sockets: list[pyxdp.Socket] = []
-            while socket_fds:
-                socket = pyxdp.AdoptedSocket(
-                    umem,
-                    socket_fds[0],
-                    interface,
-                    len(sockets),
-                    rx_size=description["rx_frames"],
-                    tx_size=description["tx_frames"],
-                    burst=BURST,
-                )
-                del socket_fds[0]
-                sockets.append(socket)
-        except BaseException as error:
-            for fd in socket_fds:
-                os.close(fd)
-            if umem is None:
-                os.close(umem_fd)
-                os.close(ledger_fd)
-            else:
-                umem.close()
+            umem, sockets = _adopt_rings(description, fds)
+        except BaseException:
             hops.close()
-            if isinstance(error, pyxdp.PyxdpError):
-                raise as_link_error(error) from None
             raise
-        # It sends on the queue of its own number, so that completions come to it alone.
-        sockets = sockets[worker:] + sockets[:worker]
-        setup = Setup(interface, hops.interface.ifindex, len(sockets), None)
+        ifindex, namespace = hops.interface.ifindex, current_namespace()
+        setup = Setup(description["interface"], ifindex, len(sockets), None, namespace)
         return cls(None, description["mode"], ports, hops, umem, sockets, setup)
+
+    def adopt_again(self, description: dict[str, Any], fds: Sequence[int]) -> None:
+        """Go on over what SharedAfXdp has set up anew; see `adopt`. Raises LinkError."""
+        umem, sockets = _adopt_rings(description, fds)
+        if not self.trouble:
+            self._lose("the steering program was loaded anew")
+        self._hops.take_again(self._setup.interface)
+        ifindex = self._hops.interface.ifindex
+        setup = self._setup._replace(ifindex=ifindex, queues=len(sockets))
+        self._go_on(umem, sockets, setup)
 
     def _use(self, umem: pyxdp.Umem, sockets: list[pyxdp.Socket]) -> None:
         self._umem = umem
@@ -472,7 +458,7 @@ class AfXdpLink:
             with trio.move_on_after(_LOOK_EVERY_S):
                 await self._hops.interface_changed.wait()
             if not self.trouble:
-                reason = self._setup.trouble()
+                reason = self._hops.gone or self._setup.trouble()
                 if reason:
                     self._lose(reason)
                 continue
@@ -513,11 +499,15 @@ class AfXdpLink:
             rings.steering.close()
             rings.umem.close()
             raise
-        self.steering, self._setup = rings.steering, rings.setup
-        self._paths.hold(rings.umem.largest_packet_bytes - _ETHERNET_BYTES)
-        self._use(rings.umem, rings.sockets)
+        self.steering = rings.steering
+        self._go_on(rings.umem, rings.sockets, rings.setup)
+
+    def _go_on(self, umem: pyxdp.Umem, sockets: list[pyxdp.Socket], setup: Setup) -> None:
+        self._setup = setup
+        self._paths.hold(umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._use(umem, sockets)
         if self._wire is not None:
-            self._wire.attach(rings.sockets, rings.umem)
+            self._wire.attach(sockets, umem)
         self.trouble = ""
         logger.warning("AF_XDP: %s is there, and is used again", self._setup.interface)
 
@@ -565,6 +555,43 @@ class AfXdpLink:
         self._epoll.close()
         self._umem.close()
         self._hops.close()
+
+
+def _adopt_rings(
+    description: dict[str, Any], fds: Sequence[int]
+) -> tuple[pyxdp.Umem, list[pyxdp.Socket]]:
+    """The descriptors are the rings' from then on, or closed. Raises LinkError."""
+    umem_fd, ledger_fd, *socket_fds = fds
+    interface, worker = description["interface"], description["worker"]
+    umem: pyxdp.AdoptedUmem | None = None
+    try:
+        umem = pyxdp.AdoptedUmem(umem_fd, ledger_fd, description["shape"], worker)
+        sockets: list[pyxdp.Socket] = []
+        while socket_fds:
+            socket = pyxdp.AdoptedSocket(
+                umem,
+                socket_fds[0],
+                interface,
+                len(sockets),
+                rx_size=description["rx_frames"],
+                tx_size=description["tx_frames"],
+                burst=BURST,
+            )
+            del socket_fds[0]
+            sockets.append(socket)
+    except BaseException as error:
+        for fd in socket_fds:
+            os.close(fd)
+        if umem is None:
+            os.close(umem_fd)
+            os.close(ledger_fd)
+        else:
+            umem.close()
+        if isinstance(error, pyxdp.PyxdpError):
+            raise as_link_error(error) from None
+        raise
+    # It sends on the queue of its own number, so that completions come to it alone.
+    return umem, sockets[worker:] + sockets[:worker]
 
 
 def frame_bytes(interface: str, mtu_bytes: int) -> int:

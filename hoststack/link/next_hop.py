@@ -109,8 +109,8 @@ class NextHops:
         except BaseException:
             self._kernel.close()
             raise
-        self.is_gone = False
-        """Whether the interface was removed; `take_again` looks for the one in its place."""
+        self.gone = ""
+        """One line if the interface was removed; `take_again` looks for the one in its place."""
         self.interface_changed = trio.Event()
         """Set when an interface changes or goes, and replaced by a new one."""
         self.generation = 0
@@ -140,12 +140,8 @@ class NextHops:
         for an address of this machine itself.
         """
         interface = self.interface
-        if self.is_gone:
-            raise LinkError(
-                errno.ENODEV,
-                f"{interface.name} is gone: it was deleted, or moved to another network namespace; "
-                "it is taken again when it is back",
-            )
+        if self.gone:
+            raise LinkError(errno.ENODEV, self.gone)
         if not interface.is_up:
             raise LinkError(
                 errno.ENETDOWN,
@@ -324,8 +320,12 @@ class NextHops:
         self.generation += 1
 
     def _set_interface(self, interface: Interface | None) -> None:
-        self.is_gone = interface is None
+        self.gone = ""
         if interface is None:
+            self.gone = (
+                f"{self.interface.name} is gone: it was deleted, or moved to another network "
+                "namespace; it is taken again when it is back"
+            )
             interface = self.interface._replace(is_up=False)
         self.interface = interface
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any, Final, Self
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple, Self
 
 import pyxdp
 from hoststack.link.af_xdp import RX_FRAMES, SENDING_FRAMES, TX_FRAMES, XdpMode, frame_bytes
@@ -19,24 +21,73 @@ from hoststack.link.next_hop import ethernet_interface
 from hoststack.link.rtnetlink import Rtnetlink
 from hoststack.link.steered_ports import SteeredPorts
 from hoststack.link.steering import Steering, as_link_error
+from hoststack.link.xdp_watch import Setup, current_namespace
+
+
+class _Parts(NamedTuple):
+    """What is set up on an interface; `sockets` are by queue, then by worker."""
+
+    steering: Steering
+    umem: pyxdp.SharedUmem
+    sockets: list[list[pyxdp.SharedSocket]]
+    setup: Setup
+
+
+def _open_parts(interface: str, workers: int, mode: XdpMode, host: int, rotation: int) -> _Parts:
+    opened: list[Any] = []
+    try:
+        kernel = Rtnetlink(follows_changes=False)
+        opened.append(kernel)
+        ethernet = ethernet_interface(kernel, interface)
+        size = frame_bytes(interface, ethernet.mtu_bytes)
+        about = pyxdp.describe_interface(interface)
+        _check_queues(about, workers)
+        queues = about.rx_queues
+        steering = _steering(interface, queues, workers, mode)
+        opened.append(steering)
+        umem = pyxdp.SharedUmem(
+            queues,
+            workers,
+            rx_frames=2 * RX_FRAMES,
+            tx_frames=SENDING_FRAMES,
+            frame_bytes=size,
+        )
+        opened.append(umem)
+        sockets = [
+            [
+                pyxdp.SharedSocket(umem, interface, queue, rx_size=RX_FRAMES, tx_size=TX_FRAMES)
+                for _ in range(workers)
+            ]
+            for queue in range(queues)
+        ]
+        for queue, of_queue in enumerate(sockets):
+            for worker, socket in enumerate(of_queue):
+                steering.register(queue * workers + worker, socket.fd)
+        steering.configure(workers=workers, host=host, rotation=rotation)
+        kernel.close()
+        setup = Setup(interface, ethernet.ifindex, queues, steering.program_id, current_namespace())
+        return _Parts(steering, umem, sockets, setup)
+    except BaseException as error:
+        for each in reversed(opened):
+            each.close()
+        if isinstance(error, pyxdp.PyxdpError):
+            raise as_link_error(error) from None
+        raise
 
 
 class SharedAfXdp:
     """An interface's queues, for several workers. Use `open`."""
 
-    def __init__(
-        self,
-        steering: Steering,
-        ports: SteeredPorts,
-        umem: pyxdp.SharedUmem,
-        sockets: list[list[pyxdp.SharedSocket]],
-    ) -> None:
-        """`sockets` are by queue, then by worker."""
-        self.steering: Final = steering
-        self.interface: Final = steering.interface
-        self._ports = ports
-        self._umem = umem
-        self._sockets = sockets
+    def __init__(self, parts: _Parts, reopen: Callable[[], _Parts]) -> None:
+        self.steering = parts.steering
+        self.interface: Final = parts.setup.interface
+        self.trouble = ""
+        """Why no packet comes or goes now, in one line; "" while all is well."""
+        self._ports = SteeredPorts(parts.steering, parts.setup.ifindex)
+        self._umem = parts.umem
+        self._sockets = parts.sockets
+        self._setup = parts.setup
+        self._reopen = reopen
 
     @classmethod
     def open(
@@ -56,44 +107,31 @@ class SharedAfXdp:
         is_available, reason = pyxdp.available()
         if not is_available:
             raise LinkError(errno.ENOTSUP, reason)
-        opened: list[Any] = []
+        reopen = partial(_open_parts, interface, workers, mode, host, rotation)
+        return cls(reopen(), reopen)
+
+    def look(self) -> str:
+        """Find out whether the interface is still as it was; returns what has changed, or "". Then
+        `take_again` is called until it succeeds."""
+        self.trouble = self._setup.trouble()
+        if self.trouble:
+            self._ports.let_go()
+            self.steering.close()
+        return self.trouble
+
+    def take_again(self) -> None:
+        """Set everything up anew: `hand_over` has other descriptors then. Raises LinkError while
+        that is not possible."""
+        parts = self._reopen()
         try:
-            kernel = Rtnetlink(follows_changes=False)
-            opened.append(kernel)
-            ethernet = ethernet_interface(kernel, interface)
-            size = frame_bytes(interface, ethernet.mtu_bytes)
-            about = pyxdp.describe_interface(interface)
-            _check_queues(about, workers)
-            queues = about.rx_queues
-            steering = _steering(interface, queues, workers, mode)
-            opened.append(steering)
-            umem = pyxdp.SharedUmem(
-                queues,
-                workers,
-                rx_frames=2 * RX_FRAMES,
-                tx_frames=SENDING_FRAMES,
-                frame_bytes=size,
-            )
-            opened.append(umem)
-            sockets = [
-                [
-                    pyxdp.SharedSocket(umem, interface, queue, rx_size=RX_FRAMES, tx_size=TX_FRAMES)
-                    for _ in range(workers)
-                ]
-                for queue in range(queues)
-            ]
-            for queue, of_queue in enumerate(sockets):
-                for worker, socket in enumerate(of_queue):
-                    steering.register(queue * workers + worker, socket.fd)
-            steering.configure(workers=workers, host=host, rotation=rotation)
-            kernel.close()
-            return cls(steering, SteeredPorts(steering, ethernet.ifindex), umem, sockets)
-        except BaseException as error:
-            for each in reversed(opened):
-                each.close()
-            if isinstance(error, pyxdp.PyxdpError):
-                raise as_link_error(error) from None
+            self._ports.move(parts.steering, parts.setup.ifindex)
+        except BaseException:
+            parts.steering.close()
+            parts.umem.close()
             raise
+        self._umem.close()
+        self.steering, self._umem, self._sockets, self._setup = parts
+        self.trouble = ""
 
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
         """What AfXdpLink.adopt takes in the worker's process; the descriptors stay here.

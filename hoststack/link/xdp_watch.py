@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import NamedTuple
 
 import pyxdp
+
+
+def current_namespace() -> int:
+    """This thread's network namespace, by its inode."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 class Setup(NamedTuple):
@@ -17,9 +23,14 @@ class Setup(NamedTuple):
     queues: int
     program_id: int | None
     """None where another process keeps the program."""
+    namespace: int
+    """The network namespace that it is in (`current_namespace`)."""
 
     def trouble(self) -> str:
-        """What has changed so that packets no longer come; "" if nothing has."""
+        """What has changed so that packets no longer come; "" if nothing has, or if this thread is
+        in another namespace now and can't see it."""
+        if current_namespace() != self.namespace:
+            return ""
         try:
             name = socket.if_indextoname(self.ifindex)
         except OSError:
