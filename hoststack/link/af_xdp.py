@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import select
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -35,8 +34,9 @@ from hoststack.link.base import (
 from hoststack.link.frame_path import FramePath, PathTable
 from hoststack.link.next_hop import NextHops
 from hoststack.link.steered_ports import SteeredPorts
-from hoststack.link.steering import Steering, as_link_error
+from hoststack.link.steering import Steering
 from hoststack.link.xdp_datagrams import XdpDatagrams
+from hoststack.link.xdp_rings import ETHERNET_BYTES, Rings, XdpMode, adopt_rings
 from hoststack.link.xdp_watch import Setup, current_namespace
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from hoststack.link.xdp_wire import XdpWire
 
 logger = logging.getLogger(__name__)
-
-XdpMode = Literal["auto", "native", "generic"]
 
 #: struct hs_datagram (hoststack/native/frames.h), its flow as bytes.
 _DATAGRAM: Final = Struct("=QIBBxx64s")
@@ -57,62 +55,6 @@ _DROP_REASONS: Final = {
 
 #: How often the interface is looked at; a notification of the kernel's comes first, mostly.
 _LOOK_EVERY_S: Final = 1.0
-_ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
-#: A queue's RX and FILL rings. A turn with the applications of a thousand connections behind it
-#: takes milliseconds, and the kernel fills a ring of this size in 4 at a million packets a second.
-RX_FRAMES: Final = 4096
-TX_FRAMES: Final = 2048
-#: Frames beside those of the receive queues: a full TX ring, and bursts in hand.
-SENDING_FRAMES: Final = 2 * TX_FRAMES
-
-
-class Rings(NamedTuple):
-    """What a link has on an interface of its own."""
-
-    steering: Steering
-    umem: pyxdp.Umem
-    sockets: list[pyxdp.Socket]
-    setup: Setup
-
-    @classmethod
-    def open(cls, interface: str, mtu_bytes: int, mode: XdpMode, *, debug: bool) -> Rings:
-        """Load the program and bind a socket to each queue. Raises LinkError."""
-        opened: list[Any] = []
-        try:
-            about = pyxdp.describe_interface(interface)
-            size = frame_bytes(interface, mtu_bytes)
-            steering = Steering.adopt(interface) or Steering.load(
-                interface, about.rx_queues, mode=mode
-            )
-            opened.append(steering)
-            queues = min(about.rx_queues, steering.sockets)
-            umem = pyxdp.Umem(queues * 2 * RX_FRAMES + SENDING_FRAMES, size, debug=debug)
-            opened.append(umem)
-            sockets = [
-                pyxdp.Socket(
-                    umem,
-                    interface,
-                    queue,
-                    rx_size=RX_FRAMES,
-                    tx_size=TX_FRAMES,
-                    fill_frames=RX_FRAMES,
-                    burst=BURST,
-                )
-                for queue in range(queues)
-            ]
-            for queue, socket in enumerate(sockets):
-                steering.register(queue, socket.fd)
-            steering.configure(workers=1, host=0, rotation=0)
-            setup = Setup(
-                interface, about.ifindex, about.rx_queues, steering.program_id, current_namespace()
-            )
-            return cls(steering, umem, sockets, setup)
-        except BaseException as error:
-            for each in reversed(opened):
-                each.close()
-            if isinstance(error, pyxdp.PyxdpError):
-                raise as_link_error(error) from None
-            raise
 
 
 class AfXdpLink:
@@ -142,7 +84,7 @@ class AfXdpLink:
         self._ports = ports
         self._hops = hops
         self._next_queue = 0
-        self._paths = PathTable(hops, umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._paths = PathTable(hops, umem.largest_packet_bytes - ETHERNET_BYTES)
         self._plain = XdpDatagrams(ports, hops, self._paths, self.send)
         self._opened: set[Endpoint] = set()
         self._epoll = select.epoll()
@@ -189,7 +131,7 @@ class AfXdpLink:
         """
         hops = NextHops(description["interface"], use_neighbour=ports.use_neighbour)
         try:
-            umem, sockets = _adopt_rings(description, fds)
+            umem, sockets = adopt_rings(description, fds)
         except BaseException:
             hops.close()
             raise
@@ -199,7 +141,7 @@ class AfXdpLink:
 
     def adopt_again(self, description: dict[str, Any], fds: Sequence[int]) -> None:
         """Go on over what SharedAfXdp has set up anew; see `adopt`. Raises LinkError."""
-        umem, sockets = _adopt_rings(description, fds)
+        umem, sockets = adopt_rings(description, fds)
         if not self.trouble:
             self._lose("the steering program was loaded anew")
         self._hops.take_again(self._setup.interface)
@@ -504,7 +446,7 @@ class AfXdpLink:
 
     def _go_on(self, umem: pyxdp.Umem, sockets: list[pyxdp.Socket], setup: Setup) -> None:
         self._setup = setup
-        self._paths.hold(umem.largest_packet_bytes - _ETHERNET_BYTES)
+        self._paths.hold(umem.largest_packet_bytes - ETHERNET_BYTES)
         self._use(umem, sockets)
         if self._wire is not None:
             self._wire.attach(sockets, umem)
@@ -555,56 +497,6 @@ class AfXdpLink:
         self._epoll.close()
         self._umem.close()
         self._hops.close()
-
-
-def _adopt_rings(
-    description: dict[str, Any], fds: Sequence[int]
-) -> tuple[pyxdp.Umem, list[pyxdp.Socket]]:
-    """The descriptors are the rings' from then on, or closed. Raises LinkError."""
-    umem_fd, ledger_fd, *socket_fds = fds
-    interface, worker = description["interface"], description["worker"]
-    umem: pyxdp.AdoptedUmem | None = None
-    try:
-        umem = pyxdp.AdoptedUmem(umem_fd, ledger_fd, description["shape"], worker)
-        sockets: list[pyxdp.Socket] = []
-        while socket_fds:
-            socket = pyxdp.AdoptedSocket(
-                umem,
-                socket_fds[0],
-                interface,
-                len(sockets),
-                rx_size=description["rx_frames"],
-                tx_size=description["tx_frames"],
-                burst=BURST,
-            )
-            del socket_fds[0]
-            sockets.append(socket)
-    except BaseException as error:
-        for fd in socket_fds:
-            os.close(fd)
-        if umem is None:
-            os.close(umem_fd)
-            os.close(ledger_fd)
-        else:
-            umem.close()
-        if isinstance(error, pyxdp.PyxdpError):
-            raise as_link_error(error) from None
-        raise
-    # It sends on the queue of its own number, so that completions come to it alone.
-    return umem, sockets[worker:] + sockets[:worker]
-
-
-def frame_bytes(interface: str, mtu_bytes: int) -> int:
-    """The smallest UMEM frame that holds the interface's packets; raises LinkError."""
-    for size in (2048, 4096):
-        most = pyxdp.largest_packet_bytes(size) - _ETHERNET_BYTES
-        if mtu_bytes <= most:
-            return size
-    raise LinkError(
-        errno.EMSGSIZE,
-        f"{interface} has an MTU of {mtu_bytes}, but a UMEM frame carries {most}: "
-        f"`ip link set {interface} mtu {most}`",
-    )
 
 
 def _descs(burst: pyxdp.Burst) -> Any:

@@ -6,9 +6,10 @@ import errno
 import logging
 from typing import Literal
 
-from hoststack.link.af_xdp import AfXdpLink, XdpMode
+from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link, LinkError
 from hoststack.link.udp import UdpLink
+from hoststack.link.xdp_rings import XdpMode
 
 logger = logging.getLogger(__name__)
 
