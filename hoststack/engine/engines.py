@@ -56,12 +56,14 @@ def choose_engine(wanted: EngineName) -> tuple[ChosenEngine, str]:
     """
     if wanted not in get_args(EngineName):
         raise ValueError(f"there is no engine {wanted!r}: take 'auto', 'native' or 'aioquic'")
+    if wanted == "aioquic":
+        return wanted, ""  # and the other one is not looked for: a worker may not read its files
     available = available_engines()
     if wanted == "auto":
         best = available[0]
         why_not = why_not_native() if best != "native" else ""
         return best, f"engine {best} instead of native: {why_not}" if why_not else ""
-    if wanted == "native" and wanted not in available:
+    if wanted not in available:
         raise ValueError(f"there is no native engine: {why_not_native()}")
     return wanted, ""
 

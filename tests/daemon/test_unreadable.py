@@ -53,6 +53,8 @@ def report(event, arguments):
 if "hoststack.daemon.worker_main" in sys.orig_argv:
     sys.addaudithook(report)
 """
+#: As if it had been left out of the build.
+WITHOUT_NATIVE = "sys.modules['hoststack.native._quic'] = None\n"
 
 
 def late(said: str) -> list[str]:
@@ -63,16 +65,18 @@ def late(said: str) -> list[str]:
 def unreadable(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Daemon, ChosenEngine]]:
-    """A daemon with one worker, for each engine, whose files only root can read."""
+    """A daemon with one worker whose files only root can read: with the native engine, and of a
+    build without it."""
     if request.param not in available_engines():
         pytest.skip(f"the {request.param} engine was not built")
     private, hook = tmp_path / "private", tmp_path / "hook"
     private.mkdir()
     hook.mkdir()
-    (hook / "sitecustomize.py").write_text(REPORTER)
+    build = "" if request.param == "native" else WITHOUT_NATIVE
+    (hook / "sitecustomize.py").write_text(REPORTER + build)
     run = ["unshare", "--mount", "sh", "-ec", FROM_THERE, "sh", str(private), str(ROOT)]
     prefix = ["env", f"PYTHONPATH={hook}", *run]
-    with run_daemon("--engine", request.param, prefix=prefix) as daemon:
+    with run_daemon("--engine", "auto", prefix=prefix) as daemon:
         yield daemon, request.param
 
 
