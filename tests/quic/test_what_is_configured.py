@@ -249,7 +249,7 @@ def test_what_a_closed_listener_held_is_freed() -> None:
         await listen_and_close(20)
         before, listeners = allocated_bytes(), native_listeners()
         await listen_and_close(200)
-        assert native_listeners() == listeners
+        assert native_listeners() <= listeners
         # Credentials alone take some 8 KB.
         assert allocated_bytes() - before < 200 * 2000
 
