@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Final
 
 import trio
@@ -11,6 +12,9 @@ from hoststack.daemon import orders
 from hoststack.debug.run import run_line
 from hoststack.debug.worker_side import WorkerSide
 from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.session.containment import contained, fault_text
+
+logger = logging.getLogger(__name__)
 
 #: Of an answer: a message of the channel holds it.
 _PIECE_BYTES: Final = 1 << 15
@@ -37,12 +41,19 @@ class Commands:
             scope.cancel()
 
     async def _run(self, order: orders.Command) -> None:
-        with self._scopes[order.number]:
-            answer = await run_line(order.line, self._side)
-            # A supervisor that is gone ends this process anyway.
-            with contextlib.suppress(ChannelClosedError):
-                for start in range(0, max(1, len(answer)), _PIECE_BYTES):
-                    end = start + _PIECE_BYTES
-                    piece = orders.Answer(order.number, answer[start:end], end >= len(answer))
-                    self._channel.send(orders.encode(piece))
-        del self._scopes[order.number]
+        try:
+            # Also what a command that was cancelled raises beside its cancellation.
+            with contained(_log_fault), self._scopes[order.number]:
+                answer = await run_line(order.line, self._side)
+                # A supervisor that is gone ends this process anyway.
+                with contextlib.suppress(ChannelClosedError):
+                    for start in range(0, max(1, len(answer)), _PIECE_BYTES):
+                        end = start + _PIECE_BYTES
+                        piece = orders.Answer(order.number, answer[start:end], end >= len(answer))
+                        self._channel.send(orders.encode(piece))
+        finally:
+            del self._scopes[order.number]
+
+
+def _log_fault(error: Exception) -> None:
+    logger.error("a debug command failed: %s", fault_text(error), exc_info=error)

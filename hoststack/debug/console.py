@@ -59,6 +59,8 @@ class Console:
         try:
             data = merge(command, answers) | own
             text = json.dumps(data) if as_json else render(command, data)
+        except CommandError:
+            raise
         except Exception as error:
             # A worker says what it likes; all that it can spoil is the answer.
             raise CommandError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import Final
 
 import trio
@@ -14,9 +16,12 @@ from hoststack.debug.worker_side import Data, Server, WorkerSide
 from hoststack.errors import LinkError, UriError
 from hoststack.listener import Listener
 from hoststack.quic.tls import TlsConfig
+from hoststack.session.containment import contained, fault_text
 from hoststack.session.protocols import PROTOCOLS
 from hoststack.session.uri import parse_uri
 from hoststack.stream import ReceiveStream, Stream
+
+logger = logging.getLogger(__name__)
 
 _BUFFER_BYTES: Final = 64 << 10
 
@@ -70,13 +75,18 @@ async def _serve(
     side: WorkerSide, uri: str, server: Server, listener: Listener, no_echo: bool
 ) -> None:
     try:
-        with server.scope:
+        with contained(partial(_log_end, uri)), server.scope:
             async with listener, trio.open_nursery() as nursery:
                 while True:
                     nursery.start_soon(_serve_connection, await listener.accept(), no_echo)
     finally:
         del side.servers[uri]
         server.ended.set()
+
+
+def _log_end(uri: str, error: Exception) -> None:
+    """Its interface is gone, for example; the worker serves on."""
+    logger.error("the echo server on %s has ended: %s", uri, fault_text(error))
 
 
 async def _serve_connection(connection: Connection, no_echo: bool) -> None:

@@ -18,16 +18,18 @@ import trio
 import trio.testing
 
 import hoststack
-from hoststack.daemon import attach_server, orders, remote_application
+from hoststack.daemon import attach_server, commands, orders, remote_application
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
 from hoststack.daemon.remote_application import Limits, RemoteApplication
 from hoststack.debug.unix_listener import unix_listener
+from hoststack.debug.worker_side import WorkerSide
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.seam import CloseInfo, Event, EventKind
 from hoststack.session import attaching, codec
 from hoststack.session import messages as m
 from hoststack.session.attached import AttachedWorker
+from hoststack.session.channel import Channel
 from hoststack.session.codec import FifosReleased, SegmentCame, encode
 from hoststack.session.fifo_pool import BlockName
 from hoststack.session.namespaces import Namespaces
@@ -265,7 +267,7 @@ class Bench:
     def __init__(self, stack: hoststack.EmbeddedStack, nursery: trio.Nursery) -> None:
         self.worker = stack._worker
         self.layer = stack._worker.layer
-        self._nursery = nursery
+        self.nursery = nursery
 
     @asynccontextmanager
     async def application(self) -> AsyncIterator[tuple[RemoteApplication, AttachedWorker]]:
@@ -282,7 +284,7 @@ class Bench:
                 self.worker.detach(application)
                 over.set()
 
-        self._nursery.start_soon(serve)
+        self.nursery.start_soon(serve)
         await trio.testing.wait_all_tasks_blocked()
         try:
             yield application, other
@@ -441,6 +443,28 @@ def m_session(application: RemoteApplication, context: Any) -> Any:
     from hoststack.session.session import ConnectionSession, SessionState
 
     return ConnectionSession(application, SessionState.READY, context)
+
+
+def test_no_exception_leaves_a_command_in_a_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    async def main(bench: Bench) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        side = WorkerSide(bench.worker, bench.nursery, index=0, workers=1)
+        running = commands.Commands(Channel(ours), side, bench.nursery)
+        for number, error in enumerate(exceptions()):
+            with monkeypatch.context() as patch:
+                patch.setattr(commands, "run_line", raiser(error))
+                running.start(orders.Command(number, "help"))
+                await trio.testing.wait_all_tasks_blocked()
+        running.start(orders.Command(1, "show workers"))
+        await trio.testing.wait_all_tasks_blocked()
+        with theirs:
+            assert isinstance(orders.decode_report(theirs.recv(65536)), orders.Answer)
+
+    on_bench(main)
 
 
 def request_of(kind: type, *fields: bytes) -> bytes:

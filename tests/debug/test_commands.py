@@ -15,7 +15,8 @@ from hoststack.debug.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
 from hoststack.quic.seam import ConnectionIds
-from hoststack.session.session import ConnectionSession
+from hoststack.session import messages as m
+from hoststack.session.session import ConnectionSession, ListenerSession
 from hoststack.stack import stack_on
 from tests.debug.conftest import Net
 
@@ -533,3 +534,25 @@ def test_help(play: Play) -> None:
         ]
 
     play(script)
+
+
+def test_an_echo_server_whose_listener_is_lost_ends_alone(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The daemon has a worker for others, too."""
+
+    async def script(net: Net) -> None:
+        await net.server.ctl(f"test echo server uri {URI}")
+        (side,) = net.server.sides
+        (listener,) = [
+            session
+            for session in side.worker.layer.sessions
+            if isinstance(session, ListenerSession)
+        ]
+        listener.application.notify(m.ListenerLost(listener.handle, "the interface is gone"))
+        side.worker.wake()
+        await trio.sleep(1)
+        assert await net.server.ctl("test echo server stop") == "no echo server was running"
+
+    play(script)
+    assert "the interface is gone" in caplog.text
