@@ -104,7 +104,13 @@ def engine_files(pids: Collection[int]) -> dict[Path, list[int]]:
             _, users = found.setdefault((about.st_dev, about.st_ino), (path, []))
             if int(process.name) not in users:
                 users.append(int(process.name))
-    return {path.resolve(): users for path, users in found.values()}
+    return {_plain(path): users for path, users in found.values()}
+
+
+def _plain(path: Path) -> Path:
+    """The path without /proc/PID/root, where that is the same file: not for a container's."""
+    plain = path.resolve()
+    return plain if plain.exists() and plain.samefile(path) else path
 
 
 class Probes:

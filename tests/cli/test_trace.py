@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -287,6 +288,34 @@ def test_bcc_is_asked_for(
     monkeypatch.delitem(sys.modules, "bcc", raising=False)
     assert main(["trace"]) == 1
     assert "install python3-bpfcc" in capsys.readouterr().err
+
+
+#: A process whose native engine is another file at the same path, as in a container.
+ELSEWHERE = """
+mount --make-rprivate /
+mount --bind "$1" "$2"
+exec "$0" -c "import hoststack.native._quic; print('loaded', flush=True); input()"
+"""
+
+
+@pytest.mark.needs_root
+def test_an_engine_in_another_mount_namespace(tmp_path: Path) -> None:
+    if "native" not in engines.available_engines():
+        pytest.skip("the native engine was not built")
+    [own] = probes._own_engine()
+    copy = Path(shutil.copy2(own, tmp_path))
+    line = ["unshare", "--mount", "sh", "-ec", ELSEWHERE, sys.executable, str(copy), str(own)]
+    with subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loaded\n"
+            [(path, users)] = probes.engine_files([process.pid]).items()
+            assert users == [process.pid]
+            assert path.samefile(copy)
+        finally:
+            process.kill()
 
 
 @pytest.fixture
