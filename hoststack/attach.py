@@ -26,8 +26,11 @@ from hoststack.text import printable
 
 logger = logging.getLogger(__name__)
 
-#: A daemon that does not answer within this time has other troubles.
+#: A daemon that does not answer within this time has other troubles. A worker that has hung up and
+#: that the daemon has not reported lost by then has not died: it has thrown this application out.
 PATIENCE_S = 10.0
+#: What callers hear then.
+THROWN_OUT = "the daemon serves this application no more: its log says why"
 
 
 @asynccontextmanager
@@ -181,6 +184,8 @@ class _Daemon:
         self._workers = workers
         self._name = name
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._told: dict[int, trio.Event] = {}
+        """For workers that have hung up: set when the daemon says that they are lost."""
 
     async def run(
         self, expected: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -217,10 +222,21 @@ class _Daemon:
         scope = self._scopes[index]
         with scope:
             await worker.run()
-        if self._scopes.get(index) is scope:
-            self._lose(index)
+        if self._scopes.get(index) is not scope:
+            return
+        self._lose(index)
+        told = self._told[index] = trio.Event()
+        with trio.move_on_after(PATIENCE_S):
+            await told.wait()
+            return
+        for other in list(self._scopes):
+            self._lose(other)
+        self._workers.end(THROWN_OUT)
+        self._channel.shut()
 
     def _lose(self, index: int) -> None:
+        if index in self._told:
+            self._told.pop(index).set()
         scope = self._scopes.pop(index, None)
         if scope is not None:
             scope.cancel()

@@ -152,7 +152,10 @@ class Connection(trio.abc.AsyncResource):
                         return
                     raise ConnectionClosedError(self._info)
                 await self._sleepers.park()
-            yield self._accepted.popleft()
+            stream = self._accepted.popleft()
+            # The peer has credit for another one when this one is over.
+            self._router.signal_taken(stream.handle)
+            yield stream
 
     @property
     def max_datagram_bytes(self) -> int:
@@ -369,7 +372,13 @@ class Connection(trio.abc.AsyncResource):
     def _on_path_changed(self, notice: m.PathChanged) -> None:
         self._local, self._remote = notice.local, notice.remote
 
+    def _take(self) -> None:
+        """The program has it: the worker may tell of another one."""
+        self._router.signal_taken(self.handle)
+
     def _on_closed(self, info: CloseInfo) -> None:
         self._info = info
+        for stream in self._accepted:
+            self._router.signal_taken(stream.handle)
         self._sleepers.unpark_all()
         self._datagrams.wake()

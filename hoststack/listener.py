@@ -49,7 +49,9 @@ class Listener(trio.abc.Listener["Connection"]):
             if self._lost is not None:
                 raise trio.BrokenResourceError(f"this listener is gone: {self._lost}")
             await self._sleepers.park()
-        return self._accepted.popleft()
+        connection = self._accepted.popleft()
+        connection._take()
+        return connection
 
     async def aclose(self) -> None:
         """Accept no more. Connections that `accept` returned live on; others are closed."""
@@ -63,7 +65,9 @@ class Listener(trio.abc.Listener["Connection"]):
             self._router.forget_listener(self._handle)
             self._router.post(m.Unlisten(self._handle))
             while self._accepted:
-                self._accepted.popleft().close_now()
+                connection = self._accepted.popleft()
+                connection._take()
+                connection.close_now()
             self._sleepers.unpark_all()
 
     def _on_lost(self, why: str) -> None:

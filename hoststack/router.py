@@ -89,6 +89,10 @@ class Router:
         """Tell the worker that an rx FIFO has more room, and whether a peer may wait for that."""
         self._application.signal_consumed(handle, is_urgent)
 
+    def signal_taken(self, handle: int) -> None:
+        """Tell the worker that the program has what a peer began."""
+        self._application.signal_taken(handle)
+
     def forget_listener(self, handle: int) -> None:
         self._listeners.pop(handle, None)
 
@@ -160,6 +164,7 @@ class Router:
         connection = self._add_connection(notice)
         listener = self._listeners.get(notice.listener)
         if listener is None:
+            connection._take()
             connection.close_now()
         else:
             listener._on_accepted(connection)
@@ -218,11 +223,13 @@ class Router:
             self._early_datagrams[notice.handle] = notice
         else:
             connection._datagrams.on_ready(notice)
+        self._application.signal_noted(notice.handle)
 
     def _on_path_changed(self, notice: m.PathChanged) -> None:
         connection = self._connections.get(notice.handle)
         if connection is not None:
             connection._on_path_changed(notice)
+        self._application.signal_noted(notice.handle)
 
     def _on_closed(self, notice: m.Closed) -> None:
         connection = self._connections.pop(notice.handle, None)

@@ -9,8 +9,10 @@ stumble, is a reason to detach it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +31,7 @@ from hoststack.session.codec import (
     encode,
 )
 from hoststack.session.containment import contained, fault_text
-from hoststack.session.fifo_pool import BlockName, FifoPool
+from hoststack.session.fifo_pool import BlockName, FifoPool, FifoSize
 from hoststack.session.messages import Connect, EventCode, Learned, Notice, Request
 from hoststack.session.resumption import RelayedSessions, TicketSeal
 from hoststack.session.rings import open_rings
@@ -42,8 +44,10 @@ _REQUESTS_IN_TURN: Final = 256
 _SIGNALS_IN_TURN: Final = 1024
 #: While as many wait, UDP peers that nobody knows yet bring no more.
 _MANY_NOTICES: Final = 1024
-#: Events that did not fit into the ring of an application that does not look at it.
-_MOST_WAITING_EVENTS: Final = 1 << 16
+#: While so many messages wait for an application, its further requests wait, too. Notices of what
+#: peers do are not held back: they are bounded by what peers have open, and credit for more returns
+#: when the application has taken them.
+_MOST_UNREAD: Final = 256
 
 
 #: What tells of an application that is gone or does what none should; the rest may be ours.
@@ -83,7 +87,9 @@ class RemoteApplication(Application):
     def __init__(self, name: str, ends: Ends, limits: Limits, seal: TicketSeal) -> None:
         """Raises OSError and ValueError for ends that are none; they are closed then."""
         with contextlib.ExitStack() as ours:
-            self._channel = ours.enter_context(contextlib.closing(Channel(ends.channel)))
+            self._channel = ours.enter_context(
+                contextlib.closing(Channel(ends.channel, max_waiting=None))
+            )
             self._wakes_worker = ours.enter_context(contextlib.closing(WakeUp(ends.wake_worker_fd)))
             self._wakes_application = ours.enter_context(
                 contextlib.closing(WakeUp(ends.wake_application_fd))
@@ -139,7 +145,7 @@ class RemoteApplication(Application):
     def notify(self, notice: Notice) -> None:
         if self.gone is None:
             try:
-                self._channel.send(encode(notice, self._pool.name_of))
+                self._channel.send(encode(notice, self._pool.hand_out))
             except Exception as error:
                 self.on_fault(error)
 
@@ -158,8 +164,6 @@ class RemoteApplication(Application):
                 if self._up.ring.take_armed():
                     self._wakes_application.ring()
                 self._has_raised = bool(waiting)
-                if waiting > _MOST_WAITING_EVENTS:
-                    self.leave("it does not look at its events")
             except Exception as error:
                 self.on_fault(error)
         # It runs in another process: nothing in this one has become ready.
@@ -175,11 +179,18 @@ class RemoteApplication(Application):
             self.on_fault(error)
             return True
 
-    def make_fifo(self, size_bytes: int) -> Fifo:
-        return self._pool.make(size_bytes)
+    def make_fifos(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
+        if self.gone is not None:
+            raise OSError(errno.ESHUTDOWN, "the application is gone")
+        return self._pool.make(sizes, owner)
+
+    def choose_sizes(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
+        if not self._channel.has_room_for_fds(len(sizes)):
+            raise OSError(errno.ENOMEM, "it does not take the memory that others share with it")
+        return self._pool.choose(sizes, owner)
 
     def make_peer_fifo(self, size_bytes: int) -> Fifo:
-        fifo = self._pool.make(size_bytes)
+        fifo = self.make_fifo(size_bytes)
         block_bytes = Fifo.block_bytes(size_bytes)
         self._peer_blocks[self._pool.name_of(fifo)] = block_bytes
         self._peer_fifo_bytes += block_bytes
@@ -213,11 +224,10 @@ class RemoteApplication(Application):
             request.known, self._seal, lambda known: self.notify(Learned(token, known))
         )
 
-    def adopt_fifo(self, fifo: Fifo, segment_fd: int) -> None:
-        self._pool.adopt(fifo, segment_fd)
-
-    def has_fifos(self, *fifos: Fifo | None) -> bool:
-        return all(fifo is None or self._pool.has(fifo) for fifo in fifos)
+    def adopt_fifo(
+        self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None
+    ) -> None:
+        self._pool.adopt(fifo, segment_fd, least_bytes, owner)
 
     @property
     def fifo_bytes(self) -> int:
@@ -256,6 +266,7 @@ class RemoteApplication(Application):
                 self.worker.wake()
                 if len(self._incoming) >= _REQUESTS_IN_TURN:
                     await self._wait_for_turn()
+                await self._channel.wait_sent(_MOST_UNREAD)
         except ChannelClosedError:
             # What it said last counts: a close with a code, perhaps.
             while self._incoming:
@@ -275,6 +286,6 @@ class RemoteApplication(Application):
 
     def _send_segment(self, number: int, fd: int) -> None:
         try:
-            self._channel.send(encode(SegmentCame(number)), [fd])
+            self._channel.hand_over(encode(SegmentCame(number)), fd)
         except Exception as error:
             self.on_fault(error)

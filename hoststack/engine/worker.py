@@ -205,6 +205,8 @@ class Worker:
         if self._turned is not None:
             self._turned.set()
             self._turned = None
+        if self.layer.wants_turn():
+            self._is_woken = True
         if self._idle is not None and not self.layer.connections():
             self._idle.set()
             self._idle = None

@@ -133,7 +133,7 @@ struct hs_quic_counters {
 
 /* What one connection is told; sizes in bytes. */
 struct hs_quic_config {
-	uint64_t rx_fifo_bytes;
+	uint64_t first_window_bytes; /* of a stream; all of its rx FIFO once the peer makes use of it */
 	uint64_t connection_window_bytes;
 	uint64_t max_streams_bidi;
 	uint64_t max_streams_uni;
@@ -209,7 +209,7 @@ struct hs_quic_turn {
 
 /* Makes the FIFOs of a stream that the peer opened: rx where `rx` is not NULL, tx likewise. They
  * stay until the stream is closed. With HS_QUIC_DATAGRAMS in place of a stream's ID they are the
- * connection's, for messages. Returns 0, or -1 if there can be none. */
+ * connection's, for messages. Returns 0, or -1 if there is no room: the stream is refused. */
 typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stream_id,
 				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 
@@ -335,6 +335,9 @@ int hs_connection_update_key(struct hs_connection *c);
 void hs_connection_send_datagrams(struct hs_connection *c);
 void hs_connection_datagram_counters(const struct hs_connection *c,
 				     struct hs_datagram_counters *out);
+
+/* The peer may open one more stream, for one that is closed and that the application has taken. */
+void hs_connection_allow_stream(struct hs_connection *c, int is_unidirectional);
 
 /* NULL while the peer's limit forbids it. A unidirectional stream has no `rx`. */
 struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,

@@ -76,8 +76,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 	} else {
 		q->counters.connected++;
 	}
-	if (hs_datagrams_open(c))
-		return NGTCP2_ERR_CALLBACK_FAILURE;
+	hs_datagrams_open(c);
 	if (c->config.keep_alive_ns)
 		ngtcp2_conn_set_keep_alive_timeout(c->conn, c->config.keep_alive_ns);
 	if (!c->is_early)
@@ -120,6 +119,16 @@ static int dcid_status(UNUSED ngtcp2_conn *conn, ngtcp2_connection_id_status_typ
 
 /* --- streams ---------------------------------------------------------------------------------- */
 
+/* There is no room for it. What comes is thrown away and its credit given back by ngtcp2; the peer may
+ * open another when this one is closed. */
+static int refuse_stream(ngtcp2_conn *conn, int64_t stream_id)
+{
+	int failed = ngtcp2_conn_shutdown_stream_read(conn, 0, stream_id, 0);
+	if (!failed && ngtcp2_is_bidi_stream(stream_id))
+		failed = ngtcp2_conn_shutdown_stream_write(conn, 0, stream_id, 0);
+	return failed ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
+}
+
 static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 {
 	struct hs_connection *c = user_data;
@@ -128,7 +137,7 @@ static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 	int is_uni = !ngtcp2_is_bidi_stream(stream_id);
 	if (c->q->make_fifos(c->q->owner, c->number, stream_id, &rx, is_uni ? NULL : &tx) || !rx ||
 	    (!is_uni && !tx))
-		return NGTCP2_ERR_CALLBACK_FAILURE;
+		return refuse_stream(conn, stream_id);
 	struct hs_stream *s = hs_stream_new(c, stream_id, 0, rx, tx);
 	if (!s)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
@@ -162,11 +171,13 @@ static int acked_stream_data_offset(UNUSED ngtcp2_conn *conn, UNUSED int64_t str
 	return 0;
 }
 
-static int stream_close(UNUSED ngtcp2_conn *conn, UNUSED uint32_t flags, UNUSED int64_t stream_id,
-			UNUSED uint64_t code, UNUSED void *user_data, void *stream_user_data)
+static int stream_close(ngtcp2_conn *conn, UNUSED uint32_t flags, int64_t stream_id,
+			UNUSED uint64_t code, void *user_data, void *stream_user_data)
 {
 	if (stream_user_data)
 		hs_stream_on_gone(stream_user_data);
+	else if (!ngtcp2_conn_is_local_stream(conn, stream_id))
+		hs_connection_allow_stream(user_data, !ngtcp2_is_bidi_stream(stream_id));
 	return 0;
 }
 

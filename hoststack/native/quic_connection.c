@@ -71,9 +71,9 @@ static void fill_parameters(const struct hs_connection *c, ngtcp2_transport_para
 {
 	const struct hs_quic_config *config = &c->config;
 	ngtcp2_transport_params_default(params);
-	params->initial_max_stream_data_bidi_local = config->rx_fifo_bytes;
-	params->initial_max_stream_data_bidi_remote = config->rx_fifo_bytes;
-	params->initial_max_stream_data_uni = config->rx_fifo_bytes;
+	params->initial_max_stream_data_bidi_local = config->first_window_bytes;
+	params->initial_max_stream_data_bidi_remote = config->first_window_bytes;
+	params->initial_max_stream_data_uni = config->first_window_bytes;
 	params->initial_max_data = config->connection_window_bytes;
 	params->initial_max_streams_bidi = config->max_streams_bidi;
 	params->initial_max_streams_uni = config->max_streams_uni;
@@ -320,9 +320,9 @@ static int may_send_data(struct hs_connection *c)
 static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
 				 uint8_t *out, size_t room)
 {
-	int is_window_empty = !may_send_data(c), datagrams_may_go = c->datagrams != NULL;
+	int streams_may_go = may_send_data(c), datagrams_may_go = c->datagrams != NULL;
 	for (;;) {
-		struct hs_stream *s = is_window_empty ? NULL : c->first_to_send;
+		struct hs_stream *s = streams_may_go ? hs_stream_next(c) : NULL;
 		if (datagrams_may_go && (!s || hs_datagrams_are_first(c))) {
 			ngtcp2_ssize bytes = hs_datagrams_write(c, way, info, out, room);
 			if (bytes == HS_NO_DATAGRAM)
@@ -342,6 +342,12 @@ static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtc
 				hs_stream_stop_listing(s);
 				continue;
 			}
+			/* RFC 9000 section 4.1: flow control is about bytes. An end without any needs no
+			 * credit, and ngtcp2 would close the packet at the first stream that does. */
+			if (offered && !ngtcp2_conn_get_max_data_left(c->conn)) {
+				hs_stream_starve(s);
+				continue;
+			}
 			flags = NGTCP2_WRITE_STREAM_FLAG_MORE |
 				(fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0);
 		}
@@ -354,12 +360,8 @@ static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtc
 		case NGTCP2_ERR_WRITE_MORE:
 			break;
 		case NGTCP2_ERR_STREAM_DATA_BLOCKED:
-			if (ngtcp2_conn_get_max_data_left(c->conn) == 0) {
-				is_window_empty = 1;
-			} else {
-				s->is_blocked = 1;
-				hs_stream_stop_listing(s);
-			}
+			s->is_blocked = 1;
+			hs_stream_stop_listing(s);
 			break;
 		case NGTCP2_ERR_STREAM_SHUT_WR:
 		case NGTCP2_ERR_STREAM_NOT_FOUND:
@@ -368,15 +370,6 @@ static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtc
 		default:
 			return bytes;
 		}
-	}
-}
-
-static void give_next_stream_its_turn(struct hs_connection *c)
-{
-	struct hs_stream *s = c->first_to_send;
-	if (s && s != c->last_to_send) {
-		hs_stream_stop_listing(s);
-		hs_stream_look(s);
 	}
 }
 
@@ -453,7 +446,7 @@ static int write_packets(struct hs_connection *c, int share)
 	}
 	if (written) {
 		pace(c);
-		give_next_stream_its_turn(c);
+		hs_stream_rotate(c);
 	}
 	return written;
 }
@@ -486,6 +479,17 @@ struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unid
 	}
 	ngtcp2_conn_set_stream_user_data(c->conn, id, s);
 	return s;
+}
+
+void hs_connection_allow_stream(struct hs_connection *c, int is_unidirectional)
+{
+	if (c->state > HS_OPEN)
+		return;
+	if (is_unidirectional)
+		ngtcp2_conn_extend_max_streams_uni(c->conn, 1);
+	else
+		ngtcp2_conn_extend_max_streams_bidi(c->conn, 1);
+	hs_make_due(c);
 }
 
 uint32_t hs_connection_number(const struct hs_connection *c)

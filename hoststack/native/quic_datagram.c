@@ -40,20 +40,17 @@ uint64_t hs_datagrams_offer(const struct hs_connection *c)
 	return bytes < ANY_FRAME_BYTES ? bytes : ANY_FRAME_BYTES;
 }
 
-int hs_datagrams_open(struct hs_connection *c)
+void hs_datagrams_open(struct hs_connection *c)
 {
 	struct hs_datagrams *d = c->datagrams;
 	struct hs_fifo_producer *rx = NULL;
 	struct hs_fifo_consumer *tx = NULL;
-	if (!d)
-		return 0;
-	if (c->q->make_fifos(c->q->owner, c->number, HS_QUIC_DATAGRAMS, &rx, &tx) || !rx || !tx)
-		return -1;
+	if (!d || c->q->make_fifos(c->q->owner, c->number, HS_QUIC_DATAGRAMS, &rx, &tx) || !rx || !tx)
+		return;
 	d->rx = rx;
 	d->tx = tx;
 	hs_datagrams_measure(c);
 	hs_touch(c, HS_PENDING_DATAGRAMS); /* also without a limit, for the FIFOs' sake */
-	return 0;
 }
 
 /* --- receiving -------------------------------------------------------------------------------- */

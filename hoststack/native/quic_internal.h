@@ -108,15 +108,22 @@ enum hs_pending {
 	HS_PENDING_TOKEN = 1 << 16,
 };
 
+/* Streams with something to send, in the order of their turns. */
+struct hs_stream_list {
+	struct hs_stream *first, *last;
+};
+
 struct hs_stream {
 	struct hs_connection *connection;
 	int64_t id;
 	struct hs_stream *next, *previous; /* of the connection */
 	struct hs_stream *next_to_send, *previous_to_send;
+	struct hs_stream_list *list; /* of its connection's; NULL: nothing to send */
 	struct hs_stream *next_touched;
 	struct hs_fifo_producer *rx; /* NULL: it only sends */
 	struct hs_fifo_consumer *tx; /* NULL: it only receives */
 	uint64_t credited; /* received bytes for which the windows were moved */
+	uint64_t ungranted; /* of the rx FIFO: not in the stream's window yet */
 	uint64_t tx_next; /* the first byte that was not sent yet */
 	uint64_t tx_acked;
 	uint64_t reset_code; /* the peer's, as the next */
@@ -125,7 +132,6 @@ struct hs_stream {
 	uint64_t own_stop_code;
 	uint32_t pending; /* enum hs_pending */
 	unsigned int is_local : 1;
-	unsigned int is_to_send : 1; /* in the connection's list */
 	unsigned int is_touched : 1;
 	unsigned int is_blocked : 1; /* by the peer's window for this stream */
 	unsigned int has_sent_fin : 1;
@@ -212,7 +218,8 @@ struct hs_connection {
 	struct hs_source *source; /* NULL: none */
 	uint64_t began_ns;
 	struct hs_stream *streams;
-	struct hs_stream *first_to_send, *last_to_send;
+	struct hs_stream_list to_send; /* what needs no credit, or for which there was some */
+	struct hs_stream_list starved; /* these wait for the connection's window */
 	struct hs_stream *touched_streams, **touched_end;
 	struct hs_datagrams *datagrams; /* NULL: they are not offered */
 	uint8_t *close_packet;
@@ -439,6 +446,12 @@ uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes);
 struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,
 				struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx);
 void hs_stream_unlink(struct hs_stream *s);
+/* The stream whose turn it is to send; NULL if none can. */
+struct hs_stream *hs_stream_next(struct hs_connection *c);
+/* It has bytes, and the connection's window is empty: let others pass that need none. */
+void hs_stream_starve(struct hs_stream *s);
+/* Put the stream that has just sent behind the others. */
+void hs_stream_rotate(struct hs_connection *c);
 /* Put into the connection's list if there is something to send. */
 void hs_stream_look(struct hs_stream *s);
 /* What to send next: up to two pieces. Returns how many; *fin if the stream ends with them. */
@@ -460,8 +473,8 @@ enum { HS_NO_DATAGRAM = -1 }; /* no error of ngtcp2's: those are below -200 */
 int hs_datagrams_new(struct hs_connection *c);
 /* The largest frame that the peer may send; 0: none at all. */
 uint64_t hs_datagrams_offer(const struct hs_connection *c);
-/* The handshake is complete. Returns 0, or -1 if there are no FIFOs. */
-int hs_datagrams_open(struct hs_connection *c);
+/* The handshake is complete. Without memory for FIFOs what comes is dropped. */
+void hs_datagrams_open(struct hs_connection *c);
 int hs_datagrams_receive(struct hs_connection *c, int is_early, const uint8_t *data, size_t bytes);
 /* Find out how large a message may be now, and tell the application if that has changed. */
 void hs_datagrams_measure(struct hs_connection *c);

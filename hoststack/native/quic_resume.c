@@ -253,7 +253,7 @@ int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
 {
 	static const char LABEL[] = "hoststack session tickets";
 	const struct hs_quic_config *config = &listener->config;
-	const uint64_t limits[] = { config->rx_fifo_bytes, config->connection_window_bytes,
+	const uint64_t limits[] = { config->first_window_bytes, config->connection_window_bytes,
 				    config->max_streams_bidi, config->max_streams_uni,
 				    config->datagram_fifo_bytes };
 	const struct hs_tls *tls = listener->tls;

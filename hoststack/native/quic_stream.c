@@ -21,6 +21,8 @@ struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_loca
 	s->tx = tx;
 	s->tx_is_over = !tx;
 	s->has_told_finished = !tx;
+	if (rx && rx->size_bytes > c->config.first_window_bytes)
+		s->ungranted = rx->size_bytes - c->config.first_window_bytes;
 	s->next = c->streams;
 	if (s->next)
 		s->next->previous = s;
@@ -44,35 +46,70 @@ void hs_stream_unlink(struct hs_stream *s)
 
 /* --- sending ---------------------------------------------------------------------------------- */
 
-static void start_listing(struct hs_stream *s)
+static void append(struct hs_stream_list *list, struct hs_stream *s)
 {
-	struct hs_connection *c = s->connection;
-	if (s->is_to_send)
-		return;
-	s->is_to_send = 1;
+	s->list = list;
 	s->next_to_send = NULL;
-	s->previous_to_send = c->last_to_send;
-	if (c->last_to_send)
-		c->last_to_send->next_to_send = s;
+	s->previous_to_send = list->last;
+	if (list->last)
+		list->last->next_to_send = s;
 	else
-		c->first_to_send = s;
-	c->last_to_send = s;
+		list->first = s;
+	list->last = s;
+}
+
+static void prepend(struct hs_stream_list *list, struct hs_stream *s)
+{
+	s->list = list;
+	s->previous_to_send = NULL;
+	s->next_to_send = list->first;
+	if (list->first)
+		list->first->previous_to_send = s;
+	else
+		list->last = s;
+	list->first = s;
 }
 
 void hs_stream_stop_listing(struct hs_stream *s)
 {
-	struct hs_connection *c = s->connection;
-	if (!s->is_to_send)
+	struct hs_stream_list *list = s->list;
+	if (!list)
 		return;
-	s->is_to_send = 0;
+	s->list = NULL;
 	if (s->previous_to_send)
 		s->previous_to_send->next_to_send = s->next_to_send;
 	else
-		c->first_to_send = s->next_to_send;
+		list->first = s->next_to_send;
 	if (s->next_to_send)
 		s->next_to_send->previous_to_send = s->previous_to_send;
 	else
-		c->last_to_send = s->previous_to_send;
+		list->last = s->previous_to_send;
+}
+
+/* Streams that wait for the connection's window go first once it has moved: they waited longest. */
+struct hs_stream *hs_stream_next(struct hs_connection *c)
+{
+	struct hs_stream *s = c->starved.first;
+	if (s && ngtcp2_conn_get_max_data_left(c->conn)) {
+		hs_stream_stop_listing(s);
+		prepend(&c->to_send, s);
+	}
+	return c->to_send.first;
+}
+
+void hs_stream_starve(struct hs_stream *s)
+{
+	hs_stream_stop_listing(s);
+	append(&s->connection->starved, s);
+}
+
+void hs_stream_rotate(struct hs_connection *c)
+{
+	struct hs_stream *s = c->to_send.first;
+	if (s && s != c->to_send.last) {
+		hs_stream_stop_listing(s);
+		hs_stream_look(s);
+	}
 }
 
 /* How many bytes wait, or -1 for rubbish in the FIFO's shared block. *at_end: no others follow. */
@@ -91,8 +128,8 @@ void hs_stream_look(struct hs_stream *s)
 	int64_t bytes = waiting(s, &at_end);
 	if (bytes < 0)
 		hs_stream_reset(s, 0); /* the application's memory holds rubbish: its stream ends */
-	else if (bytes > 0 || at_end)
-		start_listing(s);
+	else if ((bytes > 0 || at_end) && !s->list)
+		append(&s->connection->to_send, s);
 }
 
 size_t hs_stream_gather(struct hs_stream *s, ngtcp2_vec out[2], size_t *bytes, int *fin)
@@ -175,7 +212,7 @@ void hs_stream_send_ready(struct hs_stream *s)
 	if (!s->tx || s->connection->state > HS_OPEN)
 		return;
 	hs_stream_look(s);
-	if (s->is_to_send)
+	if (s->list)
 		hs_make_due(s->connection);
 }
 
@@ -214,22 +251,24 @@ static void credit(struct hs_stream *s, uint64_t offset)
 		ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, more);
 }
 
-/* A stream is over when ngtcp2 is done with it and the application has what came: else unread
- * streams could pile up without end, for the peer may open another for each that is over. */
+/* A window begins small, and takes in all of the FIFO as soon as a peer makes use of it: within its
+ * first flight, so that it never waits for that. */
+static void widen_if_used(struct hs_stream *s, uint64_t received)
+{
+	if (!s->ungranted || s->has_rx_end || received < s->connection->config.first_window_bytes / 4)
+		return;
+	ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, s->ungranted);
+	s->ungranted = 0;
+}
+
+/* A stream is over when ngtcp2 is done with it and the application has what came. The peer may open
+ * another one when the caller says so (hs_connection_allow_stream). */
 static void end_if_over(struct hs_stream *s)
 {
-	struct hs_connection *c = s->connection;
 	if (!s->is_gone || (s->pending & HS_PENDING_STREAM_CLOSED))
 		return;
 	if (s->rx && !s->is_discarding && s->credited != s->rx->tail)
 		return;
-	if (!s->is_local) {
-		if (s->id & 2)
-			ngtcp2_conn_extend_max_streams_uni(c->conn, 1);
-		else
-			ngtcp2_conn_extend_max_streams_bidi(c->conn, 1);
-		hs_make_due(c);
-	}
 	hs_touch_stream(s, HS_PENDING_STREAM_CLOSED);
 }
 
@@ -250,8 +289,10 @@ int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data,
 		if (!s->is_discarding)
 			hs_fifo_set_eof(s->rx);
 	}
-	if (!s->is_discarding)
+	if (!s->is_discarding) {
+		widen_if_used(s, offset + bytes);
 		hs_touch_stream(s, HS_PENDING_READABLE);
+	}
 	return 0;
 }
 

@@ -24,6 +24,7 @@ from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hoststack.link.base import Link, Path
+from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_half_open import HalfOpen
 from hoststack.quic.aioquic_resume import GivenTickets
 from hoststack.quic.aioquic_retry import RetryTokens, invalid_token
@@ -151,7 +152,7 @@ def _configuration(
         connection_id_length=CID_BYTES,
         idle_timeout=config.idle_timeout_s,
         max_data=config.connection_window_bytes,
-        max_stream_data=config.rx_fifo_bytes,
+        max_stream_data=Fifo.rounded_up(config.least_rx_bytes),
         max_datagram_size=min(config.max_datagram_bytes or max_datagram_bytes, max_datagram_bytes),
         original_version=QUIC_VERSIONS[config.version],
         supported_versions=_preferring(QUIC_VERSIONS[config.version]),

@@ -8,9 +8,9 @@ from typing import Any, Final
 from aioquic.quic.packet import QuicProtocolVersion
 
 from hoststack.link.base import Link, Path
-from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_accept import Admitted
 from hoststack.quic.aioquic_connection import HostConnection
+from hoststack.quic.seam import Fifos
 
 _VERSION_2: Final = int(QuicProtocolVersion.VERSION_2).to_bytes(4, "big")
 
@@ -23,7 +23,7 @@ def accepted_connection(
     *,
     link: Link,
     new_cid: Callable[[], bytes],
-    make_fifo: Callable[[Any, int], Fifo],
+    make_fifos: Callable[..., Fifos],
     reset_token: Callable[[bytes], bytes],
 ) -> HostConnection:
     """The connection that a client's first packet begins, which was sent to `dcid`."""
@@ -39,7 +39,7 @@ def accepted_connection(
         listener=listener,
         path=path,
         new_cid=new_cid,
-        make_fifo=make_fifo,
+        make_fifos=make_fifos,
         reset_token=reset_token,
         original_destination_connection_id=admitted.original_dcid,
         retry_source_connection_id=admitted.retry_scid,

@@ -8,6 +8,7 @@ tests/quic/test_aioquic_internals.py, and aioquic is pinned to 1.7 for their sak
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,20 +17,17 @@ from aioquic._buffer import Buffer
 from aioquic.buffer import UINT_VAR_MAX
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
-    CONNECTION_LIMIT_FRAME_CAPACITY,
-    MAX_STREAM_DATA_FRAME_CAPACITY,
     QuicConnectionError,
     QuicConnectionId,
     QuicConnectionState,
     QuicReceiveContext,
+    stream_is_unidirectional,
 )
 from aioquic.quic.events import ConnectionTerminated, QuicEvent
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
 )
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import FinalSizeError, QuicStream
 from aioquic.tls import Epoch
 
@@ -41,14 +39,12 @@ from hoststack.quic.aioquic_host_stream import HostStream
 from hoststack.quic.aioquic_recovery import Recovery
 from hoststack.quic.aioquic_sized import SizedConnection
 from hoststack.quic.aioquic_stream import FifoReceiver
-from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Handshake, QuicConfig
-
-#: A window is announced again when so little of it is left, or so much could be added.
-_WINDOW_FRACTION = 4
+from hoststack.quic.aioquic_windows import ReceiveWindows
+from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Fifos, Handshake, QuicConfig
 
 
-class HostConnection(GuardedConnection, SizedConnection):
-    """One connection. `make_fifo(connection, size_bytes)` gives a stream's FIFOs."""
+class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
+    """One connection. `make_fifos` is EngineOwner's `make_stream_fifos`."""
 
     #: It carries no datagrams, so it has no FIFOs of its own.
     rx: Fifo | None = None
@@ -68,7 +64,7 @@ class HostConnection(GuardedConnection, SizedConnection):
         listener: Listener | None,
         path: Path,
         new_cid: Callable[[], bytes],
-        make_fifo: Callable[[Any, int], Fifo],
+        make_fifos: Callable[..., Fifos],
         reset_token: Callable[[bytes], bytes],
         **options: Any,
     ) -> None:
@@ -83,7 +79,7 @@ class HostConnection(GuardedConnection, SizedConnection):
         self.handshake_deadline: float | None = None
         self.timer_at: float | None = None
         self.initial_dcid: bytes | None = None
-        self.make_fifo = make_fifo
+        self.make_fifos = make_fifos
         self.first_path = path
         """The one that it began on."""
         self._new_cid = new_cid
@@ -105,14 +101,7 @@ class HostConnection(GuardedConnection, SizedConnection):
             send_probe=self._send_probe,
             logger=self._logger,
         )
-        self._window_bytes = config.connection_window_bytes
-        self._windows = (
-            (self._local_max_data, config.connection_window_bytes),
-            (bidi, config.max_streams_bidi),
-            (uni, config.max_streams_uni),
-        )
-        self._credited = 0
-        self._limits_due: dict[HostStream, None] = {}
+        self._begin_windows(config)
         self.send_queue: dict[HostStream, None] = {}
         """Streams with something to send, in the order of their turns."""
         self.control_queue: dict[HostStream, None] = {}
@@ -164,8 +153,8 @@ class HostConnection(GuardedConnection, SizedConnection):
 
     # --- streams -----------------------------------------------------------------------------
 
-    def _adopt(self, stream: QuicStream, *, is_local: bool) -> HostStream:
-        adopted = HostStream(self, stream, is_local)
+    def _adopt(self, stream: QuicStream, fifos: Fifos | None, *, is_local: bool) -> HostStream:
+        adopted = HostStream(self, stream, is_local, fifos)
         self._streams[adopted.stream_id] = adopted
         for blocked in (self._streams_blocked_bidi, self._streams_blocked_uni):
             if stream in blocked:
@@ -182,8 +171,23 @@ class HostConnection(GuardedConnection, SizedConnection):
         # Opening a stream opens all lower-numbered ones of its type too (RFC 9000 section 2.1).
         for created in list(self._streams_queue):
             if not isinstance(created, HostStream):
-                self.opened.append(self._adopt(created, is_local=False))
+                self._adopt_peers(created)
         return self._streams[stream_id]
+
+    def _adopt_peers(self, created: QuicStream) -> None:
+        """The peer opened a stream; it is refused where there is no room for it."""
+        assert created.stream_id is not None
+        has_tx = not stream_is_unidirectional(created.stream_id)
+        fifos = None
+        with contextlib.suppress(OSError, MemoryError):
+            fifos = self.make_fifos(self, has_rx=True, has_tx=has_tx, is_peers=True)
+        stream = self._adopt(created, fifos, is_local=False)
+        if fifos is not None:
+            self.opened.append(stream)
+            return
+        if has_tx:
+            self.reset_stream_sending(stream, 0)
+        self.stop_stream_receiving(stream, 0)
 
     def open_stream(self, unidirectional: bool) -> HostStream | None:
         """Open a stream of ours; None while the peer's limit forbids it."""
@@ -191,7 +195,9 @@ class HostConnection(GuardedConnection, SizedConnection):
         stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
         if stream_id // 4 >= limit:
             return None
-        return self._adopt(self._get_or_create_stream_for_send(stream_id), is_local=True)
+        fifos = self.make_fifos(self, has_rx=not unidirectional, has_tx=True, is_peers=False)
+        created = self._get_or_create_stream_for_send(stream_id)
+        return self._adopt(created, fifos, is_local=True)
 
     def discard_stream(self, stream: HostStream) -> None:
         """Forget a stream that is finished in both directions."""
@@ -199,9 +205,10 @@ class HostConnection(GuardedConnection, SizedConnection):
         self.send_queue.pop(stream, None)
         self.control_queue.pop(stream, None)
         self._limits_due.pop(stream, None)
-        if not stream.is_local:
-            # The peer may open another for each that is over (RFC 9000 section 4.6).
-            self._stream_limit(stream.stream_id).value += 1
+
+    def allow_stream(self, unidirectional: bool) -> None:
+        """Let the peer open one more (RFC 9000 section 4.6)."""
+        self._stream_limit(2 * unidirectional).value += 1
 
     def _handle_max_streams_bidi_frame(self, *arguments: Any) -> None:
         super()._handle_max_streams_bidi_frame(*arguments)
@@ -256,6 +263,7 @@ class HostConnection(GuardedConnection, SizedConnection):
             self._local_max_data.used += newly_received
         if is_news:
             self.readable[stream] = None
+            self._widen_if_used(stream, receiver)
         if receiver.is_discarding:
             self.credit(stream, receiver.highest_offset)
             self.moved[stream] = None
@@ -318,81 +326,6 @@ class HostConnection(GuardedConnection, SizedConnection):
         stream = self._streams[stream_id]
         if not stream.sender.buffer_is_empty:
             self.send_queue[stream] = None
-
-    # --- receive windows ---------------------------------------------------------------------
-
-    def consumed(self, stream: HostStream) -> None:
-        """The application read: move the stream's window, and the connection's."""
-        receiver = stream.receiver
-        if not isinstance(receiver, FifoReceiver):
-            return
-        receiver.note_consumed()
-        head = receiver.rx.head
-        self.credit(stream, head)
-        stream.max_stream_data_local = max(stream.max_stream_data_local, head + receiver.rx.size)
-        if receiver.is_finished:
-            self.moved[stream] = None
-        elif receiver.final_size is None and _is_due(
-            stream.max_stream_data_local,
-            stream.max_stream_data_local_sent,
-            receiver.highest_offset,
-            receiver.rx.size,
-        ):
-            self._limits_due[stream] = None
-
-    def credit(self, stream: HostStream, offset: int) -> None:
-        """Give the connection's window back what a stream does not hold any more."""
-        receiver = stream.receiver
-        assert isinstance(receiver, FifoReceiver)
-        if offset > receiver.credited:
-            self._credited += offset - receiver.credited
-            receiver.credited = offset
-            self._local_max_data.value = max(
-                self._local_max_data.value, self._credited + self._window_bytes
-            )
-
-    @property
-    def has_limits_due(self) -> bool:
-        """Whether MAX_DATA, MAX_STREAM_DATA or MAX_STREAMS should be sent."""
-        return bool(self._limits_due) or any(
-            _is_due(limit.value, limit.sent, limit.used, window) for limit, window in self._windows
-        )
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        for limit, window in self._windows:
-            if _is_due(limit.value, limit.sent, limit.used, window):
-                self._write_limit(builder, limit)
-        for stream in list(self._limits_due):
-            buf = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            buf.push_uint_var(stream.stream_id)
-            buf.push_uint_var(stream.max_stream_data_local)
-            stream.max_stream_data_local_sent = stream.max_stream_data_local
-            del self._limits_due[stream]
-
-    def _write_limit(self, builder: QuicPacketBuilder, limit: Any) -> None:
-        buf = builder.start_frame(
-            limit.frame_type,
-            capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
-            handler=self._on_connection_limit_delivery,
-            handler_args=(limit,),
-        )
-        buf.push_uint_var(limit.value)
-        limit.sent = limit.value
-
-    def _write_stream_limits(
-        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
-    ) -> None:
-        """aioquic asks for every stream in every packet; `_write_connection_limits` has done it."""
-
-    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
-        if delivery is QuicDeliveryState.LOST and stream.stream_id in self._streams:
-            assert isinstance(stream, HostStream)
-            self._limits_due[stream] = None
 
     # --- sending -----------------------------------------------------------------------------
 
@@ -589,9 +522,3 @@ class HostConnection(GuardedConnection, SizedConnection):
         if self.handshake_deadline is not None:
             at = min(at, self.handshake_deadline)
         return None if at == math.inf else at
-
-
-def _is_due(value: int, sent: int, used: int, window: int) -> bool:
-    """Whether to announce a window: much can be added, or little is left."""
-    step = max(1, window // _WINDOW_FRACTION)
-    return value > sent and (value - sent >= step or sent - used < step)

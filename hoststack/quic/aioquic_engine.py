@@ -72,7 +72,7 @@ class AioquicEngine:
     def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig, secret: bytes) -> None:
         self.counters = EngineCounters()
         self._link = link
-        self._make_fifo = owner.make_fifo
+        self._make_fifos = owner.make_stream_fifos
         self._new_cid = CidGenerator(cid)
         self._resets = StatelessResets(secret, self._new_cid.prefix)
         self._acceptor = Acceptor(link, self.counters, secret, self._new_cid)
@@ -121,7 +121,7 @@ class AioquicEngine:
             listener=None,
             path=way,
             new_cid=self._new_cid,
-            make_fifo=self._make_fifo,
+            make_fifos=self._make_fifos,
             reset_token=self._resets.token,
             **options,
         )
@@ -146,6 +146,12 @@ class AioquicEngine:
         opened.connection.consumed(opened)
         if opened.connection.has_limits_due or opened.receiver.is_finished:
             self._due[opened.connection] = None
+
+    def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
+        allowing = cast(HostConnection, connection)
+        allowing.allow_stream(unidirectional)
+        if allowing.has_limits_due:
+            self._due[allowing] = None
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
         raise ValueError("the aioquic engine sends no datagrams: it has no FIFOs for them")
@@ -336,7 +342,7 @@ class AioquicEngine:
             now,
             link=self._link,
             new_cid=self._new_cid,
-            make_fifo=self._make_fifo,
+            make_fifos=self._make_fifos,
             reset_token=self._resets.token,
         )
         # A client's first flight goes to the connection ID that the client picked.
@@ -555,8 +561,11 @@ class AioquicEngine:
             if isinstance(stream.receiver, FifoReceiver):
                 connection.credit(stream, stream.receiver.highest_offset)
             connection.discard_stream(stream)
-            events.append(Event(EventKind.STREAM_CLOSED, stream))
-            # The stream's credit, and the window's, may be due.
+            if stream.is_refused:
+                connection.allow_stream(stream.is_unidirectional)
+            else:
+                events.append(Event(EventKind.STREAM_CLOSED, stream))
+            # The window's credit may be due.
             if connection.has_limits_due:
                 self._due[connection] = None
 

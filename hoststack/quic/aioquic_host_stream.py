@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aioquic.buffer import encode_uint_var
 from aioquic.quic.connection import stream_is_unidirectional
@@ -11,9 +11,14 @@ from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
 from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
+from hoststack.quic.seam import Fifos
 
 if TYPE_CHECKING:
     from hoststack.quic.aioquic_connection import HostConnection
+
+
+#: What refused streams have for a FIFO: nothing is ever put into it.
+_UNUSED: Final = Fifo(1)
 
 
 class HostStream(QuicStream):
@@ -21,7 +26,10 @@ class HostStream(QuicStream):
 
     stream_id: int  # None in aioquic's crypto streams alone
 
-    def __init__(self, connection: HostConnection, stream: QuicStream, is_local: bool) -> None:
+    def __init__(
+        self, connection: HostConnection, stream: QuicStream, is_local: bool, fifos: Fifos | None
+    ) -> None:
+        """Without FIFOs it is one that is refused: nothing of it is stored or sent."""
         super().__init__(
             stream_id=stream.stream_id,
             max_stream_data_local=stream.max_stream_data_local,
@@ -30,27 +38,31 @@ class HostStream(QuicStream):
         self.session = -1
         self.connection = connection
         self.is_local = is_local
+        self.is_refused = fifos is None
         self.is_blocked = stream.is_blocked
-        self.rx: Fifo | None = None
-        self.tx: Fifo | None = None
-        unidirectional = stream_is_unidirectional(self.stream_id)
+        has = fifos or Fifos(None, None)
+        self.rx: Fifo | None = has.rx
+        self.tx: Fifo | None = has.tx
+        unidirectional = self.is_unidirectional
         self.receiver: QuicStreamReceiver
         self.sender: QuicStreamSender
         if unidirectional and is_local:
             self.receiver = QuicStreamReceiver(stream_id=self.stream_id, readable=False)
         else:
-            self.rx = connection.make_fifo(connection, connection.config.rx_fifo_bytes)
-            self.receiver = FifoReceiver(self.stream_id, self.rx)
+            self.receiver = FifoReceiver(self.stream_id, self.rx or _UNUSED)
         if unidirectional and not is_local:
             self.sender = QuicStreamSender(stream_id=self.stream_id, writable=False)
         else:
-            self.tx = connection.make_fifo(connection, connection.config.tx_fifo_bytes)
             self.sender = FifoSender(
                 self.stream_id,
-                self.tx,
+                self.tx or _UNUSED,
                 on_pending=partial(connection.send_queue.setdefault, self),
                 on_progress=partial(connection.moved.setdefault, self),
             )
         self.has_told_send_finished = self.tx is None
         # A STREAM frame with offset and length (RFC 9000 section 19.8).
         self.frame_type_and_id = b"\x0e" + encode_uint_var(self.stream_id)
+
+    @property
+    def is_unidirectional(self) -> bool:
+        return stream_is_unidirectional(self.stream_id)

@@ -34,6 +34,7 @@ from hoststack.quic.seam import (
     EngineOwner,
     Event,
     EventKind,
+    Fifos,
     ListenerContext,
     QuicConfig,
     StreamContext,
@@ -91,7 +92,6 @@ class NativeEngine:
 
     def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig, secret: bytes) -> None:
         self._owner = owner
-        self._make_fifo = owner.make_fifo
         self._handle = ffi.new_handle(self)
         wire = link.wire()
         self._wire = HandedWire(link) if wire is None else DirectWire(wire)
@@ -225,9 +225,9 @@ class NativeEngine:
         opening = cast(NativeConnection, connection)
         if opening.pointer is None:
             return None
-        config = opening.config
-        rx = None if unidirectional else self._make_fifo(connection, config.rx_fifo_bytes)
-        tx = self._make_fifo(connection, config.tx_fifo_bytes)
+        rx, tx = self._owner.make_stream_fifos(
+            connection, has_rx=not unidirectional, has_tx=True, is_peers=False
+        )
         pointer = lib.hs_connection_open_stream(
             opening.pointer, unidirectional, producer_of(rx), consumer_of(tx)
         )
@@ -247,6 +247,11 @@ class NativeEngine:
         pointer = cast(NativeStream, stream).pointer
         if pointer is not None:
             lib.hs_stream_consumed(pointer)
+
+    def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
+        pointer = cast(NativeConnection, connection).pointer
+        if pointer is not None:
+            lib.hs_connection_allow_stream(pointer, unidirectional)
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
         pointer = cast(NativeConnection, connection).pointer
@@ -343,23 +348,21 @@ class NativeEngine:
 
     def _make_fifos(self, number: int, stream_id: int, rx: Any, tx: Any) -> int:
         connection = self._connection(number)
-        config = connection.config
-        owner: NativeStream | NativeConnection
-        if stream_id == lib.HS_QUIC_DATAGRAMS:
-            owner = connection
-            owner.rx = self._make_fifo(connection, config.datagram_fifo_bytes)
-            owner.tx = self._make_fifo(connection, config.datagram_fifo_bytes)
-        else:
-            owner = connection.streams[stream_id] = NativeStream(
-                connection,
-                stream_id,
-                self._make_fifo(connection, config.rx_fifo_bytes) if rx else None,
-                self._make_fifo(connection, config.tx_fifo_bytes) if tx else None,
-            )
+        try:
+            if stream_id == lib.HS_QUIC_DATAGRAMS:
+                fifos = Fifos(*self._owner.make_datagram_fifos(connection))
+                connection.rx, connection.tx = fifos
+            else:
+                fifos = self._owner.make_stream_fifos(
+                    connection, has_rx=bool(rx), has_tx=bool(tx), is_peers=True
+                )
+                connection.streams[stream_id] = NativeStream(connection, stream_id, *fifos)
+        except (OSError, MemoryError):
+            return -1
         if rx:
-            rx[0] = producer_of(owner.rx)
+            rx[0] = producer_of(fifos.rx)
         if tx:
-            tx[0] = consumer_of(owner.tx)
+            tx[0] = consumer_of(fifos.tx)
         return 0
 
     def _find_path(self, number: int, remote: tuple[str, int]) -> int:
@@ -450,7 +453,7 @@ def _c_config(config: QuicConfig) -> Any:
         "struct hs_quic_config *",
         {
             # A FIFO is a power of two, and the window is what it holds.
-            "rx_fifo_bytes": Fifo.rounded_up(config.rx_fifo_bytes),
+            "first_window_bytes": Fifo.rounded_up(config.least_rx_bytes),
             "connection_window_bytes": config.connection_window_bytes,
             "max_streams_bidi": config.max_streams_bidi,
             "max_streams_uni": config.max_streams_uni,

@@ -34,7 +34,8 @@ class EventKind(enum.IntEnum):
     WRITABLE = 6  #: stream or connection: its tx FIFO got room; info None
     RESET = 7  #: stream: the peer sent RESET_STREAM; info the application's code
     STOPPED = 8  #: stream: the peer sent STOP_SENDING; info the application's code
-    STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event
+    STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event.
+    #: `Transport.allow_stream` lets the peer open another in its place.
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
     SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
     DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now.
@@ -43,6 +44,11 @@ class EventKind(enum.IntEnum):
     MIGRATION_FAILED = 14  #: connection: it stays where it is, though `migrate` was asked for; None
     HANDSHAKE_DONE = 15  #: connection: its handshake, which was under way until now; info None
 
+
+#: FIFOs of a stream where memory is scarce. The first is what a peer may send on a new stream
+#: before it hears from us: more than clients send in a first flight (RFC 9002 section 7.2).
+LEAST_RX_FIFO_BYTES: Final = 32 << 10
+LEAST_TX_FIFO_BYTES: Final = 16 << 10
 
 #: QUIC's versions by their names, as they are on the wire (RFC 9000, RFC 9369).
 QUIC_VERSIONS = {1: 0x00000001, 2: 0x6B3343CF}
@@ -196,8 +202,10 @@ class QuicConfig:
     """What both engines can be told about connections. Sizes in bytes, times in seconds."""
 
     rx_fifo_bytes: int = 1 << 20
-    """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two."""
+    """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two. An
+    application in another process whose FIFOs take much of what it may have gets smaller ones."""
     tx_fifo_bytes: int = 1 << 20
+    """A stream's send FIFO; as `rx_fifo_bytes`."""
     datagram_fifo_bytes: int = 0
     """What waits each way on a connection's DATAGRAM frames (RFC 9221), rounded up to a power of
     two; 0 does not offer them. The native engine's."""
@@ -246,6 +254,17 @@ class QuicConfig:
     """Packets sent before keys are updated; RFC 9001 section 6.6 sets AES-GCM's limit at 2^23."""
     max_connections: int = 65536
     """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
+
+    @property
+    def least_rx_bytes(self) -> int:
+        """A stream's receive FIFO where memory is scarce, and what a peer may send at once: the
+        window takes in the rest of the FIFO as soon as the peer makes use of it."""
+        return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
+
+    @property
+    def least_tx_bytes(self) -> int:
+        """A stream's send FIFO where memory is scarce."""
+        return min(self.tx_fifo_bytes, LEAST_TX_FIFO_BYTES)
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no connection can be like."""
@@ -343,12 +362,30 @@ class EngineCounters:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
+class Fifos(NamedTuple):
+    """The FIFOs of a stream."""
+
+    rx: Fifo | None
+    """None for a stream that only sends."""
+    tx: Fifo | None
+    """None for a stream that only receives."""
+
+
 class EngineOwner(Protocol):
     """What an engine asks in the middle of a turn: the session layer."""
 
-    def make_fifo(self, connection: ConnectionContext, size_bytes: int) -> Fifo:
-        """A FIFO of a new stream, or of a connection's datagrams: it belongs to the application
-        that will use it."""
+    def make_stream_fifos(
+        self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
+    ) -> Fifos:
+        """Make the FIFOs of a new stream, which belong to the application that will use it.
+
+        They have the sizes of `connection.config`, or `least_rx_bytes` and `least_tx_bytes` where
+        memory is scarce. Raises OSError and MemoryError where there is no room: a stream that the
+        peer opens is refused then.
+        """
+
+    def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
+        """Make the FIFOs of a connection's datagrams: rx, tx. Raises as `make_stream_fifos`."""
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> object | None:
         """A link's Path to another address of the peer's; None if there is no way."""
@@ -405,6 +442,13 @@ class Transport(Protocol):
 
     def consumed(self, stream: StreamContext) -> None:
         """The application read from the rx FIFO: the receive windows may move."""
+
+    def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
+        """Let the peer open one more stream (MAX_STREAMS, RFC 9000 section 4.6).
+
+        For one of its streams that is closed and that the application has taken. A transport does
+        it by itself for a stream that it refused.
+        """
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
         """The application wrote a message into the connection's tx FIFO."""

@@ -7,8 +7,9 @@ is a call; an application in another process has the same with shared memory and
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from hoststack.native.event_ring import EventRing
@@ -16,6 +17,7 @@ from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 from hoststack.session.containment import contained
+from hoststack.session.fifo_pool import FifoSize
 from hoststack.session.messages import Connect, EventCode, Notice, Request
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
 
@@ -62,20 +64,24 @@ def _nobody() -> None:
 
 
 class EventChannel:
-    """One direction of events: a ring, and what did not fit into it yet."""
+    """One direction of events: a ring, and what did not fit into it yet.
+
+    An event is a reason to look, so one of each kind is enough for a session: what waits is bounded
+    by the sessions that there are, whatever a peer does.
+    """
 
     def __init__(self, ring: EventRing) -> None:
         self.ring = ring
-        self._waiting: deque[tuple[int, int]] = deque()
+        self._waiting: dict[tuple[int, int], None] = {}
 
     def push(self, handle: int, code: EventCode) -> None:
         if self._waiting or not self.ring.push(handle, int(code)):
-            self._waiting.append((handle, int(code)))
+            self._waiting[handle, int(code)] = None
 
     def settle(self) -> int:
         """Move what waits into the ring, as far as there is room; returns how much still waits."""
-        while self._waiting and self.ring.push(*self._waiting[0]):
-            self._waiting.popleft()
+        while self._waiting and self.ring.push(*(first := next(iter(self._waiting)))):
+            del self._waiting[first]
         return len(self._waiting)
 
     @property
@@ -107,6 +113,8 @@ class ApplicationSide(Protocol):
     def request(self, request: Request) -> None: ...
     def signal_sent(self, handle: int) -> None: ...
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None: ...
+    def signal_taken(self, handle: int) -> None: ...
+    def signal_noted(self, handle: int) -> None: ...
     def take_notices(self) -> list[Notice]: ...
     def take_events(self) -> list[tuple[int, int, int]]: ...
     def on_bad_notice(self, notice: Notice, error: Exception) -> None: ...
@@ -165,6 +173,22 @@ class Application:
         else:
             self.worker.wake_within(LAZY_S)
 
+    def signal_taken(self, handle: int) -> None:
+        """Tell the worker that the program has taken a connection or a stream that a peer began.
+
+        The peer may begin another one when that is over.
+        """
+        self._down.push(handle, EventCode.TAKEN)
+        self.worker.wake_within(LAZY_S)
+
+    def signal_noted(self, handle: int) -> None:
+        """Tell the worker that the last PathChanged and DatagramsReady of a connection were taken.
+
+        Others may follow then.
+        """
+        self._down.push(handle, EventCode.NOTED)
+        self.worker.wake_within(LAZY_S)
+
     def take_notices(self) -> list[Notice]:
         """All notices that have come since the last call, oldest first."""
         notices = list(self._notices)
@@ -186,8 +210,17 @@ class Application:
         return False
 
     def make_fifo(self, size_bytes: int) -> Fifo:
-        """A FIFO for a stream or for datagrams of this application."""
-        return Fifo(size_bytes)
+        """A FIFO for this application. Raises as `make_fifos`."""
+        (fifo,) = self.make_fifos([FifoSize(size_bytes, size_bytes)])
+        return fifo
+
+    def make_fifos(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
+        """FIFOs for a stream or for datagrams of this application, all or none.
+
+        `owner` is a connection on which a peer may ask for any number; None stands for what the
+        application itself asks for. Raises OSError and MemoryError.
+        """
+        return [Fifo(size.wanted_bytes) for size in sizes]
 
     def on_fault(self, error: Exception) -> None:
         """What it asked for, or has in its FIFOs, can't be, or there is a mistake of ours: in this
@@ -198,9 +231,9 @@ class Application:
         """Where its tickets and tokens of a server lie, as far as it keeps any."""
         return known_sessions(request, engine)
 
-    def has_fifos(self, *fifos: Fifo | None) -> bool:
-        """Whether `make_fifo` made these, as far as they are there: others it can't see."""
-        return True
+    def choose_sizes(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
+        """As large as FIFOs may be that it shares with another application. Raises OSError."""
+        return [size.wanted_bytes for size in sizes]
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
         """Whether FIFOs of these sizes can be made: there are limits on other processes."""
@@ -220,9 +253,13 @@ class Application:
         """Whether many notices wait for it: another process may not take them as they come."""
         return False
 
-    def adopt_fifo(self, fifo: Fifo, segment_fd: int) -> None:
+    def adopt_fifo(
+        self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None
+    ) -> None:
         """Learn of a FIFO that it shares with another application (cut-through), which has a
-        segment to itself. In this process there is nothing to learn."""
+        segment to itself; the descriptor is taken over. In this process there is nothing to
+        learn."""
+        os.close(segment_fd)
 
     def take_requests(self) -> list[Request]:
         requests = list(self._requests)

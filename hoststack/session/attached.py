@@ -4,13 +4,16 @@ worker's)."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import trio
 
 from hoststack.native.event_ring import EventRing
+from hoststack.native.fifo import Fifo
 from hoststack.session.application import Application
 from hoststack.session.channel import Channel, ChannelClosedError, close_all
 from hoststack.session.codec import (
@@ -22,7 +25,15 @@ from hoststack.session.codec import (
 )
 from hoststack.session.containment import fault_text
 from hoststack.session.fifo_pool import BlockName, SharedFifos
-from hoststack.session.messages import EventCode, Request
+from hoststack.session.messages import (
+    DatagramsReady,
+    EventCode,
+    Failed,
+    Request,
+    ResetStream,
+    StopSending,
+    StreamReady,
+)
 from hoststack.session.rings import open_rings
 from hoststack.session.wake_up import WakeUp
 
@@ -41,7 +52,9 @@ class AttachedWorker(Application):
     ) -> None:
         """Raises OSError and ValueError for what no worker shares; it is closed then."""
         with contextlib.ExitStack() as ours:
-            self._channel = ours.enter_context(contextlib.closing(Channel(channel, takes_fds=True)))
+            self._channel = ours.enter_context(
+                contextlib.closing(Channel(channel, takes_fds=True, max_waiting=None))
+            )
             self._wakes_worker = ours.enter_context(contextlib.closing(WakeUp(wake_worker_fd)))
             self._wakes_us = ours.enter_context(contextlib.closing(WakeUp(wake_fd)))
             super().__init__(name, *open_rings(rings_fd))
@@ -63,6 +76,12 @@ class AttachedWorker(Application):
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
         # A worker that sleeps has time, and one that does not is not woken.
         self._signal(handle, EventCode.CONSUMED)
+
+    def signal_taken(self, handle: int) -> None:
+        self._signal(handle, EventCode.TAKEN)
+
+    def signal_noted(self, handle: int) -> None:
+        self._signal(handle, EventCode.NOTED)
 
     def _signal(self, handle: int, code: EventCode) -> None:
         if not self.is_gone:
@@ -111,13 +130,18 @@ class AttachedWorker(Application):
                 close_all(fds)
 
     def _take(self, data: bytes, fds: list[int]) -> None:
-        message = decode_notice(data, self._fifos.open)
+        try:
+            message = decode_notice(data, self._fifos.open)
+        except (OSError, MemoryError) as error:
+            self._refuse(data, error)
+            return
         if not isinstance(message, SegmentCame):
             self.notify(message)
-        elif len(fds) == 1:
-            self._fifos.add_segment(message.number, fds.pop())
+        elif len(fds) < 2:
+            taken, fds[:] = list(fds), []
+            self._fifos.add_segment(message.number, taken)
         else:
-            raise CodecError("a segment's descriptor did not come: too many open files?")
+            raise CodecError(f"a segment came with {len(fds)} descriptors")
 
     def take_events(self) -> list[tuple[int, int, int]]:
         try:
@@ -133,6 +157,23 @@ class AttachedWorker(Application):
             if not isinstance(error, ChannelClosedError):
                 logger.error("a worker of the daemon is given up: %s", fault_text(error))
             self._channel.shut()  # `run` hears of that
+
+    def _refuse(self, data: bytes, error: OSError | MemoryError) -> None:
+        """A stream or datagrams for whose FIFOs this process has no room: nothing of them stays."""
+        named: Any = decode_notice(data, cast(Callable[[BlockName], Fifo], lambda name: name))
+        for name in (named.rx, named.tx):
+            if name is not None:
+                self._fifos.give_up(name)
+        if isinstance(named, DatagramsReady):
+            self.signal_noted(named.handle)
+            return
+        self.request(ResetStream(named.handle, 0))
+        self.request(StopSending(named.handle, 0))
+        if isinstance(named, StreamReady):
+            text = f"this process has no room for the FIFOs of a stream: {error}"
+            self.notify(Failed(named.token, errno.ENOMEM, text))
+        else:
+            self.signal_taken(named.handle)
 
     def arm_events(self) -> bool:
         """This side is about to sleep; whether there are events for it after all."""

@@ -111,10 +111,10 @@ class AttachedWorkers:
                     self._listen_at(other, listener)
         self.wake_application()
 
-    def end(self) -> None:
-        """The daemon is gone: no worker comes any more."""
+    def end(self, why: str = "the daemon has ended") -> None:
+        """The daemon is gone, or has thrown this application out: no worker comes any more."""
         for listener in list(self._listeners):
-            self._lose_listener(listener, "the daemon has ended")
+            self._lose_listener(listener, why)
         self.wake_application()
 
     # --- down --------------------------------------------------------------------------------
@@ -147,6 +147,16 @@ class AttachedWorkers:
         worker = self._workers.get(worker_of(handle))
         if worker is not None:
             worker.signal_consumed(handle, is_urgent)
+
+    def signal_taken(self, handle: int) -> None:
+        worker = self._workers.get(worker_of(handle))
+        if worker is not None:
+            worker.signal_taken(handle)
+
+    def signal_noted(self, handle: int) -> None:
+        worker = self._workers.get(worker_of(handle))
+        if worker is not None:
+            worker.signal_noted(handle)
 
     def _pick(self) -> int:
         """The worker whose turn it is; -1 if there is none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -22,6 +23,9 @@ _FD_BYTES: Final = array.array("i").itemsize
 _MOST_FDS: Final = 253
 #: Descriptors that wait for an end that does not read.
 _MOST_WAITING_FDS: Final = 256
+#: Of sendmsg(2) and unix(7): the kernel has no memory now, or too many descriptors are under way.
+_PASSING: Final = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+_PAUSE_S: Final = 0.01
 #: Messages that one call takes, so that no sender keeps a receiver busy for itself.
 _MOST_AT_ONCE: Final = 64
 
@@ -35,8 +39,14 @@ class Channel:
     channel without never enter this process."""
 
     def __init__(
-        self, end: socket.socket, *, takes_fds: bool = False, max_waiting: int = 4096
+        self,
+        end: socket.socket,
+        *,
+        takes_fds: bool = False,
+        max_waiting: int | None = 4096,
     ) -> None:
+        """With None for `max_waiting` any number of messages waits: what they are about is bounded
+        elsewhere."""
         end.setblocking(False)
         self._socket = end
         self._control_bytes = socket.CMSG_SPACE(_MOST_FDS * _FD_BYTES) if takes_fds else 0
@@ -45,6 +55,7 @@ class Channel:
         self._has_waiting = trio.Event()
         self._fault: str | None = None
         """What ended the receiving."""
+        self._has_sent = trio.lowlevel.ParkingLot()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message, now or when there is room; the descriptors stay the caller's.
@@ -54,12 +65,35 @@ class Channel:
         """
         if not self._waiting and self._send_now(data, fds):
             return
-        if len(self._waiting) >= self._max_waiting:
-            raise ChannelClosedError(f"{self._max_waiting} messages wait, and it reads none")
-        if fds and sum(len(held) for _, held in self._waiting) >= _MOST_WAITING_FDS:
+        if fds and not self.has_room_for_fds(len(fds)):
             raise ChannelClosedError(f"{_MOST_WAITING_FDS} descriptors wait, and it reads none")
-        self._waiting.append((data, _duplicated(fds)))
+        duplicates = _duplicated(fds)
+        try:
+            self._wait_with(data, duplicates)
+        except ChannelClosedError:
+            close_all(duplicates)
+            raise
+
+    def hand_over(self, data: bytes, fd: int) -> None:
+        """As `send`, with a descriptor that is taken over: without one left to duplicate, too."""
+        try:
+            if self._waiting or not self._send_now(data, [fd]):
+                self._wait_with(data, [fd])
+                return
+        except ChannelClosedError:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+    def _wait_with(self, data: bytes, fds: list[int]) -> None:
+        if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
+            raise ChannelClosedError(f"{self._max_waiting} messages wait, and it reads none")
+        self._waiting.append((data, fds))
         self._has_waiting.set()
+
+    def has_room_for_fds(self, count: int) -> bool:
+        """Whether so many descriptors may wait here, beside those that do."""
+        return sum(len(held) for _, held in self._waiting) + count <= _MOST_WAITING_FDS
 
     @property
     def waiting(self) -> int:
@@ -71,6 +105,11 @@ class Channel:
         """Whether messages wait for the other end to read."""
         return bool(self._waiting)
 
+    async def wait_sent(self, most: int) -> None:
+        """Until no more than so many messages wait; `run` has to run."""
+        while len(self._waiting) > most:
+            await self._has_sent.park()
+
     def _send_now(self, data: bytes, fds: Sequence[int]) -> bool:
         try:
             if fds:
@@ -80,6 +119,8 @@ class Channel:
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno in _PASSING:
+                return False
             raise ChannelClosedError(error.strerror or str(error)) from None
         return True
 
@@ -145,8 +186,13 @@ class Channel:
         while True:
             await self._has_waiting.wait()
             await trio.lowlevel.wait_writable(self._socket)
+            waiting = len(self._waiting)
             if self.flush():
                 self._has_waiting = trio.Event()
+            self._has_sent.unpark_all()
+            if len(self._waiting) == waiting:
+                # There is room in the socket, and none in the kernel.
+                await trio.sleep(_PAUSE_S)
 
     def flush(self) -> bool:
         """Send what waits, as far as the socket takes it; whether all is sent. Raises

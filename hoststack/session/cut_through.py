@@ -27,6 +27,7 @@ from hoststack.quic.seam import (
     QuicConfig,
     StreamContext,
 )
+from hoststack.session.fifo_pool import FifoSize
 
 #: CRYPTO_ERROR with the TLS alert no_application_protocol (RFC 9001 section 4.8).
 NO_APPLICATION_PROTOCOL: Final = 0x178
@@ -140,9 +141,9 @@ def _tail_of(fifo: Fifo | None) -> int:
     return min(fifo.positions[1], _MOST_BYTES) if fifo is not None else 0
 
 
-#: Makes the FIFO from a writer's side of a connection to a reader's, of so many bytes; raises
-#: OSError.
-MakeFifo = Callable[[CutConnection, CutConnection, int], Fifo]
+#: Makes FIFOs between two sides of a connection, all or none; the first of the two asks for them.
+#: Raises OSError and MemoryError.
+MakeFifos = Callable[[CutConnection, CutConnection, Sequence[FifoSize]], list[Fifo]]
 
 
 class CutThrough:
@@ -150,8 +151,8 @@ class CutThrough:
 
     name = "cut-through"
 
-    def __init__(self, make_fifo: MakeFifo) -> None:
-        self._make_fifo = make_fifo
+    def __init__(self, make_fifos: MakeFifos) -> None:
+        self._make_fifos = make_fifos
         self._events: list[Event] = []
         self._clients: set[CutConnection] = set()
 
@@ -225,10 +226,13 @@ class CutThrough:
         if peer is None or count >= side.allowed[unidirectional]:
             side.is_waiting = True
             return None
-        tx = self._make_fifo(side, peer, peer.config.rx_fifo_bytes)
-        rx = None
-        if not unidirectional:
-            rx = self._make_fifo(peer, side, side.config.rx_fifo_bytes)
+        readers = [peer] if unidirectional else [peer, side]
+        sizes = [
+            FifoSize(reader.config.rx_fifo_bytes, reader.config.least_rx_bytes)
+            for reader in readers
+        ]
+        made = self._make_fifos(side, peer, sizes)
+        tx, rx = made[0], None if unidirectional else made[1]
         side.opened[unidirectional] += 1
         stream_id = count << 2 | unidirectional << 1 | (side.listener is not None)
         ours = CutStream(side, stream_id, rx, tx)
@@ -321,16 +325,20 @@ class CutThrough:
             self._end_if_over(stream)
 
     def _end_if_over(self, stream: CutStream) -> None:
-        """A direction is over: tell if it was the last one, and let the peer open another."""
+        """A direction is over: tell if it was the last one."""
         if stream.is_sending or stream.is_receiving:
             return
         self._tell(EventKind.STREAM_CLOSED, stream)
-        connection, peer = stream.connection, stream.connection.peer
+        connection = stream.connection
         connection.streams.discard(stream)
         for name, count in stream.moved_bytes().items():
             connection.over_bytes[name] += count
-        if peer is not None and not stream.is_local:
-            peer.allowed[stream.is_unidirectional] += 1
+
+    def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
+        """Let the peer open another one."""
+        peer = cast(CutConnection, connection).peer
+        if peer is not None:
+            peer.allowed[unidirectional] += 1
             if peer.is_waiting:
                 peer.is_waiting = False
                 self._tell(EventKind.STREAMS_AVAILABLE, peer)
@@ -359,8 +367,9 @@ class CutThrough:
             return None
         ours, theirs = side.config.datagram_fifo_bytes, peer.config.datagram_fifo_bytes
         if (ours or theirs) and side.tx is None:
-            side.tx = peer.rx = self._make_fifo(side, peer, theirs or ours)
-            side.rx = peer.tx = self._make_fifo(peer, side, ours or theirs)
+            sizes = [FifoSize(size, size) for size in (theirs or ours, ours or theirs)]
+            side.tx, side.rx = self._make_fifos(side, peer, sizes)
+            peer.rx, peer.tx = side.tx, side.rx
         if not ours or side.tx is None:
             return None
         return side.tx.max_message_bytes if theirs else 0

@@ -2,7 +2,11 @@
 
 The worker makes segments as they are needed, up to a limit, and cuts blocks from them. A block is
 free again when both sides are done with it: the worker's FIFO object is gone, and the application
-has said that its own is.
+has said that its own is, if it was told of it.
+
+Connections share the memory as ports share the buffer of a switch (dynamic thresholds): each may
+have a quarter of what is free at the moment. A connection that opens all the streams that it may
+leaves room for others, and so do a thousand of them.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from hoststack.native.fifo import Fifo
@@ -25,6 +29,8 @@ _FIRST_ALONE: Final = 1 << 31
 #: Free blocks of a size whose pages stay with us; those of others go back to the kernel.
 _KEPT_FREE: Final = 16
 _PAGE_BYTES: Final = mmap.PAGESIZE
+#: An owner may have this fraction (1/4) of what is free.
+_PARTS: Final = 4
 
 
 class BlockName(NamedTuple):
@@ -37,36 +43,56 @@ class BlockName(NamedTuple):
 
 
 class PoolExhaustedError(OSError):
-    """The application's FIFOs take all the memory that it may have."""
+    """The application's FIFOs take all the memory that it may have, or that this owner may."""
+
+
+class FifoSize(NamedTuple):
+    """What is asked of a FIFO."""
+
+    wanted_bytes: int
+    least_bytes: int
+    """Where memory is scarce; no more than `wanted_bytes`."""
+
+
+class Share:
+    """What one owner, a connection, has of an application's memory."""
+
+    def __init__(self) -> None:
+        self.used_bytes = 0
+        self.least_bytes = 0
+        """What the same FIFOs would take if each was as small as possible."""
 
 
 class _Block:
     """A block in use, or kept for use."""
 
-    __slots__ = ("is_with_application", "is_with_worker", "memory", "name")
+    __slots__ = ("is_with_application", "is_with_worker", "least_bytes", "memory", "name", "share")
 
     def __init__(self, name: BlockName, memory: mmap.mmap | None) -> None:
         self.name = name
         self.memory = memory
         self.is_with_worker = False
         self.is_with_application = False
+        self.share = Share()
+        self.least_bytes = 0
 
 
 class FifoPool:
-    """One application's FIFOs in one worker. `on_segment(number, fd)` is told of each new segment
-    before a FIFO of it is."""
+    """One application's FIFOs in one worker. `on_segment(number, fd)` takes over the descriptor of
+    each new segment, before a FIFO of it is named, and raises nothing."""
 
     def __init__(self, name: str, limit_bytes: int, on_segment: Callable[[int, int], None]) -> None:
         self._name = name
         self._limit_bytes = limit_bytes
         self._on_segment = on_segment
-        self._segments: list[tuple[int, mmap.mmap]] = []
+        self._segments: list[mmap.mmap] = []
         self._next_offset = 0
         self._alone = itertools.count(_FIRST_ALONE)
         self._used_bytes = 0
         self._blocks: dict[BlockName, _Block] = {}
         self._free: dict[int, list[_Block]] = {}
-        self._names: weakref.WeakKeyDictionary[Fifo, BlockName] = weakref.WeakKeyDictionary()
+        self._made: weakref.WeakKeyDictionary[Fifo, _Block] = weakref.WeakKeyDictionary()
+        self._shares: weakref.WeakKeyDictionary[object, Share] = weakref.WeakKeyDictionary()
 
     @property
     def used_bytes(self) -> int:
@@ -78,41 +104,95 @@ class FifoPool:
         wanted = sum(_block_bytes(size) for size in sizes_bytes)
         return self._used_bytes + wanted <= self._limit_bytes
 
-    def make(self, size_bytes: int) -> Fifo:
-        """A FIFO in shared memory; raises PoolExhaustedError."""
-        if not self.has_room_for(size_bytes):
+    def make(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
+        """Return FIFOs in shared memory, all or none.
+
+        `owner` is a connection whose peer asks for them, and gets no more than its share; None
+        stands for what the application itself asks for. Raises OSError, PoolExhaustedError where
+        there is no room for them, and MemoryError.
+        """
+        chosen = self.choose(sizes, owner)
+        share = Share() if owner is None else self._shares.setdefault(owner, Share())
+        return [
+            self._make_one(size_bytes, size.least_bytes, share)
+            for size, size_bytes in zip(sizes, chosen, strict=True)
+        ]
+
+    def choose(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
+        """As large as FIFOs may be now; raises PoolExhaustedError."""
+        wanted = [size.wanted_bytes for size in sizes]
+        least = [size.least_bytes for size in sizes]
+        most = sum(map(_block_bytes, wanted))
+        minimum = sum(map(_block_bytes, least))
+        left = self._limit_bytes - self._used_bytes
+        share = None if owner is None else self._shares.get(owner, Share())
+        if most <= left and (share is None or self._may_have_all(share, most)):
+            return wanted
+        if minimum > left:
             raise PoolExhaustedError(
                 errno.ENOMEM,
                 f"the FIFOs of {self._name} take the {self._limit_bytes >> 20} MiB that it may "
                 "have: close streams, or raise fifo-memory-bytes",
             )
+        if share is not None and not self._may_have_least(share, minimum):
+            raise PoolExhaustedError(
+                errno.ENOMEM, f"one connection has its share of the FIFO memory of {self._name}"
+            )
+        return least
+
+    def _may_have_all(self, share: Share, size_bytes: int) -> bool:
+        """Half of the memory is for FIFOs as large as they are wanted."""
+        left = self._limit_bytes // 2 - self._used_bytes
+        return size_bytes <= left and share.used_bytes + size_bytes <= left // _PARTS
+
+    def _may_have_least(self, share: Share, size_bytes: int) -> bool:
+        left = self._limit_bytes - self._used_bytes
+        return (
+            not share.least_bytes
+            or left - size_bytes >= self._limit_bytes // 2
+            or share.least_bytes + size_bytes <= left // _PARTS
+        )
+
+    def _make_one(self, size_bytes: int, least_bytes: int, share: Share) -> Fifo:
         free = self._free.get(Fifo.rounded_up(size_bytes))
         block = free.pop() if free else self._cut(Fifo.rounded_up(size_bytes))
-        block.is_with_worker = block.is_with_application = True
-        self._blocks[block.name] = block
-        self._used_bytes += _block_bytes(block.name.size_bytes)
-        fifo = Fifo(block.name.size_bytes, block.memory, block.name.offset)
-        self._names[fifo] = block.name
-        weakref.finalize(fifo, self._release_ours, block)
+        try:
+            fifo = Fifo(block.name.size_bytes, block.memory, block.name.offset)
+        except BaseException:
+            self._free.setdefault(block.name.size_bytes, []).append(block)
+            raise
+        self._charge(fifo, block, least_bytes, share)
         return fifo
 
-    def has(self, fifo: Fifo) -> bool:
-        """Whether `make` returned it."""
-        return fifo in self._names
-
-    def adopt(self, fifo: Fifo, segment_fd: int) -> None:
-        """Give a name to a FIFO that has a segment to itself; the descriptor stays the caller's."""
-        name = BlockName(next(self._alone), 0, fifo.size)
-        block = self._blocks[name] = _Block(name, None)
-        block.is_with_worker = block.is_with_application = True
+    def _charge(self, fifo: Fifo, block: _Block, least_bytes: int, share: Share) -> None:
+        block.is_with_worker = True
+        block.least_bytes, block.share = _block_bytes(least_bytes), share
+        self._blocks[block.name] = block
         self._used_bytes += _block_bytes(fifo.size)
-        self._names[fifo] = name
+        share.used_bytes += _block_bytes(fifo.size)
+        share.least_bytes += block.least_bytes
+        self._made[fifo] = block
         weakref.finalize(fifo, self._release_ours, block)
+
+    def adopt(
+        self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None = None
+    ) -> None:
+        """Give a name to a FIFO that has a segment to itself, and take over its descriptor; it is
+        charged as those that `make` returns."""
+        name = BlockName(next(self._alone), 0, fifo.size)
+        share = Share() if owner is None else self._shares.setdefault(owner, Share())
+        self._charge(fifo, _Block(name, None), least_bytes, share)
         self._on_segment(name.segment, segment_fd)
 
     def name_of(self, fifo: Fifo) -> BlockName:
         """Where a FIFO that `make` returned, or `adopt` was given, lies."""
-        return self._names[fifo]
+        return self._made[fifo].name
+
+    def hand_out(self, fifo: Fifo) -> BlockName:
+        """Return the name of a FIFO, for the application: from now on it has the FIFO, too."""
+        block = self._made[fifo]
+        block.is_with_application = True
+        return block.name
 
     def release(self, name: BlockName) -> None:
         """The application is done with a FIFO; nothing happens if it was already."""
@@ -126,23 +206,25 @@ class FifoPool:
         for block in list(self._blocks.values()):
             block.is_with_application = False
             self._free_if_unused(block)
-        for fd, _ in self._segments:
-            os.close(fd)
         self._segments.clear()
         self._free.clear()
         self._on_segment = _tell_nobody  # or this would be a cycle
 
     def _cut(self, size_bytes: int) -> _Block:
         stride = _block_bytes(size_bytes)
-        if not self._segments or self._next_offset + stride > len(self._segments[-1][1]):
+        if not self._segments or self._next_offset + stride > len(self._segments[-1]):
             fd = make_segment(f"hoststack-{self._name}", max(SEGMENT_BYTES, stride))
-            self._segments.append((fd, map_segment(fd)))
+            try:
+                self._segments.append(map_segment(fd))
+            except BaseException:
+                os.close(fd)
+                raise
             self._next_offset = 0
             self._on_segment(len(self._segments) - 1, fd)
         offset = self._next_offset
         self._next_offset += stride
         name = BlockName(len(self._segments) - 1, offset, size_bytes)
-        return _Block(name, self._segments[-1][1])
+        return _Block(name, self._segments[-1])
 
     def _release_ours(self, block: _Block) -> None:
         block.is_with_worker = False
@@ -154,6 +236,8 @@ class FifoPool:
         if self._blocks.pop(block.name, None) is None:
             return
         self._used_bytes -= _block_bytes(block.name.size_bytes)
+        block.share.used_bytes -= _block_bytes(block.name.size_bytes)
+        block.share.least_bytes -= block.least_bytes
         if block.memory is None:
             return
         free = self._free.setdefault(block.name.size_bytes, [])
@@ -168,6 +252,7 @@ class FifoPool:
 
 def _tell_nobody(number: int, fd: int) -> None:
     """Nobody is there any more."""
+    os.close(fd)
 
 
 def _block_bytes(size_bytes: int) -> int:
@@ -181,23 +266,48 @@ class SharedFifos:
 
     def __init__(self, on_done: Callable[[BlockName], None]) -> None:
         self._on_done = on_done
-        self._segments: dict[int, mmap.mmap] = {}
+        self._segments: dict[int, mmap.mmap | OSError] = {}
+        self._open: weakref.WeakValueDictionary[BlockName, Fifo] = weakref.WeakValueDictionary()
 
-    def add_segment(self, number: int, fd: int) -> None:
-        """A segment came; its descriptor is closed. Raises ValueError if it is not sealed."""
+    def add_segment(self, number: int, fds: Sequence[int]) -> None:
+        """A segment came; its descriptor is closed. Raises ValueError if it is not sealed.
+
+        One that this process has no room for, or whose descriptor had none, is remembered as such.
+        """
         try:
-            self._segments[number] = map_segment(fd)
+            if not fds:
+                # The kernel drops those for which there is no room (unix(7)).
+                raise OSError(errno.EMFILE, "too many open files: a stream's memory was lost")
+            self._segments[number] = map_segment(fds[0])
+        except OSError as error:
+            self._segments[number] = error
         finally:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
+
+    def give_up(self, name: BlockName) -> None:
+        """A FIFO that could not be opened is wanted no more; one that is open says so itself."""
+        if name not in self._open:
+            self._on_done(name)
 
     def open(self, name: BlockName) -> Fifo:
-        """The FIFO of a name; raises ValueError for one that lies outside of the segments."""
+        """The FIFO of a name, the same as before while that is in use.
+
+        Raises ValueError for one that lies outside of the segments, and OSError or MemoryError if
+        this process has no room for it.
+        """
+        known = self._open.get(name)
+        if known is not None:
+            return known
         memory = self._segments.get(name.segment)
         if name.segment >= _FIRST_ALONE:
             # It lives as long as its only FIFO.
             self._segments.pop(name.segment, None)
         if memory is None:
             raise ValueError(f"there is no segment {name.segment}: the FIFO is nowhere")
+        if isinstance(memory, OSError):
+            raise OSError(memory.errno, memory.strerror)
         fifo = Fifo(name.size_bytes, memory, name.offset)
+        self._open[name] = fifo
         weakref.finalize(fifo, self._on_done, name)
         return fifo

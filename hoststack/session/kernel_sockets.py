@@ -327,6 +327,8 @@ class KernelSockets:
     async def _accept_tcp(self, session: ListenerSession, listener: TcpListener) -> None:
         with listener.scope, listener.socket:
             while True:
+                # Who comes now waits in the kernel.
+                await self._wait_for_room(session)
                 try:
                     sock, _ = await listener.socket.accept()
                 except OSError as error:
@@ -335,6 +337,13 @@ class KernelSockets:
                     continue
                 self._take(session, listener, sock)
                 session.application.worker.wake()
+
+    @staticmethod
+    async def _wait_for_room(session: ListenerSession) -> None:
+        while session.is_full:
+            room = trio.Event()
+            session.has_room = room.set
+            await room.wait()
 
     def _take(
         self, session: ListenerSession, listener: TcpListener, sock: trio.socket.SocketType
@@ -369,6 +378,8 @@ class KernelSockets:
     ) -> UdpConnection | None:
         session = self._sessions.get(listener.session)
         if not isinstance(session, ListenerSession):
+            return None
+        if session.is_full:
             return None
         application = session.application
         peers = self._udp_peers.setdefault(application, UdpPeers())
@@ -458,6 +469,9 @@ class KernelSockets:
         """See Transport."""
         assert isinstance(stream, TcpStream)
         stream.connection.consumed()
+
+    def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
+        """A TCP connection has one, and no other."""
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
         """See Transport."""

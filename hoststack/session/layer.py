@@ -30,8 +30,10 @@ from hoststack.quic.seam import (
 )
 from hoststack.session import messages as m
 from hoststack.session.application import Application
+from hoststack.session.connection_news import tell_news
 from hoststack.session.connector import Connector, Spawn
 from hoststack.session.cut_through import CutConnection, CutStream, CutThrough
+from hoststack.session.fifo_maker import FifoMaker
 from hoststack.session.kernel_sockets import KernelSockets, is_kernels
 from hoststack.session.listeners import Listeners
 from hoststack.session.local_ports import LocalPorts
@@ -47,8 +49,7 @@ from hoststack.session.session import (
     SessionTable,
     StreamSession,
 )
-from hoststack.session.shared_fifo import make_fifo_between
-from hoststack.session.stream_opener import NO_ROOM, StreamOpener
+from hoststack.session.stream_opener import StreamOpener
 
 #: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
 #: section 20.1), as the application's code.
@@ -79,10 +80,14 @@ class SessionLayer:
         self.applications: list[Application] = []
         self.namespaces = Namespaces()
         self.rules = Rules()
+        fifos = FifoMaker(self.sessions, self._owner_of)
+        self.make_stream_fifos = fifos.make_stream_fifos
+        self.make_datagram_fifos = fifos.make_datagram_fifos
         self.engine = make_engine(self)
-        self.cut_through = CutThrough(self._make_fifo_between)
+        self.cut_through = CutThrough(fifos.make_fifos_between)
         self.kernel = KernelSockets(link, self.sessions, self.rules, spawn)
         self._leaving: list[Application] = []
+        self._is_engine_due = False
         self._datagram_limits: WeakKeyDictionary[ConnectionContext, int] = WeakKeyDictionary()
         self.ports = PortTable(link)
         local_ports = LocalPorts()
@@ -148,6 +153,7 @@ class SessionLayer:
             elif isinstance(session, ConnectionSession):
                 self._close(session, code, "the application is gone")
         if is_gone:
+            self.sessions.forget_untaken(application)
             self.applications.remove(application)
         else:
             self._leaving.append(application)
@@ -189,6 +195,11 @@ class SessionLayer:
         return self.cut_through if isinstance(connection, CutConnection) else self.engine
 
     # --- a turn's two halves -----------------------------------------------------------------
+
+    def wants_turn(self) -> bool:
+        """Whether the last turn's events made the engine something to send; asked once."""
+        is_due, self._is_engine_due = self._is_engine_due, False
+        return is_due
 
     def take_from_applications(self) -> None:
         """Hand what the applications want to the engine; before its turn."""
@@ -253,10 +264,14 @@ class SessionLayer:
         left = {session.application for session in self.sessions}
         for application in self._leaving:
             if application not in left:
+                self.sessions.forget_untaken(application)
                 self.applications.remove(application)
         self._leaving = [a for a in self._leaving if a in left]
 
     def _on_signal(self, application: Application, handle: int, code: int) -> None:
+        if code == m.EventCode.TAKEN:
+            self._on_taken(application, handle)
+            return
         # A session that is gone, or another application's, is no error: signals may be late.
         session = self.sessions.owned(application, handle, StreamSession)
         if session is None:
@@ -280,7 +295,9 @@ class SessionLayer:
         if session is None:
             return
         context = session.context
-        if code == m.EventCode.SENT and context.tx is not None:
+        if code == m.EventCode.NOTED:
+            tell_news(session, at_once=True)
+        elif code == m.EventCode.SENT and context.tx is not None:
             if not isinstance(context, CutConnection):
                 context.tx.arm_read()
             self._transport(context).send_datagrams(context)
@@ -288,39 +305,32 @@ class SessionLayer:
             # A peer in the network has no window for datagrams; one on this stack may wait.
             self.cut_through.datagrams_consumed(context)
 
+    def _on_taken(self, application: Application, handle: int) -> None:
+        session = self.sessions.take(application, handle)
+        if isinstance(session, StreamSession) and session.state is SessionState.CLOSED:
+            self._allow_stream(session)
+
+    def _allow_stream(self, session: StreamSession) -> None:
+        """A peer's stream is over, and its application's program has taken it. Until then the peer
+        has no credit for another: a slow application gets as many as it lets wait, and no more."""
+        if session.connection.state is not SessionState.CLOSED:
+            connection, stream = session.connection.context, session.context
+            self._transport(connection).allow_stream(
+                connection, unidirectional=bool(stream.stream_id & 2)
+            )
+            self._is_engine_due = True
+
     # --- for the engine, in the middle of its turn -------------------------------------------
-
-    def make_fifo(self, connection: ConnectionContext, size_bytes: int) -> Fifo:
-        """See EngineOwner."""
-        application = self._application_of(connection)
-        if (
-            application is not None
-            and not self.sessions.is_full_for(application)
-            and application.has_room_for(size_bytes)
-        ):
-            return application.make_fifo(size_bytes)
-        # Nobody's, or of one that may have no more: it is refused when the engine tells of it.
-        return Fifo(size_bytes)
-
-    def _application_of(self, connection: ConnectionContext) -> Application | None:
-        """Whose a connection is, or will be: in the middle of a turn it may have no session yet."""
-        session = self._connection(connection) or self._listeners.receiver(connection)
-        return None if session is None else session.application
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> Path | None:
         """See EngineOwner."""
         return self._migrator.path_to(connection, Endpoint(*remote))
 
-    def _make_fifo_between(
-        self, writer: CutConnection, reader: CutConnection, size_bytes: int
-    ) -> Fifo:
-        sessions = self._connection(writer), self._connection(reader)
-        assert sessions[0] is not None
-        assert sessions[1] is not None
-        one, other = sessions[0].application, sessions[1].application
-        if not (one.has_room_for(size_bytes) and other.has_room_for(size_bytes)):
-            raise OSError(errno.ENOMEM, NO_ROOM)
-        return make_fifo_between(one, other, size_bytes)
+    def _owner_of(
+        self, connection: ConnectionContext
+    ) -> ConnectionSession | ListenerSession | None:
+        """In the middle of a turn a connection may have no session yet: then its listener has."""
+        return self._connection(connection) or self._listeners.receiver(connection)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -379,10 +389,10 @@ class SessionLayer:
         self._opener.cancel(application, request)
 
     def _add_stream(
-        self, connection: ConnectionSession, stream: StreamContext
+        self, connection: ConnectionSession, stream: StreamContext, *, is_peers: bool = False
     ) -> tuple[int, int, int, Fifo | None, Fifo | None]:
         session = self.sessions.add(
-            StreamSession(connection.application, SessionState.READY, stream, connection)
+            StreamSession(connection.application, SessionState.READY, stream, connection, is_peers)
         )
         # Cut-through passes on what the two applications arm, and hears of the rest by itself.
         if stream.tx is not None and not isinstance(connection.context, CutConnection):
@@ -442,10 +452,14 @@ class SessionLayer:
         listener = self._listeners.receiver(context)
         if listener is None or context.listener is None:
             # The listener went while the handshake was under way.
-            self._transport(context).close(context, 0, "no listener")
+            self._refuse(context, 0, "no listener")
+            return
+        if listener.is_full:
+            self.sessions.refused["untaken"] += 1
+            self._refuse(context, _REFUSED, "the application is busy")
             return
         if self.sessions.refusal(listener.application) is not None:
-            self._transport(context).close(context, _REFUSED, "the application takes no more")
+            self._refuse(context, _REFUSED, "the application takes no more")
             return
         if not isinstance(context, CutConnection):
             # That one was asked before it connected.
@@ -453,7 +467,7 @@ class SessionLayer:
                 "global", listener.application.namespace, context.local, context.remote
             )
             if denial is not None:
-                self.engine.close(context, _REFUSED, "refused by a session rule")
+                self._refuse(context, _REFUSED, "refused by a session rule")
                 return
             self.ports.hold(Endpoint(*context.listener.local))
         session = self.sessions.add(
@@ -470,6 +484,10 @@ class SessionLayer:
                 context.handshake,
             )
         )
+
+    def _refuse(self, context: ConnectionContext, code: int, reason: str) -> None:
+        self._transport(context).close(context, code, reason)
+        self._is_engine_due = True
 
     def _on_connected(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
@@ -527,7 +545,8 @@ class SessionLayer:
     def _on_path_changed(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
         if session is not None:
-            session.application.notify(m.PathChanged(session.handle, context.local, context.remote))
+            session.has_new_path = True
+            tell_news(session, at_once=self._migrator.is_moving(context))
             self._migrator.on_path_changed(context)
 
     def _on_migration_failed(self, context: ConnectionContext, _: None) -> None:
@@ -538,14 +557,9 @@ class SessionLayer:
         if session is None:
             # Of one that is about to be accepted.
             self._datagram_limits[context] = limit_bytes
-        if session is None or context.rx is None or context.tx is None:
-            return
-        if not session.application.has_fifos(context.rx, context.tx):
-            return
-        context.tx.arm_read()
-        session.application.notify(
-            m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes)
-        )
+        else:
+            session.new_datagram_limit = limit_bytes
+            tell_news(session)
 
     # --- events of streams -------------------------------------------------------------------
 
@@ -553,15 +567,7 @@ class SessionLayer:
         connection = self._connection(stream.connection)
         if connection is None:
             return
-        if not connection.application.has_fifos(stream.rx, stream.tx):
-            if self.sessions.refusal(connection.application) is None:
-                self.sessions.refused["fifo_memory"] += 1
-            transport = self._transport(stream.connection)
-            if stream.tx is not None:
-                transport.reset_stream(stream, 0)
-            transport.stop_sending(stream, 0)
-            return
-        about = self._add_stream(connection, stream)
+        about = self._add_stream(connection, stream, is_peers=True)
         connection.application.notify(m.StreamAccepted(*about))
 
     def _on_readable(self, session: StreamSession | ConnectionSession) -> None:
@@ -575,16 +581,22 @@ class SessionLayer:
             session.application.raise_event(session.handle, m.EventCode.WRITABLE)
 
     def _on_reset(self, session: StreamSession, code: int) -> None:
-        session.application.notify(m.StreamReset(session.handle, code))
+        if not session.was_reset:
+            session.was_reset = True
+            session.application.notify(m.StreamReset(session.handle, code))
 
     def _on_stopped(self, session: StreamSession, code: int) -> None:
-        session.application.notify(m.StreamStopped(session.handle, code))
+        if not session.was_stopped:
+            session.was_stopped = True
+            session.application.notify(m.StreamStopped(session.handle, code))
 
     def _on_send_finished(self, session: StreamSession, _: None) -> None:
         session.application.notify(m.SendFinished(session.handle))
 
     def _on_stream_closed(self, session: StreamSession, _: None) -> None:
         self._remove_stream(session)
+        if session.is_peers and not session.is_untaken:
+            self._allow_stream(session)
 
     def _remove_stream(self, session: StreamSession) -> None:
         # The application keeps the FIFOs: bytes that it has not read yet are still there.

@@ -41,7 +41,11 @@ class _Point:
     receivers: deque[ListenerSession] = field(default_factory=deque)
 
     def next_receiver(self) -> ListenerSession:
-        self.receivers.rotate(-1)
+        """The next one that takes connections; any, if all have as many as may wait."""
+        for _ in self.receivers:
+            self.receivers.rotate(-1)
+            if not self.receivers[-1].is_full:
+                break
         return self.receivers[-1]
 
     def may_be_joined_by(self, application: Application) -> bool:

@@ -25,6 +25,8 @@ class EventCode(enum.IntEnum):
     WRITABLE = 2  #: up: the tx FIFO has room
     SENT = 3  #: down: the tx FIFO has bytes, or its end
     CONSUMED = 4  #: down: the rx FIFO was read from
+    TAKEN = 5  #: down: the program has the connection or stream of an Accepted or StreamAccepted
+    NOTED = 6  #: down: a connection's last PathChanged and DatagramsReady were taken
 
 
 class Known(NamedTuple):

@@ -87,6 +87,10 @@ class Migrator:
                 move.token = None
                 self._engine.stay(context)
 
+    def is_moving(self, context: ConnectionContext) -> bool:
+        """Whether its application has asked for that."""
+        return context in self._moves
+
     def path_to(self, context: ConnectionContext, remote: Endpoint) -> Path | None:
         """The path to another address of a peer's, from the port of our connections."""
         if not _may_be_sent(ip_address(context.remote[0]), ip_address(remote.host)):

@@ -43,6 +43,10 @@ class TicketSeal:
         return mac.digest()
 
 
+#: Tickets and tokens that one connection learns: a server may send any number.
+_MOST_LEARNED: Final = 16
+
+
 class RelayedSessions(ServerSessions):
     """What an application in another process gave along for one connection to a server, and the way
     back for what is learned there."""
@@ -51,7 +55,13 @@ class RelayedSessions(ServerSessions):
         ticket = seal.open(known.ticket) if known.ticket is not None else None
         super().__init__([ticket] if ticket else [], [known.token] if known.token else [])
         self._seal = seal
-        self._tell = tell
+        self._tell_always = tell
+        self._left = _MOST_LEARNED
+
+    def _tell(self, known: m.Known) -> None:
+        if self._left:
+            self._left -= 1
+            self._tell_always(known)
 
     def keep(self, session: bytes, parameters: bytes, alpn: str | None, lifetime_s: float) -> None:
         kept = ServerSessions()

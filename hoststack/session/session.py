@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from hoststack.quic.seam import ConnectionContext, ListenerContext, StreamContext
 from hoststack.session.application import Application
@@ -45,6 +45,8 @@ class Session:
     application: Application
     state: SessionState
     handle: int = field(default=-1, init=False)
+    is_untaken: bool = field(default=False, init=False)
+    """Whether a peer began it and the application's program has not taken it yet."""
 
     def move_to(self, state: SessionState) -> None:
         """Change the state; an AssertionError is a bug of ours, never a peer's doing."""
@@ -55,6 +57,15 @@ class Session:
 @dataclass(slots=True, eq=False)
 class ListenerSession(Session):
     context: ListenerContext
+    untaken: int = 0
+    """Connections that its application was told of and whose program has not taken them."""
+    has_room: Callable[[], None] = field(default=lambda: None, init=False)
+    """Called when one of them was taken."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may come: it is as with the backlog of listen(2)."""
+        return self.untaken >= MOST_UNTAKEN
 
 
 @dataclass(slots=True, eq=False)
@@ -63,13 +74,28 @@ class ConnectionSession(Session):
     listener: ListenerSession | None = None
     """Where it came in; None for a connection of ours."""
     streams: dict[int, StreamSession] = field(default_factory=dict)
+    is_unnoted: bool = False
+    """Whether its application was told of its path or its datagrams, and has not taken that yet."""
+    has_new_path: bool = False
+    """To be told of when it has."""
+    new_datagram_limit: int | None = None
 
 
 @dataclass(slots=True, eq=False)
 class StreamSession(Session):
     context: StreamContext
     connection: ConnectionSession
+    is_peers: bool = False
+    """Whether the peer opened it."""
+    was_reset: bool = False
+    """Whether its application was told so. A peer may say it again."""
+    was_stopped: bool = False
 
+
+#: Connections of a listener that wait for its application's program; more are refused.
+MOST_UNTAKEN: Final = 1024
+#: See SessionTable.may_open.
+_PARTS: Final = 4
 
 AnySession = ListenerSession | ConnectionSession | StreamSession
 T = TypeVar("T", ListenerSession, ConnectionSession, StreamSession)
@@ -94,6 +120,8 @@ class SessionTable:
         """`first` is the first index that is given."""
         self._worker = worker
         self._by_index: dict[int, AnySession] = {}
+        self._untaken: dict[int, AnySession] = {}
+        """Those that are over, and not taken: what was told of them takes room until then."""
         self._free: deque[int] = deque()
         self._next = first
         self.refused: Counter[str] = Counter()
@@ -115,6 +143,18 @@ class SessionTable:
             "some, or raise max-sessions"
         )
 
+    def may_open(self, connection: ConnectionSession) -> bool:
+        """Whether a peer may have another stream of its connection.
+
+        Once half of an application's sessions are in use, a connection may have as many streams as
+        a quarter of what is left: then there is room for others.
+        """
+        application = connection.application
+        most, used = application.max_sessions, application.sessions_in_use
+        if most is None or used < most // 2:
+            return True
+        return used < most and len(connection.streams) <= (most - used) // _PARTS
+
     def add(self, session: T) -> T:
         """Give a session its handle, and tell the context."""
         if len(self._free) > self.REUSE_DISTANCE:
@@ -127,7 +167,33 @@ class SessionTable:
         session.handle = session.context.session = make_handle(self._worker, index)
         if isinstance(session, StreamSession):
             session.connection.streams[session.handle] = session
+            session.is_untaken = session.is_peers
+        elif isinstance(session, ConnectionSession) and session.listener is not None:
+            session.is_untaken = True
+            session.listener.untaken += 1
         return session
+
+    def take(self, application: Application, handle: int) -> AnySession | None:
+        """An application's program has taken what a peer began; None if that is not news."""
+        session = self.get(handle) or self._untaken.get(handle)
+        if session is None or session.application is not application or not session.is_untaken:
+            return None
+        if self._untaken.pop(handle, None) is not None:
+            self._give_back(session)
+        session.is_untaken = False
+        if isinstance(session, ConnectionSession) and session.listener is not None:
+            session.listener.untaken -= 1
+            session.listener.has_room()
+        return session
+
+    def forget_untaken(self, application: Application) -> None:
+        """An application is gone: nothing of its peers' will be taken."""
+        for session in list(self._untaken.values()):
+            if session.application is application:
+                self.take(application, session.handle)
+        for session in self:
+            if session.application is application:
+                session.is_untaken = False
 
     def get(self, handle: int) -> AnySession | None:
         """The session of a handle; None if it is gone or another worker's."""
@@ -145,13 +211,19 @@ class SessionTable:
     def remove(self, session: AnySession) -> None:
         """Forget a session; its context's `session` becomes -1."""
         session.move_to(SessionState.CLOSED)
-        session.application.sessions_in_use -= 1
         session.context.session = -1
         if isinstance(session, StreamSession):
             session.connection.streams.pop(session.handle)
         index = index_of(session.handle)
         del self._by_index[index]
-        self._free.append(index)
+        if session.is_untaken:
+            self._untaken[session.handle] = session
+        else:
+            self._give_back(session)
+
+    def _give_back(self, session: AnySession) -> None:
+        session.application.sessions_in_use -= 1
+        self._free.append(index_of(session.handle))
 
     def __iter__(self) -> Iterator[AnySession]:
         return iter(list(self._by_index.values()))

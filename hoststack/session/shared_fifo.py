@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from hoststack.native.fifo import Fifo
 from hoststack.native.segment import make_segment, map_segment
 from hoststack.session.application import Application
+from hoststack.session.fifo_pool import FifoSize
 
 
-def make_fifo_between(one: Application, other: Application, size_bytes: int) -> Fifo:
-    """A FIFO that both applications see, and no third one; raises OSError.
+def make_fifos_between(
+    sides: Mapping[Application, object | None], sizes: Sequence[FifoSize]
+) -> list[Fifo]:
+    """FIFOs that these applications see, and no others: all, or none and nothing of them stays.
 
-    Where one lives in another process it has a segment to itself: a segment that had more in it
-    would show the one what the other has with others.
+    `sides` has for each what may not take more than its share, as `Application.make_fifos`. Raises
+    OSError and MemoryError. Where one lives in another process each FIFO has a segment to itself: a
+    segment that had more in it would show the one what the other has with others.
     """
-    if not (one.is_remote or other.is_remote):
-        return Fifo(size_bytes)
-    fd = make_segment("hoststack-cut-through", Fifo.block_bytes(size_bytes))
-    try:
-        fifo = Fifo(size_bytes, map_segment(fd))
-        for application in {one, other}:
-            application.adopt_fifo(fifo, fd)
-    finally:
-        os.close(fd)
-    return fifo
+    choices = [application.choose_sizes(sizes, owner) for application, owner in sides.items()]
+    chosen = [min(choice) for choice in zip(*choices, strict=True)]
+    if not any(application.is_remote for application in sides):
+        return [Fifo(size_bytes) for size_bytes in chosen]
+    made: list[Fifo] = []
+    with ExitStack() as undo:
+        fds: list[list[int]] = []
+        for size_bytes in chosen:
+            fd = make_segment("hoststack-cut-through", Fifo.block_bytes(size_bytes))
+            fds.append([fd])
+            undo.callback(os.close, fd)
+            made.append(Fifo(size_bytes, map_segment(fd)))
+            for _ in range(len(sides) - 1):
+                fds[-1].append(os.dup(fd))
+                undo.callback(os.close, fds[-1][-1])
+        # Nothing fails from here on.
+        undo.pop_all()
+    for fifo, size, duplicates in zip(made, sizes, fds, strict=True):
+        for (application, owner), fd in zip(sides.items(), duplicates, strict=True):
+            application.adopt_fifo(fifo, fd, size.least_bytes, owner)
+    return made

@@ -17,6 +17,8 @@ NO_ROOM: Final = (
     "the application's FIFOs take all the memory that they may: close streams, or raise "
     "fifo-memory-bytes in the daemon's settings"
 )
+#: Of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
+_NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _CLOSED: Final = "the connection is closed"
 
 #: What an application is told of a stream: m.StreamReady without its token.
@@ -84,9 +86,11 @@ class StreamOpener:
         refusal = self._sessions.refusal(session.application)
         if refusal is not None:
             raise OSError(errno.EMFILE, refusal)
-        config = session.context.config
-        if not session.application.has_room_for(config.rx_fifo_bytes, config.tx_fifo_bytes):
-            self._sessions.refused["fifo_memory"] += 1
-            raise OSError(errno.ENOMEM, NO_ROOM)
         transport = self._transport_of(session.context)
-        return transport.open_stream(session.context, unidirectional=unidirectional)
+        try:
+            return transport.open_stream(session.context, unidirectional=unidirectional)
+        except (OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_MEMORY:
+                raise
+            self._sessions.refused["fifo_memory"] += 1
+            raise OSError(errno.ENOMEM, NO_ROOM) from None

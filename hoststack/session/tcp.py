@@ -26,6 +26,7 @@ from hoststack.quic.seam import (
     QuicConfig,
 )
 from hoststack.session.application import Application
+from hoststack.session.fifo_pool import FifoSize
 from hoststack.session.udp import Address, address_of
 
 #: Tells the session layer of an event.
@@ -132,10 +133,16 @@ class TcpConnection:
         """The only one; raises OSError for another one, and where there is no room for it."""
         if self.stream is not None:
             raise OSError(errno.ENOTSUP, "a TCP connection has one stream")
-        sizes = self.config.rx_fifo_bytes, self.config.tx_fifo_bytes
-        if not self.application.has_room_for(*sizes):
-            raise OSError(errno.ENOMEM, "the application's FIFOs take all that they may")
-        self.stream = TcpStream(self, *map(self.application.make_fifo, sizes))
+        config = self.config
+        sizes = (
+            FifoSize(config.rx_fifo_bytes, config.least_rx_bytes),
+            FifoSize(config.tx_fifo_bytes, config.least_tx_bytes),
+        )
+        try:
+            rx, tx = self.application.make_fifos(sizes, None if self.listener is None else self)
+        except MemoryError:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+        self.stream = TcpStream(self, rx, tx)
         return self.stream
 
     def sent(self) -> None:

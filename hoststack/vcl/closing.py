@@ -82,6 +82,8 @@ def close(worker: VclWorker, session: VclSession) -> None:
     until what was sent on its streams is acknowledged; of a non-blocking one the calls that follow
     see to that.
     """
+    if session.is_offered:
+        worker.take(session)
     for child in _offered(session):
         close(worker, child)
     for stream in _streams(session):

@@ -164,6 +164,7 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
     if not session.accepted:
         raise error(session.end_errno or errno.ECONNRESET)
     accepted = session.accepted.popleft()
+    worker.take(accepted)
     accepted.is_nonblocking = bool(flags & socket.SOCK_NONBLOCK)
     accepted.is_offered, accepted.is_counted = False, True
     session.n_accepted += 1

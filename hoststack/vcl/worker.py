@@ -300,9 +300,18 @@ class VclWorker:
         session.rx, session.tx = notice.rx, notice.tx
         self._by_handle[notice.handle] = session
 
+    def take(self, session: VclSession) -> None:
+        """The program has what a peer began, or nobody will: the worker may tell of more."""
+        is_stream = session.kind is Kind.STREAM
+        if is_stream:
+            self.side.signal_taken(session.stream_handle)
+        if not is_stream or PROTOCOLS[session.protocol].streams == "one":
+            self.side.signal_taken(session.handle)
+
     def _on_accepted(self, notice: m.Accepted) -> None:
         listener = self._by_handle.get(notice.listener)
         if listener is None or not listener.is_listener:
+            self.side.signal_taken(notice.handle)
             self.side.request(m.CloseConnection(notice.handle, 0, "nobody listens any more"))
             return
         session = self.add(listener.protocol, kind=Kind.CONNECTION)
@@ -329,6 +338,7 @@ class VclWorker:
     def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
         connection = self._by_handle.get(notice.connection)
         if connection is None or connection in self._lingering:
+            self.side.signal_taken(notice.handle)
             if notice.tx is not None:
                 self.side.request(m.ResetStream(notice.handle, 0))
             self.side.request(m.StopSending(notice.handle, 0))
@@ -348,6 +358,7 @@ class VclWorker:
             self._offer(connection, stream)
 
     def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
+        self.side.signal_noted(notice.handle)
         session = self._by_handle.get(notice.handle)
         if session is None:
             self._early[notice.handle] = notice
@@ -363,6 +374,7 @@ class VclWorker:
         session.max_datagram_bytes = notice.max_bytes
 
     def _on_path_changed(self, notice: m.PathChanged) -> None:
+        self.side.signal_noted(notice.handle)
         session = self._by_handle.get(notice.handle)
         if session is not None:
             session.local, session.remote = notice.local, notice.remote
@@ -373,6 +385,8 @@ class VclWorker:
         if connection is None:
             return
         info = notice.info
+        for stream in connection.accepted:
+            self.take(stream)
         for session in (connection, *connection.children):
             self._end(session, errno_of(info, session.protocol), info.code == 0)
         if connection in self._lingering:

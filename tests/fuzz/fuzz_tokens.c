@@ -273,7 +273,7 @@ static void begin(struct target *t, uint8_t shape)
 	char error[128];
 	const char *certificate, *key;
 	struct hs_quic_config config = {
-		.rx_fifo_bytes = 4096,
+		.first_window_bytes = 4096,
 		.connection_window_bytes = 16384,
 		.max_streams_bidi = 4,
 		.max_streams_uni = 4,

@@ -244,6 +244,9 @@ static void stream_is_over(struct pair *p, struct flow *f)
 		CHECK(!f->has_rx || (f->has_read_end && f->read == p->shape.stream_bytes));
 	}
 	s->streams_over++;
+	struct hs_connection *c = hs_quic_connection(s->q, f->connection);
+	if (c && (f->id & 1) == (f->side == CLIENT))
+		hs_connection_allow_stream(c, (f->id & 2) != 0);
 	struct flow **at = &s->flows;
 	while (*at != f)
 		at = &(*at)->next;
@@ -556,7 +559,7 @@ static void begin_side(struct pair *p, int side)
 void pair_begin(struct pair *p, const struct pair_shape *shape)
 {
 	struct hs_quic_config config = {
-		.rx_fifo_bytes = shape->fifo_bytes,
+		.first_window_bytes = shape->fifo_bytes / 2,
 		.connection_window_bytes = 4 * (uint64_t)shape->fifo_bytes,
 		.max_streams_bidi = MOST_STREAMS / 2,
 		.max_streams_uni = MOST_STREAMS / 2,

@@ -10,8 +10,8 @@ import pytest
 
 from hoststack.native.fifo import Fifo
 from hoststack.session.application import Application
-from hoststack.session.fifo_pool import BlockName, FifoPool, SharedFifos
-from hoststack.session.shared_fifo import make_fifo_between
+from hoststack.session.fifo_pool import BlockName, FifoPool, FifoSize, SharedFifos
+from hoststack.session.shared_fifo import make_fifos_between
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Remote:
     def __post_init__(self) -> None:
         self.fifos = SharedFifos(lambda name: self.pool.release(name))
         self.pool = FifoPool(
-            "test", self.limit_bytes, lambda n, fd: self.fifos.add_segment(n, os.dup(fd))
+            "test", self.limit_bytes, lambda n, fd: self.fifos.add_segment(n, [fd])
         )
         self.application = Application("test")
         self.application.is_remote = True
@@ -34,16 +34,20 @@ class Remote:
 
     def opened(self, fifo: Fifo) -> Fifo:
         """The FIFO as the other process has it: by its name, over memory of its own."""
-        name = self.pool.name_of(fifo)
+        name = self.pool.hand_out(fifo)
         return self.fifos.open(BlockName(*name))
+
+
+def make_fifo_between(one: Application, other: Application, size_bytes: int) -> Fifo:
+    size = FifoSize(size_bytes, size_bytes)
+    (fifo,) = make_fifos_between({one: None, other: None}, [size])
+    return fifo
 
 
 def test_what_one_writes_the_other_reads_and_the_worker_looks_on() -> None:
     one, other = Remote(), Remote()
     fifo = make_fifo_between(one.application, other.application, 5000)
     assert fifo.size == 8192
-    assert one.pool.has(fifo)
-    assert other.pool.has(fifo)
     here, there = one.opened(fifo), other.opened(fifo)
     assert len({id(x) for x in (here, there, fifo)}) == 3
     for i in range(100):
@@ -82,7 +86,7 @@ def test_it_is_accounted_for_until_all_three_are_done_with_it() -> None:
 
 def test_it_has_a_segment_to_itself_that_goes_with_it() -> None:
     one, other = Remote(), Remote()
-    own = one.pool.make(4096)
+    (own,) = one.pool.make([FifoSize(4096, 4096)])
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         fifo = make_fifo_between(one.application, other.application, 4096)
@@ -90,9 +94,8 @@ def test_it_has_a_segment_to_itself_that_goes_with_it() -> None:
         assert (name.offset, name.size_bytes) == (0, 4096)
         there = other.opened(fifo)
         one.opened(fifo)
-        # A name is good once: the application has the FIFO.
-        with pytest.raises(ValueError, match="nowhere"):
-            other.fifos.open(name)
+        # Named again, it is the same one.
+        assert other.fifos.open(name) is there
         # Nor does the other one's memory come along.
         with pytest.raises(ValueError, match="nowhere"):
             other.fifos.open(one.pool.name_of(own))

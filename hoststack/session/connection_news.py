@@ -1,0 +1,29 @@
+"""What changes about a connection as often as its peer likes: its path, and its largest datagram.
+
+An application is told once, and again when it has taken that (EventCode.NOTED).
+"""
+
+from __future__ import annotations
+
+from hoststack.session import messages as m
+from hoststack.session.session import ConnectionSession
+
+
+def tell_news(session: ConnectionSession, *, at_once: bool = False) -> None:
+    """Tell the application what is new, unless it has not taken the last news yet.
+
+    `at_once` is for an application that has, or that asked for the change.
+    """
+    if session.is_unnoted and not at_once:
+        return
+    context, limit_bytes = session.context, session.new_datagram_limit
+    session.is_unnoted = False
+    if session.has_new_path:
+        session.has_new_path, session.is_unnoted = False, True
+        session.application.notify(m.PathChanged(session.handle, context.local, context.remote))
+    if limit_bytes is not None and context.rx is not None and context.tx is not None:
+        session.new_datagram_limit, session.is_unnoted = None, True
+        context.tx.arm_read()
+        session.application.notify(
+            m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes)
+        )

@@ -1,0 +1,77 @@
+"""The FIFOs of connections and streams: whose memory they take, and how much of it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import ConnectionContext, Fifos
+from hoststack.session.cut_through import CutConnection
+from hoststack.session.fifo_pool import FifoSize
+from hoststack.session.session import ConnectionSession, ListenerSession, SessionTable
+from hoststack.session.shared_fifo import make_fifos_between
+from hoststack.session.stream_opener import NO_ROOM
+
+#: Finds the session that a connection has or, before it has one, that of its listener.
+OwnerOf = Callable[[ConnectionContext], ConnectionSession | ListenerSession | None]
+
+
+class FifoMaker:
+    """Makes FIFOs for the transports of one worker."""
+
+    def __init__(self, sessions: SessionTable, owner_of: OwnerOf) -> None:
+        self._sessions = sessions
+        self._owner_of = owner_of
+
+    def make_stream_fifos(
+        self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
+    ) -> Fifos:
+        """See EngineOwner."""
+        session = self._owner(connection)
+        if is_peers:
+            self._check_sessions(session)
+        config = connection.config
+        sizes = []
+        if has_rx:
+            sizes.append(FifoSize(config.rx_fifo_bytes, config.least_rx_bytes))
+        if has_tx:
+            sizes.append(FifoSize(config.tx_fifo_bytes, config.least_tx_bytes))
+        try:
+            made = session.application.make_fifos(sizes, connection if is_peers else None)
+        except (OSError, MemoryError):
+            self._sessions.refused["fifo_memory"] += is_peers
+            raise
+        return Fifos(made[0] if has_rx else None, made[-1] if has_tx else None)
+
+    def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
+        """See EngineOwner."""
+        size_bytes = connection.config.datagram_fifo_bytes
+        is_peers = connection.listener is not None
+        rx, tx = self._owner(connection).application.make_fifos(
+            [FifoSize(size_bytes, size_bytes)] * 2, connection if is_peers else None
+        )
+        return rx, tx
+
+    def make_fifos_between(
+        self, asking: CutConnection, other: CutConnection, sizes: Sequence[FifoSize]
+    ) -> list[Fifo]:
+        """FIFOs that two sides of a cut-through connection share; the first one asks for them."""
+        ours, theirs = self._owner(asking), self._owner(other)
+        if isinstance(theirs, ConnectionSession) and not self._sessions.may_open(theirs):
+            raise OSError(errno.ENOMEM, NO_ROOM)
+        return make_fifos_between({theirs.application: other, ours.application: None}, sizes)
+
+    def _owner(self, connection: ConnectionContext) -> ConnectionSession | ListenerSession:
+        session = self._owner_of(connection)
+        if session is None:
+            raise OSError(errno.ESHUTDOWN, "nobody listens any more")
+        return session
+
+    def _check_sessions(self, session: ConnectionSession | ListenerSession) -> None:
+        refusal = self._sessions.refusal(session.application)
+        if refusal is not None:
+            raise OSError(errno.EMFILE, refusal)
+        if isinstance(session, ConnectionSession) and not self._sessions.may_open(session):
+            self._sessions.refused["session_share"] += 1
+            raise OSError(errno.EMFILE, "its connection has as many streams as it may now")
