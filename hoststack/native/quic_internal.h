@@ -118,7 +118,6 @@ struct hs_stream {
 	int64_t id;
 	struct hs_stream *next, *previous; /* of the connection */
 	struct hs_stream *next_to_send, *previous_to_send;
-	struct hs_stream_list *list; /* of its connection's; NULL: nothing to send */
 	struct hs_stream *next_touched;
 	struct hs_fifo_producer *rx; /* NULL: it only sends */
 	struct hs_fifo_consumer *tx; /* NULL: it only receives */
@@ -132,6 +131,8 @@ struct hs_stream {
 	uint64_t own_stop_code;
 	uint32_t pending; /* enum hs_pending */
 	unsigned int is_local : 1;
+	unsigned int is_listed : 1; /* in one of its connection's lists */
+	unsigned int has_had_credit : 1; /* of the connection's window, since it waited for that */
 	unsigned int is_touched : 1;
 	unsigned int is_blocked : 1; /* by the peer's window for this stream */
 	unsigned int has_sent_fin : 1;

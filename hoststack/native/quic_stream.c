@@ -48,7 +48,7 @@ void hs_stream_unlink(struct hs_stream *s)
 
 static void append(struct hs_stream_list *list, struct hs_stream *s)
 {
-	s->list = list;
+	s->is_listed = 1;
 	s->next_to_send = NULL;
 	s->previous_to_send = list->last;
 	if (list->last)
@@ -58,24 +58,15 @@ static void append(struct hs_stream_list *list, struct hs_stream *s)
 	list->last = s;
 }
 
-static void prepend(struct hs_stream_list *list, struct hs_stream *s)
-{
-	s->list = list;
-	s->previous_to_send = NULL;
-	s->next_to_send = list->first;
-	if (list->first)
-		list->first->previous_to_send = s;
-	else
-		list->last = s;
-	list->first = s;
-}
-
 void hs_stream_stop_listing(struct hs_stream *s)
 {
-	struct hs_stream_list *list = s->list;
-	if (!list)
+	struct hs_connection *c = s->connection;
+	if (!s->is_listed)
 		return;
-	s->list = NULL;
+	s->is_listed = 0;
+	/* Only the ends say which list it is in, so that one list can go into the other as it is. */
+	struct hs_stream_list *list = c->starved.first == s || c->starved.last == s ? &c->starved :
+										      &c->to_send;
 	if (s->previous_to_send)
 		s->previous_to_send->next_to_send = s->next_to_send;
 	else
@@ -89,18 +80,26 @@ void hs_stream_stop_listing(struct hs_stream *s)
 /* Streams that wait for the connection's window go first once it has moved: they waited longest. */
 struct hs_stream *hs_stream_next(struct hs_connection *c)
 {
-	struct hs_stream *s = c->starved.first;
-	if (s && ngtcp2_conn_get_max_data_left(c->conn)) {
-		hs_stream_stop_listing(s);
-		prepend(&c->to_send, s);
+	struct hs_stream_list *starved = &c->starved, *to_send = &c->to_send;
+	if (starved->first && ngtcp2_conn_get_max_data_left(c->conn)) {
+		starved->last->next_to_send = to_send->first;
+		if (to_send->first)
+			to_send->first->previous_to_send = starved->last;
+		else
+			to_send->last = starved->last;
+		to_send->first = starved->first;
+		*starved = (struct hs_stream_list){ NULL, NULL };
 	}
-	return c->to_send.first;
+	return to_send->first;
 }
 
 void hs_stream_starve(struct hs_stream *s)
 {
+	struct hs_connection *c = s->connection;
 	hs_stream_stop_listing(s);
-	append(&s->connection->starved, s);
+	/* One that had some of the last credit comes after all others. */
+	append(s->has_had_credit ? &c->to_send : &c->starved, s);
+	s->has_had_credit = 0;
 }
 
 void hs_stream_rotate(struct hs_connection *c)
@@ -128,7 +127,7 @@ void hs_stream_look(struct hs_stream *s)
 	int64_t bytes = waiting(s, &at_end);
 	if (bytes < 0)
 		hs_stream_reset(s, 0); /* the application's memory holds rubbish: its stream ends */
-	else if ((bytes > 0 || at_end) && !s->list)
+	else if ((bytes > 0 || at_end) && !s->is_listed)
 		append(&s->connection->to_send, s);
 }
 
@@ -154,6 +153,7 @@ size_t hs_stream_gather(struct hs_stream *s, ngtcp2_vec out[2], size_t *bytes, i
 void hs_stream_was_sent(struct hs_stream *s, size_t taken, size_t offered, int fin)
 {
 	s->tx_next += taken;
+	s->has_had_credit |= taken > 0;
 	s->connection->new_stream_bytes += taken;
 	if (fin && taken == offered) {
 		s->has_sent_fin = 1;
@@ -212,7 +212,7 @@ void hs_stream_send_ready(struct hs_stream *s)
 	if (!s->tx || s->connection->state > HS_OPEN)
 		return;
 	hs_stream_look(s);
-	if (s->list)
+	if (s->is_listed)
 		hs_make_due(s->connection);
 }
 

@@ -4,9 +4,8 @@ The worker makes segments as they are needed, up to a limit, and cuts blocks fro
 free again when both sides are done with it: the worker's FIFO object is gone, and the application
 has said that its own is, if it was told of it.
 
-Connections share the memory as ports share the buffer of a switch (dynamic thresholds): each may
-have a quarter of what is free at the moment. A connection that opens all the streams that it may
-leaves room for others, and so do a thousand of them.
+Connections share the memory (session/shares.py): those that have little get some when others get no
+more, and FIFOs become smaller before there are none.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Final, NamedTuple
 
 from hoststack.native.fifo import Fifo
 from hoststack.native.segment import make_segment, map_segment
+from hoststack.session.shares import may_have
 
 #: What a segment holds, unless a single FIFO is larger.
 SEGMENT_BYTES: Final = 64 << 20
@@ -29,8 +29,6 @@ _FIRST_ALONE: Final = 1 << 31
 #: Free blocks of a size whose pages stay with us; those of others go back to the kernel.
 _KEPT_FREE: Final = 16
 _PAGE_BYTES: Final = mmap.PAGESIZE
-#: An owner may have this fraction (1/4) of what is free.
-_PARTS: Final = 4
 
 
 class BlockName(NamedTuple):
@@ -134,7 +132,7 @@ class FifoPool:
                 f"the FIFOs of {self._name} take the {self._limit_bytes >> 20} MiB that it may "
                 "have: close streams, or raise fifo-memory-bytes",
             )
-        if share is not None and not self._may_have_least(share, minimum):
+        if share is not None and not may_have(self._limit_bytes, left, share.least_bytes, minimum):
             raise PoolExhaustedError(
                 errno.ENOMEM, f"one connection has its share of the FIFO memory of {self._name}"
             )
@@ -143,15 +141,7 @@ class FifoPool:
     def _may_have_all(self, share: Share, size_bytes: int) -> bool:
         """Half of the memory is for FIFOs as large as they are wanted."""
         left = self._limit_bytes // 2 - self._used_bytes
-        return size_bytes <= left and share.used_bytes + size_bytes <= left // _PARTS
-
-    def _may_have_least(self, share: Share, size_bytes: int) -> bool:
-        left = self._limit_bytes - self._used_bytes
-        return (
-            not share.least_bytes
-            or left - size_bytes >= self._limit_bytes // 2
-            or share.least_bytes + size_bytes <= left // _PARTS
-        )
+        return share.used_bytes + size_bytes <= left // 4
 
     def _make_one(self, size_bytes: int, least_bytes: int, share: Share) -> Fifo:
         free = self._free.get(Fifo.rounded_up(size_bytes))

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from hoststack.quic.seam import ConnectionContext, ListenerContext, StreamContext
 from hoststack.session.application import Application
 from hoststack.session.handle import index_of, make_handle, worker_of
+from hoststack.session.shares import may_have
 
 
 class SessionState(enum.Enum):
@@ -94,8 +95,6 @@ class StreamSession(Session):
 
 #: Connections of a listener that wait for its application's program; more are refused.
 MOST_UNTAKEN: Final = 1024
-#: See SessionTable.may_open.
-_PARTS: Final = 4
 
 AnySession = ListenerSession | ConnectionSession | StreamSession
 T = TypeVar("T", ListenerSession, ConnectionSession, StreamSession)
@@ -144,16 +143,10 @@ class SessionTable:
         )
 
     def may_open(self, connection: ConnectionSession) -> bool:
-        """Whether a peer may have another stream of its connection.
-
-        Once half of an application's sessions are in use, a connection may have as many streams as
-        a quarter of what is left: then there is room for others.
-        """
+        """Whether a peer may have another stream of its connection."""
         application = connection.application
         most, used = application.max_sessions, application.sessions_in_use
-        if most is None or used < most // 2:
-            return True
-        return used < most and len(connection.streams) <= (most - used) // _PARTS
+        return most is None or may_have(most, most - used, len(connection.streams), 1)
 
     def add(self, session: T) -> T:
         """Give a session its handle, and tell the context."""

@@ -1,0 +1,176 @@
+"""Credit: a peer may begin as much as the program lets wait, and no more; nobody is thrown out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from hoststack import Connection, QuicConfig, StreamResetError, StreamStoppedError
+from tests.api.conftest import MakePair, first_stream, run
+
+FEW = 8
+CONFIG = QuicConfig(
+    rx_fifo_bytes=4096,
+    tx_fifo_bytes=4096,
+    max_streams_bidi=FEW,
+    max_streams_uni=FEW,
+    idle_timeout_s=0,
+)
+
+
+async def open_and_reset(connection: Connection, *, unidirectional: bool) -> int:
+    """Streams that can be opened, given one byte and reset, before the peer's limit is reached."""
+    count = 0
+    with trio.move_on_after(3):
+        while True:
+            stream: Any
+            if unidirectional:
+                stream = await connection.open_stream(unidirectional=True)
+            else:
+                stream = await connection.open_stream()
+                stream.stop_sending(9)
+            await stream.send_all(b"x")
+            stream.reset(7)
+            count += 1
+    return count
+
+
+async def read_all(stream: Any) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+async def send_for_ever(stream: Any) -> None:
+    while True:
+        await stream.send_all(b"more")
+        await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("unidirectional", [False, True])
+def test_streams_that_are_reset_at_once_wait_for_a_slow_program(
+    make_pair: MakePair, *, unidirectional: bool
+) -> None:
+    async def main() -> None:
+        async with make_pair(config=CONFIG) as pair:
+            slow, hasty = pair.accepted, pair.connected
+            for _ in range(3):
+                assert await open_and_reset(hasty, unidirectional=unidirectional) == FEW
+                assert len(slow._accepted) == FEW
+                for _ in range(FEW):
+                    stream = await first_stream(slow)
+                    with pytest.raises(StreamResetError):
+                        await read_all(stream)
+                    await stream.aclose()
+            # And the other way: a server does it to its client.
+            assert await open_and_reset(slow, unidirectional=unidirectional) == FEW
+            assert len(hasty._accepted) == FEW
+
+    run(main)
+
+
+def test_streams_of_a_connection_that_is_over_hold_nothing(make_pair: MakePair) -> None:
+    async def main() -> None:
+        async with make_pair(config=CONFIG) as pair:
+            await open_and_reset(pair.connected, unidirectional=False)
+            await pair.connected.aclose()
+            await pair.accepted.wait_closed()
+            await trio.sleep(100)
+            # They can still be taken.
+            assert len([stream async for stream in pair.accepted.streams()]) == FEW
+
+    run(main)
+
+
+def test_a_stream_that_was_taken_gives_its_credit_back_though_the_program_holds_it(
+    make_pair: MakePair,
+) -> None:
+    async def main() -> None:
+        async with make_pair(config=CONFIG) as pair:
+            held = []
+            for _ in range(3 * FEW):
+                with trio.fail_after(30):
+                    stream = await pair.connected.open_stream(unidirectional=True)
+                    await stream.send_all(b"hello")
+                    await stream.send_eof()
+                    theirs = await first_stream(pair.accepted)
+                    assert await theirs.receive_some() == b"hello"
+                    assert await theirs.receive_some() == b""
+                held.append(theirs)
+
+    run(main)
+
+
+def test_an_end_needs_no_credit(make_pair: MakePair) -> None:
+    """One stream waits for the connection's window; the end of another, resets and requests to stop
+    need none, and what is not sent yet of a third waits its turn."""
+    config = QuicConfig(rx_fifo_bytes=65536, tx_fifo_bytes=131072, connection_window_bytes=65536)
+
+    async def send_bulk(stream: Any) -> None:
+        await stream.send_all(bytes(65536 + 100))
+        await stream.send_eof()
+
+    async def main() -> None:
+        async with make_pair(config=config) as pair, trio.open_nursery() as nursery:
+            here, there = pair.connected, pair.accepted
+            bulk, command, given_up, later = [await here.open_stream() for _ in range(4)]
+            for stream in (bulk, command, given_up, later):
+                await stream.send_all(b"!")
+            theirs = [await first_stream(there) for _ in range(4)]
+            nursery.start_soon(send_bulk, bulk)
+            await trio.sleep(1)
+            with trio.fail_after(5):
+                await command.send_eof()
+                assert await theirs[1].receive_some() == b"!"
+                assert await theirs[1].receive_some() == b""
+                assert await theirs[2].receive_some() == b"!"
+                given_up.reset(5)
+                with pytest.raises(StreamResetError):
+                    await theirs[2].receive_some()
+                # What comes the other way is not held up, nor is what is said about it.
+                await theirs[1].send_all(b"answer")
+                assert await command.receive_some() == b"answer"
+                command.stop_sending(6)
+                with pytest.raises(StreamStoppedError):
+                    await send_for_ever(theirs[1])
+            await later.send_all(b"late")
+            await later.send_eof()
+            with trio.fail_after(5):
+                total = 0
+                async for chunk in theirs[0]:
+                    total += len(chunk)
+                assert total == 65536 + 101
+                assert await read_all(theirs[3]) == b"!late"
+
+    run(main)
+
+
+def test_streams_that_wait_for_a_window_take_turns(make_pair: MakePair) -> None:
+    config = QuicConfig(rx_fifo_bytes=65536, tx_fifo_bytes=65536, connection_window_bytes=32768)
+    each = 200_000
+
+    async def main() -> None:
+        async with make_pair(config=config) as pair:
+            got = [0] * 4
+            rest: list[list[int]] = []
+
+            async def send() -> None:
+                stream = await pair.connected.open_stream()
+                await stream.send_all(bytes(each))
+                await stream.send_eof()
+
+            async def receive(number: int, stream: Any) -> None:
+                async for chunk in stream:
+                    got[number] += len(chunk)
+                rest.append([each - count for count in got])
+
+            async with trio.open_nursery() as nursery:
+                for _ in got:
+                    nursery.start_soon(send)
+                for number in range(len(got)):
+                    nursery.start_soon(receive, number, await first_stream(pair.accepted))
+            assert got == [each] * 4
+            # When the first one was done, the others were not far behind.
+            assert max(rest[0]) < each // 2
+
+    run(main)

@@ -1,0 +1,400 @@
+"""What peers do is told to an application as far as it takes it: a slow one is never thrown out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import hoststack
+from hoststack import Connection, QuicConfig, TlsConfig
+from hoststack.daemon.remote_application import Limits, RemoteApplication
+from hoststack.link.memory import MemoryNetwork
+from hoststack.native.event_ring import EventRing
+from hoststack.quic.seam import Event, EventKind
+from hoststack.quic.session_cache import Ticket
+from hoststack.router import Router
+from hoststack.session import messages as m
+from hoststack.session import session as session_module
+from hoststack.session.application import EventChannel
+from hoststack.session.attached import AttachedWorker
+from hoststack.session.attached_workers import AttachedWorkers
+from hoststack.session.resumption import RelayedSessions
+from hoststack.session.session import ConnectionSession
+from hoststack.stack import Stack
+from tests.daemon.echoing import ask
+from tests.session.test_layer import Scene, play
+from tests.support.attached import SEAL, both_ends
+
+SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
+URI = f"quic://{SERVER}:4433"
+TLS = TlsConfig.self_signed([SERVER])
+TRUSTING = TlsConfig(verify=False)
+FEW = 8
+CONFIG = QuicConfig(max_streams_bidi=FEW, max_streams_uni=FEW, idle_timeout_s=0)
+
+
+def run(main: Any) -> None:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class SlowApplication:
+    """One in another process whose program does nothing until `wake_up`."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        ends, self._worker = both_ends("slow")
+        self.remote = RemoteApplication("slow", ends, limits or Limits(), SEAL)
+        self.waiting: list[int] = []
+
+    async def serve(self, stack: hoststack.EmbeddedStack) -> None:
+        """The worker's side of it."""
+        stack._worker.attach(self.remote)
+        await self.remote.run()
+
+    def listen(self) -> None:
+        """All that it does before it falls asleep."""
+        self._worker.request(m.Listen(1, (SERVER, 4433), TLS, ("hoststack",), CONFIG))
+
+    @property
+    def messages(self) -> int:
+        """That wait for it."""
+        return len(self.remote._channel._waiting)
+
+    async def wake_up(self, nursery: trio.Nursery) -> tuple[Stack, AttachedWorker]:
+        """From now on it is as others are."""
+        workers = AttachedWorkers("native")
+        workers.add(0, self._worker)
+        router = Router(workers)
+        nursery.start_soon(self._worker.run)
+        stack = Stack(router, None, link_name="", link_reason="", engine_name="")
+        return stack, self._worker
+
+
+async def flood(connection: Connection, most: int = 1000) -> int:
+    """Open streams and reset them until the peer gives no credit."""
+    count = 0
+    with trio.move_on_after(2):
+        while count < most:
+            stream = await connection.open_stream()
+            await stream.send_all(b"x")
+            stream.reset(1)
+            stream.stop_sending(1)
+            count += 1
+    return count
+
+
+def test_an_application_that_reads_nothing_keeps_its_worker(engine: str) -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER)) as server,
+            hoststack.open_stack(link=network.link(CLIENT)) as client,
+            trio.open_nursery() as nursery,
+        ):
+            slow = SlowApplication()
+            nursery.start_soon(slow.serve, server)
+            slow.listen()
+            await trio.sleep(1)
+            for _ in range(20):
+                async with client.connect(URI, tls=TRUSTING) as connection:
+                    assert await flood(connection) == FEW
+                    assert await flood(connection) == 0
+            assert slow.remote.gone is None
+            # Accepted and Closed, and for each stream StreamAccepted, StreamReset and so on.
+            assert slow.messages <= 20 * (2 + 4 * FEW)
+            assert slow.remote.sessions_in_use <= 1 + 20 * (1 + FEW)
+            # Now it looks, and takes what has come.
+            notices = Counter[str]()
+            worker = slow._worker
+            worker.wake_application = lambda: notices.update(
+                type(notice).__name__ for notice in note(worker)
+            )
+            nursery.start_soon(worker.run)
+            await trio.sleep(1)
+            assert notices["Accepted"] == notices["Closed"] == 20
+            assert notices["StreamAccepted"] == 20 * FEW
+            assert slow.messages == 0
+            async with client.connect(URI, tls=TRUSTING) as connection:
+                assert await flood(connection, 3 * FEW) == 3 * FEW
+            await trio.sleep(1)
+            assert slow.remote.sessions_in_use == 1  # the listener
+            nursery.cancel_scope.cancel()
+
+    def note(worker: AttachedWorker) -> list[m.Notice]:
+        notices = worker.take_notices()
+        for notice in notices:
+            if isinstance(notice, m.Accepted | m.StreamAccepted):
+                worker.signal_taken(notice.handle)
+        return notices
+
+    run(main)
+
+
+def test_requests_wait_while_their_answers_are_not_read() -> None:
+    async def main() -> None:
+        async with (
+            hoststack.open_stack(link=MemoryNetwork().link(SERVER)) as server,
+            trio.open_nursery() as nursery,
+        ):
+            slow = SlowApplication()
+            nursery.start_soon(slow.serve, server)
+            for token in range(20_000):
+                slow._worker.request(m.GetStatistics(token + 1, 12345))
+            nursery.start_soon(slow._worker._channel.run)
+            await trio.sleep(5)
+            assert slow.remote.gone is None
+            assert slow.messages <= 1024
+            answers: list[m.Notice] = []
+            slow._worker.wake_application = lambda: answers.extend(slow._worker.take_notices())
+            nursery.start_soon(slow._worker._receive)
+            await trio.sleep(5)
+            assert len(answers) == 20_000
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+# --- listeners -------------------------------------------------------------------------------
+
+
+def test_connections_that_nobody_accepts_are_refused_above_a_backlog(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MOST_UNTAKEN", 3)
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER)) as server,
+            hoststack.open_stack(link=network.link(CLIENT)) as client,
+            await server.listen(URI, tls=TLS) as listener,
+        ):
+            for _ in range(3):
+                async with client.connect(URI, tls=TRUSTING):
+                    pass
+            for _ in range(3):
+                async with client.connect(URI, tls=TRUSTING) as refused:
+                    with trio.fail_after(5):
+                        info = await refused.wait_closed()
+                    assert (info.code, info.is_application, info.by_peer) == (2, True, True)
+            for _ in range(3):
+                accepted = await listener.accept()
+                await accepted.wait_closed()
+            async with client.connect(URI, tls=TRUSTING) as connection:
+                other = await listener.accept()
+                assert other.remote == connection.local
+
+    run(main)
+
+
+def test_tcp_connections_that_nobody_accepts_wait_in_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "MOST_UNTAKEN", 3)
+
+    async def main() -> None:
+        async with (
+            hoststack.open_stack(link="udp") as stack,
+            await stack.listen("tcp://127.0.0.1:0") as listener,
+        ):
+            port = listener.local[1]
+            clients = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(10)]
+            sessions = stack._worker.layer.sessions
+            with trio.fail_after(20):
+                while sum(isinstance(s, ConnectionSession) for s in sessions) < 3:
+                    await trio.lowlevel.checkpoint()
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+                assert sum(isinstance(s, ConnectionSession) for s in sessions) == 3
+                remotes = {(await listener.accept()).remote for _ in range(10)}
+                assert remotes == {one.socket.getsockname() for one in clients}
+            for one in clients:
+                await one.aclose()
+
+    trio.run(main)
+
+
+# --- notices ---------------------------------------------------------------------------------
+
+
+def test_a_path_that_changes_again_and_again_is_told_of_once() -> None:
+    async def script(scene: Scene) -> None:
+        layer, owner = scene.server.layer, scene.owner
+        session = layer.sessions.get(scene.accepted.handle)
+        assert isinstance(session, ConnectionSession)
+        for _ in range(100):
+            layer._on_path_changed(session.context, None)
+            layer._on_datagrams_ready(session.context, 1200)
+        scene.owner.application.flush()
+        assert [type(notice) for notice in owner.notices] == [m.PathChanged]
+        owner.application.signal_noted(scene.accepted.handle)
+        await trio.sleep(1)
+        assert [type(notice) for notice in owner.notices] == [m.PathChanged] * 2
+        owner.application.signal_noted(scene.accepted.handle)
+        await trio.sleep(1)
+        assert len(owner.notices) == 2
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    ("kind", "notice"),
+    [(EventKind.RESET, m.StreamReset), (EventKind.STOPPED, m.StreamStopped)],
+)
+def test_what_a_peer_says_of_a_stream_is_told_once(kind: EventKind, notice: type) -> None:
+    async def script(scene: Scene) -> None:
+        layer = scene.server.layer
+        session = layer.sessions.get(scene.accepted_stream.handle)
+        assert session is not None
+        stream: Any = session.context
+        layer.give_to_applications([Event(kind, stream, code) for code in range(100)])
+        assert [type(each) for each in scene.owner.notices] == [notice]
+
+    play(script)
+
+
+def test_events_that_find_no_room_wait_once_each() -> None:
+    channel = EventChannel(EventRing(4))
+    for _ in range(1000):
+        for handle in range(10):
+            channel.push(handle, m.EventCode.READABLE)
+            channel.push(handle, m.EventCode.WRITABLE)
+    assert len(channel._waiting) <= 20
+    popped = channel.pop_all()
+    assert {(handle, code) for handle, code, _ in popped} == {
+        (handle, code) for handle in range(10) for code in (1, 2)
+    }
+    assert channel.is_idle
+
+
+def test_a_server_that_sends_tickets_without_end_is_learned_from_for_a_while() -> None:
+    learned: list[m.Known] = []
+    sessions = RelayedSessions(m.Known(None, b""), SEAL, learned.append)
+    for _ in range(1000):
+        sessions.keep(b"session", b"", "h3", 60)
+        sessions.keep_token(b"token")
+    assert len(learned) == 16
+    assert isinstance(learned[0].ticket, Ticket)
+
+
+# --- shares ----------------------------------------------------------------------------------
+
+
+def test_a_greedy_connection_leaves_sessions_and_memory_for_others(engine: str) -> None:
+    config = QuicConfig(max_streams_bidi=64, idle_timeout_s=0)
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER)) as server,
+            hoststack.open_stack(link=network.link(CLIENT)) as client,
+            trio.open_nursery() as nursery,
+        ):
+            slow = SlowApplication(Limits(fifo_bytes=8 << 20, sessions=200))
+            nursery.start_soon(slow.serve, server)
+            stack, _ = await slow.wake_up(nursery)
+            listener = await stack.listen(URI, tls=TLS, config=config)
+
+            async def echo_all() -> None:
+                while True:
+                    nursery.start_soon(echo_one, await listener.accept())
+
+            async def echo_one(connection: Connection) -> None:
+                async with trio.open_nursery() as echoing:
+                    async for stream in connection.streams():
+                        echoing.start_soon(echo_stream, stream)
+
+            async def echo_stream(stream: Any) -> None:
+                try:
+                    async for chunk in stream:
+                        await stream.send_all(chunk)
+                    await stream.send_eof()
+                except trio.BrokenResourceError:
+                    pass
+
+            nursery.start_soon(echo_all)
+            for _ in range(4):
+                greedy = await stack_of(client, nursery)
+                for _ in range(64):
+                    stream = await greedy.open_stream()
+                    await stream.send_all(b"x")
+            await trio.sleep(1)
+            for _ in range(3):
+                async with client.connect(URI, tls=TRUSTING) as honest:
+                    for _ in range(3):
+                        data = bytes(100_000)
+                        with trio.fail_after(20):
+                            assert await ask(honest, data) == data
+            nursery.cancel_scope.cancel()
+
+    async def stack_of(client: hoststack.EmbeddedStack, nursery: trio.Nursery) -> Connection:
+        connected: list[Connection] = []
+
+        async def hold(task_status: Any) -> None:
+            async with client.connect(URI, tls=TRUSTING) as connection:
+                connected.append(connection)
+                task_status.started()
+                await trio.sleep_forever()
+
+        await nursery.start(lambda task_status: hold(task_status))
+        return connected[0]
+
+    run(main)
+
+
+@pytest.mark.parametrize("protocol", ["quic", "cut-through"])
+def test_a_stream_without_room_is_refused_and_its_connection_lives(
+    engine: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment that can't be made or mapped costs one stream."""
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER)) as server,
+            hoststack.open_stack(link=network.link(CLIENT)) as client,
+            trio.open_nursery() as nursery,
+        ):
+            slow = SlowApplication()
+            slow.remote.scopes = frozenset({"global", "local"})
+            nursery.start_soon(slow.serve, server)
+            stack, _ = await slow.wake_up(nursery)
+            listener = await stack.listen(URI, tls=TLS)
+            own: Any = client
+            if protocol == "cut-through":
+                own = await nursery.start(local_client, server)
+            async with own.connect(URI, tls=TRUSTING) as connection:
+                accepted = await listener.accept()
+                for name in ("make_segment", "map_segment"):
+                    with monkeypatch.context() as patch:
+                        for module in ("fifo_pool", "shared_fifo"):
+                            patch.setattr(f"hoststack.session.{module}.{name}", no_memory)
+                        with pytest.raises((OSError, trio.BrokenResourceError)):
+                            await try_a_stream(connection)
+                used = slow.remote.fifo_bytes
+                assert used == 0
+                stream = await connection.open_stream()
+                await stream.send_all(b"hello")
+                async for theirs in accepted.streams():
+                    assert await theirs.receive_some() == b"hello"
+                    break
+            nursery.cancel_scope.cancel()
+
+    async def local_client(server: hoststack.EmbeddedStack, task_status: Any) -> None:
+        async with server.application("client", scopes=["local"]) as stack:
+            task_status.started(stack)
+            await trio.sleep_forever()
+
+    async def try_a_stream(connection: Connection) -> None:
+        stream = await connection.open_stream()
+        await stream.send_all(b"hello")
+        with trio.fail_after(5):
+            await stream.receive_some()
+
+    def no_memory(*arguments: object) -> None:
+        raise OSError(12, "no memory")
+
+    run(main)

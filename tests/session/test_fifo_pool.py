@@ -1,0 +1,224 @@
+"""An application's FIFOs: how connections share its memory, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from hoststack.native.fifo import Fifo
+from hoststack.session import fifo_pool, shared_fifo
+from hoststack.session.application import Application
+from hoststack.session.fifo_pool import FifoPool, FifoSize, PoolExhaustedError, SharedFifos
+from hoststack.session.shared_fifo import make_fifos_between
+
+#: What a stream with the usual configuration asks for.
+STREAM = [FifoSize(1 << 20, 32 << 10), FifoSize(1 << 20, 16 << 10)]
+GIB = 1 << 30
+
+
+class Owner:
+    """What has a share: a connection."""
+
+
+def sink(number: int, fd: int) -> None:
+    os.close(fd)
+
+
+def streams_of(pool: FifoPool, owner: Owner, most: int) -> list[list[Fifo]]:
+    """As many streams as an owner gets, `most` at most."""
+    made: list[list[Fifo]] = []
+    while len(made) < most:
+        try:
+            made.append(pool.make(STREAM, owner))
+        except PoolExhaustedError:
+            break
+    return made
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# --- shares ----------------------------------------------------------------------------------
+
+
+def test_a_connection_alone_has_streams_as_large_as_it_wants_them() -> None:
+    pool = FifoPool("test", 4 * GIB, sink)
+    streams = streams_of(pool, Owner(), 128)
+    assert len(streams) == 128
+    assert {fifo.size for fifos in streams for fifo in fifos} == {1 << 20}
+
+
+@pytest.mark.parametrize("connections", [10, 100])
+def test_greedy_connections_leave_room_for_others(connections: int) -> None:
+    """As many streams on each as they may, each with a byte in it that nobody reads."""
+    pool = FifoPool("test", GIB // 8, sink)
+    greedy = [Owner() for _ in range(connections)]
+    held = [streams_of(pool, owner, 64) for owner in greedy]
+    assert sum(map(len, held)) > connections
+    honest = [streams_of(pool, Owner(), 8) for _ in range(10)]
+    assert min(map(len, honest)) >= (8 if connections == 10 else 1)
+    # And what they have comes back.
+    del held
+    gc.collect()
+    del honest
+    gc.collect()
+    assert pool.used_bytes == 0
+    assert {fifo.size for fifo in pool.make(STREAM, Owner())} == {1 << 20}
+
+
+def test_what_the_application_asks_for_itself_has_no_share() -> None:
+    pool = FifoPool("test", 64 << 20, sink)
+    made = []
+    while pool.has_room_for(*(size.least_bytes for size in STREAM)):
+        made.append(pool.make(STREAM))
+    with pytest.raises(PoolExhaustedError, match="raise fifo-memory-bytes"):
+        pool.make(STREAM)
+    assert pool.used_bytes > (64 << 20) - sum(size.least_bytes + 4096 for size in STREAM)
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+class Nth:
+    """Fails with an error when it is called for the nth time, from 0."""
+
+    def __init__(self, real: Callable[..., Any], nth: int, error: Exception) -> None:
+        self._real = real
+        self._left = nth
+        self._error = error
+        self.has_failed = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self._left -= 1
+        if self._left == -1:
+            self.has_failed = True
+            # Another one each time: it keeps what its traceback refers to.
+            raise type(self._error)(*self._error.args)
+        return self._real(*arguments, **options)
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, nth: int) -> Iterator[Nth]:
+    error: Exception = OSError(errno.ENOMEM, "no memory")
+    if name == "Fifo":
+        error = MemoryError()
+    with monkeypatch.context() as patch:
+        one = Nth(getattr(owner, name), nth, error)
+        if name == "Fifo":
+            # Its static methods are used, too.
+            one.rounded_up, one.block_bytes = Fifo.rounded_up, Fifo.block_bytes  # type: ignore[attr-defined]
+        patch.setattr(owner, name, one)
+        yield one
+
+
+@pytest.mark.parametrize("name", ["make_segment", "map_segment", "Fifo"])
+@pytest.mark.parametrize("nth", range(4))
+def test_a_pair_is_made_as_a_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, name: str, nth: int
+) -> None:
+    pool = FifoPool("test", GIB, sink)
+    # Half a segment, so that there are several.
+    sizes = [FifoSize(fifo_pool.SEGMENT_BYTES // 2 - 4096, 4096)] * 3
+    gc.collect()
+    before = open_files()
+    with failing(monkeypatch, fifo_pool, name, nth) as failure:
+        try:
+            made = pool.make(sizes, Owner())
+        except (OSError, MemoryError):
+            assert failure.has_failed
+        else:
+            assert not failure.has_failed
+            del made
+    gc.collect()
+    # A segment that is mapped has a descriptor of its own, and is there for the next FIFO.
+    assert open_files() == before + len(pool._segments)
+    assert pool.used_bytes == 0
+    assert len(pool.make(sizes, Owner())) == 3
+
+
+@pytest.mark.parametrize("name", ["make_segment", "map_segment", "Fifo", "os.dup"])
+@pytest.mark.parametrize("nth", range(3))
+def test_fifos_between_two_applications_are_made_as_a_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, name: str, nth: int
+) -> None:
+    told: list[int] = []
+    applications, pools = [], []
+    for index in range(2):
+
+        def on_segment(number: int, fd: int, index: int = index) -> None:
+            told.append(index)
+            os.close(fd)
+
+        pool = FifoPool("test", GIB, on_segment)
+        application = Application("test")
+        application.is_remote = True
+        application.adopt_fifo = pool.adopt  # type: ignore[method-assign]
+        application.choose_sizes = pool.choose  # type: ignore[method-assign]
+        pools.append(pool)
+        applications.append(application)
+    sides: dict[Application, object | None] = {application: None for application in applications}
+    gc.collect()
+    before = open_files()
+    owner, _, function = name.rpartition(".")
+    with failing(monkeypatch, os if owner else shared_fifo, function, nth) as failure:
+        try:
+            made = make_fifos_between(sides, STREAM)
+        except (OSError, MemoryError):
+            assert failure.has_failed
+            assert not told
+        else:
+            assert not failure.has_failed
+            del made
+    gc.collect()
+    assert open_files() == before
+    assert [pool.used_bytes for pool in pools] == [0, 0]
+    assert len(make_fifos_between(sides, STREAM)) == 2
+
+
+def test_a_fifo_that_the_application_was_not_told_of_is_the_workers_alone() -> None:
+    pool = FifoPool("test", GIB, sink)
+    first, second = pool.make(STREAM)
+    pool.name_of(first)
+    del first, second
+    gc.collect()
+    assert pool.used_bytes == (1 << 20) + 4096
+
+
+# --- the application's side ------------------------------------------------------------------
+
+
+def test_a_process_without_room_for_a_segment_has_no_fifo_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released: list[fifo_pool.BlockName] = []
+    fifos = SharedFifos(released.append)
+    fds: list[int] = []
+    pool = FifoPool("test", GIB, lambda number, fd: fds.append(fd))
+    made = pool.make(STREAM)
+    names = [pool.name_of(fifo) for fifo in made]
+    before = open_files()
+    with failing(monkeypatch, fifo_pool, "map_segment", 0):
+        fifos.add_segment(names[0].segment, [os.dup(fds[0])])
+    assert open_files() == before
+    for name in names:
+        with pytest.raises(OSError, match="no memory"):
+            fifos.open(name)
+        fifos.give_up(name)
+    assert released == names
+    # One whose descriptor found no room.
+    fifos.add_segment(7, [])
+    with pytest.raises(OSError, match="too many open files"):
+        fifos.open(names[0]._replace(segment=7))
+    # What is there later is good.
+    fifos.add_segment(names[0].segment, [fds.pop()])
+    opened = fifos.open(names[0])
+    assert made[0].write(b"hello") == 5
+    assert opened.read(5) == b"hello"
+    assert fifos.open(names[0]) is opened
