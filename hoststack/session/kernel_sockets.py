@@ -269,6 +269,8 @@ class KernelSockets:
             application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
             return
         session = self._sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
+        # Of UDP peers there is a bound of its own, and those above it go again.
+        session.is_counting = isinstance(listener, TcpListener)
         if isinstance(listener, TcpListener):
             self._spawn(run_alone, application, self._accept_tcp, session, listener)
         else:
@@ -378,8 +380,6 @@ class KernelSockets:
     ) -> UdpConnection | None:
         session = self._sessions.get(listener.session)
         if not isinstance(session, ListenerSession):
-            return None
-        if session.is_full:
             return None
         application = session.application
         peers = self._udp_peers.setdefault(application, UdpPeers())

@@ -60,6 +60,8 @@ class ListenerSession(Session):
     context: ListenerContext
     untaken: int = 0
     """Connections that its application was told of and whose program has not taken them."""
+    is_counting: bool = field(default=True, init=False)
+    """Whether these are counted."""
     has_room: Callable[[], None] = field(default=lambda: None, init=False)
     """Called when one of them was taken."""
 
@@ -162,8 +164,8 @@ class SessionTable:
             session.connection.streams[session.handle] = session
             session.is_untaken = session.is_peers
         elif isinstance(session, ConnectionSession) and session.listener is not None:
-            session.is_untaken = True
-            session.listener.untaken += 1
+            session.is_untaken = session.listener.is_counting
+            session.listener.untaken += session.is_untaken
         return session
 
     def take(self, application: Application, handle: int) -> AnySession | None:

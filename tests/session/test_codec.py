@@ -20,7 +20,13 @@ from hoststack.session.codec import (
     decode_request,
     encode,
 )
-from hoststack.session.fifo_pool import BlockName, FifoPool, PoolExhaustedError, SharedFifos
+from hoststack.session.fifo_pool import (
+    BlockName,
+    FifoPool,
+    FifoSize,
+    PoolExhaustedError,
+    SharedFifos,
+)
 
 TLS = TlsConfig.self_signed(["localhost"])
 KNOWN = m.Known(Ticket(b"session", b"parameters", "h3", 2e9), b"")
@@ -150,16 +156,14 @@ def test_fifos_lie_in_segments_that_both_map() -> None:
     theirs = SharedFifos(done.append)
 
     def send(number: int, fd: int) -> None:
-        import os
-
         segments.append(number)
-        theirs.add_segment(number, os.dup(fd))
+        theirs.add_segment(number, [fd])
 
     pool = FifoPool("app", 1 << 20, send)
-    fifo = pool.make(5000)
+    (fifo,) = pool.make([FifoSize(5000, 5000)])
     name = pool.name_of(fifo)
     notice = m.StreamReady(1, 2, 3, 4, fifo, None)
-    read = decode_notice(encode(notice, pool.name_of), theirs.open)
+    read = decode_notice(encode(notice, pool.hand_out), theirs.open)
     assert isinstance(read, m.StreamReady)
     assert read.rx is not None
     fifo.write(b"hello")
@@ -167,7 +171,7 @@ def test_fifos_lie_in_segments_that_both_map() -> None:
     assert segments == [0]
 
     with pytest.raises(PoolExhaustedError, match="close streams"):
-        pool.make(1 << 20)
+        pool.make([FifoSize(1 << 20, 1 << 20)])
     assert pool.used_bytes > 0
     del read, notice
     assert done == [name]
@@ -176,7 +180,7 @@ def test_fifos_lie_in_segments_that_both_map() -> None:
     del fifo
     assert pool.used_bytes == 0
 
-    again = pool.make(5000)
+    (again,) = pool.make([FifoSize(5000, 5000)])
     assert pool.name_of(again) == name
     assert again.readable == 0
     assert segments == [0]

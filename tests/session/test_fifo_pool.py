@@ -185,7 +185,7 @@ def test_fifos_between_two_applications_are_made_as_a_whole_or_not_at_all(
 def test_a_fifo_that_the_application_was_not_told_of_is_the_workers_alone() -> None:
     pool = FifoPool("test", GIB, sink)
     first, second = pool.make(STREAM)
-    pool.name_of(first)
+    pool.hand_out(first)
     del first, second
     gc.collect()
     assert pool.used_bytes == (1 << 20) + 4096
@@ -202,7 +202,7 @@ def test_a_process_without_room_for_a_segment_has_no_fifo_of_it(
     fds: list[int] = []
     pool = FifoPool("test", GIB, lambda number, fd: fds.append(fd))
     made = pool.make(STREAM)
-    names = [pool.name_of(fifo) for fifo in made]
+    names = [pool.hand_out(fifo) for fifo in made]
     before = open_files()
     with failing(monkeypatch, fifo_pool, "map_segment", 0):
         fifos.add_segment(names[0].segment, [os.dup(fds[0])])
