@@ -1,11 +1,15 @@
-"""What changes about a connection as often as its peer likes: its path, and its largest datagram.
+"""What applications are told of a connection beside its life: news, and statistics.
 
-An application is told once, and again when it has taken that (EventCode.NOTED).
+What changes as often as a peer likes, its path and its largest datagram, an application is told
+once, and again when it has taken that (EventCode.NOTED).
 """
 
 from __future__ import annotations
 
+import errno
+
 from hoststack.session import messages as m
+from hoststack.session.application import Application
 from hoststack.session.session import ConnectionSession
 
 
@@ -27,3 +31,13 @@ def tell_news(session: ConnectionSession, *, at_once: bool = False) -> None:
         session.application.notify(
             m.DatagramsReady(session.handle, context.rx, context.tx, limit_bytes)
         )
+
+
+def tell_statistics(
+    application: Application, session: ConnectionSession | None, request: m.GetStatistics
+) -> None:
+    """Answer a request for a connection's statistics."""
+    if session is None:
+        application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
+    else:
+        application.notify(m.Statistics(request.token, session.context.statistics()))

@@ -381,3 +381,9 @@ class CutThrough:
         info: int | CloseInfo | None = None,
     ) -> None:
         self._events.append(Event(kind, context, info))
+
+
+def is_cut(context: StreamContext | ConnectionContext) -> bool:
+    """Whether its events come from cut-through: then the other application has taken the flag that
+    says who waits, and the one to be woken may have armed anew since."""
+    return isinstance(context, CutStream | CutConnection)

@@ -14,21 +14,21 @@ from hoststack.session.shared_fifo import make_fifos_between
 from hoststack.session.stream_opener import NO_ROOM
 
 #: Finds the session that a connection has or, before it has one, that of its listener.
-OwnerOf = Callable[[ConnectionContext], ConnectionSession | ListenerSession | None]
+PayerOf = Callable[[ConnectionContext], ConnectionSession | ListenerSession | None]
 
 
 class FifoMaker:
     """Makes FIFOs for the transports of one worker."""
 
-    def __init__(self, sessions: SessionTable, owner_of: OwnerOf) -> None:
+    def __init__(self, sessions: SessionTable, payer_of: PayerOf) -> None:
         self._sessions = sessions
-        self._owner_of = owner_of
+        self._payer_of = payer_of
 
     def make_stream_fifos(
         self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
     ) -> Fifos:
         """See EngineOwner."""
-        session = self._owner(connection)
+        session = self._payer(connection)
         if is_peers:
             self._check_sessions(session)
         config = connection.config
@@ -48,7 +48,7 @@ class FifoMaker:
         """See EngineOwner."""
         size_bytes = connection.config.datagram_fifo_bytes
         is_peers = connection.listener is not None
-        rx, tx = self._owner(connection).application.make_fifos(
+        rx, tx = self._payer(connection).application.make_fifos(
             [FifoSize(size_bytes, size_bytes)] * 2, connection if is_peers else None
         )
         return rx, tx
@@ -57,13 +57,13 @@ class FifoMaker:
         self, asking: CutConnection, other: CutConnection, sizes: Sequence[FifoSize]
     ) -> list[Fifo]:
         """FIFOs that two sides of a cut-through connection share; the first one asks for them."""
-        ours, theirs = self._owner(asking), self._owner(other)
+        ours, theirs = self._payer(asking), self._payer(other)
         if isinstance(theirs, ConnectionSession) and not self._sessions.may_open(theirs):
             raise OSError(errno.ENOMEM, NO_ROOM)
         return make_fifos_between({theirs.application: other, ours.application: None}, sizes)
 
-    def _owner(self, connection: ConnectionContext) -> ConnectionSession | ListenerSession:
-        session = self._owner_of(connection)
+    def _payer(self, connection: ConnectionContext) -> ConnectionSession | ListenerSession:
+        session = self._payer_of(connection)
         if session is None:
             raise OSError(errno.ESHUTDOWN, "nobody listens any more")
         return session

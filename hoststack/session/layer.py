@@ -30,9 +30,9 @@ from hoststack.quic.seam import (
 )
 from hoststack.session import messages as m
 from hoststack.session.application import Application
-from hoststack.session.connection_news import tell_news
+from hoststack.session.connection_news import tell_news, tell_statistics
 from hoststack.session.connector import Connector, Spawn
-from hoststack.session.cut_through import CutConnection, CutStream, CutThrough
+from hoststack.session.cut_through import CutConnection, CutStream, CutThrough, is_cut
 from hoststack.session.fifo_maker import FifoMaker
 from hoststack.session.kernel_sockets import KernelSockets, is_kernels
 from hoststack.session.listeners import Listeners
@@ -80,7 +80,7 @@ class SessionLayer:
         self.applications: list[Application] = []
         self.namespaces = Namespaces()
         self.rules = Rules()
-        fifos = FifoMaker(self.sessions, self._owner_of)
+        fifos = FifoMaker(self.sessions, self._payer)
         self.make_stream_fifos = fifos.make_stream_fifos
         self.make_datagram_fifos = fifos.make_datagram_fifos
         self.engine = make_engine(self)
@@ -197,7 +197,7 @@ class SessionLayer:
     # --- a turn's two halves -----------------------------------------------------------------
 
     def wants_turn(self) -> bool:
-        """Whether the last turn's events made the engine something to send; asked once."""
+        """Whether the last turn's events gave the engine something to send; asked once."""
         is_due, self._is_engine_due = self._is_engine_due, False
         return is_due
 
@@ -280,13 +280,13 @@ class SessionLayer:
         stream = session.context
         # Arm first, then look: what the application does after this sends a new signal. Cut-through
         # passes on what the two applications arm, and arms nothing for itself but what it says.
-        is_cut = _is_cut(session)
+        arms = not is_cut(stream)
         if code == m.EventCode.SENT and stream.tx is not None:
-            if not is_cut:
+            if arms:
                 stream.tx.arm_read()
             self._transport(stream.connection).send_ready(stream)
         elif code == m.EventCode.CONSUMED and stream.rx is not None:
-            if not is_cut:
+            if arms:
                 stream.rx.arm_write()
             self._transport(stream.connection).consumed(stream)
 
@@ -326,11 +326,9 @@ class SessionLayer:
         """See EngineOwner."""
         return self._migrator.path_to(connection, Endpoint(*remote))
 
-    def _owner_of(
-        self, connection: ConnectionContext
-    ) -> ConnectionSession | ListenerSession | None:
+    def _payer(self, context: ConnectionContext) -> ConnectionSession | ListenerSession | None:
         """In the middle of a turn a connection may have no session yet: then its listener has."""
-        return self._connection(connection) or self._listeners.receiver(connection)
+        return self._connection(context) or self._listeners.receiver(context)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -437,10 +435,7 @@ class SessionLayer:
 
     def _get_statistics(self, application: Application, request: m.GetStatistics) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
-        if session is None:
-            application.notify(m.Failed(request.token, errno.ENOTCONN, "the connection is closed"))
-        else:
-            application.notify(m.Statistics(request.token, session.context.statistics()))
+        tell_statistics(application, session, request)
 
     # --- events of connections ---------------------------------------------------------------
 
@@ -572,12 +567,12 @@ class SessionLayer:
 
     def _on_readable(self, session: StreamSession | ConnectionSession) -> None:
         rx = session.context.rx
-        if rx is not None and (_is_cut(session) or rx.take_read_armed()):
+        if rx is not None and (is_cut(session.context) or rx.take_read_armed()):
             session.application.raise_event(session.handle, m.EventCode.READABLE)
 
     def _on_writable(self, session: StreamSession | ConnectionSession) -> None:
         tx = session.context.tx
-        if tx is not None and (_is_cut(session) or tx.take_write_armed()):
+        if tx is not None and (is_cut(session.context) or tx.take_write_armed()):
             session.application.raise_event(session.handle, m.EventCode.WRITABLE)
 
     def _on_reset(self, session: StreamSession, code: int) -> None:
@@ -603,9 +598,3 @@ class SessionLayer:
         self.sessions.remove(session)
         if isinstance(session.context, CutStream):
             session.context.let_go()
-
-
-def _is_cut(session: StreamSession | ConnectionSession) -> bool:
-    """Whether its events come from cut-through: then the other application has taken the flag
-    that says who waits, and the one to be woken may have armed anew since."""
-    return isinstance(session.context, CutStream | CutConnection)
