@@ -12,7 +12,10 @@ from hoststack.quic.aioquic_accept import Admitted
 from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.quic.seam import Fifos
 
-_VERSION_2: Final = int(QuicProtocolVersion.VERSION_2).to_bytes(4, "big")
+_TYPES_OF_0RTT: Final = {
+    int(version).to_bytes(4, "big"): kind
+    for version, kind in ((QuicProtocolVersion.VERSION_1, 1), (QuicProtocolVersion.VERSION_2, 2))
+}
 
 
 def accepted_connection(
@@ -71,6 +74,6 @@ def has_read_hello(connection: HostConnection) -> bool:
 
 
 def is_0rtt(data: bytes) -> bool:
-    """Whether a datagram with a long header begins with a 0-RTT packet: type 1, in version 2 type 2
-    (RFC 9000 section 17.2, RFC 9369 section 3.2)."""
-    return data[0] >> 4 & 3 == (2 if data[1:5] == _VERSION_2 else 1)
+    """Whether a datagram with a long header begins with a 0-RTT packet of a version that is spoken
+    here: type 1, in version 2 type 2 (RFC 9000 section 17.2, RFC 9369 section 3.2)."""
+    return data[0] >> 4 & 3 == _TYPES_OF_0RTT.get(data[1:5])

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -142,13 +143,17 @@ def test_later_parts_alone_begin_no_connection(engine: str) -> None:
 # --- 0-RTT ---
 
 
+def is_0rtt(data: bytes) -> bool:
+    """Whether a datagram is nothing but 0-RTT; its type has another number in version 2."""
+    return data[0] & 0xF0 == (0xD0 if data[1:5] == bytes((0, 0, 0, 1)) else 0xE0)
+
+
 def early(flight: Datagrams) -> Datagrams:
-    """The datagrams that are nothing but 0-RTT."""
-    return [each for each in flight if each[0][0] & 0xF0 == 0xD0]
+    return [each for each in flight if is_0rtt(each[0])]
 
 
 def others(flight: Datagrams) -> Datagrams:
-    return [each for each in flight if each[0][0] & 0xF0 != 0xD0]
+    return [each for each in flight if not is_0rtt(each[0])]
 
 
 RULES: dict[str, Rule] = {
@@ -181,8 +186,9 @@ async def server_on(network: MemoryNetwork, engine: Any, config: QuicConfig) -> 
         nursery.cancel_scope.cancel()
 
 
-def client_on(network: MemoryNetwork) -> AbstractAsyncContextManager[Stack]:
-    return hoststack.open_stack(link=network.link(CLIENT), engine="native", config=EARLY)
+def client_on(network: MemoryNetwork, version: int) -> AbstractAsyncContextManager[Stack]:
+    config = replace(EARLY, version=version)
+    return hoststack.open_stack(link=network.link(CLIENT), engine="native", config=config)
 
 
 async def ask(client: Stack, tls: TlsConfig, data: bytes) -> Connection:
@@ -196,17 +202,21 @@ async def ask(client: Stack, tls: TlsConfig, data: bytes) -> Connection:
         return connection
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "version"), [*((rule, 1) for rule in RULES), ("the Initial last", 2)]
+)
 @pytest.mark.parametrize("retry", [None, 0], ids=["at once", "after Retry"])
 @pytest.mark.parametrize("server_engine", ["native", "aioquic"])
-def test_0rtt_waits_for_its_client_hello(server_engine: str, rule: str, retry: int | None) -> None:
+def test_0rtt_waits_for_its_client_hello(
+    server_engine: str, rule: str, retry: int | None, version: int
+) -> None:
     async def main() -> None:
         network, cache = Reordering(), SessionCache()
         tls = TlsConfig(verify=False, sessions=cache)
         config = QuicConfig(early_data=True, retry_above_half_open=retry)
         async with (
             server_on(network, server_engine, config) as (stack, seen),
-            client_on(network) as client,
+            client_on(network, version) as client,
             trio.open_nursery() as nursery,
         ):
             await ask(client, tls, b"first")

@@ -15,7 +15,7 @@ from aioquic.quic.packet import encode_quic_version_negotiation, pull_quic_heade
 
 import hoststack
 from hoststack import ConnectError, Connection, QuicConfig, SessionCache, TlsConfig
-from hoststack.link.base import Path
+from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryNetwork
 from tests.quic.test_stock_aioquic import client_configuration, server_configuration
 from tests.support.stock_peer import StockPeer
@@ -276,6 +276,31 @@ def test_ciphers_after_a_client_began_again(engine: Any, cipher: Any) -> None:
                 await stream.send_eof()
                 assert await peer.stream_ends(stream.stream_id) == bytes(20_000)
             nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+@pytest.mark.parametrize("first", range(0xC0, 0x100, 0x10))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_unknown_version_is_answered_whatever_its_types_are(engine: Any, first: int) -> None:
+    """RFC 8999: nothing is known of a version's packets but the connection IDs."""
+
+    async def main() -> None:
+        network = Watched()
+        client = network.link(CLIENT)
+        async with (
+            hoststack.open_stack(link=network.link(SERVER), engine=engine) as stack,
+            await stack.listen(URI, tls=TLS),
+        ):
+            port = client.open_port(Endpoint("0.0.0.0", 0)).port
+            path = await client.connect_path(port, Endpoint(SERVER, PORT))
+            ids = bytes((8,)) + b"original" + bytes((5,)) + b"other"
+            client.send([(bytes((first,)) + UNKNOWN.to_bytes(4, "big") + ids + bytes(1200), path)])
+            await trio.sleep(1)
+            ((answer, _, _),) = client.receive()
+            assert answer[1:5] == bytes(4)
+            assert answer[5:20] == bytes((5,)) + b"other" + bytes((8,)) + b"original"
+            assert stack.counters().dropped == {"unknown_version": 1}
 
     run(main)
 
