@@ -14,6 +14,22 @@ socklen_t hs_address_bytes(const union hs_address *address)
 	return address->any.sa_family == AF_INET ? sizeof(address->v4) : sizeof(address->v6);
 }
 
+void hs_address_fill(union hs_address *out, uint8_t ip_version, const uint8_t *ip, uint16_t port,
+		     uint32_t scope)
+{
+	memset(out, 0, sizeof(*out));
+	if (ip_version == 4) {
+		out->v4.sin_family = AF_INET;
+		out->v4.sin_port = htons(port);
+		memcpy(&out->v4.sin_addr, ip, 4);
+	} else {
+		out->v6.sin6_family = AF_INET6;
+		out->v6.sin6_port = htons(port);
+		out->v6.sin6_scope_id = scope;
+		memcpy(&out->v6.sin6_addr, ip, 16);
+	}
+}
+
 static uint32_t round_up(uint32_t n)
 {
 	uint32_t size = LEAST_BUCKETS;

@@ -154,6 +154,16 @@ void hs_park(struct hs_quic *q, const struct hs_received *datagram)
 	q->parked_count++;
 }
 
+/* The way of an answer: the datagram's path, or, while that is not known, simply back. NULL if there is
+ * none yet. */
+static struct hs_path *way_back(struct hs_quic *q, const struct hs_received *datagram,
+				struct hs_path *room)
+{
+	if (datagram->path)
+		return datagram->path;
+	return q->wire->verbs->reverse(q->wire, datagram->key, room) ? NULL : room;
+}
+
 /* RFC 9000 section 6.1. */
 void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		       const ngtcp2_version_cid *ids)
@@ -168,16 +178,17 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		drop(q, HS_QUIC_DROP_TOO_SHORT);
 		return;
 	}
-	if (!datagram->path) {
+	struct hs_path back, *path = way_back(q, datagram, &back);
+	if (!path) {
 		hs_park(q, datagram);
 		return;
 	}
 	drop(q, HS_QUIC_DROP_UNKNOWN_VERSION);
-	uint8_t *out = find_listener(q, &datagram->path->local) ? reserve(q, &room) : NULL;
+	uint8_t *out = find_listener(q, &path->local) ? reserve(q, &room) : NULL;
 	if (!out || gnutls_rnd(GNUTLS_RND_NONCE, &random, 1))
 		return;
 	q->counters.version_negotiations +=
-		(uint64_t)commit(q, datagram->path,
+		(uint64_t)commit(q, path,
 				 ngtcp2_pkt_write_version_negotiation(
 					 out, room, random, ids->scid, ids->scidlen, ids->dcid,
 					 ids->dcidlen, hs_versions,
@@ -208,7 +219,8 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 		return;
 	if (!may_reset(q))
 		return;
-	if (!datagram->path) {
+	struct hs_path back, *path = way_back(q, datagram, &back);
+	if (!path) {
 		hs_park(q, datagram);
 		return;
 	}
@@ -224,7 +236,7 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 	    gnutls_rnd(GNUTLS_RND_NONCE, random, sizeof(random)))
 		return;
 	q->counters.stateless_resets +=
-		(uint64_t)commit(q, datagram->path,
+		(uint64_t)commit(q, path,
 				 ngtcp2_pkt_write_stateless_reset(
 					 out, room, token, random,
 					 bytes - NGTCP2_STATELESS_RESET_TOKENLEN));
@@ -379,6 +391,28 @@ void hs_take_early(struct hs_connection *c, const struct hs_received *datagram,
 		read_early(c, datagram);
 }
 
+/* A first packet of an address that nobody has proven: most of a flood is answered here, without a
+ * path. Returns whether it is done with. */
+static int answer_stranger(struct hs_quic *q, const struct hs_received *datagram)
+{
+	struct hs_path back;
+	ngtcp2_token_type type;
+	ngtcp2_cid original_dcid;
+	ngtcp2_pkt_hd hd;
+	if (q->wire->verbs->reverse(q->wire, datagram->key, &back))
+		return 0;
+	struct hs_listener *listener = find_listener(q, &back.local);
+	if (!listener) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+		return 1;
+	}
+	if (ngtcp2_accept(&hd, datagram->data, datagram->bytes)) {
+		drop(q, HS_QUIC_DROP_MALFORMED);
+		return 1;
+	}
+	return examine_token(q, listener, &back, &hd, &original_dcid, &type) != 0;
+}
+
 void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
 		     const ngtcp2_version_cid *ids)
 {
@@ -403,9 +437,9 @@ void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
 		drop(q, HS_QUIC_DROP_NO_LISTENER);
 	} else if (datagram->bytes < LEAST_INITIAL_BYTES) {
 		drop(q, HS_QUIC_DROP_TOO_SHORT);
-	} else if (!datagram->path) {
-		hs_park(q, datagram);
-	} else {
+	} else if (datagram->path) {
 		take_initial(q, datagram);
+	} else if (!answer_stranger(q, datagram)) {
+		hs_park(q, datagram);
 	}
 }

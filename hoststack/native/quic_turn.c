@@ -513,29 +513,13 @@ void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id)
 	}
 }
 
-static void fill_address(union hs_address *out, uint8_t ip_version, const uint8_t *ip,
-			 uint16_t port, uint32_t scope)
-{
-	memset(out, 0, sizeof(*out));
-	if (ip_version == 4) {
-		out->v4.sin_family = AF_INET;
-		out->v4.sin_port = htons(port);
-		memcpy(&out->v4.sin_addr, ip, 4);
-	} else {
-		out->v6.sin6_family = AF_INET6;
-		out->v6.sin6_port = htons(port);
-		out->v6.sin6_scope_id = scope;
-		memcpy(&out->v6.sin6_addr, ip, 16);
-	}
-}
-
 int64_t hs_quic_add_path(struct hs_quic *q, uint8_t ip_version, const uint8_t *local_ip,
 			 uint16_t local_port, const uint8_t *remote_ip, uint16_t remote_port,
 			 uint32_t scope)
 {
 	union hs_address local, remote;
-	fill_address(&local, ip_version, local_ip, local_port, 0);
-	fill_address(&remote, ip_version, remote_ip, remote_port, scope);
+	hs_address_fill(&local, ip_version, local_ip, local_port, 0);
+	hs_address_fill(&remote, ip_version, remote_ip, remote_port, scope);
 	struct hs_path *path = hs_paths_add(&q->wire->paths, &local, &remote);
 	return path ? (int64_t)path->id : -1;
 }
@@ -554,8 +538,11 @@ uint32_t hs_quic_path_count(struct hs_quic *q)
 void hs_path_set_key(struct hs_quic *q, uint32_t id, const uint8_t *key)
 {
 	struct hs_path *path = hs_quic_path(q, id);
-	if (path)
-		hs_paths_set_key(&q->wire->paths, path, key);
+	if (!path)
+		return;
+	hs_paths_set_key(&q->wire->paths, path, key);
+	memcpy(q->wire->admitted, key, HS_PATH_KEY_BYTES);
+	q->wire->has_admitted = 1;
 }
 
 void hs_path_set_size(struct hs_quic *q, uint32_t id, uint32_t max_datagram_bytes)

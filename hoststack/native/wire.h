@@ -77,6 +77,9 @@ void hs_paths_set_key(struct hs_paths *paths, struct hs_path *path, const uint8_
 /* What comes with its key is of no known path then, until it is given one again. */
 void hs_paths_drop_key(struct hs_paths *paths, struct hs_path *path);
 socklen_t hs_address_bytes(const union hs_address *address);
+/* `ip` is 4 or 16 bytes, the port in host byte order. */
+void hs_address_fill(union hs_address *out, uint8_t ip_version, const uint8_t *ip, uint16_t port,
+		     uint32_t scope);
 
 /* A datagram that came. `data` is good until the wire's `release`. */
 struct hs_received {
@@ -102,6 +105,10 @@ struct hs_wire_verbs {
 	void (*commit)(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn);
 	/* Hand over what was committed. Returns how many datagrams have to wait for the way out. */
 	int (*flush)(struct hs_wire *wire);
+	/* Fill in a path for answers to a datagram of the last `receive` whose path is not known: back to
+	 * where it came from. It is good for `commit` alone, until the next `receive`. Returns 0, or -1 if
+	 * it has to be looked up first. */
+	int (*reverse)(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
 	/* The engine that it was given to is gone. */
 	void (*free)(struct hs_wire *wire);
 };
@@ -119,6 +126,8 @@ struct hs_wire {
 	const struct hs_wire_verbs *verbs;
 	struct hs_paths paths;
 	struct hs_wire_counters counters;
+	uint8_t admitted[HS_PATH_KEY_BYTES]; /* the key of the path that was looked up last */
+	uint8_t has_admitted;
 };
 
 #endif

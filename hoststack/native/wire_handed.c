@@ -63,6 +63,12 @@ static int flush(struct hs_wire *wire)
 	return 0;
 }
 
+static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+	(void)wire, (void)key, (void)out;
+	return -1; /* all paths are known here */
+}
+
 static void free_wire(struct hs_wire *wire)
 {
 	struct handed_wire *w = (struct handed_wire *)wire;
@@ -71,7 +77,7 @@ static void free_wire(struct hs_wire *wire)
 	free(w);
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, free_wire };
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, reverse, free_wire };
 
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths)
 {

@@ -45,6 +45,7 @@ struct udp_wire {
 	int message_count, message_at;
 	uint32_t message_offset;
 	uint16_t message_port;
+	int message_fd;
 	struct mmsghdr messages[RX_MESSAGES];
 	struct iovec parts[RX_MESSAGES];
 	union hs_address remotes[RX_MESSAGES];
@@ -226,6 +227,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 		w->message_at = 0;
 		w->message_offset = 0;
 		w->message_port = w->ports[i];
+		w->message_fd = w->fds[i];
 		given = give_out(w, out, budget);
 	}
 	return given;
@@ -417,6 +419,17 @@ static int flush(struct hs_wire *wire)
 	return w->out_count - w->first_out;
 }
 
+static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+	struct udp_wire *w = own(wire);
+	*out = (struct hs_path){ .max_datagram_bytes = TX_DATAGRAM_BYTES, .fd = w->message_fd };
+	memcpy(&out->flow, key, sizeof(out->flow));
+	hs_address_fill(&out->local, out->flow.ip_version, out->flow.local_ip, w->message_port, 0);
+	hs_address_fill(&out->remote, out->flow.ip_version, out->flow.remote_ip,
+			out->flow.remote_port, out->flow.remote_scope);
+	return 0;
+}
+
 /* --- beginning and end ------------------------------------------------------------------------ */
 
 static void free_wire(struct hs_wire *wire)
@@ -428,7 +441,7 @@ static void free_wire(struct hs_wire *wire)
 	free(w);
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, free_wire };
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, reverse, free_wire };
 
 struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments)
 {

@@ -12,6 +12,8 @@
 enum {
 	DETACHED_BYTES = 4096,
 	TX_ROOM = 2 * HS_WIRE_BURST, /* frames in hand: a burst, and answers without a connection */
+	ANSWER_BYTES = 1200, /* every path of QUIC's carries so much */
+	HOP_LIMIT = 64, /* what the kernel uses (RFC 1700) */
 };
 
 _Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_TX_NO_NEXT_HOP,
@@ -194,6 +196,31 @@ static int flush(struct hs_wire *wire)
 	return w->committed;
 }
 
+/* Whether a flow is for this machine only Python knows: it was asked about another one to the same
+ * address. */
+static int is_for_us(const struct hs_wire *wire, const struct hs_frame_flow *flow)
+{
+	struct hs_frame_flow known;
+	memcpy(&known, wire->admitted, sizeof(known));
+	return wire->has_admitted && known.ip_version == flow->ip_version &&
+	       !memcmp(known.local_mac, flow->local_mac, sizeof(known.local_mac)) &&
+	       !memcmp(known.local_ip, flow->local_ip, sizeof(known.local_ip));
+}
+
+static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+	struct hs_frame_flow flow;
+	memcpy(&flow, key, sizeof(flow));
+	int is_group = flow.remote_mac[0] & 1; /* no host's address */
+	*out = (struct hs_path){ .max_datagram_bytes = ANSWER_BYTES, .fd = -1, .has_header = 1 };
+	if (is_group || !is_for_us(wire, &flow) ||
+	    hs_frame_header_init(&out->header, &flow, HOP_LIMIT, 0))
+		return -1;
+	hs_address_fill(&out->local, flow.ip_version, flow.local_ip, flow.local_port, 0);
+	hs_address_fill(&out->remote, flow.ip_version, flow.remote_ip, flow.remote_port, 0);
+	return 0;
+}
+
 static void free_wire(struct hs_wire *wire)
 {
 	/* The frames in hand go with the UMEM. */
@@ -202,7 +229,7 @@ static void free_wire(struct hs_wire *wire)
 	free(own(wire));
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, free_wire };
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, reverse, free_wire };
 
 struct hs_wire *hs_wire_xdp_new(const void *verbs, const uint64_t *sockets, int count, void *umem,
 				size_t umem_bytes, uint32_t frame_bytes, uint32_t max_paths)

@@ -7,6 +7,7 @@ bench/half_open.py's to measure.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,7 +21,9 @@ from hoststack import QuicConfig, Stack, TlsConfig
 from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.aioquic_retry import RetryTokens
+from tests.support.checksummed import udp_frame
 from tests.support.initials import Initials, read_retry
+from tests.support.netns import VethPair
 from tests.support.streams import exchange
 
 SERVER, CLIENT, ATTACKER = "10.0.0.1", "10.0.0.2", "10.0.0.66"
@@ -30,6 +33,8 @@ TLS = TlsConfig.self_signed(["localhost"])
 TRUSTING = TlsConfig(verify=False)
 RTT_S = 0.02
 PER_SECOND = 2000
+PATIENCE_S = 60
+ETH_P_IP = 0x0800
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -317,3 +322,65 @@ def test_a_client_goes_on_after_retry() -> None:
             await exchange(connected, accepted, bytes(100_000))
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# --- over real links ---
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("link", ["af_xdp", "udp"])
+def test_strangers_are_answered_without_a_path(veth_pair: VethPair, link: Any, engine: str) -> None:
+    """Each answer goes back to where its datagram came from: paths for all would fill the table."""
+    if engine != "native":
+        pytest.skip("aioquic's links make a path for each datagram")
+    here, there = veth_pair.a, veth_pair.b
+    here.ip("route", "add", "default", "via", there.ipv4)
+    macs, count = here.mac + there.mac, 100
+    initials = Initials()
+    config = QuicConfig(retry_above_half_open=0)
+    with there.inside():
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
+        wire.bind((there.ifname, ETH_P_IP))
+        wire.setblocking(False)
+
+    async def ask(data: bytes, source: str, port: int) -> bytes:
+        """Send a datagram; the answer's."""
+        ends = (source, here.ipv4)
+        wire.send(udp_frame(data, macs=macs, hosts=ends, ports=(5555, port)))
+        while True:
+            await trio.lowlevel.wait_readable(wire)
+            frame = wire.recv(2048)
+            # Behind the Ethernet header: IPv4's addresses, and UDP's payload.
+            if frame[26:34] == socket.inet_aton(here.ipv4) + socket.inet_aton(source):
+                return frame[42:]
+
+    async def main() -> None:
+        async with (
+            hoststack.open_stack(here.ifname, link=link, config=config) as stack,
+            await stack.listen(f"quic://{here.ipv4}:0", tls=TLS) as listener,
+        ):
+            port = listener.local[1]
+            for number in range(count):
+                answer = await ask(initials.first(), f"10.200.1.{number + 1}", port)
+                assert read_retry(answer) is not None
+            unknown = bytearray(initials.first())
+            unknown[1:5] = bytes.fromhex("1a2a3a4a")
+            assert (await ask(bytes(unknown), "10.200.2.1", port))[1:5] == bytes(4)
+            # Over AF_XDP the first one's is looked up, to know that its destination is this host.
+            worker: Any = stack
+            assert len(worker._worker.layer.engine._paths.by_id) <= 1
+            # Who answers has a path.
+            retry = read_retry(await ask(initials.first(), "10.200.3.1", port))
+            assert retry is not None
+            again = initials.packet(retry.scid, retry.token)
+            assert (await ask(again, "10.200.3.1", port))[0] & 0xF0 == 0xC0
+            counters = stack.counters()
+            assert (counters.retries, counters.half_open) == (count + 1, 1)
+            assert counters.dropped == {"unknown_version": 1}
+
+    async def in_time() -> None:
+        with trio.fail_after(PATIENCE_S):
+            await main()
+
+    with wire, here.inside():
+        trio.run(in_time)
