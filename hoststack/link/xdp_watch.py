@@ -22,7 +22,7 @@ class Setup(NamedTuple):
     ifindex: int
     queues: int
     program_id: int | None
-    """None where another process keeps the program."""
+    """None where another process keeps the program, and looks after it and the queues."""
     namespace: int
     """The network namespace that it is in (`current_namespace`)."""
 
@@ -38,8 +38,10 @@ class Setup(NamedTuple):
                 f"{self.interface} is gone from this network namespace: it was deleted, or moved "
                 "to another one"
             )
+        if self.program_id is None:
+            return ""
         try:
-            if self.program_id is not None and not any(
+            if not any(
                 program.program_id == self.program_id for program in pyxdp.attached_programs(name)
             ):
                 return f"the steering program was taken off {name}"
