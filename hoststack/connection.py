@@ -14,7 +14,7 @@ from cryptography import x509
 from hoststack.datagrams import Datagrams
 from hoststack.errors import ConnectionClosedError, MigrationError
 from hoststack.link.base import Endpoint
-from hoststack.quic.seam import ABORTED_CODE, CloseInfo, EarlyData
+from hoststack.quic.seam import ABORTED_CODE, MAX_REASON_CHARACTERS, CloseInfo, EarlyData
 from hoststack.session import messages as m
 from hoststack.stream import ReceiveStream, SendStream, Stream
 
@@ -298,8 +298,10 @@ class Connection(trio.abc.AsyncResource):
         """Close at once, without waiting for acknowledgements; never blocks.
 
         A `code` of 0 becomes `ABORTED_CODE` where a `send_all` was interrupted on a stream that is
-        still open: what was sent on it is not all.
+        still open: what was sent on it is not all. Of the reason the first MAX_REASON_CHARACTERS go
+        out, and what UTF-8 does not have, lone surrogates, as question marks.
         """
+        reason = reason[:MAX_REASON_CHARACTERS].encode(errors="replace").decode()
         self._is_closing = True
         self._datagrams.close()
         if self._info is None:

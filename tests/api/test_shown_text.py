@@ -71,6 +71,18 @@ def test_the_reason_of_a_close_is_raw_and_its_exception_is_not(stack_of: str) ->
     on_both_sides(stack_of, main)
 
 
+@pytest.mark.parametrize("stack_of", ["embedded", "attached"])
+def test_a_reason_that_no_message_takes_is_made_to_fit(stack_of: str) -> None:
+    async def main(connection: hoststack.Connection, accepted: hoststack.Connection) -> None:
+        connection.close_now(7, "\ud800" + "x" * 10_000)
+        info = await accepted.wait_closed()
+        assert (info.code, info.by_peer) == (7, True)
+        assert info.reason.startswith("?xxx")
+        assert len(info.reason) <= MAX_REASON_CHARACTERS
+
+    on_both_sides(stack_of, main)
+
+
 @pytest.mark.parametrize("code", [0x128, 0x178, 2, 0x10A])
 @pytest.mark.parametrize("by_peer", [False, True])
 def test_why_a_handshake_failed(code: int, by_peer: bool) -> None:
