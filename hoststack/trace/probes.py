@@ -165,11 +165,20 @@ def attach(pids: Collection[int]) -> Iterator[Probes]:
         for pid in pids:
             program["pids"][ctypes.c_uint32(pid)] = ctypes.c_uint8(1)
         for path in files or _own_engine():
-            program.attach_uprobe(name=str(path), sym=_TURN, fn_name="turn_begins")
-            program.attach_uretprobe(name=str(path), sym=_TURN, fn_name="turn_ends")
+            _attach_to(program, path)
         yield Probes(program, sorted(pid for users in files.values() for pid in users))
     finally:
         program.cleanup()
+
+
+def _attach_to(program: Any, path: Path) -> None:
+    try:
+        program.attach_uprobe(name=str(path), sym=_TURN, fn_name="turn_begins")
+        program.attach_uretprobe(name=str(path), sym=_TURN, fn_name="turn_ends")
+    except Exception as error:  # bcc raises bare ones
+        if path.exists():
+            raise OSError(errno.EIO, f"{path} can't be traced: {error}") from None
+        # The container or process that it was seen through has ended while bcc compiled.
 
 
 def _import_bcc() -> Any:

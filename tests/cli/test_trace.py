@@ -318,6 +318,19 @@ def test_an_engine_in_another_mount_namespace(tmp_path: Path) -> None:
             process.kill()
 
 
+def test_a_file_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+    """Its processes ended while bcc compiled; what is there and can't be traced is told."""
+
+    class Program:
+        def attach_uprobe(self, **_: object) -> None:
+            raise Exception("could not determine address of symbol")
+
+    probes._attach_to(Program(), tmp_path / "gone.so")
+    (tmp_path / "there.so").touch()
+    with pytest.raises(OSError, match=r"there\.so can't be traced: could not determine"):
+        probes._attach_to(Program(), tmp_path / "there.so")
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine whose kernel has no headers, and where nothing is installed but what is here."""
