@@ -15,6 +15,7 @@ import os
 import random
 import re
 import select
+import signal
 import socket
 import struct
 import sys
@@ -390,6 +391,11 @@ def be_evil(path: str, seed: int, target: tuple[str, int], end: float) -> Counte
     return done
 
 
+def ignore_own_signals() -> None:
+    """Ignore SIGIO, which `Evil` may have asked to be sent: it would end this process."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+
+
 class Good:
     """Well-behaved applications: how many rounds, and how long the longest took."""
 
@@ -453,6 +459,7 @@ async def _run(daemon: Daemon, seed: int, seconds: float) -> tuple[Good, Counter
 
 def fuzz(seed: int, seconds: float, engine: str = "auto") -> Iterator[str]:
     """Runs it; what there is to say. Raises AssertionError for what must not be."""
+    ignore_own_signals()
     memory = ("--fifo-memory-bytes", str(64 << 20))
     with run_daemon("--workers", "2", *memory, "--engine", engine) as daemon:
         pids = [daemon.worker_pid(index) for index in range(2)]

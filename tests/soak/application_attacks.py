@@ -24,7 +24,7 @@ import trio
 
 import hoststack
 from hoststack.session.channel import ChannelClosedError
-from tests.daemon.fuzz_application import Evil, be_evil
+from tests.daemon.fuzz_application import Evil, be_evil, ignore_own_signals
 
 #: Arrays in arrays, deeper than any decoder that recurses follows.
 DEEP: Final = b"\x91" * 3000 + b"\x01"
@@ -177,6 +177,7 @@ ATTACKS: Final[dict[str, Callable[[Target, float], Counter[str]]]] = {
 
 
 def main() -> None:
+    ignore_own_signals()
     name, api, cli, host, port, hostile_uri, seconds = sys.argv[1:]
     target = Target(api, cli, (host, int(port)), hostile_uri)
     done = ATTACKS[name](target, time.monotonic() + float(seconds))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,6 +48,15 @@ class Held:
         return f"process {self.pid}: {self.files} files, {self.resident_bytes >> 20} MiB"
 
 
+def open_files(pid: int) -> str:
+    """What a process has open, by kind."""
+    kinds: Counter[str] = Counter()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            kinds[re.sub(r"[\d:\[\]]+", "", os.readlink(path))] += 1
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
 def held(daemon: Daemon, workers: int) -> list[Held]:
     """Of the supervisor and of each worker."""
     pids = [daemon.process.pid, *(daemon.worker_pid(index) for index in range(workers))]
@@ -66,6 +77,8 @@ def wait_until_back(
         if all(one.is_back_at(other, more_bytes) for one, other in zip(now, before, strict=True)):
             break
         lines = "\n".join(f"{other}; now {one}" for one, other in zip(now, before, strict=True))
-        assert time.monotonic() < end, f"not given back:\n{lines}"
+        if time.monotonic() > end:
+            files = "\n".join(f"process {one.pid}: {open_files(one.pid)}" for one in now)
+            raise AssertionError(f"not given back:\n{lines}\n{files}")
         time.sleep(0.5)
     say("held: " + "; ".join(map(str, now)))
