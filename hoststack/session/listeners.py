@@ -10,7 +10,7 @@ import errno
 from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.link.zones import on_interface
@@ -73,7 +73,10 @@ class Listeners:
         self._local: dict[tuple[str, Endpoint], _Point] = {}
         self._by_context: dict[ListenerContext, _Point] = {}
         self._by_session: dict[ListenerSession, list[_Point]] = {}
-        self._chosen: WeakKeyDictionary[ConnectionContext, ListenerSession] = WeakKeyDictionary()
+        # Weak both ways: a connection may outlive the application that listened.
+        self._chosen: WeakKeyDictionary[ConnectionContext, ref[ListenerSession]] = (
+            WeakKeyDictionary()
+        )
 
     def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
         """Listen in each scope that the application has, or join others of its group there."""
@@ -179,13 +182,15 @@ class Listeners:
 
     def receiver(self, connection: ConnectionContext) -> ListenerSession | None:
         """Who gets a connection that has come, the same one each time; None if all are gone."""
-        chosen = self._chosen.get(connection)
+        found = self._chosen.get(connection)
+        chosen = None if found is None else found()
         if chosen in self._by_session:
             return chosen
         point = self._by_context.get(connection.listener) if connection.listener else None
         if point is None:
             return None
-        receiver = self._chosen[connection] = point.next_receiver()
+        receiver = point.next_receiver()
+        self._chosen[connection] = ref(receiver)
         return receiver
 
     # --- local scope -------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Session:
         self.state = state
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ListenerSession(Session):
     context: ListenerContext
     untaken: int = 0

@@ -218,6 +218,8 @@ class TcpConnection:
             self._socket.close()
             self._tell(self.stream, EventKind.STREAM_CLOSED, None)
             self._told_closed(info)
+            # They know each other: a cycle would keep the FIFOs until some garbage collection.
+            self.stream = None
 
     async def _receive(self, stream: TcpStream) -> None:
         while True:

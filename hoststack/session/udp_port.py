@@ -56,6 +56,14 @@ class _Left(enum.Enum):
     OTHERS_TURN = enum.auto()
 
 
+def _accept_nobody(local: Address, peer: Address) -> None:
+    """Give no endpoint to any peer."""
+
+
+def _allow_all(peer: Address) -> bool:
+    return True
+
+
 class UdpPort:
     """One port. `accept(local, peer)` gives the endpoint of a peer that has none, or None if it is
     to have none; `allows(peer)` says whether the only endpoint may talk to one. Endpoints of peers
@@ -125,6 +133,9 @@ class UdpPort:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
             self._scope.cancel()
+            # Both may know the port: a cycle would keep an application's memory until some garbage
+            # collection.
+            self._accept, self._allows = _accept_nobody, _allow_all
 
     async def run(self) -> None:
         """Until nobody needs the socket."""
@@ -356,8 +367,8 @@ class UdpPorts:
         remote: Address | None = None,
         *,
         idle_s: float = 0,
-        accept: Callable[[Address, Address], UdpConnection | None] = lambda local, peer: None,
-        allows: Callable[[Address], bool] = lambda peer: True,
+        accept: Callable[[Address, Address], UdpConnection | None] = _accept_nobody,
+        allows: Callable[[Address], bool] = _allow_all,
     ) -> UdpPort:
         """Take a port, for one peer if there is a `remote`; port 0 picks a free one. See UdpPort
         for the rest. Raises OSError."""
