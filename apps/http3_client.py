@@ -210,7 +210,7 @@ async def _get_all(arguments: argparse.Namespace, targets: Sequence[Target]) -> 
     for target in targets:
         by_host.setdefault(target.authority, []).append(target)
     async with (
-        hoststack.open_stack(engine=arguments.engine, config=config) as stack,
+        hoststack.open_stack(link="udp", engine=arguments.engine, config=config) as stack,
         trio.open_nursery() as nursery,
     ):
         for group in by_host.values():

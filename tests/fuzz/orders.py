@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -427,6 +428,7 @@ def _quiet() -> Iterator[_Faults]:
 
 
 def descriptors() -> int:
+    gc.collect()  # other tests of this process may have left some to it
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -443,7 +445,7 @@ def fuzz(seed: int, steps: int = STEPS) -> str:
         trio.run(_play, workers, folder, steps, clock=trio.testing.MockClock(rate=RATE))
         workers.close()
     assert not faults.found, [logging.Formatter().format(each) for each in faults.found]
-    assert descriptors() == before, "descriptors were lost"
+    assert descriptors() <= before, "descriptors were lost"
     done = ", ".join(f"{name} {count}" for name, count in workers.done.most_common())
     return f"seed {seed}: {workers.started} workers; {done}"
 

@@ -82,9 +82,9 @@ PLANTS = {
     ),
     "handshake": Plant(
         "quic_handshake.c",
-        "return !is_server && type == NEW_SESSION_TICKET ? HS_STEP_TICKET : 0;",
-        "return HS_STEP_TICKET;",
-        "ngtcp2_conn_install_",
+        "if (!take_number(at, length_bytes, &bytes) || (size_t)(at->end - at->at) < bytes)",
+        "if (!take_number(at, length_bytes, &bytes))",
+        "buffer-overflow",
     ),
     "plaintext": Plant(
         "quic_frames.c",

@@ -273,7 +273,7 @@ def test_mtu_and_link_state_are_followed(veth_pair: VethPair) -> None:
             await hops.resolve(b.ipv4)
             a.ip("link", "delete", a.ifname)
             await _until(lambda: not hops.interface.is_up)
-            with pytest.raises(LinkError, match="is down"):
+            with pytest.raises(LinkError, match="is gone"):
                 hops.find(b.ipv4)
 
     trio.run(main)
