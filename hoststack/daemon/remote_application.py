@@ -106,6 +106,8 @@ class RemoteApplication(Application):
         self._seal = seal
         self._incoming: list[bytes] = []
         self._has_raised = False
+        self._is_crowded = False
+        """Whether its ring of signals was full perhaps."""
         self._has_room = trio.Event()
         self._scope = trio.CancelScope()
         self.gone: str | None = None
@@ -135,10 +137,15 @@ class RemoteApplication(Application):
             return []
         try:
             signals = self._down.ring.pop_many(_SIGNALS_IN_TURN)
+            is_crowded = len(signals) == _SIGNALS_IN_TURN
+            if self._is_crowded and not is_crowded:
+                # It may sleep with signals that the ring had no room for.
+                self._wakes_application.ring()
         except Exception as error:
             self.on_fault(error)
             return []
-        if len(signals) == _SIGNALS_IN_TURN:
+        self._is_crowded = is_crowded
+        if is_crowded:
             self.worker.wake()
         return signals
 

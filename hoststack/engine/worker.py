@@ -210,7 +210,8 @@ class Worker:
         if self._idle is not None and not self.layer.connections():
             self._idle.set()
             self._idle = None
-        return turn, has_woken
+        # While the worker sleeps it keeps nothing of what is over.
+        return turn._replace(events=()), has_woken
 
     async def _sleep(self, *, blocked: bool) -> None:
         """Wait for the link, for a call of `wake`, or for the deadline."""

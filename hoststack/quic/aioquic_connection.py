@@ -205,6 +205,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         self.send_queue.pop(stream, None)
         self.control_queue.pop(stream, None)
         self._limits_due.pop(stream, None)
+        stream.let_go()
 
     def allow_stream(self, unidirectional: bool) -> None:
         """Let the peer open one more (RFC 9000 section 4.6)."""
@@ -422,11 +423,13 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         self.give_up("Stateless reset", QuicErrorCode.INTERNAL_ERROR)
 
     def dispose(self) -> None:
-        """Give memory back at once; for a connection that nobody was told of.
+        """Give memory back at once; for a connection that nobody asks for any more.
 
-        Its parts refer to each other, and a flood of forged Initials would fill the memory
-        before the garbage collector looks.
+        Its parts refer to each other. A flood of forged Initials would fill the memory before the
+        garbage collector looks, and what applications had in other processes would stay mapped.
         """
+        for stream in self._streams.values():
+            stream.let_go()
         vars(self).clear()
         self.timer_at = None
 

@@ -82,8 +82,8 @@ class AioquicEngine:
         self._starting: list[tuple[HostConnection, Path]] = []
         self._due: dict[HostConnection, None] = {}
         """Connections that may have something to send."""
-        self._given_up: list[HostConnection] = []
-        """Handshakes that made room for others in this turn."""
+        self._over: list[HostConnection] = []
+        """Forgotten in this turn, whose events may tell of them."""
         self._outbox: list[Outgoing] = []
         self._reset_by_peer: list[HostConnection] = []
         self._timers: list[tuple[float, int, HostConnection]] = []
@@ -203,6 +203,9 @@ class AioquicEngine:
     # --- the turn ----------------------------------------------------------------------------
 
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
+        for connection in self._over:
+            connection.dispose()
+        self._over.clear()
         received = self._link.receive(BURST)
         self._held.expire(now)
         touched: dict[HostConnection, None] = {}
@@ -221,14 +224,12 @@ class AioquicEngine:
         for connection in touched:
             self._collect(connection, events)
             self._set_timer(connection)
-        for connection in self._given_up:
-            if not is_known(connection):
-                connection.dispose()
-        self._given_up.clear()
         self._count(received, sent)
         return Turn(
             events=events,
-            more=len(received) == BURST or (bool(self._due) and not self._outbox),
+            more=len(received) == BURST
+            or bool(self._over)
+            or (bool(self._due) and not self._outbox),
             blocked=bool(self._outbox),
             received=len(received),
             sent=sent,
@@ -357,7 +358,6 @@ class AioquicEngine:
         self._acceptor.half_open.end(connection)
         connection.give_up("Too many handshakes at once")
         connection.timer_at = None
-        self._given_up.append(connection)
         self._due[connection] = None
 
     def _give_held(self, connection: HostConnection, now: float) -> None:
@@ -470,18 +470,17 @@ class AioquicEngine:
         """What happened to a connection, for the session layer; after transmitting."""
         for event in connection.take_events():
             self._on_aioquic_event(connection, event, events)
-        if connection.has_reported_close:
-            pass
-        elif connection._close_event is None:
+        is_news = not connection.has_reported_close
+        if is_news:
             self._collect_streams(connection, events)
-        else:
-            self._collect_streams(connection, events)
+        if is_news and connection._close_event is not None:
             connection.has_reported_close = True
             self.counters.closed += 1
             if is_known(connection):
                 events.append(Event(EventKind.CLOSED, connection, connection.close_info()))
         if connection.is_over:
             self._forget(connection)
+            self._over.append(connection)
 
     def _on_aioquic_event(
         self, connection: HostConnection, event: aio.QuicEvent, events: list[Event]

@@ -66,3 +66,9 @@ class HostStream(QuicStream):
     @property
     def is_unidirectional(self) -> bool:
         return stream_is_unidirectional(self.stream_id)
+
+    def let_go(self) -> None:
+        """The connection is done with it. Its parts know it: a cycle would keep the FIFOs until
+        some garbage collection."""
+        if isinstance(self.sender, FifoSender):
+            self.sender.let_go()

@@ -26,6 +26,10 @@ class UnstorableError(Exception):
     """Data came in more pieces than the FIFO can keep apart: the packet must be as if lost."""
 
 
+def _tell_nobody() -> None:
+    """The stream is over."""
+
+
 class FifoReceiver(QuicStreamReceiver):
     """The receiving part of a stream.
 
@@ -124,6 +128,10 @@ class FifoSender(QuicStreamSender):
         self._is_fin_due = False
         self.made_room = False
         """Acknowledgements moved `tx.dropped_to` since the connection looked last."""
+
+    def let_go(self) -> None:
+        """Nobody is told of pending data and of progress any more."""
+        self._on_pending = self._on_progress = _tell_nobody
 
     def look(self) -> None:
         """See what the application did to the FIFO."""

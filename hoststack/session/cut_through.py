@@ -95,6 +95,16 @@ class CutConnection:
                 figures[name] += count
         return {"cut_through": 1, "streams": len(self.streams), **figures}
 
+    def let_go(self) -> None:
+        """It is over, and nobody asks for it any more; see CutStream."""
+        self.rx = self.tx = None
+
+    def forget_untold(self) -> None:
+        """The peer will never know these, so nobody lets go of its ends."""
+        for untold in self.untold.values():
+            while untold:
+                untold.popleft().peer.let_go()
+
 
 class CutStream:
     """One end of a stream; it is the engine seam's StreamContext.
@@ -199,6 +209,8 @@ class CutThrough:
             return
         side.peer = peer.peer = None
         self._clients -= {side, peer}
+        side.forget_untold()
+        peer.forget_untold()
         self._tell(EventKind.CLOSED, side, CloseInfo(code, True, reason, by_peer=False))
         self._tell(EventKind.CLOSED, peer, CloseInfo(code, True, reason, by_peer=True))
 

@@ -79,5 +79,6 @@ class LocalScope:
 
     def on_closed(self, session: ConnectionSession, context: CutConnection) -> None:
         """A connection is over."""
+        context.let_go()
         if context.listener is None:
             self._ports.give_back(session.application.namespace, context.local[1])

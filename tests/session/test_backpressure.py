@@ -19,7 +19,7 @@ from hoststack.quic.session_cache import Ticket
 from hoststack.router import Router
 from hoststack.session import messages as m
 from hoststack.session import session as session_module
-from hoststack.session.application import EventChannel
+from hoststack.session.application import RING_ENTRIES, EventChannel
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.resumption import RelayedSessions
@@ -396,5 +396,28 @@ def test_a_stream_without_room_is_refused_and_its_connection_lives(
 
     def no_memory(*arguments: object) -> None:
         raise OSError(12, "no memory")
+
+    run(main)
+
+
+def test_signals_that_the_ring_has_no_room_for_come_though_nobody_is_told_of_anything() -> None:
+    """None of them has an answer that would wake the application."""
+
+    async def main() -> None:
+        async with (
+            hoststack.open_stack(link=MemoryNetwork().link(SERVER)) as server,
+            trio.open_nursery() as nursery,
+        ):
+            slow = SlowApplication()
+            nursery.start_soon(slow.serve, server)
+            slow.listen()
+            _, worker = await slow.wake_up(nursery)
+            await trio.sleep(1)
+            for handle in range(3 * RING_ENTRIES):
+                worker.signal_taken(handle)
+            assert worker._down.is_held_up
+            await trio.sleep(1)
+            assert not worker._down.is_held_up
+            nursery.cancel_scope.cancel()
 
     run(main)
