@@ -100,6 +100,8 @@ void hs_wire_udp_remove(struct hs_wire *wire, int fd)
 	}
 	if (w->blocked_fd == fd)
 		w->blocked_fd = -1;
+	if (w->message_fd == fd) /* what is left of its messages has no way back */
+		w->message_fd = -1;
 	for (int i = w->first_out; i < w->out_count; i++) {
 		if (w->out[i].fd == fd)
 			w->out[i].fd = -1;

@@ -266,6 +266,28 @@ def test_udp_a_removed_socket_is_used_no_more(sockets: Sockets) -> None:
     assert near.receive() == []
 
 
+def test_udp_what_a_removed_socket_left_has_no_way_back(sockets: Sockets) -> None:
+    """Its number may be another file's by then."""
+    _, lib = extension()
+    left, right = sockets.port(), sockets.port()
+    near, far = sockets.wire(left), sockets.wire(right)
+    path = way(near, left, right)
+    for data in payloads(2, 500):  # one message
+        assert near.write(path, data)
+    assert near.flush() == 0
+    (first,) = far.receive(1)
+    back = far.way_back(first.key)
+    assert back.fd == right.fd
+    assert far.write(back, b"answer")
+    assert far.flush() == 0
+    assert [each.payload for each in near.receive()] == [b"answer"]
+    lib.hs_wire_udp_remove(far.wire, right.fd)
+    (second,) = far.receive(1)
+    assert far.write(far.way_back(second.key), b"answer")
+    assert far.flush() == 0
+    assert far.dropped("hs_wire_udp_drop") == {"HS_WIRE_UDP_TX_EBADF": 1}
+
+
 def test_udp_a_path_of_a_removed_socket_is_not_that_of_another_on_its_port(
     sockets: Sockets,
 ) -> None:

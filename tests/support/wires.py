@@ -58,6 +58,7 @@ void call_release(struct hs_wire *wire);
 uint8_t *call_reserve(struct hs_wire *wire, size_t *room);
 void call_commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn);
 int call_flush(struct hs_wire *wire);
+int call_reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
 void call_free(struct hs_wire *wire);
 struct hs_path *add_path(struct hs_wire *wire, uint16_t remote_port, const uint8_t *key);
 """
@@ -81,6 +82,10 @@ static void call_commit(struct hs_wire *wire, struct hs_path *path, uint32_t byt
     wire->verbs->commit(wire, path, bytes, ecn);
 }
 static int call_flush(struct hs_wire *wire) { return wire->verbs->flush(wire); }
+static int call_reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+    return wire->verbs->reverse(wire, key, out);
+}
 static void call_free(struct hs_wire *wire) { wire->verbs->free(wire); }
 
 /* A path whose addresses nobody asks for: they only have to differ. */
@@ -194,6 +199,11 @@ class WireCalls:
     def flush(self) -> int:
         """Returns how many datagrams have to wait."""
         return int(self.lib.call_flush(self.wire))
+
+    def way_back(self, key: bytes) -> Any:
+        """The path of an answer to a datagram of the last burst; None if there is none."""
+        path = self.ffi.new("struct hs_path *")
+        return None if self.lib.call_reverse(self.wire, key, path) else path
 
     def path(self, key: bytes) -> Any:
         """A new path, which datagrams with this key come along."""
