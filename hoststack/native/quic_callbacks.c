@@ -62,7 +62,6 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 	if (hs_resume_completed(c))
 		return NGTCP2_ERR_CALLBACK_FAILURE;
 	c->state = HS_OPEN;
-	c->size.silent_since_ns = 0;
 	if (c->listener) {
 		/* RFC 9001 section 4.1.2: "the TLS handshake is considered confirmed at the server when
 		 * the handshake completes." */

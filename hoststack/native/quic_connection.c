@@ -431,8 +431,6 @@ static int write_packets(struct hs_connection *c, int share)
 		if (bytes == 0)
 			break;
 		hs_datagrams_take_turns(c);
-		if (c->state == HS_OPENING)
-			hs_size_handshake_sent(c, (size_t)bytes);
 		struct hs_path *path = hs_path_for(c, &way.path);
 		c->tx_datagrams++;
 		c->tx_bytes += (uint64_t)bytes;

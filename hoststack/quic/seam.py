@@ -225,9 +225,10 @@ class QuicConfig:
     a client behind a NAT is now that only receives. The native engine's."""
     probe_mtu: bool = True
     """Whether to find out by probes what the path carries (RFC 9000 section 14.3): until one is
-    acknowledged, datagrams have 1,200 bytes. False takes the interface's MTU for granted. In both
-    cases a connection whose large datagrams are no longer acknowledged falls back to 1,200 bytes
-    within some 7 PTOs, and tries larger ones again after 10 s, then less and less often."""
+    acknowledged, datagrams have 1,200 bytes. False takes the interface's MTU for granted; with the
+    native engine after the handshake. In both cases a connection whose large datagrams are no
+    longer acknowledged falls back to 1,200 bytes within some 7 PTOs, and tries larger ones again
+    after 10 s, then less and less often."""
     retry_above_half_open: int | None = 128
     """Handshakes of peers under way in a worker from which on new ones must show that their
     address is theirs (Retry, RFC 9000 section 8.1.2), at the cost of a round trip: 0 always, None

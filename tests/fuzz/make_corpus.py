@@ -16,7 +16,10 @@ from tests.support import packets
 #: Inputs that ended a process once; what was wrong is in the log of the files that changed.
 FOUND: Final = {
     "turn": {"client_returns": "00950030197009"},
-    "handshake": {"early_keys_twice": "58000503390100"},
+    "handshake": {
+        "early_keys_twice": "58000503390100",
+        "large_initial_and_ping": "3ff82d2d2d2d2d454e4420338f0100",
+    },
     "plaintext": {
         "key_update_early": "741500000a0e005249" + 26 * "00" + "654168564054" + "45",
         "connection_id_retired_early": "33e88032083f020100" + "1405ff",
