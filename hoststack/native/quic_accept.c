@@ -338,8 +338,10 @@ static int has_read_hello(const struct hs_connection *c)
 /* Read a datagram of a handshake, and what has waited for it. */
 static void read_early(struct hs_connection *c, const struct hs_received *datagram)
 {
+	/* Once: a look through what is held for each packet would be an attacker's to ask for. */
+	int has_read_before = has_read_hello(c);
 	hs_connection_read(c, datagram);
-	if (c->state <= HS_OPEN && has_read_hello(c))
+	if (!has_read_before && c->state <= HS_OPEN && has_read_hello(c))
 		hs_held_give(c);
 }
 

@@ -194,11 +194,8 @@ void hs_stops_end(struct hs_connection *c)
 	struct hs_quic *q = c->q;
 	c->has_peer_cids |= q->came_with_cid;
 	for (uint32_t i = 0; i < q->stop_count && c->state <= HS_OPEN; i++) {
-		for (struct hs_stream *s = c->streams; s; s = s->next) {
-			if (s->id == q->stops[i].stream_id) {
-				hs_stream_on_stopped(s, q->stops[i].code);
-				break;
-			}
-		}
+		struct hs_stream *s = hs_streams_find(&q->streams, c, q->stops[i].stream_id);
+		if (s)
+			hs_stream_on_stopped(s, q->stops[i].code);
 	}
 }

@@ -20,7 +20,7 @@
  *   quic_tls.c         GnuTLS credentials and sessions
  *   quic_handshake.c   the peer's TLS messages, before GnuTLS sees them
  *   quic_chacha.c      OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
- *   quic_tables.c      connections by connection ID, and by deadline
+ *   quic_tables.c      connections by connection ID, and by deadline; streams by their number
  *
  * Calls go down this list, never up; quic_callbacks.c is entered from ngtcp2 alone.
  */
@@ -61,6 +61,13 @@ struct hs_cid_table {
 	uint32_t mask;
 	uint32_t count;
 	struct hs_cid_entry **buckets;
+};
+
+struct hs_stream_table {
+	uint64_t seed[2];
+	uint32_t mask;
+	uint32_t count;
+	struct hs_stream **buckets;
 };
 
 struct hs_tls {
@@ -117,6 +124,7 @@ struct hs_stream {
 	struct hs_connection *connection;
 	int64_t id;
 	struct hs_stream *next, *previous; /* of the connection */
+	struct hs_stream *next_in_bucket;
 	struct hs_stream *next_to_send, *previous_to_send;
 	struct hs_stream *next_touched;
 	struct hs_fifo_producer *rx; /* NULL: it only sends */
@@ -288,6 +296,7 @@ struct hs_quic {
 	uint8_t secret[HS_QUIC_SECRET_BYTES];
 	struct hs_replays *replays; /* NULL: nobody has offered 0-RTT yet */
 	struct hs_cid_table cids;
+	struct hs_stream_table streams; /* of all connections */
 	struct hs_connection **connections; /* by number */
 	uint32_t connection_room, connection_top; /* numbers below top were given out */
 	uint32_t connection_count;
@@ -511,8 +520,6 @@ size_t hs_size_candidates(uint32_t most, int ip_version, uint16_t out[HS_SIZE_CA
 /* A 1-RTT packet is about to go; the header is not protected yet. */
 void hs_size_sent(struct hs_connection *c, const uint8_t *header, size_t header_bytes,
 		  size_t packet_bytes);
-/* A datagram went before the handshake was complete. */
-void hs_size_handshake_sent(struct hs_connection *c, size_t datagram_bytes);
 /* The peer acknowledged these 1-RTT packets. */
 void hs_size_acked(struct hs_size *size, uint64_t first, uint64_t last);
 /* Before writing: whether the path carries less than it did, or may carry more by now. */
@@ -568,6 +575,13 @@ int hs_cids_add(struct hs_cid_table *table, struct hs_connection *c, const uint8
 void hs_cids_remove(struct hs_cid_table *table, struct hs_connection *c, const uint8_t *cid,
 		    size_t bytes);
 void hs_cids_remove_all(struct hs_cid_table *table, struct hs_connection *c);
+
+int hs_streams_init(struct hs_stream_table *table);
+void hs_streams_free(struct hs_stream_table *table);
+struct hs_stream *hs_streams_find(const struct hs_stream_table *table,
+				  const struct hs_connection *c, int64_t id);
+void hs_streams_add(struct hs_stream_table *table, struct hs_stream *s);
+void hs_streams_remove(struct hs_stream_table *table, struct hs_stream *s);
 /* Returns 0, or -1 without memory. */
 /* Time goes forward alone; between turns it stands still. */
 void hs_quic_advance(struct hs_quic *q, uint64_t now_ns);

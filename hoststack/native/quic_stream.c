@@ -28,6 +28,7 @@ struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_loca
 		s->next->previous = s;
 	c->streams = s;
 	c->stream_count++;
+	hs_streams_add(&c->q->streams, s);
 	return s;
 }
 
@@ -35,6 +36,7 @@ void hs_stream_unlink(struct hs_stream *s)
 {
 	struct hs_connection *c = s->connection;
 	hs_stream_stop_listing(s);
+	hs_streams_remove(&c->q->streams, s);
 	if (s->previous)
 		s->previous->next = s->next;
 	else

@@ -434,7 +434,10 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 {
 	struct hs_quic *q = calloc(1, sizeof(*q));
 	struct hs_half_open *handshakes = hs_half_open_new();
-	if (!q || !handshakes || hs_cids_init(&q->cids)) {
+	int has_cids = q && handshakes && !hs_cids_init(&q->cids);
+	if (!has_cids || hs_streams_init(&q->streams)) {
+		if (has_cids)
+			hs_cids_free(&q->cids);
 		wire->verbs->free(wire);
 		hs_half_open_free(handshakes);
 		free(q);
@@ -467,6 +470,7 @@ void hs_quic_free(struct hs_quic *q)
 	hs_half_open_free(q->handshakes);
 	hs_resume_free_replays(q);
 	hs_cids_free(&q->cids);
+	hs_streams_free(&q->streams);
 	free(q->connections);
 	free(q->free_numbers);
 	free(q->heap);

@@ -1,0 +1,87 @@
+"""What a packet may cost: not more for all the streams that its connection has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+from aioquic.quic.events import HandshakeCompleted
+
+import hoststack
+from hoststack import QuicConfig
+from hoststack.engine.engines import available_engines
+from hoststack.link.base import Endpoint
+from hoststack.link.memory import MemoryNetwork
+from hoststack.quic.aioquic_transmit import push_varint
+from tests.quic.test_hostile_peer import seal
+from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
+from tests.support.stock_peer import StockPeer
+
+STREAMS = 4000
+PACKETS = 60
+PACKET_BYTES = 1150
+#: Far from what a look at each stream costs, and from what a loaded machine adds.
+MOST_RATIO = 8
+STREAM_AND_END = 0x0B
+NO_BYTES = b"\0"
+PING = b"\1"
+STOP_FIRST_STREAM = b"\5\0\0"
+
+
+def packets_of(frames: Sequence[bytes]) -> list[bytes]:
+    """The payloads of packets that have these frames."""
+    packets = [b""]
+    for frame in frames:
+        if len(packets[-1]) + len(frame) > PACKET_BYTES:
+            packets.append(b"")
+        packets[-1] += frame
+    return packets
+
+
+def test_stop_sending_is_not_looked_up_among_all_streams() -> None:
+    """Hundreds in each packet, for the first of thousands of streams."""
+    if "native" not in available_engines():
+        pytest.skip("the native engine was not built")
+    config = QuicConfig(
+        max_streams_bidi=STREAMS, rx_fifo_bytes=4096, tx_fifo_bytes=4096, idle_timeout_s=600
+    )
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(OURS), engine="native", config=config) as stack,
+            await stack.listen(URI, tls=TLS) as listener,
+        ):
+            link = network.link("10.1.0.1")
+            peer = StockPeer(link)
+            await peer.connect(client_configuration(), OURS, PORT)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(peer.run)
+                connection = await listener.accept()
+                await peer.wait_for(HandshakeCompleted)
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()  # aioquic knows nothing of what is sent from here on
+            path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
+
+            async def cost_of(frames: Sequence[bytes]) -> float:
+                packets = [seal(peer, payload) for payload in packets_of(frames)]
+                began = time.process_time()
+                for packet in packets:
+                    link.send([(packet, path)])
+                    await trio.sleep(0.001)
+                return time.process_time() - began
+
+            opening = (bytes((STREAM_AND_END,)) + push_varint(4 * n) for n in range(STREAMS))
+            await cost_of([each + NO_BYTES for each in opening])
+            await trio.sleep(1)
+            statistics = await connection.statistics()
+            assert statistics is not None
+            assert statistics["streams"] == STREAMS
+            pings = await cost_of([PING] * PACKETS * PACKET_BYTES)
+            stops = await cost_of([STOP_FIRST_STREAM] * (PACKETS * PACKET_BYTES // 3))
+            assert stops < MOST_RATIO * pings, f"{stops:.3f} s, and {pings:.3f} s for PING frames"
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
