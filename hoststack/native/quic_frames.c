@@ -150,8 +150,10 @@ void hs_frames_look(struct hs_quic *q, struct hs_size *size, const uint8_t *fram
 				return;
 			note(q, stream_id, code);
 		} else if (type == ACK || type == ACK_ECN) {
+			/* The first one: ngtcp2 reads no others of a packet, and each may name thousands. */
 			if (!take_ack(&c, type == ACK_ECN, size))
 				return;
+			size = NULL;
 		} else if (!skip_frame(&c, type)) {
 			return;
 		} else if (type == NEW_CONNECTION_ID) {

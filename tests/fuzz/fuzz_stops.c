@@ -21,6 +21,24 @@ static uint32_t look(struct hs_quic *q, const uint8_t *data, size_t bytes)
 	return q->stop_count;
 }
 
+/* Of a packet's ACK frames ngtcp2 reads the first one. */
+static void look_behind_ack(struct hs_quic *q, const uint8_t *data, size_t bytes)
+{
+	static const uint8_t ACK_OF_THE_FIRST[] = { 0x02, 0, 0, 0, 0 };
+	struct hs_size size = { .next_number = HS_SIZE_WORDS * 64 };
+	uint8_t *frames = take_memory(sizeof(ACK_OF_THE_FIRST) + bytes);
+	memcpy(frames, ACK_OF_THE_FIRST, sizeof(ACK_OF_THE_FIRST));
+	if (bytes)
+		memcpy(frames + sizeof(ACK_OF_THE_FIRST), data, bytes);
+	memset(size.large, 0xff, sizeof(size.large));
+	hs_stops_begin(q);
+	hs_frames_look(q, &size, frames, sizeof(ACK_OF_THE_FIRST) + bytes);
+	CHECK(size.large[0] == UINT64_MAX - 1);
+	for (size_t i = 1; i < HS_SIZE_WORDS; i++)
+		CHECK(size.large[i] == UINT64_MAX);
+	free(frames);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
 	struct hs_quic *whole = take_memory(sizeof(*whole));
@@ -38,6 +56,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 			      cut->stops[i].code == whole->stops[i].code);
 		before = found;
 	}
+	look_behind_ack(cut, data, bytes);
 	free(whole->stops);
 	free(cut->stops);
 	free(whole);
