@@ -88,10 +88,10 @@ class Stack:
 
         Without `tls` the peer's certificate is checked against the system's CAs and the URI's
         host. `tcp://` and `udp://` are the kernel's, and take no `tls`: a TCP connection has one
-        stream, which `open_stream` gives, and UDP has datagrams alone. `alpn` names 1 to 8
-        application protocols, the preferred one first, of 1 to 31 ASCII characters each (RFC 7301;
-        what the native engine's TLS offers at most). Raises UriError, ValueError for names that
-        can't be offered, TlsConfigError for a host that is no server's name, ConnectError (no
+        stream, which `open_stream` gives, and UDP has datagrams alone. `alpn` names the
+        application protocols (RFC 7301), the preferred one first: the native engine offers 8 names
+        of 31 ASCII characters at most, aioquic's 32 of 255. Raises UriError, ValueError for names
+        that can't be offered, TlsConfigError for a host that is no server's name, ConnectError (no
         answer, no route, refused, no common ALPN, a certificate that does not do), and OSError with
         ENOTSUP for what a protocol does not have.
         """
@@ -99,7 +99,7 @@ class Stack:
         _check_tls(parsed, tls)
         tls = tls or TlsConfig()
         if PROTOCOLS[parsed.scheme].tls:
-            check_protocols(alpn, config or self._config)
+            check_protocols(alpn, config or self._config, self.engine_name)
             checked_server_name(tls.server_name or parsed.host)
         server_name = tls.server_name or parsed.host.partition("%")[0]
 
@@ -144,7 +144,7 @@ class Stack:
         _check_tls(parsed, tls)
         own_tls = tls or TlsConfig()
         if PROTOCOLS[parsed.scheme].tls:
-            check_protocols(alpn, config or self._config)
+            check_protocols(alpn, config or self._config, self.engine_name)
         local = (await resolve(parsed, LinkError))[0]
         reply = await self._router.call(
             lambda token: m.Listen(

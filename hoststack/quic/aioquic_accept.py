@@ -64,7 +64,7 @@ class Listener:
         self.session = -1
         self.local = local
         self.config = config
-        check_protocols(alpn, config)
+        check_protocols(alpn, config, "aioquic")
         self.tickets = GivenTickets() if config.early_data else None
         self._tls = tls
         self._alpn = list(alpn)
@@ -98,7 +98,7 @@ def client_configuration(
             "the aioquic engine sends no early data as a client: take the native one, or leave out "
             "QuicConfig.early_data"
         )
-    check_protocols(alpn, config)
+    check_protocols(alpn, config, "aioquic")
     _check_key(tls)
     configuration = _configuration(tls, config, list(alpn), max_datagram_bytes)
     configuration.server_name = checked_server_name(server_name)

@@ -153,7 +153,7 @@ class NativeEngine:
     ) -> ListenerContext:
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
-        check_protocols(alpn, config)
+        check_protocols(alpn, config, self.name)
         if config.early_data and tls.client_certificates != "none":
             raise TlsConfigError(
                 "early data (0-RTT) come before a client has shown its certificate: leave out "
@@ -194,7 +194,7 @@ class NativeEngine:
         config: QuicConfig,
         sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
-        check_protocols(alpn, config)
+        check_protocols(alpn, config, self.name)
         name = checked_server_name(server_name)
         context = self._tls.get(tls, alpn)
         way = cast(Path, path)

@@ -392,14 +392,15 @@ class EngineOwner(Protocol):
         """A link's Path to another address of the peer's; None if there is no way."""
 
 
-#: What GnuTLS offers at most. Both engines have the same limits, so that each can take the other's
-#: place; RFC 7301 section 3.1 would allow names of 255 bytes.
-MOST_PROTOCOLS: Final = 8
-MOST_PROTOCOL_BYTES: Final = 31
+#: What engines offer at most, by their names: how many application protocols, and bytes of a name.
+#: Of the native one it is what GnuTLS has room for. RFC 7301 section 3.1 ends names at 255 bytes,
+#: and aioquic's hellos have 16 KiB for all that is in them.
+_MOST_PROTOCOLS: Final = {"native": (8, 31), "aioquic": (32, 255)}
 
 
-def check_protocols(alpn: Sequence[str], config: QuicConfig | None) -> None:
-    """Raises ValueError for application protocols that can't be, or not with `early_data`.
+def check_protocols(alpn: Sequence[str], config: QuicConfig | None, engine: str) -> None:
+    """Raises ValueError for application protocols that an engine can't offer, or not with
+    `early_data`.
 
     `config` is None where it is a daemon's. RFC 9001 section 8.1: QUIC needs a protocol, by ALPN
     (RFC 7301). Names are ASCII here, as the registered ones. RFC 8446 section 4.2.10: early data
@@ -407,15 +408,16 @@ def check_protocols(alpn: Sequence[str], config: QuicConfig | None) -> None:
     """
     if isinstance(alpn, str):
         raise ValueError(f"alpn is a list of application protocols: give [{alpn!r}]")
-    if not 0 < len(alpn) <= MOST_PROTOCOLS:
+    most, most_bytes = _MOST_PROTOCOLS[engine]
+    if not 0 < len(alpn) <= most:
         raise ValueError(
-            f"QUIC needs 1 to {MOST_PROTOCOLS} application protocols (ALPN), not {len(alpn)}"
+            f"the {engine} engine needs 1 to {most} application protocols (ALPN), not {len(alpn)}"
         )
     for name in alpn:
-        if not 0 < len(name) <= MOST_PROTOCOL_BYTES or not name.isascii():
+        if not 0 < len(name) <= most_bytes or not name.isascii():
             raise ValueError(
-                f"an application protocol's name has 1 to {MOST_PROTOCOL_BYTES} ASCII characters, "
-                f"not {len(name)}: {name[:20]!r}"
+                f"an application protocol's name has 1 to {most_bytes} ASCII characters with the "
+                f"{engine} engine, not {len(name)}: {name[:20]!r}"
             )
     if len(set(alpn)) < len(alpn):
         raise ValueError(f"an application protocol is named twice: {list(alpn)}")

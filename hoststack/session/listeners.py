@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from weakref import WeakKeyDictionary, ref
@@ -148,7 +149,7 @@ class Listeners:
                 errno.EADDRINUSE,
                 f"{local.host} port {local.port} has a listener in namespace {namespace!r} already",
             )
-        check_protocols(request.alpn, config)
+        self.check_protocols(request.alpn, config)
         if not local.port:
             local = Endpoint(local.host, self._local_ports.take(namespace))
         context = CutListener(local, request.alpn, config)
@@ -179,6 +180,11 @@ class Listeners:
             del self._network[local]
             self._engine.unlisten(point.context)
             self._ports.close_listener(local)
+
+    def check_protocols(self, alpn: Sequence[str], config: QuicConfig) -> None:
+        """Raises ValueError for those that the engine can't offer: within the stack, too, it is as
+        over the network."""
+        check_protocols(alpn, config, self._engine.name)
 
     def receiver(self, connection: ConnectionContext) -> ListenerSession | None:
         """Who gets a connection that has come, the same one each time; None if all are gone."""

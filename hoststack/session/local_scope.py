@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.quic.seam import QuicConfig, check_protocols
+from hoststack.quic.seam import QuicConfig
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.connector import Connector, error_text
@@ -59,7 +59,7 @@ class LocalScope:
     ) -> None:
         namespace, remote = application.namespace, Endpoint(*request.remote)
         try:
-            check_protocols(request.alpn, config)
+            self._listeners.check_protocols(request.alpn, config)
             # Both are on this machine.
             local = Endpoint(remote.host, self._ports.take(namespace))
         except (LinkError, ValueError) as error:

@@ -387,3 +387,25 @@ def test_0rtt_in_the_burst_of_its_initial(server_engine: Any, burst: int) -> Non
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("server_engine", ["native", "aioquic"])
+def test_a_client_with_more_protocols_than_a_server_could_offer(server_engine: str) -> None:
+    """Their names are most of a ClientHello, whose last datagram comes first."""
+    protocols = [f"{i:02}" + "a" * 253 for i in range(31)]
+
+    async def main() -> None:
+        network = Reordering()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER), engine=server_engine) as server,
+            hoststack.open_stack(link=network.link(CLIENT), engine="aioquic") as client,
+            await server.listen(URI, tls=TLS),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(network.change, lambda flight: flight[::-1])
+            async with client.connect(
+                URI, tls=TlsConfig(verify=False), alpn=[*protocols, "hoststack"]
+            ) as connection:
+                assert connection.alpn == "hoststack"
+
+    run(main)

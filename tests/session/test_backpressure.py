@@ -69,7 +69,7 @@ class SlowApplication:
         workers.add(0, self._worker)
         router = Router(workers)
         nursery.start_soon(self._worker.run)
-        stack = Stack(router, None, link_name="", link_reason="", engine_name="")
+        stack = Stack(router, None, link_name="", link_reason="", engine_name="native")
         return stack, self._worker
 
 

@@ -45,7 +45,7 @@ def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
             workers = AttachedWorkers(embedded.engine_name)
             attached = _Daemon(Channel(ours, takes_fds=True), nursery, workers, "test")
             await nursery.start(attached.run, 1)
-            stack = Stack(Router(workers), None, link_name="", link_reason="", engine_name="")
+            stack = Stack(Router(workers), None, link_name="", link_reason="", engine_name="native")
             listener = await stack.listen(URI, tls=TLS)
             accepting: list[Any] = []
             nursery.start_soon(accept, listener, accepting)
