@@ -94,6 +94,8 @@ class TcpConnection:
         self.local = address_of(sock.getsockname())
         self.remote = address_of(sock.getpeername())
         self.stream: TcpStream | None = None
+        """Before and after its life there is none."""
+        self._had_stream = False
         self._socket = sock
         self._tell = tell
         self._scope = trio.CancelScope()
@@ -131,7 +133,7 @@ class TcpConnection:
 
     def open_stream(self) -> TcpStream:
         """The only one; raises OSError for another one, and where there is no room for it."""
-        if self.stream is not None:
+        if self._had_stream:
             raise OSError(errno.ENOTSUP, "a TCP connection has one stream")
         config = self.config
         sizes = (
@@ -142,6 +144,7 @@ class TcpConnection:
             rx, tx = self.application.make_fifos(sizes, None if self.listener is None else self)
         except MemoryError:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+        self._had_stream = True
         self.stream = TcpStream(self, rx, tx)
         return self.stream
 

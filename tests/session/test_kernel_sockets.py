@@ -537,3 +537,23 @@ def test_a_port_is_free_at_once(protocol: Protocol) -> None:
             await trio.testing.wait_all_tasks_blocked()
 
     play(script)
+
+
+def test_a_tcp_connection_has_no_second_stream_after_its_only_one() -> None:
+    """The application may ask for one before it has heard of the end."""
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        with socket.create_server((HOST, 0)) as server:
+            application.request(connect("tcp", server.getsockname()))
+            handle = (await application.hears(m.Connected)).handle
+            (context,) = worker.layer.kernel.connections()
+            peer, _ = server.accept()
+            application.request(m.OpenStream(2, handle, False))
+            await application.hears(m.StreamReady)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            await application.hears(m.Closed)
+            with pytest.raises(OSError, match="has one stream"):
+                worker.layer.kernel.open_stream(context, unidirectional=False)
+
+    play(script)
