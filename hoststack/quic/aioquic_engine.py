@@ -204,6 +204,7 @@ class AioquicEngine:
 
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         for connection in self._over:
+            self._due.pop(connection, None)  # of late verbs
             connection.dispose()
         self._over.clear()
         received = self._link.receive(BURST)

@@ -19,6 +19,7 @@ import hoststack
 from hoststack import EmbeddedStack, QuicConfig, TlsConfig
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
+from hoststack.quic.aioquic_connection import HostConnection
 from hoststack.session import messages as m
 from hoststack.session.fifo_pool import FifoPool
 from tests.daemon.echoing import ask, echo
@@ -253,6 +254,31 @@ def test_a_worker_keeps_nothing(engine: str, fifos: Callable[[], int]) -> None:
             await trio.sleep(1)  # open generators end
             gc.collect()
             assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+    run(main)
+
+
+def test_verbs_that_are_too_late_for_a_connection() -> None:
+    """Events of the turn that ended it may have the session layer call these."""
+
+    async def main() -> None:
+        async with (
+            network("aioquic") as (worker, uri),
+            worker.connect(uri, tls=TRUSTING),
+        ):
+            layer = worker._worker.layer
+            engine = layer.engine
+            (context,) = engine.connections()
+            assert isinstance(context, HostConnection)
+            context.give_up("as after a stateless reset")
+            engine.close(context, 0, "")
+            ended = engine.turn(trio.current_time())
+            assert not engine.connections()
+            engine.close(context, 0, "")
+            context.allow_stream(False)
+            engine.allow_stream(context, unidirectional=False)
+            layer.give_to_applications(ended.events)
+            engine.turn(trio.current_time())
 
     run(main)
 
