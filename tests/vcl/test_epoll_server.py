@@ -69,7 +69,11 @@ def test_mistakes(daemon: Daemon, words: list[str], complaint: str) -> None:
 
 async def ask_all(uri: str, connections: int = CONNECTIONS) -> None:
     """All streams are open before the first of them ends."""
-    config = QuicConfig(rx_fifo_bytes=1 << 16, tx_fifo_bytes=1 << 16)
+    # Nothing is read between the first bytes of a stream and its end: all of it has to fit.
+    window = STREAMS << 16
+    config = QuicConfig(
+        rx_fifo_bytes=1 << 16, tx_fifo_bytes=1 << 16, connection_window_bytes=window
+    )
     open_ = 0
     all_open = trio.Event()
 
