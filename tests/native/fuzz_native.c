@@ -370,6 +370,9 @@ static void random_flow(struct hs_frame_flow *flow)
 	fill(flow->remote_mac, 6);
 	fill(flow->local_ip, ip_bytes);
 	fill(flow->remote_ip, ip_bytes);
+	/* A host's, and not the same: others are no sources (HS_FRAME_MARTIAN). */
+	flow->local_ip[0] = 10;
+	flow->remote_ip[0] = 32;
 }
 
 /* As the receiver at the other end sees it. */
