@@ -27,6 +27,7 @@ from hoststack.session.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
+    SegmentGone,
     decode_request,
     encode,
 )
@@ -102,7 +103,7 @@ class RemoteApplication(Application):
         self.max_fifo_bytes = limits.fifo_bytes
         self._peer_blocks: dict[BlockName, int] = {}
         self._peer_fifo_bytes = 0
-        self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment)
+        self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment, self._send_segment_gone)
         self._seal = seal
         self._incoming: list[bytes] = []
         self._has_raised = False
@@ -294,5 +295,11 @@ class RemoteApplication(Application):
     def _send_segment(self, number: int, fd: int) -> None:
         try:
             self._channel.hand_over(encode(SegmentCame(number)), fd)
+        except Exception as error:
+            self.on_fault(error)
+
+    def _send_segment_gone(self, number: int) -> None:
+        try:
+            self._channel.send(encode(SegmentGone(number)))
         except Exception as error:
             self.on_fault(error)

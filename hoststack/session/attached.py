@@ -20,6 +20,7 @@ from hoststack.session.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
+    SegmentGone,
     decode_notice,
     encode,
 )
@@ -135,7 +136,9 @@ class AttachedWorker(Application):
         except (OSError, MemoryError) as error:
             self._refuse(data, error)
             return
-        if not isinstance(message, SegmentCame):
+        if isinstance(message, SegmentGone):
+            self._fifos.remove_segment(message.number)
+        elif not isinstance(message, SegmentCame):
             self.notify(message)
         elif len(fds) < 2:
             taken, fds[:] = list(fds), []

@@ -39,6 +39,13 @@ class SegmentCame:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentGone:
+    """A segment has no FIFO any more, and gets none."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class FifosReleased:
     """The application is done with these."""
 
@@ -58,7 +65,7 @@ class _TlsForm(NamedTuple):
 
 
 ToWorker = m.Request | FifosReleased
-ToApplication = m.Notice | SegmentCame
+ToApplication = m.Notice | SegmentCame | SegmentGone
 
 _TO_WORKER: Final = typing.get_args(ToWorker)
 _TO_APPLICATION: Final = typing.get_args(ToApplication)

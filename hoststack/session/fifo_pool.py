@@ -2,7 +2,8 @@
 
 The worker makes segments as they are needed, up to a limit, and cuts blocks from them. A block is
 free again when both sides are done with it: the worker's FIFO object is gone, and the application
-has said that its own is, if it was told of it.
+has said that its own is, if it was told of it. A segment all of whose blocks are free goes, if
+there is another one: each is an open file and address space of both processes.
 
 Connections share the memory (session/shares.py): those that have little get some when others get no
 more, and FIFOs become smaller before there are none.
@@ -75,16 +76,41 @@ class _Block:
         self.least_bytes = 0
 
 
-class FifoPool:
-    """One application's FIFOs in one worker. `on_segment(number, fd)` takes over the descriptor of
-    each new segment, before a FIFO of it is named, and raises nothing."""
+class _Segment:
+    """What blocks are cut from."""
 
-    def __init__(self, name: str, limit_bytes: int, on_segment: Callable[[int, int], None]) -> None:
+    __slots__ = ("memory", "next_offset", "number", "used_blocks")
+
+    def __init__(self, number: int, memory: mmap.mmap) -> None:
+        self.number = number
+        self.memory = memory
+        self.next_offset = 0
+        self.used_blocks = 0
+
+
+class FifoPool:
+    """One application's FIFOs in one worker.
+
+    `on_segment(number, fd)` takes over the descriptor of each new segment, before a FIFO of it is
+    named; `on_segment_gone(number)` hears of each that has no FIFO any more. Both raise nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limit_bytes: int,
+        on_segment: Callable[[int, int], None],
+        on_segment_gone: Callable[[int], None],
+    ) -> None:
         self._name = name
         self._limit_bytes = limit_bytes
         self._on_segment = on_segment
-        self._segments: list[mmap.mmap] = []
-        self._next_offset = 0
+        self._on_segment_gone = on_segment_gone
+        self._segments: dict[int, _Segment] = {}
+        self._numbers = itertools.count()
+        self._cut_from: _Segment | None = None
+        self._unused: set[int] = set()
+        """Segments that may have no FIFO any more."""
         self._alone = itertools.count(_FIRST_ALONE)
         self._used_bytes = 0
         self._blocks: dict[BlockName, _Block] = {}
@@ -146,11 +172,13 @@ class FifoPool:
     def _make_one(self, size_bytes: int, least_bytes: int, share: Share) -> Fifo:
         free = self._free.get(Fifo.rounded_up(size_bytes))
         block = free.pop() if free else self._cut(Fifo.rounded_up(size_bytes))
+        segment = self._segments[block.name.segment]
         try:
             fifo = Fifo(block.name.size_bytes, block.memory, block.name.offset)
         except BaseException:
             self._free.setdefault(block.name.size_bytes, []).append(block)
             raise
+        segment.used_blocks += 1
         self._charge(fifo, block, least_bytes, share)
         return fifo
 
@@ -190,31 +218,55 @@ class FifoPool:
         if block is not None:
             block.is_with_application = False
             self._free_if_unused(block)
+            self._drop_unused()
 
     def close(self) -> None:
         """The application is gone. Segments go when their last FIFO does."""
+        # They would be cycles, too.
+        self._on_segment, self._on_segment_gone = _tell_nobody, _forget_number
         for block in list(self._blocks.values()):
             block.is_with_application = False
             self._free_if_unused(block)
         self._segments.clear()
         self._free.clear()
-        self._on_segment = _tell_nobody  # or this would be a cycle
+        self._cut_from = None
 
     def _cut(self, size_bytes: int) -> _Block:
         stride = _block_bytes(size_bytes)
-        if not self._segments or self._next_offset + stride > len(self._segments[-1]):
-            fd = make_segment(f"hoststack-{self._name}", max(SEGMENT_BYTES, stride))
-            try:
-                self._segments.append(map_segment(fd))
-            except BaseException:
-                os.close(fd)
-                raise
-            self._next_offset = 0
-            self._on_segment(len(self._segments) - 1, fd)
-        offset = self._next_offset
-        self._next_offset += stride
-        name = BlockName(len(self._segments) - 1, offset, size_bytes)
-        return _Block(name, self._segments[-1])
+        segment = self._cut_from
+        if segment is None or segment.next_offset + stride > len(segment.memory):
+            segment = self._cut_from = self._add_segment(max(SEGMENT_BYTES, stride))
+        name = BlockName(segment.number, segment.next_offset, size_bytes)
+        segment.next_offset += stride
+        return _Block(name, segment.memory)
+
+    def _add_segment(self, size_bytes: int) -> _Segment:
+        fd = make_segment(f"hoststack-{self._name}", size_bytes)
+        try:
+            segment = _Segment(next(self._numbers), map_segment(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._segments[segment.number] = segment
+        self._on_segment(segment.number, fd)
+        return segment
+
+    def _drop_unused(self) -> None:
+        """Drop the segments that have no FIFO any more, all but one."""
+        while self._unused and len(self._segments) > 1:
+            number = self._unused.pop()
+            segment = self._segments.get(number)
+            if segment is None or segment.used_blocks:
+                continue
+            del self._segments[number]
+            if segment is self._cut_from:
+                self._cut_from = None
+            for free in list(self._free.values()):
+                # In place, and backwards: a finalizer may append one meanwhile.
+                for index in reversed(range(len(free))):
+                    if free[index].name.segment == number:
+                        del free[index]
+            self._on_segment_gone(number)
 
     def _release_ours(self, block: _Block) -> None:
         block.is_with_worker = False
@@ -238,11 +290,21 @@ class FifoPool:
         if len(free) >= _KEPT_FREE:
             block.memory.madvise(mmap.MADV_REMOVE, offset, _block_bytes(block.name.size_bytes))
         free.append(block)
+        segment = self._segments.get(block.name.segment)
+        if segment is not None:
+            segment.used_blocks -= 1
+            # Not at once: this may be a finalizer, in the middle of anything.
+            if not segment.used_blocks:
+                self._unused.add(segment.number)
 
 
 def _tell_nobody(number: int, fd: int) -> None:
     """Nobody is there any more."""
     os.close(fd)
+
+
+def _forget_number(number: int) -> None:
+    """Nobody is there any more."""
 
 
 def _block_bytes(size_bytes: int) -> int:
@@ -274,6 +336,10 @@ class SharedFifos:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def remove_segment(self, number: int) -> None:
+        """The worker uses a segment no more; FIFOs of it that are open keep its memory."""
+        self._segments.pop(number, None)
 
     def give_up(self, name: BlockName) -> None:
         """A FIFO that could not be opened is wanted no more; one that is open says so itself."""

@@ -16,6 +16,7 @@ from hoststack.session.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
+    SegmentGone,
     decode_notice,
     decode_request,
     encode,
@@ -86,6 +87,7 @@ def test_certificates_go_along_and_paths_do_not() -> None:
         m.Learned(1, KNOWN),
         m.Learned(1, m.Known(None, b"token")),
         SegmentCame(3),
+        SegmentGone(3),
     ],
     ids=lambda notice: type(notice).__name__,
 )
@@ -159,7 +161,7 @@ def test_fifos_lie_in_segments_that_both_map() -> None:
         segments.append(number)
         theirs.add_segment(number, [fd])
 
-    pool = FifoPool("app", 1 << 20, send)
+    pool = FifoPool("app", 1 << 20, send, theirs.remove_segment)
     (fifo,) = pool.make([FifoSize(5000, 5000)])
     name = pool.name_of(fifo)
     notice = m.StreamReady(1, 2, 3, 4, fifo, None)

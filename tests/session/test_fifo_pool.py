@@ -41,6 +41,10 @@ def streams_of(pool: FifoPool, owner: Owner, most: int) -> list[list[Fifo]]:
     return made
 
 
+def forget(number: int) -> None:
+    """Stands for an application that is told of a segment that went."""
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -49,7 +53,7 @@ def open_files() -> int:
 
 
 def test_a_connection_alone_has_streams_as_large_as_it_wants_them() -> None:
-    pool = FifoPool("test", 4 * GIB, sink)
+    pool = FifoPool("test", 4 * GIB, sink, forget)
     streams = streams_of(pool, Owner(), 128)
     assert len(streams) == 128
     assert {fifo.size for fifos in streams for fifo in fifos} == {1 << 20}
@@ -58,7 +62,7 @@ def test_a_connection_alone_has_streams_as_large_as_it_wants_them() -> None:
 @pytest.mark.parametrize("connections", [10, 100])
 def test_greedy_connections_leave_room_for_others(connections: int) -> None:
     """As many streams on each as they may, each with a byte in it that nobody reads."""
-    pool = FifoPool("test", GIB // 8, sink)
+    pool = FifoPool("test", GIB // 8, sink, forget)
     greedy = [Owner() for _ in range(connections)]
     held = [streams_of(pool, owner, 64) for owner in greedy]
     assert sum(map(len, held)) > connections
@@ -74,7 +78,7 @@ def test_greedy_connections_leave_room_for_others(connections: int) -> None:
 
 
 def test_what_the_application_asks_for_itself_has_no_share() -> None:
-    pool = FifoPool("test", 64 << 20, sink)
+    pool = FifoPool("test", 64 << 20, sink, forget)
     made = []
     while pool.has_room_for(*(size.least_bytes for size in STREAM)):
         made.append(pool.make(STREAM))
@@ -123,7 +127,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, nth: int) ->
 def test_a_pair_is_made_as_a_whole_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, name: str, nth: int
 ) -> None:
-    pool = FifoPool("test", GIB, sink)
+    pool = FifoPool("test", GIB, sink, forget)
     # Half a segment, so that there are several.
     sizes = [FifoSize(fifo_pool.SEGMENT_BYTES // 2 - 4096, 4096)] * 3
     gc.collect()
@@ -156,7 +160,7 @@ def test_fifos_between_two_applications_are_made_as_a_whole_or_not_at_all(
             told.append(index)
             os.close(fd)
 
-        pool = FifoPool("test", GIB, on_segment)
+        pool = FifoPool("test", GIB, on_segment, forget)
         application = Application("test")
         application.is_remote = True
         application.adopt_fifo = pool.adopt  # type: ignore[method-assign]
@@ -183,12 +187,35 @@ def test_fifos_between_two_applications_are_made_as_a_whole_or_not_at_all(
 
 
 def test_a_fifo_that_the_application_was_not_told_of_is_the_workers_alone() -> None:
-    pool = FifoPool("test", GIB, sink)
+    pool = FifoPool("test", GIB, sink, forget)
     first, second = pool.make(STREAM)
     pool.hand_out(first)
     del first, second
     gc.collect()
     assert pool.used_bytes == (1 << 20) + 4096
+
+
+def test_segments_without_fifos_go_but_one() -> None:
+    gone: list[int] = []
+    pool = FifoPool("test", GIB, sink, gone.append)
+    # Each takes more than half a segment.
+    sizes = [FifoSize(fifo_pool.SEGMENT_BYTES // 2, 4096)] * 4
+    gc.collect()
+    before = open_files()
+    made = pool.make(sizes)
+    names = [pool.hand_out(fifo) for fifo in made]
+    assert [name.segment for name in names] == [0, 1, 2, 3]
+    assert open_files() == before + 4
+    for name in names[:3]:
+        pool.release(name)
+    assert gone == []  # the worker has them
+    del made
+    pool.release(names[3])
+    assert len(gone) == 3
+    assert open_files() == before + 1
+    # A new one has a number of its own, and what is left is used again.
+    again = [pool.hand_out(fifo) for fifo in pool.make(sizes)]
+    assert {name.segment for name in again} == {*range(4)} - {*gone} | {4, 5, 6}
 
 
 # --- the application's side ------------------------------------------------------------------
@@ -200,7 +227,7 @@ def test_a_process_without_room_for_a_segment_has_no_fifo_of_it(
     released: list[fifo_pool.BlockName] = []
     fifos = SharedFifos(released.append)
     fds: list[int] = []
-    pool = FifoPool("test", GIB, lambda number, fd: fds.append(fd))
+    pool = FifoPool("test", GIB, lambda number, fd: fds.append(fd), forget)
     made = pool.make(STREAM)
     names = [pool.hand_out(fifo) for fifo in made]
     before = open_files()
@@ -222,3 +249,19 @@ def test_a_process_without_room_for_a_segment_has_no_fifo_of_it(
     assert made[0].write(b"hello") == 5
     assert opened.read(5) == b"hello"
     assert fifos.open(names[0]) is opened
+
+
+def test_a_segment_that_went_is_no_segment_any_more() -> None:
+    fifos = SharedFifos(lambda name: None)
+    pool = FifoPool("test", GIB, lambda number, fd: fifos.add_segment(number, [fd]), forget)
+    (fifo, *_) = pool.make(STREAM)
+    name = pool.hand_out(fifo)
+    opened = fifos.open(name)
+    before = open_files()
+    fifos.remove_segment(name.segment)
+    fifo.write(b"still there")
+    assert opened.read(100) == b"still there"
+    del opened
+    assert open_files() == before - 1
+    with pytest.raises(ValueError, match="no segment"):
+        fifos.open(name)

@@ -26,7 +26,10 @@ class Remote:
     def __post_init__(self) -> None:
         self.fifos = SharedFifos(lambda name: self.pool.release(name))
         self.pool = FifoPool(
-            "test", self.limit_bytes, lambda n, fd: self.fifos.add_segment(n, [fd])
+            "test",
+            self.limit_bytes,
+            lambda number, fd: self.fifos.add_segment(number, [fd]),
+            self.fifos.remove_segment,
         )
         self.application = Application("test")
         self.application.is_remote = True
