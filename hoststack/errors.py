@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import trio
 
 from hoststack.link.base import LinkError
@@ -25,6 +27,8 @@ __all__ = [
     "TlsConfigError",
     "UriError",
 ]
+
+E = TypeVar("E", bound=Exception)
 
 
 class AttachError(OSError):
@@ -71,3 +75,15 @@ class StreamStoppedError(trio.BrokenResourceError):
     def __init__(self, code: int) -> None:
         super().__init__(f"the peer stopped reading the stream (code {code:#x})")
         self.code = code
+
+
+def renewed(error: E) -> E:
+    """Return the same exception without a traceback, to raise one that is kept more than once.
+
+    The traceback of a kept exception leads to the frames that keep it, and so to what they use: a
+    cycle, which holds a stream's memory until some garbage collection.
+    """
+    again = type(error).__new__(type(error), *error.args)
+    again.__dict__.update(error.__dict__)
+    again.__cause__ = error.__cause__
+    return again

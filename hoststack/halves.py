@@ -8,6 +8,7 @@ from types import TracebackType
 
 import trio
 
+from hoststack.errors import renewed
 from hoststack.native.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import ABORTED_CODE
 
@@ -108,7 +109,7 @@ class SendingHalf:
             if self._closed:
                 raise trio.ClosedResourceError("this stream was closed")
             if self._error is not None:
-                raise self._error
+                raise renewed(self._error)
             if self.is_cut_short:
                 self.reset(ABORTED_CODE)
                 raise trio.BrokenResourceError(
@@ -165,7 +166,7 @@ class SendingHalf:
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self.is_finished:
             if self._error is not None:
-                raise self._error
+                raise renewed(self._error)
             await self._sleepers.park()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -175,7 +176,7 @@ class SendingHalf:
         if self.is_ended:
             raise trio.ClosedResourceError("this stream's end was sent already")
         if self._error is not None:
-            raise self._error
+            raise renewed(self._error)
 
     def _end(self) -> None:
         if not self.is_ended:
@@ -276,7 +277,7 @@ class ReceivingHalf:
             if self._rx.readable or self._rx.at_end:
                 return has_slept
             if self._error is not None:
-                raise self._error
+                raise renewed(self._error)
             self._rx.arm_read()
             # Bytes that came before the flag was up have raised no event.
             if not (self._rx.readable or self._rx.eof):

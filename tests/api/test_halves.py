@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Awaitable, Callable
+
 import pytest
 import trio
 import trio.testing
 
-from hoststack.halves import SendingHalf
+from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, StreamStoppedError
+from hoststack.halves import ReceivingHalf, SendingHalf
 from hoststack.native.fifo import Fifo
 from tests.api.conftest import run
 
@@ -27,3 +32,61 @@ def test_an_end_that_comes_with_what_is_sent_is_heard() -> None:
             await half.send_all(bytes(10_000))
 
     run(main)
+
+
+async def receive(fifo: Fifo, error: trio.BrokenResourceError) -> None:
+    half = ReceivingHalf(fifo, lambda is_urgent: None)
+    half.fail(error)
+    await half.receive_some()
+
+
+async def send(fifo: Fifo, error: trio.BrokenResourceError) -> None:
+    half = SendingHalf(fifo, lambda: None, lambda code: None)
+    half.fail(error)
+    await half.send_all(b"x")
+
+
+async def send_eof(fifo: Fifo, error: trio.BrokenResourceError) -> None:
+    half = SendingHalf(fifo, lambda: None, lambda code: None)
+    half.fail(error)
+    await half.send_eof()
+
+
+async def wait_finished(fifo: Fifo, error: trio.BrokenResourceError) -> None:
+    half = SendingHalf(fifo, lambda: None, lambda code: None)
+    half.fail(error)
+    await half.wait_finished()
+
+
+@pytest.mark.parametrize("use", [receive, send, send_eof, wait_finished])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionClosedError(CloseInfo(7, True, "why", True)),
+        StreamResetError(7),
+        StreamStoppedError(7),
+        trio.BrokenResourceError("broken"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_broken_direction_that_was_used_is_freed_at_once(
+    use: Callable[[Fifo, trio.BrokenResourceError], Awaitable[None]],
+    error: trio.BrokenResourceError,
+) -> None:
+    """Its memory is the application's: with each stream that a peer breaks some would be missing
+    until a garbage collection."""
+
+    async def main() -> weakref.ref[Fifo]:
+        fifo = Fifo(4096)
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await use(fifo, error)
+        assert caught.type is type(error)
+        assert (str(caught.value), vars(caught.value)) == (str(error), vars(error))
+        del caught
+        return weakref.ref(fifo)
+
+    gc.disable()
+    try:
+        assert trio.run(main)() is None
+    finally:
+        gc.enable()
