@@ -166,6 +166,7 @@ class RemoteApplication(Application):
                 self.on_fault(error)
 
     def flush(self) -> bool:
+        self._pool.drop_unused()
         if self.gone is None and self._has_raised:
             try:
                 waiting = self._up.settle()

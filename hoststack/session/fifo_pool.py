@@ -218,7 +218,7 @@ class FifoPool:
         if block is not None:
             block.is_with_application = False
             self._free_if_unused(block)
-            self._drop_unused()
+            self.drop_unused()
 
     def close(self) -> None:
         """The application is gone. Segments go when their last FIFO does."""
@@ -251,8 +251,8 @@ class FifoPool:
         self._on_segment(segment.number, fd)
         return segment
 
-    def _drop_unused(self) -> None:
-        """Drop the segments that have no FIFO any more, all but one."""
+    def drop_unused(self) -> None:
+        """Drop the segments that have no FIFO any more, all but one; once a turn."""
         while self._unused and len(self._segments) > 1:
             number = self._unused.pop()
             segment = self._segments.get(number)

@@ -210,6 +210,8 @@ def test_segments_without_fifos_go_but_one() -> None:
         pool.release(name)
     assert gone == []  # the worker has them
     del made
+    pool.drop_unused()
+    assert sorted(gone) == [0, 1, 2]
     pool.release(names[3])
     assert len(gone) == 3
     assert open_files() == before + 1
