@@ -112,6 +112,9 @@ class Datagrams:
     def close(self) -> None:
         """No more, in either direction. Idempotent."""
         self._is_closed = True
+        # At once: the connection and this know each other, and would keep the FIFOs until some
+        # garbage collection.
+        self._rx = self._tx = None
         self.wake()
 
     def wake(self) -> None:
@@ -125,6 +128,8 @@ class Datagrams:
     # --- from the router ---
 
     def on_ready(self, notice: m.DatagramsReady) -> None:
+        if self._is_closed:
+            return
         self._rx, self._tx = notice.rx, notice.tx
         self.max_bytes = notice.max_bytes
         # One that waits may be too large now.

@@ -11,8 +11,10 @@ import trio
 import trio.testing
 
 from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, StreamStoppedError
+from hoststack.datagrams import Datagrams
 from hoststack.halves import ReceivingHalf, SendingHalf
 from hoststack.native.fifo import Fifo
+from hoststack.session import messages as m
 from tests.api.conftest import run
 
 
@@ -88,5 +90,30 @@ def test_a_broken_direction_that_was_used_is_freed_at_once(
     gc.disable()
     try:
         assert trio.run(main)() is None
+    finally:
+        gc.enable()
+
+
+def test_datagrams_of_a_closed_connection_are_freed_at_once() -> None:
+    """The two know each other, so that nothing else would free them."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.datagrams = Datagrams(self.ignore, self.ignore, self.ignore)
+
+        def ignore(self) -> None:
+            pass
+
+    def fifos() -> list[weakref.ref[Fifo]]:
+        owner = Owner()
+        rx, tx = Fifo(4096), Fifo(4096)
+        owner.datagrams.on_ready(m.DatagramsReady(1, rx, tx, 100))
+        owner.datagrams.close()
+        owner.datagrams.on_ready(m.DatagramsReady(1, rx, tx, 100))
+        return [weakref.ref(rx), weakref.ref(tx)]
+
+    gc.disable()
+    try:
+        assert [fifo() for fifo in fifos()] == [None, None]
     finally:
         gc.enable()
