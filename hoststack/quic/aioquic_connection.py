@@ -430,7 +430,11 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         """
         for stream in self._streams.values():
             stream.let_go()
+        path = self._path
         vars(self).clear()
+        # What those who still know it may ask for.
+        self._state = QuicConnectionState.TERMINATED
+        self._network_paths, self.first_path = [], path
         self.timer_at = None
 
     def close_info(self) -> CloseInfo:
