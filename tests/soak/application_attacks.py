@@ -62,7 +62,11 @@ def deep_messages(target: Target, end: float) -> Counter[str]:
                 client.send(deep_attach)
                 client.recv(65536)
             done["attaches"] += 1
-        evil = _attached(target)
+        try:
+            evil = _attached(target)
+        except (ChannelClosedError, OSError):  # others that attach took its place
+            done["refused"] += 1
+            continue
         for worker in evil.workers:
             with suppress(ChannelClosedError, OSError):
                 for kind in range(16):
@@ -80,7 +84,11 @@ def blocking_descriptors(target: Target, end: float) -> Counter[str]:
     """Clears O_NONBLOCK on all that is shared with the workers, fills it, and reads nothing."""
     done: Counter[str] = Counter()
     while time.monotonic() < end:
-        evil = _attached(target)
+        try:
+            evil = _attached(target)
+        except (ChannelClosedError, OSError):  # others that attach took its place
+            done["refused"] += 1
+            continue
         try:
             for worker in evil.workers:
                 fds = [*worker.wake_ups, worker.channel._socket.fileno()]
