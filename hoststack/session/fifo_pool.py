@@ -136,11 +136,15 @@ class FifoPool:
         there is no room for them, and MemoryError.
         """
         chosen = self.choose(sizes, owner)
-        share = Share() if owner is None else self._shares.setdefault(owner, Share())
+        share = self._share_of(owner)
         return [
             self._make_one(size_bytes, size.least_bytes, share)
             for size, size_bytes in zip(sizes, chosen, strict=True)
         ]
+
+    def _share_of(self, owner: object | None) -> Share:
+        """What an owner is charged to; one of its own for what has no owner."""
+        return Share() if owner is None else self._shares.setdefault(owner, Share())
 
     def choose(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
         """As large as FIFOs may be now; raises PoolExhaustedError."""
@@ -198,7 +202,7 @@ class FifoPool:
         """Give a name to a FIFO that has a segment to itself, and take over its descriptor; it is
         charged as those that `make` returns."""
         name = BlockName(next(self._alone), 0, fifo.size)
-        share = Share() if owner is None else self._shares.setdefault(owner, Share())
+        share = self._share_of(owner)
         self._charge(fifo, _Block(name, None), least_bytes, share)
         self._on_segment(name.segment, segment_fd)
 

@@ -9,6 +9,7 @@ import trio
 
 import hoststack
 from hoststack import Connection, TlsConfig
+from tests.daemon.conftest import PATIENCE_S, Daemon
 
 TLS = TlsConfig.self_signed(["127.0.0.1", "::1", "10.77.0.1", "fd77::1"])
 TRUSTING = TlsConfig(ca=TLS.certificate)
@@ -60,3 +61,18 @@ async def ask(connection: Connection, data: bytes) -> bytes:
         back = b"".join([part async for part in stream])
     await stream.aclose()
     return back
+
+
+def is_well(daemon: Daemon) -> None:
+    """Hold that a daemon serves: an application attaches, listens, and is answered."""
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                hoststack.attach(daemon.api) as stack,
+                echo_server(stack) as uri,
+                stack.connect(uri, tls=TRUSTING) as connection,
+            ):
+                assert await ask(connection, b"well") == b"well"
+
+    trio.run(main)

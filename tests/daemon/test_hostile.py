@@ -24,7 +24,7 @@ from hoststack.session import messages as m
 from hoststack.session.codec import FifosReleased, encode
 from hoststack.session.fifo_pool import BlockName
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
-from tests.daemon.echoing import TLS, TRUSTING, ask, echo, echo_server
+from tests.daemon.echoing import TLS, ask, echo, is_well
 from tests.daemon.fuzz_application import fuzz
 from tests.support.attached import SEAL, attached, both_ends
 
@@ -261,7 +261,7 @@ def test_attaching_a_thousand_times(make_daemon: MakeDaemon) -> None:
     daemon.wait_for(r"raw-\d+ left", 1000)
     assert descriptors(daemon) <= before + 2
     assert len(os.listdir(f"/proc/{daemon.worker_pid(0)}/fd")) < 64
-    _is_well(daemon)
+    is_well(daemon)
 
 
 def test_more_applications_than_there_may_be(make_daemon: MakeDaemon) -> None:
@@ -290,7 +290,7 @@ def test_who_says_nothing_that_makes_sense_is_left(daemon: Daemon, data: bytes) 
     with connect(daemon) as end:
         end.send(data)
         assert end.recv(4096) == b""
-    _is_well(daemon)
+    is_well(daemon)
 
 
 def test_who_attaches_twice_is_thrown_out(daemon: Daemon) -> None:
@@ -300,38 +300,25 @@ def test_who_attaches_twice_is_thrown_out(daemon: Daemon) -> None:
         began = time.monotonic()
         while end.recv(4096):
             assert time.monotonic() - began < PATIENCE_S
-    _is_well(daemon)
+    is_well(daemon)
 
 
 def test_descriptors_are_not_taken(daemon: Daemon) -> None:
-    _is_well(daemon)
+    is_well(daemon)
     before = descriptors(daemon)
     with connect(daemon) as end, Path("/dev/null").open() as file:
         socket.send_fds(end, [HELLO], [file.fileno()] * 50)
         assert isinstance(attaching.decode_answer(end.recv(4096)), attaching.Attached)
         # Its own socket, and the ends of what it shares with the workers that are under way.
         assert descriptors(daemon) < before + 40
-    _is_well(daemon)
+    is_well(daemon)
 
 
 def test_those_who_are_silent_do_not_keep_others_out(daemon: Daemon) -> None:
     silent = [connect(daemon) for _ in range(200)]
-    _is_well(daemon)
+    is_well(daemon)
     for end in silent:
         end.close()
-
-
-def _is_well(daemon: Daemon) -> None:
-    async def main() -> None:
-        with trio.fail_after(PATIENCE_S):
-            async with (
-                hoststack.attach(daemon.api) as stack,
-                echo_server(stack) as uri,
-                stack.connect(uri, tls=TRUSTING) as connection,
-            ):
-                assert await ask(connection, b"well") == b"well"
-
-    trio.run(main)
 
 
 def test_a_wrong_secret_says_nothing_about_namespaces(daemon: Daemon) -> None:

@@ -21,7 +21,7 @@ import hoststack
 from hoststack import LinkError, TlsConfig
 from hoststack.session import attaching
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
-from tests.daemon.echoing import TRUSTING, ask, echo_server
+from tests.daemon.echoing import is_well
 
 LIMIT: Final = 256
 HELLO: Final = attaching.encode(attaching.Attach(version=attaching.PROTOCOL_VERSION, name="raw"))
@@ -36,19 +36,6 @@ def limited(*words: str, limits: str = f"-n {LIMIT}") -> Iterator[Daemon]:
 
 def descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
-
-
-def is_well(daemon: Daemon) -> None:
-    async def main() -> None:
-        with trio.fail_after(PATIENCE_S):
-            async with (
-                hoststack.attach(daemon.api) as stack,
-                echo_server(stack) as uri,
-                stack.connect(uri, tls=TRUSTING) as connection,
-            ):
-                assert await ask(connection, b"well") == b"well"
-
-    trio.run(main)
 
 
 def test_the_limit_is_raised() -> None:
