@@ -232,6 +232,7 @@ class Router:
         self._application.signal_noted(notice.handle)
 
     def _on_closed(self, notice: m.Closed) -> None:
+        self._early_datagrams.pop(notice.handle, None)
         connection = self._connections.pop(notice.handle, None)
         if connection is None:
             return

@@ -7,8 +7,9 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, cast
 
 import trio
 
@@ -40,6 +41,37 @@ from hoststack.session.wake_up import WakeUp
 
 logger = logging.getLogger(__name__)
 
+_NAMES_IN_MESSAGE: Final = 1024
+
+
+class _Released:
+    """FIFOs that are gone here, of which the worker has to hear."""
+
+    def __init__(self, worker: AttachedWorker) -> None:
+        self._worker = weakref.ref(worker)
+        self._names: list[BlockName] = []
+        self.loop: trio.lowlevel.TrioToken | None = None
+        """Where `run` runs."""
+
+    def add(self, name: BlockName) -> None:
+        """Called by a finalizer, in the middle of anything."""
+        self._names.append(name)
+        if len(self._names) == 1 and self.loop is not None:
+            # Nothing else may come to do here, and the worker would keep the memory for as long.
+            with contextlib.suppress(trio.RunFinishedError):
+                self.loop.run_sync_soon(self._tell, idempotent=True)
+
+    def _tell(self) -> None:
+        worker = self._worker()
+        if worker is not None:
+            worker._release_fifos()
+
+    def take(self) -> Iterator[tuple[BlockName, ...]]:
+        """What came since the last call, as much at a time as a message has room for."""
+        names, self._names = self._names, []
+        for first in range(0, len(names), _NAMES_IN_MESSAGE):
+            yield tuple(names[first : first + _NAMES_IN_MESSAGE])
+
 
 class AttachedWorker(Application):
     """A worker, as this process reaches it. Takes the socket and the descriptors over.
@@ -60,8 +92,8 @@ class AttachedWorker(Application):
             self._wakes_us = ours.enter_context(contextlib.closing(WakeUp(wake_fd)))
             super().__init__(name, *open_rings(rings_fd))
             ours.pop_all()
-        self._released: list[BlockName] = []
-        self._fifos = SharedFifos(self._released.append)
+        self._released = _Released(self)
+        self._fifos = SharedFifos(self._released.add)
         self.is_gone = False
         self.is_given_up = False
 
@@ -98,10 +130,12 @@ class AttachedWorker(Application):
             self._wakes_worker.ring()
 
     def _release_fifos(self) -> None:
-        if self._released:
-            names, self._released[:] = tuple(self._released), []
-            for first in range(0, len(names), 1024):
-                self._send(encode(FifosReleased(names[first : first + 1024])))
+        """Tell the worker which FIFOs are gone; raises nothing."""
+        try:
+            for names in self._released.take():
+                self._send(encode(FifosReleased(names)))
+        except Exception as error:
+            self.give_up(error)
 
     def _send(self, data: bytes) -> None:
         if not self.is_gone:
@@ -210,6 +244,7 @@ class AttachedWorker(Application):
 
     async def run(self) -> None:
         """Listens to the worker until it is gone, or this is cancelled."""
+        self._released.loop = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._channel.run)

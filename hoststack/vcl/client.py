@@ -97,6 +97,7 @@ class AttachClient:
     def _prepared(self, timeout_s: float | None) -> float | None:
         """Arms what wakes a sleeper; how long it may sleep."""
         for index, link in list(self._links.items()):
+            link.settle()
             try:
                 if not link.channel.flush():
                     timeout_s = _CROWDED_S if timeout_s is None else min(timeout_s, _CROWDED_S)

@@ -17,6 +17,7 @@ import trio.testing
 
 import hoststack
 from hoststack import EmbeddedStack, QuicConfig, TlsConfig
+from hoststack.daemon.remote_application import RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic_connection import HostConnection
@@ -296,5 +297,30 @@ def test_a_worker_keeps_nothing_of_a_stream_that_is_over(
                 assert await ask(connection, b"a") == b"a"
                 await trio.sleep(10)
                 assert fifos() == 0
+
+    run(main)
+
+
+def test_what_a_collection_finds_comes_back_without_other_traffic() -> None:
+    async def main() -> None:
+        async with (
+            network("aioquic") as (worker, uri),
+            attached([worker]) as stack,
+            stack.connect(uri, tls=TRUSTING) as connection,
+        ):
+            (*_, application) = worker._worker.layer.applications
+            assert isinstance(application, RemoteApplication)
+            stream = await connection.open_stream()
+            assert isinstance(stream, hoststack.Stream)
+            cycle: list[object] = [stream._receiving._rx]
+            cycle.append(cycle)
+            async with stream:
+                pass
+            del stream, cycle
+            await trio.sleep(10)
+            assert application.fifo_bytes > 0
+            gc.collect()
+            await trio.sleep(1)
+            assert application.fifo_bytes == 0
 
     run(main)
