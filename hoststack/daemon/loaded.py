@@ -17,9 +17,9 @@ from hoststack.engine.engines import why_not_native
 
 logger = logging.getLogger(__name__)
 
-#: What the native engine takes beside `hoststack.quic.native_engine`.
+#: What the native engine takes beside `hoststack.quic.native.engine`.
 _NATIVE: Final = (
-    "hoststack.quic.native_engine",
+    "hoststack.quic.native.engine",
     "hoststack.link.udp_wire",
     "hoststack.link.xdp_wire",
 )

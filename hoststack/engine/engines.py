@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 
 from hoststack.link.base import Link
 from hoststack.native.build_record import left_out
-from hoststack.quic.aioquic_engine import AioquicEngine
+from hoststack.quic.aioquic.engine import AioquicEngine
 from hoststack.quic.seam import CidConfig, Engine, EngineOwner
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def engine_maker(
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
     if chosen == "native":
-        from hoststack.quic.native_engine import NativeEngine
+        from hoststack.quic.native.engine import NativeEngine
 
         return lambda owner: NativeEngine(link, owner, cid, secret)
     return lambda owner: AioquicEngine(link, owner, cid, secret)

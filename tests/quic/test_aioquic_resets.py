@@ -8,8 +8,8 @@ from typing import Final, cast
 import pytest
 
 from hoststack.link.base import Endpoint, Path
-from hoststack.quic.aioquic_connection import HostConnection
-from hoststack.quic.aioquic_resets import StatelessResets
+from hoststack.quic.aioquic.connection import HostConnection
+from hoststack.quic.aioquic.resets import StatelessResets
 from hoststack.quic.cid import CidGenerator
 from hoststack.quic.seam import CidConfig
 

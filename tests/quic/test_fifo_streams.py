@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hoststack.native.fifo import Fifo
-from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender, UnstorableError
+from hoststack.quic.aioquic.stream import FifoReceiver, FifoSender, UnstorableError
 
 DATA = random.Random(4).randbytes(20_000)
 FAR = 1 << 40

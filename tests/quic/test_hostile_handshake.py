@@ -20,7 +20,7 @@ import hoststack
 from hoststack import ConnectError, Stack, TlsConfig
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
-from hoststack.quic.aioquic_transmit import push_varint
+from hoststack.quic.aioquic.transmit import push_varint
 from tests.quic.test_hostile_peer import seal
 from tests.quic.test_stock_aioquic import (
     OURS,

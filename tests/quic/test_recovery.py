@@ -9,8 +9,8 @@ from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketSpace
 
-from hoststack.quic.aioquic_recovery import Recovery, SentPacket
-from hoststack.quic.aioquic_size import DatagramSize
+from hoststack.quic.aioquic.datagram_size import DatagramSize
+from hoststack.quic.aioquic.recovery import Recovery, SentPacket
 
 
 def recovery() -> Recovery:

@@ -7,8 +7,8 @@ from aioquic.buffer import Buffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoststack.quic.aioquic_receive import pull_varint
-from hoststack.quic.aioquic_transmit import push_varint
+from hoststack.quic.aioquic.receive import pull_varint
+from hoststack.quic.aioquic.transmit import push_varint
 
 values = st.integers(0, (1 << 62) - 1)
 

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 import hoststack
 from hoststack import ConnectError, LinkError, Stack, TlsConfig
 from hoststack.link.memory import MemoryNetwork
-from hoststack.quic.native_contexts import NativeListener
+from hoststack.quic.native.contexts import NativeListener
 from hoststack.session import messages as m
 from hoststack.session.namespaces import Scope
 from tests.support.certificates import self_signed

@@ -40,7 +40,7 @@ async def _echo(connection: hoststack.Connection) -> None:
     "native" not in engines.available_engines(), reason="the native engine was not built"
 )
 def test_segments_go_with_the_last_fifo_and_not_with_a_garbage_collection() -> None:
-    from hoststack.quic.native_contexts import NativeStream
+    from hoststack.quic.native.contexts import NativeStream
 
     def of_workers() -> list[object]:
         """What workers have of attached applications; the mappings of segments hang on these."""

@@ -20,7 +20,7 @@ from hoststack import EmbeddedStack, QuicConfig, TlsConfig
 from hoststack.daemon.remote_application import RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
-from hoststack.quic.aioquic_connection import HostConnection
+from hoststack.quic.aioquic.connection import HostConnection
 from hoststack.session import messages as m
 from hoststack.session.fifo_pool import FifoPool
 from tests.daemon.echoing import ask, echo

@@ -21,7 +21,7 @@ from aioquic.tls import (
     HandshakeType,
 )
 
-from hoststack.quic.aioquic_versions import check_downgrade
+from hoststack.quic.aioquic.versions import check_downgrade
 
 _HEADER_BYTES: Final = 4
 #: aioquic keeps a message until it is complete, and one may say that it has 16 MiB.

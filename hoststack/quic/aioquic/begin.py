@@ -8,8 +8,8 @@ from typing import Any, Final
 from aioquic.quic.packet import QuicProtocolVersion
 
 from hoststack.link.base import Link, Path
-from hoststack.quic.aioquic_accept import Admitted
-from hoststack.quic.aioquic_connection import HostConnection
+from hoststack.quic.aioquic.accept import Admitted
+from hoststack.quic.aioquic.connection import HostConnection
 from hoststack.quic.seam import Fifos
 
 _TYPES_OF_0RTT: Final = {

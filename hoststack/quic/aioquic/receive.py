@@ -23,11 +23,11 @@ from aioquic.quic.stream import StreamFinishedError
 from cryptography.exceptions import InvalidTag
 
 from hoststack.link.base import Path
-from hoststack.quic.aioquic_stream import UnstorableError
+from hoststack.quic.aioquic.stream import UnstorableError
 from hoststack.quic.cid import CID_BYTES
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection
+    from hoststack.quic.aioquic.connection import HostConnection
 
 _PN_OFFSET = 1 + CID_BYTES
 _SAMPLE_OFFSET = _PN_OFFSET + 4

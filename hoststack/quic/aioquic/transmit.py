@@ -14,12 +14,12 @@ from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicFrameType, push_ack_frame
 
-from hoststack.quic.aioquic_recovery import ProbePacket, SentPacket, StreamPacket
-from hoststack.quic.aioquic_stream import FifoSender
+from hoststack.quic.aioquic.recovery import ProbePacket, SentPacket, StreamPacket
+from hoststack.quic.aioquic.stream import FifoSender
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection
-    from hoststack.quic.aioquic_host_stream import HostStream
+    from hoststack.quic.aioquic.connection import HostConnection
+    from hoststack.quic.aioquic.host_stream import HostStream
 
 _TAG_BYTES = 16
 _PN_BYTES = 2

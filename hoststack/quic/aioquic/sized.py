@@ -8,8 +8,8 @@ from aioquic.quic.packet import pull_quic_transport_parameters
 from aioquic.quic.packet_builder import QuicDeliveryState
 
 from hoststack.link.base import Path
-from hoststack.quic.aioquic_recovery import Recovery
-from hoststack.quic.aioquic_size import DatagramSize
+from hoststack.quic.aioquic.datagram_size import DatagramSize
+from hoststack.quic.aioquic.recovery import Recovery
 from hoststack.quic.seam import QuicConfig
 
 

@@ -15,7 +15,7 @@ from hoststack.link.base import BURST, Link, Path
 from hoststack.native._quic import ffi, lib
 from hoststack.native.fifo import Fifo
 from hoststack.quic.cid import CidGenerator
-from hoststack.quic.native_contexts import (
+from hoststack.quic.native.contexts import (
     NativeConnection,
     NativeListener,
     NativeStream,
@@ -23,8 +23,8 @@ from hoststack.quic.native_contexts import (
     packets_by_kind,
     producer_of,
 )
-from hoststack.quic.native_paths import DirectWire, HandedWire, PathTable
-from hoststack.quic.native_tls import ClientContexts, make_context
+from hoststack.quic.native.paths import DirectWire, HandedWire, PathTable
+from hoststack.quic.native.tls import ClientContexts, make_context
 from hoststack.quic.seam import (
     QUIC_VERSIONS,
     CidConfig,

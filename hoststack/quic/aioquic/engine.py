@@ -1,9 +1,9 @@
 """The aioquic engine: bursts of datagrams in, bursts out, for all connections of a worker.
 
-It runs everywhere, and it is what the native engine is compared with. aioquic keeps the protocol of
-each connection (aioquic_connection.py); the two fast ways (aioquic_receive.py,
-aioquic_transmit.py) carry bulk data; this module finds connections by connection ID, accepts new
-ones, keeps the timers, and shares the way out fairly.
+It runs everywhere, and it is what the native engine is compared with. aioquic implements the
+protocol of each connection (connection.py); the two fast paths (receive.py, transmit.py) carry bulk
+data. This module finds connections by connection ID, accepts new ones, runs the timers, and shares
+the link fairly between connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aioquic.quic.packet import QuicErrorCode
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
-from hoststack.quic.aioquic_accept import (
+from hoststack.quic.aioquic.accept import (
     CIPHERS,
     CONGESTION_CONTROLS,
     Acceptor,
@@ -27,15 +27,15 @@ from hoststack.quic.aioquic_accept import (
     Listener,
     client_configuration,
 )
-from hoststack.quic.aioquic_begin import accepted_connection, has_read_hello, is_0rtt, is_known
-from hoststack.quic.aioquic_connection import HostConnection
-from hoststack.quic.aioquic_half_open import HeldPackets, RefusedError
-from hoststack.quic.aioquic_host_stream import HostStream
-from hoststack.quic.aioquic_receive import receive_burst
-from hoststack.quic.aioquic_resets import StatelessResets
-from hoststack.quic.aioquic_resume import resume
-from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
-from hoststack.quic.aioquic_transmit import is_ordinary, write_burst
+from hoststack.quic.aioquic.begin import accepted_connection, has_read_hello, is_0rtt, is_known
+from hoststack.quic.aioquic.connection import HostConnection
+from hoststack.quic.aioquic.half_open import HeldPackets, RefusedError
+from hoststack.quic.aioquic.host_stream import HostStream
+from hoststack.quic.aioquic.receive import receive_burst
+from hoststack.quic.aioquic.resets import StatelessResets
+from hoststack.quic.aioquic.resume import resume
+from hoststack.quic.aioquic.stream import FifoReceiver, FifoSender
+from hoststack.quic.aioquic.transmit import is_ordinary, write_burst
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import (
     NO_ANSWER,

@@ -12,7 +12,7 @@ from hoststack.quic.seam import CloseInfo, ConnectionIds, EarlyData, Handshake, 
 from hoststack.quic.session_cache import ServerSessions
 
 if TYPE_CHECKING:
-    from hoststack.quic.native_paths import PathTable
+    from hoststack.quic.native.paths import PathTable
 
 _MAX_ALPN_BYTES: Final = 255
 

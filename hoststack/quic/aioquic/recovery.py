@@ -16,10 +16,10 @@ from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.tls import Epoch
 
-from hoststack.quic.aioquic_size import BASE_BYTES, DatagramSize
+from hoststack.quic.aioquic.datagram_size import BASE_BYTES, DatagramSize
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_stream import FifoSender
+    from hoststack.quic.aioquic.stream import FifoSender
 
 #: Far below the timer granularity of RFC 9002 section 6.1.2, far above a double's error.
 _TIMER_ROUNDING_S = 1e-6

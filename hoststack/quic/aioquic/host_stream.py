@@ -10,11 +10,11 @@ from aioquic.quic.connection import stream_is_unidirectional
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
 from hoststack.native.fifo import Fifo
-from hoststack.quic.aioquic_stream import FifoReceiver, FifoSender
+from hoststack.quic.aioquic.stream import FifoReceiver, FifoSender
 from hoststack.quic.seam import Fifos
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection
+    from hoststack.quic.aioquic.connection import HostConnection
 
 
 #: What refused streams have for a FIFO: nothing is ever put into it.

@@ -14,7 +14,7 @@ from hoststack.link.base import Path
 from hoststack.quic.cid import CID_BYTES
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection
+    from hoststack.quic.aioquic.connection import HostConnection
 
 _TOKEN_BYTES: Final = 16
 #: Five unpredictable bytes and the token.

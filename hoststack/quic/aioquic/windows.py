@@ -16,8 +16,8 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from hoststack.native.fifo import Fifo
-from hoststack.quic.aioquic_host_stream import HostStream
-from hoststack.quic.aioquic_stream import FifoReceiver
+from hoststack.quic.aioquic.host_stream import HostStream
+from hoststack.quic.aioquic.stream import FifoReceiver
 from hoststack.quic.seam import QuicConfig
 
 #: A window is announced again when so little of it is left, or so much could be added.

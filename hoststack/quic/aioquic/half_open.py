@@ -14,7 +14,7 @@ from hoststack.link.base import Endpoint, Path
 from hoststack.quic.seam import EngineCounters
 
 if TYPE_CHECKING:
-    from hoststack.quic.aioquic_connection import HostConnection
+    from hoststack.quic.aioquic.connection import HostConnection
 
 #: Each takes some 90 KB.
 MAX_HALF_OPEN: Final = 1024

@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hoststack.link.base import Link, Path
 from hoststack.native.fifo import Fifo
-from hoststack.quic.aioquic_half_open import HalfOpen
-from hoststack.quic.aioquic_resume import GivenTickets
-from hoststack.quic.aioquic_retry import RetryTokens, invalid_token
+from hoststack.quic.aioquic.half_open import HalfOpen
+from hoststack.quic.aioquic.resume import GivenTickets
+from hoststack.quic.aioquic.retry import RetryTokens, invalid_token
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError, checked_server_name

@@ -33,13 +33,13 @@ from aioquic.tls import Epoch
 
 from hoststack.link.base import Path
 from hoststack.native.fifo import Fifo
-from hoststack.quic.aioquic_accept import Listener
-from hoststack.quic.aioquic_handshake import GuardedConnection
-from hoststack.quic.aioquic_host_stream import HostStream
-from hoststack.quic.aioquic_recovery import Recovery
-from hoststack.quic.aioquic_sized import SizedConnection
-from hoststack.quic.aioquic_stream import FifoReceiver
-from hoststack.quic.aioquic_windows import ReceiveWindows
+from hoststack.quic.aioquic.accept import Listener
+from hoststack.quic.aioquic.handshake import GuardedConnection
+from hoststack.quic.aioquic.host_stream import HostStream
+from hoststack.quic.aioquic.recovery import Recovery
+from hoststack.quic.aioquic.sized import SizedConnection
+from hoststack.quic.aioquic.stream import FifoReceiver
+from hoststack.quic.aioquic.windows import ReceiveWindows
 from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Fifos, Handshake, QuicConfig
 
 
