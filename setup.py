@@ -25,7 +25,7 @@ from setuptools.errors import SetupError
 ROOT = Path(__file__).resolve().parent
 
 #: BPF sources by folder, and the package that carries their objects.
-BPF_FOLDERS = {"bpf": "hoststack/link", "pyxdp": "pyxdp"}
+BPF_FOLDERS = {"bpf": "hoststack/link/xdp", "pyxdp": "pyxdp"}
 #: Where Debian keeps asm/types.h, which clang's BPF target does not look for.
 MULTIARCH = Path("/usr/include") / f"{sys.implementation._multiarch}"
 #: What was left out, for `hoststack doctor` and for error messages.

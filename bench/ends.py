@@ -36,7 +36,7 @@ from hoststack import (
     open_stack,
 )
 from hoststack.debug.control_client import ControlClient
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
 from hoststack.quic.tls import Cipher
 from tests.support import netns
 

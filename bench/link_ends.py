@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 import trio
 
-from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import BURST, Endpoint, Link, Outgoing
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
+from hoststack.link.xdp.link import AfXdpLink
 
 _PORT: Final = 4433
 #: Datagrams under way both ways: less than any ring or socket buffer between the two holds.

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 import pyxdp
-from hoststack.link.steering import VERDICTS, program_object
+from hoststack.link.xdp.steering import VERDICTS, program_object
 from hoststack.native._native import ffi, lib
 from tests.support import packets as p
 from tests.support.netns import forward, veth_pair

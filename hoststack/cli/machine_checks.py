@@ -144,7 +144,7 @@ def _pyxdp() -> Finding:
 
 def _steering_program() -> Finding:
     subject = "steering"
-    program = files("hoststack.link").joinpath("steer.bpf.o")
+    program = files("hoststack.link.xdp").joinpath("steer.bpf.o")
     if not program.is_file():
         return bad(
             subject,

@@ -10,7 +10,7 @@ from typing import Final
 
 import pyxdp
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.link.steering import Steering, unload
+from hoststack.link.xdp.steering import Steering, unload
 from hoststack.native._native import ffi
 
 #: The name by which the kernel knows our program.

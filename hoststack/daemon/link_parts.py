@@ -10,9 +10,9 @@ from hoststack.daemon.config import DaemonConfig
 from hoststack.debug.counters import describe_program
 from hoststack.debug.worker_side import Data
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
-from hoststack.link.kernel_socket import open_kernel_socket
-from hoststack.link.shared_af_xdp import SharedAfXdp
-from hoststack.link.udp_group import UdpGroup
+from hoststack.link.kernel.sockets import open_kernel_socket
+from hoststack.link.udp.group import UdpGroup
+from hoststack.link.xdp.shared import SharedAfXdp
 
 
 class LinkPart(Protocol):

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 #: What the native engine takes beside `hoststack.quic.native.engine`.
 _NATIVE: Final = (
     "hoststack.quic.native.engine",
-    "hoststack.link.udp_wire",
-    "hoststack.link.xdp_wire",
+    "hoststack.link.udp.wire",
+    "hoststack.link.xdp.wire",
 )
 #: What libraries and Python itself import in the middle of their work.
 _LATE: Final = ("cryptography.hazmat.backends.openssl.backend",)

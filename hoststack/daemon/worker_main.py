@@ -36,9 +36,9 @@ from hoststack.debug.worker_side import WorkerSide
 from hoststack.engine.engines import engine_maker
 from hoststack.engine.worker import Worker
 from hoststack.errors import LinkError
-from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
+from hoststack.link.xdp.link import AfXdpLink
 from hoststack.quic.seam import CidConfig
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.open_files import ports_of_one, raise_open_files

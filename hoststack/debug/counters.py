@@ -10,7 +10,7 @@ from typing import Any, Final
 from hoststack.debug.grammar import Command
 from hoststack.debug.sessions import describe_path
 from hoststack.debug.worker_side import Data, WorkerSide
-from hoststack.link.steering import Steering
+from hoststack.link.xdp.steering import Steering
 from hoststack.session.session import ConnectionSession, ListenerSession
 
 #: What a link counts that is no error: what it moved, and how;

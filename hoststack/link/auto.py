@@ -6,10 +6,10 @@ import errno
 import logging
 from typing import Literal
 
-from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link, LinkError
-from hoststack.link.udp import UdpLink
-from hoststack.link.xdp_rings import XdpMode
+from hoststack.link.udp.link import UdpLink
+from hoststack.link.xdp.link import AfXdpLink
+from hoststack.link.xdp.rings import XdpMode
 
 logger = logging.getLogger(__name__)
 

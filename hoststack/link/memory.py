@@ -29,7 +29,7 @@ from hoststack.link.base import (
     SocketSource,
     ignore_trouble,
 )
-from hoststack.link.kernel_socket import OwnSockets
+from hoststack.link.kernel.sockets import OwnSockets
 
 #: Datagrams that wait for one host, at most; like any queue in a network it drops what is more.
 _QUEUE_DATAGRAMS: Final = 65536

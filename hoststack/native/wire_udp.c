@@ -16,7 +16,7 @@ enum {
 	RX_SLOT_BYTES = 65536,
 	TX_DATAGRAMS = 2 * HS_WIRE_BURST, /* a burst, and answers without a connection */
 	TX_DATAGRAM_BYTES = 65527, /* the most that UDP carries */
-	/* Room for a burst of datagrams of 16 KiB, the most that our links allow (udp.py). */
+	/* Room for a burst of datagrams of 16 KiB, the most that our links allow (link/udp/link.py). */
 	TX_BUFFER_BYTES = 2 * 1024 * 1024,
 	MOST_SEGMENTS = 64, /* UDP_MAX_SEGMENTS of kernels before 6.9 */
 	MOST_MESSAGE_BYTES = 65000,

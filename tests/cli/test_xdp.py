@@ -11,7 +11,7 @@ import pytest
 import pyxdp
 from hoststack.cli.main import main
 from hoststack.link.base import Endpoint
-from hoststack.link.steering import BPFFS, Steering, unload
+from hoststack.link.xdp.steering import BPFFS, Steering, unload
 from tests.pyxdp.conftest import Veth
 from tests.pyxdp.test_program import COUNT
 

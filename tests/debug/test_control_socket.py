@@ -25,7 +25,7 @@ import trio
 from hoststack.debug.control_client import ControlClient
 from hoststack.debug.control_socket import serve_commands
 from hoststack.debug.grammar import CommandError
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
 from tests.debug.conftest import host_on
 
 #: Longer than any test takes.

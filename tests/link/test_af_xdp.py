@@ -19,8 +19,8 @@ import pytest
 import trio
 
 import pyxdp
-from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Endpoint, Link, LinkError, Outgoing, Path, Received
+from hoststack.link.xdp.link import AfXdpLink, XdpMode
 from tests.support.checksummed import CTAG, STAG, udp_frame
 from tests.support.links import running, steering_of
 from tests.support.netns import Side, VethPair, run
@@ -456,7 +456,7 @@ def test_close_leaves_nothing(veth_pair: VethPair) -> None:
 
 CHILD = """
 import sys, time
-from hoststack.link.af_xdp import AfXdpLink
+from hoststack.link.xdp.link import AfXdpLink
 from hoststack.link.base import Endpoint
 link = AfXdpLink.open(sys.argv[1])
 link.open_port(Endpoint(sys.argv[2], 4433))

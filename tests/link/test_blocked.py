@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 import pyxdp
-from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Endpoint
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
+from hoststack.link.xdp.link import AfXdpLink
 from tests.support.links import running
 from tests.support.netns import Side, VethPair, run
 

@@ -14,7 +14,7 @@ import trio.testing
 import hoststack
 import pyxdp
 from hoststack import Connection, TlsConfig
-from hoststack.link.af_xdp import AfXdpLink
+from hoststack.link.xdp.link import AfXdpLink
 from hoststack.stack import EmbeddedStack
 from tests.link.test_xdp_datagrams import run_within
 from tests.quic.test_moves_on_links import opened

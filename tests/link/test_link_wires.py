@@ -13,9 +13,9 @@ import pytest
 import trio
 
 import pyxdp
-from hoststack.link.af_xdp import AfXdpLink, XdpMode
 from hoststack.link.base import Endpoint, Link, LinkError, Path, Wire
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
+from hoststack.link.xdp.link import AfXdpLink, XdpMode
 from tests.support.links import PATIENCE_S, running
 from tests.support.netns import Side, VethPair, run
 from tests.support.wires import WireCalls

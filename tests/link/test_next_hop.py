@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from hoststack.link.base import LinkError
-from hoststack.link.next_hop import NextHops
-from hoststack.link.rtnetlink import NUD_REACHABLE, NUD_STALE
+from hoststack.link.kernel.next_hop import NextHops
+from hoststack.link.kernel.rtnetlink import NUD_REACHABLE, NUD_STALE
 from tests.support.netns import VethPair
 
 pytestmark = pytest.mark.needs_root

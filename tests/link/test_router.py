@@ -13,7 +13,7 @@ import trio
 import hoststack
 import pyxdp
 from hoststack import EmbeddedStack, TlsConfig
-from hoststack.link.af_xdp import AfXdpLink
+from hoststack.link.xdp.link import AfXdpLink
 from tests.support.links import PATIENCE_S, steering_of
 from tests.support.netns import Side, forward, veth_pair
 

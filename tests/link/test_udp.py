@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from hoststack.link.base import BURST, Endpoint, LinkError, Outgoing, Path, Received
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
 from tests.support.netns import VethPair, run
 
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}

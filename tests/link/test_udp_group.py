@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.link.udp_group import (
+from hoststack.link.udp.group import (
     _RET_K,
     _SO_ATTACH_REUSEPORT_CBPF,
     UdpGroup,

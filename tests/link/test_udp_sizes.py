@@ -12,7 +12,7 @@ import hoststack
 from hoststack import TlsConfig
 from hoststack.engine import engines
 from hoststack.link.base import Endpoint
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
 from tests.support.links import running
 from tests.support.netns import Side, VethPair
 from tests.support.streams import exchange

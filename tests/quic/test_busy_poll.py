@@ -17,7 +17,7 @@ from hoststack.engine.worker import Worker
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
 from tests.support.netns import why_not
 from tests.support.streams import exchange
 

@@ -12,9 +12,9 @@ import hoststack
 import pyxdp
 from hoststack import Connection, MigrationError, QuicConfig, Stack
 from hoststack.engine import engines
-from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
+from hoststack.link.xdp.link import AfXdpLink
 from hoststack.session import migrator
 from tests.quic.test_native_features import TLS, TRUSTING, exchange
 from tests.support.links import steering_of

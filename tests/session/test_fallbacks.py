@@ -16,7 +16,7 @@ import hoststack
 import pyxdp
 from hoststack.engine import engines
 from hoststack.engine.engines import EngineName
-from hoststack.link.steering import Steering
+from hoststack.link.xdp.steering import Steering
 from tests.support import netns
 
 

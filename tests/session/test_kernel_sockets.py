@@ -20,7 +20,7 @@ import trio.testing
 
 from hoststack.engine.engines import engine_maker
 from hoststack.engine.worker import Worker
-from hoststack.link.udp import UdpLink
+from hoststack.link.udp.link import UdpLink
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 from hoststack.session import messages as m

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from hoststack.link.af_xdp import AfXdpLink
 from hoststack.link.base import Link
-from hoststack.link.steering import Steering
+from hoststack.link.xdp.link import AfXdpLink
+from hoststack.link.xdp.steering import Steering
 
 #: Longer than any test takes: the deadline of one that would wait for ever.
 PATIENCE_S = 15

@@ -21,12 +21,12 @@ from hoststack.link.base import (
     PortSource,
     Received,
 )
-from hoststack.link.frame_path import PathTable
-from hoststack.link.next_hop import NextHops
+from hoststack.link.kernel.next_hop import NextHops
+from hoststack.link.xdp.frame_path import PathTable
 from hoststack.link.zones import without_zone, zoned
 
 if TYPE_CHECKING:
-    from hoststack.link.xdp_wire import XdpWire
+    from hoststack.link.xdp.wire import XdpWire
 
 #: struct hs_datagram_record (hoststack/native/datagram_ports.h), its flow as bytes.
 _RECORD: Final = struct.Struct("=I4x64s")

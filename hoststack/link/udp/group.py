@@ -15,8 +15,8 @@ import socket
 from typing import Final
 
 from hoststack.link.base import Endpoint
-from hoststack.link.kernel_socket import bind_error
-from hoststack.link.udp import bind, unbound_socket
+from hoststack.link.kernel.sockets import bind_error
+from hoststack.link.udp.link import bind, unbound_socket
 from hoststack.native._native import lib
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h

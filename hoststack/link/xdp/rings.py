@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import pyxdp
 from hoststack.link.base import BURST, LinkError
-from hoststack.link.steering import Steering, as_link_error
-from hoststack.link.xdp_watch import Setup, current_namespace
+from hoststack.link.xdp.steering import Steering, as_link_error
+from hoststack.link.xdp.watch import Setup, current_namespace
 
 XdpMode = Literal["auto", "native", "generic"]
 

@@ -31,18 +31,18 @@ from hoststack.link.base import (
     Wire,
     ignore_trouble,
 )
-from hoststack.link.frame_path import FramePath, PathTable
-from hoststack.link.next_hop import NextHops
-from hoststack.link.steered_ports import SteeredPorts
-from hoststack.link.steering import Steering
-from hoststack.link.xdp_datagrams import XdpDatagrams
-from hoststack.link.xdp_rings import ETHERNET_BYTES, Rings, XdpMode, adopt_rings
-from hoststack.link.xdp_watch import Setup, current_namespace
+from hoststack.link.kernel.next_hop import NextHops
+from hoststack.link.xdp.datagrams import XdpDatagrams
+from hoststack.link.xdp.frame_path import FramePath, PathTable
+from hoststack.link.xdp.rings import ETHERNET_BYTES, Rings, XdpMode, adopt_rings
+from hoststack.link.xdp.steered_ports import SteeredPorts
+from hoststack.link.xdp.steering import Steering
+from hoststack.link.xdp.watch import Setup, current_namespace
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
-    from hoststack.link.xdp_wire import XdpWire
+    from hoststack.link.xdp.wire import XdpWire
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class AfXdpLink:
 
     @classmethod
     def adopt(cls, description: dict[str, Any], fds: Sequence[int], ports: PortSource) -> AfXdpLink:
-        """A worker's link over what SharedAfXdp (link/shared_af_xdp.py) handed over to it.
+        """A worker's link over what SharedAfXdp (link/xdp/shared.py) handed over to it.
 
         The descriptors are the link's from then on. It needs no privilege: what does is left to
         `ports`. Raises LinkError.
@@ -215,7 +215,7 @@ class AfXdpLink:
 
     def wire(self) -> Wire:
         """See Link."""
-        from hoststack.link.xdp_wire import XdpWire
+        from hoststack.link.xdp.wire import XdpWire
 
         self._wire = XdpWire(
             self._sockets, self._umem, self._paths, self._hops, self._left_frames_on_ring

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from hoststack.link.base import LinkError
-from hoststack.link.rtnetlink import (
+from hoststack.link.kernel.rtnetlink import (
     NUD_FAILED,
     NUD_NONE,
     NUD_STALE,

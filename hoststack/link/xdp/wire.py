@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import pyxdp
 from hoststack.link.base import Endpoint, Path, WireRoute
-from hoststack.link.frame_path import FramePath, PathTable
-from hoststack.link.next_hop import NextHops
-from hoststack.link.udp_wire import read_figures
+from hoststack.link.kernel.next_hop import NextHops
+from hoststack.link.udp.wire import read_figures
+from hoststack.link.xdp.frame_path import FramePath, PathTable
 from hoststack.native._native import ffi as native_ffi
 from hoststack.native._quic import ffi, lib
 

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any, Final, NamedTuple
 
 from hoststack.link.base import Endpoint, LinkError, Path
-from hoststack.link.next_hop import Neighbour, NextHops
+from hoststack.link.kernel.next_hop import Neighbour, NextHops
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native._native import ffi, lib
 

@@ -44,7 +44,7 @@ def pin_name(interface: str) -> str:
 def program_object() -> bytes:
     """The compiled program; raises LinkError where the build left it out."""
     try:
-        return (resources.files("hoststack.link") / "steer.bpf.o").read_bytes()
+        return (resources.files("hoststack.link.xdp") / "steer.bpf.o").read_bytes()
     except FileNotFoundError:
         raise LinkError(
             errno.ENOTSUP,

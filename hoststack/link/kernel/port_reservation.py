@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from hoststack.link.base import Endpoint
-from hoststack.link.kernel_socket import open_kernel_socket
+from hoststack.link.kernel.sockets import open_kernel_socket
 
 
 class PortReservation:

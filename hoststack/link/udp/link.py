@@ -32,13 +32,13 @@ from hoststack.link.base import (
     WireRoute,
     ignore_trouble,
 )
-from hoststack.link.kernel_socket import OwnSockets, bind_error
-from hoststack.link.rtnetlink import Rtnetlink
+from hoststack.link.kernel.rtnetlink import Rtnetlink
+from hoststack.link.kernel.sockets import OwnSockets, bind_error
 from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
 from hoststack.native._native import ffi, lib
 
 if TYPE_CHECKING:
-    from hoststack.link.udp_wire import UdpWire
+    from hoststack.link.udp.wire import UdpWire
 
 #: struct hs_udp_datagram and struct hs_udp_flow (hoststack/native/udp.h).
 _DATAGRAM: Final = Struct("=IBBxx40s")
@@ -304,7 +304,7 @@ class UdpLink:
 
     def wire(self) -> Wire:
         """See Link."""
-        from hoststack.link.udp_wire import UdpWire
+        from hoststack.link.udp.wire import UdpWire
 
         self._wire = UdpWire(self._admit, self._route, self._forget_sizes, segments=self._segments)
         for fd, opened in self._by_fd.items():

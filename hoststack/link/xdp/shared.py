@@ -16,12 +16,12 @@ from typing import Any, Final, NamedTuple, Self
 
 import pyxdp
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
-from hoststack.link.next_hop import ethernet_interface
-from hoststack.link.rtnetlink import Rtnetlink
-from hoststack.link.steered_ports import SteeredPorts
-from hoststack.link.steering import Steering, as_link_error
-from hoststack.link.xdp_rings import RX_FRAMES, SENDING_FRAMES, TX_FRAMES, XdpMode, frame_bytes
-from hoststack.link.xdp_watch import Setup, current_namespace
+from hoststack.link.kernel.next_hop import ethernet_interface
+from hoststack.link.kernel.rtnetlink import Rtnetlink
+from hoststack.link.xdp.rings import RX_FRAMES, SENDING_FRAMES, TX_FRAMES, XdpMode, frame_bytes
+from hoststack.link.xdp.steered_ports import SteeredPorts
+from hoststack.link.xdp.steering import Steering, as_link_error
+from hoststack.link.xdp.watch import Setup, current_namespace
 
 
 class _Parts(NamedTuple):

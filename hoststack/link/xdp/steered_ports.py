@@ -7,10 +7,10 @@ import socket
 from typing import Final
 
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
-from hoststack.link.kernel_socket import open_kernel_socket
-from hoststack.link.port_reservation import PortReservation
-from hoststack.link.rtnetlink import Rtnetlink
-from hoststack.link.steering import MAX_PORTS, Steering
+from hoststack.link.kernel.port_reservation import PortReservation
+from hoststack.link.kernel.rtnetlink import Rtnetlink
+from hoststack.link.kernel.sockets import open_kernel_socket
+from hoststack.link.xdp.steering import MAX_PORTS, Steering
 
 #: Ports of plain datagrams that are steered, so that there is room left for those of QUIC.
 _MOST_DATAGRAM_PORTS: Final = MAX_PORTS - 1024
