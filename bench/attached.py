@@ -22,7 +22,7 @@ from bench.processes import asking, running
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, progress, spread
 from bench.wake_up import waking
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 EMBEDDED: Final = "embedded"

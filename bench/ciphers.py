@@ -13,8 +13,8 @@ from bench import ends
 from bench.lines import Expected, compared
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, progress, spread
-from hoststack.engine.engines import available_engines
 from hoststack.quic.tls import Cipher
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 CIPHERS: Final[tuple[Cipher, ...]] = get_args(Cipher)

@@ -14,7 +14,7 @@ from bench.contenders import Setting, quic_echo
 from bench.lines import Expected, compared
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, progress, spread
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 COUNTS: Final = (1, 10, 100, 1000)

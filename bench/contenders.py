@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from bench.processes import NOT_KNOWN, BenchError, Process, Used, run_to_json, running
 from bench.rounds import Figures, interleave, progress
 from hoststack import TlsConfig
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 Direction = Literal["upload", "download"]

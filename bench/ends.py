@@ -35,7 +35,7 @@ from hoststack import (
     attach,
     open_stack,
 )
-from hoststack.debug.control_client import ControlClient
+from hoststack.control.control_client import ControlClient
 from hoststack.link.udp.link import UdpLink
 from hoststack.quic.tls import Cipher
 from tests.support import netns

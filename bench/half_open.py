@@ -21,7 +21,7 @@ from bench.lines import Expected, Line
 from bench.processes import BenchError, running
 from bench.report import Benchmark, Found
 from hoststack import TlsConfig, open_stack
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 PER_SECOND: Final = 2000

@@ -14,7 +14,7 @@ from bench import ends
 from bench.lines import Expected, compared
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, spread
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 #: Of the native engine: how many times as many as of the aioquic engine, and how many a second.

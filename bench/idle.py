@@ -14,7 +14,7 @@ from bench import ends
 from bench.lines import Expected, Line, compared
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, progress, spread
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 FEW: Final = 10

@@ -16,7 +16,7 @@ from bench.lines import Expected, Line, compared
 from bench.processes import run_to_json, running
 from bench.report import Benchmark, Found
 from bench.rounds import interleave
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 COUNTS: Final = (10, 100, 1000, 10_000)

@@ -21,7 +21,7 @@ from bench.lines import Expected, compared
 from bench.processes import BenchError, Process, running
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, progress, spread
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 TRIO: Final = "trio, attached"

@@ -23,7 +23,7 @@ from bench.lines import Expected, compared
 from bench.processes import Process, running
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, spread
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 from tests.support import netns
 
 EXPECTED: Final = Expected(">", 1)

@@ -11,8 +11,6 @@ from typing import Literal
 import trio
 
 from hoststack.connection import Connection
-from hoststack.engine.engines import EngineName, engine_maker
-from hoststack.engine.worker import Worker
 from hoststack.errors import ConnectError, LinkError
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
@@ -28,6 +26,8 @@ from hoststack.session.namespaces import DEFAULT_NAMESPACE, Namespaces, Scope
 from hoststack.session.protocols import PROTOCOLS, not_supported
 from hoststack.session.rules import Rules
 from hoststack.session.uri import Uri, parse_uri
+from hoststack.worker.engines import EngineName, engine_maker
+from hoststack.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 

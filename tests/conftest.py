@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from hoststack.engine import engines
+from hoststack.worker import engines
 from tests.support import netns
 
 

@@ -32,16 +32,16 @@ MAY_IMPORT = {
         "hoststack.link.base",
         "hoststack.link.zones",
     },
-    "hoststack.engine": {
-        "hoststack.engine",
+    "hoststack.worker": {
+        "hoststack.worker",
         "hoststack.session",
         "hoststack.quic",
         "hoststack.link",
         "hoststack.native",
     },
-    "hoststack.debug": {
-        "hoststack.debug",
-        "hoststack.engine",
+    "hoststack.control": {
+        "hoststack.control",
+        "hoststack.worker",
         "hoststack.session",
         "hoststack.quic",
         "hoststack.link",
@@ -54,8 +54,8 @@ MAY_IMPORT = {
     },
     "hoststack.daemon": {
         "hoststack.daemon",
-        "hoststack.debug",
-        "hoststack.engine",
+        "hoststack.control",
+        "hoststack.worker",
         "hoststack.session",
         "hoststack.quic",
         "hoststack.link",
@@ -81,7 +81,7 @@ ALL_MAY_IMPORT = {"hoststack.text"}
 #: The public modules see everything below them, but for the debug CLI, the daemon and the command
 #: line.
 PUBLIC_MAY_NOT_IMPORT = {
-    "hoststack.debug",
+    "hoststack.control",
     "hoststack.daemon",
     "hoststack.cli",
     "hoststack.vcl",

@@ -56,7 +56,7 @@ def _run(options: Options, timing: Timing) -> int:
     )
     if options.log_level:
         # Why it is not a better link or engine.
-        for name in ("hoststack.link.auto", "hoststack.engine.engines"):
+        for name in ("hoststack.link.auto", "hoststack.worker.engines"):
             logging.getLogger(name).setLevel(logging.WARNING)
     crew = Crew(options, timing)
     trio.run(_run_until_done, crew)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hoststack.debug.control_client import ControlClient
-from hoststack.debug.control_socket import DEFAULT_PATH
-from hoststack.debug.grammar import CommandError
+from hoststack.control.control_client import ControlClient
+from hoststack.control.control_socket import DEFAULT_PATH
+from hoststack.control.grammar import CommandError
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

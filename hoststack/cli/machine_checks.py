@@ -15,9 +15,9 @@ from typing import Final
 
 import pyxdp
 from hoststack.cli.finding import Finding, bad, good, hint
-from hoststack.engine.engines import why_not_native
 from hoststack.native.build_record import left_out
 from hoststack.trace import kernel_headers
+from hoststack.worker.engines import why_not_native
 
 # linux/capability.h
 _CAPABILITIES: Final = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from hoststack.cli.ctl import Shell
-from hoststack.debug.grammar import CommandError
+from hoststack.control.grammar import CommandError
 
 _PROMPT: Final = "hoststack# "
 _HISTORY_LINES: Final = 1000

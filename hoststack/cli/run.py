@@ -17,7 +17,7 @@ from hoststack.daemon.config import (
 )
 from hoststack.daemon.log import log_to_stderr
 from hoststack.daemon.supervisor import DaemonError, run_daemon
-from hoststack.engine.engines import EngineName
+from hoststack.worker.engines import EngineName
 
 logger = logging.getLogger("hoststack")
 

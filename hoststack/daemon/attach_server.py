@@ -13,9 +13,9 @@ from typing import Final, Protocol
 import msgspec
 import trio
 
+from hoststack.control.unix_listener import group_id
 from hoststack.daemon import orders
 from hoststack.daemon.config import ConfigError, DaemonConfig
-from hoststack.debug.unix_listener import group_id
 from hoststack.session import attaching
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.containment import contained, fault_text

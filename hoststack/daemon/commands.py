@@ -8,9 +8,9 @@ from typing import Final
 
 import trio
 
+from hoststack.control.run import run_line
+from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import orders
-from hoststack.debug.run import run_line
-from hoststack.debug.worker_side import WorkerSide
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.containment import contained, fault_text
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from hoststack.engine.engines import EngineName
 from hoststack.session.attaching import DEFAULT_PATH
 from hoststack.session.namespaces import Namespaces
+from hoststack.worker.engines import EngineName
 
 LinkName = Literal["auto", "af_xdp", "udp"]
 XdpMode = Literal["auto", "native", "generic"]

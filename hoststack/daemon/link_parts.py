@@ -6,9 +6,9 @@ import errno
 import socket
 from typing import Any, Protocol
 
+from hoststack.control.counters import describe_program
+from hoststack.control.worker_side import Data
 from hoststack.daemon.config import DaemonConfig
-from hoststack.debug.counters import describe_program
-from hoststack.debug.worker_side import Data
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.kernel.sockets import open_kernel_socket
 from hoststack.link.udp.group import UdpGroup

@@ -13,7 +13,7 @@ import importlib
 import logging
 from typing import Final
 
-from hoststack.engine.engines import why_not_native
+from hoststack.worker.engines import why_not_native
 
 logger = logging.getLogger(__name__)
 

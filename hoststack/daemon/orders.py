@@ -10,10 +10,10 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from hoststack.engine.engines import ChosenEngine
 from hoststack.link.base import KernelProtocol
 from hoststack.session.containment import fault_text
 from hoststack.session.namespaces import Scope
+from hoststack.worker.engines import ChosenEngine
 
 _T = TypeVar("_T")
 
@@ -95,7 +95,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
-    """A piece of a command's answer (hoststack/debug/run.py)."""
+    """A piece of a command's answer (hoststack/control/run.py)."""
 
     number: int
     piece: bytes

@@ -18,6 +18,12 @@ from typing import Any, Final
 
 import trio
 
+from hoststack.control.console import Console, RunInWorker
+from hoststack.control.control_socket import serve_commands
+from hoststack.control.grammar import Command
+from hoststack.control.namespaces import add_namespace
+from hoststack.control.unix_listener import unix_listener
+from hoststack.control.worker_side import Data
 from hoststack.daemon import orders
 from hoststack.daemon.attach_server import AttachServer, group_of
 from hoststack.daemon.config import ConfigError, DaemonConfig
@@ -25,18 +31,12 @@ from hoststack.daemon.link_parts import LinkPart, make_link_part
 from hoststack.daemon.ports import Door, PortKeeper
 from hoststack.daemon.sd_notify import sd_notify
 from hoststack.daemon.worker_process import WorkerProcess
-from hoststack.debug.console import Console, RunInWorker
-from hoststack.debug.control_socket import serve_commands
-from hoststack.debug.grammar import Command
-from hoststack.debug.namespaces import add_namespace
-from hoststack.debug.unix_listener import unix_listener
-from hoststack.debug.worker_side import Data
-from hoststack.engine.engines import SECRET_BYTES, ChosenEngine, choose_engine
 from hoststack.link.base import LinkError
 from hoststack.session import attaching
 from hoststack.session.containment import contained
 from hoststack.session.namespaces import Namespaces
 from hoststack.session.open_files import raise_open_files
+from hoststack.worker.engines import SECRET_BYTES, ChosenEngine, choose_engine
 
 logger = logging.getLogger("hoststack.daemon")
 

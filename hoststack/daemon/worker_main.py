@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
 from hoststack.daemon.loaded import load_everything
@@ -32,9 +33,6 @@ from hoststack.daemon.privileges import (
     die_with_maker,
 )
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
-from hoststack.debug.worker_side import WorkerSide
-from hoststack.engine.engines import engine_maker
-from hoststack.engine.worker import Worker
 from hoststack.errors import LinkError
 from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
@@ -43,6 +41,8 @@ from hoststack.quic.seam import CidConfig
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.open_files import ports_of_one, raise_open_files
 from hoststack.session.resumption import TicketSeal
+from hoststack.worker.engines import engine_maker
+from hoststack.worker.worker import Worker
 
 logger = logging.getLogger("hoststack.worker")
 

@@ -15,14 +15,14 @@ from typing import Final, get_args
 
 import trio
 
+from hoststack.control.grammar import CommandError
+from hoststack.control.run import read_answer
+from hoststack.control.worker_side import Data
 from hoststack.daemon import orders
 from hoststack.daemon.watchdog import Watchdog, whereabouts
-from hoststack.debug.grammar import CommandError
-from hoststack.debug.run import read_answer
-from hoststack.debug.worker_side import Data
-from hoststack.engine.engines import EngineName
 from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.text import printable
+from hoststack.worker.engines import EngineName
 
 logger = logging.getLogger("hoststack.daemon")
 

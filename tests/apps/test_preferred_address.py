@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hoststack import TlsConfig
-from hoststack.engine import engines
+from hoststack.worker import engines
 from tests.apps.echo_process import PATIENCE_S
 from tests.apps.http3.processes import assert_same, free_port, program
 

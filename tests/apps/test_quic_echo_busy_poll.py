@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pyxdp
-from hoststack.engine import engines
+from hoststack.worker import engines
 from tests.apps.echo_process import transfer
 from tests.support.netns import VethPair
 

@@ -15,7 +15,7 @@ import pyxdp
 from hoststack.cli import machine_checks, nic_checks
 from hoststack.cli.finding import Finding, Severity
 from hoststack.cli.main import main
-from hoststack.engine.engines import why_not_native
+from hoststack.worker.engines import why_not_native
 
 GOOD_NIC = pyxdp.Interface(
     name="net0",

@@ -19,8 +19,8 @@ import pytest
 
 import pyxdp
 from hoststack.cli.main import main
-from hoststack.engine import engines
 from hoststack.trace import kernel_headers, probes
+from hoststack.worker import engines
 from tests.apps.echo_process import PATIENCE_S, client, server
 from tests.daemon.conftest import Daemon
 from tests.daemon.test_af_xdp import daemon_on, verdicts

@@ -18,12 +18,12 @@ import trio
 import trio.testing
 
 import hoststack
+from hoststack.control.unix_listener import unix_listener
+from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import attach_server, commands, orders, remote_application
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
 from hoststack.daemon.remote_application import Limits, RemoteApplication
-from hoststack.debug.unix_listener import unix_listener
-from hoststack.debug.worker_side import WorkerSide
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.seam import CloseInfo, Event, EventKind
 from hoststack.session import attaching, codec

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hoststack.control.control_client import ControlClient
 from hoststack.daemon.log import MOST_LINES, LineWriter, log_to_stderr
-from hoststack.debug.control_client import ControlClient
 from tests.daemon.conftest import PATIENCE_S
 
 

@@ -13,10 +13,10 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, Listener, QuicConfig, SessionCache, Stack, TlsConfig
-from hoststack.engine import engines
-from hoststack.engine.engines import EngineName
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryLink, MemoryNetwork
+from hoststack.worker import engines
+from hoststack.worker.engines import EngineName
 from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo
 

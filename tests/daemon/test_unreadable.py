@@ -17,8 +17,8 @@ import trio
 
 import hoststack
 from hoststack import ConnectError, TlsConfig
-from hoststack.engine.engines import ChosenEngine, available_engines
 from hoststack.quic.session_cache import SessionCache
+from hoststack.worker.engines import ChosenEngine, available_engines
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo, echo_server
 

@@ -96,7 +96,7 @@ def test_the_log_says_in_what_it_hung(
         "    import os, atexit\n"
         "    if not os.path.exists(FLAG):\n"
         "        open(FLAG, 'w').close()\n"
-        "        from hoststack.engine.worker import Worker\n"
+        "        from hoststack.worker.worker import Worker\n"
         "        async def a_turn_that_does_not_end(self):\n"
         "            os.read(os.pipe()[0], 1)\n"
         "        Worker.wait_turn = a_turn_that_does_not_end\n"

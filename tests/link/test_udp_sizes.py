@@ -10,9 +10,9 @@ import trio
 
 import hoststack
 from hoststack import TlsConfig
-from hoststack.engine import engines
 from hoststack.link.base import Endpoint
 from hoststack.link.udp.link import UdpLink
+from hoststack.worker import engines
 from tests.support.links import running
 from tests.support.netns import Side, VethPair
 from tests.support.streams import exchange

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hoststack.engine.engines import available_engines
+from hoststack.worker.engines import available_engines
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

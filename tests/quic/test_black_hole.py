@@ -12,9 +12,9 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, QuicConfig, Stack, TlsConfig
-from hoststack.engine import engines
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker import engines
 from tests.quic.test_moves_on_links import opened
 from tests.support.netns import VethPair
 from tests.support.streams import exchange

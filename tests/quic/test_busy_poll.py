@@ -11,13 +11,13 @@ import trio
 
 import hoststack
 from hoststack import TlsConfig
-from hoststack.engine import engines
-from hoststack.engine.engines import engine_maker
-from hoststack.engine.worker import Worker
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
 from hoststack.link.udp.link import UdpLink
+from hoststack.worker import engines
+from hoststack.worker.engines import engine_maker
+from hoststack.worker.worker import Worker
 from tests.support.netns import why_not
 from tests.support.streams import exchange
 

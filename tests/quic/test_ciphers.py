@@ -21,9 +21,9 @@ from hoststack import (
     TlsConfig,
     TlsConfigError,
 )
-from hoststack.engine import engines
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.tls import Cipher
+from hoststack.worker import engines
 from tests.support.streams import exchange
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"

@@ -24,8 +24,8 @@ from hoststack import (
     TlsConfig,
     TlsConfigError,
 )
-from hoststack.engine import engines
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker import engines
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"

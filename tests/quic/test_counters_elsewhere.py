@@ -12,8 +12,8 @@ import trio.testing
 
 import hoststack
 from hoststack import Stack, TlsConfig
-from hoststack.engine import engines
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker import engines
 from tests.support.streams import exchange
 
 TLS = TlsConfig.self_signed(["localhost"])

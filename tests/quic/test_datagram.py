@@ -14,9 +14,9 @@ from aioquic.quic.events import DatagramFrameReceived
 
 import hoststack
 from hoststack import Connection, ConnectionClosedError, QuicConfig, SessionCache
-from hoststack.engine import engines
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker import engines
 from tests.quic.test_native_features import CLIENT, SERVER, TLS, TRUSTING, URI, meeting, run
 from tests.quic.test_stock_aioquic import stock_client, stock_server
 

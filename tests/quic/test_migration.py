@@ -14,9 +14,9 @@ from aioquic.quic.packet import QuicPreferredAddress, QuicTransportParameters
 
 import hoststack
 from hoststack import Connection, MigrationError, QuicConfig, Stack
-from hoststack.engine import engines
 from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryLink, MemoryNetwork
+from hoststack.worker import engines
 from tests.quic.test_native_features import (
     CLIENT,
     SERVER,

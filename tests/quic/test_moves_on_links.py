@@ -11,11 +11,11 @@ import trio
 import hoststack
 import pyxdp
 from hoststack import Connection, MigrationError, QuicConfig, Stack
-from hoststack.engine import engines
 from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink
 from hoststack.session import migrator
+from hoststack.worker import engines
 from tests.quic.test_native_features import TLS, TRUSTING, exchange
 from tests.support.links import steering_of
 from tests.support.netns import Side, VethPair

@@ -13,9 +13,9 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, QuicConfig, Stack, TlsConfig
-from hoststack.engine import engines
 from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker import engines
 from tests.support.streams import exchange
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"

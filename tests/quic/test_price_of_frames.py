@@ -12,10 +12,10 @@ from aioquic.quic.events import HandshakeCompleted
 
 import hoststack
 from hoststack import QuicConfig
-from hoststack.engine.engines import available_engines
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.aioquic.transmit import push_varint
+from hoststack.worker.engines import available_engines
 from tests.quic.test_hostile_peer import seal
 from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
 from tests.support.stock_peer import StockPeer

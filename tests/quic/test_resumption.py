@@ -25,8 +25,8 @@ from hoststack import (
     StreamResetError,
     TlsConfig,
 )
-from hoststack.engine import engines
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker import engines
 from tests.support.attached import attached
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"

@@ -14,9 +14,9 @@ import trio
 
 import hoststack
 import pyxdp
-from hoststack.engine import engines
-from hoststack.engine.engines import EngineName
 from hoststack.link.xdp.steering import Steering
+from hoststack.worker import engines
+from hoststack.worker.engines import EngineName
 from tests.support import netns
 
 

@@ -18,8 +18,6 @@ import pytest
 import trio
 import trio.testing
 
-from hoststack.engine.engines import engine_maker
-from hoststack.engine.worker import Worker
 from hoststack.link.udp.link import UdpLink
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
@@ -29,6 +27,8 @@ from hoststack.session.application import Application
 from hoststack.session.protocols import Protocol
 from hoststack.session.udp import UdpConnection, pack_address
 from hoststack.session.udp_port import UdpPort
+from hoststack.worker.engines import engine_maker
+from hoststack.worker.worker import Worker
 
 HOST = "127.0.0.1"
 LARGE = QuicConfig(datagram_fifo_bytes=1 << 20)

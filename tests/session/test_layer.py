@@ -11,11 +11,11 @@ import trio
 import trio.testing
 
 from hoststack import QuicConfig, TlsConfig
-from hoststack.engine.engines import engine_maker
-from hoststack.engine.worker import Worker
 from hoststack.link.memory import MemoryNetwork
 from hoststack.session import messages as m
 from hoststack.session.application import Application
+from hoststack.worker.engines import engine_maker
+from hoststack.worker.worker import Worker
 
 TLS = TlsConfig.self_signed(["localhost"])
 LOCAL = ("10.0.0.1", 4433)

@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from hoststack.daemon.remote_application import Limits, RemoteApplication
-from hoststack.engine.engines import engine_maker
-from hoststack.engine.worker import Worker
 from hoststack.link.memory import MemoryNetwork
 from hoststack.session.application import LAZY_S, Application
+from hoststack.worker.engines import engine_maker
+from hoststack.worker.worker import Worker
 from tests.support.attached import SEAL, both_ends
 
 pytestmark = pytest.mark.usefixtures("engine")

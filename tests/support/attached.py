@@ -12,13 +12,13 @@ import trio
 
 from hoststack import EmbeddedStack, QuicConfig, Stack
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
-from hoststack.engine.worker import Worker
 from hoststack.router import Router
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.namespaces import Scope
 from hoststack.session.resumption import TicketSeal
 from hoststack.session.rings import shared_ends
+from hoststack.worker.worker import Worker
 
 #: Of all workers: they take each other's tickets, as a daemon's do.
 SEAL = TicketSeal(b"of the tests")

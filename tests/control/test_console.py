@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from hoststack.debug import run
-from hoststack.debug.console import Console
-from hoststack.debug.grammar import FAULT, Command, CommandError
-from hoststack.debug.run import read_answer, run_line
-from hoststack.debug.worker_side import Data
+from hoststack.control import run
+from hoststack.control.console import Console
+from hoststack.control.grammar import FAULT, Command, CommandError
+from hoststack.control.run import read_answer, run_line
+from hoststack.control.worker_side import Data
 
 URI = "quic://10.0.0.1:1234"
 

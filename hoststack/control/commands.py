@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hoststack.debug.grammar import (
+from hoststack.control.grammar import (
     Choice,
     Command,
     CommandError,

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import trio
 
-from hoststack.debug.grammar import Command, CommandError
-from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.control.grammar import Command, CommandError
+from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext
 from hoststack.session.cut_through import CutConnection, CutListener

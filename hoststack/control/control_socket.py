@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import trio
 
-from hoststack.debug.commands import MAX_LINE_CHARACTERS, complete
-from hoststack.debug.grammar import FAULT, CommandError
-from hoststack.debug.unix_listener import group_id, unix_listener
+from hoststack.control.commands import MAX_LINE_CHARACTERS, complete
+from hoststack.control.grammar import FAULT, CommandError
+from hoststack.control.unix_listener import group_id, unix_listener
 from hoststack.session.containment import contained, fault_text
 from hoststack.text import printable
 

@@ -12,17 +12,17 @@ from dataclasses import replace
 
 import trio
 
-from hoststack.debug.commands import parse
-from hoststack.debug.grammar import Command, CommandError
-from hoststack.debug.merge import merge
-from hoststack.debug.render import render
-from hoststack.debug.worker_side import Data
+from hoststack.control.commands import parse
+from hoststack.control.grammar import Command, CommandError
+from hoststack.control.merge import merge
+from hoststack.control.render import render
+from hoststack.control.worker_side import Data
 from hoststack.session.containment import fault_text
 from hoststack.session.rules import parse_rule
 
 logger = logging.getLogger(__name__)
 
-#: Runs a line in one worker, wherever that is (hoststack/debug/run.py); raises CommandError.
+#: Runs a line in one worker, wherever that is (hoststack/control/run.py); raises CommandError.
 RunInWorker = Callable[[str], Awaitable[Data]]
 
 #: What else hears of a command, before the workers: what it returns belongs to the answer; raises

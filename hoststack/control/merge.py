@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from hoststack.debug.commands import help_about
-from hoststack.debug.grammar import Command, CommandError
-from hoststack.debug.worker_side import Data
+from hoststack.control.commands import help_about
+from hoststack.control.grammar import Command, CommandError
+from hoststack.control.worker_side import Data
 
 Merger = Callable[[Command, Sequence[Data]], Data]
 

@@ -9,10 +9,10 @@ from typing import Final
 
 import trio
 
-from hoststack.debug import counters, echo_client, echo_server, namespaces, sessions, settings
-from hoststack.debug.commands import parse
-from hoststack.debug.grammar import FAULT, Command, CommandError
-from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.control import counters, echo_client, echo_server, namespaces, sessions, settings
+from hoststack.control.commands import parse
+from hoststack.control.grammar import FAULT, Command, CommandError
+from hoststack.control.worker_side import Data, WorkerSide
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hoststack.debug.commands import MAX_LINE_CHARACTERS, SPECS, complete, help_about, parse
-from hoststack.debug.grammar import Command, CommandError
+from hoststack.control.commands import MAX_LINE_CHARACTERS, SPECS, complete, help_about, parse
+from hoststack.control.grammar import Command, CommandError
 
 URI = "quic://10.0.0.1:1234"
 

@@ -6,9 +6,9 @@ import sys
 
 import trio
 
-from hoststack.debug.control_socket import serve_commands
+from hoststack.control.control_socket import serve_commands
 from hoststack.link.auto import choose_link
-from tests.debug.conftest import host_on
+from tests.control.conftest import host_on
 
 
 async def main(interface: str, path: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from hoststack.debug.grammar import Command
-from hoststack.debug.render_sessions import endpoint_text, path_text, render_sessions
-from hoststack.debug.render_sessions import statistics_lines as _statistics_lines
-from hoststack.debug.worker_side import Data
+from hoststack.control.grammar import Command
+from hoststack.control.render_sessions import endpoint_text, path_text, render_sessions
+from hoststack.control.render_sessions import statistics_lines as _statistics_lines
+from hoststack.control.worker_side import Data
 from hoststack.text import printable
 
 #: Of a line: some have all workers, or many flags.

@@ -22,11 +22,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from hoststack.debug.control_client import ControlClient
-from hoststack.debug.control_socket import serve_commands
-from hoststack.debug.grammar import CommandError
+from hoststack.control.control_client import ControlClient
+from hoststack.control.control_socket import serve_commands
+from hoststack.control.grammar import CommandError
 from hoststack.link.udp.link import UdpLink
-from tests.debug.conftest import host_on
+from tests.control.conftest import host_on
 
 #: Longer than any test takes.
 PATIENCE_S = 60

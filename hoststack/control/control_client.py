@@ -7,7 +7,7 @@ import json
 import socket
 from typing import Any, Final
 
-from hoststack.debug.grammar import CommandError
+from hoststack.control.grammar import CommandError
 
 _CHUNK_BYTES: Final = 64 << 10
 

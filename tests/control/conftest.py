@@ -12,13 +12,13 @@ import pytest
 import trio
 import trio.testing
 
-from hoststack.debug.console import Console, RunInWorker
-from hoststack.debug.run import read_answer, run_line
-from hoststack.debug.worker_side import Data, WorkerSide
-from hoststack.engine.engines import engine_maker
-from hoststack.engine.worker import Worker
+from hoststack.control.console import Console, RunInWorker
+from hoststack.control.run import read_answer, run_line
+from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.link.base import Link
 from hoststack.link.memory import MemoryNetwork
+from hoststack.worker.engines import engine_maker
+from hoststack.worker.worker import Worker
 
 
 def in_worker(side: WorkerSide) -> RunInWorker:

@@ -8,10 +8,10 @@ from typing import Final
 import trio
 
 from hoststack.connection import Connection
-from hoststack.debug.commands import ECHO_PROTOCOLS
-from hoststack.debug.grammar import Command, CommandError
-from hoststack.debug.settings import with_fifos
-from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.control.commands import ECHO_PROTOCOLS
+from hoststack.control.grammar import Command, CommandError
+from hoststack.control.settings import with_fifos
+from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.errors import ConnectError, UriError
 from hoststack.quic.tls import TlsConfig
 from hoststack.session.protocols import PROTOCOLS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hoststack.debug.grammar import Command, CommandError
-from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.control.grammar import Command, CommandError
+from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.quic.seam import QuicConfig
 
 

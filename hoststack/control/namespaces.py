@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hoststack.debug.grammar import Command, CommandError
-from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.control.grammar import Command, CommandError
+from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.session.namespaces import SCOPES, Namespaces
 from hoststack.session.rules import RuleError
 

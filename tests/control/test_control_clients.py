@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from hoststack.debug.control_client import ControlClient
-from hoststack.debug.control_socket import IDLE_S, serve_commands
-from tests.debug.test_control_socket import ask, echo_line, wait_dropped
+from hoststack.control.control_client import ControlClient
+from hoststack.control.control_socket import IDLE_S, serve_commands
+from tests.control.test_control_socket import ask, echo_line, wait_dropped
 from tests.support.exceptions import exceptions
 
 PATIENCE_S = 600

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from hoststack.debug.grammar import Command
-from hoststack.debug.worker_side import Data
+from hoststack.control.grammar import Command
+from hoststack.control.worker_side import Data
 from hoststack.session.handle import index_of, worker_of
 
 #: States by VPP's words.

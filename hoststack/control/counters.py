@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any, Final
 
-from hoststack.debug.grammar import Command
-from hoststack.debug.sessions import describe_path
-from hoststack.debug.worker_side import Data, WorkerSide
+from hoststack.control.grammar import Command
+from hoststack.control.sessions import describe_path
+from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.link.xdp.steering import Steering
 from hoststack.session.session import ConnectionSession, ListenerSession
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import trio
 
-from hoststack.engine.worker import Worker
 from hoststack.session.session import SessionTable
 from hoststack.stack import Stack, stack_on
+from hoststack.worker.worker import Worker
 
 #: What a command brings about in one worker: JSON.
 Data = dict[str, Any]

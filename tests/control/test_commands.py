@@ -11,14 +11,14 @@ import trio
 
 import hoststack
 from hoststack import QuicConfig, TlsConfig
-from hoststack.debug.grammar import CommandError
+from hoststack.control.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
 from hoststack.quic.seam import ConnectionIds
 from hoststack.session import messages as m
 from hoststack.session.session import ConnectionSession, ListenerSession
 from hoststack.stack import stack_on
-from tests.debug.conftest import Net
+from tests.control.conftest import Net
 
 URI = "quic://10.0.0.1:1234"
 TLS = TlsConfig.self_signed(["localhost"])

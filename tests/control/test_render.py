@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 import hoststack
-from hoststack.debug.grammar import Command
-from hoststack.debug.merge import merge
-from hoststack.debug.render import render
+from hoststack.control.grammar import Command
+from hoststack.control.merge import merge
+from hoststack.control.render import render
 from hoststack.session.application import Application
 from hoststack.stack import stack_on
-from tests.debug.conftest import Net
+from tests.control.conftest import Net
 
 
 def test_show_xdp_where_the_program_is_another_process_s() -> None:

@@ -23,7 +23,7 @@ PATIENCE_S = 60
 def host(side: Side, path: Path) -> Iterator[None]:
     """A worker on the side's interface, with its control socket at `path`."""
     process = subprocess.Popen(
-        side.command(sys.executable, "-m", "tests.debug.host_process", side.ifname, str(path)),
+        side.command(sys.executable, "-m", "tests.control.host_process", side.ifname, str(path)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
