@@ -1,8 +1,8 @@
 """Hoststack: a QUIC host stack for Linux, driven from Python. See README.md and docs/."""
 
-from hoststack.attach import attach
-from hoststack.connection import Connection
-from hoststack.errors import (
+from hoststack.api.attach import attach
+from hoststack.api.connection import Connection
+from hoststack.api.errors import (
     AttachError,
     ConnectError,
     ConnectionClosedError,
@@ -15,12 +15,12 @@ from hoststack.errors import (
     TlsConfigError,
     UriError,
 )
-from hoststack.listener import Listener
+from hoststack.api.listener import Listener
+from hoststack.api.stack import EmbeddedStack, Stack, open_stack
+from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.quic.seam import ABORTED_CODE, CloseInfo, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
-from hoststack.stack import EmbeddedStack, Stack, open_stack
-from hoststack.stream import ReceiveStream, SendStream, Stream
 from hoststack.text import printable
 
 __all__ = [

@@ -8,18 +8,18 @@ from typing import Final
 
 import trio
 
-from hoststack.connection import Connection
+from hoststack.api.connection import Connection
+from hoststack.api.errors import LinkError, UriError
+from hoststack.api.listener import Listener
+from hoststack.api.stream import ReceiveStream, Stream
 from hoststack.control.commands import ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.settings import with_fifos
 from hoststack.control.worker_side import Data, Server, WorkerSide
-from hoststack.errors import LinkError, UriError
-from hoststack.listener import Listener
 from hoststack.quic.tls import TlsConfig
 from hoststack.session.containment import contained, fault_text
 from hoststack.session.protocols import PROTOCOLS
 from hoststack.session.uri import parse_uri
-from hoststack.stream import ReceiveStream, Stream
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import trio
 
+from hoststack.api.stack import Stack, stack_on
 from hoststack.session.session import SessionTable
-from hoststack.stack import Stack, stack_on
 from hoststack.worker.worker import Worker
 
 #: What a command brings about in one worker: JSON.

@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from hoststack.api.errors import LinkError
 from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
@@ -33,7 +34,6 @@ from hoststack.daemon.privileges import (
     die_with_maker,
 )
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
-from hoststack.errors import LinkError
 from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink

@@ -1,5 +1,7 @@
-"""Attaching to a daemon without trio: what hoststack/attach.py does in tasks is done here whenever
-the caller waits, in its own thread."""
+"""Attach to a daemon without trio.
+
+api/attach.py does the same in tasks. Here it happens in the caller's thread, whenever a call waits.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import select
 import time
 from typing import Final
 
-from hoststack.attach import (
+from hoststack.api.attach import (
     PATIENCE_S,
     admitted,
     application_name,

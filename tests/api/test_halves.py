@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, StreamStoppedError
-from hoststack.datagrams import Datagrams
-from hoststack.halves import ReceivingHalf, SendingHalf
+from hoststack.api.datagrams import Datagrams
+from hoststack.api.halves import ReceivingHalf, SendingHalf
 from hoststack.native.fifo import Fifo
 from hoststack.session import messages as m
 from tests.api.conftest import run

@@ -12,7 +12,7 @@ import trio
 
 import hoststack
 from hoststack import ConnectError, LinkError, TlsConfig
-from hoststack.resolving import in_order
+from hoststack.api.resolving import in_order
 from tests.api.conftest import SERVER, MakePair, Pair, Transport, run
 
 #: Nobody listens there.

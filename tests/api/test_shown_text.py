@@ -14,8 +14,8 @@ import trio.testing
 import hoststack
 from apps.http3 import Http3Error
 from hoststack import CloseInfo, ConnectError, ConnectionClosedError, TlsConfig
-from hoststack.attach import admitted
-from hoststack.errors import AttachError
+from hoststack.api.attach import admitted
+from hoststack.api.errors import AttachError
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import MAX_REASON_CHARACTERS

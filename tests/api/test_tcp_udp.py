@@ -26,8 +26,8 @@ from hoststack import (
     Stack,
     Stream,
     TlsConfig,
-    racing,
 )
+from hoststack.api import racing
 from tests.api.conftest import first_stream
 from tests.support.attached import attached
 

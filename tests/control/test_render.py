@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 import hoststack
+from hoststack.api.stack import stack_on
 from hoststack.control.grammar import Command
 from hoststack.control.merge import merge
 from hoststack.control.render import render
 from hoststack.session.application import Application
-from hoststack.stack import stack_on
 from tests.control.conftest import Net
 
 

@@ -300,7 +300,7 @@ class Evil:
         token = rng.randrange(1 << 40)
         kind = rng.choices(range(9), (2, 8, 2, 2, 1, 2, 2, 1, 1))[0]
         if kind == 0:
-            alpn = hoststack.stack.DEFAULT_ALPN
+            alpn = hoststack.api.stack.DEFAULT_ALPN
             return m.Connect(token, self._target, "127.0.0.1", TRUSTING, alpn, None)
         if kind == 1:
             return m.OpenStream(token, handle, rng.random() < 0.3)
@@ -335,7 +335,7 @@ class Evil:
                     self._any_place(worker),
                     rng.choice(["127.0.0.1", "", "\0", "ü", "x" * 4096]),
                     rng.choice([TRUSTING, TRUSTING, TLS]),
-                    rng.choice([hoststack.stack.DEFAULT_ALPN, (), ("",), ("x" * 300,), ("é",)]),
+                    rng.choice([hoststack.api.stack.DEFAULT_ALPN, (), ("",), ("x" * 300,), ("é",)]),
                     self._any_config(),
                     rng.choice([None, m.Known(ticket, rng.randbytes(40))]),
                     rng.choice(_PROTOCOLS),

@@ -31,13 +31,13 @@ import trio
 import trio.testing
 
 import hoststack
+from hoststack.api.router import Router
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
-from hoststack.router import Router
 from hoststack.session import attaching, codec
 from hoststack.session import messages as m
 from hoststack.session.attached import AttachedWorker

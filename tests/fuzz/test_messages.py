@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from hoststack.api.router import Router
 from hoststack.daemon.attach_server import AttachServer
-from hoststack.router import Router
 from hoststack.session import attaching, codec
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.session import SessionTable

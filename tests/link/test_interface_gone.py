@@ -14,8 +14,8 @@ import trio.testing
 import hoststack
 import pyxdp
 from hoststack import Connection, TlsConfig
+from hoststack.api.stack import EmbeddedStack
 from hoststack.link.xdp.link import AfXdpLink
-from hoststack.stack import EmbeddedStack
 from tests.link.test_xdp_datagrams import run_within
 from tests.quic.test_moves_on_links import opened
 from tests.support.netns import VethPair, bring_up, run

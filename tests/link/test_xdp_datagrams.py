@@ -16,10 +16,10 @@ import trio
 import hoststack
 import pyxdp
 from hoststack import QuicConfig, Stack, TlsConfig
+from hoststack.api.stack import EmbeddedStack
 from hoststack.link.base import Endpoint
 from hoststack.link.kernel.rtnetlink import Rtnetlink
 from hoststack.link.xdp.link import AfXdpLink
-from hoststack.stack import EmbeddedStack
 from tests.support.links import PATIENCE_S, steering_of
 from tests.support.netns import Side, VethPair, run
 

@@ -13,15 +13,15 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, TlsConfig
-from hoststack.attach import THROWN_OUT, _Daemon
+from hoststack.api.attach import THROWN_OUT, _Daemon
+from hoststack.api.router import Router
+from hoststack.api.stack import Stack
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
-from hoststack.router import Router
 from hoststack.session import attaching
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.channel import Channel
 from hoststack.session.rings import shared_ends
-from hoststack.stack import Stack
 from tests.support.attached import SEAL
 
 HOST = "10.0.0.1"

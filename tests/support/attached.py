@@ -11,8 +11,8 @@ from contextlib import ExitStack, asynccontextmanager
 import trio
 
 from hoststack import EmbeddedStack, QuicConfig, Stack
+from hoststack.api.router import Router
 from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
-from hoststack.router import Router
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.namespaces import Scope

@@ -10,16 +10,16 @@ from typing import Literal
 
 import trio
 
-from hoststack.connection import Connection
-from hoststack.errors import ConnectError, LinkError
+from hoststack.api.connection import Connection
+from hoststack.api.errors import ConnectError, LinkError
+from hoststack.api.listener import Listener
+from hoststack.api.racing import first_connection
+from hoststack.api.resolving import Address, resolve
+from hoststack.api.router import Router
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
-from hoststack.listener import Listener
 from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import TlsConfig, checked_server_name
-from hoststack.racing import first_connection
-from hoststack.resolving import Address, resolve
-from hoststack.router import Router
 from hoststack.session import messages as m
 from hoststack.session.application import Application
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Namespaces, Scope

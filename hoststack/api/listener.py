@@ -10,8 +10,8 @@ import trio
 from hoststack.session import messages as m
 
 if TYPE_CHECKING:
-    from hoststack.connection import Connection
-    from hoststack.router import Router
+    from hoststack.api.connection import Connection
+    from hoststack.api.router import Router
 
 
 class Listener(trio.abc.Listener["Connection"]):

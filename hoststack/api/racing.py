@@ -7,9 +7,9 @@ from typing import Final
 
 import trio
 
-from hoststack.connection import Connection
-from hoststack.errors import ConnectError
-from hoststack.resolving import Address
+from hoststack.api.connection import Connection
+from hoststack.api.errors import ConnectError
+from hoststack.api.resolving import Address
 
 #: The Connection Attempt Delay of RFC 8305 section 5, in seconds.
 ATTEMPT_DELAY_S: Final = 0.25

@@ -9,12 +9,12 @@ from typing import Any
 
 import trio
 
-from hoststack.connection import Connection
-from hoststack.errors import ConnectionClosedError
-from hoststack.listener import Listener
+from hoststack.api.connection import Connection
+from hoststack.api.errors import ConnectionClosedError
+from hoststack.api.listener import Listener
+from hoststack.api.stream import ReceiveStream, SendStream, Stream, StreamBase
 from hoststack.session import messages as m
 from hoststack.session.application import ApplicationSide
-from hoststack.stream import ReceiveStream, SendStream, Stream, StreamBase
 
 Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | SendStream
 

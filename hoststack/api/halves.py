@@ -8,7 +8,7 @@ from types import TracebackType
 
 import trio
 
-from hoststack.errors import renewed
+from hoststack.api.errors import renewed
 from hoststack.native.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import ABORTED_CODE
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import trio
 
-from hoststack.errors import AttachError
+from hoststack.api.errors import AttachError
+from hoststack.api.router import Router
+from hoststack.api.stack import Stack
 from hoststack.quic.seam import QuicConfig
-from hoststack.router import Router
 from hoststack.session import attaching
 from hoststack.session.attached import AttachedWorker
 from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.channel import Channel, ChannelClosedError, close_all
 from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope, check_scopes
-from hoststack.stack import Stack
 from hoststack.text import printable
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from hoststack.halves import breaks_on_rubbish
+from hoststack.api.halves import breaks_on_rubbish
 from hoststack.session import messages as m
 
 if TYPE_CHECKING:

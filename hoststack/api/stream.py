@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from hoststack.errors import StreamResetError, StreamStoppedError
-from hoststack.halves import ReceivingHalf, SendingHalf
+from hoststack.api.errors import StreamResetError, StreamStoppedError
+from hoststack.api.halves import ReceivingHalf, SendingHalf
 from hoststack.quic.seam import ABORTED_CODE
 from hoststack.session import messages as m
 
 if TYPE_CHECKING:
-    from hoststack.connection import Connection
-    from hoststack.router import Router
+    from hoststack.api.connection import Connection
+    from hoststack.api.router import Router
 
 #: The notices that a stream begins with.
 Opened = m.StreamReady | m.StreamAccepted

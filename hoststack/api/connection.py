@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final, Literal, overload
 import trio
 from cryptography import x509
 
-from hoststack.datagrams import Datagrams
-from hoststack.errors import ConnectionClosedError, MigrationError
+from hoststack.api.datagrams import Datagrams
+from hoststack.api.errors import ConnectionClosedError, MigrationError
+from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.link.base import Endpoint
 from hoststack.quic.seam import ABORTED_CODE, MAX_REASON_CHARACTERS, CloseInfo, EarlyData
 from hoststack.session import messages as m
-from hoststack.stream import ReceiveStream, SendStream, Stream
 
 if TYPE_CHECKING:
-    from hoststack.router import Router
+    from hoststack.api.router import Router
 
 #: How long `aclose` waits for acknowledgements of what was sent on finished streams.
 LINGER_SECONDS = 10.0
