@@ -16,12 +16,12 @@ import trio
 from hoststack.api.errors import AttachError
 from hoststack.api.router import Router
 from hoststack.api.stack import Stack
+from hoststack.boundary import attaching
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.channel import Channel, ChannelClosedError, close_all
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope, check_scopes
 from hoststack.quic.seam import QuicConfig
-from hoststack.session import attaching
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.channel import Channel, ChannelClosedError, close_all
-from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope, check_scopes
 from hoststack.text import printable
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from cryptography import x509
 from hoststack.api.datagrams import Datagrams
 from hoststack.api.errors import ConnectionClosedError, MigrationError
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
+from hoststack.boundary import messages as m
 from hoststack.link.base import Endpoint
 from hoststack.quic.seam import ABORTED_CODE, MAX_REASON_CHARACTERS, CloseInfo, EarlyData
-from hoststack.session import messages as m
 
 if TYPE_CHECKING:
     from hoststack.api.router import Router

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from hoststack.api.halves import breaks_on_rubbish
-from hoststack.session import messages as m
+from hoststack.boundary import messages as m
 
 if TYPE_CHECKING:
     from hoststack.native.fifo import Fifo

@@ -6,12 +6,12 @@ from typing import TypeVar
 
 import trio
 
+from hoststack.boundary.uri import UriError
 from hoststack.link.base import LinkError
 from hoststack.quic.seam import CloseInfo
 from hoststack.quic.tls import TlsConfigError
 from hoststack.session.namespaces import NamespaceError
 from hoststack.session.rules import RuleError
-from hoststack.session.uri import UriError
 from hoststack.text import printable
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from hoststack.session import messages as m
+from hoststack.boundary import messages as m
 
 if TYPE_CHECKING:
     from hoststack.api.connection import Connection

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from hoststack.session.uri import Uri
+from hoststack.boundary.uri import Uri
 
 Address = tuple[str, int]
 

@@ -13,8 +13,8 @@ from hoststack.api.connection import Connection
 from hoststack.api.errors import ConnectionClosedError
 from hoststack.api.listener import Listener
 from hoststack.api.stream import ReceiveStream, SendStream, Stream, StreamBase
-from hoststack.session import messages as m
-from hoststack.session.application import ApplicationSide
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import ApplicationSide
 
 Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | SendStream
 

@@ -16,16 +16,17 @@ from hoststack.api.listener import Listener
 from hoststack.api.racing import first_connection
 from hoststack.api.resolving import Address, resolve
 from hoststack.api.router import Router
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
+from hoststack.boundary.protocols import PROTOCOLS, not_supported
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
+from hoststack.boundary.uri import Uri, parse_uri
 from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
 from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import TlsConfig, checked_server_name
-from hoststack.session import messages as m
-from hoststack.session.application import Application
-from hoststack.session.namespaces import DEFAULT_NAMESPACE, Namespaces, Scope
-from hoststack.session.protocols import PROTOCOLS, not_supported
+from hoststack.session.namespaces import Namespaces
 from hoststack.session.rules import Rules
-from hoststack.session.uri import Uri, parse_uri
 from hoststack.worker.engines import EngineName, engine_maker
 from hoststack.worker.worker import Worker
 

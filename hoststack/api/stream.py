@@ -10,8 +10,8 @@ import trio
 
 from hoststack.api.errors import StreamResetError, StreamStoppedError
 from hoststack.api.halves import ReceivingHalf, SendingHalf
+from hoststack.boundary import messages as m
 from hoststack.quic.seam import ABORTED_CODE
-from hoststack.session import messages as m
 
 if TYPE_CHECKING:
     from hoststack.api.connection import Connection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hoststack.boundary.protocols import Protocol
 from hoststack.control.grammar import (
     Choice,
     Command,
@@ -20,7 +21,6 @@ from hoststack.control.grammar import (
     read_arguments,
     shown,
 )
-from hoststack.session.protocols import Protocol
 
 #: The longest line; longer ones are nobody's typing.
 MAX_LINE_CHARACTERS: Final = 4096

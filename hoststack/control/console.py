@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import trio
 
+from hoststack.boundary.containment import fault_text
 from hoststack.control.commands import parse
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.merge import merge
 from hoststack.control.render import render
 from hoststack.control.worker_side import Data
-from hoststack.session.containment import fault_text
 from hoststack.session.rules import parse_rule
 
 logger = logging.getLogger(__name__)

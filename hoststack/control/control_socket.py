@@ -21,10 +21,10 @@ from typing import Any, Final
 
 import trio
 
+from hoststack.boundary.containment import contained, fault_text
 from hoststack.control.commands import MAX_LINE_CHARACTERS, complete
 from hoststack.control.grammar import FAULT, CommandError
 from hoststack.control.unix_listener import group_id, unix_listener
-from hoststack.session.containment import contained, fault_text
 from hoststack.text import printable
 
 logger = logging.getLogger(__name__)

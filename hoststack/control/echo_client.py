@@ -10,13 +10,13 @@ import trio
 from hoststack.api.connection import Connection
 from hoststack.api.errors import ConnectError, UriError
 from hoststack.api.stream import SendStream, Stream
+from hoststack.boundary.protocols import PROTOCOLS
+from hoststack.boundary.uri import parse_uri
 from hoststack.control.commands import ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.settings import with_fifos
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.quic.tls import TlsConfig
-from hoststack.session.protocols import PROTOCOLS
-from hoststack.session.uri import parse_uri
 
 #: Handshakes that go on at once; more would time out behind each other.
 _SIMULTANEOUS_CONNECTS: Final = 32

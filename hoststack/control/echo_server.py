@@ -12,14 +12,14 @@ from hoststack.api.connection import Connection
 from hoststack.api.errors import LinkError, UriError
 from hoststack.api.listener import Listener
 from hoststack.api.stream import ReceiveStream, Stream
+from hoststack.boundary.containment import contained, fault_text
+from hoststack.boundary.protocols import PROTOCOLS
+from hoststack.boundary.uri import parse_uri
 from hoststack.control.commands import ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.settings import with_fifos
 from hoststack.control.worker_side import Data, Server, WorkerSide
 from hoststack.quic.tls import TlsConfig
-from hoststack.session.containment import contained, fault_text
-from hoststack.session.protocols import PROTOCOLS
-from hoststack.session.uri import parse_uri
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from hoststack.session import protocols
-from hoststack.session.uri import UriError, parse_uri
+from hoststack.boundary import protocols
+from hoststack.boundary.uri import UriError, parse_uri
 
 Argument = str | int | float | bool
 

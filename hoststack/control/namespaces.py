@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from hoststack.boundary.scope import SCOPES
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
-from hoststack.session.namespaces import SCOPES, Namespaces
+from hoststack.session.namespaces import Namespaces
 from hoststack.session.rules import RuleError
 
 

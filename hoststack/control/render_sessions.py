@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from hoststack.boundary.handle import index_of, worker_of
 from hoststack.control.grammar import Command
 from hoststack.control.worker_side import Data
-from hoststack.session.handle import index_of, worker_of
 
 #: States by VPP's words.
 _STATES: Final = {

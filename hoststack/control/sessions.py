@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import trio
 
+from hoststack.boundary.handle import make_handle
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext
 from hoststack.session.cut_through import CutConnection, CutListener
-from hoststack.session.handle import make_handle
 from hoststack.session.session import (
     AnySession,
     ConnectionSession,

@@ -13,14 +13,14 @@ from typing import Final, Protocol
 import msgspec
 import trio
 
+from hoststack.boundary import attaching
+from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.containment import contained, fault_text
+from hoststack.boundary.rings import shared_ends
 from hoststack.control.unix_listener import group_id
 from hoststack.daemon import orders
 from hoststack.daemon.config import ConfigError, DaemonConfig
-from hoststack.session import attaching
-from hoststack.session.channel import Channel, ChannelClosedError
-from hoststack.session.containment import contained, fault_text
 from hoststack.session.namespaces import NamespaceError, Namespaces
-from hoststack.session.rings import shared_ends
 
 logger = logging.getLogger("hoststack.daemon")
 

@@ -8,11 +8,11 @@ from typing import Final
 
 import trio
 
+from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.containment import contained, fault_text
 from hoststack.control.run import run_line
 from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import orders
-from hoststack.session.channel import Channel, ChannelClosedError
-from hoststack.session.containment import contained, fault_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from hoststack.session.attaching import DEFAULT_PATH
+from hoststack.boundary.attaching import DEFAULT_PATH
 from hoststack.session.namespaces import Namespaces
 from hoststack.worker.engines import EngineName
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from hoststack.boundary.containment import fault_text
+from hoststack.boundary.scope import Scope
 from hoststack.link.base import KernelProtocol
-from hoststack.session.containment import fault_text
-from hoststack.session.namespaces import Scope
 from hoststack.worker.engines import ChosenEngine
 
 _T = TypeVar("_T")
@@ -40,7 +40,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):
-    """An application attached; its descriptors come along (session/attaching.py)."""
+    """An application attached; its descriptors come along (boundary/attaching.py)."""
 
     name: str
     fifo_bytes: int

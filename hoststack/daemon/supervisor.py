@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import trio
 
+from hoststack.boundary import attaching
+from hoststack.boundary.containment import contained
 from hoststack.control.console import Console, RunInWorker
 from hoststack.control.control_socket import serve_commands
 from hoststack.control.grammar import Command
@@ -32,8 +34,6 @@ from hoststack.daemon.ports import Door, PortKeeper
 from hoststack.daemon.sd_notify import sd_notify
 from hoststack.daemon.worker_process import WorkerProcess
 from hoststack.link.base import LinkError
-from hoststack.session import attaching
-from hoststack.session.containment import contained
 from hoststack.session.namespaces import Namespaces
 from hoststack.session.open_files import raise_open_files
 from hoststack.worker.engines import SECRET_BYTES, ChosenEngine, choose_engine

@@ -20,6 +20,9 @@ from typing import Final
 import trio
 
 from hoststack.api.errors import LinkError
+from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary.resumption import TicketSeal
 from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
@@ -33,14 +36,11 @@ from hoststack.daemon.privileges import (
     close_others,
     die_with_maker,
 )
-from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
 from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink
 from hoststack.quic.seam import CidConfig
-from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.session.open_files import ports_of_one, raise_open_files
-from hoststack.session.resumption import TicketSeal
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 

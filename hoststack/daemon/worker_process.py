@@ -15,12 +15,12 @@ from typing import Final, get_args
 
 import trio
 
+from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.control.grammar import CommandError
 from hoststack.control.run import read_answer
 from hoststack.control.worker_side import Data
 from hoststack.daemon import orders
 from hoststack.daemon.watchdog import Watchdog, whereabouts
-from hoststack.session.channel import Channel, ChannelClosedError
 from hoststack.text import printable
 from hoststack.worker.engines import EngineName
 

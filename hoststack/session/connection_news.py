@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 
-from hoststack.session import messages as m
-from hoststack.session.application import Application
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.session.session import ConnectionSession
 
 

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import trio
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application, ImpossibleRequestError
 from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.link.zones import on_interface
 from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
-from hoststack.session import messages as m
-from hoststack.session.application import Application, ImpossibleRequestError
 from hoststack.session.ports import PortTable, check_size
 from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable

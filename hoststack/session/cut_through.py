@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
+from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import (
     CloseInfo,
@@ -27,7 +28,6 @@ from hoststack.quic.seam import (
     QuicConfig,
     StreamContext,
 )
-from hoststack.session.fifo_pool import FifoSize
 
 #: CRYPTO_ERROR with the TLS alert no_application_protocol (RFC 9001 section 4.8).
 NO_APPLICATION_PROTOCOL: Final = 0x178

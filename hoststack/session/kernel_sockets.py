@@ -16,6 +16,13 @@ from weakref import WeakKeyDictionary
 
 import trio
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import (
+    Application,
+    ImpossibleRequestError,
+    run_alone,
+)
+from hoststack.boundary.protocols import Protocol, not_supported
 from hoststack.link.base import UNSPECIFIED, Endpoint, Link, LinkError
 from hoststack.link.zones import canonical, socket_address
 from hoststack.quic.seam import (
@@ -27,15 +34,8 @@ from hoststack.quic.seam import (
     QuicConfig,
     StreamContext,
 )
-from hoststack.session import messages as m
-from hoststack.session.application import (
-    Application,
-    ImpossibleRequestError,
-    run_alone,
-)
 from hoststack.session.connector import Spawn, error_text
 from hoststack.session.open_files import check_room_for
-from hoststack.session.protocols import Protocol, not_supported
 from hoststack.session.rules import Rules
 from hoststack.session.session import (
     ConnectionSession,

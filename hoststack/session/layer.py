@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, Link, Path
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import (
@@ -28,8 +30,6 @@ from hoststack.quic.seam import (
     StreamContext,
     Transport,
 )
-from hoststack.session import messages as m
-from hoststack.session.application import Application
 from hoststack.session.connection_news import tell_news, tell_statistics
 from hoststack.session.connector import Connector, Spawn
 from hoststack.session.cut_through import CutConnection, CutStream, CutThrough, is_cut

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from weakref import WeakKeyDictionary, ref
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.link.zones import on_interface
 from hoststack.quic.seam import (
@@ -23,8 +25,6 @@ from hoststack.quic.seam import (
     check_protocols,
     preferred_endpoints,
 )
-from hoststack.session import messages as m
-from hoststack.session.application import Application
 from hoststack.session.connector import error_text
 from hoststack.session.cut_through import CutListener
 from hoststack.session.local_ports import LocalPorts

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, LinkError
 from hoststack.quic.seam import QuicConfig
-from hoststack.session import messages as m
-from hoststack.session.application import Application
 from hoststack.session.connector import Connector, error_text
 from hoststack.session.cut_through import CutConnection, CutListener, CutThrough
 from hoststack.session.listeners import Listeners

@@ -8,10 +8,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import trio
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, Link, LinkError, Path
 from hoststack.quic.seam import ConnectionContext, Engine
-from hoststack.session import messages as m
-from hoststack.session.application import Application
 from hoststack.session.connector import Spawn, error_text
 from hoststack.session.cut_through import CutConnection
 from hoststack.session.kernel_sockets import is_kernels

@@ -11,13 +11,9 @@ import errno
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
-Scope = Literal["local", "global"]
-SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
-
-#: The namespace of applications that name none. It is always there, and open to all.
-DEFAULT_NAMESPACE: Final = "default"
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, SCOPES, Scope, check_scopes
 
 _MOST_ID_BYTES: Final = 64
 
@@ -33,14 +29,6 @@ class Namespace:
     """What an application must know; empty: nothing."""
     scopes: frozenset[Scope] = SCOPES
     """What its applications may ask for."""
-
-
-def check_scopes(scopes: Iterable[str]) -> frozenset[Scope]:
-    """The scopes by their names; raises ValueError for none, and for others."""
-    given = frozenset(scopes)
-    if not given or not given <= SCOPES:
-        raise ValueError(f"scopes are local, global or both, not {sorted(given)}")
-    return frozenset(scope for scope in SCOPES if scope in given)
 
 
 class Namespaces:

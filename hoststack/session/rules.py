@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, get_args
 
-from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
-from hoststack.session.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 
 Action = Literal["allow", "deny"]
 RuleScope = Literal["local", "global", "all"]

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from hoststack.boundary.application import Application
+from hoststack.boundary.handle import index_of, make_handle, worker_of
+from hoststack.boundary.shares import may_have
 from hoststack.quic.seam import ConnectionContext, ListenerContext, StreamContext
-from hoststack.session.application import Application
-from hoststack.session.handle import index_of, make_handle, worker_of
-from hoststack.session.shares import may_have
 
 
 class SessionState(enum.Enum):

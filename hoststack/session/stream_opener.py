@@ -6,10 +6,10 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext, StreamContext, Transport
-from hoststack.session import messages as m
-from hoststack.session.application import Application
 from hoststack.session.connector import error_text
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 

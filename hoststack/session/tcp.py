@@ -17,6 +17,8 @@ from typing import Final
 
 import trio
 
+from hoststack.boundary.application import Application
+from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.native.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import (
     CloseInfo,
@@ -25,8 +27,6 @@ from hoststack.quic.seam import (
     Handshake,
     QuicConfig,
 )
-from hoststack.session.application import Application
-from hoststack.session.fifo_pool import FifoSize
 from hoststack.session.udp import Address, address_of
 
 #: Tells the session layer of an event.

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
+from hoststack.boundary.application import Application
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
-from hoststack.session.application import Application
 
 if TYPE_CHECKING:
     from hoststack.session.udp_peers import UdpPeers

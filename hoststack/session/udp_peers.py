@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from hoststack.native.fifo import Fifo
 
 if TYPE_CHECKING:
-    from hoststack.session.application import Application
+    from hoststack.boundary.application import Application
     from hoststack.session.udp import UdpConnection
 
 #: Endpoints of peers, and of those that have not come back after an answer.

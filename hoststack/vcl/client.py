@@ -19,10 +19,10 @@ from hoststack.api.attach import (
     offer_of,
     offered_worker,
 )
-from hoststack.session import attaching
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.channel import Channel, ChannelClosedError
+from hoststack.boundary import attaching
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.vcl.config import VclConfig
 from hoststack.vcl.errors import error
 

@@ -6,8 +6,8 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
+from hoststack.boundary import messages as m
 from hoststack.quic.seam import ABORTED_CODE
-from hoststack.session import messages as m
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import Kind, State, VclSession
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from hoststack.session.attaching import DEFAULT_PATH
-from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
+from hoststack.boundary.attaching import DEFAULT_PATH
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 
 #: Names the file.
 CONFIG_VARIABLE: Final = "VCL_CONFIG"

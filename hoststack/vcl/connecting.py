@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from hoststack.api.resolving import in_order
 from hoststack.api.stack import DEFAULT_ALPN
+from hoststack.boundary import messages as m
+from hoststack.boundary.protocols import PROTOCOLS
+from hoststack.boundary.uri import UriError, parse_uri
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig, TlsConfigError
-from hoststack.session import messages as m
-from hoststack.session.protocols import PROTOCOLS
-from hoststack.session.uri import UriError, parse_uri
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
 

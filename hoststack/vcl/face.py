@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from hoststack.session.protocols import Protocol
+from hoststack.boundary.protocols import Protocol
 from hoststack.vcl import app as apps
 from hoststack.vcl import closing, connecting, transfer
 from hoststack.vcl.attributes import Attr, session_attr

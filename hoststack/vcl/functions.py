@@ -13,7 +13,7 @@ from collections.abc import Callable, MutableSet, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from hoststack.session.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.protocols import PROTOCOLS, Protocol
 from hoststack.vcl import app as apps
 from hoststack.vcl import closing, connecting, transfer, waiting
 from hoststack.vcl.app import CertKeyPair

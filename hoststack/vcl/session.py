@@ -9,8 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from hoststack.boundary.protocols import Protocol
 from hoststack.native.fifo import Fifo, FifoCorruptError
-from hoststack.session.protocols import Protocol
 from hoststack.vcl.errors import error
 
 if TYPE_CHECKING:

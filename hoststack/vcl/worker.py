@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.codec import CodecError
+from hoststack.boundary.protocols import PROTOCOLS, Protocol
 from hoststack.quic.seam import ABORTED_CODE
-from hoststack.session import messages as m
-from hoststack.session.codec import CodecError
-from hoststack.session.protocols import PROTOCOLS, Protocol
 from hoststack.vcl.client import AttachClient
 from hoststack.vcl.closing import abort, close
 from hoststack.vcl.config import VclConfig

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from hoststack.boundary.application import Application
 from hoststack.link.base import Link
 from hoststack.quic.seam import ABORTED_CODE, Engine, EngineOwner, Turn
-from hoststack.session.application import Application
 from hoststack.session.layer import SessionLayer
 
 #: Turns that a shutdown may take to get its CONNECTION_CLOSE packets out.

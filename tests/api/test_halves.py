@@ -13,8 +13,8 @@ import trio.testing
 from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, StreamStoppedError
 from hoststack.api.datagrams import Datagrams
 from hoststack.api.halves import ReceivingHalf, SendingHalf
+from hoststack.boundary import messages as m
 from hoststack.native.fifo import Fifo
-from hoststack.session import messages as m
 from tests.api.conftest import run
 
 

@@ -16,14 +16,14 @@ from apps.http3 import Http3Error
 from hoststack import CloseInfo, ConnectError, ConnectionClosedError, TlsConfig
 from hoststack.api.attach import admitted
 from hoststack.api.errors import AttachError
+from hoststack.boundary import attaching
+from hoststack.boundary import messages as m
+from hoststack.boundary.codec import decode_notice, encode
+from hoststack.boundary.containment import fault_text
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import MAX_REASON_CHARACTERS
-from hoststack.session import attaching
-from hoststack.session import messages as m
-from hoststack.session.codec import decode_notice, encode
 from hoststack.session.connector import _failure
-from hoststack.session.containment import fault_text
 from tests.support.attached import attached
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"

@@ -12,11 +12,11 @@ import trio
 import hoststack
 from hoststack import QuicConfig, TlsConfig
 from hoststack.api.stack import stack_on
+from hoststack.boundary import messages as m
 from hoststack.control.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
 from hoststack.quic.seam import ConnectionIds
-from hoststack.session import messages as m
 from hoststack.session.session import ConnectionSession, ListenerSession
 from tests.control.conftest import Net
 

@@ -8,10 +8,10 @@ import trio
 
 import hoststack
 from hoststack.api.stack import stack_on
+from hoststack.boundary.application import Application
 from hoststack.control.grammar import Command
 from hoststack.control.merge import merge
 from hoststack.control.render import render
-from hoststack.session.application import Application
 from tests.control.conftest import Net
 
 

@@ -28,23 +28,23 @@ from typing import Any, Final
 import trio
 
 import hoststack
-from hoststack.native.event_ring import EventRing
-from hoststack.native.segment import map_segment
-from hoststack.quic.seam import QuicConfig
-from hoststack.quic.session_cache import Ticket
-from hoststack.session import attaching
-from hoststack.session import messages as m
-from hoststack.session.application import RING_ENTRIES
-from hoststack.session.channel import Channel, ChannelClosedError
-from hoststack.session.codec import (
+from hoststack.boundary import attaching
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import RING_ENTRIES
+from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
     decode_notice,
     encode,
 )
-from hoststack.session.fifo_pool import BlockName
-from hoststack.session.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.fifo_pool import BlockName
+from hoststack.boundary.protocols import PROTOCOLS, Protocol
+from hoststack.native.event_ring import EventRing
+from hoststack.native.segment import map_segment
+from hoststack.quic.seam import QuicConfig
+from hoststack.quic.session_cache import Ticket
 from tests.daemon.conftest import Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
 

@@ -18,20 +18,20 @@ import trio
 import trio.testing
 
 import hoststack
+from hoststack.boundary import attaching, codec, remote_application
+from hoststack.boundary import messages as m
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.channel import Channel
+from hoststack.boundary.codec import FifosReleased, SegmentCame, encode
+from hoststack.boundary.fifo_pool import BlockName
+from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.control.unix_listener import unix_listener
 from hoststack.control.worker_side import WorkerSide
-from hoststack.daemon import attach_server, commands, orders, remote_application
+from hoststack.daemon import attach_server, commands, orders
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
-from hoststack.daemon.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.seam import CloseInfo, Event, EventKind
-from hoststack.session import attaching, codec
-from hoststack.session import messages as m
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.channel import Channel
-from hoststack.session.codec import FifosReleased, SegmentCame, encode
-from hoststack.session.fifo_pool import BlockName
 from hoststack.session.namespaces import Namespaces
 from tests.daemon.echoing import TLS, TRUSTING
 from tests.support.attached import SEAL, both_ends

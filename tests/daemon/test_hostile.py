@@ -16,13 +16,13 @@ import trio.testing
 
 import hoststack
 from hoststack import AttachError, QuicConfig, StreamResetError, TlsConfig
-from hoststack.daemon.remote_application import Limits, RemoteApplication
+from hoststack.boundary import attaching
+from hoststack.boundary import messages as m
+from hoststack.boundary.codec import FifosReleased, encode
+from hoststack.boundary.fifo_pool import BlockName
+from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.seam import CloseInfo
-from hoststack.session import attaching
-from hoststack.session import messages as m
-from hoststack.session.codec import FifosReleased, encode
-from hoststack.session.fifo_pool import BlockName
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
 from tests.daemon.echoing import TLS, ask, echo, is_well
 from tests.daemon.fuzz_application import fuzz

@@ -16,14 +16,14 @@ import pytest
 import trio
 
 import hoststack
+from hoststack.boundary import attaching
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import RING_ENTRIES
+from hoststack.boundary.channel import Channel
+from hoststack.boundary.codec import SegmentCame, decode_notice, encode
+from hoststack.boundary.messages import EventCode
 from hoststack.native.event_ring import EventRing
 from hoststack.native.segment import map_segment
-from hoststack.session import attaching
-from hoststack.session import messages as m
-from hoststack.session.application import RING_ENTRIES
-from hoststack.session.channel import Channel
-from hoststack.session.codec import SegmentCame, decode_notice, encode
-from hoststack.session.messages import EventCode
 from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TRUSTING, echo_server
 from tests.daemon.fuzz_application import Worker

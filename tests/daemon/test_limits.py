@@ -11,7 +11,7 @@ import trio
 
 import hoststack
 from hoststack import TlsConfig
-from hoststack.session.fifo_pool import SEGMENT_BYTES
+from hoststack.boundary.fifo_pool import SEGMENT_BYTES
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
 from tests.daemon.echoing import ask
 

@@ -19,7 +19,7 @@ import trio
 
 import hoststack
 from hoststack import LinkError, TlsConfig
-from hoststack.session import attaching
+from hoststack.boundary import attaching
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 from tests.daemon.echoing import is_well
 

@@ -32,20 +32,20 @@ import trio.testing
 
 import hoststack
 from hoststack.api.router import Router
+from hoststack.boundary import attaching, codec
+from hoststack.boundary import messages as m
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.channel import ChannelClosedError
+from hoststack.boundary.fifo_pool import BlockName
+from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary.rings import shared_ends
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
-from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
-from hoststack.session import attaching, codec
-from hoststack.session import messages as m
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.channel import ChannelClosedError
-from hoststack.session.fifo_pool import BlockName
 from hoststack.session.namespaces import Namespaces
-from hoststack.session.rings import shared_ends
 from tests.support.attached import SEAL
 
 HOST: Final = "10.0.0.1"
@@ -377,7 +377,9 @@ async def application_rounds(maker: Maker, rounds: int) -> Counter[str]:
         workers.add(0, worker)
         router = Router(workers)
         sent = [maker.message(_NOTICES) for _ in range(maker.rng.choice([1, 3, 20]))]
-        logging.getLogger("hoststack.session.attached").disabled = True  # it says what was wrong
+        logging.getLogger(
+            "hoststack.boundary.attached_worker"
+        ).disabled = True  # it says what was wrong
         try:
             with _null(1) as fds, suppress(ChannelClosedError):
                 for data in sent:
@@ -390,7 +392,7 @@ async def application_rounds(maker: Maker, rounds: int) -> Counter[str]:
         except Exception as error:
             raise FoundError(f"{error!r} of {sent!r}") from error
         finally:
-            logging.getLogger("hoststack.session.attached").disabled = False
+            logging.getLogger("hoststack.boundary.attached_worker").disabled = False
             workers.remove(0)
             worker.close()
             ends.channel.close()

@@ -28,13 +28,13 @@ from unittest import mock
 import trio
 import trio.testing
 
+from hoststack.boundary import attaching
 from hoststack.control.grammar import CommandError
 from hoststack.daemon import orders, supervisor
 from hoststack.daemon.config import DaemonConfig
 from hoststack.daemon.link_parts import UdpPart
 from hoststack.daemon.supervisor import Supervisor
 from hoststack.daemon.worker_process import WorkerProcess
-from hoststack.session import attaching
 
 #: Watchdog, pauses and patience pass so much faster.
 RATE: Final = 20.0

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hoststack.api.router import Router
+from hoststack.boundary import attaching, codec
+from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.daemon.attach_server import AttachServer
-from hoststack.session import attaching, codec
-from hoststack.session.attached_workers import AttachedWorkers
 from hoststack.session.session import SessionTable
 from tests.fuzz.messages import FoundError, fuzz
 

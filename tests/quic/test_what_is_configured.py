@@ -17,10 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import hoststack
 from hoststack import ConnectError, LinkError, Stack, TlsConfig
+from hoststack.boundary import messages as m
+from hoststack.boundary.scope import Scope
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.native.contexts import NativeListener
-from hoststack.session import messages as m
-from hoststack.session.namespaces import Scope
 from tests.support.certificates import self_signed
 
 OURS, THEIRS = "10.0.0.1", "10.0.0.2"

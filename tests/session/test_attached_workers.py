@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 
 from hoststack import TlsConfig
-from hoststack.session import messages as m
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.protocols import Protocol
+from hoststack.boundary import messages as m
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.protocols import Protocol
 
 LOCAL = ("127.0.0.1", 7)
 

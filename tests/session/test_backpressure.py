@@ -13,17 +13,17 @@ import hoststack
 from hoststack import Connection, QuicConfig, TlsConfig
 from hoststack.api.router import Router
 from hoststack.api.stack import Stack
-from hoststack.daemon.remote_application import Limits, RemoteApplication
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import RING_ENTRIES, EventChannel
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.remote_application import Limits, RemoteApplication
+from hoststack.boundary.resumption import RelayedSessions
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.event_ring import EventRing
 from hoststack.quic.seam import Event, EventKind
 from hoststack.quic.session_cache import Ticket
-from hoststack.session import messages as m
 from hoststack.session import session as session_module
-from hoststack.session.application import RING_ENTRIES, EventChannel
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.resumption import RelayedSessions
 from hoststack.session.session import ConnectionSession
 from tests.daemon.echoing import ask
 from tests.session.test_layer import Scene, play

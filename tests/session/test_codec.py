@@ -7,12 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoststack.native.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
-from hoststack.quic.session_cache import Ticket
-from hoststack.quic.tls import TlsConfig
-from hoststack.session import messages as m
-from hoststack.session.codec import (
+from hoststack.boundary import messages as m
+from hoststack.boundary.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
@@ -21,13 +17,17 @@ from hoststack.session.codec import (
     decode_request,
     encode,
 )
-from hoststack.session.fifo_pool import (
+from hoststack.boundary.fifo_pool import (
     BlockName,
     FifoPool,
     FifoSize,
     PoolExhaustedError,
     SharedFifos,
 )
+from hoststack.native.fifo import Fifo
+from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
+from hoststack.quic.session_cache import Ticket
+from hoststack.quic.tls import TlsConfig
 
 TLS = TlsConfig.self_signed(["localhost"])
 KNOWN = m.Known(Ticket(b"session", b"parameters", "h3", 2e9), b"")

@@ -12,9 +12,9 @@ import trio.testing
 
 import hoststack
 from hoststack import TlsConfig
-from hoststack.daemon.remote_application import RemoteApplication
+from hoststack.boundary.fifo_pool import FifoPool
+from hoststack.boundary.remote_application import RemoteApplication
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session.fifo_pool import FifoPool
 from hoststack.worker import engines
 from tests.daemon.echoing import ask, echo
 from tests.support.attached import attached

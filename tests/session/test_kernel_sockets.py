@@ -18,13 +18,13 @@ import pytest
 import trio
 import trio.testing
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
+from hoststack.boundary.protocols import Protocol
 from hoststack.link.udp.link import UdpLink
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
-from hoststack.session import messages as m
 from hoststack.session import udp_peers
-from hoststack.session.application import Application
-from hoststack.session.protocols import Protocol
 from hoststack.session.udp import UdpConnection, pack_address
 from hoststack.session.udp_port import UdpPort
 from hoststack.worker.engines import engine_maker

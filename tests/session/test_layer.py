@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from hoststack import QuicConfig, TlsConfig
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session import messages as m
-from hoststack.session.application import Application
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 

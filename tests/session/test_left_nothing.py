@@ -17,12 +17,12 @@ import trio.testing
 
 import hoststack
 from hoststack import EmbeddedStack, QuicConfig, TlsConfig
-from hoststack.daemon.remote_application import RemoteApplication
+from hoststack.boundary import messages as m
+from hoststack.boundary.fifo_pool import FifoPool
+from hoststack.boundary.remote_application import RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.fifo import Fifo
 from hoststack.quic.aioquic.connection import HostConnection
-from hoststack.session import messages as m
-from hoststack.session.fifo_pool import FifoPool
 from tests.daemon.echoing import ask, echo
 from tests.support.attached import attached
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import hoststack
 from hoststack import NamespaceError, Stack, TlsConfig
+from hoststack.boundary.scope import SCOPES
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session.namespaces import SCOPES, Namespaces
+from hoststack.session.namespaces import Namespaces
 
 TLS = TlsConfig.self_signed(["localhost"])
 HOST = "10.0.0.1"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.resumption import RelayedSessions, TicketSeal
 from hoststack.quic.session_cache import Ticket
-from hoststack.session import messages as m
-from hoststack.session.resumption import RelayedSessions, TicketSeal
 
 TICKET = Ticket(b"session", b"parameters", "h3", 2e9)
 

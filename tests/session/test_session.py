@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hoststack.session.application import Application
-from hoststack.session.handle import index_of, make_handle, worker_of
+from hoststack.boundary.application import Application
+from hoststack.boundary.handle import index_of, make_handle, worker_of
 from hoststack.session.session import (
     TRANSITIONS,
     ConnectionSession,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from hoststack.boundary.application import Application
+from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize, SharedFifos
+from hoststack.boundary.shared_fifo import make_fifos_between
 from hoststack.native.fifo import Fifo
-from hoststack.session.application import Application
-from hoststack.session.fifo_pool import BlockName, FifoPool, FifoSize, SharedFifos
-from hoststack.session.shared_fifo import make_fifos_between
 
 
 @dataclass

@@ -16,12 +16,12 @@ from hoststack import Connection, TlsConfig
 from hoststack.api.attach import THROWN_OUT, _Daemon
 from hoststack.api.router import Router
 from hoststack.api.stack import Stack
-from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary import attaching
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.channel import Channel
+from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary.rings import shared_ends
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session import attaching
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.channel import Channel
-from hoststack.session.rings import shared_ends
 from tests.support.attached import SEAL
 
 HOST = "10.0.0.1"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoststack.session.uri import Uri, UriError, parse_uri
+from hoststack.boundary.uri import Uri, UriError, parse_uri
 
 
 @pytest.mark.parametrize(

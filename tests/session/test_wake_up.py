@@ -13,14 +13,14 @@ import trio
 import trio.testing
 
 import hoststack
-from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary import messages as m
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.channel import ChannelClosedError
+from hoststack.boundary.codec import encode
+from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary.rings import shared_ends
+from hoststack.boundary.wake_up import WakeUp
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session import messages as m
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.channel import ChannelClosedError
-from hoststack.session.codec import encode
-from hoststack.session.rings import shared_ends
-from hoststack.session.wake_up import WakeUp
 from tests.support.attached import SEAL, both_ends
 
 #: More than any buffer of a socket holds.

@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from hoststack.daemon.remote_application import Limits, RemoteApplication
+from hoststack.boundary.application import LAZY_S, Application
+from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session.application import LAZY_S, Application
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 from tests.support.attached import SEAL, both_ends

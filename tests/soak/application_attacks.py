@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 import hoststack
-from hoststack.session.channel import ChannelClosedError
+from hoststack.boundary.channel import ChannelClosedError
 from tests.daemon.fuzz_application import Evil, be_evil, ignore_own_signals
 
 #: Arrays in arrays, deeper than any decoder that recurses follows.

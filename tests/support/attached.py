@@ -12,12 +12,12 @@ import trio
 
 from hoststack import EmbeddedStack, QuicConfig, Stack
 from hoststack.api.router import Router
-from hoststack.daemon.remote_application import Ends, Limits, RemoteApplication
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.attached_workers import AttachedWorkers
-from hoststack.session.namespaces import Scope
-from hoststack.session.resumption import TicketSeal
-from hoststack.session.rings import shared_ends
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
+from hoststack.boundary.resumption import TicketSeal
+from hoststack.boundary.rings import shared_ends
+from hoststack.boundary.scope import Scope
 from hoststack.worker.worker import Worker
 
 #: Of all workers: they take each other's tickets, as a daemon's do.

@@ -18,12 +18,12 @@ import msgspec
 import trio
 
 from hoststack import TlsConfigError
+from hoststack.boundary.application import ImpossibleRequestError
+from hoststack.boundary.channel import ChannelClosedError
+from hoststack.boundary.codec import CodecError
 from hoststack.link.base import LinkError
 from hoststack.native.event_ring import EventRingCorruptError
 from hoststack.native.fifo import FifoCorruptError
-from hoststack.session.application import ImpossibleRequestError
-from hoststack.session.channel import ChannelClosedError
-from hoststack.session.codec import CodecError
 
 
 class UnprintableError(Exception):

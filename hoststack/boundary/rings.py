@@ -13,9 +13,9 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
+from hoststack.boundary.application import RING_ENTRIES
 from hoststack.native.event_ring import EventRing
 from hoststack.native.segment import make_segment, map_segment
-from hoststack.session.application import RING_ENTRIES
 
 _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
 
@@ -38,7 +38,7 @@ def open_rings(fd: int) -> tuple[EventRing, EventRing]:
 
 def shared_ends(name: str, owner: ExitStack) -> tuple[list[int], list[int]]:
     """Make what a worker and an application share; returns the worker's descriptors and the
-    application's (session/attaching.py has their order). `owner` closes them. Raises OSError."""
+    application's (boundary/attaching.py has their order). `owner` closes them. Raises OSError."""
     rings = make_rings(name)
     owner.callback(os.close, rings)
     channels = _pair(owner)

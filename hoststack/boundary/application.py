@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from hoststack.boundary.containment import contained
+from hoststack.boundary.fifo_pool import FifoSize
+from hoststack.boundary.messages import Connect, EventCode, Notice, Request
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.native.event_ring import EventRing
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import ServerSessions
-from hoststack.session.containment import contained
-from hoststack.session.fifo_pool import FifoSize
-from hoststack.session.messages import Connect, EventCode, Notice, Request
-from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
 
 #: Entries of an event ring. What does not fit waits on its producer's side.
 RING_ENTRIES = 4096

@@ -5,8 +5,8 @@ free again when both sides are done with it: the worker's FIFO object is gone, a
 has said that its own is, if it was told of it. A segment all of whose blocks are free goes, if
 there is another one: each is an open file and address space of both processes.
 
-Connections share the memory (session/shares.py): those that have little get some when others get no
-more, and FIFOs become smaller before there are none.
+Connections share the memory (shares.py): those that have little get some when others get no more,
+and FIFOs become smaller before there are none.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from hoststack.boundary.shares import may_have
 from hoststack.native.fifo import Fifo
 from hoststack.native.segment import make_segment, map_segment
-from hoststack.session.shares import may_have
 
 #: What a segment holds, unless a single FIFO is larger.
 SEGMENT_BYTES: Final = 64 << 20

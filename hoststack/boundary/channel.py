@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from hoststack.session.codec import MAX_MESSAGE_BYTES
+from hoststack.boundary.codec import MAX_MESSAGE_BYTES
 
 _FD_BYTES: Final = array.array("i").itemsize
 #: SCM_MAX_FD of the kernel.

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.application import known_sessions
+from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.handle import worker_of
+from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.quic.seam import CloseInfo
 from hoststack.quic.session_cache import ServerSessions
-from hoststack.session import messages as m
-from hoststack.session.application import known_sessions
-from hoststack.session.attached import AttachedWorker
-from hoststack.session.handle import worker_of
-from hoststack.session.protocols import PROTOCOLS
 
 #: Tokens of requests that this module makes; those of the application are below.
 _FIRST_OWN_TOKEN: Final = 1 << 60
@@ -52,7 +52,7 @@ class _Listener:
 
 
 class AttachedWorkers:
-    """Has the application's side of session/application.py."""
+    """Has the application's side of boundary/application.py."""
 
     def __init__(self, engine: str) -> None:
         """Of workers with this engine."""

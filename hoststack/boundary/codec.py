@@ -1,7 +1,7 @@
 """Messages between an application and a worker in two processes, as bytes.
 
 A message is one octet that names its kind, and its fields in msgpack. What comes is checked
-against the annotations in session/messages.py before anybody sees it: types, ranges, lengths.
+against the annotations in boundary/messages.py before anybody sees it: types, ranges, lengths.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Annotated, Any, Final, NamedTuple, cast
 import msgspec
 from cryptography.hazmat.primitives import serialization
 
+from hoststack.boundary import messages as m
+from hoststack.boundary.containment import fault_text
+from hoststack.boundary.fifo_pool import BlockName
 from hoststack.link.zones import is_zone
 from hoststack.native.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
-from hoststack.session import messages as m
-from hoststack.session.containment import fault_text
-from hoststack.session.fifo_pool import BlockName
 
 #: A message has at most so many bytes: a chain of certificates is the largest part of one.
 MAX_MESSAGE_BYTES: Final = 1 << 16

@@ -12,8 +12,8 @@ import hmac
 from collections.abc import Callable
 from typing import Final
 
+from hoststack.boundary import messages as m
 from hoststack.quic.session_cache import ServerSessions, Ticket
-from hoststack.session import messages as m
 
 _SEAL_BYTES: Final = 32
 #: Larger ones are not given away: a message has to hold one.

@@ -12,7 +12,7 @@ import contextlib
 import socket
 from typing import Final
 
-from hoststack.session.channel import ChannelClosedError
+from hoststack.boundary.channel import ChannelClosedError
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 

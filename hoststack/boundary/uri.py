@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
+from hoststack.boundary.protocols import Protocol
 from hoststack.link.zones import is_zone
-from hoststack.session.protocols import Protocol
 
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _FORM = "write it as quic://ADDRESS:PORT, with an IPv6 address in brackets: quic://[fd00::1]:1234"

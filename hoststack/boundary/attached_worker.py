@@ -1,4 +1,4 @@
-"""The application's side of a worker in another process (daemon/remote_application.py is that
+"""The application's side of a worker in another process (boundary/remote_application.py is that
 worker's)."""
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any, Final, cast
 
 import trio
 
-from hoststack.native.event_ring import EventRing
-from hoststack.native.fifo import Fifo
-from hoststack.session.application import Application
-from hoststack.session.channel import Channel, ChannelClosedError, close_all
-from hoststack.session.codec import (
+from hoststack.boundary.application import Application
+from hoststack.boundary.channel import Channel, ChannelClosedError, close_all
+from hoststack.boundary.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
@@ -25,9 +23,9 @@ from hoststack.session.codec import (
     decode_notice,
     encode,
 )
-from hoststack.session.containment import fault_text
-from hoststack.session.fifo_pool import BlockName, SharedFifos
-from hoststack.session.messages import (
+from hoststack.boundary.containment import fault_text
+from hoststack.boundary.fifo_pool import BlockName, SharedFifos
+from hoststack.boundary.messages import (
     DatagramsReady,
     EventCode,
     Failed,
@@ -36,8 +34,10 @@ from hoststack.session.messages import (
     StopSending,
     StreamReady,
 )
-from hoststack.session.rings import open_rings
-from hoststack.session.wake_up import WakeUp
+from hoststack.boundary.rings import open_rings
+from hoststack.boundary.wake_up import WakeUp
+from hoststack.native.event_ring import EventRing
+from hoststack.native.fifo import Fifo
 
 logger = logging.getLogger(__name__)
 

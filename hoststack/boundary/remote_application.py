@@ -18,12 +18,9 @@ from typing import Final
 
 import trio
 
-from hoststack.native.event_ring import EventRingCorruptError
-from hoststack.native.fifo import Fifo, FifoCorruptError
-from hoststack.quic.session_cache import ServerSessions
-from hoststack.session.application import Application, ImpossibleRequestError
-from hoststack.session.channel import Channel, ChannelClosedError
-from hoststack.session.codec import (
+from hoststack.boundary.application import Application, ImpossibleRequestError
+from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.codec import (
     CodecError,
     FifosReleased,
     SegmentCame,
@@ -31,12 +28,15 @@ from hoststack.session.codec import (
     decode_request,
     encode,
 )
-from hoststack.session.containment import contained, fault_text
-from hoststack.session.fifo_pool import BlockName, FifoPool, FifoSize
-from hoststack.session.messages import Connect, EventCode, Learned, Notice, Request
-from hoststack.session.resumption import RelayedSessions, TicketSeal
-from hoststack.session.rings import open_rings
-from hoststack.session.wake_up import WakeUp
+from hoststack.boundary.containment import contained, fault_text
+from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize
+from hoststack.boundary.messages import Connect, EventCode, Learned, Notice, Request
+from hoststack.boundary.resumption import RelayedSessions, TicketSeal
+from hoststack.boundary.rings import open_rings
+from hoststack.boundary.wake_up import WakeUp
+from hoststack.native.event_ring import EventRingCorruptError
+from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.quic.session_cache import ServerSessions
 
 logger = logging.getLogger("hoststack.worker")
 
@@ -76,9 +76,9 @@ class Ends:
 
     channel: socket.socket
     rings_fd: int
-    """session/rings.py"""
+    """boundary/rings.py"""
     wake_worker_fd: int
-    """session/wake_up.py; the application rings."""
+    """boundary/wake_up.py; the application rings."""
     wake_application_fd: int
 
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+from hoststack.boundary.application import Application
+from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.native.fifo import Fifo
 from hoststack.native.segment import make_segment, map_segment
-from hoststack.session.application import Application
-from hoststack.session.fifo_pool import FifoSize
 
 
 def make_fifos_between(

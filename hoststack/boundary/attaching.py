@@ -13,8 +13,8 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from hoststack.session.containment import fault_text
-from hoststack.session.namespaces import DEFAULT_NAMESPACE, Scope
+from hoststack.boundary.containment import fault_text
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 
 #: Of this protocol: another one is refused.
 PROTOCOL_VERSION: Final = 1
