@@ -53,8 +53,8 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Open a UDP endpoint that talks to anybody (session/udp.py); Connected and DatagramsReady
-    are the answer."""
+    """Open a UDP endpoint that talks to any peer (transport/kernel/udp.py); Connected and
+    DatagramsReady are the answer."""
 
     token: int
     local: tuple[str, int]

@@ -12,7 +12,6 @@ from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext
-from hoststack.session.cut_through import CutConnection, CutListener
 from hoststack.session.session import (
     AnySession,
     ConnectionSession,
@@ -20,6 +19,7 @@ from hoststack.session.session import (
     StreamSession,
     chain,
 )
+from hoststack.transport.local.cut_through import CutConnection, CutListener
 
 #: Sessions that a list has, unless another limit is given: nobody reads ten thousand.
 DEFAULT_LIMIT: Final = 50

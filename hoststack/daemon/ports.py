@@ -23,7 +23,7 @@ from hoststack.boundary.containment import fault_text
 from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.zones import scope_of, without_zone
-from hoststack.session.open_files import check_share
+from hoststack.transport.kernel.open_files import check_share
 
 logger = logging.getLogger("hoststack.daemon")
 

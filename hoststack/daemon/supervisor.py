@@ -35,7 +35,7 @@ from hoststack.daemon.sd_notify import sd_notify
 from hoststack.daemon.worker_process import WorkerProcess
 from hoststack.link.base import LinkError
 from hoststack.session.namespaces import Namespaces
-from hoststack.session.open_files import raise_open_files
+from hoststack.transport.kernel.open_files import raise_open_files
 from hoststack.worker.engines import SECRET_BYTES, ChosenEngine, choose_engine
 
 logger = logging.getLogger("hoststack.daemon")

@@ -40,7 +40,7 @@ from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink
 from hoststack.quic.seam import CidConfig
-from hoststack.session.open_files import ports_of_one, raise_open_files
+from hoststack.transport.kernel.open_files import ports_of_one, raise_open_files
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 

@@ -430,7 +430,7 @@ def check_protocols(alpn: Sequence[str], config: QuicConfig | None, engine: str)
 
 class Transport(Protocol):
     """What carries connections, once they are there: an engine over the network, or cut-through
-    (hoststack/session/cut_through.py) within one stack. Both report the same events."""
+    (hoststack/transport/local/cut_through.py) within one stack. Both report the same events."""
 
     name: str
 

@@ -9,9 +9,9 @@ from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.boundary.shared_fifo import make_fifos_between
 from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext, Fifos
-from hoststack.session.cut_through import CutConnection
 from hoststack.session.session import ConnectionSession, ListenerSession, SessionTable
 from hoststack.session.stream_opener import NO_ROOM
+from hoststack.transport.local.cut_through import CutConnection
 
 #: Finds the session that a connection has or, before it has one, that of its listener.
 PayerOf = Callable[[ConnectionContext], ConnectionSession | ListenerSession | None]

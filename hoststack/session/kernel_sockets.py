@@ -1,7 +1,7 @@
 """TCP and UDP sessions: from an application's requests to the kernel's sockets below them.
 
 There is no engine in their way. A session of theirs is as any other: a listener, a connection, a
-stream; what carries it are session/tcp.py and session/udp.py.
+stream; what carries it are transport/kernel/tcp.py and transport/kernel/udp.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from hoststack.quic.seam import (
     StreamContext,
 )
 from hoststack.session.connector import Spawn, error_text
-from hoststack.session.open_files import check_room_for
 from hoststack.session.rules import Rules
 from hoststack.session.session import (
     ConnectionSession,
@@ -43,10 +42,11 @@ from hoststack.session.session import (
     SessionState,
     SessionTable,
 )
-from hoststack.session.tcp import TcpConnection, TcpListener, TcpStream
-from hoststack.session.udp import UdpConnection, UdpListener, address_of, fifo_bytes_of
-from hoststack.session.udp_peers import UdpPeers
-from hoststack.session.udp_port import UdpPorts
+from hoststack.transport.kernel.open_files import check_room_for
+from hoststack.transport.kernel.tcp import TcpConnection, TcpListener, TcpStream
+from hoststack.transport.kernel.udp import UdpConnection, UdpListener, address_of, fifo_bytes_of
+from hoststack.transport.kernel.udp_peers import UdpPeers
+from hoststack.transport.kernel.udp_port import UdpPorts
 
 Address = tuple[str, int]
 KernelConnection = TcpConnection | UdpConnection
@@ -492,7 +492,7 @@ class KernelSockets:
         """There are no keys."""
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
-        """See Transport; and session/tcp.py for what becomes of what was written."""
+        """See Transport; and transport/kernel/tcp.py for what becomes of what was written."""
         info = CloseInfo(code, True, reason, by_peer=False)
         if isinstance(connection, TcpConnection):
             connection.close(info)

@@ -32,11 +32,9 @@ from hoststack.quic.seam import (
 )
 from hoststack.session.connection_news import tell_news, tell_statistics
 from hoststack.session.connector import Connector, Spawn
-from hoststack.session.cut_through import CutConnection, CutStream, CutThrough, is_cut
 from hoststack.session.fifo_maker import FifoMaker
 from hoststack.session.kernel_sockets import KernelSockets, is_kernels
 from hoststack.session.listeners import Listeners
-from hoststack.session.local_ports import LocalPorts
 from hoststack.session.local_scope import LocalScope
 from hoststack.session.migrator import Migrator
 from hoststack.session.namespaces import Namespaces
@@ -50,6 +48,8 @@ from hoststack.session.session import (
     StreamSession,
 )
 from hoststack.session.stream_opener import StreamOpener
+from hoststack.transport.local.cut_through import CutConnection, CutStream, CutThrough, is_cut
+from hoststack.transport.local.ports import LocalPorts
 
 #: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
 #: section 20.1), as the application's code.

@@ -26,10 +26,10 @@ from hoststack.quic.seam import (
     preferred_endpoints,
 )
 from hoststack.session.connector import error_text
-from hoststack.session.cut_through import CutListener
-from hoststack.session.local_ports import LocalPorts
 from hoststack.session.ports import PortTable, check_size
 from hoststack.session.session import ListenerSession, SessionState, SessionTable
+from hoststack.transport.local.cut_through import CutListener
+from hoststack.transport.local.ports import LocalPorts
 
 
 @dataclass(slots=True, eq=False)

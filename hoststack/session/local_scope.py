@@ -9,11 +9,11 @@ from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, LinkError
 from hoststack.quic.seam import QuicConfig
 from hoststack.session.connector import Connector, error_text
-from hoststack.session.cut_through import CutConnection, CutListener, CutThrough
 from hoststack.session.listeners import Listeners
-from hoststack.session.local_ports import LocalPorts
 from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession
+from hoststack.transport.local.cut_through import CutConnection, CutListener, CutThrough
+from hoststack.transport.local.ports import LocalPorts
 
 
 class LocalScope:

@@ -13,10 +13,10 @@ from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, Link, LinkError, Path
 from hoststack.quic.seam import ConnectionContext, Engine
 from hoststack.session.connector import Spawn, error_text
-from hoststack.session.cut_through import CutConnection
 from hoststack.session.kernel_sockets import is_kernels
 from hoststack.session.ports import PortTable
 from hoststack.session.session import ConnectionSession
+from hoststack.transport.local.cut_through import CutConnection
 
 #: How long a port that nobody uses any more stays open, for what is still under way to it.
 _STRAGGLERS_S = 3.0

@@ -68,7 +68,7 @@ class VclSession:
     tx: Fifo | None = None
     max_datagram_bytes: int = 0
     has_addresses: bool = False
-    """Whether each message begins with its peer's address (session/udp.py)."""
+    """Whether each message begins with its peer's address (transport/kernel/udp.py)."""
     parent: VclSession | None = None
     """A stream's connection, or a connection's listener."""
     children: dict[VclSession, None] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from hoststack.native.fifo import FifoCorruptError
-from hoststack.session.udp import ADDRESS_BYTES, pack_address, unpack_address
+from hoststack.transport.kernel.udp import ADDRESS_BYTES, pack_address, unpack_address
 from hoststack.vcl.connecting import open_endpoint, resolve
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import Address, Kind, State, VclSession

@@ -24,9 +24,9 @@ from hoststack.boundary.protocols import Protocol
 from hoststack.link.udp.link import UdpLink
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
-from hoststack.session import udp_peers
-from hoststack.session.udp import UdpConnection, pack_address
-from hoststack.session.udp_port import UdpPort
+from hoststack.transport.kernel import udp_peers
+from hoststack.transport.kernel.udp import UdpConnection, pack_address
+from hoststack.transport.kernel.udp_port import UdpPort
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 

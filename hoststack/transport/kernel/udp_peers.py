@@ -15,7 +15,7 @@ from hoststack.native.fifo import Fifo
 
 if TYPE_CHECKING:
     from hoststack.boundary.application import Application
-    from hoststack.session.udp import UdpConnection
+    from hoststack.transport.kernel.udp import UdpConnection
 
 #: Endpoints of peers, and of those that have not come back after an answer.
 MOST_PEERS: Final = 4096

@@ -29,9 +29,9 @@ from hoststack.link.base import (
 from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
 from hoststack.native.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
-from hoststack.session import udp_socket
-from hoststack.session.open_files import check_room_for
-from hoststack.session.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
+from hoststack.transport.kernel import udp_socket
+from hoststack.transport.kernel.open_files import check_room_for
+from hoststack.transport.kernel.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
 
 Tell = Callable[[UdpConnection, EventKind, "CloseInfo | int | None"], None]
 

@@ -27,7 +27,7 @@ from hoststack.quic.seam import (
     Handshake,
     QuicConfig,
 )
-from hoststack.session.udp import Address, address_of
+from hoststack.transport.kernel.udp import Address, address_of
 
 #: Tells the session layer of an event.
 Tell = Callable[["TcpConnection | TcpStream", EventKind, "CloseInfo | int | None"], None]

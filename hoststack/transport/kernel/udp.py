@@ -1,4 +1,4 @@
-"""UDP endpoints: FIFOs of messages, over a port (session/udp_port.py).
+"""UDP endpoints: FIFOs of messages, over a port (transport/kernel/udp_port.py).
 
 An endpoint is one of three. A connected one talks to one peer. A listener makes a connection of
 each peer that sends to it; one that is silent for `QuicConfig.idle_timeout_s` ends, for a peer says
@@ -21,8 +21,8 @@ from hoststack.native.fifo import Fifo
 from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
 
 if TYPE_CHECKING:
-    from hoststack.session.udp_peers import UdpPeers
-    from hoststack.session.udp_port import UdpPort
+    from hoststack.transport.kernel.udp_peers import UdpPeers
+    from hoststack.transport.kernel.udp_port import UdpPort
 
 Address = tuple[str, int]
 
