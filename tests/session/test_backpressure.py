@@ -371,7 +371,7 @@ def test_a_stream_without_room_is_refused_and_its_connection_lives(
                 for name in ("make_segment", "map_segment"):
                     with monkeypatch.context() as patch:
                         for module in ("fifo_pool", "shared_fifo"):
-                            patch.setattr(f"hoststack.session.{module}.{name}", no_memory)
+                            patch.setattr(f"hoststack.boundary.{module}.{name}", no_memory)
                         with pytest.raises((OSError, trio.BrokenResourceError)):
                             await try_a_stream(connection)
                 used = slow.remote.fifo_bytes
