@@ -64,7 +64,7 @@ CORE_NEEDS = Needs(
 )
 PARTS = {
     "native": Part(
-        "hoststack.native._quic",
+        "hoststack.native.quic._quic",
         (
             Needs(
                 "the native engine",
@@ -247,8 +247,9 @@ class MissingParts(Command):
 
 setup(
     cffi_modules=[
-        "hoststack/native/_build.py:ffibuilder",
-        "hoststack/native/_build_quic.py:ffibuilder",
+        "hoststack/native/_build.py:memory",
+        "hoststack/native/_build.py:wire",
+        "hoststack/native/_build.py:quic",
         "pyxdp/_build.py:ffibuilder",
     ],
     cmdclass={"build_ext": BuildNative, "missing_parts": MissingParts},

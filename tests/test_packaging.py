@@ -94,7 +94,8 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "*.egg-info",
         "*.so",
         "*.o",
-        "_native.c",
+        "_memory.c",
+        "_wire.c",
         "_quic.c",
         "_pyxdp.c",
         "build.json",
@@ -149,7 +150,7 @@ def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Pa
     assert [each.name for each in installed.rglob("*.c")] == ["tracing.bcc.c"]
     assert (installed / "hoststack" / "link" / "steer.bpf.o").exists()
     assert list((installed / "pyxdp").glob("_pyxdp*.so"))
-    assert list((installed / "hoststack" / "native").glob("_quic*.so"))
+    assert list((installed / "hoststack" / "native" / "quic").glob("_quic*.so"))
     [entry_points] = installed.glob("*.dist-info/entry_points.txt")
     for name in ("hoststack", "quic_echo"):
         assert f"{name} = " in entry_points.read_text(encoding="utf-8")
@@ -235,8 +236,8 @@ def test_installed_without_both_parts(unpacked_sdist: Path, tmp_path: Path) -> N
     done = build_wheel(unpacked_sdist, tmp_path, without="native, xdp")
     assert done.returncode == 0, done.stdout + done.stderr
     installed = unpack_wheel(tmp_path)
-    built = [path.name.partition(".")[0] for path in installed.rglob("*.so")]
-    assert (built, list(installed.rglob("*.bpf.o"))) == (["_native"], [])
+    built = sorted(path.name.partition(".")[0] for path in installed.rglob("*.so"))
+    assert (built, list(installed.rglob("*.bpf.o"))) == (["_memory", "_wire"], [])
 
     in_a_namespace = ["unshare", "--net", "sh", "-ec", WITH_A_VETH_PAIR]
     asked = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 import pyxdp
 from hoststack.link.xdp.steering import VERDICTS, program_object
-from hoststack.native._native import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 from tests.support import packets as p
 from tests.support.netns import forward, veth_pair
 

@@ -11,7 +11,7 @@ from hoststack.api.halves import breaks_on_rubbish
 from hoststack.boundary import messages as m
 
 if TYPE_CHECKING:
-    from hoststack.native.fifo import Fifo
+    from hoststack.native.memory.fifo import Fifo
 
 
 class Datagrams:

@@ -9,7 +9,7 @@ from types import TracebackType
 import trio
 
 from hoststack.api.errors import renewed
-from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import ABORTED_CODE
 
 #: What one `receive_some` without a size returns at most.

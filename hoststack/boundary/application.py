@@ -16,8 +16,8 @@ from hoststack.boundary.containment import contained
 from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.boundary.messages import Connect, EventCode, Notice, Request
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
-from hoststack.native.event_ring import EventRing
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.event_ring import EventRing
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 

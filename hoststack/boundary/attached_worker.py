@@ -36,8 +36,8 @@ from hoststack.boundary.messages import (
 )
 from hoststack.boundary.rings import open_rings
 from hoststack.boundary.wake_up import WakeUp
-from hoststack.native.event_ring import EventRing
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.event_ring import EventRing
+from hoststack.native.memory.fifo import Fifo
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from hoststack.boundary import messages as m
 from hoststack.boundary.containment import fault_text
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.link.zones import is_zone
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 
 #: A message has at most so many bytes: a chain of certificates is the largest part of one.

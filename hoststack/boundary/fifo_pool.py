@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from hoststack.boundary.shares import may_have
-from hoststack.native.fifo import Fifo
-from hoststack.native.segment import make_segment, map_segment
+from hoststack.native.memory.fifo import Fifo
+from hoststack.native.memory.segment import make_segment, map_segment
 
 #: What a segment holds, unless a single FIFO is larger.
 SEGMENT_BYTES: Final = 64 << 20

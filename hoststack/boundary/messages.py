@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from hoststack.boundary.protocols import Protocol
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
 from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig

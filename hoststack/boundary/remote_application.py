@@ -34,8 +34,8 @@ from hoststack.boundary.messages import Connect, EventCode, Learned, Notice, Req
 from hoststack.boundary.resumption import RelayedSessions, TicketSeal
 from hoststack.boundary.rings import open_rings
 from hoststack.boundary.wake_up import WakeUp
-from hoststack.native.event_ring import EventRingCorruptError
-from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.native.memory.event_ring import EventRingCorruptError
+from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.quic.session_cache import ServerSessions
 
 logger = logging.getLogger("hoststack.worker")

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from typing import Final
 
 from hoststack.boundary.application import RING_ENTRIES
-from hoststack.native.event_ring import EventRing
-from hoststack.native.segment import make_segment, map_segment
+from hoststack.native.memory.event_ring import EventRing
+from hoststack.native.memory.segment import make_segment, map_segment
 
 _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
 

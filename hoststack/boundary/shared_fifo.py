@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoSize
-from hoststack.native.fifo import Fifo
-from hoststack.native.segment import make_segment, map_segment
+from hoststack.native.memory.fifo import Fifo
+from hoststack.native.memory.segment import make_segment, map_segment
 
 
 def make_fifos_between(

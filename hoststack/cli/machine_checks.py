@@ -117,7 +117,7 @@ def _native_engine() -> Finding:
     if why_not:
         reason, _, fix = why_not.partition(": ")
         return hint(subject, f"{reason}; the aioquic engine does its work", fix)
-    from hoststack.native._quic import ffi, lib
+    from hoststack.native.quic._quic import ffi, lib
 
     versions = (
         ("ngtcp2", lib.NGTCP2_VERSION, lib.ngtcp2_version(0).version_str),

@@ -11,7 +11,7 @@ from typing import Final
 import pyxdp
 from hoststack.link.base import Endpoint, LinkError
 from hoststack.link.xdp.steering import Steering, unload
-from hoststack.native._native import ffi
+from hoststack.native.wire._wire import ffi
 
 #: The name by which the kernel knows our program.
 PROGRAM_NAME: Final = "hs_steer"

@@ -25,7 +25,7 @@ from hoststack.control.grammar import (
 #: The longest line; longer ones are nobody's typing.
 MAX_LINE_CHARACTERS: Final = 4096
 
-#: What a FIFO can be: as in hoststack/native/fifo.py, but not more than a connection makes use of.
+#: What a FIFO can be, as in hoststack/native/memory/fifo.py, but not more than a connection uses.
 _FIFO: Final = Size("SIZE", 1024, 1 << 30)
 #: hoststack/session/rules.py reads it.
 _RULE: Final = (

@@ -10,7 +10,7 @@ import trio
 from hoststack.boundary.handle import make_handle
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext
 from hoststack.session.session import (
     AnySession,

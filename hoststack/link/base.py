@@ -101,7 +101,7 @@ class WireRoute(NamedTuple):
 
 
 class Wire(Protocol):
-    """A link's bursts for an engine in C (hoststack/native/wire.h). Paths are decided here."""
+    """A link's bursts for an engine in C (hoststack/native/wire/wire.h). Paths are decided here."""
 
     @property
     def address(self) -> int:

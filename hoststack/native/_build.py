@@ -1,44 +1,131 @@
-"""Builds hoststack.native._native, the C core, with cffi in API mode.
+"""Builds the C core with cffi in API mode: a shared object each for memory, wires and the engine.
 
-The headers are the declarations: cffi reads them too, without their preprocessor lines.
+The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory and
+wires need nothing but the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and
+OpenSSL; setup.py says what to install where one of them is missing, and leaves the engine out where
+HOSTSTACK_WITHOUT asks for that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from cffi import FFI
 
-_HERE = Path(__file__).resolve().parent
-_ROOT = _HERE.parent.parent
+_HERE: Final = Path(__file__).resolve().parent
+_ROOT: Final = _HERE.parent.parent
+_INCLUDE: Final = (_HERE, _ROOT / "bpf", _ROOT / "pyxdp")
 
-_HEADERS = (
-    _ROOT / "bpf" / "steer.h",
-    _HERE / "fifo.h",
-    _HERE / "event_ring.h",
-    _HERE / "udp.h",
-    _HERE / "frames.h",
+MEMORY_SOURCES: Final = ("memory/fifo.c", "memory/event_ring.c")
+WIRE_SOURCES: Final = (
+    "wire/wire.c",
+    "wire/paths.c",
+    "wire/handed.c",
+    "wire/sockets.c",
+    "wire/xdp.c",
+    "wire/datagram_ports.c",
+    "wire/frames.c",
+    "wire/udp.c",
 )
-_SOURCES = ("fifo.c", "event_ring.c", "udp.c", "frames.c")
+#: With what the engine uses of the others.
+QUIC_SOURCES: Final = (
+    "quic/turn.c",
+    "quic/accept.c",
+    "quic/half_open.c",
+    "quic/held.c",
+    "quic/connection.c",
+    "quic/version.c",
+    "quic/close.c",
+    "quic/resume.c",
+    "quic/callbacks.c",
+    "quic/handshake.c",
+    "quic/packets.c",
+    "quic/frames.c",
+    "quic/stream.c",
+    "quic/datagram.c",
+    "quic/path.c",
+    "quic/size.c",
+    "quic/tls.c",
+    "quic/chacha.c",
+    "quic/tables.c",
+    "wire/paths.c",
+    "memory/fifo.c",
+)
+QUIC_LIBRARIES: Final = ("ngtcp2_crypto_gnutls", "ngtcp2", "gnutls", "crypto")
+
+_QUIC_CALLBACKS: Final = """
+extern "Python" int hs_python_make_fifos(void *owner, uint32_t connection, int64_t stream_id,
+                                         struct hs_fifo_producer **rx,
+                                         struct hs_fifo_consumer **tx);
+extern "Python" int64_t hs_python_find_path(void *owner, uint32_t connection,
+                                            uint8_t ip_version, const uint8_t *remote_ip,
+                                            uint16_t remote_port);
+static char *const NGTCP2_VERSION;
+static char *const GNUTLS_VERSION;
+typedef struct {
+    const char *version_str;
+    ...;
+} ngtcp2_info;
+const ngtcp2_info *ngtcp2_version(int least_version);
+const char *gnutls_check_version(const char *least_version);
+"""
 
 
-def _declarations(header: Path) -> str:
-    lines = header.read_text(encoding="utf-8").splitlines()
+def _declarations(header: str) -> str:
+    path = next(folder / header for folder in _INCLUDE if (folder / header).exists())
+    lines = path.read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("#"))
 
 
-ffibuilder = FFI()
-for _header in _HEADERS:
-    ffibuilder.cdef(_declarations(_header))
-ffibuilder.set_source(
-    "hoststack.native._native",
-    "\n".join(f'#include "{header.name}"' for header in _HEADERS),
-    sources=[str((_HERE / source).relative_to(_ROOT)) for source in _SOURCES],
-    include_dirs=[str(_HERE), str(_ROOT / "bpf")],
-    depends=[str(header.relative_to(_ROOT)) for header in _HEADERS],
-    py_limited_api=False,
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
-)
+def _builder(
+    module: str,
+    headers: Sequence[str],
+    sources: Sequence[str],
+    *,
+    declarations: str = "",
+    includes: Sequence[str] = (),
+    libraries: Sequence[str] = (),
+) -> FFI:
+    ffi = FFI()
+    for header in headers:
+        ffi.cdef(_declarations(header))
+    ffi.cdef(declarations)
+    ffi.set_source(
+        module,
+        "\n".join([*(f'#include "{header}"' for header in headers), *includes]),
+        sources=[str((_HERE / source).relative_to(_ROOT)) for source in sources],
+        include_dirs=[str(folder) for folder in _INCLUDE],
+        depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.rglob("*.h"))],
+        libraries=list(libraries),
+        py_limited_api=False,
+        extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+    )
+    return ffi
 
-if __name__ == "__main__":
-    ffibuilder.compile(verbose=True, tmpdir=str(_ROOT))
+
+memory = _builder(
+    "hoststack.native.memory._memory", ("memory/fifo.h", "memory/event_ring.h"), MEMORY_SOURCES
+)
+wire = _builder(
+    "hoststack.native.wire._wire",
+    (
+        "steer.h",
+        "wire/udp.h",
+        "wire/frames.h",
+        "wire/wire.h",
+        "wire/handed.h",
+        "wire/sockets.h",
+        "wire/xdp.h",
+    ),
+    WIRE_SOURCES,
+)
+quic = _builder(
+    "hoststack.native.quic._quic",
+    ("quic/quic.h",),
+    QUIC_SOURCES,
+    declarations=_QUIC_CALLBACKS,
+    includes=("#include <gnutls/gnutls.h>", "#include <ngtcp2/ngtcp2.h>"),
+    libraries=QUIC_LIBRARIES,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from hoststack.native._native import lib
+from hoststack.native.wire._wire import lib
 from hoststack.quic.seam import CidConfig
 
 CID_BYTES: Final = int(lib.HS_CID_BYTES)

@@ -18,7 +18,7 @@ from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple, Protocol
 
 from hoststack.link.base import Endpoint
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.boundary.shared_fifo import make_fifos_between
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext, Fifos
 from hoststack.session.session import ConnectionSession, ListenerSession, SessionTable
 from hoststack.session.stream_opener import NO_ROOM

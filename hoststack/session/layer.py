@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, Link, Path
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import (
     ABORTED_CODE,
     CloseInfo,

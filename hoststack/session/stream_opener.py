@@ -8,7 +8,7 @@ from typing import Final
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext, StreamContext, Transport
 from hoststack.session.connector import error_text
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable

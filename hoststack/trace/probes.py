@@ -94,7 +94,7 @@ def engine_files(pids: Collection[int]) -> dict[Path, list[int]]:
             continue
         for line in maps.splitlines():
             _, _, mapped = line.partition("/")
-            if "hoststack/native/_quic." not in mapped:
+            if "hoststack/native/quic/_quic." not in mapped:
                 continue
             path = Path(f"{process}/root/{mapped}")  # as that process sees it
             try:
@@ -222,7 +222,7 @@ def _source() -> str:
 
 def _flags(some_pids: bool) -> list[str]:
     try:
-        from hoststack.native._quic import ffi
+        from hoststack.native.quic._quic import ffi
     except ImportError:  # there are only XDP's tracepoints then
         received, sent = 0, 0
     else:
@@ -233,7 +233,7 @@ def _flags(some_pids: bool) -> list[str]:
 
 def _own_engine() -> list[Path]:
     """Our own file, for processes that begin later."""
-    spec = importlib.util.find_spec("hoststack.native._quic")
+    spec = importlib.util.find_spec("hoststack.native.quic._quic")
     return [Path(spec.origin)] if spec is not None and spec.origin else []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pyxdp
-from hoststack.native._native import ffi
+from hoststack.native.wire._wire import ffi
 from hoststack.trace.probes import FIGURES, Counts
 
 #: What a redirect to an AF_XDP socket failed of (the kernel's net/xdp/xsk.c).

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hoststack.boundary.protocols import PROTOCOLS
-from hoststack.native.fifo import FifoCorruptError
+from hoststack.native.memory.fifo import FifoCorruptError
 from hoststack.vcl.app import App
 from hoststack.vcl.closing import shutdown
 from hoststack.vcl.errors import error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from hoststack.boundary.protocols import Protocol
-from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.vcl.errors import error
 
 if TYPE_CHECKING:

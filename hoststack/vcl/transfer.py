@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from hoststack.native.fifo import FifoCorruptError
+from hoststack.native.memory.fifo import FifoCorruptError
 from hoststack.transport.kernel.udp import ADDRESS_BYTES, pack_address, unpack_address
 from hoststack.vcl.connecting import open_endpoint, resolve
 from hoststack.vcl.errors import error

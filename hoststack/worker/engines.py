@@ -20,7 +20,7 @@ EngineName = Literal["auto", "native", "aioquic"]
 
 #: Of the secret that workers share.
 SECRET_BYTES = 32
-_NATIVE_MODULE: Final = "hoststack.native._quic"
+_NATIVE_MODULE: Final = "hoststack.native.quic._quic"
 _HOW_TO_BUILD: Final = (
     "it needs ngtcp2 1.11, GnuTLS and OpenSSL with their headers (scripts/bootstrap.sh installs "
     "them on Debian), then `make build`"

@@ -14,7 +14,7 @@ from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, Stream
 from hoststack.api.datagrams import Datagrams
 from hoststack.api.halves import ReceivingHalf, SendingHalf
 from hoststack.boundary import messages as m
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from tests.api.conftest import run
 
 

@@ -21,7 +21,7 @@ from hoststack.boundary import messages as m
 from hoststack.boundary.codec import decode_notice, encode
 from hoststack.boundary.containment import fault_text
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import MAX_REASON_CHARACTERS
 from hoststack.session.connector import _failure
 from tests.support.attached import attached

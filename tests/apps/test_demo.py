@@ -91,7 +91,7 @@ def test_second_best_is_shown(
 ) -> None:
     """As where the native engine was not built: it is said before the server listens."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['hoststack.native._quic'] = None\n"
+        "import sys\nsys.modules['hoststack.native.quic._quic'] = None\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(demo, "STREAM_MBYTES", 1)

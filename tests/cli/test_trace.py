@@ -124,7 +124,7 @@ def test_turns_and_redirects_are_those_of_the_stacks_own_counters(veth_pair: Vet
             # The engine's last turn is over when the server is.
             status, out, err = running.finish()
             assert status == 0, err
-            assert "hoststack/native/_quic." in mapped
+            assert "hoststack/native/quic/_quic." in mapped
             (*seconds, summary) = tracer.end()
     report = json.loads(out)
     own = report["engine_counters"]
@@ -294,7 +294,7 @@ def test_bcc_is_asked_for(
 ELSEWHERE = """
 mount --make-rprivate /
 mount --bind "$1" "$2"
-exec "$0" -c "import hoststack.native._quic; print('loaded', flush=True); input()"
+exec "$0" -c "import hoststack.native.quic._quic; print('loaded', flush=True); input()"
 """
 
 

@@ -41,8 +41,8 @@ from hoststack.boundary.codec import (
 )
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.protocols import PROTOCOLS, Protocol
-from hoststack.native.event_ring import EventRing
-from hoststack.native.segment import map_segment
+from hoststack.native.memory.event_ring import EventRing
+from hoststack.native.memory.segment import map_segment
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import Ticket
 from tests.daemon.conftest import Daemon, run_daemon

@@ -22,8 +22,8 @@ from hoststack.boundary.application import RING_ENTRIES
 from hoststack.boundary.channel import Channel
 from hoststack.boundary.codec import SegmentCame, decode_notice, encode
 from hoststack.boundary.messages import EventCode
-from hoststack.native.event_ring import EventRing
-from hoststack.native.segment import map_segment
+from hoststack.native.memory.event_ring import EventRing
+from hoststack.native.memory.segment import map_segment
 from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TRUSTING, echo_server
 from tests.daemon.fuzz_application import Worker

@@ -54,7 +54,7 @@ if "hoststack.daemon.worker_main" in sys.orig_argv:
     sys.addaudithook(report)
 """
 #: As if it had been left out of the build.
-WITHOUT_NATIVE = "sys.modules['hoststack.native._quic'] = None\n"
+WITHOUT_NATIVE = "sys.modules['hoststack.native.quic._quic'] = None\n"
 
 
 def late(said: str) -> list[str]:

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * FIFOs and event rings (hoststack/native/fifo.c, event_ring.c) with a hostile other side. The input
+ * FIFOs and event rings (hoststack/native/memory/fifo.c, event_ring.c) with a hostile other side. The input
  * is a program: what each side does, and what is written into the shared block behind their backs.
  * Until that begins, both sides are held to what they promise; after it, to the block's bounds.
  */
-#include "event_ring.h"
-#include "fifo.h"
+#include "memory/event_ring.h"
+#include "memory/fifo.h"
 
 #include "fuzz.h"
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The frame parser (hoststack/native/frames.c). Input: how many descriptors, the descriptors, and
+ * The frame parser (hoststack/native/wire/frames.c). Input: how many descriptors, the descriptors, and
  * then the UMEM; without descriptors the rest is one frame. What parses lies inside its frame; built
  * again, with checksums that hold, it parses to the same.
  */
-#include "frames.h"
+#include "wire/frames.h"
 
 #include "fuzz.h"
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The look for STOP_SENDING and ACK frames in decrypted packets (hoststack/native/quic_frames.c). The input
+ * The look for STOP_SENDING and ACK frames in decrypted packets (hoststack/native/quic/frames.c). The input
  * is a packet's frames. Every beginning of it gives a beginning of what the whole gives: a frame
  * is never misread because the packet ends.
  */
-#include "quic_internal.h"
+#include "quic/internal.h"
 
 #include "fuzz.h"
 

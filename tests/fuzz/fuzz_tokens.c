@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Datagrams that belong to no connection (hoststack/native/quic_accept.c): version negotiation, tokens,
+ * Datagrams that belong to no connection (hoststack/native/quic/accept.c): version negotiation, tokens,
  * Retry, stateless resets. The input is a list of datagrams for a listening engine; some are
  * bytes as they are, some have headers made here, with tokens that are good but for the
  * bytes that the input changes. Nobody here has a client's keys, so no connection ever comes of it.
  */
-#include "quic_internal.h"
+#include "quic/internal.h"
+#include "wire/handed.h"
 
 #include "fuzz.h"
 #include "kept_wire.h"
@@ -101,7 +102,7 @@ static size_t make_token(struct target *t, uint8_t *token, uint32_t version,
 			 const ngtcp2_cid *dcid)
 {
 	uint8_t how = take_8(t->in);
-	struct hs_path *path = hs_quic_path(t->q, how >> 2 & 1);
+	struct hs_path *path = hs_paths_by_id(&t->wire->paths, how >> 2 & 1);
 	uint64_t age_ns = (uint64_t)take_8(t->in) << 34, then_ns;
 	const struct sockaddr *remote = &path->remote.any;
 	socklen_t remote_bytes = hs_address_bytes(&path->remote);
@@ -295,10 +296,10 @@ static void begin(struct target *t, uint8_t shape)
 	CHECK(t->q);
 	for (uint32_t i = 0; i < PATHS; i++) {
 		uint8_t path_key[HS_PATH_KEY_BYTES] = { (uint8_t)(1 + i) };
-		CHECK(hs_quic_add_path(t->q, 4, LOCAL_IP, LOCAL_PORT, REMOTE_IP,
+		CHECK(hs_wire_add_path(t->wire, 4, LOCAL_IP, LOCAL_PORT, REMOTE_IP,
 				       (uint16_t)(REMOTE_PORT + i), 0) == i);
-		hs_path_set_size(t->q, i, 1452);
-		hs_path_set_key(t->q, i, path_key);
+		hs_wire_set_size(t->wire, i, 1452);
+		hs_wire_set_key(t->wire, i, path_key);
 	}
 	static const uint8_t ANY[16];
 	if (!(shape & 4))

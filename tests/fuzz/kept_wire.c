@@ -2,7 +2,7 @@
 #include "kept_wire.h"
 
 #include "fuzz.h"
-#include "quic.h"
+#include "wire/handed.h"
 
 static struct hs_wire *wires[KEPT_WIRES];
 static const struct hs_wire_verbs *handed;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Handed wires (hoststack/native/wire_handed.c) that are kept from one input to the next: under
+ * Handed wires (hoststack/native/wire/handed.c) that are kept from one input to the next: under
  * AddressSanitizer their eight megabytes cost more than a handshake. They can be told to give a
  * datagram without its path, as other wires do with one from a new address.
  */
 #ifndef HS_FUZZ_KEPT_WIRE_H
 #define HS_FUZZ_KEPT_WIRE_H
 
-#include "wire.h"
+#include "wire/verbs.h"
 
 enum {
 	KEPT_WIRES = 2,

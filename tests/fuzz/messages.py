@@ -43,7 +43,7 @@ from hoststack.boundary.rings import shared_ends
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 from hoststack.session.namespaces import Namespaces
 from tests.support.attached import SEAL

@@ -546,13 +546,13 @@ static void begin_side(struct pair *p, int side)
 		uint8_t key[HS_PATH_KEY_BYTES] = { (uint8_t)i };
 		const uint8_t *server_ip = SERVER_IPS[i / PAIR_PORTS];
 		uint16_t client_port = (uint16_t)(CLIENT_PORT + i % PAIR_PORTS);
-		int64_t id = hs_quic_add_path(s->q, 4, is_server ? server_ip : CLIENT_IP,
+		int64_t id = hs_wire_add_path(s->wire, 4, is_server ? server_ip : CLIENT_IP,
 					      is_server ? SERVER_PORT : client_port,
 					      is_server ? CLIENT_IP : server_ip,
 					      is_server ? client_port : SERVER_PORT, 0);
 		CHECK(id == i);
-		hs_path_set_size(s->q, (uint32_t)id, DATAGRAM_BYTES);
-		hs_path_set_key(s->q, (uint32_t)id, key);
+		hs_wire_set_size(s->wire, (uint32_t)id, DATAGRAM_BYTES);
+		hs_wire_set_key(s->wire, (uint32_t)id, key);
 	}
 }
 

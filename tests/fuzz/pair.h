@@ -12,7 +12,8 @@
 #ifndef HS_FUZZ_PAIR_H
 #define HS_FUZZ_PAIR_H
 
-#include "quic_internal.h"
+#include "quic/internal.h"
+#include "wire/handed.h"
 
 #define MS_NS 1000000ULL
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hoststack.native import _build, _build_quic
+from hoststack.native import _build
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
@@ -60,9 +60,12 @@ class Target(NamedTuple):
 
     @property
     def core(self) -> tuple[str, ...]:
-        return _build_quic._SOURCES if self.is_quic else _build._SOURCES
+        return _QUIC_SOURCES if self.is_quic else _CORE_SOURCES
 
 
+#: What has no ngtcp2 in it.
+_CORE_SOURCES: Final = (*_build.MEMORY_SOURCES, "wire/frames.c", "wire/udp.c")
+_QUIC_SOURCES: Final = tuple(dict.fromkeys((*_build.QUIC_SOURCES, *_build.WIRE_SOURCES)))
 _PAIR: Final = ("pair.c", "steady.c", "kept_wire.c")
 TARGETS: Final = {
     target.name: target
@@ -130,7 +133,7 @@ def _must(command: list[str | Path]) -> None:
 
 
 def _newest_header() -> float:
-    return max(path.stat().st_mtime for folder in (HERE, *_FOLDERS) for path in folder.glob("*.h"))
+    return max(path.stat().st_mtime for folder in (HERE, *_FOLDERS) for path in folder.rglob("*.h"))
 
 
 def _is_newer(made: Path, than: float) -> bool:
@@ -141,7 +144,7 @@ class Builder:
     """Compiles what changed, as many files at once as there are cores."""
 
     def __init__(self, folder: Path = BUILD, replaced: Mapping[str, Path] | None = None) -> None:
-        """`replaced` names files of the core, and what is compiled in their places."""
+        """`replaced` names files of the core by folder and name, and what is compiled instead."""
         self._folder = folder
         self._replaced = replaced or {}
         flags = hashlib.sha256(repr(_FLAGS).encode()).hexdigest()[:8]
@@ -167,9 +170,9 @@ class Builder:
         return [own, *helpers, *core]
 
     def _object(self, pool: ThreadPoolExecutor, source: Path, sanitizers: str) -> Path:
-        source = self._replaced.get(source.name, source)
+        source = self._replaced.get(f"{source.parent.name}/{source.name}", source)
         folder = self._folder if source in self._replaced.values() else self._objects
-        made = folder / f"{source.stem}.o"
+        made = folder / f"{source.parent.name}_{source.stem}.o"
         if made not in self._futures:
             self._futures[made] = pool.submit(self._compile_one, source, made, sanitizers)
         return made

@@ -51,43 +51,43 @@ class Plant(NamedTuple):
 #: One for each target. The text has to be in the file once.
 PLANTS = {
     "frames": Plant(
-        "frames.c",
+        "wire/frames.c",
         "if (udp_bytes < UDP_BYTES || udp_bytes > c->left)",
         "if (udp_bytes < UDP_BYTES)",
         "not true: out[i].payload",
     ),
     "fifo": Plant(
-        "fifo.c",
+        "memory/fifo.c",
         "tail - c->head > c->size_bytes",
         "tail - c->head > 2 * c->size_bytes",
         "fuzz_fifo.c",
     ),
     "stops": Plant(
-        "quic_frames.c",
+        "quic/frames.c",
         "return skip_varints(c, 2) && c->at < c->end &&",
         "return skip_varints(c, 2) && c->at <= c->end &&",
         "ERROR: AddressSanitizer: heap-buffer-overflow",
     ),
     "tokens": Plant(
-        "quic_accept.c",
+        "quic/accept.c",
         "size_t bytes = datagram->bytes - 1 < MOST_RESET_BYTES ? datagram->bytes - 1 :",
         "size_t bytes = datagram->bytes < MOST_RESET_BYTES ? datagram->bytes :",
         "not true: n < p->n",
     ),
     "turn": Plant(
-        "quic_turn.c",
+        "quic/turn.c",
         "if (datagram->bytes < 1 + HS_CID_BYTES)",
         "if (!datagram->bytes)",
         "ERROR: AddressSanitizer: heap-buffer-overflow",
     ),
     "handshake": Plant(
-        "quic_handshake.c",
+        "quic/handshake.c",
         "if (!take_number(at, length_bytes, &bytes) || (size_t)(at->end - at->at) < bytes)",
         "if (!take_number(at, length_bytes, &bytes))",
         "buffer-overflow",
     ),
     "plaintext": Plant(
-        "quic_frames.c",
+        "quic/frames.c",
         "realloc(q->stops, room * sizeof(*q->stops))",
         "realloc(q->stops, room)",
         "ERROR: AddressSanitizer: heap-buffer-overflow",
@@ -131,7 +131,7 @@ def planted(programs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         own.mkdir()
         text = (NATIVE / plant.source).read_text(encoding="utf-8")
         assert text.count(plant.right) == 1, f"{plant.source} has changed: plant another fault"
-        changed = own / plant.source
+        changed = own / Path(plant.source).name
         changed.write_text(text.replace(plant.right, plant.wrong), encoding="utf-8")
         program = Builder(own, {plant.source: changed}).build([TARGETS[name]])[name]
         return run(TARGETS[name], program, own, SEED, f"-runs={RUNS[name]}", grown=own / "grown")

@@ -26,6 +26,14 @@ def test_a_fault_is_found(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise orders.ReportError(str(error)) from None
 
     monkeypatch.setattr(orders, which, decode)
-    with pytest.raises(ExceptionGroup) as caught:
-        fuzz(1)
-    assert caught.value.subgroup(RecursionError) is not None
+    assert _first_fault() is not None
+
+
+def _first_fault() -> BaseExceptionGroup[BaseException] | None:
+    """What got through within some lives. One has no time for all messages under load."""
+    for seed in range(1, 11):
+        try:
+            fuzz(seed)
+        except ExceptionGroup as group:
+            return group.subgroup(RecursionError)
+    return None

@@ -20,7 +20,7 @@ from tests.support.links import PATIENCE_S, running
 from tests.support.netns import Side, VethPair, run
 from tests.support.wires import WireCalls
 
-pytest.importorskip("hoststack.native._quic", reason="the native engine was not built")
+pytest.importorskip("hoststack.native.quic._quic", reason="the native engine was not built")
 
 FAMILIES = ["ipv4", "ipv6"]
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}

@@ -6,9 +6,9 @@
  * Usage: fuzz_native SEED ROUNDS. Prints what it did; exits with 1 where the core contradicts
  * the model.
  */
-#include "event_ring.h"
-#include "fifo.h"
-#include "frames.h"
+#include "memory/event_ring.h"
+#include "memory/fifo.h"
+#include "wire/frames.h"
 
 #include <inttypes.h>
 #include <stdio.h>

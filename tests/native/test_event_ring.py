@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from hoststack.native.event_ring import EventRing, EventRingCorruptError
+from hoststack.native.memory.event_ring import EventRing, EventRingCorruptError
 
 
 def test_events_come_in_order_over_many_turns_of_the_ring() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from hoststack.native._native import ffi, lib
-from hoststack.native.fifo import Fifo, FifoCorruptError, FifoOverflowError
+from hoststack.native.memory._memory import ffi, lib
+from hoststack.native.memory.fifo import Fifo, FifoCorruptError, FifoOverflowError
 
 SIZE_BYTES = 1024
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoststack.native._native import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
 FRAME_BYTES = 2048
 

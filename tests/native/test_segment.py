@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hoststack.native.segment import make_segment, map_segment
+from hoststack.native.memory.segment import make_segment, map_segment
 
 SIZE_BYTES = 1 << 16
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoststack.native._native import lib
+from hoststack.native.wire._wire import lib
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import CidConfig
 

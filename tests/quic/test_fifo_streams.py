@@ -11,7 +11,7 @@ from aioquic.quic.stream import FinalSizeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.stream import FifoReceiver, FifoSender, UnstorableError
 
 DATA = random.Random(4).randbytes(20_000)

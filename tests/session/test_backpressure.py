@@ -20,7 +20,7 @@ from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.boundary.resumption import RelayedSessions
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native.event_ring import EventRing
+from hoststack.native.memory.event_ring import EventRing
 from hoststack.quic.seam import Event, EventKind
 from hoststack.quic.session_cache import Ticket
 from hoststack.session import session as session_module

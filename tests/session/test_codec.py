@@ -24,7 +24,7 @@ from hoststack.boundary.fifo_pool import (
     PoolExhaustedError,
     SharedFifos,
 )
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
 from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig

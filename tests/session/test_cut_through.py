@@ -14,8 +14,8 @@ import trio.testing
 import hoststack
 from hoststack import Connection, QuicConfig, Stack, TlsConfig
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native._native import ffi
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory._memory import ffi
+from hoststack.native.memory.fifo import Fifo
 from tests.support.streams import exchange
 
 TLS = TlsConfig.self_signed(["localhost"])

@@ -35,7 +35,7 @@ def opened(engine: EngineName = "auto") -> tuple[str, str]:
 
 
 def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hoststack.native._quic", None)
+    monkeypatch.setitem(sys.modules, "hoststack.native.quic._quic", None)
 
 
 def test_the_best_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -98,7 +98,7 @@ def test_a_link(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_program_that_sets_up_no_log_says_it_on_stderr() -> None:
     program = """
 import sys, trio, hoststack
-sys.modules["hoststack.native._quic"] = None
+sys.modules["hoststack.native.quic._quic"] = None
 async def main():
     async with hoststack.open_stack():
         pass
@@ -135,7 +135,7 @@ def test_a_daemon(wanted: str, reason: str, tmp_path: Path) -> None:
     """Says so at its start, or ends where what it was told to take is not there."""
     program = f"""
 import sys
-sys.modules["hoststack.native._quic"] = None
+sys.modules["hoststack.native.quic._quic"] = None
 from hoststack.cli.main import main
 sys.exit(main(["run", "--engine", {wanted!r}, "--socket", {str(tmp_path / "api")!r},
     "--cli-socket", ""]))

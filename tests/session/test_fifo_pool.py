@@ -15,7 +15,7 @@ from hoststack.boundary import fifo_pool, shared_fifo
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoPool, FifoSize, PoolExhaustedError, SharedFifos
 from hoststack.boundary.shared_fifo import make_fifos_between
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 
 #: What a stream with the usual configuration asks for.
 STREAM = [FifoSize(1 << 20, 32 << 10), FifoSize(1 << 20, 16 << 10)]

@@ -21,7 +21,7 @@ from hoststack.boundary import messages as m
 from hoststack.boundary.fifo_pool import FifoPool
 from hoststack.boundary.remote_application import RemoteApplication
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.connection import HostConnection
 from tests.daemon.echoing import ask, echo
 from tests.support.attached import attached

@@ -11,7 +11,7 @@ import pytest
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize, SharedFifos
 from hoststack.boundary.shared_fifo import make_fifos_between
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 
 
 @dataclass

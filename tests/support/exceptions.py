@@ -22,8 +22,8 @@ from hoststack.boundary.application import ImpossibleRequestError
 from hoststack.boundary.channel import ChannelClosedError
 from hoststack.boundary.codec import CodecError
 from hoststack.link.base import LinkError
-from hoststack.native.event_ring import EventRingCorruptError
-from hoststack.native.fifo import FifoCorruptError
+from hoststack.native.memory.event_ring import EventRingCorruptError
+from hoststack.native.memory.fifo import FifoCorruptError
 
 
 class UnprintableError(Exception):

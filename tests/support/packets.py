@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from hoststack.native._native import lib
+from hoststack.native.wire._wire import lib
 
 ETH: Final = bytes.fromhex("020000000001 020000000002")
 IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806

@@ -1,4 +1,4 @@
-"""Wires (hoststack/native/wire.h) called from Python: a test extension, compiled when first used.
+"""Wires (hoststack/native/wire/wire.h) called from Python: an extension, compiled when first used.
 
 It has the wires' own sources, and calls any wire through its verbs, those that links make as well.
 """
@@ -21,13 +21,20 @@ NATIVE: Final = ROOT / "hoststack" / "native"
 #: Says that the extension is to be compiled with these further words (sanitizers).
 EXTRA_FLAGS: Final = "HOSTSTACK_TEST_CFLAGS"
 
-_SOURCES: Final = ("wire_xdp.c", "datagram_ports.c", "wire_udp.c", "paths.c", "frames.c", "udp.c")
+_SOURCES: Final = (
+    "wire/xdp.c",
+    "wire/datagram_ports.c",
+    "wire/sockets.c",
+    "wire/paths.c",
+    "wire/frames.c",
+    "wire/udp.c",
+)
 _HEADERS: Final = (
-    NATIVE / "frames.h",
-    NATIVE / "udp.h",
+    NATIVE / "wire/frames.h",
+    NATIVE / "wire/udp.h",
     ROOT / "pyxdp" / "pyxdp.h",
-    NATIVE / "wire_xdp.h",
-    NATIVE / "wire_udp.h",
+    NATIVE / "wire/xdp.h",
+    NATIVE / "wire/sockets.h",
 )
 _CDEF: Final = """
 enum { HS_PATH_KEY_BYTES = 64, HS_WIRE_BURST = 64 };
@@ -63,9 +70,9 @@ void call_free(struct hs_wire *wire);
 struct hs_path *add_path(struct hs_wire *wire, uint16_t remote_port, const uint8_t *key);
 """
 _CALLS: Final = """
-#include "wire.h"
-#include "wire_udp.h"
-#include "wire_xdp.h"
+#include "wire/verbs.h"
+#include "wire/sockets.h"
+#include "wire/xdp.h"
 #include "pyxdp.h"
 
 static int call_receive(struct hs_wire *wire, struct hs_received *out, int budget)

@@ -17,7 +17,7 @@ from typing import Final
 from hoststack.link.base import Endpoint
 from hoststack.link.kernel.sockets import bind_error
 from hoststack.link.udp.link import bind, unbound_socket
-from hoststack.native._native import lib
+from hoststack.native.wire._wire import lib
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h
 _SO_LOCK_FILTER: Final = 44

@@ -1,6 +1,6 @@
 """The link over the kernel's UDP sockets: no privilege, no interface of its own.
 
-One system call moves a burst (hoststack/native/udp.h).
+One system call moves a burst (hoststack/native/wire/udp.h).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from hoststack.link.base import (
 from hoststack.link.kernel.rtnetlink import Rtnetlink
 from hoststack.link.kernel.sockets import OwnSockets, bind_error
 from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
-from hoststack.native._native import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
 if TYPE_CHECKING:
     from hoststack.link.udp.wire import UdpWire
 
-#: struct hs_udp_datagram and struct hs_udp_flow (hoststack/native/udp.h).
+#: struct hs_udp_datagram and struct hs_udp_flow (hoststack/native/wire/udp.h).
 _DATAGRAM: Final = Struct("=IBBxx40s")
 _FLOW: Final = Struct("=BxHI16s16s")
 _SLOT_BYTES: Final = int(lib.HS_UDP_SLOT_BYTES)

@@ -1,4 +1,4 @@
-"""The udp link's wire: its sockets, for an engine in C (hoststack/native/wire_udp.h)."""
+"""The udp link's wire: its sockets, for an engine in C (hoststack/native/wire/sockets.h)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 import trio
 
 from hoststack.link.base import LinkError, Path, WireRoute
-from hoststack.native._quic import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
 _FLOW_BYTES: Final = 40  # struct hs_udp_flow
 _MAX_PATHS: Final = 1 << 16

@@ -28,7 +28,7 @@ from hoststack.link.zones import without_zone, zoned
 if TYPE_CHECKING:
     from hoststack.link.xdp.wire import XdpWire
 
-#: struct hs_datagram_record (hoststack/native/datagram_ports.h), its flow as bytes.
+#: struct hs_datagram_record (hoststack/native/wire/datagram_ports.h), its flow as bytes.
 _RECORD: Final = struct.Struct("=I4x64s")
 _ALIGNMENT: Final = 8
 

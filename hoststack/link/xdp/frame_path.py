@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 from hoststack.link.base import Endpoint, LinkError, Path
 from hoststack.link.kernel.next_hop import Neighbour, NextHops
 from hoststack.link.zones import without_zone, zoned
-from hoststack.native._native import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
-#: struct hs_frame_flow (hoststack/native/frames.h).
+#: struct hs_frame_flow (hoststack/native/wire/frames.h).
 _FLOW: Final = struct.Struct("=BB2H2HHH6s6s16s16s6x")
 
 _HOP_LIMIT: Final = 64  # what the kernel uses (RFC 1700)

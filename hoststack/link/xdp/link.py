@@ -39,14 +39,14 @@ from hoststack.link.xdp.steered_ports import SteeredPorts
 from hoststack.link.xdp.steering import Steering
 from hoststack.link.xdp.watch import Setup, current_namespace
 from hoststack.link.zones import without_zone, zoned
-from hoststack.native._native import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
 if TYPE_CHECKING:
     from hoststack.link.xdp.wire import XdpWire
 
 logger = logging.getLogger(__name__)
 
-#: struct hs_datagram (hoststack/native/frames.h), its flow as bytes.
+#: struct hs_datagram (hoststack/native/wire/frames.h), its flow as bytes.
 _DATAGRAM: Final = Struct("=QIBBxx64s")
 _DROP_REASONS: Final = {
     value: name.removeprefix("HS_FRAME_").lower()

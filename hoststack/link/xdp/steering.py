@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import pyxdp
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.native._native import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
 logger = logging.getLogger(__name__)
 

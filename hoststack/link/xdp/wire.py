@@ -1,4 +1,4 @@
-"""The af_xdp link's wire: its rings, for an engine in C (hoststack/native/wire_xdp.h)."""
+"""The af_xdp link's wire: its rings, for an engine in C (hoststack/native/wire/xdp.h)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from hoststack.link.base import Endpoint, Path, WireRoute
 from hoststack.link.kernel.next_hop import NextHops
 from hoststack.link.udp.wire import read_figures
 from hoststack.link.xdp.frame_path import FramePath, PathTable
-from hoststack.native._native import ffi as native_ffi
-from hoststack.native._quic import ffi, lib
+from hoststack.native.wire._wire import ffi, lib
 
 _MAX_PATHS: Final = 1 << 16
 _DROPS: Final = {
     value: f"rx_{name.removeprefix('HS_FRAME_').lower()}"
-    for value, name in native_ffi.typeof("enum hs_frame_drop").elements.items()
+    for value, name in ffi.typeof("enum hs_frame_drop").elements.items()
     if name not in ("HS_FRAME_GOOD", "HS_FRAME_DROPS")
 } | {
     value: name.removeprefix("HS_WIRE_XDP_").lower()
@@ -70,7 +69,7 @@ class XdpWire:
     def route(self, path: Path) -> WireRoute:
         """See Wire."""
         data = self._paths.current(path)
-        header = None if data.header is None else bytes(native_ffi.buffer(data.header))
+        header = None if data.header is None else bytes(ffi.buffer(data.header))
         return WireRoute(data.max_datagram_bytes, header=header)
 
     def note_sent(self, path: Path, count: int) -> bool:
@@ -110,8 +109,7 @@ class XdpWire:
         """With a struct hs_frame_header; False while the way out is full. `flush` comes after."""
         if self._wire is None:
             return True  # it is lost with the link
-        pointer = ffi.cast("void *", int(native_ffi.cast("uintptr_t", header)))
-        return bool(lib.hs_wire_xdp_send_datagram(self._wire, pointer, max_bytes, data, len(data)))
+        return bool(lib.hs_wire_xdp_send_datagram(self._wire, header, max_bytes, data, len(data)))
 
     def flush(self) -> None:
         """Hand over what was sent."""

@@ -24,7 +24,7 @@ from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hoststack.link.base import Link, Path
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.half_open import HalfOpen
 from hoststack.quic.aioquic.resume import GivenTickets
 from hoststack.quic.aioquic.retry import RetryTokens, invalid_token

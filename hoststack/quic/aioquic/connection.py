@@ -32,7 +32,7 @@ from aioquic.quic.stream import FinalSizeError, QuicStream
 from aioquic.tls import Epoch
 
 from hoststack.link.base import Path
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.accept import Listener
 from hoststack.quic.aioquic.handshake import GuardedConnection
 from hoststack.quic.aioquic.host_stream import HostStream

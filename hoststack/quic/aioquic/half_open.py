@@ -1,6 +1,6 @@
 """Handshakes of peers that are under way, for the aioquic engine, and packets that wait for one.
 
-The rules are those of hoststack/native/quic_half_open.c and quic_held.c, which say why; here a
+The rules are those of hoststack/native/quic/half_open.c and quic/held.c, which say why; here a
 handshake costs more, so fewer may begin in place of older ones.
 """
 

@@ -2,7 +2,7 @@
 
 aioquic puts the CRYPTO streams of all encryption levels into one, and takes what is in the right
 order for right. QUIC says at which level each message comes, and which never do; the native engine
-has the same table (hoststack/native/quic_handshake.c).
+has the same table (hoststack/native/quic/handshake.c).
 """
 
 from __future__ import annotations

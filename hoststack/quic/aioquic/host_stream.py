@@ -9,7 +9,7 @@ from aioquic.buffer import encode_uint_var
 from aioquic.quic.connection import stream_is_unidirectional
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.stream import FifoReceiver, FifoSender
 from hoststack.quic.seam import Fifos
 

@@ -19,7 +19,7 @@ from aioquic.quic.stream import (
     QuicStreamSender,
 )
 
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 
 
 class UnstorableError(Exception):

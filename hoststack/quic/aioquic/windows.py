@@ -15,7 +15,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.host_stream import HostStream
 from hoststack.quic.aioquic.stream import FifoReceiver
 from hoststack.quic.seam import QuicConfig

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.link.base import Path
-from hoststack.native._quic import ffi, lib
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
+from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.seam import CloseInfo, ConnectionIds, EarlyData, Handshake, QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 

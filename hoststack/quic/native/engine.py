@@ -1,4 +1,4 @@
-"""The native engine: ngtcp2 and GnuTLS in C, a whole burst in one call (hoststack/native/quic.h).
+"""The native engine: ngtcp2 and GnuTLS in C, a whole burst in one call (native/quic/quic.h).
 
 Python decides here, and carries nothing: it says what a path is, makes the FIFOs of new streams,
 and turns what the call reports into the seam's events.
@@ -12,8 +12,8 @@ from ipaddress import ip_address
 from typing import Any, Final, cast
 
 from hoststack.link.base import BURST, Link, Path
-from hoststack.native._quic import ffi, lib
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
+from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.cid import CidGenerator
 from hoststack.quic.native.contexts import (
     NativeConnection,
@@ -98,7 +98,7 @@ class NativeEngine:
         self.can_spin = wire is not None
         self._quic: Any = ffi.gc(
             lib.hs_quic_new(
-                self._wire.wire,
+                ffi.cast("struct hs_wire *", self._wire.address),
                 CidGenerator(cid).prefix,
                 secret,
                 lib.hs_python_make_fifos,
@@ -109,7 +109,7 @@ class NativeEngine:
         )
         if not self._quic:
             raise MemoryError("no memory for the native engine")
-        self._paths = PathTable(self._quic)
+        self._paths = PathTable(self._wire.wire)
         self._tls = ClientContexts()
         self._listeners: dict[int, NativeListener] = {}
         self._closed_listeners: list[int] = []
@@ -316,7 +316,7 @@ class NativeEngine:
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         self._now_ns = math.floor(now * _SECOND_NS)
         wire, quic, turn = self._wire, self._quic, self._turn
-        handed = wire.before_turn(self._paths, quic, self._now_ns)
+        handed = wire.before_turn(self._paths, self._now_ns)
         lib.hs_quic_turn(quic, self._now_ns, wire.bursts, round(spin_s * _SECOND_NS), turn)
         blocked = wire.after_turn(self._paths, quic, turn.parked) or bool(turn.blocked)
         events = self._events(turn.events, turn.event_count)
@@ -333,7 +333,7 @@ class NativeEngine:
     def _number(self, path: Path) -> int | None:
         number = self._paths.number(path)
         if number is not None:
-            self._wire.prepare(path, number, self._quic)
+            self._wire.prepare(path, number)
         return number
 
     def _connection(self, number: int) -> NativeConnection:

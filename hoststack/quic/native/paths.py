@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received, Wire
 from hoststack.link.zones import scope_of
-from hoststack.native._quic import ffi, lib
+from hoststack.native.quic._quic import ffi as quic_ffi
+from hoststack.native.quic._quic import lib as quic_lib
+from hoststack.native.wire._wire import ffi, lib
 
 #: Paths that are kept; one that a connection uses always is.
 MAX_PATHS: Final = 1 << 16
@@ -20,8 +22,8 @@ _SWEEP_EVERY_NS: Final = 100_000_000
 class PathTable:
     """The numbers that the C side knows paths by."""
 
-    def __init__(self, quic: Any) -> None:
-        self._quic = quic
+    def __init__(self, wire: Any) -> None:
+        self._wire = wire
         self._ids: dict[Path, int] = {}
         self.by_id: list[Path] = []
 
@@ -31,8 +33,8 @@ class PathTable:
         if known is not None and self.by_id[known] is path:
             return known
         local, remote = ip_address(path.local.host), ip_address(path.remote.host)
-        number: int = lib.hs_quic_add_path(
-            self._quic,
+        number: int = lib.hs_wire_add_path(
+            self._wire,
             local.version,
             local.packed,
             path.local.port,
@@ -52,8 +54,19 @@ class PathTable:
         return number
 
 
-class DirectWire:
-    """A wire that passes Python by: here its paths are kept right."""
+class _EnginesWire:
+    """What both kinds of wires have."""
+
+    wire: Any
+
+    @property
+    def address(self) -> int:
+        """Of struct hs_wire, for another module of cffi's."""
+        return int(ffi.cast("uintptr_t", self.wire))
+
+
+class DirectWire(_EnginesWire):
+    """A wire implemented in C. This keeps its routes current."""
 
     #: Bursts that one turn may take and send, while there is something to do.
     bursts: Final = 8
@@ -61,7 +74,7 @@ class DirectWire:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self.wire: Any = ffi.cast("struct hs_wire *", wire.address)
-        """struct hs_wire *, for the engine to keep."""
+        """struct hs_wire *; its engine owns it."""
         self._generation = wire.generation
         self._stale = 0
         """Paths below this number have to be asked for their routes anew."""
@@ -69,58 +82,60 @@ class DirectWire:
         self._sweep_at_ns = 0
         self._told: list[int] = []
 
-    def before_turn(self, paths: PathTable, quic: Any, now_ns: int) -> int:
+    def before_turn(self, paths: PathTable, now_ns: int) -> int:
         """Bring routes up to date; nothing is handed over."""
         if self._generation != self._wire.generation:
             self._generation = self._wire.generation
             self._stale = len(paths.by_id)
         for number in range(max(0, self._stale - _SLICE), self._stale):
-            self.prepare(paths.by_id[number], number, quic)
+            self.prepare(paths.by_id[number], number)
         self._stale = max(0, self._stale - _SLICE)
         if now_ns >= self._sweep_at_ns:
-            self._sweep(paths, quic)
+            self._sweep(paths)
             if not self._swept:
                 self._sweep_at_ns = now_ns + _SWEEP_EVERY_NS
         return 0
 
-    def prepare(self, path: Path, number: int, quic: Any) -> None:
+    def prepare(self, path: Path, number: int) -> None:
         """Tell the C side how datagrams go along a path."""
         route = self._wire.route(path)
-        lib.hs_path_set_size(quic, number, route.max_datagram_bytes)
+        lib.hs_wire_set_size(self.wire, number, route.max_datagram_bytes)
         if route.flow is not None:
-            lib.hs_path_set_socket(quic, number, route.fd, ffi.from_buffer(route.flow))
+            lib.hs_wire_set_socket(self.wire, number, route.fd, ffi.from_buffer(route.flow))
         else:
             header = ffi.NULL if route.header is None else ffi.from_buffer(route.header)
-            lib.hs_path_set_header(quic, number, header)
+            lib.hs_wire_set_header(self.wire, number, header)
 
     def after_turn(self, paths: PathTable, quic: Any, parked: int) -> bool:
         """Find out what paths the parked datagrams came along."""
         for index in range(parked):
-            key = bytes(ffi.buffer(lib.hs_quic_parked_key(quic, index), lib.HS_PATH_KEY_BYTES))
+            key = bytes(
+                quic_ffi.buffer(quic_lib.hs_quic_parked_key(quic, index), lib.HS_PATH_KEY_BYTES)
+            )
             path = self._wire.admit(key)
             number = None if path is None else paths.number(path)
             if path is not None and number is not None:
-                lib.hs_path_set_key(quic, number, key)
-                self.prepare(path, number, quic)
-                lib.hs_quic_admit(quic, index, number)
+                lib.hs_wire_set_key(self.wire, number, key)
+                self.prepare(path, number)
+                quic_lib.hs_quic_admit(quic, index, number)
         self._wire.after_turn()
         return False
 
-    def _sweep(self, paths: PathTable, quic: Any) -> None:
+    def _sweep(self, paths: PathTable) -> None:
         """Tell the link what was sent along its paths, some of them at a time."""
         end = min(self._swept + _SLICE, len(paths.by_id))
         self._told.extend([0] * (end - len(self._told)))
         for number in range(self._swept, end):
-            sent = lib.hs_path_sent(quic, number)
+            sent = lib.hs_wire_path_sent(self.wire, number)
             path = paths.by_id[number]
             # The number may be another path's since: then the count began anew.
             if sent > self._told[number] and self._wire.note_sent(path, sent - self._told[number]):
-                self.prepare(path, number, quic)
+                self.prepare(path, number)
             self._told[number] = sent
         self._swept = end if end < len(paths.by_id) else 0
 
 
-class HandedWire:
+class HandedWire(_EnginesWire):
     """The wire of a link that is written in Python: bursts are handed over before a turn and
     taken after it."""
 
@@ -130,14 +145,14 @@ class HandedWire:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.wire: Any = lib.hs_wire_handed_new(MAX_PATHS)
-        """struct hs_wire *, for the engine to keep."""
+        """struct hs_wire *; its engine owns it."""
         if not self.wire:
             raise MemoryError("no memory for the native engine's bursts")
         self._bytes = ffi.new("uint32_t *")
         self._path = ffi.new("uint32_t *")
         self._held: list[Any] = []
 
-    def before_turn(self, paths: PathTable, quic: Any, now_ns: int) -> int:
+    def before_turn(self, paths: PathTable, now_ns: int) -> int:
         """Hand over what has come; how many datagrams that were."""
         received: Sequence[Received] = self._link.receive(BURST)
         self._held.clear()
@@ -145,15 +160,15 @@ class HandedWire:
             number = paths.number(path)
             if number is None:
                 continue
-            self.prepare(path, number, quic)
+            self.prepare(path, number)
             buffer = ffi.from_buffer("uint8_t[]", data)
             self._held.append(buffer)
             lib.hs_wire_handed_put(self.wire, buffer, len(data), ecn, number)
         return len(received)
 
-    def prepare(self, path: Path, number: int, quic: Any) -> None:
+    def prepare(self, path: Path, number: int) -> None:
         """Tell the C side what a path carries."""
-        lib.hs_path_set_size(quic, number, self._link.max_datagram_bytes(path))
+        lib.hs_wire_set_size(self.wire, number, self._link.max_datagram_bytes(path))
 
     def after_turn(self, paths: PathTable, quic: Any, parked: int) -> bool:
         """Send what the turn wrote; whether something has to wait."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives import serialization
 
-from hoststack.native._quic import ffi, lib
+from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 _ERROR_BYTES: Final = 256

@@ -19,7 +19,7 @@ import trio
 
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoSize
-from hoststack.native.fifo import Fifo, FifoCorruptError
+from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionIds,

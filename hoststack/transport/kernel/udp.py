@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.boundary.application import Application
 from hoststack.link.zones import without_zone, zoned
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
 
 if TYPE_CHECKING:

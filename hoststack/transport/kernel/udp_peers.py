@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 
 if TYPE_CHECKING:
     from hoststack.boundary.application import Application

@@ -27,7 +27,7 @@ from hoststack.link.base import (
     SocketSource,
 )
 from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
-from hoststack.native.fifo import FifoCorruptError
+from hoststack.native.memory.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
 from hoststack.transport.kernel import udp_socket
 from hoststack.transport.kernel.open_files import check_room_for

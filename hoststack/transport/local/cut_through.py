@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from hoststack.boundary.fifo_pool import FifoSize
-from hoststack.native.fifo import Fifo
+from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionContext,

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "memory/event_ring.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+struct hs_event_ring_shared {
+	_Atomic uint64_t pushed;
+	uint8_t pad_a[56];
+	_Atomic uint64_t popped;
+	_Atomic uint32_t want; /* the consumer sleeps until there are events */
+	uint8_t pad_b[52];
+	struct hs_event events[];
+};
+
+_Static_assert(sizeof(struct hs_event_ring_shared) == HS_EVENT_RING_HEADER_BYTES, "header");
+_Static_assert(sizeof(struct hs_event) == HS_EVENT_BYTES, "an event has no padding");
+
+int hs_event_ring_open(struct hs_event_ring_side *side, void *block, size_t block_bytes)
+{
+	if (block_bytes <= HS_EVENT_RING_HEADER_BYTES)
+		return -1;
+	size_t data_bytes = block_bytes - HS_EVENT_RING_HEADER_BYTES;
+	if (data_bytes < HS_EVENT_BYTES || (data_bytes & (data_bytes - 1)))
+		return -1;
+	memset(side, 0, sizeof(*side));
+	side->shared = block;
+	side->size = data_bytes / HS_EVENT_BYTES;
+	return 0;
+}
+
+int hs_event_ring_push(struct hs_event_ring_side *producer, uint64_t handle, uint32_t kind,
+		       uint32_t arg)
+{
+	struct hs_event_ring_shared *shared = producer->shared;
+	uint64_t popped = atomic_load_explicit(&shared->popped, memory_order_acquire);
+	if (popped < producer->other_seen || popped > producer->own)
+		return HS_EVENT_RING_CORRUPT;
+	producer->other_seen = popped;
+	if (producer->own - popped == producer->size)
+		return 0;
+	shared->events[producer->own & (producer->size - 1)] =
+		(struct hs_event){ handle, kind, arg };
+	producer->own++;
+	atomic_store_explicit(&shared->pushed, producer->own, memory_order_release);
+	return 1;
+}
+
+int64_t hs_event_ring_length(struct hs_event_ring_side *consumer)
+{
+	uint64_t pushed = atomic_load_explicit(&consumer->shared->pushed, memory_order_acquire);
+	if (pushed < consumer->other_seen || pushed - consumer->own > consumer->size)
+		return HS_EVENT_RING_CORRUPT;
+	consumer->other_seen = pushed;
+	return (int64_t)(pushed - consumer->own);
+}
+
+int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out, int n)
+{
+	int64_t waiting = hs_event_ring_length(consumer);
+	if (waiting < n)
+		n = (int)waiting;
+	for (int i = 0; i < n; i++)
+		out[i] = consumer->shared->events[consumer->own++ & (consumer->size - 1)];
+	if (n > 0)
+		atomic_store_explicit(&consumer->shared->popped, consumer->own,
+				      memory_order_release);
+	return n;
+}
+
+/* Arming, and looking at an index after it, must not change places; nor pushing, and taking the
+ * flag after it (as in fifo.c). */
+void hs_event_ring_arm(struct hs_event_ring_side *consumer)
+{
+	atomic_store(&consumer->shared->want, 1);
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
+int hs_event_ring_take_armed(struct hs_event_ring_side *producer)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+	return atomic_load_explicit(&producer->shared->want, memory_order_relaxed) &&
+	       atomic_exchange(&producer->shared->want, 0);
+}

@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _DEFAULT_SOURCE /* explicit_bzero */
+
+#include "quic/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+	LEAST_INITIAL_BYTES = 1200, /* RFC 9000 section 14.1 */
+	/* RFC 9000 section 10.3: a reset must look like a packet, and be smaller than what it
+	 * answers, so that two endpoints can't reset each other for ever. */
+	MOST_RESET_BYTES = 43,
+	RESETS_PER_SECOND = 64,
+};
+
+#define SECOND_NS 1000000000ULL
+#define RETRY_TOKEN_NS (10 * SECOND_NS)
+#define REGULAR_TOKEN_NS (3600 * SECOND_NS)
+
+static void drop(struct hs_quic *q, enum hs_quic_drop reason)
+{
+	q->counters.drops[reason]++;
+}
+
+/* --- listeners -------------------------------------------------------------------------------- */
+
+struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
+				   uint16_t port, struct hs_tls *tls,
+				   const struct hs_quic_config *config)
+{
+	struct hs_listener *listener = calloc(1, sizeof(*listener));
+	if (!listener)
+		return NULL;
+	listener->references = 1;
+	listener->number = q->next_listener++;
+	listener->ip_version = ip_version;
+	memcpy(listener->ip, ip, ip_version == 4 ? 4 : 16);
+	listener->port = port;
+	listener->tls = tls;
+	hs_tls_hold(tls);
+	listener->config = *config;
+	if (hs_resume_ticket_key(q, listener)) {
+		hs_listener_release(q, listener);
+		return NULL;
+	}
+	listener->next = q->listeners;
+	q->listeners = listener;
+	return listener;
+}
+
+static int unlink_listener(struct hs_listener **list, struct hs_listener *listener)
+{
+	for (struct hs_listener **at = list; *at; at = &(*at)->next) {
+		if (*at == listener) {
+			*at = listener->next;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+void hs_listener_release(struct hs_quic *q, struct hs_listener *listener)
+{
+	if (--listener->references)
+		return;
+	unlink_listener(&q->closed_listeners, listener);
+	hs_tls_free(listener->tls);
+	explicit_bzero(listener->ticket_keys, sizeof(listener->ticket_keys));
+	free(listener);
+}
+
+void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener)
+{
+	if (!unlink_listener(&q->listeners, listener))
+		return;
+	listener->next = q->closed_listeners;
+	q->closed_listeners = listener;
+	hs_listener_release(q, listener);
+}
+
+int hs_quic_has_listener(const struct hs_quic *q, uint32_t number)
+{
+	const struct hs_listener *lists[] = { q->listeners, q->closed_listeners };
+	for (int i = 0; i < 2; i++) {
+		for (const struct hs_listener *each = lists[i]; each; each = each->next) {
+			if (each->number == number)
+				return 1;
+		}
+	}
+	return 0;
+}
+
+uint32_t hs_listener_number(const struct hs_listener *listener)
+{
+	return listener->number;
+}
+
+static struct hs_listener *find_listener(struct hs_quic *q, const union hs_address *local)
+{
+	static const uint8_t ANY[16];
+	int is_v4 = local->any.sa_family == AF_INET;
+	uint8_t ip[16] = { 0 };
+	uint16_t port = ntohs(is_v4 ? local->v4.sin_port : local->v6.sin6_port);
+	struct hs_listener *of_any = NULL;
+	if (is_v4)
+		memcpy(ip, &local->v4.sin_addr, 4);
+	else
+		memcpy(ip, &local->v6.sin6_addr, 16);
+	for (struct hs_listener *each = q->listeners; each; each = each->next) {
+		if (each->port != port || each->ip_version != (is_v4 ? 4 : 6))
+			continue;
+		if (!memcmp(each->ip, ip, sizeof(ip)))
+			return each;
+		if (!memcmp(each->ip, ANY, sizeof(ip)))
+			of_any = each;
+	}
+	return of_any;
+}
+
+/* --- answers without a connection -------------------------------------------------------------- */
+
+static uint8_t *reserve(struct hs_quic *q, size_t *room)
+{
+	return q->wire->verbs->reserve(q->wire, room);
+}
+
+static int commit(struct hs_quic *q, struct hs_path *path, ngtcp2_ssize bytes)
+{
+	if (bytes <= 0)
+		return 0;
+	q->wire->verbs->commit(q->wire, path, (uint32_t)bytes, 0);
+	return 1;
+}
+
+void hs_park(struct hs_quic *q, const struct hs_received *datagram)
+{
+	if (q->parked_count == HS_WIRE_BURST) {
+		drop(q, HS_QUIC_DROP_NO_PATH);
+		return;
+	}
+	struct hs_parked *parked = &q->parked[q->parked_count];
+	parked->data = malloc(datagram->bytes);
+	if (!parked->data) {
+		drop(q, HS_QUIC_DROP_NO_PATH);
+		return;
+	}
+	memcpy(parked->data, datagram->data, datagram->bytes);
+	memcpy(parked->key, datagram->key, HS_PATH_KEY_BYTES);
+	parked->bytes = datagram->bytes;
+	parked->ecn = datagram->ecn;
+	parked->is_admitted = 0;
+	q->parked_count++;
+}
+
+/* The way of an answer: the datagram's path, or, while that is not known, simply back. NULL if there is
+ * none yet. */
+static struct hs_path *way_back(struct hs_quic *q, const struct hs_received *datagram,
+				struct hs_path *room)
+{
+	if (datagram->path)
+		return datagram->path;
+	return q->wire->verbs->reverse(q->wire, datagram->key, room) ? NULL : room;
+}
+
+/* RFC 9000 section 6.1. */
+void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
+		       const ngtcp2_version_cid *ids)
+{
+	uint8_t random;
+	size_t room;
+	if (!q->listeners) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+		return;
+	}
+	if (datagram->bytes < LEAST_INITIAL_BYTES) {
+		drop(q, HS_QUIC_DROP_TOO_SHORT);
+		return;
+	}
+	struct hs_path back, *path = way_back(q, datagram, &back);
+	if (!path) {
+		hs_park(q, datagram);
+		return;
+	}
+	drop(q, HS_QUIC_DROP_UNKNOWN_VERSION);
+	uint8_t *out = find_listener(q, &path->local) ? reserve(q, &room) : NULL;
+	if (!out || gnutls_rnd(GNUTLS_RND_NONCE, &random, 1))
+		return;
+	q->counters.version_negotiations +=
+		(uint64_t)commit(q, path,
+				 ngtcp2_pkt_write_version_negotiation(
+					 out, room, random, ids->scid, ids->scidlen, ids->dcid,
+					 ids->dcidlen, hs_versions,
+					 HS_QUIC_VERSIONS));
+}
+
+/* Whether a stateless reset may be sent now: so many a second, no more. */
+static int may_reset(struct hs_quic *q)
+{
+	if (q->now_ns - q->reset_tokens_ns >= SECOND_NS) {
+		q->reset_tokens_ns = q->now_ns;
+		q->reset_budget = RESETS_PER_SECOND;
+	}
+	return q->reset_budget != 0;
+}
+
+/* A packet of a connection that is gone: its connection ID is one of ours, and the secret still
+ * knows its token (RFC 9000 section 10.3). */
+static void reset_statelessly(struct hs_quic *q, const struct hs_received *datagram)
+{
+	uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN], random[MOST_RESET_BYTES];
+	const uint8_t *dcid = datagram->data + 1;
+	ngtcp2_cid cid;
+	size_t room;
+	drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+	if (datagram->bytes <= HS_QUIC_LEAST_RESET_BYTES + 1 ||
+	    memcmp(dcid, q->cid_prefix, sizeof(q->cid_prefix)))
+		return;
+	if (!may_reset(q))
+		return;
+	struct hs_path back, *path = way_back(q, datagram, &back);
+	if (!path) {
+		hs_park(q, datagram);
+		return;
+	}
+	uint8_t *out = reserve(q, &room);
+	if (!out)
+		return;
+	q->reset_budget--;
+	size_t bytes = datagram->bytes - 1 < MOST_RESET_BYTES ? datagram->bytes - 1 :
+								MOST_RESET_BYTES;
+	ngtcp2_cid_init(&cid, dcid, HS_CID_BYTES);
+	if (ngtcp2_crypto_generate_stateless_reset_token(token, q->secret, sizeof(q->secret),
+							 &cid) ||
+	    gnutls_rnd(GNUTLS_RND_NONCE, random, sizeof(random)))
+		return;
+	q->counters.stateless_resets +=
+		(uint64_t)commit(q, path,
+				 ngtcp2_pkt_write_stateless_reset(
+					 out, room, token, random,
+					 bytes - NGTCP2_STATELESS_RESET_TOKENLEN));
+}
+
+/* The time in tokens: the same for all workers, and later ones; each has a clock of its own else. */
+uint64_t hs_token_time_ns(void)
+{
+	struct timespec now;
+	timespec_get(&now, TIME_UTC);
+	return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
+}
+
+/* RFC 9000 section 8.1.2. */
+static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
+{
+	uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2];
+	ngtcp2_cid scid;
+	size_t room;
+	if (hs_draw_cid(q, &scid))
+		return;
+	ngtcp2_ssize bytes = ngtcp2_crypto_generate_retry_token2(
+		token, q->secret, sizeof(q->secret), hd->version, &path->remote.any,
+		hs_address_bytes(&path->remote), &scid, &hd->dcid, hs_token_time_ns());
+	uint8_t *out = bytes > 0 ? reserve(q, &room) : NULL;
+	if (out)
+		q->counters.retries += (uint64_t)commit(
+			q, path,
+			ngtcp2_crypto_write_retry(out, room, hd->version, &hd->scid, &scid,
+						  &hd->dcid, token, (size_t)bytes));
+}
+
+/* RFC 9000 section 8.1.3: a Retry token that does not hold is answered with INVALID_TOKEN. */
+static void refuse_token(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
+{
+	size_t room;
+	drop(q, HS_QUIC_DROP_BAD_TOKEN);
+	uint8_t *out = reserve(q, &room);
+	if (out)
+		commit(q, path,
+		       ngtcp2_crypto_write_connection_close(out, room, hd->version, &hd->scid,
+							    &hd->dcid, NGTCP2_INVALID_TOKEN, NULL,
+							    0));
+}
+
+/* --- new connections --------------------------------------------------------------------------- */
+
+/* Whether a client must show that its address is its own. First packets that turn out to be none cost
+ * as much as those that begin a handshake, and leave no trace. */
+static int wants_proof(struct hs_quic *q, const struct hs_quic_config *config)
+{
+	if (config->retry_above == HS_QUIC_NO_RETRY)
+		return 0;
+	if (q->now_ns - q->unreadable_since_ns >= SECOND_NS) {
+		q->unreadable_since_ns = q->now_ns;
+		q->unreadable = 0;
+	}
+	return q->half_open + q->unreadable >= config->retry_above ||
+	       (q->half_open && q->connection_count >= config->max_connections);
+}
+
+/* What a client's token says. Returns 0, or -1 if the client was answered instead. */
+static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct hs_path *path,
+			 const ngtcp2_pkt_hd *hd, ngtcp2_cid *original_dcid,
+			 ngtcp2_token_type *type)
+{
+	*type = NGTCP2_TOKEN_TYPE_UNKNOWN;
+	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2) {
+		if (ngtcp2_crypto_verify_retry_token2(
+			    original_dcid, hd->token, hd->tokenlen, q->secret, sizeof(q->secret),
+			    hd->version, &path->remote.any, hs_address_bytes(&path->remote),
+			    &hd->dcid, RETRY_TOKEN_NS, hs_token_time_ns())) {
+			refuse_token(q, path, hd);
+			return -1;
+		}
+		*type = NGTCP2_TOKEN_TYPE_RETRY;
+		return 0;
+	}
+	uint8_t secret[HS_QUIC_SECRET_BYTES];
+	hs_version_token_secret(q, hd->version, secret);
+	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_REGULAR &&
+	    !ngtcp2_crypto_verify_regular_token(hd->token, hd->tokenlen, secret,
+						sizeof(secret), &path->remote.any,
+						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
+						hs_token_time_ns()))
+		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;
+	if (*type == NGTCP2_TOKEN_TYPE_UNKNOWN && wants_proof(q, &listener->config)) {
+		retry(q, path, hd);
+		return -1;
+	}
+	return 0;
+}
+
+static int has_read_hello(const struct hs_connection *c)
+{
+	return ngtcp2_conn_get_remote_transport_params(c->conn) != NULL;
+}
+
+/* Read a datagram of a handshake, and what has waited for it. */
+static void read_early(struct hs_connection *c, const struct hs_received *datagram)
+{
+	/* Once: a look through what is held for each packet would be an attacker's to ask for. */
+	int has_read_before = has_read_hello(c);
+	hs_connection_read(c, datagram);
+	if (!has_read_before && c->state <= HS_OPEN && has_read_hello(c))
+		hs_held_give(c);
+}
+
+static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
+{
+	struct hs_path *path = datagram->path;
+	struct hs_listener *listener = find_listener(q, &path->local);
+	ngtcp2_token_type type;
+	ngtcp2_cid original_dcid;
+	ngtcp2_pkt_hd hd;
+	if (!listener) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+		return;
+	}
+	if (ngtcp2_accept(&hd, datagram->data, datagram->bytes)) {
+		drop(q, HS_QUIC_DROP_MALFORMED);
+		return;
+	}
+	if (examine_token(q, listener, path, &hd, &original_dcid, &type))
+		return;
+	if (hs_half_open_make_room(q, &listener->config, &path->remote,
+				   type != NGTCP2_TOKEN_TYPE_UNKNOWN)) {
+		drop(q, HS_QUIC_DROP_REFUSED);
+		return;
+	}
+	struct hs_connection *c = hs_connection_accept(
+		listener, q, path, &hd,
+		type == NGTCP2_TOKEN_TYPE_RETRY ? &original_dcid : NULL, type);
+	if (c)
+		read_early(c, datagram);
+	else
+		drop(q, HS_QUIC_DROP_REFUSED);
+}
+
+/* The type of a long header's packet, as version 1 numbers it: version 2 has one more each (RFC 9369
+ * section 3.2). */
+static uint8_t long_type(const uint8_t *data, uint32_t version)
+{
+	return (uint8_t)((data[0] >> 4) - (version == NGTCP2_PROTO_VER_V2)) & 3;
+}
+
+void hs_take_early(struct hs_connection *c, const struct hs_received *datagram,
+		   const ngtcp2_version_cid *ids)
+{
+	/* ngtcp2 drops 0-RTT packets that come between the parts of a ClientHello. */
+	if (long_type(datagram->data, ids->version) == HS_QUIC_PACKET_0RTT && !has_read_hello(c))
+		hs_held_add(c->q, datagram, ids);
+	else
+		read_early(c, datagram);
+}
+
+/* A first packet of an address that nobody has proven: most of a flood is answered here, without a
+ * path. Returns whether it is done with. */
+static int answer_stranger(struct hs_quic *q, const struct hs_received *datagram)
+{
+	struct hs_path back;
+	ngtcp2_token_type type;
+	ngtcp2_cid original_dcid;
+	ngtcp2_pkt_hd hd;
+	if (q->wire->verbs->reverse(q->wire, datagram->key, &back))
+		return 0;
+	struct hs_listener *listener = find_listener(q, &back.local);
+	if (!listener) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+		return 1;
+	}
+	if (ngtcp2_accept(&hd, datagram->data, datagram->bytes)) {
+		drop(q, HS_QUIC_DROP_MALFORMED);
+		return 1;
+	}
+	return examine_token(q, listener, &back, &hd, &original_dcid, &type) != 0;
+}
+
+void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
+		     const ngtcp2_version_cid *ids)
+{
+	if (!(datagram->data[0] & HS_QUIC_LONG_HEADER)) {
+		reset_statelessly(q, datagram);
+		return;
+	}
+	if (ids->version == 0) { /* Version Negotiation, for nobody here */
+		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+		return;
+	}
+	uint8_t type = long_type(datagram->data, ids->version);
+	if (q->listeners && type == HS_QUIC_PACKET_0RTT) {
+		hs_held_add(q, datagram, ids);
+		return;
+	}
+	if (type != HS_QUIC_PACKET_INITIAL) {
+		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+		return;
+	}
+	if (!q->listeners) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
+	} else if (datagram->bytes < LEAST_INITIAL_BYTES) {
+		drop(q, HS_QUIC_DROP_TOO_SHORT);
+	} else if (datagram->path) {
+		take_initial(q, datagram);
+	} else if (!answer_stranger(q, datagram)) {
+		hs_park(q, datagram);
+	}
+}

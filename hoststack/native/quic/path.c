@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The paths of a connection: the one that it uses, and the one that it moves to (RFC 9000
+ * section 9).
+ */
+#include "quic/internal.h"
+
+#include <string.h>
+
+ngtcp2_path hs_ngtcp2_path(struct hs_path *path)
+{
+	return (ngtcp2_path){
+		.local = { &path->local.any, hs_address_bytes(&path->local) },
+		.remote = { &path->remote.any, hs_address_bytes(&path->remote) },
+	};
+}
+
+static int is_path(struct hs_path *path, const ngtcp2_path *way)
+{
+	ngtcp2_path own = hs_ngtcp2_path(path);
+	return ngtcp2_path_eq(&own, way);
+}
+
+/* Keep a path in a slot, in place of the one that was in it; either may be NULL. */
+static void keep(struct hs_path **slot, struct hs_path *path)
+{
+	if (path)
+		path->references++;
+	if (*slot)
+		(*slot)->references--;
+	*slot = path;
+}
+
+void hs_path_begin(struct hs_connection *c, struct hs_path *path)
+{
+	keep(&c->path, path);
+}
+
+void hs_path_end(struct hs_connection *c)
+{
+	keep(&c->path, NULL);
+	keep(&c->last_path, NULL);
+	keep(&c->next_path, NULL);
+	keep(&c->wanted_path, NULL);
+}
+
+static void move(struct hs_connection *c, struct hs_path *path)
+{
+	if (path == c->path)
+		return;
+	/* It goes back there if the new one turns out to be none. */
+	keep(&c->last_path, c->path);
+	keep(&c->path, path);
+	c->path_changes++;
+	hs_size_begin(c);
+	hs_touch(c, HS_PENDING_PATH_CHANGED);
+}
+
+struct hs_path *hs_path_for(struct hs_connection *c, const ngtcp2_path *way)
+{
+	if (is_path(c->path, way))
+		return c->path;
+	union hs_address local = { 0 }, remote = { 0 };
+	memcpy(&local, way->local.addr, way->local.addrlen);
+	memcpy(&remote, way->remote.addr, way->remote.addrlen);
+	struct hs_path *path = hs_paths_by_address(&c->q->wire->paths, &local, &remote);
+	/* The connection has moved, or this is only a probe. */
+	if (path && ngtcp2_path_eq(ngtcp2_conn_get_path(c->conn), way))
+		move(c, path);
+	return path;
+}
+
+/* ngtcp2 (1.11) takes the probe of a preferred address before it has a connection ID to answer with, and
+ * from then on takes each that the client gives, finds itself not allowed to send, and gives it back:
+ * for ever, once in a PTO. The client's later probes are answered if it does not see this one. */
+int hs_path_is_too_early(const struct hs_connection *c, struct hs_path *path)
+{
+	if (!c->listener || c->has_peer_cids || path == c->path ||
+	    !ngtcp2_conn_get_dcid(c->conn)->datalen)
+		return 0;
+	ngtcp2_path own = hs_ngtcp2_path(c->path), way = hs_ngtcp2_path(path);
+	way.remote = own.remote;
+	return !ngtcp2_path_eq(&own, &way);
+}
+
+void hs_path_validated(struct hs_connection *c, const ngtcp2_path *way, uint32_t flags, int is_good)
+{
+	struct hs_path *path = c->next_path;
+	if (!path || !is_path(path, way))
+		return;
+	if (is_good)
+		move(c, path);
+	else if (!(flags & NGTCP2_PATH_VALIDATION_FLAG_PREFERRED_ADDR))
+		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
+	keep(&c->next_path, NULL);
+}
+
+/* --- connection IDs, for listing ---------------------------------------------------------------- */
+
+static size_t put_cid(uint8_t *out, const ngtcp2_cid *cid)
+{
+	out[0] = (uint8_t)cid->datalen;
+	memcpy(out + 1, cid->data, cid->datalen);
+	return 1 + cid->datalen;
+}
+
+size_t hs_connection_local_cids(const struct hs_connection *c, uint8_t *out)
+{
+	ngtcp2_cid cids[HS_QUIC_CIDS];
+	size_t bytes = 0;
+	if (ngtcp2_conn_get_scid(c->conn, NULL) > HS_QUIC_CIDS)
+		return 0;
+	size_t count = ngtcp2_conn_get_scid(c->conn, cids);
+	for (size_t i = 0; i < count; i++)
+		bytes += put_cid(out + bytes, &cids[i]);
+	return bytes;
+}
+
+size_t hs_connection_remote_cid(const struct hs_connection *c, uint8_t *out)
+{
+	return put_cid(out, ngtcp2_conn_get_dcid(c->conn));
+}
+
+/* --- our own migration ------------------------------------------------------------------------ */
+
+int hs_connection_migrate(struct hs_connection *c, uint32_t path_id)
+{
+	struct hs_path *path = hs_paths_by_id(&c->q->wire->paths, path_id);
+	if (c->listener)
+		return HS_MIGRATION_OF_SERVER;
+	if (c->state != HS_OPEN || !path)
+		return HS_MIGRATION_TOO_LATE;
+	if (ngtcp2_conn_get_remote_transport_params(c->conn)->disable_active_migration)
+		return HS_MIGRATION_FORBIDDEN;
+	keep(&c->wanted_path, path);
+	hs_make_due(c);
+	return 0;
+}
+
+void hs_connection_stay(struct hs_connection *c)
+{
+	if (c->wanted_path) {
+		keep(&c->wanted_path, NULL);
+		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
+	}
+}
+
+void hs_path_try_wanted(struct hs_connection *c)
+{
+	if (!c->wanted_path)
+		return;
+	ngtcp2_path way = hs_ngtcp2_path(c->wanted_path);
+	switch (ngtcp2_conn_initiate_migration(c->conn, &way, c->q->now_ns)) {
+	case 0:
+		keep(&c->next_path, c->wanted_path);
+		keep(&c->wanted_path, NULL);
+		break;
+	case NGTCP2_ERR_INVALID_STATE: /* RFC 9000 section 9: not before the handshake is confirmed */
+	case NGTCP2_ERR_CONN_ID_BLOCKED:
+		break; /* the peer's HANDSHAKE_DONE or NEW_CONNECTION_ID is still to come */
+	default:
+		hs_connection_stay(c);
+	}
+}
+
+/* --- the server's preferred address (RFC 9000 section 9.6) ------------------------------------ */
+
+int hs_path_offer_preferred(struct hs_connection *c, ngtcp2_transport_params *params)
+{
+	const struct hs_quic_config *config = &c->config;
+	ngtcp2_preferred_addr *out = &params->preferred_addr;
+	if (!config->preferred_v4_port && !config->preferred_v6_port)
+		return 0;
+	params->preferred_addr_present = 1;
+	if (config->preferred_v4_port) {
+		out->ipv4_present = 1;
+		out->ipv4.sin_family = AF_INET;
+		out->ipv4.sin_port = htons(config->preferred_v4_port);
+		memcpy(&out->ipv4.sin_addr, config->preferred_v4, sizeof(config->preferred_v4));
+	}
+	if (config->preferred_v6_port) {
+		out->ipv6_present = 1;
+		out->ipv6.sin6_family = AF_INET6;
+		out->ipv6.sin6_port = htons(config->preferred_v6_port);
+		memcpy(&out->ipv6.sin6_addr, config->preferred_v6, sizeof(config->preferred_v6));
+	}
+	return hs_new_cid(c, &out->cid, out->stateless_reset_token);
+}
+
+/* The path to one of the server's addresses, if there is a way; NULL otherwise. */
+static struct hs_path *find(struct hs_connection *c, const ngtcp2_preferred_addr *theirs, int is_v4)
+{
+	struct hs_quic *q = c->q;
+	int64_t id = -1;
+	if (is_v4 && theirs->ipv4_present)
+		id = q->find_path(q->owner, c->number, 4, (const uint8_t *)&theirs->ipv4.sin_addr,
+				  ntohs(theirs->ipv4.sin_port));
+	else if (!is_v4 && theirs->ipv6_present)
+		id = q->find_path(q->owner, c->number, 6, (const uint8_t *)&theirs->ipv6.sin6_addr,
+				  ntohs(theirs->ipv6.sin6_port));
+	return id < 0 ? NULL : hs_paths_by_id(&q->wire->paths, (uint32_t)id);
+}
+
+void hs_path_select_preferred(struct hs_connection *c, const ngtcp2_preferred_addr *theirs,
+			      ngtcp2_path *out)
+{
+	int is_v4 = c->path->remote.any.sa_family == AF_INET;
+	if (!c->config.follows_preferred)
+		return;
+	struct hs_path *path = find(c, theirs, is_v4);
+	if (!path)
+		path = find(c, theirs, !is_v4);
+	if (!path)
+		return;
+	ngtcp2_path way = hs_ngtcp2_path(path);
+	ngtcp2_path_copy(out, &way);
+	keep(&c->next_path, path);
+}

@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quic/internal.h"
+
+#include <stdlib.h>
+
+enum {
+	/* What ngtcp2 is offered at once: more than any packet holds. */
+	OFFER_BYTES = 65536,
+};
+
+struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,
+				struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx)
+{
+	struct hs_stream *s = calloc(1, sizeof(*s));
+	if (!s)
+		return NULL;
+	s->connection = c;
+	s->id = id;
+	s->is_local = is_local != 0;
+	s->rx = rx;
+	s->tx = tx;
+	s->tx_is_over = !tx;
+	s->has_told_finished = !tx;
+	if (rx && rx->size_bytes > c->config.first_window_bytes)
+		s->ungranted = rx->size_bytes - c->config.first_window_bytes;
+	s->next = c->streams;
+	if (s->next)
+		s->next->previous = s;
+	c->streams = s;
+	c->stream_count++;
+	hs_streams_add(&c->q->streams, s);
+	return s;
+}
+
+void hs_stream_unlink(struct hs_stream *s)
+{
+	struct hs_connection *c = s->connection;
+	hs_stream_stop_listing(s);
+	hs_streams_remove(&c->q->streams, s);
+	if (s->previous)
+		s->previous->next = s->next;
+	else
+		c->streams = s->next;
+	if (s->next)
+		s->next->previous = s->previous;
+	c->stream_count--;
+}
+
+/* --- sending ---------------------------------------------------------------------------------- */
+
+static void append(struct hs_stream_list *list, struct hs_stream *s)
+{
+	s->is_listed = 1;
+	s->next_to_send = NULL;
+	s->previous_to_send = list->last;
+	if (list->last)
+		list->last->next_to_send = s;
+	else
+		list->first = s;
+	list->last = s;
+}
+
+void hs_stream_stop_listing(struct hs_stream *s)
+{
+	struct hs_connection *c = s->connection;
+	if (!s->is_listed)
+		return;
+	s->is_listed = 0;
+	/* Only the ends say which list it is in, so that one list can go into the other as it is. */
+	struct hs_stream_list *list = c->starved.first == s || c->starved.last == s ? &c->starved :
+										      &c->to_send;
+	if (s->previous_to_send)
+		s->previous_to_send->next_to_send = s->next_to_send;
+	else
+		list->first = s->next_to_send;
+	if (s->next_to_send)
+		s->next_to_send->previous_to_send = s->previous_to_send;
+	else
+		list->last = s->previous_to_send;
+}
+
+/* Streams that wait for the connection's window go first once it has moved: they waited longest. */
+struct hs_stream *hs_stream_next(struct hs_connection *c)
+{
+	struct hs_stream_list *starved = &c->starved, *to_send = &c->to_send;
+	if (starved->first && ngtcp2_conn_get_max_data_left(c->conn)) {
+		starved->last->next_to_send = to_send->first;
+		if (to_send->first)
+			to_send->first->previous_to_send = starved->last;
+		else
+			to_send->last = starved->last;
+		to_send->first = starved->first;
+		*starved = (struct hs_stream_list){ NULL, NULL };
+	}
+	return to_send->first;
+}
+
+void hs_stream_starve(struct hs_stream *s)
+{
+	struct hs_connection *c = s->connection;
+	hs_stream_stop_listing(s);
+	/* One that had some of the last credit comes after all others. */
+	append(s->has_had_credit ? &c->to_send : &c->starved, s);
+	s->has_had_credit = 0;
+}
+
+void hs_stream_rotate(struct hs_connection *c)
+{
+	struct hs_stream *s = c->to_send.first;
+	if (s && s != c->to_send.last) {
+		hs_stream_stop_listing(s);
+		hs_stream_look(s);
+	}
+}
+
+/* How many bytes wait, or -1 for rubbish in the FIFO's shared block. *at_end: no others follow. */
+static int64_t waiting(struct hs_stream *s, int *at_end)
+{
+	/* In this order: what is written before the end is set is seen. */
+	*at_end = hs_fifo_eof(s->tx);
+	return hs_fifo_available(s->tx, s->tx_next);
+}
+
+void hs_stream_look(struct hs_stream *s)
+{
+	int at_end;
+	if (s->tx_is_over || s->is_blocked || s->has_sent_fin)
+		return;
+	int64_t bytes = waiting(s, &at_end);
+	if (bytes < 0)
+		hs_stream_reset(s, 0); /* the application's memory holds rubbish: its stream ends */
+	else if ((bytes > 0 || at_end) && !s->is_listed)
+		append(&s->connection->to_send, s);
+}
+
+size_t hs_stream_gather(struct hs_stream *s, ngtcp2_vec out[2], size_t *bytes, int *fin)
+{
+	struct hs_fifo_span spans[2];
+	int at_end = 0;
+	*bytes = 0;
+	*fin = 0;
+	int64_t all = waiting(s, &at_end);
+	if (all < 0)
+		return 0;
+	int64_t n = hs_fifo_spans(s->tx, s->tx_next, OFFER_BYTES, spans);
+	if (n < 0)
+		return 0;
+	*bytes = (size_t)n;
+	*fin = at_end && n == all;
+	out[0] = (ngtcp2_vec){ spans[0].base, spans[0].bytes };
+	out[1] = (ngtcp2_vec){ spans[1].base, spans[1].bytes };
+	return spans[1].bytes ? 2 : spans[0].bytes ? 1 : 0;
+}
+
+void hs_stream_was_sent(struct hs_stream *s, size_t taken, size_t offered, int fin)
+{
+	s->tx_next += taken;
+	s->has_had_credit |= taken > 0;
+	s->connection->new_stream_bytes += taken;
+	if (fin && taken == offered) {
+		s->has_sent_fin = 1;
+		s->fin_went_alone = taken == 0;
+		hs_stream_stop_listing(s);
+	} else if (taken == offered) {
+		/* More may have come in the meantime. */
+		int at_end;
+		if (waiting(s, &at_end) <= 0 && !at_end)
+			hs_stream_stop_listing(s);
+	}
+}
+
+static void finish_sending(struct hs_stream *s)
+{
+	hs_stream_stop_listing(s);
+	s->tx_is_over = 1;
+	if (!s->has_told_finished) {
+		s->has_told_finished = 1;
+		hs_touch_stream(s, HS_PENDING_SEND_FINISHED);
+	}
+}
+
+/* Whether it is worth waking a writer: for a quarter of the FIFO, or when no acknowledgement is
+ * under way that would bring more. One that is woken for each writes as little each time. */
+static int has_much_room(struct hs_stream *s)
+{
+	if (s->tx_acked == s->tx_next)
+		return 1;
+	int64_t unacked = hs_fifo_available(s->tx, s->tx_acked);
+	return unacked >= 0 && (uint64_t)unacked <= s->tx->size_bytes / 4 * 3;
+}
+
+void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
+{
+	if (s->tx_is_over)
+		return;
+	if (bytes) {
+		s->tx_acked = offset + bytes;
+		s->connection->acked_bytes += bytes;
+		if (hs_fifo_drop_to(s->tx, s->tx_acked) == 0 && has_much_room(s))
+			hs_touch_stream(s, HS_PENDING_WRITABLE);
+	} else {
+		s->fin_is_acked = 1;
+	}
+	/* A FIN that went with the last bytes is acknowledged with them. One that went alone is
+	 * told by a call without bytes, unless a loss made ngtcp2 send it together with others. */
+	if (s->has_sent_fin && s->tx_acked == s->tx_next &&
+	    (!s->fin_went_alone || s->fin_is_acked ||
+	     ngtcp2_conn_get_stream_loss_count(s->connection->conn, s->id)))
+		finish_sending(s);
+}
+
+void hs_stream_send_ready(struct hs_stream *s)
+{
+	if (!s->tx || s->connection->state > HS_OPEN)
+		return;
+	hs_stream_look(s);
+	if (s->is_listed)
+		hs_make_due(s->connection);
+}
+
+void hs_stream_reset(struct hs_stream *s, uint64_t code)
+{
+	if (s->tx_is_over || s->connection->state > HS_OPEN)
+		return;
+	s->own_reset_code = code;
+	if (!s->is_gone)
+		ngtcp2_conn_shutdown_stream_write(s->connection->conn, 0, s->id, code);
+	finish_sending(s);
+	hs_make_due(s->connection);
+}
+
+void hs_stream_on_stopped(struct hs_stream *s, uint64_t code)
+{
+	/* ngtcp2 answers with RESET_STREAM by itself (RFC 9000 section 3.5). */
+	if (s->tx_is_over)
+		return;
+	s->stop_code = code;
+	hs_touch_stream(s, HS_PENDING_STOPPED);
+	finish_sending(s);
+}
+
+/* --- receiving -------------------------------------------------------------------------------- */
+
+/* Move the windows over what the application is done with. */
+static void credit(struct hs_stream *s, uint64_t offset)
+{
+	if (offset <= s->credited)
+		return;
+	uint64_t more = offset - s->credited;
+	s->credited = offset;
+	ngtcp2_conn_extend_max_offset(s->connection->conn, more);
+	if (!s->is_gone && !s->has_rx_end && !s->is_discarding)
+		ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, more);
+}
+
+/* A window begins small, and takes in all of the FIFO as soon as a peer makes use of it: within its
+ * first flight, so that it never waits for that. */
+static void widen_if_used(struct hs_stream *s, uint64_t received)
+{
+	if (!s->ungranted || s->has_rx_end || received < s->connection->config.first_window_bytes / 4)
+		return;
+	ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, s->ungranted);
+	s->ungranted = 0;
+}
+
+/* A stream is over when ngtcp2 is done with it and the application has what came. The peer may open
+ * another one when the caller says so (hs_connection_allow_stream). */
+static void end_if_over(struct hs_stream *s)
+{
+	if (!s->is_gone || (s->pending & HS_PENDING_STREAM_CLOSED))
+		return;
+	if (s->rx && !s->is_discarding && s->credited != s->rx->tail)
+		return;
+	hs_touch_stream(s, HS_PENDING_STREAM_CLOSED);
+}
+
+int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data, size_t bytes,
+		      int fin)
+{
+	if (!s->rx)
+		return -1;
+	if (s->is_discarding) {
+		credit(s, offset + bytes);
+	} else if (bytes) {
+		/* In order, and within the window, which is the FIFO's size: it fits. */
+		if (offset != s->rx->tail || hs_fifo_write(s->rx, data, bytes) != (int64_t)bytes)
+			return -1;
+	}
+	if (fin) {
+		s->has_rx_end = 1;
+		if (!s->is_discarding)
+			hs_fifo_set_eof(s->rx);
+	}
+	if (!s->is_discarding) {
+		widen_if_used(s, offset + bytes);
+		hs_touch_stream(s, HS_PENDING_READABLE);
+	}
+	return 0;
+}
+
+void hs_stream_consumed(struct hs_stream *s)
+{
+	if (!s->rx || s->is_discarding || s->connection->state > HS_OPEN)
+		return;
+	int64_t head = hs_fifo_head(s->rx);
+	if (head < 0) {
+		hs_stream_stop_sending(s, 0); /* rubbish in the application's memory */
+		return;
+	}
+	credit(s, (uint64_t)head);
+	end_if_over(s);
+	hs_make_due(s->connection);
+}
+
+static void discard(struct hs_stream *s)
+{
+	credit(s, s->rx->tail);
+	s->is_discarding = 1;
+	end_if_over(s);
+}
+
+void hs_stream_stop_sending(struct hs_stream *s, uint64_t code)
+{
+	if (!s->rx || s->is_discarding || s->connection->state > HS_OPEN)
+		return;
+	s->own_stop_code = code;
+	if (!s->is_gone && !s->has_rx_end)
+		ngtcp2_conn_shutdown_stream_read(s->connection->conn, 0, s->id, code);
+	discard(s);
+	hs_make_due(s->connection);
+}
+
+void hs_stream_on_reset(struct hs_stream *s, uint64_t code)
+{
+	if (!s->rx || s->has_rx_end)
+		return;
+	s->has_rx_end = 1;
+	if (!s->is_discarding) {
+		s->reset_code = code;
+		hs_touch_stream(s, HS_PENDING_RESET);
+		discard(s);
+	}
+}
+
+void hs_stream_on_gone(struct hs_stream *s)
+{
+	s->is_gone = 1;
+	/* Everything is acknowledged, or was given up. */
+	if (!s->tx_is_over)
+		finish_sending(s);
+	end_if_over(s);
+}
+
+void hs_stream_rewind(struct hs_stream *s)
+{
+	ngtcp2_conn *conn = s->connection->conn;
+	s->tx_next = s->tx_acked;
+	s->has_sent_fin = 0;
+	s->fin_went_alone = 0;
+	s->fin_is_acked = 0;
+	s->is_blocked = 0;
+	if (s->tx && s->tx_is_over)
+		ngtcp2_conn_shutdown_stream_write(conn, 0, s->id, s->own_reset_code);
+	if (s->rx && s->is_discarding)
+		ngtcp2_conn_shutdown_stream_read(conn, 0, s->id, s->own_stop_code);
+	hs_stream_look(s);
+}
+
+int64_t hs_stream_id(const struct hs_stream *s)
+{
+	return s->id;
+}

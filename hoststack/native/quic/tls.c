@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quic/internal.h"
+
+#include <gnutls/x509.h>
+
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* AES first: processors have instructions for it. */
+static const char CIPHERS[] = "AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";
+
+enum { PRIORITY_BYTES = 512 };
+
+/* `option` begins with a colon, or is empty. */
+static int set_priority(struct hs_tls *tls, const char *ciphers, const char *option)
+{
+	char text[PRIORITY_BYTES];
+	gnutls_priority_t made;
+	snprintf(text, sizeof(text),
+		 "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+%s:"
+		 "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:"
+		 "%%DISABLE_TLS13_COMPAT_MODE%s",
+		 ciphers, option);
+	int failed = gnutls_priority_init(&made, text, NULL);
+	if (failed < 0)
+		return failed;
+	if (tls->priority)
+		gnutls_priority_deinit(tls->priority);
+	tls->priority = made;
+	return 0;
+}
+
+static gnutls_datum_t datum(const char *text)
+{
+	return (gnutls_datum_t){ (unsigned char *)(uintptr_t)text, (unsigned int)strlen(text) };
+}
+
+static int load_trust(struct hs_tls *tls, const char *ca)
+{
+	if (!ca)
+		return gnutls_certificate_set_x509_system_trust(tls->credentials);
+	gnutls_datum_t pem = datum(ca);
+	return gnutls_certificate_set_x509_trust_mem(tls->credentials, &pem, GNUTLS_X509_FMT_PEM);
+}
+
+static int load_own(struct hs_tls *tls, const char *certificate, const char *key)
+{
+	gnutls_datum_t chain = datum(certificate), private_key = datum(key);
+	return gnutls_certificate_set_x509_key_mem(tls->credentials, &chain, &private_key,
+						   GNUTLS_X509_FMT_PEM);
+}
+
+/* The list as TLS has it: length, name, length, name. */
+static int load_alpn(struct hs_tls *tls, const uint8_t *names, size_t bytes)
+{
+	tls->alpn_names = malloc(bytes ? bytes : 1);
+	if (!tls->alpn_names)
+		return GNUTLS_E_MEMORY_ERROR;
+	memcpy(tls->alpn_names, names, bytes);
+	for (size_t at = 0; at < bytes; at += 1 + (size_t)tls->alpn_names[at]) {
+		uint8_t length = tls->alpn_names[at];
+		if (length == 0 || length > HS_QUIC_ALPN_BYTES || length > bytes - at - 1 ||
+		    tls->alpn_count == HS_QUIC_MAX_ALPN)
+			return GNUTLS_E_INVALID_REQUEST;
+		tls->alpn[tls->alpn_count++] =
+			(gnutls_datum_t){ tls->alpn_names + at + 1, length };
+	}
+	return 0;
+}
+
+struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
+			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
+			  size_t error_bytes)
+{
+	struct hs_tls *tls = calloc(1, sizeof(*tls));
+	const char *what = "memory";
+	int failed = GNUTLS_E_MEMORY_ERROR;
+	if (!tls)
+		goto fail;
+	tls->references = 1;
+	tls->verifies = verify != 0;
+	failed = gnutls_certificate_allocate_credentials(&tls->credentials);
+	if (failed < 0)
+		goto fail;
+	what = "the priorities";
+	failed = set_priority(tls, CIPHERS, "");
+	if (failed < 0)
+		goto fail;
+	what = "the trusted CAs";
+	failed = verify && !is_server ? load_trust(tls, ca) : 0;
+	if (failed < 0)
+		goto fail;
+	what = "certificate and key";
+	failed = certificate && key ? load_own(tls, certificate, key) : 0;
+	if (failed < 0)
+		goto fail;
+	what = "the list of application protocols (ALPN)";
+	failed = load_alpn(tls, alpn, alpn_bytes);
+	if (failed < 0)
+		goto fail;
+	return tls;
+fail:
+	snprintf(error, error_bytes, "GnuTLS can't use %s: %s", what, gnutls_strerror(failed));
+	if (tls)
+		hs_tls_free(tls);
+	return NULL;
+}
+
+int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,
+		       size_t error_bytes)
+{
+	int failed = tls->verifies ? load_trust(tls, ca) : 0;
+	tls->asks_clients = 1;
+	tls->requires_clients = is_required != 0;
+	if (failed < 0)
+		snprintf(error, error_bytes, "GnuTLS can't use the trusted CAs: %s",
+			 gnutls_strerror(failed));
+	return failed < 0 ? -1 : 0;
+}
+
+int hs_tls_set_ciphers(struct hs_tls *tls, const char *ciphers, char *error, size_t error_bytes)
+{
+	int failed = set_priority(tls, ciphers, ":%SERVER_PRECEDENCE");
+	if (failed < 0)
+		snprintf(error, error_bytes, "GnuTLS can't use the ciphers: %s",
+			 gnutls_strerror(failed));
+	return failed < 0 ? -1 : 0;
+}
+
+void hs_tls_hold(struct hs_tls *tls)
+{
+	tls->references++;
+}
+
+void hs_tls_free(struct hs_tls *tls)
+{
+	if (--tls->references)
+		return;
+	if (tls->credentials)
+		gnutls_certificate_free_credentials(tls->credentials);
+	if (tls->priority)
+		gnutls_priority_deinit(tls->priority);
+	free(tls->alpn_names);
+	free(tls);
+}
+
+static ngtcp2_conn *conn_of(ngtcp2_crypto_conn_ref *ref)
+{
+	struct hs_connection *c = ref->user_data;
+	return c->conn;
+}
+
+/* SNI carries host names only (RFC 6066 section 3), which have no underscores: servers with GnuTLS
+ * refuse those. */
+static int is_name(const char *server_name)
+{
+	uint8_t address[16];
+	return !strchr(server_name, '_') && inet_pton(AF_INET, server_name, address) != 1 &&
+	       inet_pton(AF_INET6, server_name, address) != 1;
+}
+
+/* GnuTLS looks at what a certificate may be used for (RFC 5280 section 4.2.1.12) only if it is told
+ * what this is. */
+static void verify_server(struct hs_connection *c)
+{
+	c->expected[0] = (gnutls_typed_vdata_st){ .type = GNUTLS_DT_DNS_HOSTNAME,
+						  .data = (unsigned char *)c->server_name };
+	c->expected[1] = (gnutls_typed_vdata_st){
+		.type = GNUTLS_DT_KEY_PURPOSE_OID,
+		.data = (unsigned char *)GNUTLS_KP_TLS_WWW_SERVER,
+	};
+	gnutls_session_set_verify_cert2(c->session, c->expected, 2, 0);
+}
+
+static int set_up_client(struct hs_connection *c)
+{
+	const char *name = c->server_name;
+	int failed = ngtcp2_crypto_gnutls_configure_client_session(c->session);
+	if (!failed && name && is_name(name))
+		failed = gnutls_server_name_set(c->session, GNUTLS_NAME_DNS, name, strlen(name));
+	if (!failed && c->tls->verifies)
+		verify_server(c);
+	return failed;
+}
+
+/* Whether a client that has to show no certificate may go on is decided elsewhere. */
+static int verify_client(gnutls_session_t session)
+{
+	static gnutls_typed_vdata_st PURPOSE = {
+		.type = GNUTLS_DT_KEY_PURPOSE_OID,
+		.data = (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT,
+	};
+	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
+	struct hs_connection *c = ref->user_data;
+	if (!gnutls_certificate_get_peers(session, NULL))
+		return 0;
+	if (gnutls_certificate_verify_peers(session, &PURPOSE, 1, &c->client_flaws))
+		return GNUTLS_E_CERTIFICATE_ERROR;
+	return c->client_flaws ? GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR : 0;
+}
+
+static int set_up_server(struct hs_connection *c)
+{
+	if (c->tls->asks_clients) {
+		gnutls_certificate_server_set_request(c->session, c->tls->requires_clients ?
+									  GNUTLS_CERT_REQUIRE :
+									  GNUTLS_CERT_REQUEST);
+		/* Who is trusted here is not told to everybody who asks. */
+		gnutls_certificate_send_x509_rdn_sequence(c->session, 1);
+	}
+	if (c->tls->asks_clients && c->tls->verifies)
+		gnutls_session_set_verify_function(c->session, verify_client);
+	return ngtcp2_crypto_gnutls_configure_server_session(c->session);
+}
+
+int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
+{
+	unsigned int flags = is_server ? GNUTLS_SERVER | GNUTLS_NO_AUTO_SEND_TICKET :
+					 GNUTLS_CLIENT;
+	if (early_data)
+		flags |= GNUTLS_ENABLE_EARLY_DATA;
+	/* RFC 9001 section 8.3: "Clients MUST NOT send the EndOfEarlyData message." */
+	if (gnutls_init(&c->session, flags | GNUTLS_NO_END_OF_EARLY_DATA))
+		return -1;
+	c->ref.get_conn = conn_of;
+	c->ref.user_data = c;
+	gnutls_session_set_ptr(c->session, &c->ref);
+	if (gnutls_priority_set(c->session, c->tls->priority) ||
+	    gnutls_credentials_set(c->session, GNUTLS_CRD_CERTIFICATE, c->tls->credentials) ||
+	    gnutls_alpn_set_protocols(c->session, c->tls->alpn, c->tls->alpn_count,
+				      GNUTLS_ALPN_MANDATORY |
+					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))
+		return -1;
+	int failed = is_server ? set_up_server(c) : set_up_client(c);
+	gnutls_handshake_set_secret_function(c->session, hs_handshake_on_secrets);
+	return failed;
+}
+
+void hs_tls_failure(struct hs_connection *c, char *out, size_t room)
+{
+	gnutls_datum_t text = { 0 };
+	out[0] = 0;
+	if (c->listener && c->tls->requires_clients && !gnutls_certificate_get_peers(c->session, NULL)) {
+		snprintf(out, room, "A client has to show a certificate here");
+		return;
+	}
+	unsigned int status = c->listener ? c->client_flaws :
+					    gnutls_session_get_verify_cert_status(c->session);
+	if (!c->tls->verifies || !status || status == (unsigned int)-1)
+		return;
+	if (gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) < 0)
+		return;
+	snprintf(out, room, "%.*s", (int)text.size, (const char *)text.data);
+	gnutls_free(text.data);
+}
+
+const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes)
+{
+	unsigned int count = 0;
+	const gnutls_datum_t *chain = gnutls_certificate_get_peers(c->session, &count);
+	*bytes = chain && count ? chain[0].size : 0;
+	return *bytes ? chain[0].data : NULL;
+}
+
+const char *hs_connection_cipher(const struct hs_connection *c)
+{
+	return gnutls_cipher_get_name(gnutls_cipher_get(c->session));
+}
+
+size_t hs_connection_alpn(const struct hs_connection *c, uint8_t *out, size_t room)
+{
+	gnutls_datum_t name;
+	if (gnutls_alpn_get_selected_protocol(c->session, &name) || name.size > room)
+		return 0;
+	memcpy(out, name.data, name.size);
+	return name.size;
+}

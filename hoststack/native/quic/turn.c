@@ -1,0 +1,510 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "quic/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+	LEAST_SHARE = 32, /* packets that a connection may send at least, when several want to */
+	LEAST_EVENTS = 256,
+	MOST_TURN_NS = 1000000, /* other tasks want to run, too */
+	BULK_DATAGRAMS = 16, /* so many in a turn, and more will follow */
+	LINGER_NS = 20000,
+};
+
+/* --- who has to be looked at ------------------------------------------------------------------ */
+
+void hs_make_due(struct hs_connection *c)
+{
+	struct hs_quic *q = c->q;
+	if (c->is_due)
+		return;
+	c->is_due = 1;
+	c->next_due = NULL;
+	c->previous_due = q->last_due;
+	if (q->last_due)
+		q->last_due->next_due = c;
+	else
+		q->first_due = c;
+	q->last_due = c;
+}
+
+static void undue(struct hs_connection *c)
+{
+	struct hs_quic *q = c->q;
+	if (!c->is_due)
+		return;
+	c->is_due = 0;
+	if (c->previous_due)
+		c->previous_due->next_due = c->next_due;
+	else
+		q->first_due = c->next_due;
+	if (c->next_due)
+		c->next_due->previous_due = c->previous_due;
+	else
+		q->last_due = c->previous_due;
+}
+
+void hs_touch(struct hs_connection *c, uint32_t pending)
+{
+	c->pending |= pending;
+	if (c->is_touched)
+		return;
+	c->is_touched = 1;
+	c->next_touched = NULL;
+	*c->q->touched_end = c;
+	c->q->touched_end = &c->next_touched;
+}
+
+void hs_touch_stream(struct hs_stream *s, uint32_t pending)
+{
+	struct hs_connection *c = s->connection;
+	s->pending |= pending;
+	if (!s->is_touched) {
+		s->is_touched = 1;
+		s->next_touched = NULL;
+		*c->touched_end = s;
+		c->touched_end = &s->next_touched;
+	}
+	hs_touch(c, 0);
+}
+
+/* --- in --------------------------------------------------------------------------------------- */
+
+/* RFC 9000 section 10.3.1: "An endpoint detects a potential Stateless Reset using the trailing 16
+ * bytes of the UDP datagram." It has no connection ID of ours. The table has the peers' tokens, too. */
+static struct hs_connection *find_reset(const struct hs_quic *q, const struct hs_received *datagram)
+{
+	if (datagram->bytes < HS_QUIC_LEAST_RESET_BYTES)
+		return NULL;
+	const uint8_t *token = datagram->data + datagram->bytes - NGTCP2_STATELESS_RESET_TOKENLEN;
+	return hs_cids_find(&q->cids, token, NGTCP2_STATELESS_RESET_TOKENLEN);
+}
+
+static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
+{
+	ngtcp2_version_cid ids = { 0 };
+	struct hs_connection *c;
+	if (datagram->bytes < 1 + HS_CID_BYTES) {
+		q->counters.drops[HS_QUIC_DROP_MALFORMED]++;
+		return;
+	}
+	if (datagram->data[0] & HS_QUIC_LONG_HEADER) {
+		int result = ngtcp2_pkt_decode_version_cid(&ids, datagram->data, datagram->bytes,
+							   HS_CID_BYTES);
+		if (result == NGTCP2_ERR_VERSION_NEGOTIATION) {
+			hs_answer_version(q, datagram, &ids);
+			return;
+		}
+		if (result) {
+			q->counters.drops[HS_QUIC_DROP_MALFORMED]++;
+			return;
+		}
+		c = hs_cids_find(&q->cids, ids.dcid, ids.dcidlen);
+	} else {
+		c = hs_cids_find(&q->cids, datagram->data + 1, HS_CID_BYTES);
+		if (!c)
+			c = find_reset(q, datagram);
+	}
+	if (!c)
+		hs_take_unknown(q, datagram, &ids);
+	else if (!datagram->path)
+		hs_park(q, datagram);
+	else if (c->is_half_open && ids.version)
+		hs_take_early(c, datagram, &ids);
+	else if (c->state != HS_OVER)
+		hs_connection_read(c, datagram);
+}
+
+static void take_parked(struct hs_quic *q)
+{
+	struct hs_parked parked[HS_WIRE_BURST];
+	uint32_t count = q->parked_count;
+	memcpy(parked, q->parked, count * sizeof(parked[0]));
+	q->parked_count = 0;
+	for (uint32_t i = 0; i < count; i++) {
+		struct hs_path *path = NULL;
+		if (parked[i].is_admitted && parked[i].path_id >= 0)
+			path = hs_paths_by_id(&q->wire->paths, (uint32_t)parked[i].path_id);
+		if (path) {
+			struct hs_received datagram = { parked[i].data, parked[i].bytes,
+							parked[i].ecn, path, parked[i].key };
+			take_datagram(q, &datagram);
+		} else {
+			q->counters.drops[HS_QUIC_DROP_NO_PATH]++;
+		}
+		free(parked[i].data);
+	}
+}
+
+static int receive(struct hs_quic *q)
+{
+	struct hs_received burst[HS_WIRE_BURST];
+	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
+	if (n <= 0)
+		return 0;
+	q->counters.rx_datagrams += (uint64_t)n; /* those that are parked are counted here, once */
+	for (int i = 0; i < n; i++)
+		take_datagram(q, &burst[i]);
+	q->wire->verbs->release(q->wire);
+	return n;
+}
+
+static void fire_timers(struct hs_quic *q)
+{
+	while (q->heap_count && q->heap[1]->deadline_ns <= q->now_ns) {
+		struct hs_connection *c = q->heap[1];
+		hs_heap_remove(q, c);
+		hs_connection_expire(c);
+		hs_touch(c, 0);
+		hs_connection_set_timer(c);
+		if (c->heap_place && c->deadline_ns <= q->now_ns)
+			hs_heap_set(q, c, q->now_ns + 1); /* once a turn, whatever it says */
+	}
+}
+
+/* --- out -------------------------------------------------------------------------------------- */
+
+/* A share for each connection in turn, until a burst is full. Returns how many packets; *is_full
+ * when the way out takes no more. */
+static int transmit(struct hs_quic *q, int *is_full)
+{
+	int written = 0, due = 0;
+	for (struct hs_connection *c = q->first_due; c && due < HS_WIRE_BURST; c = c->next_due)
+		due++;
+	int share = due ? HS_WIRE_BURST / due : 0;
+	if (share < LEAST_SHARE)
+		share = LEAST_SHARE;
+	while (q->first_due && written < HS_WIRE_BURST) {
+		struct hs_connection *c = q->first_due;
+		int n = hs_connection_write(c, share);
+		if (n < 0) {
+			*is_full = 1;
+			break;
+		}
+		undue(c);
+		written += n;
+		if (n >= share || c->close_is_due)
+			hs_make_due(c); /* it has more to say, after the others */
+		hs_connection_set_timer(c);
+	}
+	return written;
+}
+
+/* --- what there is to tell -------------------------------------------------------------------- */
+
+static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connection *c,
+		      struct hs_stream *s, uint64_t info)
+{
+	if (q->event_count == q->event_room) {
+		uint32_t room = q->event_room ? q->event_room * 2 : LEAST_EVENTS;
+		void *events = realloc(q->events, room * sizeof(*q->events));
+		if (!events)
+			abort(); /* nothing holds without events, and less memory than this is none */
+		q->events = events;
+		q->event_room = room;
+	}
+	q->events[q->event_count++] =
+		(struct hs_quic_event){ kind, c->number, s ? s->id : -1, info, s };
+}
+
+static void tell_stream(struct hs_quic *q, struct hs_stream *s)
+{
+	static const struct {
+		uint32_t bit;
+		uint32_t kind;
+	} ORDER[] = {
+		{ HS_PENDING_OPENED, HS_QUIC_STREAM_OPENED },
+		{ HS_PENDING_READABLE, HS_QUIC_READABLE },
+		{ HS_PENDING_RESET, HS_QUIC_RESET },
+		{ HS_PENDING_STOPPED, HS_QUIC_STOPPED },
+		{ HS_PENDING_WRITABLE, HS_QUIC_WRITABLE },
+		{ HS_PENDING_SEND_FINISHED, HS_QUIC_SEND_FINISHED },
+		{ HS_PENDING_STREAM_CLOSED, HS_QUIC_STREAM_CLOSED },
+	};
+	for (size_t i = 0; i < sizeof(ORDER) / sizeof(ORDER[0]); i++) {
+		if (s->pending & ORDER[i].bit)
+			add_event(q, ORDER[i].kind, s->connection, s,
+				  ORDER[i].kind == HS_QUIC_RESET ? s->reset_code : s->stop_code);
+	}
+	s->is_touched = 0;
+	if (s->pending & HS_PENDING_STREAM_CLOSED) {
+		if (!s->is_gone)
+			ngtcp2_conn_set_stream_user_data(s->connection->conn, s->id, NULL);
+		hs_stream_unlink(s);
+		s->next = q->dead_streams;
+		q->dead_streams = s;
+	}
+	s->pending = 0;
+}
+
+static void tell_streams(struct hs_quic *q, struct hs_connection *c)
+{
+	struct hs_stream *s = c->touched_streams;
+	c->touched_streams = NULL;
+	c->touched_end = &c->touched_streams;
+	while (s) {
+		struct hs_stream *next = s->next_touched;
+		tell_stream(q, s);
+		s = next;
+	}
+}
+
+/* Bits of enum hs_quic_handshake. */
+static uint64_t handshake_info(const struct hs_connection *c, int is_early)
+{
+	if (is_early)
+		return HS_QUIC_IS_EARLY;
+	return (uint64_t)(hs_connection_is_resumed(c) ? HS_QUIC_IS_RESUMED : 0) |
+	       (c->was_early_rejected ? HS_QUIC_WAS_REJECTED : 0);
+}
+
+static void tell(struct hs_quic *q, struct hs_connection *c)
+{
+	uint32_t pending = c->pending;
+	c->pending = 0;
+	c->is_touched = 0;
+	/* First: who hears of a connection may send at once. */
+	if (pending & HS_PENDING_DATAGRAMS)
+		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
+	if (pending & HS_PENDING_ESTABLISHED)
+		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c, NULL,
+			  handshake_info(c, pending & HS_PENDING_HANDSHAKE || c->state == HS_OPENING));
+	if (pending & HS_PENDING_HANDSHAKE && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_HANDSHAKE_DONE, c, NULL, handshake_info(c, 0));
+	if (pending & HS_PENDING_TICKET)
+		add_event(q, HS_QUIC_TICKET, c, NULL, 0);
+	if (pending & HS_PENDING_TOKEN)
+		add_event(q, HS_QUIC_TOKEN, c, NULL, 0);
+	if (c->state != HS_OPENING || c->is_early)
+		tell_streams(q, c);
+	if (pending & HS_PENDING_READABLE)
+		add_event(q, HS_QUIC_READABLE, c, NULL, 0);
+	if (pending & HS_PENDING_WRITABLE)
+		add_event(q, HS_QUIC_WRITABLE, c, NULL, 0);
+	if (pending & HS_PENDING_PATH_CHANGED && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_PATH_CHANGED, c, NULL, 0);
+	if (pending & HS_PENDING_MIGRATION_FAILED && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_MIGRATION_FAILED, c, NULL, 0);
+	if (pending & HS_PENDING_STREAMS_AVAILABLE && c->state == HS_OPEN)
+		add_event(q, HS_QUIC_STREAMS_AVAILABLE, c, NULL, 0);
+	if (pending & HS_PENDING_CLOSED)
+		add_event(q, HS_QUIC_CLOSED, c, NULL, 0);
+	if (pending & HS_PENDING_FORGOTTEN) {
+		add_event(q, HS_QUIC_FORGOTTEN, c, NULL, 0);
+		undue(c);
+		hs_heap_remove(q, c);
+		hs_cids_remove_all(&q->cids, c);
+		c->is_dead = 1;
+		q->counters.connections--;
+		c->next_due = q->dead_connections;
+		q->dead_connections = c;
+	}
+}
+
+static void tell_all(struct hs_quic *q)
+{
+	struct hs_connection *c = q->touched;
+	q->touched = NULL;
+	q->touched_end = &q->touched;
+	while (c) {
+		struct hs_connection *next = c->next_touched;
+		tell(q, c);
+		c = next;
+	}
+}
+
+static void bury_the_dead(struct hs_quic *q)
+{
+	while (q->dead_streams) {
+		struct hs_stream *s = q->dead_streams;
+		q->dead_streams = s->next;
+		free(s);
+	}
+	while (q->dead_connections) {
+		struct hs_connection *c = q->dead_connections;
+		q->dead_connections = c->next_due;
+		hs_connection_free(c);
+	}
+}
+
+/* --- the turn --------------------------------------------------------------------------------- */
+
+static uint64_t monotonic_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+uint64_t hs_quic_deadline(struct hs_quic *q)
+{
+	return q->heap_count ? q->heap[1]->deadline_ns : UINT64_MAX;
+}
+
+/* How long to look for more when there was nothing. With something to tell, only as long as
+ * bulk data flows: waking the application for a few packets at a time costs more than they do. */
+static uint64_t patience_ns(const struct hs_quic *q, const struct hs_quic_turn *turn,
+			    uint32_t spin_ns)
+{
+	if (!q->touched)
+		return spin_ns;
+	return turn->received >= BULK_DATAGRAMS ? LINGER_NS : 0;
+}
+
+/* ngtcp2 ends the process where a connection's time goes back, and the caller's clock was read before
+ * the last turn's bursts went on with ours. */
+void hs_quic_advance(struct hs_quic *q, uint64_t now_ns)
+{
+	if (q->now_ns < now_ns)
+		q->now_ns = now_ns;
+}
+
+/* Bursts in and out, until there is nothing more, or the turn has had its share. */
+static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
+		       struct hs_quic_turn *out)
+{
+	uint64_t now_ns = q->now_ns;
+	const struct hs_wire_verbs *wire = q->wire->verbs;
+	int is_clocked = bursts > 1; /* else time stands still during the turn */
+	uint64_t began_ns = is_clocked ? monotonic_ns() : 0, idle_since_ns = began_ns;
+	for (;;) {
+		int is_full = 0;
+		int received = receive(q);
+		fire_timers(q);
+		int sent = transmit(q, &is_full);
+		int waiting = wire->flush(q->wire);
+		out->received += (uint32_t)received;
+		out->sent += (uint32_t)sent;
+		q->counters.tx_full += (uint64_t)is_full;
+		/* What is full and sent nothing waits for the network. */
+		out->blocked = waiting || (is_full && !sent);
+		out->more = received == HS_WIRE_BURST || q->parked_count || q->first_due;
+		if (out->blocked || q->parked_count || !is_clocked)
+			break;
+		uint64_t mono_ns = monotonic_ns();
+		q->now_ns = now_ns + (mono_ns - began_ns);
+		if (out->received + out->sent >= bursts * HS_WIRE_BURST ||
+		    mono_ns - began_ns >= MOST_TURN_NS + spin_ns)
+			break;
+		if (received || sent)
+			idle_since_ns = mono_ns;
+		else if (mono_ns - idle_since_ns >= patience_ns(q, out, spin_ns))
+			break;
+	}
+}
+
+static int turn_size(uint32_t datagrams)
+{
+	int size = 0;
+	for (; datagrams && size < HS_QUIC_TURN_SIZES - 1; datagrams >>= 1)
+		size++;
+	return size;
+}
+
+void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
+		  struct hs_quic_turn *out)
+{
+	memset(out, 0, sizeof(*out));
+	bury_the_dead(q);
+	q->event_count = 0;
+	hs_quic_advance(q, now_ns);
+	hs_held_expire(q);
+	take_parked(q);
+	run_bursts(q, bursts, spin_ns, out);
+	tell_all(q);
+	q->counters.turns++;
+	q->counters.rx_in_turns[turn_size(out->received)]++;
+	q->counters.tx_in_turns[turn_size(out->sent)]++;
+	q->counters.empty_turns += !out->received && !out->sent;
+	q->counters.tx_datagrams += out->sent;
+	out->events = q->events;
+	out->event_count = q->event_count;
+	out->parked = q->parked_count;
+	out->deadline_ns = hs_quic_deadline(q);
+}
+
+/* --- beginning and end ------------------------------------------------------------------------ */
+
+struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
+			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
+			    void *owner)
+{
+	struct hs_quic *q = calloc(1, sizeof(*q));
+	struct hs_half_open *handshakes = hs_half_open_new();
+	int has_cids = q && handshakes && !hs_cids_init(&q->cids);
+	if (!has_cids || hs_streams_init(&q->streams)) {
+		if (has_cids)
+			hs_cids_free(&q->cids);
+		wire->verbs->free(wire);
+		hs_half_open_free(handshakes);
+		free(q);
+		return NULL;
+	}
+	q->handshakes = handshakes;
+	q->wire = wire;
+	q->make_fifos = make_fifos;
+	q->find_path = find_path;
+	q->owner = owner;
+	q->touched_end = &q->touched;
+	q->reset_budget = 1;
+	memcpy(q->cid_prefix, cid_prefix, sizeof(q->cid_prefix));
+	memcpy(q->secret, secret, sizeof(q->secret));
+	return q;
+}
+
+void hs_quic_free(struct hs_quic *q)
+{
+	bury_the_dead(q);
+	for (uint32_t i = 0; i < q->connection_top; i++) {
+		if (q->connections[i])
+			hs_connection_free(q->connections[i]);
+	}
+	while (q->listeners)
+		hs_quic_unlisten(q, q->listeners);
+	for (uint32_t i = 0; i < q->parked_count; i++)
+		free(q->parked[i].data);
+	hs_held_free(q);
+	hs_half_open_free(q->handshakes);
+	hs_resume_free_replays(q);
+	hs_cids_free(&q->cids);
+	hs_streams_free(&q->streams);
+	free(q->connections);
+	free(q->free_numbers);
+	free(q->heap);
+	free(q->events);
+	free(q->stops);
+	q->wire->verbs->free(q->wire);
+	free(q);
+}
+
+struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number)
+{
+	return number < q->connection_top ? q->connections[number] : NULL;
+}
+
+void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
+{
+	const uint64_t *from = (const uint64_t *)(const void *)&q->counters;
+	uint64_t *to = (uint64_t *)(void *)out;
+	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	out->half_open = __atomic_load_n(&q->half_open, __ATOMIC_RELAXED);
+}
+
+/* --- datagrams of unknown paths ---------------------------------------------------------------- */
+
+const uint8_t *hs_quic_parked_key(struct hs_quic *q, uint32_t index)
+{
+	return index < q->parked_count ? q->parked[index].key : NULL;
+}
+
+void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id)
+{
+	if (index < q->parked_count) {
+		q->parked[index].is_admitted = 1;
+		q->parked[index].path_id = path_id;
+	}
+}
