@@ -222,8 +222,11 @@ class AttachedWorker(Application):
             return False
 
     def clear_wake_up(self) -> None:
-        """The wake-up has done its work. Raises ChannelClosedError if none will come any more."""
-        self._wakes_us.clear()
+        """The wake-up has done its work. If none will come any more, the channel ends as well."""
+        try:
+            self._wakes_us.clear()
+        except ChannelClosedError:
+            self._channel.abandon()
 
     def settle(self) -> None:
         """What did not fit before may now, and nobody else would look."""
@@ -247,19 +250,26 @@ class AttachedWorker(Application):
         self._released.loop = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._channel.run)
-                nursery.start_soon(self._receive)
+                nursery.start_soon(self._send_waiting)
                 nursery.start_soon(self._listen_to_events)
-        except* ChannelClosedError:
-            pass
+                await self._receive()
+                nursery.cancel_scope.cancel()
         finally:
             self.close()
 
     async def _receive(self) -> None:
-        while True:
-            self.take_messages(await self._channel.receive())
-            self.wake_application()
-            self.settle()
+        """Until the worker is gone, and what it said before has been read."""
+        with contextlib.suppress(ChannelClosedError):
+            while True:
+                self.take_messages(await self._channel.receive())
+                self.wake_application()
+                self.settle()
+
+    async def _send_waiting(self) -> None:
+        try:
+            await self._channel.run()
+        except ChannelClosedError:
+            self._channel.abandon()
 
     async def _listen_to_events(self) -> None:
         while True:

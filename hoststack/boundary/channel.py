@@ -213,11 +213,20 @@ class Channel:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def abandon(self) -> None:
+        """Send no more, and receive what has come already; ChannelClosedError follows that."""
+        self.shut()
+        self._drop_waiting()
+
     def close(self) -> None:
         """Idempotent."""
+        self._drop_waiting()
+        self._socket.close()
+
+    def _drop_waiting(self) -> None:
         while self._waiting:
             close_all(self._waiting.popleft()[1])
-        self._socket.close()
+        self._has_sent.unpark_all()
 
 
 def close_all(fds: Iterable[int]) -> None:

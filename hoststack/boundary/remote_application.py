@@ -51,9 +51,8 @@ _MANY_NOTICES: Final = 1024
 _MOST_UNREAD: Final = 256
 
 
-#: What tells of an application that is gone or does what none should; the rest may be ours.
+#: What tells of an application that does what none should; the rest may be ours.
 _ITS_OWN_FAULT: Final = (
-    ChannelClosedError,
     EventRingCorruptError,
     FifoCorruptError,
     ImpossibleRequestError,
@@ -113,6 +112,8 @@ class RemoteApplication(Application):
         self._scope = trio.CancelScope()
         self.gone: str | None = None
         """Why it is not served any more."""
+        self._why_ended: str | None = None
+        """What told first that it leaves, while what it said before is still to be read."""
 
     # --- the worker's side -----------------------------------------------------------------
 
@@ -217,7 +218,9 @@ class RemoteApplication(Application):
         return self.gone is None and self._pool.has_room_for(*sizes_bytes)
 
     def on_fault(self, error: Exception) -> None:
-        if isinstance(error, CodecError):
+        if isinstance(error, ChannelClosedError):
+            self._on_end(error)
+        elif isinstance(error, CodecError):
             self.leave(f"it sent rubbish: {error}")
         elif isinstance(error, _ITS_OWN_FAULT):
             self.leave(str(error))
@@ -251,13 +254,20 @@ class RemoteApplication(Application):
 
     # --- its tasks ---------------------------------------------------------------------------
 
+    def _on_end(self, error: ChannelClosedError) -> None:
+        """It closed one of its ends. They go one after another, and what it said before counts, a
+        close with a code perhaps: `_receive` reads that, and leaves then."""
+        if self._why_ended is None:
+            self._why_ended = str(error)
+        self._channel.abandon()
+
     async def run(self) -> None:
         """Listens to it until it leaves, or is thrown out: `gone` says why. Nothing that it does
         is raised here."""
         try:
             with contained(self.on_fault), self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._channel.run)
+                    nursery.start_soon(self._send)
                     nursery.start_soon(self._receive)
                     nursery.start_soon(self._listen_to_wake_ups)
         finally:
@@ -276,22 +286,30 @@ class RemoteApplication(Application):
                 if len(self._incoming) >= _REQUESTS_IN_TURN:
                     await self._wait_for_turn()
                 await self._channel.wait_sent(_MOST_UNREAD)
-        except ChannelClosedError:
-            # What it said last counts: a close with a code, perhaps.
+        except ChannelClosedError as error:
             while self._incoming:
                 self.worker.wake()
                 await self._wait_for_turn()
-            raise
+            self.leave(self._why_ended or str(error))
 
     async def _wait_for_turn(self) -> None:
         self._has_room = trio.Event()
         await self._has_room.wait()
 
+    async def _send(self) -> None:
+        try:
+            await self._channel.run()
+        except ChannelClosedError as error:
+            self._on_end(error)
+
     async def _listen_to_wake_ups(self) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(self._wakes_worker)
-            self._wakes_worker.clear()
-            self.worker.turn_over()
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._wakes_worker)
+                self._wakes_worker.clear()
+                self.worker.turn_over()
+        except ChannelClosedError as error:
+            self._on_end(error)
 
     def _send_segment(self, number: int, fd: int) -> None:
         try:

@@ -447,7 +447,7 @@ class SessionLayer:
         listener = self._listeners.receiver(context)
         if listener is None or context.listener is None:
             # The listener went while the handshake was under way.
-            self._refuse(context, 0, "no listener")
+            self._refuse(context, _REFUSED, "no listener")
             return
         if listener.is_full:
             self.sessions.refused["untaken"] += 1

@@ -98,13 +98,13 @@ class AttachClient:
 
     def _prepared(self, timeout_s: float | None) -> float | None:
         """Arms what wakes a sleeper; how long it may sleep."""
-        for index, link in list(self._links.items()):
+        for link in self._links.values():
             link.settle()
             try:
                 if not link.channel.flush():
                     timeout_s = _CROWDED_S if timeout_s is None else min(timeout_s, _CROWDED_S)
             except ChannelClosedError:
-                self._lose(index)
+                link.channel.abandon()
             else:
                 if link.arm_events():
                     timeout_s = 0
@@ -129,8 +129,8 @@ class AttachClient:
         try:
             if fd == link.wake_fd:
                 link.clear_wake_up()
-                return
-            link.take_messages(link.channel.receive_now())
+            else:
+                link.take_messages(link.channel.receive_now())
         except ChannelClosedError:
             self._lose(index)
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -183,6 +184,13 @@ def test_fifty_killed_applications_leave_nothing_behind(make_daemon: MakeDaemon)
     assert "Traceback" not in daemon.log
 
 
+def loading_s() -> float:
+    """How long a process that does what a worker does first takes on this machine, as it is now."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import hoststack.daemon.worker_main"], check=True)
+    return time.monotonic() - began
+
+
 def test_workers_that_are_killed_again_and_again(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon("--workers", "2")
     replaced_s = []
@@ -227,7 +235,7 @@ def test_workers_that_are_killed_again_and_again(make_daemon: MakeDaemon) -> Non
         return began
 
     trio.run(main)
-    assert min(replaced_s) < 1, replaced_s
+    assert min(replaced_s) < max(1.0, 3 * loading_s()), replaced_s
     assert "Traceback" not in daemon.log
 
 
@@ -288,6 +296,8 @@ def test_a_second_sigterm_does_not_wait(make_daemon: MakeDaemon) -> None:
                 echo_server(server) as uri,
                 client.connect(uri, tls=TRUSTING) as connection,
             ):
+                # From here on the listener has taken it.
+                assert await ask(connection, b"here") == b"here"
                 daemon.process.send_signal(signal.SIGTERM)
                 await trio.to_thread.run_sync(daemon.wait_for, "SIGTERM: draining")
                 assert await ask(connection, b"still here") == b"still here"
