@@ -374,7 +374,11 @@ def be_evil(path: str, seed: int, target: tuple[str, int], end: float) -> Counte
     """Until a moment of time.monotonic(); what was done how often."""
     rng, done = random.Random(seed), Counter[str]()
     while time.monotonic() < end:
-        evil = Evil(path, rng, target)
+        try:
+            evil = Evil(path, rng, target)
+        except (ChannelClosedError, OSError):  # others that attach took its place
+            done["refused"] += 1
+            continue
         done["attached"] += 1
         try:
             for _ in range(rng.choice([100, 1000, 10_000])):
