@@ -148,7 +148,7 @@ def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Pa
     assert (installed / "hoststack" / "py.typed").exists()
     # bcc compiles where it traces; no other source is of use there.
     assert [each.name for each in installed.rglob("*.c")] == ["tracing.bcc.c"]
-    assert (installed / "hoststack" / "link" / "steer.bpf.o").exists()
+    assert (installed / "hoststack" / "link" / "xdp" / "steer.bpf.o").exists()
     assert list((installed / "pyxdp").glob("_pyxdp*.so"))
     assert list((installed / "hoststack" / "native" / "quic").glob("_quic*.so"))
     [entry_points] = installed.glob("*.dist-info/entry_points.txt")

@@ -35,6 +35,7 @@ class ServesApplications(Protocol):
     """A worker process."""
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None: ...
+    async def wait_for_room(self) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -148,7 +149,8 @@ class AttachServer:
         except attaching.GreetingError as error:
             logger.info("process %d of user %d said nothing that makes sense: %s", pid, uid, error)
             return None
-        refusal = self._refusal(hello)
+        refusal = self._refusal(hello) or await self._wait_for_room()
+        refusal = refusal or self._refusal(hello)  # others attached meanwhile
         if refusal is not None:
             self.refused += 1
             logger.info("%s (process %d, user %d) refused: %s", hello.name, pid, uid, refusal.text)
@@ -162,6 +164,15 @@ class AttachServer:
         for index in list(self._workers):
             self._offer(client, index)
         return client
+
+    async def _wait_for_room(self) -> attaching.Refused | None:
+        """Until all workers take orders: they may be behind where many applications attach."""
+        with trio.move_on_after(_PATIENCE_S) as patience:
+            for worker in list(self._workers.values()):
+                await worker.wait_for_room()
+        if not patience.cancelled_caught:
+            return None
+        return attaching.Refused(errno.EAGAIN, "a worker takes no applications now: try it again")
 
     def _refusal(self, hello: attaching.Attach) -> attaching.Refused | None:
         if hello.version != attaching.PROTOCOL_VERSION:

@@ -122,6 +122,10 @@ class WorkerProcess:
         if not self._send(order, fds) and self._channel.has_waiting:
             raise OSError(errno.EAGAIN, f"process {self.pid}, a worker, takes no applications now")
 
+    async def wait_for_room(self) -> None:
+        """Until it has read its orders, or its socket has room for more; or until it is gone."""
+        await self._channel.wait_sent(0)
+
     def drain(self, seconds: float) -> None:
         """Have it end when its connections have, or after so long."""
         self._send(orders.Drain(seconds), ())

@@ -73,6 +73,11 @@ class Workers:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.served = 0
+        self.has_room = trio.Event()
+        self.has_room.set()
+
+    async def wait_for_room(self) -> None:
+        await self.has_room.wait()
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
         if self.error is not None:
@@ -181,6 +186,44 @@ def test_no_greeting_ends_more_than_itself(tmp_path: Path, what: str) -> None:
                 for answer in answers:
                     assert not isinstance(attaching.decode_answer(answer), attaching.WorkerLost)
             assert not patience.cancelled_caught
+            assert await served.is_well()
+
+    trio.run(main)
+
+
+def test_an_application_waits_for_a_worker_that_is_behind(tmp_path: Path) -> None:
+    """So does one that comes while others attach by the hundred."""
+
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served, trio.open_nursery() as nursery:
+            served.worker.has_room = trio.Event()
+            nursery.start_soon(served.ask, HELLO, b"")
+            with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                await end.connect(served.path)
+                await end.send(HELLO)
+                with trio.move_on_after(0.2) as told:
+                    await end.recv(65536)
+                assert told.cancelled_caught
+                assert served.worker.served == 0
+                served.worker.has_room.set()
+                answer = attaching.decode_answer(await end.recv(65536))
+                assert isinstance(answer, attaching.Attached)
+            assert await served.is_well()
+
+    trio.run(main)
+
+
+def test_a_worker_that_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach_server, "_PATIENCE_S", 0.2)
+
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served:
+            served.worker.has_room = trio.Event()
+            (answer,) = await served.ask(HELLO)
+            refused = attaching.decode_answer(answer)
+            assert isinstance(refused, attaching.Refused)
+            assert "try it again" in refused.text
+            served.worker.has_room.set()
             assert await served.is_well()
 
     trio.run(main)

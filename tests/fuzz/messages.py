@@ -241,6 +241,7 @@ def _no_fifo(name: BlockName) -> Fifo:
 
 class _NoWorker:
     def serve(self, order: object, fds: list[int]) -> None: ...
+    async def wait_for_room(self) -> None: ...
 
 
 async def attaching_rounds(maker: Maker, rounds: int, folder: Path) -> Counter[str]:
