@@ -21,6 +21,7 @@ from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.quic.seam import ABORTED_CODE, CloseInfo, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
+from hoststack.sizes import parse_size
 from hoststack.text import printable
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "UriError",
     "attach",
     "open_stack",
+    "parse_size",
     "printable",
 ]

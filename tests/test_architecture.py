@@ -25,7 +25,10 @@ class Floor(NamedTuple):
 
 #: From the ground up. A folder imports itself and those of lower floors.
 FLOORS = (
-    Floor(("hoststack/text.py",), "how text from outside is shown"),
+    Floor(
+        ("hoststack/text.py", "hoststack/sizes.py"),
+        "how text from outside is shown, and how sizes are read",
+    ),
     Floor(("pyxdp",), "AF_XDP for Python: libxdp and libbpf through cffi; knows nothing of QUIC"),
     Floor(
         ("hoststack/native",),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+import hoststack
 from apps.quic_echo.timing import EVENTS
 
 #: What the side that opens streams sends on each if it is told nothing.
@@ -105,12 +106,12 @@ def parse_options(words: Sequence[str]) -> Options:
     return _completed(Options(**given), given)
 
 
-def parse_size(word: str, text: str) -> int:
-    """Bytes from `1337`, `64K`, `10Mb`, `1GB` (binary multiples, as VPP's); raises UsageError."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)B?", text, re.ASCII | re.IGNORECASE)
-    if not match:
-        raise UsageError(f"{word}: {text!r} is no size: write a number, or one with K, M or G")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
+def size_of(word: str, text: str) -> int:
+    """The size in bytes that follows a word; raises UsageError."""
+    try:
+        return hoststack.parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"{word}: {error}") from None
 
 
 def _completed(options: Options, given: dict[str, Any]) -> Options:
@@ -226,7 +227,7 @@ def _number(low: int, high: int) -> _Convert:
 
 def _size(low: int, high: int) -> _Convert:
     def convert(word: str, text: str, field: str) -> dict[str, Any]:
-        size = parse_size(word, text)
+        size = size_of(word, text)
         if not low <= size <= high:
             raise UsageError(f"{word}: {text!r} is out of range: from {low} to {high} bytes")
         return {field: size}
@@ -244,11 +245,11 @@ def _one_of(*choices: str) -> _Convert:
 
 
 def _tx(word: str, text: str, field: str) -> dict[str, Any]:
-    return {field: None if text == "RX" else parse_size(word, text)}
+    return {field: None if text == "RX" else size_of(word, text)}
 
 
 def _rx(word: str, text: str, field: str) -> dict[str, Any]:
-    return {field: parse_size(word, text)}
+    return {field: size_of(word, text)}
 
 
 def _clients(word: str, text: str, field: str) -> dict[str, Any]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from apps.vcl_test.stats import LINE
-from hoststack import vcl
+from hoststack import parse_size, vcl
 
 #: VPP's.
 DEFAULT_PORT: Final = 22000
 LEAST_BUFFER_BYTES: Final = 128
 _MOST_BUFFER_BYTES: Final = 64 << 20
 _TESTS: Final = ("none", "echo", "uni", "bi")
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass
@@ -80,10 +78,11 @@ class OptionError(ValueError):
 
 
 def number(text: str, least: int, most: int) -> int:
-    """A decimal or hexadecimal number; raises OptionError."""
-    found = re.fullmatch(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,18})([KMG]?)", text)
-    value = int(found[1], 0 if found[1][:2].lower() == "0x" else 10) if found else -1
-    value = value * _UNITS[found[2]] if found else -1
+    """A decimal or hexadecimal number, as sizes are written; raises OptionError."""
+    try:
+        value = parse_size(text)
+    except ValueError:
+        value = -1
     if not least <= value <= most:
         raise OptionError(f"{text!r} is no number from {least} to {most}")
     return value

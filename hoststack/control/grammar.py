@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from hoststack.boundary import protocols
 from hoststack.boundary.uri import UriError, parse_uri
+from hoststack.sizes import parse_size
 
 Argument = str | int | float | bool
 
@@ -20,8 +22,6 @@ Argument = str | int | float | bool
 _SHOWN_CHARACTERS: Final = 40
 #: What is said of a command that failed for a reason that nobody thought of.
 FAULT: Final = "this command failed by a fault of its own; the log has more"
-_UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30}
-_SIZE: Final = re.compile(r"([0-9]{1,15})([kmg]?)b?", re.IGNORECASE | re.ASCII)
 
 
 class CommandError(Exception):
@@ -90,10 +90,8 @@ class Size:
     choices: tuple[str, ...] = ()
 
     def read(self, word: str) -> int:
-        found = _SIZE.fullmatch(word)
-        if found:
-            unit = found[2].lower()
-            size = int(found[1]) << (_UNITS[unit] if unit else self.shift)
+        with suppress(ValueError):
+            size = parse_size(word, shift=self.shift)
             if self.least <= size <= self.most:
                 return size
         raise ValueError(

@@ -13,7 +13,6 @@ A key stands on a line of its own, with its value behind it; `#` begins a commen
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Final
 
 from hoststack.boundary.attaching import DEFAULT_PATH
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
+from hoststack.sizes import parse_size
 
 #: Names the file.
 CONFIG_VARIABLE: Final = "VCL_CONFIG"
@@ -60,14 +60,8 @@ class VclConfig:
         return frozenset(scopes)
 
 
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-
-
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(0x[0-9a-fA-F]{1,12}|[0-9]{1,12})([kKmMgG]?)[bB]?", text)
-    if found is None:
-        raise ValueError("a size in bytes is wanted, as 65536, 0x10000 or 4M")
-    size = int(found[1], 0) * _UNITS[found[2].lower()]
+    size = parse_size(text)
     if not 1 <= size <= 1 << 32:
         raise ValueError("a FIFO has 1 byte to 4 GiB")
     return size

@@ -73,7 +73,7 @@ def test_without_a_file() -> None:
         ("vcl {\n  nonsense 1\n}\n", "x.conf:2: unknown key 'nonsense'"),
         ("vcl {\n  rx-fifo-size\n}\n", "x.conf:2: behind rx-fifo-size stands one value"),
         ("vcl {\n\n  rx-fifo-size 1 2\n}\n", "x.conf:3: behind rx-fifo-size stands one value"),
-        ("vcl {\n  rx-fifo-size big\n}\n", "x.conf:2: rx-fifo-size 'big': a size in bytes"),
+        ("vcl {\n  rx-fifo-size big\n}\n", "x.conf:2: rx-fifo-size 'big': 'big' is no size"),
         ("vcl {\n  rx-fifo-size 0\n}\n", "x.conf:2: rx-fifo-size '0': a FIFO has"),
         ("vcl {\n  rx-fifo-size 99999G\n}\n", "x.conf:2: rx-fifo-size '99999G': a FIFO has"),
         ("vcl {\n  app-scope-local yes\n}\n", "x.conf:2: behind app-scope-local stands nothing"),
