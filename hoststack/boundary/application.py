@@ -1,8 +1,9 @@
-"""The boundary between one application and one worker, as both sides see it.
+"""The boundary between one application and one worker.
 
-Requests and signals go down, notices and events come up. Signals and events are 16-byte entries in
-event rings; requests and notices are messages. In process both lie in plain memory and a wake-up
-is a call; an application in another process has the same with shared memory and a socket.
+The application sends requests and signals down; the worker sends notices and events up. Signals and
+events are 16-byte entries in event rings; requests and notices are messages. In one process both
+are in plain memory and a wake-up is a call. An application in another process uses shared memory
+and a socket instead.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 
-#: Entries of an event ring. What does not fit waits on its producer's side.
+#: Entries of an event ring. The producer queues what does not fit.
 RING_ENTRIES = 4096
 
 
-#: How long a window may stay where it is though the application has read; nobody waits for it then.
+#: Longest delay of a signal that is not urgent: the peer still has most of its window.
 LAZY_S = 0.001
 
 
 def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
-    """The part of `TlsConfig.sessions` that is about a connect's server."""
+    """Return the part of `TlsConfig.sessions` for a connect's server; None without a cache."""
     cache = request.tls.sessions
     if cache is None:
         return None
@@ -39,35 +40,35 @@ def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
 
 
 class Wakeable(Protocol):
-    """How an application has its worker have a turn."""
+    """How an application schedules its worker."""
 
     def wake(self) -> None:
-        """Soon."""
+        """Run the worker soon."""
 
     def wake_within(self, seconds: float) -> None:
-        """In so many seconds, or sooner if there is a turn for another reason."""
+        """Run the worker within this time, or earlier if it runs for another reason."""
 
     def turn_over(self) -> None:
-        """At once where that is possible, else soon: there is something to send."""
+        """Run the worker inline where that is possible, else soon: there is data to send."""
 
 
 class _NoWorker:
-    """The worker before there is one."""
+    """Placeholder before the application is attached to a worker."""
 
     def wake(self) -> None: ...
     def wake_within(self, seconds: float) -> None: ...
     def turn_over(self) -> None: ...
 
 
-def _nobody() -> None:
-    """The application's wake-up before it has said how to wake it."""
+def _no_wake_up() -> None:
+    """Placeholder before the application sets `wake_application`."""
 
 
 class EventChannel:
-    """One direction of events: a ring, and what did not fit into it yet.
+    """One direction of events: a ring, and a queue for what does not fit into it.
 
-    An event is a reason to look, so one of each kind is enough for a session: what waits is bounded
-    by the sessions that there are, whatever a peer does.
+    An event only says that something changed, so the queue holds one of each kind for a session.
+    The number of sessions therefore bounds it, whatever a peer does.
     """
 
     def __init__(self, ring: EventRing) -> None:
@@ -79,14 +80,14 @@ class EventChannel:
             self._waiting[handle, int(code)] = None
 
     def settle(self) -> int:
-        """Move what waits into the ring, as far as there is room; returns how much still waits."""
+        """Move queued events into the ring while it has room; return how many are left."""
         while self._waiting and self.ring.push(*(first := next(iter(self._waiting)))):
             del self._waiting[first]
         return len(self._waiting)
 
     @property
     def is_held_up(self) -> bool:
-        """Whether something did not fit into the ring yet."""
+        """Whether events are queued because the ring was full."""
         return bool(self._waiting)
 
     def pop_all(self) -> list[tuple[int, int, int]]:
@@ -102,11 +103,12 @@ class EventChannel:
 
 
 class ImpossibleRequestError(Exception):
-    """No application of ours asks for this: one that does has gone mad, or is evil."""
+    """A request that this project's client code never sends; the application is broken or
+    malicious."""
 
 
 class ApplicationSide(Protocol):
-    """What the application's objects need: one worker, or several as one."""
+    """What the application's objects use: one worker, or several presented as one."""
 
     wake_application: Callable[[], None]
 
@@ -121,29 +123,29 @@ class ApplicationSide(Protocol):
 
 
 class Application:
-    """An application, as one worker knows it and as it knows that worker."""
+    """An application attached to one worker: both sides of the boundary."""
 
     def __init__(
         self, name: str, down: EventRing | None = None, up: EventRing | None = None
     ) -> None:
-        """With rings of its own, or those that it shares with another process."""
+        """Create an application, with new rings or with those shared with another process."""
         self.name = name
         self.namespace = DEFAULT_NAMESPACE
         self.scopes: frozenset[Scope] = frozenset({"global"})
         self.group: tuple[str, str, int] | None = None
-        """Name, namespace and uid of applications that may listen on one endpoint together; None:
-        none may."""
+        """Name, namespace and uid of the applications that may share listening endpoints; None:
+        it shares none."""
         self.worker: Wakeable = _NoWorker()
-        self.wake_application: Callable[[], None] = _nobody
+        self.wake_application: Callable[[], None] = _no_wake_up
         self.max_sessions: int | None = None
-        """Listeners, connections and streams that it may have; None: any number."""
+        """Most listeners, connections and streams together; None: any number."""
         self.sessions_in_use = 0
         self.max_ports: int | None = None
-        """Ports of the network that it may listen on; None: any number."""
+        """Most ports of the network that it may listen on; None: any number."""
         self.max_fifo_bytes: int | None = None
-        """Memory that its FIFOs may take; None: any."""
+        """Most memory for its FIFOs; None: any."""
         self.is_remote = False
-        """Whether it is in another process, and sees no memory but segments."""
+        """Whether it is in another process, and can only access shared segments."""
         self._down = EventChannel(EventRing(RING_ENTRIES) if down is None else down)
         self._up = EventChannel(EventRing(RING_ENTRIES) if up is None else up)
         self._requests: deque[Request] = deque()
@@ -152,20 +154,21 @@ class Application:
     # --- the application's side ---
 
     def request(self, request: Request) -> None:
-        """Ask the worker for something; replies come as notices."""
+        """Send a request to the worker; replies are notices."""
         self._requests.append(request)
         self.worker.wake()
 
     def signal_sent(self, handle: int) -> None:
-        """Tell the worker that the tx FIFO of a session got bytes or its end."""
+        """Signal the worker that the tx FIFO of a session has new bytes, or its end."""
         self._down.push(handle, EventCode.SENT)
         self.worker.turn_over()
 
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
-        """Tell the worker that the rx FIFO of a session has more room.
+        """Signal the worker that the rx FIFO of a session has more room.
 
-        Where the peer has much of its window left, that may wait: a wake-up costs more than it
-        brings. But not for long, for all streams of a connection share its window.
+        If the peer has most of its window left, this is not urgent, and the signal waits up to
+        LAZY_S: a wake-up costs more than it gains. It cannot wait longer, since all streams of a
+        connection share its window.
         """
         self._down.push(handle, EventCode.CONSUMED)
         if is_urgent:
@@ -174,91 +177,90 @@ class Application:
             self.worker.wake_within(LAZY_S)
 
     def signal_taken(self, handle: int) -> None:
-        """Tell the worker that the program has taken a connection or a stream that a peer began.
+        """Signal the worker that the program accepted a connection or stream that a peer opened.
 
-        The peer may begin another one when that is over.
+        The peer may open another one when that is closed.
         """
         self._down.push(handle, EventCode.TAKEN)
         self.worker.wake_within(LAZY_S)
 
     def signal_noted(self, handle: int) -> None:
-        """Tell the worker that the last PathChanged and DatagramsReady of a connection were taken.
-
-        Others may follow then.
-        """
+        """Signal the worker that the program read the last PathChanged and DatagramsReady of a
+        connection. The worker sends the next ones only after that."""
         self._down.push(handle, EventCode.NOTED)
         self.worker.wake_within(LAZY_S)
 
     def take_notices(self) -> list[Notice]:
-        """All notices that have come since the last call, oldest first."""
+        """Return all notices since the last call, oldest first."""
         notices = list(self._notices)
         self._notices.clear()
         return notices
 
     def take_events(self) -> list[tuple[int, int, int]]:
-        """All events that have come, as (handle, EventCode, 0), oldest first."""
+        """Return all events since the last call as (handle, EventCode, 0), oldest first."""
         return self._up.pop_all()
 
     def on_bad_notice(self, notice: Notice, error: Exception) -> None:
-        """A notice made its receiver stumble: in this process that is a mistake of ours."""
+        """Handle an exception in the receiver of a notice; in one process that is a bug."""
         raise error
 
     # --- the worker's side ---
 
     def arm(self) -> bool:
-        """The worker is about to sleep; whether there is something for it to do after all."""
+        """Ask for a wake-up before the worker sleeps; return whether it has work already."""
         return False
 
     def make_fifo(self, size_bytes: int) -> Fifo:
-        """A FIFO for this application. Raises as `make_fifos`."""
+        """Allocate one FIFO for this application. Raises as `make_fifos`."""
         (fifo,) = self.make_fifos([FifoSize(size_bytes, size_bytes)])
         return fifo
 
     def make_fifos(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
-        """FIFOs for a stream or for datagrams of this application, all or none.
+        """Allocate FIFOs for a stream or for datagrams of this application, all or none.
 
-        `owner` is a connection on which a peer may ask for any number; None stands for what the
-        application itself asks for. Raises OSError and MemoryError.
+        `owner` is the connection that is charged when a peer causes the allocation; None when the
+        application asks for it. Raises OSError and MemoryError.
         """
         return [Fifo(size.wanted_bytes) for size in sizes]
 
     def on_fault(self, error: Exception) -> None:
-        """What it asked for, or has in its FIFOs, can't be, or there is a mistake of ours: in this
-        process that is everybody's end."""
+        """Handle an exception from serving this application: an invalid request, corrupt FIFOs or
+        a bug. In one process it propagates and ends the worker."""
         raise error
 
     def sessions_for(self, request: Connect, engine: str) -> ServerSessions | None:
-        """Where its tickets and tokens of a server lie, as far as it keeps any."""
+        """Return the cache of its tickets and tokens for a server; None if it has none."""
         return known_sessions(request, engine)
 
     def choose_sizes(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
-        """As large as FIFOs may be that it shares with another application. Raises OSError."""
+        """Return the sizes allowed for FIFOs that it shares with another application. Raises
+        OSError."""
         return [size.wanted_bytes for size in sizes]
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
-        """Whether FIFOs of these sizes can be made: there are limits on other processes."""
+        """Return whether FIFOs of these sizes are within the limits of an application in another
+        process."""
         return True
 
     def make_peer_fifo(self, size_bytes: int) -> Fifo:
-        """As `make_fifo`, for the endpoint of a UDP listener's peer."""
+        """Allocate a FIFO as `make_fifo` does, for a peer of a UDP listener."""
         return self.make_fifo(size_bytes)
 
     @property
     def peer_fifo_bytes(self) -> int:
-        """Memory that `make_peer_fifo` took and that another process has not released yet."""
+        """Memory from `make_peer_fifo` that another process has not released yet."""
         return 0
 
     @property
     def is_behind(self) -> bool:
-        """Whether many notices wait for it: another process may not take them as they come."""
+        """Whether many notices are queued because another process reads them too slowly."""
         return False
 
     def adopt_fifo(
         self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None
     ) -> None:
-        """Learn of a FIFO that it shares with another application (cut-through), which has a
-        segment to itself; the descriptor is taken over. In this process there is nothing to
-        learn."""
+        """Register a FIFO that it shares with another application (cut-through) in a segment of
+        its own, and take ownership of the descriptor. In one process this only closes it."""
         os.close(segment_fd)
 
     def take_requests(self) -> list[Request]:
@@ -276,7 +278,7 @@ class Application:
         self._up.push(handle, code)
 
     def flush(self) -> bool:
-        """Wake the application if anything waits for it; whether something did."""
+        """Wake the application if it has notices or events; return whether it had."""
         if not self._notices and self._up.is_idle:
             return False
         self.wake_application()
@@ -286,6 +288,6 @@ class Application:
 async def run_alone(
     application: Application, task: Callable[..., Awaitable[None]], *arguments: object
 ) -> None:
-    """Run a task on behalf of an application: what it raises is that application's fault."""
+    """Run a task for an application, and pass what it raises to `on_fault` of that application."""
     with contained(application.on_fault):
         await task(*arguments)

@@ -1,5 +1,5 @@
-"""The application's side of a worker in another process (boundary/remote_application.py is that
-worker's)."""
+"""The application's side of a worker in another process. The worker's side is
+boundary/remote_application.py."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ _NAMES_IN_MESSAGE: Final = 1024
 
 
 class _Released:
-    """FIFOs that are gone here, of which the worker has to hear."""
+    """Names of freed FIFOs that have yet to be reported to the worker."""
 
     def __init__(self, worker: AttachedWorker) -> None:
         self._worker = weakref.ref(worker)
         self._names: list[BlockName] = []
         self.loop: trio.lowlevel.TrioToken | None = None
-        """Where `run` runs."""
+        """The trio loop that runs `AttachedWorker.run`."""
 
     def add(self, name: BlockName) -> None:
-        """Called by a finalizer, in the middle of anything."""
+        """Add a name. A finalizer calls this, so it may interrupt any other code."""
         self._names.append(name)
         if len(self._names) == 1 and self.loop is not None:
-            # Nothing else may come to do here, and the worker would keep the memory for as long.
+            # Report soon: an idle application would otherwise hold the worker's memory.
             with contextlib.suppress(trio.RunFinishedError):
                 self.loop.run_sync_soon(self._tell, idempotent=True)
 
@@ -67,23 +67,24 @@ class _Released:
             worker._release_fifos()
 
     def take(self) -> Iterator[tuple[BlockName, ...]]:
-        """What came since the last call, as much at a time as a message has room for."""
+        """Return the names added since the last call, in tuples that fit into a message."""
         names, self._names = self._names, []
         for first in range(0, len(names), _NAMES_IN_MESSAGE):
             yield tuple(names[first : first + _NAMES_IN_MESSAGE])
 
 
 class AttachedWorker(Application):
-    """A worker, as this process reaches it. Takes the socket and the descriptors over.
+    """A worker in another process. Owns the socket and the descriptors.
 
-    In a trio program `run` has to run; when it ends the worker, or the way to it, is gone. Without
-    trio whoever waits for descriptors does what `run` does (hoststack/vcl/client.py).
+    In a trio program, `run` must run; it returns when the worker or the connection to it is gone.
+    Without trio, the program's own poll loop does the work of `run` (hoststack/vcl/client.py).
     """
 
     def __init__(
         self, name: str, channel: socket.socket, rings_fd: int, wake_worker_fd: int, wake_fd: int
     ) -> None:
-        """Raises OSError and ValueError for what no worker shares; it is closed then."""
+        """Wrap the descriptors. Raises OSError and ValueError for descriptors of the wrong kind,
+        after closing them."""
         with contextlib.ExitStack() as ours:
             self._channel = ours.enter_context(
                 contextlib.closing(Channel(channel, takes_fds=True, max_waiting=None))
@@ -107,7 +108,7 @@ class AttachedWorker(Application):
         self._signal(handle, EventCode.SENT)
 
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
-        # A worker that sleeps has time, and one that does not is not woken.
+        # Urgency does not matter: a sleeping worker is idle, and a busy one is not woken.
         self._signal(handle, EventCode.CONSUMED)
 
     def signal_taken(self, handle: int) -> None:
@@ -130,7 +131,7 @@ class AttachedWorker(Application):
             self._wakes_worker.ring()
 
     def _release_fifos(self) -> None:
-        """Tell the worker which FIFOs are gone; raises nothing."""
+        """Report the freed FIFOs to the worker; raises nothing."""
         try:
             for names in self._released.take():
                 self._send(encode(FifosReleased(names)))
@@ -139,23 +140,23 @@ class AttachedWorker(Application):
 
     def _send(self, data: bytes) -> None:
         if not self.is_gone:
-            with contextlib.suppress(ChannelClosedError):  # `run` is about to say so
+            with contextlib.suppress(ChannelClosedError):  # `run` is about to report it
                 self._channel.send(data)
 
     # --- up ----------------------------------------------------------------------------------
 
     @property
     def channel(self) -> Channel:
-        """Where its messages come from."""
+        """The channel that its messages arrive on."""
         return self._channel
 
     @property
     def wake_fd(self) -> int:
-        """Readable when it has raised events for one who sleeps."""
+        """Descriptor that is readable when the worker raised events while this side slept."""
         return self._wakes_us.fileno()
 
     def take_messages(self, received: Sequence[tuple[bytes, list[int]]]) -> None:
-        """What came on the channel."""
+        """Process messages received on the channel."""
         for data, fds in received:
             try:
                 self._take(data, fds)
@@ -188,15 +189,15 @@ class AttachedWorker(Application):
             return []
 
     def give_up(self, error: Exception) -> None:
-        """What the worker said or wrote makes no sense: it counts as dead. Idempotent."""
+        """Treat the worker as dead, because it sent or wrote invalid data. Idempotent."""
         if not self.is_given_up:
             self.is_given_up = True
             if not isinstance(error, ChannelClosedError):
-                logger.error("a worker of the daemon is given up: %s", fault_text(error))
-            self._channel.shut()  # `run` hears of that
+                logger.error("dropping a worker of the daemon: %s", fault_text(error))
+            self._channel.shut()  # which ends `run`
 
     def _refuse(self, data: bytes, error: OSError | MemoryError) -> None:
-        """A stream or datagrams for whose FIFOs this process has no room: nothing of them stays."""
+        """Refuse a stream or datagrams whose FIFOs this process has no room for."""
         named: Any = decode_notice(data, cast(Callable[[BlockName], Fifo], lambda name: name))
         for name in (named.rx, named.tx):
             if name is not None:
@@ -213,7 +214,7 @@ class AttachedWorker(Application):
             self.signal_taken(named.handle)
 
     def arm_events(self) -> bool:
-        """This side is about to sleep; whether there are events for it after all."""
+        """Ask for a wake-up before this side sleeps; return whether there are events already."""
         try:
             self._up.ring.arm()
             return bool(len(self._up.ring))
@@ -222,14 +223,14 @@ class AttachedWorker(Application):
             return False
 
     def clear_wake_up(self) -> None:
-        """The wake-up has done its work. If none will come any more, the channel ends as well."""
+        """Clear the wake-up. If the worker closed its end, close the channel as well."""
         try:
             self._wakes_us.clear()
         except ChannelClosedError:
             self._channel.abandon()
 
     def settle(self) -> None:
-        """What did not fit before may now, and nobody else would look."""
+        """Report freed FIFOs, and retry the signals that the ring had no room for."""
         self._release_fifos()
         if self._down.is_held_up:
             try:
@@ -239,14 +240,14 @@ class AttachedWorker(Application):
                 self.give_up(error)
 
     def close(self) -> None:
-        """It is gone, or nobody needs it any more."""
+        """Close all descriptors."""
         self.is_gone = True
         self._channel.close()
         self._wakes_worker.close()
         self._wakes_us.close()
 
     async def run(self) -> None:
-        """Listens to the worker until it is gone, or this is cancelled."""
+        """Receive from the worker until it is gone, or this is cancelled."""
         self._released.loop = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
@@ -258,7 +259,7 @@ class AttachedWorker(Application):
             self.close()
 
     async def _receive(self) -> None:
-        """Until the worker is gone, and what it said before has been read."""
+        """Receive until the worker is gone and all that it sent has been read."""
         with contextlib.suppress(ChannelClosedError):
             while True:
                 self.take_messages(await self._channel.receive())

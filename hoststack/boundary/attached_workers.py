@@ -1,8 +1,8 @@
-"""All workers of a daemon, as one to the application's objects above.
+"""All workers of a daemon, presented to the application's objects as one.
 
-What is about a session goes to the worker in its handle; a connect goes to the workers in turn; a
-listener is one at every worker. When a worker dies its sessions are told to be over; when another
-one takes its place, the listeners are made there anew.
+Requests about a session go to the worker named in its handle. Connects go to the workers round
+robin. A listener exists at every worker. When a worker dies, its sessions are reported closed; its
+successor gets the listeners again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.quic.seam import CloseInfo
 from hoststack.quic.session_cache import ServerSessions
 
-#: Tokens of requests that this module makes; those of the application are below.
+#: First token of requests that this module makes itself. The application's tokens are smaller.
 _FIRST_OWN_TOKEN: Final = 1 << 60
 #: RFC 9000 section 20.1: INTERNAL_ERROR.
 _INTERNAL_ERROR: Final = 1
@@ -31,37 +31,37 @@ _GONE: Final = "the worker died"
 
 @dataclass(slots=True, eq=False)
 class _Listener:
-    """A listener of the application's, at all workers."""
+    """One listener of the application, at all workers."""
 
     request: m.Listen
     handle: int | None = None
-    """By which the application knows it: the first one's."""
+    """The handle that the application uses: the first worker's."""
     at: dict[int, int] = field(default_factory=dict)
     """Handles by worker."""
     missing: int = 0
     """Workers that have not answered yet."""
     refused: set[int] = field(default_factory=set)
-    """Workers that would not have it, since one had."""
+    """Workers that refused it after another worker had accepted it."""
     is_over: bool = False
 
     @property
     def is_at_one(self) -> bool:
-        """Whether it is at one worker, and at another only when that is gone: a socket of the
-        kernel's has one owner."""
+        """Whether only one worker has it, since a kernel socket has one owner. Another worker gets
+        it only when that worker is gone."""
         return PROTOCOLS[self.request.protocol].is_kernels
 
 
 class AttachedWorkers:
-    """Has the application's side of boundary/application.py."""
+    """The application's side of boundary/application.py, for several workers."""
 
     def __init__(self, engine: str) -> None:
-        """Of workers with this engine."""
+        """Start without workers; `engine` is the name of the engine that all of them run."""
         self._engine = engine
         self.wake_application: Callable[[], None] = lambda: None
         self._workers: dict[int, AttachedWorker] = {}
         self._next: deque[int] = deque()
         self._absent: set[int] = set()
-        """Those that are gone, and will have a successor unless the daemon ends."""
+        """Workers that died. The daemon replaces them unless it ends."""
         self._notices: list[m.Notice] = []
         self._calls: dict[int, int] = {}  # worker by token
         self._connections: dict[int, set[int]] = {}  # handles by worker
@@ -71,10 +71,10 @@ class AttachedWorkers:
         self._own_calls: dict[int, _Listener] = {}
         self._own_tokens = itertools.count(_FIRST_OWN_TOKEN)
 
-    # --- which workers there are -------------------------------------------------------------
+    # --- workers ------------------------------------------------------------------------------
 
     def add(self, index: int, worker: AttachedWorker) -> None:
-        """A worker is there, perhaps in the place of one that is gone."""
+        """Add a worker, which may replace one that died."""
         assert index not in self._workers
         self._workers[index] = worker
         self._absent.discard(index)
@@ -86,7 +86,7 @@ class AttachedWorkers:
                 self._listen_at(index, listener)
 
     def remove(self, index: int) -> None:
-        """A worker is gone, and all that it had."""
+        """Remove a worker that died, and report the loss of everything that it served."""
         del self._workers[index]
         self._absent.add(index)
         self._next.remove(index)
@@ -112,7 +112,7 @@ class AttachedWorkers:
         self.wake_application()
 
     def end(self, why: str = "the daemon has ended") -> None:
-        """The daemon is gone, or has thrown this application out: no worker comes any more."""
+        """Report that all listeners are lost: the daemon ended, or detached this application."""
         for listener in list(self._listeners):
             self._lose_listener(listener, why)
         self.wake_application()
@@ -159,7 +159,7 @@ class AttachedWorkers:
             worker.signal_noted(handle)
 
     def _pick(self) -> int:
-        """The worker whose turn it is; -1 if there is none."""
+        """Return the next worker, round robin; -1 if there is none."""
         if not self._next:
             return -1
         self._next.rotate(-1)
@@ -215,7 +215,8 @@ class AttachedWorkers:
     # --- listeners ---------------------------------------------------------------------------
 
     def _listen(self, request: m.Listen) -> None:
-        """At one worker first: it says which port 0 is, and whether it can be had at all."""
+        """Listen at one worker first: it resolves port 0, and shows whether the endpoint is
+        available at all."""
         listener = _Listener(request)
         index = self._pick() if listener.is_at_one else next(iter(self._workers), -1)
         if index < 0:
@@ -251,7 +252,7 @@ class AttachedWorkers:
         listener.at[index] = notice.handle
         listener.refused.clear()
         if len(listener.at) == 1 and listener.handle is None:
-            # All others take the port that this one got.
+            # All others listen on the port that this one got.
             listener.request = replace(listener.request, local=notice.local)
             listener.handle = notice.handle
             for other in self._workers:
@@ -261,8 +262,8 @@ class AttachedWorkers:
             self._tell_listening(listener)
 
     def _on_refusal(self, listener: _Listener, why: str) -> None:
-        """A worker will not have what another one had: as long as there is one to ask, it is no
-        more than late."""
+        """Handle the refusal of a listener that another worker had accepted. The listener is lost
+        only when no worker is left to try and none is absent."""
         untried = [index for index in self._workers if index not in listener.refused]
         if listener.missing:
             return
@@ -274,7 +275,7 @@ class AttachedWorkers:
             self._lose_listener(listener, why)
 
     def _tell_listening(self, listener: _Listener) -> None:
-        """Once: who is told is no call under way any more."""
+        """Answer the application's Listen, once: token 0 marks it as answered."""
         request = listener.request
         assert listener.handle is not None
         if request.token:
@@ -290,7 +291,7 @@ class AttachedWorkers:
 
     def _lose_listener(self, listener: _Listener, why: str) -> None:
         self._give_up(listener)
-        if listener.request.token:  # nobody was told of it yet
+        if listener.request.token:  # the application's Listen is unanswered
             self._notices.append(m.Failed(listener.request.token, errno.ECONNRESET, why))
         elif listener.handle is not None:
             self._notices.append(m.ListenerLost(listener.handle, why))
@@ -305,7 +306,7 @@ class AttachedWorkers:
 
     @property
     def has_notices(self) -> bool:
-        """Whether `take_notices` has something of this module's own doing."""
+        """Whether `take_notices` would return notices that this module made itself."""
         return bool(self._notices)
 
     def take_notices(self) -> list[m.Notice]:
@@ -314,13 +315,13 @@ class AttachedWorkers:
                 try:
                     self._take(index, notice)
                 except Exception as error:
-                    # An answer to what nobody asked, and the like.
+                    # For example an answer without a request.
                     worker.give_up(error)
         notices, self._notices = self._notices, []
         return notices
 
     def on_bad_notice(self, notice: m.Notice, error: Exception) -> None:
-        """A notice that can't be: the worker that it is about counts as dead."""
+        """Treat the worker that sent an invalid notice as dead."""
         handle = getattr(notice, "connection", getattr(notice, "handle", 0))
         worker = self._workers.get(worker_of(handle))
         if worker is not None:

@@ -1,10 +1,10 @@
 """How an application attaches to a daemon, over the daemon's SOCK_SEQPACKET socket.
 
 The application sends Attach. The daemon answers Refused, or Attached and then a WorkerOffered for
-each worker, with four descriptors: a channel for messages, a segment with two event rings, and two
-sockets, one to wake the worker and one that it wakes the application with. The connection stays:
-as long as it does the application is attached. A worker that died is told by WorkerLost, and the
-one in its place by another WorkerOffered.
+each worker, with four descriptors: a channel for messages, a segment with two event rings, a socket
+to wake the worker, and a socket with which the worker wakes the application. The application is
+attached as long as this connection is open. When a worker dies the daemon sends WorkerLost, and
+another WorkerOffered for its successor.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import msgspec
 from hoststack.boundary.containment import fault_text
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 
-#: Of this protocol: another one is refused.
+#: Version of this protocol; the daemon refuses others.
 PROTOCOL_VERSION: Final = 1
-#: Where a daemon listens unless it is told otherwise.
+#: Default path of the daemon's socket.
 DEFAULT_PATH: Final = "/run/hoststack/api.sock"
 #: Channel, rings, socket to wake the worker, socket that wakes the application.
 WORKER_FDS: Final = 4
 
-#: What is shown to people and to the kernel.
+#: A name that is safe in logs and in names of memfds.
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[!-~]{1,64}\Z")]
 
 
 class Attach(msgspec.Struct, tag=True, frozen=True):
-    """An application wants to be served."""
+    """Request of an application to be served."""
 
     version: int
     name: _Name
@@ -39,14 +39,14 @@ class Attach(msgspec.Struct, tag=True, frozen=True):
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
-    """It is not served; `text` is one line for the user."""
+    """The daemon refused the application; `text` is one line for the user."""
 
     errno: int
     text: str
 
 
 class Attached(msgspec.Struct, tag=True, frozen=True):
-    """It is served, by as many workers."""
+    """The daemon serves the application with this number of workers."""
 
     workers: int
     link_name: str
@@ -80,21 +80,21 @@ def encode(message: Attach | Answer) -> bytes:
 
 
 class GreetingError(ValueError):
-    """What came is no message of this protocol."""
+    """The received bytes are not a message of this protocol."""
 
 
 def decode_attach(data: bytes) -> Attach:
-    """Raises GreetingError for something else."""
+    """Decode an Attach; raises GreetingError for anything else."""
     return _decode(_REQUESTS, data)
 
 
 def decode_answer(data: bytes) -> Answer:
-    """Raises GreetingError for something else."""
+    """Decode an Answer; raises GreetingError for anything else."""
     return _decode(_ANSWERS, data)
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
     try:
         return decoder.decode(data)
-    except Exception as error:  # RecursionError for deep nesting among them
+    except Exception as error:  # for example RecursionError for deep nesting
         raise GreetingError(fault_text(error)) from None

@@ -1,6 +1,6 @@
-"""One end of a SOCK_SEQPACKET socket: whole messages, and descriptors beside them.
+"""One end of a SOCK_SEQPACKET socket: whole messages, with file descriptors.
 
-Nothing here blocks: what the socket does not take waits here, up to a limit.
+Sending does not block: messages that the socket has no room for are queued, up to a limit.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from hoststack.boundary.codec import MAX_MESSAGE_BYTES
 _FD_BYTES: Final = array.array("i").itemsize
 #: SCM_MAX_FD of the kernel.
 _MOST_FDS: Final = 253
-#: Descriptors that wait for an end that does not read.
+#: Most descriptors in the queue, in case the other end does not read.
 _MOST_WAITING_FDS: Final = 256
-#: Of sendmsg(2) and unix(7): the kernel has no memory now, or too many descriptors are under way.
+#: Temporary errors of sendmsg(2) and unix(7): no kernel memory, or too many descriptors in flight.
 _PASSING: Final = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 _PAUSE_S: Final = 0.01
-#: Messages that one call takes, so that no sender keeps a receiver busy for itself.
+#: Most messages that one call receives, so that one sender cannot starve the others.
 _MOST_AT_ONCE: Final = 64
 
 
 class ChannelClosedError(Exception):
-    """The other end is gone, or does not read what it is sent."""
+    """The other end is gone, or does not read."""
 
 
 class Channel:
-    """Takes the socket over. `takes_fds` says whether descriptors are wanted: those that come to a
-    channel without never enter this process."""
+    """One end of a channel; owns the socket. Without `takes_fds`, the kernel drops descriptors that
+    the other end sends, and they never enter this process."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Channel:
         takes_fds: bool = False,
         max_waiting: int | None = 4096,
     ) -> None:
-        """With None for `max_waiting` any number of messages waits: what they are about is bounded
-        elsewhere."""
+        """Wrap a socket. `max_waiting` is the most messages in the queue; None for any number,
+        where something else bounds it."""
         end.setblocking(False)
         self._socket = end
         self._control_bytes = socket.CMSG_SPACE(_MOST_FDS * _FD_BYTES) if takes_fds else 0
@@ -54,19 +54,19 @@ class Channel:
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._has_waiting = trio.Event()
         self._fault: str | None = None
-        """What ended the receiving."""
+        """Why nothing more can be received."""
         self._has_sent = trio.lowlevel.ParkingLot()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message, now or when there is room; the descriptors stay the caller's.
+        """Send a message, now or when there is room; the caller keeps its descriptors.
 
-        Raises ChannelClosedError if the other end is gone, if too much waits for it, or if there
-        are no descriptors left to wait with.
+        Raises ChannelClosedError if the other end is gone, if the queue is full, or if the
+        descriptors cannot be duplicated for the queue.
         """
         if not self._waiting and self._send_now(data, fds):
             return
         if fds and not self.has_room_for_fds(len(fds)):
-            raise ChannelClosedError(f"{_MOST_WAITING_FDS} descriptors wait, and it reads none")
+            raise ChannelClosedError(f"{_MOST_WAITING_FDS} descriptors are queued: it reads none")
         duplicates = _duplicated(fds)
         try:
             self._wait_with(data, duplicates)
@@ -75,7 +75,8 @@ class Channel:
             raise
 
     def hand_over(self, data: bytes, fd: int) -> None:
-        """As `send`, with a descriptor that is taken over: without one left to duplicate, too."""
+        """Send a message with a descriptor, and close it; works without a free descriptor number.
+        Raises ChannelClosedError as `send`."""
         try:
             if self._waiting or not self._send_now(data, [fd]):
                 self._wait_with(data, [fd])
@@ -87,26 +88,26 @@ class Channel:
 
     def _wait_with(self, data: bytes, fds: list[int]) -> None:
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
-            raise ChannelClosedError(f"{self._max_waiting} messages wait, and it reads none")
+            raise ChannelClosedError(f"{self._max_waiting} messages are queued: it reads none")
         self._waiting.append((data, fds))
         self._has_waiting.set()
 
     def has_room_for_fds(self, count: int) -> bool:
-        """Whether so many descriptors may wait here, beside those that do."""
+        """Return whether the queue has room for this many more descriptors."""
         return sum(len(held) for _, held in self._waiting) + count <= _MOST_WAITING_FDS
 
     @property
     def waiting(self) -> int:
-        """Messages that the socket has not taken yet."""
+        """Number of queued messages."""
         return len(self._waiting)
 
     @property
     def has_waiting(self) -> bool:
-        """Whether messages wait for the other end to read."""
+        """Whether messages are queued."""
         return bool(self._waiting)
 
     async def wait_sent(self, most: int) -> None:
-        """Until no more than so many messages wait; `run` has to run."""
+        """Wait until at most `most` messages are queued; `run` must run."""
         while len(self._waiting) > most:
             await self._has_sent.park()
 
@@ -125,9 +126,9 @@ class Channel:
         return True
 
     def receive_now(self, most: int = _MOST_AT_ONCE) -> list[tuple[bytes, list[int]]]:
-        """The messages that are here, some at least if there are any, with their descriptors.
+        """Return up to `most` messages that have arrived, with their descriptors; does not block.
 
-        Raises ChannelClosedError when the other end is gone and nothing is left.
+        Raises ChannelClosedError when the other end is gone and all messages have been returned.
         """
         if self._fault is not None:
             raise ChannelClosedError(self._fault)
@@ -138,7 +139,7 @@ class Channel:
         except BlockingIOError:
             pass
         except ChannelClosedError as error:
-            # What came before counts; what comes behind does not.
+            # Return the messages before the fault; ignore those after it.
             self._fault = str(error)
             if not received:
                 raise
@@ -159,30 +160,31 @@ class Channel:
                 fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
         if not data or flags & socket.MSG_TRUNC:
             close_all(fds)
-            # Our side sends no empty messages: to the kernel they look like the end.
+            # An empty message means end of file, so this protocol has none.
             raise ChannelClosedError("a message is too long" if data else "it is gone")
         if flags & socket.MSG_CTRUNC:
-            # No room for some, or no open files left (unix(7)): some are as good as none.
+            # Some descriptors were dropped (unix(7)): too many, or no open files left. Without all
+            # of them the message is of no use.
             close_all(fds)
             return data, []
         return data, list(fds)
 
     async def receive(self) -> list[tuple[bytes, list[int]]]:
-        """As `receive_now`, once there is something."""
+        """Wait for messages, and return as `receive_now`."""
         await trio.lowlevel.checkpoint()
         while not (received := self.receive_now()):
             await trio.lowlevel.wait_readable(self._socket)
         return received
 
     async def receive_one(self) -> tuple[bytes, list[int]]:
-        """The next message alone, with its descriptors. Raises ChannelClosedError."""
+        """Wait for one message, and return it with its descriptors. Raises ChannelClosedError."""
         await trio.lowlevel.checkpoint()
         while not (received := self.receive_now(1)):
             await trio.lowlevel.wait_readable(self._socket)
         return received[0]
 
     async def run(self) -> None:
-        """Sends what waits, for ever; raises ChannelClosedError."""
+        """Send queued messages until cancelled; raises ChannelClosedError."""
         while True:
             await self._has_waiting.wait()
             await trio.lowlevel.wait_writable(self._socket)
@@ -191,11 +193,11 @@ class Channel:
                 self._has_waiting = trio.Event()
             self._has_sent.unpark_all()
             if len(self._waiting) == waiting:
-                # There is room in the socket, and none in the kernel.
+                # The socket is writable, but the kernel is short of memory or descriptors.
                 await trio.sleep(_PAUSE_S)
 
     def flush(self) -> bool:
-        """Send what waits, as far as the socket takes it; whether all is sent. Raises
+        """Send queued messages until the socket is full; return whether all were sent. Raises
         ChannelClosedError."""
         while self._waiting:
             data, fds = self._waiting[0]
@@ -209,17 +211,18 @@ class Channel:
         return self._socket.fileno()
 
     def shut(self) -> None:
-        """Have both ends see the channel closed, whoever waits for it."""
+        """Shut down the socket, so that both ends see the channel closed."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def abandon(self) -> None:
-        """Send no more, and receive what has come already; ChannelClosedError follows that."""
+        """Stop sending. Messages that have arrived can still be received; ChannelClosedError
+        follows them."""
         self.shut()
         self._drop_waiting()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the socket and all queued descriptors. Idempotent."""
         self._drop_waiting()
         self._socket.close()
 
@@ -230,7 +233,7 @@ class Channel:
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors that came with a message and are not wanted."""
+    """Close descriptors that came with a message."""
     for fd in fds:
         os.close(fd)
 
@@ -242,5 +245,5 @@ def _duplicated(fds: Sequence[int]) -> list[int]:
             copies.append(os.dup(fd))
     except OSError as error:
         close_all(copies)
-        raise ChannelClosedError(f"can't keep a descriptor: {error.strerror}") from None
+        raise ChannelClosedError(f"can't duplicate a descriptor: {error.strerror}") from None
     return copies

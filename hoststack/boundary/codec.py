@@ -1,7 +1,7 @@
 """Messages between an application and a worker in two processes, as bytes.
 
-A message is one octet that names its kind, and its fields in msgpack. What comes is checked
-against the annotations in boundary/messages.py before anybody sees it: types, ranges, lengths.
+A message is one octet for its kind, followed by its fields in msgpack. The decoder checks types,
+ranges and lengths against the annotations in boundary/messages.py.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from hoststack.link.zones import is_zone
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 
-#: A message has at most so many bytes: a chain of certificates is the largest part of one.
+#: Most bytes of one message. A certificate chain is the largest part of any.
 MAX_MESSAGE_BYTES: Final = 1 << 16
 
 
 class CodecError(ValueError):
-    """What came is no message."""
+    """The received bytes are not a valid message."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentCame:
-    """A segment for FIFOs; its descriptor comes along."""
+    """A new segment for FIFOs; its descriptor accompanies the message."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentGone:
-    """A segment has no FIFO any more, and gets none."""
+    """A segment has no FIFOs left, and will get no new ones."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class FifosReleased:
-    """The application is done with these."""
+    """The application no longer uses these FIFOs."""
 
     names: tuple[BlockName, ...]
 
 
 class _TlsForm(NamedTuple):
-    """A TlsConfig with its files read: nobody has another process open a path."""
+    """A TlsConfig with its files read, so that the worker opens no path of the application's."""
 
     certificate: bytes | None
     key: bytes | None
@@ -69,7 +69,7 @@ ToApplication = m.Notice | SegmentCame | SegmentGone
 
 _TO_WORKER: Final = typing.get_args(ToWorker)
 _TO_APPLICATION: Final = typing.get_args(ToApplication)
-# RFC 9000 section 16: what a variable-length integer carries.
+# RFC 9000 section 16: the range of a variable-length integer.
 _NUMBER: Final = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62) - 1)]
 _TEXT: Final = Annotated[str, msgspec.Meta(max_length=4096)]
 _LEAVES: Final[dict[Any, Any]] = {
@@ -82,12 +82,12 @@ _ENDPOINT: Final = tuple[str, int]
 
 
 def _form(annotation: Any) -> Any:
-    """What a field's annotation is on the wire."""
+    """Return the wire type for a field's annotation."""
     arguments = typing.get_args(annotation)
     if not arguments:
         return _LEAVES.get(annotation, annotation)
     origin = typing.get_origin(annotation)
-    if origin is dict:  # of figures, which may be below zero
+    if origin is dict:  # of statistics, which may be negative
         return annotation
     inner = tuple(_form(argument) for argument in arguments)
     if origin in (types.UnionType, typing.Union):
@@ -96,7 +96,7 @@ def _form(annotation: Any) -> Any:
 
 
 class _Kind:
-    """How messages of one class are written and read."""
+    """Encoding and decoding of one message class."""
 
     def __init__(self, class_: type, tag: int) -> None:
         self.class_ = class_
@@ -121,7 +121,7 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 def encode(
     message: ToWorker | ToApplication, name_of: Callable[[Fifo], BlockName] | None = None
 ) -> bytes:
-    """The bytes of a message; `name_of` names the FIFOs that are in it."""
+    """Return the bytes of a message; `name_of` returns the names of the FIFOs in it."""
     kind = _BY_CLASS[type(message)]
     values = [getattr(message, name) for name in kind.names]
     for index, value in enumerate(values):
@@ -134,12 +134,12 @@ def encode(
 
 
 def decode_request(data: bytes) -> ToWorker:
-    """A message that came from an application; raises CodecError."""
+    """Decode a message from an application; raises CodecError."""
     return cast(ToWorker, _decode(data, 0, len(_TO_WORKER), None))
 
 
 def decode_notice(data: bytes, open_fifo: Callable[[BlockName], Fifo]) -> ToApplication:
-    """A message that came from a worker; raises CodecError."""
+    """Decode a message from a worker; raises CodecError."""
     return cast(ToApplication, _decode(data, len(_TO_WORKER), len(_KINDS), open_fifo))
 
 
@@ -147,7 +147,7 @@ def _decode(
     data: bytes, first: int, end: int, open_fifo: Callable[[BlockName], Fifo] | None
 ) -> object:
     if not data or not first <= data[0] < end:
-        raise CodecError("a message of no known kind")
+        raise CodecError("a message of an unknown kind")
     kind = _KINDS[data[0]]
     try:
         values = list(kind.decoder.decode(memoryview(data)[1:]))
@@ -161,8 +161,7 @@ def _decode(
                 values[index] = open_fifo(value)
         return kind.class_(*values)
     except Exception as error:
-        # Whatever a decoder or a check makes of these bytes: RecursionError for deep nesting,
-        # MemoryError, ... It is the sender's doing.
+        # Any exception here is the sender's fault: RecursionError for deep nesting, MemoryError.
         raise CodecError(f"{kind.class_.__name__}: {fault_text(error)}") from None
 
 
@@ -170,7 +169,7 @@ def _endpoint(host: str, port: int) -> tuple[str, int]:
     if port > 65535:
         raise ValueError(f"there is no port {port}")
     address, _, zone = host.partition("%")
-    # A zone may be any text at all, which the C library would look up in the DNS.
+    # Check the zone: the C library would look up any text in the DNS.
     has_zone = ip_address(address).version == 6 and is_zone(zone)
     return str(ip_address(address)) + (f"%{zone}" if has_zone else ""), port
 

@@ -1,7 +1,7 @@
-"""What one application or one console does wrong ends its own handler and nothing else.
+"""Fault containment: an error of one application or console ends its own handler and nothing else.
 
-Whoever handles what came from outside does so within `contained`. What leaves it is cancellation,
-and what ends a process on purpose (KeyboardInterrupt, SystemExit).
+Code that processes input from outside runs inside `contained`. Only cancellation, KeyboardInterrupt
+and SystemExit propagate out of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from hoststack.text import printable
 
 @contextmanager
 def contained(on_fault: Callable[[Exception], None]) -> Iterator[None]:
-    """Report what is raised within, be it a group or not, to `on_fault` instead of the caller."""
+    """Pass an exception raised inside, or the first of a group, to `on_fault` instead of the
+    caller."""
     try:
         yield
     except* Exception as group:
@@ -22,14 +23,14 @@ def contained(on_fault: Callable[[Exception], None]) -> Iterator[None]:
 
 
 def first_of(error: Exception) -> Exception:
-    """The first exception of a group that is no group itself."""
+    """Return the first exception in a group that is not a group itself."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def fault_text(error: Exception) -> str:
-    """An exception in one line, for a log."""
+    """Return an exception as one line, for a log."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     try:

@@ -1,12 +1,12 @@
 """The FIFOs of an application in another process: blocks of shared segments.
 
-The worker makes segments as they are needed, up to a limit, and cuts blocks from them. A block is
-free again when both sides are done with it: the worker's FIFO object is gone, and the application
-has said that its own is, if it was told of it. A segment all of whose blocks are free goes, if
-there is another one: each is an open file and address space of both processes.
+The worker creates segments on demand, up to a limit, and divides them into blocks. A block is free
+again when both sides have released it: the worker's FIFO object is gone, and the application has
+released its own, if it had the name. A segment without used blocks is dropped unless it is the
+only one, since each costs both processes an open file and address space.
 
-Connections share the memory (shares.py): those that have little get some when others get no more,
-and FIFOs become smaller before there are none.
+Connections share the memory (shares.py): those that use little still get some when others get no
+more, and FIFOs become smaller before they are refused.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from hoststack.boundary.shares import may_have
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.memory.segment import make_segment, map_segment
 
-#: What a segment holds, unless a single FIFO is larger.
+#: Size of a segment, unless a single FIFO is larger.
 SEGMENT_BYTES: Final = 64 << 20
-#: Segments with one FIFO, which another application sees as well, have numbers from here on.
+#: First number of segments with one FIFO, which another application maps as well.
 _FIRST_ALONE: Final = 1 << 31
-#: Free blocks of a size whose pages stay with us; those of others go back to the kernel.
+#: Free blocks of one size that keep their pages; pages of further ones go back to the kernel.
 _KEPT_FREE: Final = 16
 _PAGE_BYTES: Final = mmap.PAGESIZE
 
 
 class BlockName(NamedTuple):
-    """Where a FIFO lies, as both processes name it."""
+    """Location of a FIFO; both processes use it as the FIFO's name."""
 
     segment: int
     offset: int
     size_bytes: int
-    """Of the FIFO; its block is larger by a header."""
+    """Size of the FIFO; its block also has a header."""
 
 
 class PoolExhaustedError(OSError):
-    """The application's FIFOs take all the memory that it may have, or that this owner may."""
+    """The FIFO memory of the application, or the share of the owner, is used up."""
 
 
 class FifoSize(NamedTuple):
-    """What is asked of a FIFO."""
+    """Requested size of a FIFO."""
 
     wanted_bytes: int
     least_bytes: int
-    """Where memory is scarce; no more than `wanted_bytes`."""
+    """Size when memory is scarce; at most `wanted_bytes`."""
 
 
 class Share:
-    """What one owner, a connection, has of an application's memory."""
+    """Memory that one owner, a connection, uses of an application's limit."""
 
     def __init__(self) -> None:
         self.used_bytes = 0
         self.least_bytes = 0
-        """What the same FIFOs would take if each was as small as possible."""
+        """Memory that the same FIFOs would use at their smallest sizes."""
 
 
 class _Block:
-    """A block in use, or kept for use."""
+    """A block, in use or free."""
 
     __slots__ = ("is_with_application", "is_with_worker", "least_bytes", "memory", "name", "share")
 
@@ -77,7 +77,7 @@ class _Block:
 
 
 class _Segment:
-    """What blocks are cut from."""
+    """A segment that is divided into blocks."""
 
     __slots__ = ("memory", "next_offset", "number", "used_blocks")
 
@@ -91,8 +91,9 @@ class _Segment:
 class FifoPool:
     """One application's FIFOs in one worker.
 
-    `on_segment(number, fd)` takes over the descriptor of each new segment, before a FIFO of it is
-    named; `on_segment_gone(number)` hears of each that has no FIFO any more. Both raise nothing.
+    `on_segment(number, fd)` is called for each new segment before one of its FIFOs is named, and
+    owns the descriptor. `on_segment_gone(number)` is called for each segment that is dropped. Both
+    raise nothing.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class FifoPool:
         self._numbers = itertools.count()
         self._cut_from: _Segment | None = None
         self._unused: set[int] = set()
-        """Segments that may have no FIFO any more."""
+        """Candidates for `drop_unused`: segments that had no used blocks at some time."""
         self._alone = itertools.count(_FIRST_ALONE)
         self._used_bytes = 0
         self._blocks: dict[BlockName, _Block] = {}
@@ -120,20 +121,20 @@ class FifoPool:
 
     @property
     def used_bytes(self) -> int:
-        """What the FIFOs in use take."""
+        """Memory of the FIFOs in use."""
         return self._used_bytes
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
-        """Whether FIFOs of these sizes can be made now."""
+        """Return whether FIFOs of these sizes fit into the limit now."""
         wanted = sum(_block_bytes(size) for size in sizes_bytes)
         return self._used_bytes + wanted <= self._limit_bytes
 
     def make(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
-        """Return FIFOs in shared memory, all or none.
+        """Allocate FIFOs in shared memory, all or none.
 
-        `owner` is a connection whose peer asks for them, and gets no more than its share; None
-        stands for what the application itself asks for. Raises OSError, PoolExhaustedError where
-        there is no room for them, and MemoryError.
+        `owner` is the connection whose peer causes the allocation, and is limited to its share;
+        None when the application itself asks. Raises OSError, PoolExhaustedError if they do not
+        fit, and MemoryError.
         """
         chosen = self.choose(sizes, owner)
         share = self._share_of(owner)
@@ -143,11 +144,11 @@ class FifoPool:
         ]
 
     def _share_of(self, owner: object | None) -> Share:
-        """What an owner is charged to; one of its own for what has no owner."""
+        """Return the share that an owner is charged to; a new one without an owner."""
         return Share() if owner is None else self._shares.setdefault(owner, Share())
 
     def choose(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
-        """As large as FIFOs may be now; raises PoolExhaustedError."""
+        """Return the sizes that FIFOs may have now; raises PoolExhaustedError."""
         wanted = [size.wanted_bytes for size in sizes]
         least = [size.least_bytes for size in sizes]
         most = sum(map(_block_bytes, wanted))
@@ -159,17 +160,18 @@ class FifoPool:
         if minimum > left:
             raise PoolExhaustedError(
                 errno.ENOMEM,
-                f"the FIFOs of {self._name} take the {self._limit_bytes >> 20} MiB that it may "
-                "have: close streams, or raise fifo-memory-bytes",
+                f"the FIFOs of {self._name} use all of its {self._limit_bytes >> 20} MiB: "
+                "close streams, or raise fifo-memory-bytes",
             )
         if share is not None and not may_have(self._limit_bytes, left, share.least_bytes, minimum):
             raise PoolExhaustedError(
-                errno.ENOMEM, f"one connection has its share of the FIFO memory of {self._name}"
+                errno.ENOMEM, f"a connection used up its share of the FIFO memory of {self._name}"
             )
         return least
 
     def _may_have_all(self, share: Share, size_bytes: int) -> bool:
-        """Half of the memory is for FIFOs as large as they are wanted."""
+        """Return whether a share may get FIFOs of the wanted sizes; half of the memory is for
+        these."""
         left = self._limit_bytes // 2 - self._used_bytes
         return share.used_bytes + size_bytes <= left // 4
 
@@ -199,25 +201,25 @@ class FifoPool:
     def adopt(
         self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None = None
     ) -> None:
-        """Give a name to a FIFO that has a segment to itself, and take over its descriptor; it is
-        charged as those that `make` returns."""
+        """Name a FIFO that has its own segment, charge it as `make` does, and take ownership of
+        the segment's descriptor."""
         name = BlockName(next(self._alone), 0, fifo.size)
         share = self._share_of(owner)
         self._charge(fifo, _Block(name, None), least_bytes, share)
         self._on_segment(name.segment, segment_fd)
 
     def name_of(self, fifo: Fifo) -> BlockName:
-        """Where a FIFO that `make` returned, or `adopt` was given, lies."""
+        """Return the name of a FIFO from `make` or `adopt`."""
         return self._made[fifo].name
 
     def hand_out(self, fifo: Fifo) -> BlockName:
-        """Return the name of a FIFO, for the application: from now on it has the FIFO, too."""
+        """Return the name of a FIFO for the application, which now has to release it as well."""
         block = self._made[fifo]
         block.is_with_application = True
         return block.name
 
     def release(self, name: BlockName) -> None:
-        """The application is done with a FIFO; nothing happens if it was already."""
+        """Release a FIFO for the application. Idempotent."""
         block = self._blocks.get(name)
         if block is not None:
             block.is_with_application = False
@@ -225,9 +227,10 @@ class FifoPool:
             self.drop_unused()
 
     def close(self) -> None:
-        """The application is gone. Segments go when their last FIFO does."""
-        # They would be cycles, too.
-        self._on_segment, self._on_segment_gone = _tell_nobody, _forget_number
+        """Release everything for an application that is gone. A segment's memory lives until its
+        last FIFO is freed."""
+        # This also breaks reference cycles.
+        self._on_segment, self._on_segment_gone = _close_segment, _ignore_number
         for block in list(self._blocks.values()):
             block.is_with_application = False
             self._free_if_unused(block)
@@ -256,7 +259,7 @@ class FifoPool:
         return segment
 
     def drop_unused(self) -> None:
-        """Drop the segments that have no FIFO any more, all but one; once a turn."""
+        """Drop the segments without FIFOs, except the last one; called once a turn."""
         while self._unused and len(self._segments) > 1:
             number = self._unused.pop()
             segment = self._segments.get(number)
@@ -266,7 +269,7 @@ class FifoPool:
             if segment is self._cut_from:
                 self._cut_from = None
             for free in list(self._free.values()):
-                # In place, and backwards: a finalizer may append one meanwhile.
+                # In place and backwards: a finalizer may append a block meanwhile.
                 for index in reversed(range(len(free))):
                     if free[index].name.segment == number:
                         del free[index]
@@ -287,7 +290,7 @@ class FifoPool:
         if block.memory is None:
             return
         free = self._free.setdefault(block.name.size_bytes, [])
-        # What was in it is this application's own; a FIFO starts with a header of zeros.
+        # Only this application sees the old contents. A new FIFO needs a header of zeros.
         offset = block.name.offset
         header_bytes = Fifo.block_bytes(block.name.size_bytes) - block.name.size_bytes
         block.memory[offset : offset + header_bytes] = bytes(header_bytes)
@@ -297,28 +300,28 @@ class FifoPool:
         segment = self._segments.get(block.name.segment)
         if segment is not None:
             segment.used_blocks -= 1
-            # Not at once: this may be a finalizer, in the middle of anything.
+            # Not now: this may run in a finalizer, which interrupts any other code.
             if not segment.used_blocks:
                 self._unused.add(segment.number)
 
 
-def _tell_nobody(number: int, fd: int) -> None:
-    """Nobody is there any more."""
+def _close_segment(number: int, fd: int) -> None:
+    """Close a segment's descriptor: the application is gone."""
     os.close(fd)
 
 
-def _forget_number(number: int) -> None:
-    """Nobody is there any more."""
+def _ignore_number(number: int) -> None:
+    """Do nothing: the application is gone."""
 
 
 def _block_bytes(size_bytes: int) -> int:
-    """What a FIFO takes of a segment: whole pages."""
+    """Return the size of a FIFO's block in a segment: whole pages."""
     return -(-Fifo.block_bytes(size_bytes) // _PAGE_BYTES) * _PAGE_BYTES
 
 
 class SharedFifos:
-    """The application's side: the FIFOs that the worker names. `on_done(name)` is told of each that
-    the application has let go of."""
+    """The application's side: maps the FIFOs that the worker names. `on_done(name)` is called for
+    each FIFO that the application has freed."""
 
     def __init__(self, on_done: Callable[[BlockName], None]) -> None:
         self._on_done = on_done
@@ -326,13 +329,13 @@ class SharedFifos:
         self._open: weakref.WeakValueDictionary[BlockName, Fifo] = weakref.WeakValueDictionary()
 
     def add_segment(self, number: int, fds: Sequence[int]) -> None:
-        """A segment came; its descriptor is closed. Raises ValueError if it is not sealed.
+        """Map a new segment and close its descriptor. Raises ValueError if it is not sealed.
 
-        One that this process has no room for, or whose descriptor had none, is remembered as such.
+        If this process has no room for the segment or its descriptor, `open` raises that error.
         """
         try:
             if not fds:
-                # The kernel drops those for which there is no room (unix(7)).
+                # The kernel drops descriptors beyond the limit of open files (unix(7)).
                 raise OSError(errno.EMFILE, "too many open files: a stream's memory was lost")
             self._segments[number] = map_segment(fds[0])
         except OSError as error:
@@ -342,29 +345,29 @@ class SharedFifos:
                 os.close(fd)
 
     def remove_segment(self, number: int) -> None:
-        """The worker uses a segment no more; FIFOs of it that are open keep its memory."""
+        """Forget a segment that the worker dropped; its memory lives as long as its open FIFOs."""
         self._segments.pop(number, None)
 
     def give_up(self, name: BlockName) -> None:
-        """A FIFO that could not be opened is wanted no more; one that is open says so itself."""
+        """Release a FIFO that could not be opened; one that is open is released when freed."""
         if name not in self._open:
             self._on_done(name)
 
     def open(self, name: BlockName) -> Fifo:
-        """The FIFO of a name, the same as before while that is in use.
+        """Return the FIFO with this name; the same object as long as that is in use.
 
-        Raises ValueError for one that lies outside of the segments, and OSError or MemoryError if
-        this process has no room for it.
+        Raises ValueError for a name outside the segments, and OSError or MemoryError if this
+        process has no room for it.
         """
         known = self._open.get(name)
         if known is not None:
             return known
         memory = self._segments.get(name.segment)
         if name.segment >= _FIRST_ALONE:
-            # It lives as long as its only FIFO.
+            # Its only FIFO holds the memory.
             self._segments.pop(name.segment, None)
         if memory is None:
-            raise ValueError(f"there is no segment {name.segment}: the FIFO is nowhere")
+            raise ValueError(f"there is no segment {name.segment} for the FIFO")
         if isinstance(memory, OSError):
             raise OSError(memory.errno, memory.strerror)
         fifo = Fifo(name.size_bytes, memory, name.offset)

@@ -6,15 +6,15 @@ _INDEX_MASK = 0xFFFF_FFFF
 
 
 def make_handle(worker: int, index: int) -> int:
-    """The 64-bit handle of a worker's session."""
+    """Return the 64-bit handle of a worker's session."""
     return worker << 32 | index
 
 
 def worker_of(handle: int) -> int:
-    """The worker that a handle's session lives on."""
+    """Return the worker that owns a handle's session."""
     return handle >> 32
 
 
 def index_of(handle: int) -> int:
-    """The index of a handle's session in its worker's table."""
+    """Return the index of a handle's session in its worker's table."""
     return handle & _INDEX_MASK

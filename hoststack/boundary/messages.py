@@ -1,8 +1,8 @@
 """Control messages between an application and a worker.
 
-Requests go down; replies and notices come up. A reply carries the request's `token`, which the
-application chose. Stream data is not among them: it lies in the FIFOs, and the events about it
-(`EventCode`) go through the event rings.
+The application sends requests; the worker sends replies and notices. A reply carries the request's
+`token`, which the application chose. Stream data is in the FIFOs, and events about it (`EventCode`)
+are in the event rings.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from hoststack.quic.tls import TlsConfig
 
 
 class EventCode(enum.IntEnum):
-    """Kinds of the events in the rings; each is about the session whose handle it carries."""
+    """Kinds of events in the rings. "Up" is from the worker to the application. Each event is about
+    the session whose handle it carries."""
 
     READABLE = 1  #: up: the rx FIFO has bytes, or its end
     WRITABLE = 2  #: up: the tx FIFO has room
     SENT = 3  #: down: the tx FIFO has bytes, or its end
-    CONSUMED = 4  #: down: the rx FIFO was read from
-    TAKEN = 5  #: down: the program has the connection or stream of an Accepted or StreamAccepted
-    NOTED = 6  #: down: a connection's last PathChanged and DatagramsReady were taken
+    CONSUMED = 4  #: down: bytes were read from the rx FIFO
+    TAKEN = 5  #: down: the program accepted the connection or stream of an (Stream)Accepted
+    NOTED = 6  #: down: the program read the last PathChanged and DatagramsReady of a connection
 
 
 class Known(NamedTuple):
-    """What a client in another process knows of a server, or a connection learned of it."""
+    """Resumption state of a server: what a client in another process has stored, or what a
+    connection has learned."""
 
     ticket: Ticket | None
     token: bytes
-    """Of a NEW_TOKEN frame; empty for none."""
+    """From a NEW_TOKEN frame; empty for none."""
 
 
 # --- requests -------------------------------------------------------------------------------
@@ -53,8 +55,8 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Open a UDP endpoint that talks to any peer (transport/kernel/udp.py); Connected and
-    DatagramsReady are the answer."""
+    """Open an unconnected UDP endpoint (transport/kernel/udp.py). The answer is Connected and
+    DatagramsReady."""
 
     token: int
     local: tuple[str, int]
@@ -71,7 +73,7 @@ class Connect:
     config: QuicConfig | None
     """None: the worker's default."""
     known: Known | None = None
-    """From another process: what its `TlsConfig.sessions` has; None if it keeps nothing."""
+    """Contents of `TlsConfig.sessions` in another process; None if that has no cache."""
     protocol: Protocol = "quic"
 
 
@@ -84,7 +86,7 @@ class OpenStream:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Give up the request `token`, whether its reply is under way or not."""
+    """Cancel the request `token`, whether or not its reply is under way."""
 
     token: int
 
@@ -122,7 +124,7 @@ class UpdateKey:
 
 @dataclass(frozen=True, slots=True)
 class Migrate:
-    """Move a connection of ours to a new port (0: any) of a local address (None: the route's)."""
+    """Move a client connection to a new port (0: any) of a local address (None: the route's)."""
 
     token: int
     handle: int
@@ -156,7 +158,7 @@ Request = (
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request `token` could not be met; `text` is one line for the user."""
+    """The request `token` failed; `text` is one line for the user."""
 
     token: int
     errno: int
@@ -182,7 +184,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class StreamReady:
-    """A stream of ours is open."""
+    """A stream that the application asked for is open."""
 
     token: int
     connection: int
@@ -194,7 +196,7 @@ class StreamReady:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A peer's connection came to a listener."""
+    """A listener accepted a peer's connection."""
 
     listener: int
     handle: int
@@ -206,7 +208,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class ListenerLost:
-    """Nobody comes to a listener any more, and not by the application's doing; `text` says why."""
+    """A listener ended without the application's request; `text` says why."""
 
     handle: int
     text: str
@@ -233,8 +235,8 @@ class StreamAccepted:
 
 @dataclass(frozen=True, slots=True)
 class DatagramsReady:
-    """A connection carries datagrams of up to `max_bytes` now, in these FIFOs of messages. The
-    events about them carry the connection's handle. Comes again when the limit changes."""
+    """A connection carries datagrams of up to `max_bytes` from now on, in these FIFOs of messages.
+    Events about them carry the connection's handle. Sent again when the limit changes."""
 
     handle: int
     rx: Fifo
@@ -244,7 +246,7 @@ class DatagramsReady:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A connection is over, and its streams with it."""
+    """A connection and all its streams are closed."""
 
     handle: int
     info: CloseInfo
@@ -264,14 +266,14 @@ class StreamStopped:
 
 @dataclass(frozen=True, slots=True)
 class SendFinished:
-    """All that was sent on a stream, and its end, is acknowledged."""
+    """The peer acknowledged all data of a stream, and its FIN."""
 
     handle: int
 
 
 @dataclass(frozen=True, slots=True)
 class PathChanged:
-    """A connection uses other addresses now, by either side's doing."""
+    """A connection uses new addresses; either side may have caused that."""
 
     handle: int
     local: tuple[str, int]
@@ -285,8 +287,8 @@ class Migrated:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The connection of the Connect `token` learned something for `TlsConfig.sessions`, which is in
-    another process."""
+    """The connection of the Connect `token` received a ticket or token for `TlsConfig.sessions` of
+    the application's process."""
 
     token: int
     known: Known
@@ -294,7 +296,7 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of a connection; RTT in seconds, sizes in bytes."""
+    """Statistics of a connection; RTT in seconds, sizes in bytes."""
 
     token: int
     figures: dict[str, int | float]

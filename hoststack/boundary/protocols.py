@@ -1,4 +1,4 @@
-"""What a session can be carried by, and what each protocol has: one table for all who ask."""
+"""The table of transport protocols for sessions, and their features."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Protocol = Literal["quic", "tcp", "udp"]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What connections of a protocol have."""
+    """Features of a protocol's connections."""
 
     streams: Literal["many", "one", "none"]
     datagrams: bool
-    """Messages that keep their boundaries."""
+    """Whether they carry messages with boundaries."""
     tls: bool
     accepts: bool = True
-    """Whether a listener hands out connections."""
+    """Whether a listener accepts connections."""
     unconnected: bool = False
-    """Whether there are endpoints that talk to anybody."""
+    """Whether endpoints without a fixed peer are possible."""
     is_kernels: bool = True
-    """Whether it is the kernel's: XDP leaves it alone, and sockets carry it."""
+    """Whether kernel sockets carry it; XDP then passes its packets to the kernel."""
 
 
 PROTOCOLS: Final[dict[Protocol, Features]] = {
@@ -33,5 +33,5 @@ PROTOCOLS: Final[dict[Protocol, Features]] = {
 
 
 def not_supported(protocol: str, what: str) -> OSError:
-    """The error of what a protocol does not have."""
+    """Return the error for a feature that a protocol does not have."""
     return OSError(errno.ENOTSUP, f"{protocol} has no {what}")

@@ -1,9 +1,8 @@
 """An application in another process, as a worker serves it.
 
-Requests come over a SOCK_SEQPACKET socket and notices go back over it; events go through rings and
-bytes through FIFOs in shared memory. A socket pair wakes the worker when it sleeps. Whatever the
-other process sends or writes, it harms its own sessions alone: what can't be, or makes this side
-stumble, is a reason to detach it.
+Requests and notices use a SOCK_SEQPACKET socket; events use rings and data uses FIFOs in shared
+memory. A socket pair wakes the worker when it sleeps. Whatever the other process sends or writes
+affects only its own sessions: invalid data, or an exception while serving it, detaches it.
 """
 
 from __future__ import annotations
@@ -40,18 +39,18 @@ from hoststack.quic.session_cache import ServerSessions
 
 logger = logging.getLogger("hoststack.worker")
 
-#: Of one application: what else it wants waits until the next turn.
+#: Most requests and signals of one application in one turn; the rest waits for the next.
 _REQUESTS_IN_TURN: Final = 256
 _SIGNALS_IN_TURN: Final = 1024
-#: While as many wait, UDP peers that nobody knows yet bring no more.
+#: While as many notices are queued, datagrams of new UDP peers are dropped.
 _MANY_NOTICES: Final = 1024
-#: While so many messages wait for an application, its further requests wait, too. Notices of what
-#: peers do are not held back: they are bounded by what peers have open, and credit for more returns
+#: While as many messages are queued for an application, its requests are not read. Notices about
+#: peers are not held back: what peers have open bounds them, and peers get credit for more only
 #: when the application has taken them.
 _MOST_UNREAD: Final = 256
 
 
-#: What tells of an application that does what none should; the rest may be ours.
+#: Exceptions that only the application can cause; others may be a bug of this stack.
 _ITS_OWN_FAULT: Final = (
     EventRingCorruptError,
     FifoCorruptError,
@@ -61,31 +60,33 @@ _ITS_OWN_FAULT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one application may have in one worker."""
+    """Limits of one application in one worker."""
 
     fifo_bytes: int = 4 << 30
     sessions: int = 65536
     ports: int = 65536
-    """Of the network's, that it listens on."""
+    """Ports of the network that it listens on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """A worker's ends of what it shares with one application; they are taken over."""
+    """A worker's descriptors of what it shares with one application. The RemoteApplication owns
+    and closes them."""
 
     channel: socket.socket
     rings_fd: int
     """boundary/rings.py"""
     wake_worker_fd: int
-    """boundary/wake_up.py; the application rings."""
+    """boundary/wake_up.py; the application writes, the worker reads."""
     wake_application_fd: int
 
 
 class RemoteApplication(Application):
-    """Attach it to a worker, and `run` it for as long as it is to be served."""
+    """An application in another process. Attach it to a worker, and run `run` to serve it."""
 
     def __init__(self, name: str, ends: Ends, limits: Limits, seal: TicketSeal) -> None:
-        """Raises OSError and ValueError for ends that are none; they are closed then."""
+        """Wrap the descriptors. Raises OSError and ValueError for descriptors of the wrong kind,
+        after closing them."""
         with contextlib.ExitStack() as ours:
             self._channel = ours.enter_context(
                 contextlib.closing(Channel(ends.channel, max_waiting=None))
@@ -107,13 +108,13 @@ class RemoteApplication(Application):
         self._incoming: list[bytes] = []
         self._has_raised = False
         self._is_crowded = False
-        """Whether its ring of signals was full perhaps."""
+        """Whether its ring of signals may have been full."""
         self._has_room = trio.Event()
         self._scope = trio.CancelScope()
         self.gone: str | None = None
-        """Why it is not served any more."""
+        """Why it was detached; None while it is served."""
         self._why_ended: str | None = None
-        """What told first that it leaves, while what it said before is still to be read."""
+        """The first sign that it is leaving, while its last messages are still to be read."""
 
     # --- the worker's side -----------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class RemoteApplication(Application):
             signals = self._down.ring.pop_many(_SIGNALS_IN_TURN)
             is_crowded = len(signals) == _SIGNALS_IN_TURN
             if self._is_crowded and not is_crowded:
-                # It may sleep with signals that the ring had no room for.
+                # It may be asleep with signals that the ring had no room for.
                 self._wakes_application.ring()
         except Exception as error:
             self.on_fault(error)
@@ -176,7 +177,7 @@ class RemoteApplication(Application):
                 self._has_raised = bool(waiting)
             except Exception as error:
                 self.on_fault(error)
-        # It runs in another process: nothing in this one has become ready.
+        # It runs in another process, so no task of this one became ready.
         return False
 
     def arm(self) -> bool:
@@ -196,7 +197,7 @@ class RemoteApplication(Application):
 
     def choose_sizes(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
         if not self._channel.has_room_for_fds(len(sizes)):
-            raise OSError(errno.ENOMEM, "it does not take the memory that others share with it")
+            raise OSError(errno.ENOMEM, "the application does not receive the segments sent to it")
         return self._pool.choose(sizes, owner)
 
     def make_peer_fifo(self, size_bytes: int) -> Fifo:
@@ -221,11 +222,11 @@ class RemoteApplication(Application):
         if isinstance(error, ChannelClosedError):
             self._on_end(error)
         elif isinstance(error, CodecError):
-            self.leave(f"it sent rubbish: {error}")
+            self.leave(f"it sent invalid data: {error}")
         elif isinstance(error, _ITS_OWN_FAULT):
             self.leave(str(error))
         else:
-            logger.error("%s could not be served", self.name, exc_info=error)
+            logger.error("serving %s failed", self.name, exc_info=error)
             self.leave(fault_text(error))
 
     def sessions_for(self, request: Connect, engine: str) -> ServerSessions | None:
@@ -243,11 +244,11 @@ class RemoteApplication(Application):
 
     @property
     def fifo_bytes(self) -> int:
-        """What its FIFOs take."""
+        """Memory that its FIFOs use."""
         return self._pool.used_bytes
 
     def leave(self, why: str) -> None:
-        """Have `run` end, soon: this may be the middle of a turn. Idempotent."""
+        """Cancel `run`, which then ends soon: this may be the middle of a turn. Idempotent."""
         if self.gone is None:
             self.gone = why
             self._scope.cancel()
@@ -255,15 +256,15 @@ class RemoteApplication(Application):
     # --- its tasks ---------------------------------------------------------------------------
 
     def _on_end(self, error: ChannelClosedError) -> None:
-        """It closed one of its ends. They go one after another, and what it said before counts, a
-        close with a code perhaps: `_receive` reads that, and leaves then."""
+        """Handle the close of one of its descriptors. The kernel closes them one after another, so
+        `_receive` first reads what it sent before, such as a close with a code, and then ends."""
         if self._why_ended is None:
             self._why_ended = str(error)
         self._channel.abandon()
 
     async def run(self) -> None:
-        """Listens to it until it leaves, or is thrown out: `gone` says why. Nothing that it does
-        is raised here."""
+        """Serve it until it leaves or is detached; `gone` says why. Raises nothing that the
+        application causes."""
         try:
             with contained(self.on_fault), self._scope:
                 async with trio.open_nursery() as nursery:

@@ -1,8 +1,8 @@
-"""Session tickets and tokens of an application in another process: kept there, used by the worker.
+"""Session tickets and tokens that an application in another process stores and the worker uses.
 
-What the application knows of a server goes along with its Connect, and what the connection learns
-comes back. A ticket carries the state of a TLS session, which the engine takes as its own: so the
-worker seals those that it gives away, and takes none that is not sealed.
+The application sends what it has stored for a server with its Connect; the worker sends back what
+the connection learns. A ticket contains TLS session state that the engine trusts. The worker
+therefore seals the tickets that it sends, and ignores tickets without a valid seal.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from hoststack.boundary import messages as m
 from hoststack.quic.session_cache import ServerSessions, Ticket
 
 _SEAL_BYTES: Final = 32
-#: Larger ones are not given away: a message has to hold one.
+#: Larger tickets are not sent, since one must fit into a message.
 _MOST_TICKET_BYTES: Final = 1 << 15
 
 
 class TicketSeal:
-    """Seals tickets with a key; workers with the same secret take each other's."""
+    """Seals tickets with a key; workers with the same secret accept each other's tickets."""
 
     def __init__(self, secret: bytes) -> None:
         self._key = hashlib.blake2b(b"hoststack tickets", key=secret[:64]).digest()
 
     def close(self, ticket: Ticket) -> Ticket:
-        """The ticket, sealed."""
+        """Return the ticket with its seal."""
         return ticket._replace(session=self._mac(ticket) + ticket.session)
 
     def open(self, ticket: Ticket) -> Ticket | None:
-        """What `close` was given; None if it is something else."""
+        """Return the ticket that `close` sealed; None if the seal is invalid."""
         seal, session = ticket.session[:_SEAL_BYTES], ticket.session[_SEAL_BYTES:]
         opened = ticket._replace(session=session)
         return opened if hmac.compare_digest(seal, self._mac(opened)) else None
@@ -43,13 +43,13 @@ class TicketSeal:
         return mac.digest()
 
 
-#: Tickets and tokens that one connection learns: a server may send any number.
+#: Most tickets and tokens that one connection reports. A server may send any number.
 _MOST_LEARNED: Final = 16
 
 
 class RelayedSessions(ServerSessions):
-    """What an application in another process gave along for one connection to a server, and the way
-    back for what is learned there."""
+    """Session cache of one connection for an application in another process: starts with the
+    contents of its Connect, and sends new tickets and tokens back."""
 
     def __init__(self, known: m.Known, seal: TicketSeal, tell: Callable[[m.Known], None]) -> None:
         ticket = seal.open(known.ticket) if known.ticket is not None else None

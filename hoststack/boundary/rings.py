@@ -1,8 +1,8 @@
-"""What an application in another process shares with a worker from the start: a channel for
-messages, a segment with both event rings, and a way to wake each other.
+"""What a worker and an application in another process share from the start: a channel for messages,
+a segment with both event rings, and sockets to wake each other.
 
-Nothing that one side does to its descriptors reaches the other's: O_NONBLOCK belongs to an open
-file description (fcntl(2)), and no description is on both sides but the memfd's, which is only
+One side cannot change flags of the other's descriptors. O_NONBLOCK belongs to the open file
+description (fcntl(2)), and the only description that both sides have is the memfd's, which is only
 mapped.
 """
 
@@ -21,28 +21,29 @@ _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
 
 
 def make_rings(name: str) -> int:
-    """A segment for both rings; returns its descriptor. Raises OSError."""
+    """Create a segment for both rings, and return its descriptor. Raises OSError."""
     return make_segment(name, 2 * _RING_BYTES)
 
 
 def open_rings(fd: int) -> tuple[EventRing, EventRing]:
-    """Down and up; the descriptor is closed. Raises ValueError for another segment."""
+    """Map both rings, down and up, and close the descriptor. Raises ValueError if the segment is
+    too small."""
     try:
         memory = map_segment(fd)
     finally:
         os.close(fd)
     if len(memory) < 2 * _RING_BYTES:
-        raise ValueError(f"a segment of {len(memory)} bytes is none for two event rings")
+        raise ValueError(f"a segment of {len(memory)} bytes is too small for two event rings")
     return EventRing(RING_ENTRIES, memory), EventRing(RING_ENTRIES, memory, _RING_BYTES)
 
 
 def shared_ends(name: str, owner: ExitStack) -> tuple[list[int], list[int]]:
-    """Make what a worker and an application share; returns the worker's descriptors and the
-    application's (boundary/attaching.py has their order). `owner` closes them. Raises OSError."""
+    """Create what a worker and an application share. Return the worker's descriptors and the
+    application's, in the order of boundary/attaching.py; `owner` closes them. Raises OSError."""
     rings = make_rings(name)
     owner.callback(os.close, rings)
     channels = _pair(owner)
-    # A pair for each direction: who wakes never reads, and who is woken never writes.
+    # One pair for each direction: the waking side never reads, the other never writes.
     to_worker, to_application = _pair(owner), _pair(owner)
     return (
         [channels[0], rings, to_worker[0], to_application[0]],

@@ -1,4 +1,4 @@
-"""FIFOs between two applications (cut-through), whichever processes they live in."""
+"""FIFOs between two applications (cut-through), in the same process or in different ones."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hoststack.native.memory.segment import make_segment, map_segment
 def make_fifos_between(
     sides: Mapping[Application, object | None], sizes: Sequence[FifoSize]
 ) -> list[Fifo]:
-    """FIFOs that these applications see, and no others: all, or none and nothing of them stays.
+    """Allocate FIFOs that only these applications can access, all or none.
 
-    `sides` has for each what may not take more than its share, as `Application.make_fifos`. Raises
-    OSError and MemoryError. Where one lives in another process each FIFO has a segment to itself: a
-    segment that had more in it would show the one what the other has with others.
+    `sides` maps each application to the owner that is charged (see `Application.make_fifos`).
+    Raises OSError and MemoryError. If an application is in another process, each FIFO gets its own
+    segment: a shared one would expose the other side's FIFOs with third parties.
     """
     choices = [application.choose_sizes(sizes, owner) for application, owner in sides.items()]
     chosen = [min(choice) for choice in zip(*choices, strict=True)]
@@ -36,7 +36,7 @@ def make_fifos_between(
             for _ in range(len(sides) - 1):
                 fds[-1].append(os.dup(fd))
                 undo.callback(os.close, fds[-1][-1])
-        # Nothing fails from here on.
+        # Nothing raises from here on.
         undo.pop_all()
     for fifo, size, duplicates in zip(made, sizes, fds, strict=True):
         for (application, owner), fd in zip(sides.items(), duplicates, strict=True):

@@ -1,15 +1,16 @@
-"""How connections share what an application may have: sessions, and memory for FIFOs.
+"""How connections share the limits of an application: sessions, and memory for FIFOs.
 
-They share it as ports share the buffer of a switch (dynamic thresholds). While half of it is free,
-each may have any part; from then on a quarter of what is free at most. The last quarter is for
-those that have little: the more a connection has, the more of that quarter it has to leave alone.
+They share a limit as ports share the buffer of a switch (dynamic thresholds). While at least half
+is free, a connection may use any part of it. Below that, it may use at most a quarter of what is
+free. The last quarter is reserved for connections that use little: the more a connection uses, the
+more of that quarter it must leave free.
 """
 
 from __future__ import annotations
 
 
 def may_have(total: int, left: int, held: int, asked: int) -> bool:
-    """Whether one who holds `held` of `total` may have `asked` more of what is `left`."""
+    """Return whether a holder of `held` of `total` may get `asked` more of the remaining `left`."""
     remains = left - asked
     if remains >= total // 2:
         return True

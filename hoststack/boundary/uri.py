@@ -1,4 +1,4 @@
-"""URIs of sessions: `quic://host:port`, `tcp://` and `udp://` alike, and VPP's older
+"""URIs of sessions: `quic://host:port`, likewise `tcp://` and `udp://`, and VPP's older form
 `quic://host/port`."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _QUIC: Final[tuple[Protocol, ...]] = ("quic",)
 
 def parse_uri(text: str, protocols: Collection[Protocol] = _QUIC) -> Uri:
     """Parse `scheme://host:port` or `scheme://host/port`; raises UriError, also for a scheme that
-    is none of these protocols."""
+    is not in `protocols`."""
     scheme, separator, rest = text.partition("://")
     if not separator:
         raise UriError(f"{text!r} is not a URI: {_FORM}")
@@ -66,7 +66,7 @@ def _split_port(text: str, rest: str) -> tuple[str, str]:
 
 def _checked_host(text: str, host: str) -> str:
     address, percent, zone = host.partition("%")
-    # RFC 6874 has the percent sign in URIs as "%25".
+    # RFC 6874: in URIs the percent sign is "%25".
     zone = zone.removeprefix("25") or zone
     try:
         parsed = ipaddress.ip_address(address)

@@ -1,9 +1,9 @@
 """Waking the other process: one end of a socket pair on each side.
 
-An eventfd would be one open file description on both sides, and whoever cleared its O_NONBLOCK
-would have the other one sleep in its next write (fcntl(2)). Here each side has a description of its
-own, and no call waits whatever its flags are: a sender takes no lock that the reader holds while it
-copies, as it would with a pipe.
+With an eventfd, both sides would share one open file description: one side could clear O_NONBLOCK,
+and the other would block in its next write (fcntl(2)). With a socket pair each side has its own
+description, and MSG_DONTWAIT prevents blocking whatever its flags are. With a pipe, a sender would
+wait for a lock that the reader holds while it copies.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class WakeUp:
-    """One end, which is there to wake the other side or to be woken. Takes the descriptor over."""
+    """One end, used either to wake the other side or to be woken. Owns the descriptor."""
 
     def __init__(self, fd: int) -> None:
-        """Raises OSError for a descriptor that is no socket."""
+        """Wrap a descriptor; raises OSError if it is not a socket."""
         self._socket = socket.socket(fileno=fd)
 
     def ring(self) -> None:
         """Wake the other side. Raises ChannelClosedError if it is gone."""
         try:
-            # Without room for one more, it has been woken and not looked yet.
+            # A full socket means that the other side has not cleared earlier wake-ups yet.
             with contextlib.suppress(BlockingIOError):
                 self._socket.send(b"\1", _FLAGS)
         except OSError as error:
-            raise ChannelClosedError(f"nobody can be woken: {error.strerror}") from None
+            raise ChannelClosedError(f"it can't be woken: {error.strerror}") from None
 
     def clear(self) -> None:
-        """Take a wake-up that has come. Raises ChannelClosedError if the other side is gone."""
+        """Clear received wake-ups. Raises ChannelClosedError if the other side is gone."""
         try:
             if not self._socket.recv(64, _FLAGS):
-                raise ChannelClosedError("it has closed its wake-ups")
+                raise ChannelClosedError("it closed its wake-up socket")
         except BlockingIOError:
             pass
         except OSError as error:
-            raise ChannelClosedError(f"no wake-ups come: {error.strerror}") from None
+            raise ChannelClosedError(f"can't receive wake-ups: {error.strerror}") from None
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the socket. Idempotent."""
         self._socket.close()

@@ -100,7 +100,7 @@ def test_it_has_a_segment_to_itself_that_goes_with_it() -> None:
         # Named again, it is the same one.
         assert other.fifos.open(name) is there
         # Nor does the other one's memory come along.
-        with pytest.raises(ValueError, match="nowhere"):
+        with pytest.raises(ValueError, match="no segment"):
             other.fifos.open(one.pool.name_of(own))
         del fifo, there
     gc.collect()
