@@ -1,4 +1,4 @@
-"""Choosing a link: the best one that works here, and why it is not a better one."""
+"""Choosing a link: the best one that works here, with the reason why it is not a better one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def choose_link(
     mode: XdpMode = "auto",
     busy_poll_us: int = 0,
 ) -> tuple[Link, str]:
-    """The link that was asked for; "auto" takes AF_XDP where that works, else UDP sockets.
+    """Return the link that was asked for; "auto" is AF_XDP where that works, else UDP sockets.
 
     With `busy_poll_us` the kernel is to poll the driver as well, where it can. The second value
-    says in one line why it is not AF_XDP, or does not poll, and so does the log, at WARNING; it is
-    empty where all is as wanted.
-    Raises LinkError where "af_xdp" can't be had, and in any case for an interface that does not
-    exist: that is a mistake to tell of, not one to work around.
+    says in one line why the link is not AF_XDP, or does not poll; it is empty if nothing was
+    substituted. The same line goes to the log, at WARNING.
+    Raises LinkError where "af_xdp" is not possible, and for an interface that does not exist, even
+    with "auto": that is a mistake to report, not one to work around.
     """
     link, reason = _choose(interface, wanted, mode)
     refusal = link.busy_poll(busy_poll_us) if busy_poll_us else ""
@@ -43,7 +43,7 @@ def _choose(interface: str | None, wanted: LinkName, mode: XdpMode) -> tuple[Lin
     if wanted == "udp":
         return UdpLink(), ""
     if wanted not in ("auto", "af_xdp"):
-        raise ValueError(f"there is no link {wanted!r}: take 'auto', 'af_xdp' or 'udp'")
+        raise ValueError(f"there is no link {wanted!r}: use 'auto', 'af_xdp' or 'udp'")
     try:
         if interface is None:
             raise LinkError(errno.EINVAL, "AF_XDP needs an interface: name one")

@@ -1,7 +1,7 @@
-"""What a link is: where datagrams come from and go to.
+"""The interface of a link: where datagrams come from and go to.
 
-A link moves whole bursts: one call takes all datagrams that have come, one call hands over all
-that are to go. It knows endpoints, paths and datagram sizes; it knows nothing of QUIC.
+A link moves whole bursts: one call returns all datagrams that have arrived, one call sends all
+that are queued. It knows endpoints, paths and datagram sizes, and nothing of QUIC.
 `af_xdp`, `udp` and `memory` implement it; an engine drives it.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple, Protocol
 
-#: Datagrams that one turn takes from, or gives to, a link.
+#: The most datagrams that one run of the engine receives from a link, or sends to it.
 BURST = 64
 
-#: Any address of this machine: of IPv4, and of IPv6. `UNSPECIFIED[":" in host]` is a host's kind.
+#: The unspecified addresses of IPv4 and IPv6: `UNSPECIFIED[":" in host]` is of a host's family.
 UNSPECIFIED: Final = ("0.0.0.0", "::")
 
 _ENDPOINT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::([0-9]{1,5}))?")
@@ -35,7 +35,7 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Endpoint:
-        """From "10.0.0.1:1234" or "[fd00::1]:1234"; with a default port also an address alone.
+        """Parse "10.0.0.1:1234" or "[fd00::1]:1234"; with a default port also an address alone.
 
         Raises ValueError with a line for the user.
         """
@@ -56,8 +56,8 @@ class Endpoint(NamedTuple):
 class Path:
     """The two endpoints that a datagram travels between (RFC 9000 section 9).
 
-    Two paths are equal when their endpoints are. Links intern them, so that on the hot way an
-    identity check is enough. `link_data` is the link's own: a socket, a prepared header.
+    Two paths are equal when their endpoints are. Links intern them, so that an identity check is
+    enough where speed matters. `link_data` is private to the link: a socket, a prepared header.
     """
 
     __slots__ = ("_hash", "link_data", "local", "remote")
@@ -82,7 +82,7 @@ class Path:
         return f"Path({self.local.host}:{self.local.port} -> {self.remote.host}:{self.remote.port})"
 
 
-#: A datagram that came: its UDP payload, the path (local is ours), and its ECN bits (0 to 3).
+#: A received datagram: its UDP payload, its path (local is ours), and its ECN bits (0 to 3).
 Received = tuple[bytes, Path, int]
 
 #: A datagram to send: its UDP payload and the path.
@@ -101,77 +101,82 @@ class WireRoute(NamedTuple):
 
 
 class Wire(Protocol):
-    """A link's bursts for an engine in C (hoststack/native/wire/wire.h). Paths are decided here."""
+    """A link's bursts for an engine in C (hoststack/native/wire/wire.h); paths are Python's."""
 
     @property
     def address(self) -> int:
-        """Where struct hs_wire lies. It is the engine's to free."""
+        """The address of struct hs_wire, which the engine frees."""
 
     @property
     def generation(self) -> int:
-        """Changes when routes have to be asked for anew."""
+        """Changes when the engine must call `route` again for its paths."""
 
     def admit(self, key: bytes) -> Path | None:
-        """The path of datagrams with this key; None if they are not for this machine."""
+        """Return the path of datagrams with this key; None if they are not for this machine."""
 
     def route(self, path: Path) -> WireRoute:
-        """How datagrams go along a path now."""
+        """Return how to send datagrams along a path now."""
 
     def note_sent(self, path: Path, count: int) -> bool:
-        """So many datagrams were sent since the last call; whether to ask for the route anew."""
+        """Count datagrams sent since the last call; return whether to call `route` again."""
 
     def after_turn(self) -> None:
-        """A turn is over: whatever the link has to do about it."""
+        """Do the link's own work at the end of an engine run."""
 
 
-#: What the kernel carries beside QUIC.
+#: The protocols beside QUIC, which the kernel carries.
 KernelProtocol = Literal["tcp", "udp"]
 
 
 class SocketSource(Protocol):
-    """Who opens the kernel's own sockets, for what is not QUIC."""
+    """Opens the kernel's own sockets, for traffic that is not QUIC."""
 
     def open_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> socket.socket:
-        """A socket bound to an endpoint, non-blocking; port 0 picks a free one, and "::" is IPv6
-        alone, as with ports of a link. What comes for one of UDP may come past the kernel
-        (`Link.datagrams`). The socket is the caller's. Raises LinkError."""
+        """Return a non-blocking socket bound to an endpoint; the caller owns it.
+
+        Port 0 picks a free one, and "::" means IPv6 only, as with ports of a link. A UDP socket's
+        datagrams may bypass the kernel (`Link.datagrams`). Raises LinkError.
+        """
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
-        """The owner is about to close a socket of `open_socket`."""
+        """Forget a socket of `open_socket`; its owner is about to close it."""
 
 
 class DatagramWay(Protocol):
-    """Plain UDP datagrams past the kernel, of sockets that `open_socket` opened. The kernel still
-    carries what this can't: to this machine itself, larger than the MTU, by other interfaces."""
+    """Plain UDP datagrams that bypass the kernel, for sockets that `open_socket` returned. The
+    kernel still carries those to this machine itself, above the MTU, or by other interfaces."""
 
     def take(self) -> Sequence[Received]:
-        """What has come since the last call; never blocks."""
+        """Return what has arrived since the last call; never blocks."""
 
     def path(self, local: Endpoint, remote: Endpoint, payload_bytes: int) -> Path | None:
-        """From a port to a peer; None if the kernel has to send a datagram of that size now. With
-        an unspecified local address it goes out from the one that the route gives."""
+        """Return the path from a port to a peer; None if the kernel has to send a datagram of that
+        size now. An unspecified local address is replaced by the one that the route names."""
 
     def send(self, burst: Sequence[Outgoing]) -> int:
-        """As Link.send."""
+        """Send datagrams as Link.send does."""
 
 
 class PortSource(SocketSource, Protocol):
-    """Who opens ports for a worker's link where the worker itself may not."""
+    """Opens ports for the link of a worker that lacks the privilege to do it."""
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
-        """As Link.open_port; with the worker's socket for a link over sockets, else -1."""
+        """Open a port as Link.open_port does.
+
+        Returns the worker's socket as well, for a link over sockets, else -1.
+        """
 
     def close_port(self, endpoint: Endpoint) -> None: ...
 
     def use_neighbour(self, host: str) -> None:
-        """Have the kernel look for a neighbour, or confirm it, for a link past the kernel.
+        """Have the kernel look for a neighbour, or confirm it, for a link that bypasses it.
 
         It needs CAP_NET_ADMIN. Raises LinkError.
         """
 
 
 def ignore_trouble(reason: str) -> None:
-    """What a link does about its trouble until it is told better."""
+    """Ignore a link's trouble: the default `on_trouble`."""
 
 
 class Link(Protocol):
@@ -179,95 +184,99 @@ class Link(Protocol):
 
     #: "af_xdp", "udp" or "memory".
     name: str
-    #: Why no packet comes or goes now, in one line; "" while the link works.
+    #: Why packets do not flow now, in one line; "" while the link works.
     trouble: str
-    #: Called with that line when it begins: what is under way is cut off.
+    #: Called with that line when trouble begins: everything in progress is cut off.
     on_trouble: Callable[[str], None]
 
     @property
     def interface_name(self) -> str | None:
-        """The interface that it has alone; None where it has any."""
+        """The only interface that the link uses; None where it uses any."""
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
-        """Take a local UDP endpoint, so that its datagrams come to this link.
+        """Open a local UDP endpoint, so that its datagrams arrive at this link.
 
         Port 0 picks a free one; the host may be the unspecified address ("0.0.0.0", "::").
-        Returns the endpoint that was taken. Raises LinkError with errno EADDRINUSE where it is
-        taken, EADDRNOTAVAIL where the address is not this machine's, EACCES without privilege.
+        Returns the endpoint as opened. Raises LinkError with errno EADDRINUSE where it is in use,
+        EADDRNOTAVAIL where the address is not this machine's, EACCES without privilege.
         """
 
     def close_port(self, endpoint: Endpoint) -> None:
-        """Give back an endpoint that `open_port` returned."""
+        """Close an endpoint that `open_port` returned."""
 
     async def connect_path(self, local_port: int, remote: Endpoint) -> Path:
-        """A path from this machine to `remote`, with the route and the next hop known.
+        """Return a path from this machine to `remote`, its route and next hop resolved.
 
         Raises LinkError with errno ENETUNREACH (no route) or EHOSTUNREACH (no neighbour).
         """
 
     def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
-        """The path between an open local endpoint, with an address of its own, and `remote`.
+        """Return the path between an open local endpoint with a specific address and `remote`.
 
-        It is there at once: a next hop that is not known yet is looked for meanwhile. Raises
-        LinkError where there is no route, or the endpoint is not open.
+        It returns at once: an unknown next hop is resolved in the background. Raises LinkError
+        where there is no route, or the endpoint is not open.
         """
 
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
-        """The local address that the route to `remote` gives, with port 0; raises LinkError."""
+        """Return the local address of the route to `remote`, with port 0; raises LinkError."""
 
     def max_datagram_bytes(self, path: Path) -> int:
-        """The largest UDP payload that the interface's MTU carries on this path."""
+        """Return the largest UDP payload that the interface's MTU carries on this path."""
 
     def max_datagram_bytes_of(self, local: Endpoint) -> int:
-        """The largest UDP payload that goes out from a local address along any path, as far as its
-        interface tells; of an unspecified address the largest that UDP has."""
+        """Return the largest UDP payload from a local address along any path, judging by its
+        interface; for an unspecified address, the largest that UDP allows."""
 
     @property
     def sockets(self) -> SocketSource:
-        """Where sockets of the kernel's come from."""
+        """The source of the kernel's sockets."""
 
     def datagrams(self) -> DatagramWay | None:
-        """The way of plain UDP datagrams past the kernel, once for each link; None if there is
-        none."""
+        """Return the interface for UDP datagrams that bypass the kernel, or None if there is none.
+
+        Call it once for each link.
+        """
 
     def wire(self) -> Wire | None:
-        """The way past Python, once for each link; None if there is none. Who takes it calls
-        neither `receive` nor `send`."""
+        """Return the interface that bypasses Python, or None if there is none; call it once.
+
+        Its user calls neither `receive` nor `send`.
+        """
 
     def busy_poll(self, microseconds: int) -> str:
-        """Have the kernel poll the driver when there is nothing to receive, up to so long.
+        """Have the kernel poll the driver, up to so long, when there is nothing to receive.
 
-        For a worker that spins. Returns one line that says why it does not, or "".
+        For a worker that spins. Returns one line that says why the driver is not polled, or "".
         """
 
     def receive(self, budget: int = BURST) -> list[Received]:
-        """All datagrams that have come, at most `budget`; never blocks."""
+        """Return all datagrams that have arrived, at most `budget`; never blocks."""
 
     def send(self, burst: Sequence[Outgoing]) -> int:
         """Send datagrams from the front of `burst`; never blocks.
 
-        Returns how many were taken: fewer than all when the way out is full, and the caller then
-        keeps the rest and waits for `wait_writable`. A datagram that can never go (too large, no
-        next hop) is counted as an error, dropped, and reported as taken.
+        Returns how many were taken: fewer than all when the transmit queue is full; the caller
+        then keeps the rest and waits for `wait_writable`. A datagram that can never be sent (too
+        large, no next hop) is counted as an error, dropped, and reported as taken.
         """
 
     async def wait_readable(self) -> None:
-        """Return when `receive` may have something."""
+        """Return when `receive` may return something."""
 
     async def wait_writable(self) -> None:
-        """Return when `send` may take something again, or `receive` may have something: peers go on
-        to acknowledge while the way out is full."""
+        """Return when `send` may accept something again, or `receive` may return something: peers
+        continue to acknowledge while the transmit queue is full."""
 
     async def run(self) -> None:
-        """The link's own upkeep: runs until cancelled, beside whoever drives the link.
+        """Do the link's upkeep until cancelled, in a task beside the engine's.
 
         `connect_path` may need it to be running.
         """
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name: rx_datagrams, tx_datagrams, rx_bytes, tx_bytes, and drops by reason.
+        """Return counters: rx_datagrams, tx_datagrams, rx_bytes, tx_bytes, and drops by reason.
 
-        With an engine in C also `tx_full`: how often it found no room on the way out."""
+        With an engine in C also `tx_full`: how often it found the transmit queue full."""
 
     def close(self) -> None:
-        """Give everything back; idempotent."""
+        """Release everything; idempotent."""

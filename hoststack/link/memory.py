@@ -1,7 +1,7 @@
-"""A network in memory: hosts that exchange datagrams within one trio run, badly where asked to.
+"""A network in memory: hosts that exchange datagrams within one trio run, impaired if asked to.
 
-What it does is drawn from one seed and timed by trio's clock, so under a MockClock that jumps a
-run is the same each time.
+Its impairments are drawn from one seed and timed by trio's clock, so under a MockClock that jumps
+every run is the same.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from hoststack.link.base import (
 )
 from hoststack.link.kernel.sockets import OwnSockets
 
-#: Datagrams that wait for one host, at most; like any queue in a network it drops what is more.
+#: Most datagrams queued for one host; like any queue in a network it drops the rest.
 _QUEUE_DATAGRAMS: Final = 65536
 
-#: How much later than others a reordered datagram comes.
+#: By how much a reordered datagram is late.
 _REORDER_DELAY_S: Final = 0.01
 
-#: Paths that are remembered; a forged source makes a new one.
+#: Paths in the table; a forged source makes a new one.
 _MAX_PATHS: Final = 16384
 
 _FIRST_FREE_PORT: Final = 49152  # RFC 6335 section 6
@@ -46,23 +46,23 @@ _HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
 
 @dataclass
 class Impairments:
-    """What happens to datagrams under way: probabilities from 0 to 1. May change at any time."""
+    """Impairments of a network: probabilities from 0 to 1. May change at any time."""
 
     loss: float = 0.0
     reorder: float = 0.0
     duplicate: float = 0.0
     corrupt: float = 0.0
-    """One bit of the datagram is flipped."""
+    """Flip one bit of the datagram."""
     delay_s: float = 0.0
 
     @property
     def is_none(self) -> bool:
-        """Whether datagrams come at once and as they were sent."""
+        """Return whether datagrams arrive at once and unchanged."""
         return not (self.loss or self.reorder or self.duplicate or self.corrupt or self.delay_s)
 
 
 class MemoryNetwork:
-    """Hosts that reach each other; `link(host)` makes one."""
+    """Hosts that reach each other; `link(host)` adds one."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class MemoryNetwork:
         self._order = count()
 
     def link(self, host: str) -> MemoryLink:
-        """A new host with a numeric address; raises ValueError for one that is there already."""
+        """Add a host with a numeric address; raises ValueError if the network has it already."""
         host = str(ip_address(host))
         if host in self._links:
             raise ValueError(f"{host} is in this network already")
@@ -141,7 +141,7 @@ class MemoryLink:
 
     @property
     def sockets(self) -> SocketSource:
-        """See Link; these are the kernel's, and no part of the network in memory."""
+        """See Link; these are the kernel's, not part of the network in memory."""
         return OwnSockets()
 
     def datagrams(self) -> None:
@@ -205,7 +205,7 @@ class MemoryLink:
     # --- bursts ---
 
     def wire(self) -> None:
-        """See Link; what is written in Python has no other way."""
+        """See Link; there is no implementation in C."""
 
     def receive(self, budget: int = BURST) -> list[Received]:
         """See Link."""
@@ -220,7 +220,7 @@ class MemoryLink:
         return received
 
     def send(self, burst: Sequence[Outgoing]) -> int:
-        """See Link; a network in memory always takes everything."""
+        """See Link; a network in memory always accepts everything."""
         for data, path in burst:
             if len(data) > self.max_datagram_bytes(path):
                 self._counters["tx_too_large"] += 1
@@ -231,7 +231,7 @@ class MemoryLink:
         return len(burst)
 
     def _arrive(self, arrival_s: float, order: int, data: bytes, path: Path) -> None:
-        """Take a datagram that another host sent on `path`."""
+        """Receive a datagram that another host sent on `path`."""
         if path.remote.port not in self._ports:
             self._counters["rx_closed_port"] += 1
         elif len(self._queue) >= _QUEUE_DATAGRAMS:

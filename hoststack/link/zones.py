@@ -1,7 +1,7 @@
-"""Zones of IPv6 addresses: by which interface a link-local address is reached (RFC 4007).
+"""Zones of IPv6 addresses: the interface by which a link-local address is reached (RFC 4007).
 
-Hosts carry their zone as "fe80::1%eth0", with the interface's name, from URIs to what a peer's
-address is shown as. Names and addresses are looked up in no DNS here.
+Hosts carry their zone as "fe80::1%eth0", with the interface's name, from URIs to the peer addresses
+that are shown. Nothing here queries DNS.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _ZONE: Final = re.compile(r"[!-$&-.0-9;-~]{1,15}")
 
 
 def is_zone(text: str) -> bool:
-    """Whether a text may be the name, or the index, of an interface."""
+    """Return whether a text may be the name, or the index, of an interface."""
     return _ZONE.fullmatch(text) is not None and text not in (".", "..")
 
 
 def without_zone(host: str) -> str:
-    """The address alone."""
+    """Return the address without its zone."""
     return host.partition("%")[0]
 
 
 def scope_of(host: str) -> int:
-    """The index of the interface that a host's zone names, 0 without one; raises LinkError."""
+    """Return the index of the interface in a host's zone, 0 without one; raises LinkError."""
     zone = host.partition("%")[2]
     if not zone:
         return 0
@@ -42,12 +42,12 @@ def scope_of(host: str) -> int:
     except (OSError, OverflowError, ValueError):
         raise LinkError(
             errno.ENODEV,
-            f"{host}: there is no interface {zone!r}: take one that `ip link` shows",
+            f"{host}: there is no interface {zone!r}: use one that `ip link` shows",
         ) from None
 
 
 def zoned(host: str, scope: int) -> str:
-    """A numeric address with the zone of an interface, if it is link-local; 0 is none."""
+    """Add an interface's zone to a numeric address, if it is link-local; index 0 is none."""
     if not scope or not ip_address(host).is_link_local:
         return host
     try:
@@ -57,10 +57,10 @@ def zoned(host: str, scope: int) -> str:
 
 
 def canonical(host: str, interface: str | None = None) -> str:
-    """A numeric address as it is used from here on: a link-local one with its interface's name.
+    """Return a numeric address in its internal form: if link-local, with its interface's name.
 
     Without a zone that is `interface`. Raises LinkError for an interface that does not exist, and
-    for a link-local address of which nobody says where it is.
+    for a link-local address whose interface is unknown.
     """
     scope, address = scope_of(host), ip_address(without_zone(host))
     if address.version == 4 or not address.is_link_local:
@@ -77,13 +77,13 @@ def canonical(host: str, interface: str | None = None) -> str:
 
 
 def on_interface(host: str, interface: str | None) -> str:
-    """As `canonical`, for a link that has one interface alone (None: all of them)."""
+    """Return the host as `canonical` does, for a link on one interface (None: all of them)."""
     found = canonical(host, interface)
     zone = found.partition("%")[2]
     if interface is not None and zone and zone != interface:
         raise LinkError(
             errno.ENETUNREACH,
-            f"{host} is at the interface {zone}, and this stack has {interface} alone: take "
+            f"{host} is at the interface {zone}, and this stack uses {interface} alone: use "
             f"{without_zone(host)}%{interface}, or a stack on {zone}",
         )
     return found
@@ -92,7 +92,7 @@ def on_interface(host: str, interface: str | None) -> str:
 def socket_address(
     endpoint: Endpoint | tuple[str, int],
 ) -> tuple[str, int] | tuple[str, int, int, int]:
-    """As the socket module wants it; raises LinkError."""
+    """Return the address as the socket module wants it; raises LinkError."""
     host, port = endpoint
     scope = scope_of(host)
     return (without_zone(host), port, 0, scope) if scope else (host, port)

@@ -50,7 +50,7 @@ def test_an_interface_that_does_not_exist(zone: str, address: str) -> None:
 def test_who_names_no_interface_is_told() -> None:
     with pytest.raises(LinkError, match="name the interface"):
         zones.canonical("fe80::1")
-    with pytest.raises(LinkError, match="this stack has eth7 alone"):
+    with pytest.raises(LinkError, match="this stack uses eth7 alone"):
         zones.on_interface("fe80::1%lo", "eth7")
 
 
@@ -172,7 +172,7 @@ def test_over_each_link(veth_pair: VethPair, link: LinkName, engine: str) -> Non
                     await talk(stack, pair, where, zone)
                 if link == "af_xdp":
                     await talk(stack, pair, where, "")
-                    with pytest.raises(ConnectError, match="this stack has right alone"):
+                    with pytest.raises(ConnectError, match="this stack uses right alone"):
                         async with stack.connect("quic://[fe80::1%lo]:1"):
                             pytest.fail("it is not there")
 

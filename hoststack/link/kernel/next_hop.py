@@ -1,8 +1,8 @@
 """Next hops: which local address, which link-layer address and which MTU lead to a remote host.
 
-AF_XDP goes round the kernel's IP layer, so what that layer does for a packet is done here, with the
-kernel's own knowledge: it is asked for the route, it finds and confirms neighbours (ARP, RFC 826;
-Neighbor Discovery, RFC 4861), and its notifications keep what it said current.
+AF_XDP bypasses the kernel's IP layer, so this module does what that layer does for a packet, with
+the kernel's own tables: it requests routes, has the kernel find and confirm neighbours (ARP, RFC
+826; Neighbor Discovery, RFC 4861), and follows its notifications of changes.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from hoststack.link.kernel.rtnetlink import (
 
 logger = logging.getLogger(__name__)
 
-#: How often neighbours in use are looked at. The kernel lets an entry go stale after half a minute
-#: without traffic of its own, and may throw it away a minute later.
+#: How often neighbours in use are checked. The kernel marks an entry stale after half a minute
+#: without traffic of its own, and may drop it a minute later.
 _CONFIRM_INTERVAL_S: Final = 1.0
 
 #: How long `resolve` waits. The kernel gives up a missing neighbour after three probes, a second
 #: apart (sysctl net.ipv4.neigh.*.mcast_solicit).
 _RESOLVE_TIMEOUT_S: Final = 5.0
 
-#: Hosts whose routes are kept. Anyone can make us send to many hosts, so the table is bounded.
+#: Routes in the cache. Anyone can make us send to many hosts, so it is bounded.
 _MAX_ROUTES: Final = 4096
 
 
@@ -55,12 +55,12 @@ class Neighbour:
     def __init__(self, host: str) -> None:
         self.host = host
         self.mac = b""
-        """Its 6-byte address where it is usable now, else empty."""
+        """Its 6-byte address while that is usable, else empty."""
         self.state = NUD_NONE
         self.is_used = True
-        """Set by whoever sends to it: a neighbour in use is found again and confirmed."""
+        """Set by senders to it: a neighbour in use is resolved again and confirmed."""
         self.asked = -math.inf
-        """When `look_for` had the kernel look for it, by time.monotonic()."""
+        """When `look_for` last had the kernel resolve it, by time.monotonic()."""
         self.changed = trio.Event()
         """Set at the next change, and replaced by a new one."""
 
@@ -69,7 +69,7 @@ class Neighbour:
 
 
 class NextHop(NamedTuple):
-    """The way to a remote host."""
+    """The next hop to a remote host."""
 
     source: str
     """The local address that the kernel would send from."""
@@ -79,17 +79,15 @@ class NextHop(NamedTuple):
 
 
 def ethernet_interface(kernel: Rtnetlink, name: str) -> Interface:
-    """The interface of that name; raises LinkError: ENODEV, ENOTSUP for one without Ethernet."""
+    """Return the interface of that name; raises LinkError: ENODEV, ENOTSUP without Ethernet."""
     interface = kernel.interface(name)
     if not any(interface.mac):
-        raise LinkError(
-            errno.ENOTSUP, f"{name} has no Ethernet address: take an Ethernet interface"
-        )
+        raise LinkError(errno.ENOTSUP, f"{name} has no Ethernet address: use an Ethernet interface")
     return interface
 
 
 class NextHops:
-    """The ways out through one interface.
+    """The next hops through one interface.
 
     `run` must be running for changes to be noticed, and for `resolve`.
     """
@@ -110,18 +108,18 @@ class NextHops:
             self._kernel.close()
             raise
         self.gone = ""
-        """One line if the interface was removed; `take_again` looks for the one in its place."""
+        """One line if the interface was removed; `take_again` looks for its replacement."""
         self.interface_changed = trio.Event()
-        """Set when an interface changes or goes, and replaced by a new one."""
+        """Set when an interface changes or disappears, and replaced by a new one."""
         self.generation = 0
-        """Goes up whenever an answer of `find` or a neighbour's address may have changed."""
+        """Incremented when a result of `find` or a neighbour's address may have changed."""
         self._routes: dict[tuple[str, str | None], Route] = {}
         self._martians: frozenset[str] | None = None
-        # A neighbour is followed for as long as somebody holds it.
+        # A neighbour is followed for as long as anything refers to it.
         self._neighbours: WeakValueDictionary[str, Neighbour] = WeakValueDictionary()
 
     def take_again(self, interface_name: str) -> None:
-        """The interface that has this name now; raises LinkError as the constructor does."""
+        """Switch to the interface that has this name now; raises LinkError as the constructor."""
         interface = ethernet_interface(self._kernel, interface_name)
         self._forget_routes()
         self._set_interface(interface)
@@ -133,7 +131,7 @@ class NextHops:
         self._kernel.close()
 
     def find(self, remote: str, source: str | None = None) -> NextHop:
-        """The way to a numeric address, its neighbour as the kernel knows it now.
+        """Return the next hop to a numeric address, with its neighbour in its current state.
 
         With `source` the packets will carry that local address. Raises LinkError: ENETDOWN,
         ENETUNREACH and the like if no route leads there through this interface, and EADDRNOTAVAIL
@@ -163,9 +161,9 @@ class NextHops:
             raise LinkError(
                 errno.ENETUNREACH,
                 f"the route to {remote} does not go out through {interface.name}: "
-                f"take the interface that `ip route get {remote}` names",
+                f"use the interface that `ip route get {remote}` names",
             )
-        # Asked with a source, the kernel names none.
+        # Given a source, the kernel's answer names none.
         local = source or route.source
         if not local:
             raise LinkError(
@@ -177,24 +175,24 @@ class NextHops:
         return NextHop(local, self._neighbour(route.next_hop), mtu_bytes)
 
     def is_local(self, host: str) -> bool:
-        """Whether a numeric address is this machine's own."""
+        """Return whether a numeric address is this machine's own."""
         try:
             return self._route(host, None).is_local
         except LinkError:
             return False
 
     def is_martian(self, host: str) -> bool:
-        """Whether no packet from another machine can have this source: an address of this machine's
-        own, or one that is a network's broadcast address (RFC 1122 section 3.2.1.3)."""
-        # The routes would say so, too, but a spoofed source shall cost no system call.
+        """Return whether no packet from another machine can have this source: this machine's own
+        address, or the broadcast address of a network (RFC 1122 section 3.2.1.3)."""
+        # Route requests would tell as well, but a spoofed source should cost no system call.
         if self._martians is None:
             self._martians = self._kernel.own_addresses()
         return host in self._martians
 
     def look_for(self, remote: str, source: str) -> None:
-        """Have the neighbour found if it is not known yet, without waiting; raises as `find`."""
+        """Start to resolve the neighbour if it is unknown, without waiting; raises as `find`."""
         neighbour = self.find(remote, source).neighbour
-        # One that does not answer is asked for with each datagram to it.
+        # A neighbour that does not answer is probed again when a datagram is sent to it.
         if not neighbour.mac and time.monotonic() - neighbour.asked >= _CONFIRM_INTERVAL_S:
             neighbour.asked = time.monotonic()
             self._probe(neighbour)
@@ -209,7 +207,7 @@ class NextHops:
             hop = self.find(remote)
             neighbour = hop.neighbour
             while not neighbour.mac:
-                # What failed before is tried again, and a removed entry is made anew.
+                # Retry a neighbour that failed before, and recreate an entry that was removed.
                 self._probe(neighbour)
                 self._refresh(neighbour)
                 while not neighbour.mac and neighbour.state != NUD_NONE:
@@ -239,8 +237,8 @@ class NextHops:
                 if not neighbour.is_used:
                     continue
                 neighbour.is_used = False
-                # AF_XDP traffic is invisible to the kernel: without being told that the entry
-                # is in use it would neither confirm it nor look for it again.
+                # AF_XDP traffic is invisible to the kernel: without this probe it would neither
+                # confirm the entry nor resolve it again.
                 if neighbour.state & NUD_STALE or not neighbour.mac:
                     try:
                         self._probe(neighbour)
@@ -250,7 +248,7 @@ class NextHops:
     def _route(self, remote: str, source: str | None) -> Route:
         route = self._routes.get((remote, source))
         if route is None:
-            # Only a link-local address needs the interface named: for others it would hide
+            # Only a link-local address needs the interface named: for others that would hide
             # that the kernel prefers another interface, or that the address is our own.
             is_link_local = ipaddress.ip_address(remote).is_link_local
             oif = self.interface.ifindex if is_link_local else None
@@ -264,7 +262,7 @@ class NextHops:
         neighbour = self._neighbours.get(host)
         if neighbour is None:
             neighbour = Neighbour(host)
-            # Nobody has an older answer about it, so this is no new generation.
+            # No earlier answer refers to it, so this is no new generation.
             generation = self.generation
             self._refresh(neighbour)
             self.generation = generation
@@ -279,7 +277,7 @@ class NextHops:
             self._kernel.use_neighbour(self.interface.ifindex, neighbour.host)
 
     def _refresh(self, neighbour: Neighbour) -> None:
-        """Ask for a neighbour's state."""
+        """Read a neighbour's state from the kernel."""
         entry = self._kernel.neighbour(self.interface.ifindex, neighbour.host)
         if entry is None:
             self._update(neighbour, b"", NUD_NONE)
@@ -324,13 +322,13 @@ class NextHops:
         if interface is None:
             self.gone = (
                 f"{self.interface.name} is gone: it was deleted, or moved to another network "
-                "namespace; it is taken again when it is back"
+                "namespace; it is used again when it is back"
             )
             interface = self.interface._replace(is_up=False)
         self.interface = interface
 
     def _start_over(self) -> None:
-        """Ask for everything that is known anew."""
+        """Request everything again that is cached."""
         self._forget_routes()
         try:
             self._set_interface(self._kernel.interface(self.interface.name))

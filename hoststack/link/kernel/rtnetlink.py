@@ -1,7 +1,7 @@
-"""What the kernel knows of links, routes and neighbours, asked for and listened to.
+"""The kernel's links, routes and neighbours: requests, and notifications of changes.
 
 A thin layer over pyroute2: it turns rtnetlink messages (man 7 rtnetlink) into small tuples. It
-works in the network namespace of the thread that makes it. Requests are answered by the kernel
+works in the network namespace of the thread that creates it. The kernel answers requests
 inside the system call, so they are plain calls (about 0.3 ms); changes are read without blocking.
 """
 
@@ -33,7 +33,7 @@ NUD_PERMANENT: Final = 0x80
 NUD_NONE: Final = 0x00
 #: The states in which the link-layer address may be used (the kernel's NUD_VALID).
 NUD_VALID: Final = NUD_PERMANENT | NUD_NOARP | NUD_REACHABLE | NUD_PROBE | NUD_STALE | NUD_DELAY
-_NTF_USE: Final = 0x01  # linux/neighbour.h: "somebody is about to send to this neighbour"
+_NTF_USE: Final = 0x01  # linux/neighbour.h: something is about to send to this neighbour
 
 _RTN_UNICAST: Final = 1  # linux/rtnetlink.h
 _RTN_LOCAL: Final = 2
@@ -77,7 +77,7 @@ class Interface(NamedTuple):
     mtu_bytes: int
     """The largest IP packet."""
     is_up: bool
-    """Set up by the administrator, and with a carrier."""
+    """Whether the administrator has set it up, and it has a carrier."""
 
 
 class Route(NamedTuple):
@@ -89,7 +89,7 @@ class Route(NamedTuple):
     """The gateway, or the address itself where it is on the link."""
     ifindex: int
     is_local: bool
-    """The address is this machine's own."""
+    """Whether the address is this machine's own."""
     is_unicast: bool
     mtu_bytes: int | None
     """The route's own MTU, where it has one."""
@@ -112,11 +112,11 @@ class InterfaceChange(NamedTuple):
 
 
 class RoutesChanged(NamedTuple):
-    """Some route, rule or address came or went: what `route` said before may be wrong now."""
+    """A route, rule or address was added or removed: earlier results of `route` may be wrong."""
 
 
 class ChangesLost(NamedTuple):
-    """More changed than the socket's buffer holds: ask for everything anew."""
+    """More changed than the socket's buffer holds: request everything again."""
 
 
 Change = NeighbourChange | InterfaceChange | RoutesChanged | ChangesLost
@@ -126,8 +126,8 @@ class Rtnetlink:
     """One user's view of the kernel's network configuration."""
 
     def __init__(self, *, follows_changes: bool = True) -> None:
-        """Without `follows_changes` it is for requests alone."""
-        # The listening socket comes first, so that no change after a first answer is missed.
+        """Without `follows_changes` it is only for requests."""
+        # Open the listening socket first, so that no change after the first answer is missed.
         self._changes = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -143,7 +143,7 @@ class Rtnetlink:
         self._marshal = MarshalRtnl()
 
     def fileno(self) -> int:
-        """Readable when `read_changes` has something."""
+        """Return the descriptor that is readable when `read_changes` has something."""
         return self._changes.fileno()
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Rtnetlink:
         self._requests.close()
 
     def interface(self, name: str) -> Interface:
-        """The interface of that name; raises LinkError with errno ENODEV if there is none."""
+        """Return the interface of that name; raises LinkError with errno ENODEV if none has it."""
         try:
             found = self._requests.link("get", ifname=name)
         except NetlinkError as error:
@@ -164,13 +164,13 @@ class Rtnetlink:
         names = ", ".join(name for _, name in socket.if_nameindex())
         raise LinkError(
             errno.ENODEV,
-            f"there is no interface {name!r} in this network namespace: take one of {names}",
+            f"there is no interface {name!r} in this network namespace: use one of {names}",
         )
 
     def route(self, remote: str, source: str | None = None, oif: int | None = None) -> Route:
         """Ask the kernel for the route to a numeric address.
 
-        `source` is the local address to send from, `oif` the index of the interface to leave by.
+        `source` is the local address to send from, `oif` the index of the output interface.
         Raises LinkError with the kernel's errno: ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL.
         """
         query: dict[str, Any] = {"dst": remote}
@@ -187,10 +187,10 @@ class Rtnetlink:
         return _route(answer, remote)
 
     def own_addresses(self) -> frozenset[str]:
-        """This machine's addresses, and the broadcast addresses of its networks."""
+        """Return this machine's addresses and the broadcast addresses of its networks."""
         own: set[str] = set()
         for message in self._requests.get_addr():
-            # Of a point-to-point link IFA_ADDRESS is the other end's.
+            # On a point-to-point link IFA_ADDRESS is the peer's address.
             host = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if host is None:
                 continue
@@ -202,7 +202,7 @@ class Rtnetlink:
         return frozenset(own)
 
     def mtu_of(self, host: str) -> int | None:
-        """The MTU of the interface that has an address; None if none has it."""
+        """Return the MTU of the interface that has an address; None if none has it."""
         for message in self._requests.get_addr():
             own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if own == host:
@@ -211,7 +211,7 @@ class Rtnetlink:
         return None
 
     def neighbour(self, ifindex: int, host: str) -> NeighbourChange | None:
-        """One neighbour; None if the kernel has no entry for it."""
+        """Return one neighbour; None if the kernel has no entry for it."""
         try:
             answer = self._requests.neigh("get", dst=host, ifindex=ifindex)
         except NetlinkError as error:
@@ -223,7 +223,7 @@ class Rtnetlink:
     def use_neighbour(self, ifindex: int, host: str) -> None:
         """Tell the kernel that we send to a neighbour.
 
-        Like a packet of the kernel's own it makes the kernel look for a missing neighbour, and
+        As a packet sent by the kernel would, this makes it look for a missing neighbour, and
         confirm a stale one. Raises LinkError: EPERM without CAP_NET_ADMIN, ENETDOWN, ...
         """
         try:
@@ -234,7 +234,7 @@ class Rtnetlink:
             raise _as_link_error(error, f"cannot probe the neighbour {host}") from None
 
     def read_changes(self) -> list[Change]:
-        """What changed since the last call; never blocks."""
+        """Return what changed since the last call; never blocks."""
         changes: list[Change] = []
         while True:
             try:
@@ -262,7 +262,7 @@ def _as_link_error(error: NetlinkError, what: str, advice: str = "") -> LinkErro
 
 
 def _mac(text: str | None) -> bytes:
-    """A link-layer address; empty unless it is an Ethernet one."""
+    """Parse a link-layer address; empty unless it is an Ethernet one."""
     if text is None:
         return b""
     with contextlib.suppress(ValueError):
@@ -314,7 +314,7 @@ def _change(message: Any) -> Change | None:
     if kind in (rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH):
         return _neighbour(message)
     if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
-        # Bridges tell of their ports in messages of the same type and another family.
+        # Bridges report their ports in messages of the same type and another family.
         if message["family"] != socket.AF_UNSPEC:
             return None
         is_removed = kind == rtnl.RTM_DELLINK

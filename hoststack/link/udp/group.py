@@ -1,11 +1,11 @@
 """UDP ports that several workers share: SO_REUSEPORT, and a classic-BPF program that picks the
 worker whose connection ID a datagram carries.
 
-Who makes the group keeps all of its sockets. The kernel knows them by the order of binding, which
-is the workers' order; were one closed, the last one would take its number. A worker that dies
-leaves its socket, with what waits in it, to the one in its place. The program needs no privilege.
-It returns a number that there is not for all datagrams without a connection ID of ours, and the
-kernel takes its hash of addresses and ports then (net/core/sock_reuseport.c).
+The process that makes the group holds all of its sockets. The kernel numbers them in the order of
+binding, which is the workers' order; if one were closed, the last one would get its number. The
+replacement of a dead worker inherits its socket, with the datagrams that wait in it. The program
+needs no privilege. For datagrams without a connection ID of ours it returns a number that no socket
+has, and the kernel falls back to its hash of addresses and ports (net/core/sock_reuseport.c).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hoststack.native.wire._wire import lib
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h
 _SO_LOCK_FILTER: Final = 44
-_NOBODY: Final = 0xFFFFFFFF
+_NO_SOCKET: Final = 0xFFFFFFFF
 _LONG_HEADER: Final = 0x80
 _LONG_CID_LENGTH_OFFSET: Final = 5
 
@@ -54,9 +54,9 @@ class _Program(ctypes.Structure):
 
 
 def _worker_of_cid(start: int, host: int, rotation: int) -> list[tuple[int, int, int, int]]:
-    """Returns the worker of a connection ID of ours that begins at `start`, else nobody.
+    """Return code that yields the worker of our connection ID at offset `start`, if it is ours.
 
-    Jumps are relative: the last instruction but one is reached by all that is right.
+    Jumps are relative: every check that succeeds falls through to the last instruction but one.
     """
     first = rotation << lib.HS_CID_ROTATION_SHIFT | (lib.HS_CID_BYTES - 1)
     return [
@@ -68,17 +68,17 @@ def _worker_of_cid(start: int, host: int, rotation: int) -> list[tuple[int, int,
         (_JEQ, 0, 2, host),
         (_LD_B, 0, 0, start + lib.HS_CID_WORKER_OFFSET),
         (_RET_A, 0, 0, 0),
-        (_RET_K, 0, 0, _NOBODY),
+        (_RET_K, 0, 0, _NO_SOCKET),
     ]
 
 
 def steering_filter(host: int, rotation: int) -> list[tuple[int, int, int, int]]:
-    """The program, as (code, jump if true, jump if false, constant): RFC 8999's headers."""
+    """Return the program, as (code, jump if true, jump if false, constant): RFC 8999's headers."""
     short = _worker_of_cid(1, host, rotation)
     length = [
         (_LD_B, 0, 0, _LONG_CID_LENGTH_OFFSET),
         (_JEQ, 1, 0, lib.HS_CID_BYTES),
-        (_RET_K, 0, 0, _NOBODY),
+        (_RET_K, 0, 0, _NO_SOCKET),
     ]
     long = _worker_of_cid(_LONG_CID_LENGTH_OFFSET + 1, host, rotation)
     return [
@@ -91,7 +91,7 @@ def steering_filter(host: int, rotation: int) -> list[tuple[int, int, int, int]]
 
 
 class UdpGroup:
-    """Ports of several workers, each with a socket for every one."""
+    """Ports shared by several workers, with one socket for each worker."""
 
     def __init__(self, workers: int, *, host: int = 0, rotation: int = 0) -> None:
         self._workers = workers
@@ -100,11 +100,11 @@ class UdpGroup:
 
     @property
     def sockets_of_port(self) -> int:
-        """How many descriptors an open port takes."""
+        """How many descriptors an open port uses."""
         return self._workers
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
-        """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
+        """Open a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
         sockets: list[socket.socket] = []
         try:
             endpoint = self._find_free(endpoint)
@@ -112,7 +112,8 @@ class UdpGroup:
                 sockets.append(self._bind(endpoint))
             self._attach(sockets[0])
             for each in sockets:
-                # A worker has one of them, and could steer the others' datagrams to itself.
+                # Each worker has one of the sockets: unlocked, it could replace the program
+                # and steer the others' datagrams to itself.
                 each.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
         except OSError as error:
             for each in sockets:
@@ -122,22 +123,23 @@ class UdpGroup:
         return endpoint
 
     def close_port(self, endpoint: Endpoint) -> None:
-        """Nothing happens if it is not open."""
+        """Close an endpoint; no effect if it is not open."""
         for each in self._ports.pop(endpoint, ()):
             each.close()
 
     def socket_of(self, worker: int, endpoint: Endpoint) -> int:
-        """A worker's socket on an open port; it stays the group's."""
+        """Return a worker's socket on an open port; the group still owns it."""
         return self._ports[endpoint][worker].fileno()
 
     def close(self) -> None:
-        """All ports; idempotent."""
+        """Close all ports; idempotent."""
         for endpoint in list(self._ports):
             self.close_port(endpoint)
 
     def _find_free(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint, with a port if it has none. Sockets of one user with SO_REUSEPORT join each
-        other, also where the kernel picks the port: not with another program's, or our own."""
+        """Return the endpoint with a port picked if it has none. With SO_REUSEPORT, sockets of one
+        user share a port, even one that the kernel picks: this one must belong to no other program
+        and to no other group of ours."""
         with unbound_socket(endpoint) as probe:
             bind(probe, endpoint)
             return Endpoint(endpoint.host, probe.getsockname()[1])
@@ -153,7 +155,7 @@ class UdpGroup:
         return made
 
     def _attach(self, first: socket.socket) -> None:
-        """One socket's program is all of the group's."""
+        """Attach the program; one socket's program serves the whole group."""
         filters = (_Filter * len(self._filter))(*(_Filter(*each) for each in self._filter))
         program = bytes(_Program(len(filters), filters))
         first.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)

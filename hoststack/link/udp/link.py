@@ -1,4 +1,4 @@
-"""The link over the kernel's UDP sockets: no privilege, no interface of its own.
+"""The link over the kernel's UDP sockets: needs no privilege, and uses any interface.
 
 One system call moves a burst (hoststack/native/wire/udp.h).
 """
@@ -46,17 +46,17 @@ _FLOW: Final = Struct("=BxHI16s16s")
 _SLOT_BYTES: Final = int(lib.HS_UDP_SLOT_BYTES)
 _MAX_BURST: Final = int(lib.HS_UDP_BURST)
 
-#: The loopback interface carries 64 KiB, but one lost datagram should not cost that much. Beyond
-#: this size the costs of a single datagram hardly count any more.
+#: The loopback interface carries 64 KiB, but one lost datagram should not cost that much. Above
+#: this size the cost of a single datagram hardly matters.
 _MAX_DATAGRAM_BYTES: Final = 16 * 1024
 
-#: What a socket may hold while the engine is busy: some bursts of full datagrams.
+#: What a socket can buffer while the engine is busy: some bursts of full datagrams.
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 
-#: Paths that are remembered. Anyone can make us see many, by forging sources.
+#: Paths in the table. Anyone can make us see many, by forging sources.
 _MAX_PATHS: Final = 16384
 
-#: What a path is taken to carry while there is no route: QUIC works on none that carries less
+#: The size assumed for a path without a route: QUIC works on none that carries less
 #: (RFC 9000 section 14).
 _LEAST_DATAGRAM_BYTES: Final = 1200
 
@@ -70,7 +70,7 @@ _SO_BUSY_POLL: Final = 46
 
 
 def unbound_socket(endpoint: Endpoint) -> socket.socket:
-    """A socket with all options set, for an endpoint of that kind; raises OSError."""
+    """Return a socket with all options set, for an endpoint's family; raises OSError."""
     version = ip_address(endpoint.host).version
     made = socket.socket(
         socket.AF_INET if version == 4 else socket.AF_INET6,
@@ -89,7 +89,7 @@ def unbound_socket(endpoint: Endpoint) -> socket.socket:
 
 
 def bind(made: socket.socket, endpoint: Endpoint) -> None:
-    """Raises OSError."""
+    """Bind a socket; raises OSError."""
     made.bind(socket_address(endpoint))
 
 
@@ -112,7 +112,7 @@ class _UdpSocket:
 
     @classmethod
     def open(cls, endpoint: Endpoint) -> _UdpSocket:
-        """Raises LinkError."""
+        """Open and bind a socket; raises LinkError."""
         try:
             made = unbound_socket(endpoint)
             try:
@@ -126,7 +126,7 @@ class _UdpSocket:
 
 
 class _Way:
-    """A path's `link_data`: the socket and the addresses that its datagrams go by."""
+    """A path's `link_data`: the socket and the addresses of its datagrams."""
 
     __slots__ = ("asked", "flow", "max_datagram_bytes", "socket")
 
@@ -135,7 +135,7 @@ class _Way:
         self.flow = flow
         self.max_datagram_bytes = _LEAST_DATAGRAM_BYTES
         self.asked = -1
-        """UdpLink._generation when the kernel was asked for it."""
+        """UdpLink._generation when the kernel was last asked for the size."""
 
 
 class UdpLink:
@@ -147,7 +147,7 @@ class UdpLink:
     def __init__(self, *, segments: bool = True, ports: PortSource | None = None) -> None:
         """`segments` lets an engine in C put several datagrams into one message (GSO and GRO).
 
-        With `ports` its sockets come from there: they are a worker's of several.
+        With `ports` the sockets come from there: this is the link of one worker of several.
         """
         self.trouble = ""
         self.on_trouble: Callable[[str], None] = ignore_trouble
@@ -155,7 +155,7 @@ class UdpLink:
         self._ports = ports
         self._busy_poll_us = 0
         self._generation = 0
-        """Changes when paths may carry less than they did."""
+        """Changes when paths may carry less than before."""
         self._sockets: dict[Endpoint, _UdpSocket] = {}
         self._by_fd: dict[int, _UdpSocket] = {}
         self._epoll = select.epoll()
@@ -197,9 +197,9 @@ class UdpLink:
         else:
             endpoint, fd = self._ports.open_port(endpoint)
             if fd < 0:
-                # The kernel drops a descriptor for which there is no room (unix(7)).
+                # The kernel discards a descriptor that exceeds the limit (unix(7)).
                 self._ports.close_port(endpoint)
-                raise LinkError(errno.EMFILE, "this worker has as many open files as it may have")
+                raise LinkError(errno.EMFILE, "this worker has reached its limit of open files")
             opened = _UdpSocket(endpoint, socket.socket(fileno=fd))
         fd = opened.socket.fileno()
         if self._busy_poll_us:
@@ -226,7 +226,7 @@ class UdpLink:
         self._epoll.unregister(fd)
         del self._by_fd[fd]
         if self._blocked is closed.socket:
-            trio.lowlevel.notify_closing(self._epoll.fileno())  # whoever waits for it goes on
+            trio.lowlevel.notify_closing(self._epoll.fileno())  # wakes the tasks that wait for it
             self._blocked = None
         closed.socket.close()
         if self._ports is not None:
@@ -262,7 +262,7 @@ class UdpLink:
         """See Link."""
         way = cast("_Way", path.link_data)
         if way.asked != self._generation:
-            # Who has sent from there may be out of reach: the kernel refuses what goes there.
+            # The peer may be unreachable: the kernel then refuses to send there.
             with contextlib.suppress(LinkError):
                 self._ask_for_size(path, way)
         return way.max_datagram_bytes
@@ -282,7 +282,7 @@ class UdpLink:
         return min(mtu_bytes - _HEADER_BYTES[address.version], _MAX_DATAGRAM_BYTES)
 
     def _ask_for_size(self, path: Path, way: _Way) -> None:
-        """Raises LinkError where there is no route."""
+        """Read a path's size from the kernel; raises LinkError where there is no route."""
         way.max_datagram_bytes = _max_datagram_bytes(path.remote)
         way.asked = self._generation
 
@@ -338,7 +338,8 @@ class UdpLink:
             for udp_socket in self._by_fd.values():
                 self._receive_from(udp_socket, budget, received)
         elif self._by_fd:
-            # Asked for one socket, epoll moves that to the end of its list: all get a turn.
+            # epoll moves a reported socket to the end of its list: asking for one at a time
+            # serves all of them.
             for _ in self._by_fd:
                 ready = self._epoll.poll(0, 1) if len(received) < budget else []
                 if not ready:
@@ -418,7 +419,7 @@ class UdpLink:
     # --- waiting, and the rest ---
 
     def busy_poll(self, microseconds: int) -> str:
-        """See Link; for ports that are opened from now on, too."""
+        """See Link; also for ports that are opened later."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             for udp_socket in (probe, *(each.socket for each in self._by_fd.values())):
                 try:
@@ -474,7 +475,7 @@ class UdpLink:
 
 
 def _probe(remote: Endpoint) -> socket.socket:
-    """A socket that is connected, and so has asked for the route; nothing is sent."""
+    """Return a connected socket, for which the kernel has looked up the route; sends nothing."""
     version = ip_address(remote.host).version
     probe = socket.socket(
         socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
@@ -489,7 +490,7 @@ def _probe(remote: Endpoint) -> socket.socket:
         raise LinkError(
             error.errno,
             f"no route to {remote.host}: `ip route get {remote.host}` shows what the kernel "
-            f"thinks of it ({error.strerror})",
+            f"answers ({error.strerror})",
         ) from None
     return probe
 
@@ -505,7 +506,7 @@ def _max_datagram_bytes(remote: Endpoint) -> int:
 
 
 def _flow(source: str, remote: Endpoint) -> bytes:
-    """struct hs_udp_flow; Python's struct fills addresses up with zeros."""
+    """Pack a struct hs_udp_flow; Python's struct pads addresses with zeros."""
     address = ip_address(remote.host)
     return _FLOW.pack(
         address.version,

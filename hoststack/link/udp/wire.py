@@ -15,7 +15,7 @@ from hoststack.native.wire._wire import ffi, lib
 
 _FLOW_BYTES: Final = 40  # struct hs_udp_flow
 _MAX_PATHS: Final = 1 << 16
-#: What the kernel says of all paths costs some system calls each.
+#: Least time between queries of all paths' sizes, which cost some system calls each.
 _ASK_EVERY_S: Final = 0.1
 _DROPS: Final = {
     value: name.removeprefix("HS_WIRE_UDP_").lower()
@@ -51,7 +51,7 @@ class UdpWire:
         return int(ffi.cast("uintptr_t", self._wire))
 
     def add(self, fd: int, local_port: int) -> None:
-        """A socket was opened. Raises LinkError when there are too many."""
+        """Add a socket that was opened. Raises LinkError when there are too many."""
         if lib.hs_wire_udp_add(self._wire, fd, local_port):
             raise LinkError(
                 errno.EMFILE,
@@ -59,13 +59,13 @@ class UdpWire:
             )
 
     def remove(self, fd: int) -> None:
-        """A socket is about to be closed."""
+        """Remove a socket that is about to be closed."""
         if self._wire is not None:
             lib.hs_wire_udp_remove(self._wire, fd)
 
     @property
     def blocked_fd(self) -> int:
-        """The socket that is full, or -1."""
+        """Return the socket whose buffer is full, or -1."""
         return int(lib.hs_wire_udp_blocked(self._wire))
 
     def admit(self, key: bytes) -> Path | None:
@@ -74,11 +74,11 @@ class UdpWire:
         return self._admit_flow(key[:_FLOW_BYTES], port)
 
     def note_sent(self, path: Path, count: int) -> bool:
-        """See Wire; the kernel keeps its neighbours itself."""
+        """See Wire; the kernel maintains its neighbours itself."""
         return False
 
     def after_turn(self) -> None:
-        """See Wire: where an MTU has shrunk, paths are asked for what they carry now."""
+        """See Wire: where an MTU has shrunk, query the paths' sizes."""
         too_large = lib.hs_wire_udp_too_large(self._wire)
         if too_large == self._too_large:
             return
@@ -90,19 +90,19 @@ class UdpWire:
             self.generation += 1
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name, as Link.statistics has them."""
+        """Return counters by name, as Link.statistics has them."""
         if self._wire is not None:
             self._last = read_figures(self._wire, _DROPS)
         return self._last
 
     def close(self) -> None:
-        """The link goes; the counters stay as they are."""
+        """Close with the link; the counters stay readable."""
         self.statistics()
         self._wire = None
 
 
 def read_figures(wire: Any, drops: dict[int, str]) -> dict[str, int]:
-    """A C wire's counters by name; `drops` names the reasons that are not zero."""
+    """Return a C wire's counters by name; `drops` names the reasons that are not zero."""
     figures = ffi.new("struct hs_wire_figures *")
     lib.hs_wire_get_figures(wire, figures)
     counted = {

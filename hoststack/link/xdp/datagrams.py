@@ -1,7 +1,7 @@
-"""Plain UDP datagrams over AF_XDP, beside the engine's: they come and go by the same rings.
+"""Plain UDP datagrams over AF_XDP: they share the rings with the engine's datagrams.
 
-Each port has a socket of the kernel's, too. It holds the port, and carries what these rings can't:
-whatever comes by another interface or in fragments, or goes to this machine itself.
+Each port has a kernel socket, too. It reserves the port, and carries what the rings can't: packets
+that arrive by another interface or in fragments, or that this machine sends to itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class XdpDatagrams:
         paths: PathTable,
         send: Callable[[Sequence[Outgoing]], int],
     ) -> None:
-        """`send` is the link's own, for as long as no engine in C has its rings."""
+        """`send` is the link's own, used as long as no engine in C owns the rings."""
         self._ports = ports
         self._hops = hops
         self._paths = paths
@@ -53,7 +53,7 @@ class XdpDatagrams:
         self._aside: list[Received] = []
 
     def use_wire(self, wire: XdpWire) -> None:
-        """An engine in C has the rings from now on."""
+        """Use the C wire: an engine in C owns the rings from now on."""
         self._wire = wire
 
     # --- sockets ---
@@ -84,11 +84,11 @@ class XdpDatagrams:
     # --- in ---
 
     def put_aside(self, received: Received) -> None:
-        """For `take`, instead of the engine."""
+        """Store a datagram for `take` instead of the engine."""
         self._aside.append(received)
 
     def has(self, local: Endpoint) -> bool:
-        """Whether what comes for an endpoint is for `take`; asked by the link."""
+        """Return whether datagrams for an endpoint are for `take`; called by the link."""
         if not self._open:
             return False
         if local in self._open:
@@ -120,7 +120,7 @@ class XdpDatagrams:
     def path(self, local: Endpoint, remote: Endpoint, payload_bytes: int) -> Path | None:
         """See DatagramWay."""
         if (":" in local.host) != (":" in remote.host) or not remote.port:
-            return None  # the kernel says what is wrong with it
+            return None  # the kernel's socket reports the error
         zone = remote.host.partition("%")[2]
         if zone and zone != self._hops.interface.name:
             return None
@@ -143,7 +143,7 @@ class XdpDatagrams:
         count = 0
         for data, path in burst:
             way = self._paths.current(path)
-            # One that has lost its next hop just now is lost, as any datagram may be.
+            # A datagram whose next hop was just lost is dropped, like any other on a network.
             if way.header is not None:
                 if not self._wire.send_datagram(way.header, way.max_datagram_bytes, data):
                     break

@@ -1,4 +1,4 @@
-"""Paths of the af_xdp link: from the headers of received frames, and to those of sent ones."""
+"""Paths of the af_xdp link: made from the headers of received frames, turned into sent headers."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _HOP_LIMIT: Final = 64  # what the kernel uses (RFC 1700)
 _UDP_BYTES: Final = 8
 _IP_BYTES: Final = {4: 20, 6: 40}
 
-#: Datagrams that go back to where a path's own came from before the route is asked for. A spoofed
-#: address is sent a few datagrams at most (RFC 9000 section 8.1), and shall cost no system call.
+#: Datagrams sent back to a path's origin before the route is looked up. A spoofed address is sent
+#: a few datagrams at most (RFC 9000 section 8.1), and should cost no system call.
 _SENT_BEFORE_LOOKUP: Final = 16
 
-#: Paths that are kept. Anyone can make new ones by spoofing addresses, so the table is bounded;
-#: a path that was forgotten lives on with whoever uses it.
+#: Paths in the table. Anyone can make new ones by spoofing addresses, so the table is bounded; a
+#: path that is evicted stays valid for those that hold it.
 _MAX_PATHS: Final = 1 << 16
 
 
 class Origin(NamedTuple):
-    """Where on the link a path's received frames come from."""
+    """Where a path's received frames come from, on the link layer."""
 
     mac: bytes
     vlan_tpids: tuple[int, ...]
-    """Outermost first, as many as there are tags."""
+    """Outermost first, one for each tag."""
     vlan_ids: tuple[int, ...]
 
 
 class FramePath:
-    """A path's `link_data`: the headers of its frames, and where they go."""
+    """A path's `link_data`: the headers of its frames and where they go."""
 
     __slots__ = (
         "flow",
@@ -56,13 +56,13 @@ class FramePath:
         """struct hs_frame_header *, or None while no next hop is known."""
         self.max_datagram_bytes = 0
         self.generation = -1
-        """NextHops.generation at which the header was made."""
+        """NextHops.generation when the header was made."""
         self.neighbour: Neighbour | None = None
         self.is_routed = False
-        """Whether the kernel is asked for the next hop; if not, frames go back to `origin`."""
+        """Whether the next hop is looked up in the kernel; if not, frames return to `origin`."""
         self.origin: Origin | None = None
         self.flow = b""
-        """The key in PathTable.by_flow that leads here."""
+        """This path's key in PathTable.by_flow."""
         self.sent = 0
 
 
@@ -75,18 +75,19 @@ class PathTable:
         self._max_ip_bytes = max_ip_bytes
         self._paths: dict[tuple[Endpoint, Endpoint], Path] = {}
         self.by_flow: dict[bytes, Path] = {}
-        """Paths by the bytes of struct hs_frame_flow; `admit` those that are not in it."""
+        """Paths by the bytes of struct hs_frame_flow; call `admit` for those that are missing."""
         self.refused: Counter[str] = Counter()
-        """Frames for which `admit` gave no path, by the names of Link.statistics."""
+        """Frames for which `admit` returned None, by the names of Link.statistics."""
 
     def hold(self, max_ip_bytes: int) -> None:
-        """Frames hold IP packets of so many bytes from now on."""
+        """Set the largest IP packet that a frame can hold."""
         self._max_ip_bytes = max_ip_bytes
 
     def admit(self, flow: bytes) -> Path | None:
-        """The path of a received frame; None if the frame is not for this machine, or from it.
+        """Return the path of a received frame; None if it is not for this machine, or from it.
 
-        A path is its endpoints: another MAC or VLAN tag changes where its frames go, not the path.
+        A path is identified by its endpoints: another MAC address or VLAN tag changes where its
+        frames go, not the path.
         """
         (
             version,
@@ -102,7 +103,7 @@ class PathTable:
         address_bytes = 4 if version == 4 else 16
         local_host = str(ipaddress.ip_address(local_ip[:address_bytes]))
         remote_host = str(ipaddress.ip_address(remote_ip[:address_bytes]))
-        # A port that is open on all addresses matches what a bridge or a router passes on, too.
+        # A port open on all addresses also matches packets that a bridge or router forwards.
         if local_mac != self._hops.interface.mac or not self._hops.is_local(local_host):
             self.refused["rx_not_for_us"] += 1
             return None
@@ -115,7 +116,7 @@ class PathTable:
         path = self._path(local, remote)
         data = path.link_data
         assert isinstance(data, FramePath)
-        # One flow a path: should the frames come the old way again, that is a change as well.
+        # One flow a path: should the frames return to the old route, that is a change as well.
         self.by_flow.pop(data.flow, None)
         self.by_flow[flow] = path
         data.flow = flow
@@ -124,14 +125,16 @@ class PathTable:
         return path
 
     async def connect(self, local_port: int, remote: Endpoint) -> Path:
-        """The path to a remote endpoint, once its next hop is known; raises LinkError."""
+        """Return the path to an endpoint once its next hop is resolved; raises LinkError."""
         hop = await self._hops.resolve(without_zone(remote.host))
         local_host = zoned(hop.source, self._hops.interface.ifindex)
         return self.route(Endpoint(local_host, local_port), remote)
 
     def route(self, local: Endpoint, remote: Endpoint) -> Path:
-        """The path between two endpoints, its next hop looked for if it is not known yet; raises
-        LinkError where there is no route."""
+        """Return the path between two endpoints and start to resolve its next hop if needed.
+
+        Raises LinkError if there is no route.
+        """
         self._hops.look_for(without_zone(remote.host), without_zone(local.host))
         path = self._path(local, remote)
         data = path.link_data
@@ -142,7 +145,7 @@ class PathTable:
         return path
 
     def current(self, path: Path) -> FramePath:
-        """A path's data, its header made anew if something has changed since."""
+        """Return a path's data, with its header made again if something has changed since."""
         data = path.link_data
         assert isinstance(data, FramePath), "this path belongs to another link"
         if data.generation != self._hops.generation:
@@ -150,19 +153,19 @@ class PathTable:
         return data
 
     def count_sent(self, path: Path, data: FramePath, count: int) -> None:
-        """Note that datagrams were sent along a path, so that its neighbour is kept confirmed."""
+        """Count datagrams sent along a path, so that its neighbour stays confirmed."""
         if data.neighbour is not None:
             data.neighbour.is_used = True
         elif not data.is_routed:
             data.sent += count
-            # What came with VLAN tags belongs to an interface that the kernel does not have: it
-            # knows no route for it.
+            # Frames with VLAN tags belong to an interface that the kernel does not have, so it
+            # has no route for them.
             if data.sent >= _SENT_BEFORE_LOOKUP and not (data.origin and data.origin.vlan_ids):
                 data.is_routed = True
                 self.prepare(path, data)
 
     def prepare(self, path: Path, data: FramePath) -> None:
-        """Make a path's header and size from what is known now."""
+        """Make a path's header and datagram size from the current route."""
         interface = self._hops.interface
         mtu_bytes, mac = interface.mtu_bytes, b""
         data.neighbour = None
@@ -170,7 +173,7 @@ class PathTable:
             try:
                 hop = self._hops.find(without_zone(path.remote.host), without_zone(path.local.host))
             except LinkError:
-                pass  # the way back may work all the same
+                pass  # the reverse of the received frames' route may work all the same
             else:
                 mtu_bytes, data.neighbour = hop.mtu_bytes, hop.neighbour
                 mac = hop.neighbour.mac
@@ -201,7 +204,7 @@ class PathTable:
         )
 
     def max_datagram_bytes(self, local: Endpoint) -> int:
-        """The largest UDP payload from a local address."""
+        """Return the largest UDP payload from a local address."""
         version = 6 if ":" in local.host else 4
         return self._payload_bytes(self._hops.interface.mtu_bytes, version)
 

@@ -1,7 +1,8 @@
-"""The link over AF_XDP: packets between the interface's queues and this process, past the kernel.
+"""The link over AF_XDP: packets between the interface's queues and this process, bypassing the
+kernel's network stack.
 
-A worker has a socket on each receive queue, all on one UMEM, and sends on a queue of its own. One
-C call takes a burst from a ring, one parses it, one builds the frames of a burst, one sends it.
+A worker has a socket on each receive queue, all on one UMEM, and sends on a queue of its own. Four
+C calls do the work of a burst: receive from a ring, parse, build frames, send.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _DROP_REASONS: Final = {
     for value, name in ffi.typeof("enum hs_frame_drop").elements.items()
 }
 
-#: How often the interface is looked at; a notification of the kernel's comes first, mostly.
+#: How often the interface is checked; usually a netlink notification arrives first.
 _LOOK_EVERY_S: Final = 1.0
 
 
@@ -73,9 +74,9 @@ class AfXdpLink:
         setup: Setup,
         reopen: Callable[[], Rings] | None = None,
     ) -> None:
-        """Sends on the first of the sockets. `reopen` is for a link that has the program."""
+        """Send on the first of the sockets. `reopen` is for a link that owns the program."""
         self.steering = steering
-        """None for a link whose program another process keeps, and while there is trouble."""
+        """None if another process owns the program, and while the interface is unusable."""
         self.mode: Final = mode
         self.trouble = ""
         self.on_trouble: Callable[[str], None] = ignore_trouble
@@ -98,7 +99,7 @@ class AfXdpLink:
 
     @classmethod
     def open(cls, interface: str, *, mode: XdpMode = "auto", debug: bool = False) -> AfXdpLink:
-        """Take an interface's queues; `debug` checks the ownership of every UMEM frame.
+        """Open an interface's queues; `debug` checks the ownership of every UMEM frame.
 
         Raises LinkError: ENODEV, EPERM, EBUSY (another program, another process), EMSGSIZE (an
         MTU that no UMEM frame holds), ENOTSUP (built without libxdp).
@@ -124,10 +125,10 @@ class AfXdpLink:
 
     @classmethod
     def adopt(cls, description: dict[str, Any], fds: Sequence[int], ports: PortSource) -> AfXdpLink:
-        """A worker's link over what SharedAfXdp (link/xdp/shared.py) handed over to it.
+        """Make a worker's link from what SharedAfXdp (link/xdp/shared.py) handed over.
 
-        The descriptors are the link's from then on. It needs no privilege: what does is left to
-        `ports`. Raises LinkError.
+        The link owns the descriptors from then on. It needs no privilege: `ports` does what needs
+        one. Raises LinkError.
         """
         hops = NextHops(description["interface"], use_neighbour=ports.use_neighbour)
         try:
@@ -140,7 +141,7 @@ class AfXdpLink:
         return cls(None, description["mode"], ports, hops, umem, sockets, setup)
 
     def adopt_again(self, description: dict[str, Any], fds: Sequence[int]) -> None:
-        """Go on over what SharedAfXdp has set up anew; see `adopt`. Raises LinkError."""
+        """Continue with what SharedAfXdp has set up again; see `adopt`. Raises LinkError."""
         umem, sockets = adopt_rings(description, fds)
         if not self.trouble:
             self._lose("the steering program was loaded anew")
@@ -194,7 +195,7 @@ class AfXdpLink:
         return self._paths.current(path).max_datagram_bytes
 
     def max_datagram_bytes_of(self, local: Endpoint) -> int:
-        """See Link; an unspecified address is the interface's here."""
+        """See Link; an unspecified address means the interface's here."""
         return self._paths.max_datagram_bytes(local)
 
     @property
@@ -238,7 +239,7 @@ class AfXdpLink:
             if len(received) < budget:
                 socket = self._sockets[(self._next_queue + step) % queues]
                 self._receive_from(socket, budget - len(received), received)
-        # The queue that was served last this time is first the next.
+        # Start the next call with the queue that was served last in this one.
         self._next_queue = (self._next_queue - 1) % queues
         return received
 
@@ -290,7 +291,7 @@ class AfXdpLink:
         return taken
 
     def _send_batch(self, batch: Sequence[Outgoing]) -> int:
-        """Send datagrams, BURST at most; returns how many were taken, from the front."""
+        """Send datagrams, BURST at most; return how many were taken, from the front."""
         socket = self._tx
         frames = socket.tx_alloc(len(batch))
         if not frames.count:
@@ -326,12 +327,12 @@ class AfXdpLink:
                 examined = positions[sent]
         socket.tx_release(frames)
         for position, reason in dropped:
-            if position < examined:  # what comes after is offered again
+            if position < examined:  # the caller offers the others again
                 self._counters[reason] += 1
         return examined
 
     def _send_frames(self, socket: pyxdp.Socket, frames: pyxdp.Burst, payloads: list[bytes]) -> int:
-        """Build frames and send them; returns how many the TX ring took."""
+        """Build frames and send them; return how many the TX ring accepted."""
         blob = b"".join(payloads)
         built = lib.hs_frames_build(
             self._base,
@@ -348,7 +349,7 @@ class AfXdpLink:
         try:
             socket.tx_send(frames, built)
         except pyxdp.PyxdpError as error:
-            # The interface is down, most likely; what is on the ring goes when it is up again.
+            # Most likely the interface is down; the frames on the ring are sent when it is up.
             self._counters[f"tx_{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
         sent = allotted - frames.count
         if socket.left_frames:
@@ -360,7 +361,7 @@ class AfXdpLink:
     # --- waiting, and the rest ---
 
     def busy_poll(self, microseconds: int) -> str:
-        """See Link; in generic mode there is no driver to poll."""
+        """See Link; generic mode has no driver to poll."""
         try:
             for socket in self._sockets:
                 socket.busy_poll(microseconds, BURST)
@@ -377,7 +378,7 @@ class AfXdpLink:
         if self.trouble:
             await self.wait_readable()
             return
-        # Not by the socket itself, which `_kick_again` may be waiting for.
+        # Not on the socket itself: `_kick_again` may be waiting for it.
         self._epoll.modify(self._tx.fd, select.EPOLLIN | select.EPOLLOUT)
         try:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -386,13 +387,13 @@ class AfXdpLink:
                 self._epoll.modify(self._tx.fd, select.EPOLLIN)
 
     async def run(self) -> None:
-        """See Link: follows routes and neighbours, and sends what a kick had to leave."""
+        """See Link: follow routes and neighbours, and send the frames that a kick left."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hops.run)
             nursery.start_soon(self._kick_again)
             nursery.start_soon(self._watch)
 
-    # --- an interface that goes, and comes back ---
+    # --- an interface that disappears and returns ---
 
     async def _watch(self) -> None:
         told = ""
@@ -405,16 +406,16 @@ class AfXdpLink:
                     self._lose(reason)
                 continue
             if self._reopen is None:
-                continue  # who has the program starts a worker anew
+                continue  # the process that owns the program calls `adopt_again`
             try:
                 self._take_again(self._reopen)
             except LinkError as error:
                 if error.errno != errno.ENODEV and error.strerror != told:
                     told = error.strerror or ""
-                    logger.warning("%s can't be taken again yet: %s", self._setup.interface, told)
+                    logger.warning("%s can't be used again yet: %s", self._setup.interface, told)
 
     def _lose(self, reason: str) -> None:
-        """No packet comes any more: let go of what the kernel has cut off, and say so."""
+        """Stop using the interface: log why, close the sockets and report the trouble."""
         logger.error("AF_XDP: %s", reason)
         self.trouble = reason
         if self._wire is not None:
@@ -431,7 +432,7 @@ class AfXdpLink:
         self.on_trouble(reason)
 
     def _take_again(self, reopen: Callable[[], Rings]) -> None:
-        """Raises LinkError while the interface is not there, or can't be had."""
+        """Open the interface again; raises LinkError while it is missing or unusable."""
         assert isinstance(self._ports, SteeredPorts)
         self._hops.take_again(self._setup.interface)
         rings = reopen()
@@ -451,7 +452,7 @@ class AfXdpLink:
         if self._wire is not None:
             self._wire.attach(sockets, umem)
         self.trouble = ""
-        logger.warning("AF_XDP: %s is there, and is used again", self._setup.interface)
+        logger.warning("AF_XDP: %s is back and in use again", self._setup.interface)
 
     async def _kick_again(self) -> None:
         while True:
@@ -470,8 +471,8 @@ class AfXdpLink:
                 self._left_frames.set()
 
     def statistics(self) -> dict[str, int]:
-        """See Link; with the sockets' counters ("xsk_"), and the program's ("xdp_") where it has
-        one of its own."""
+        """See Link; also the sockets' counters ("xsk_"), and the program's ("xdp_") where this
+        link owns it."""
         counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
         counters |= self._counters + self._paths.refused
         if self._wire is not None:
@@ -491,7 +492,7 @@ class AfXdpLink:
             self.close_port(endpoint)
         if self._wire is not None:
             self._wire.close()
-        # Off the interface first, so that nothing is redirected to sockets that go.
+        # Detach the program first, so that it redirects nothing to closed sockets.
         if self.steering is not None:
             self.steering.close()
         self._epoll.close()
@@ -500,5 +501,5 @@ class AfXdpLink:
 
 
 def _descs(burst: pyxdp.Burst) -> Any:
-    """pyxdp's descriptors for our C code: the layout is the same (struct xdp_desc)."""
+    """Cast pyxdp's descriptors for our C code: the layout is the same (struct xdp_desc)."""
     return ffi.cast("struct hs_frame_desc *", burst.descs)

@@ -1,4 +1,4 @@
-"""What an af_xdp link has on an interface: a UMEM, and a socket on each receive queue."""
+"""The UMEM and the sockets of an af_xdp link: one socket on each receive queue."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hoststack.link.xdp.watch import Setup, current_namespace
 XdpMode = Literal["auto", "native", "generic"]
 
 ETHERNET_BYTES: Final = 14 + 2 * 4  # with two VLAN tags
-#: A queue's RX and FILL rings. A turn with the applications of a thousand connections behind it
-#: takes milliseconds, and the kernel fills a ring of this size in 4 at a million packets a second.
+#: Size of a queue's RX and FILL rings. An engine run with a thousand connections' applications
+#: takes milliseconds, and at a million packets a second the kernel fills such a ring in 4 ms.
 RX_FRAMES: Final = 4096
 TX_FRAMES: Final = 2048
-#: Frames beside those of the receive queues: a full TX ring, and bursts in hand.
+#: Frames beside those of the receive queues: a full TX ring, and bursts being built.
 SENDING_FRAMES: Final = 2 * TX_FRAMES
 
 
 class Rings(NamedTuple):
-    """What a link has on an interface of its own."""
+    """Everything that a link owns on an interface."""
 
     steering: Steering
     umem: pyxdp.Umem
@@ -75,7 +75,7 @@ class Rings(NamedTuple):
 def adopt_rings(
     description: dict[str, Any], fds: Sequence[int]
 ) -> tuple[pyxdp.Umem, list[pyxdp.Socket]]:
-    """The descriptors are the rings' from then on, or closed. Raises LinkError."""
+    """Attach to rings by their descriptors, which are consumed or closed. Raises LinkError."""
     umem_fd, ledger_fd, *socket_fds = fds
     interface, worker = description["interface"], description["worker"]
     umem: pyxdp.AdoptedUmem | None = None
@@ -105,12 +105,12 @@ def adopt_rings(
         if isinstance(error, pyxdp.PyxdpError):
             raise as_link_error(error) from None
         raise
-    # It sends on the queue of its own number, so that completions come to it alone.
+    # A worker sends on the queue of its own number, so that it alone gets the completions.
     return umem, sockets[worker:] + sockets[:worker]
 
 
 def frame_bytes(interface: str, mtu_bytes: int) -> int:
-    """The smallest UMEM frame that holds the interface's packets; raises LinkError."""
+    """Return the smallest UMEM frame that holds the interface's packets; raises LinkError."""
     for size in (2048, 4096):
         most = pyxdp.largest_packet_bytes(size) - ETHERNET_BYTES
         if mtu_bytes <= most:

@@ -1,9 +1,9 @@
-"""AF_XDP for several worker processes: what the supervisor, which alone has privileges, keeps.
+"""AF_XDP for several worker processes: the supervisor's part, which alone has privileges.
 
-Every worker has a socket on every receive queue, all on one UMEM: whatever queue a packet came in
-on, the program finds its connection's worker there. A worker sends on the queue of its own number.
-The workers adopt their sockets (AfXdpLink.adopt); the supervisor keeps them open, so that a worker
-which is killed leaves them, with what waits in them, to the one in its place.
+Every worker has a socket on every receive queue, all on one UMEM: the program can redirect a packet
+to its connection's worker on whatever queue it arrived. Worker N sends on queue N. The workers
+adopt their sockets (AfXdpLink.adopt); the supervisor holds them open, so that the replacement of a
+killed worker inherits them with the packets that wait in them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hoststack.link.xdp.watch import Setup, current_namespace
 
 
 class _Parts(NamedTuple):
-    """What is set up on an interface; `sockets` are by queue, then by worker."""
+    """Everything set up on an interface; `sockets` are by queue, then by worker."""
 
     steering: Steering
     umem: pyxdp.SharedUmem
@@ -82,7 +82,7 @@ class SharedAfXdp:
         self.steering = parts.steering
         self.interface: Final = parts.setup.interface
         self.trouble = ""
-        """Why no packet comes or goes now, in one line; "" while all is well."""
+        """Why packets do not flow now, in one line; "" while all is well."""
         self._ports = SteeredPorts(parts.steering, parts.setup.ifindex)
         self._umem = parts.umem
         self._sockets = parts.sockets
@@ -99,7 +99,7 @@ class SharedAfXdp:
         host: int = 0,
         rotation: int = 0,
     ) -> Self:
-        """Take an interface's queues for `workers` processes, whose connection IDs carry `host`
+        """Open an interface's queues for `workers` processes, whose connection IDs carry `host`
         and `rotation`.
 
         Raises LinkError as AfXdpLink.open does, and with errno EINVAL for more workers than queues.
@@ -111,8 +111,8 @@ class SharedAfXdp:
         return cls(reopen(), reopen)
 
     def look(self) -> str:
-        """Find out whether the interface is still as it was; returns what has changed, or "". Then
-        `take_again` is called until it succeeds."""
+        """Check that the interface is still as it was; return what has changed, or "". After a
+        change, call `take_again` until it succeeds."""
         self.trouble = self._setup.trouble()
         if self.trouble:
             self._ports.let_go()
@@ -120,8 +120,8 @@ class SharedAfXdp:
         return self.trouble
 
     def take_again(self) -> None:
-        """Set everything up anew: `hand_over` has other descriptors then. Raises LinkError while
-        that is not possible."""
+        """Set everything up again; `hand_over` then returns other descriptors. Raises LinkError
+        while that is not possible."""
         parts = self._reopen()
         try:
             self._ports.move(parts.steering, parts.setup.ifindex)
@@ -134,9 +134,9 @@ class SharedAfXdp:
         self.trouble = ""
 
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
-        """What AfXdpLink.adopt takes in the worker's process; the descriptors stay here.
+        """Return the arguments of AfXdpLink.adopt for a worker; the descriptors stay open here.
 
-        Only when the last one of that number is no more, and `reclaim` was called for it.
+        Call it only after the previous worker of that number has ended and was reclaimed.
         """
         description = {
             "interface": self.interface,
@@ -150,18 +150,18 @@ class SharedAfXdp:
         return description, fds + [of_queue[worker].fd for of_queue in self._sockets]
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
-        """Take a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
+        """Open a UDP endpoint for all workers; port 0 picks a free one. Raises LinkError."""
         opened, _ = self._ports.open_port(endpoint)
         return opened
 
     def close_port(self, endpoint: Endpoint) -> None:
-        """Nothing happens if it is not open."""
+        """Close a UDP endpoint; no effect if it is not open."""
         self._ports.close_port(endpoint)
 
     def open_socket(
         self, protocol: KernelProtocol, endpoint: Endpoint, worker: int
     ) -> socket.socket:
-        """See SocketSource (link/base.py); what comes past the kernel goes to the worker."""
+        """See SocketSource (link/base.py); datagrams off the rings go to the worker."""
         return self._ports.open_socket(protocol, endpoint, worker)
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
@@ -173,26 +173,27 @@ class SharedAfXdp:
         self._ports.use_neighbour(host)
 
     def reclaim(self, worker: int) -> bool:
-        """A worker's process is no more: the received frames that it had in hand come back.
+        """Recover the received frames that a worker held when its process ended.
 
-        False while another worker keeps it from a queue: call it again before `hand_over`.
+        Returns False while another worker's lock on a queue prevents it: call it again before
+        `hand_over`.
         """
         self._umem.reclaim(worker, [of_queue[worker] for of_queue in self._sockets])
         return self._umem.unreclaimed == 0
 
     def break_locks(self) -> int:
-        """Every second or so: take the locks of FILL rings from workers that keep them. Returns how
-        many it were."""
+        """Break the locks of FILL rings that workers hold too long; return how many. Call it about
+        once a second."""
         return self._umem.break_locks()
 
     def fill_levels(self) -> list[int]:
-        """The frames that wait in the FILL ring of each queue."""
+        """Return the number of frames in the FILL ring of each queue."""
         return [of_queue[0].fill_level for of_queue in self._sockets]
 
     def close(self) -> None:
-        """Give everything back; idempotent."""
+        """Release everything; idempotent."""
         self._ports.close()
-        # Off the interface first, so that nothing is redirected to sockets that go.
+        # Detach the program first, so that it redirects nothing to closed sockets.
         self.steering.close()
         self._umem.close()
 
@@ -203,7 +204,7 @@ def _check_queues(about: pyxdp.Interface, workers: int) -> None:
         raise LinkError(
             errno.EINVAL,
             f"{workers} workers need as many receive and transmit queues, and {about.name} has"
-            f" {queues}: `ethtool -L {about.name} combined {workers}`, or take fewer workers",
+            f" {queues}: `ethtool -L {about.name} combined {workers}`, or use fewer workers",
         )
 
 
@@ -216,6 +217,6 @@ def _steering(interface: str, queues: int, workers: int, mode: XdpMode) -> Steer
         raise LinkError(
             errno.ENOSPC,
             f"the program that is pinned for {interface} has no room for {workers} workers:"
-            f" `hoststack xdp unload {interface}`, and a program of the right size is loaded",
+            f" `hoststack xdp unload {interface}`; a program of the right size is then loaded",
         )
     return steering

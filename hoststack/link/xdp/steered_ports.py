@@ -1,4 +1,4 @@
-"""UDP ports whose datagrams go past the kernel: reserved with it, and steered."""
+"""UDP ports whose datagrams bypass the kernel: reserved with it, and steered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hoststack.link.kernel.rtnetlink import Rtnetlink
 from hoststack.link.kernel.sockets import open_kernel_socket
 from hoststack.link.xdp.steering import MAX_PORTS, Steering
 
-#: Ports of plain datagrams that are steered, so that there is room left for those of QUIC.
+#: Most ports of plain datagrams that are steered; the rest of the map is for QUIC ports.
 _MOST_DATAGRAM_PORTS: Final = MAX_PORTS - 1024
 
 
@@ -20,13 +20,13 @@ class SteeredPorts:
     """Implements PortSource (link/base.py), in the process that has the steering program."""
 
     def __init__(self, steering: Steering, ifindex: int) -> None:
-        """Both stay the caller's."""
+        """The caller still owns both."""
         self._steering: Steering | None = steering
         self._ifindex = ifindex
         self._kernel: Rtnetlink | None = None
         self._reservations: dict[Endpoint, PortReservation] = {}
         self._datagram_ports: dict[Endpoint, int] = {}
-        """The worker of each."""
+        """The worker of each endpoint."""
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """See PortSource."""
@@ -40,7 +40,7 @@ class SteeredPorts:
         return reservation.endpoint, -1
 
     def close_port(self, endpoint: Endpoint) -> None:
-        """See PortSource; nothing happens if it is not open."""
+        """See PortSource; no effect if it is not open."""
         reservation = self._reservations.pop(endpoint, None)
         if reservation is not None:
             if self._steering is not None:
@@ -50,7 +50,7 @@ class SteeredPorts:
     def open_socket(
         self, protocol: KernelProtocol, endpoint: Endpoint, worker: int = 0
     ) -> socket.socket:
-        """See SocketSource; the datagrams of one of UDP are steered to `worker`."""
+        """See SocketSource; a UDP socket's datagrams are steered to `worker`."""
         opened = open_kernel_socket(protocol, endpoint, self._ifindex)
         local = Endpoint(endpoint.host, opened.getsockname()[1])
         if protocol == "udp" and len(self._datagram_ports) < _MOST_DATAGRAM_PORTS:
@@ -63,7 +63,7 @@ class SteeredPorts:
         return opened
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None:
-        """See SocketSource; nothing happens if its datagrams are not steered."""
+        """See SocketSource; no effect if its datagrams are not steered."""
         if protocol == "udp" and endpoint in self._datagram_ports:
             del self._datagram_ports[endpoint]
             if self._steering is not None:
@@ -81,11 +81,11 @@ class SteeredPorts:
         return self._steering
 
     def let_go(self) -> None:
-        """The program is about to be closed: ports are kept, and steered again by `move`."""
+        """Detach from a program that is about to be closed; `move` steers the ports again."""
         self._steering = None
 
     def move(self, steering: Steering, ifindex: int) -> None:
-        """Go on with another program, on another interface. Raises LinkError."""
+        """Steer the ports with another program, on another interface. Raises LinkError."""
         for endpoint in self._reservations:
             steering.open_port(endpoint)
         for endpoint, worker in self._datagram_ports.items():
@@ -94,7 +94,7 @@ class SteeredPorts:
         self._ifindex = ifindex
 
     def close(self) -> None:
-        """All ports; idempotent."""
+        """Close all ports; idempotent."""
         for endpoint in list(self._reservations):
             self.close_port(endpoint)
         for endpoint in list(self._datagram_ports):

@@ -1,7 +1,7 @@
 """The steering program of an interface: loading it, its maps, and its verdicts by name.
 
-bpf/steer.h has the layouts. A program is its stack's own and goes with it, or it was pinned by
-`hoststack xdp load` and stays: then a stack adopts it.
+bpf/steer.h defines the layouts. A program is either owned by its stack and unloaded with it, or
+pinned by `hoststack xdp load` and adopted by the stacks that start later.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hoststack.native.wire._wire import ffi, lib
 
 logger = logging.getLogger(__name__)
 
-#: Where programs are pinned: a bpffs, mounted when it is needed first.
+#: Where programs are pinned: a bpffs, mounted on first use.
 BPFFS: Final = Path("/run/hoststack/bpf")
 
 _PREFIX: Final = "HS_STEER_"
-#: The names of enum hs_steer_verdict, in order and lower case: "redirected_by_cid", ...
+#: The names of enum hs_steer_verdict, in its order and in lower case: "redirected_by_cid", ...
 VERDICTS: Final[tuple[str, ...]] = tuple(
     name.removeprefix(_PREFIX).lower()
     for _, name in sorted(ffi.typeof("enum hs_steer_verdict").elements.items())
@@ -37,12 +37,15 @@ _PORT_KEY: Final = "struct hs_steer_port *"
 
 
 def pin_name(interface: str) -> str:
-    """What an interface's program is pinned as: namespaces may have interfaces of one name."""
+    """Return the name under which an interface's program is pinned.
+
+    It includes the network namespace: two namespaces may have interfaces of the same name.
+    """
     return f"{interface}-{os.stat('/proc/self/ns/net').st_ino}"
 
 
 def program_object() -> bytes:
-    """The compiled program; raises LinkError where the build left it out."""
+    """Return the compiled program; raises LinkError if the build left it out."""
     try:
         return (resources.files("hoststack.link.xdp") / "steer.bpf.o").read_bytes()
     except FileNotFoundError:
@@ -53,7 +56,7 @@ def program_object() -> bytes:
 
 
 class Steering:
-    """A steering program on an interface. Its verbs raise LinkError with what to do next."""
+    """A steering program on an interface. Its methods raise LinkError with what to do next."""
 
     def __init__(self, program: pyxdp.Program, interface: str, *, is_pinned: bool) -> None:
         """Use `load` or `adopt`."""
@@ -71,7 +74,7 @@ class Steering:
         workers: int = 1,
         mode: pyxdp.WantedMode = "auto",
     ) -> Self:
-        """Load the program and attach it; it goes with this object or its process.
+        """Load the program and attach it; it is unloaded with this object or its process.
 
         Raises LinkError: EBUSY where another program is attached, EPERM, ENOTSUP, ...
         """
@@ -103,7 +106,7 @@ class Steering:
 
     @classmethod
     def adopt(cls, interface: str) -> Self | None:
-        """The program that `hoststack xdp load` pinned for this interface, if it did."""
+        """Return the program that `hoststack xdp load` pinned for this interface, or None."""
         try:
             bpffs = pyxdp.find_bpffs(BPFFS)
             folder = None if bpffs is None else bpffs / pin_name(interface)
@@ -114,7 +117,7 @@ class Steering:
             raise as_link_error(error) from None
 
     def pin(self) -> Path:
-        """Keep the program beyond this process; returns where it is pinned."""
+        """Pin the program so that it outlives this process; return where it is pinned."""
         try:
             folder = pyxdp.ensure_bpffs(BPFFS) / pin_name(self.interface)
             self._program.pin(folder)
@@ -125,13 +128,13 @@ class Steering:
 
     @property
     def mode(self) -> str:
-        """ "native" or "generic"."""
+        """The attach mode: "native" or "generic"."""
         link = self._program.link
         return "" if link is None else link.mode
 
     @property
     def program_id(self) -> int:
-        """The kernel's id of the program, as `bpftool prog` shows it."""
+        """The kernel's ID of the program, as `bpftool prog` shows it."""
         return self._program.id
 
     @property
@@ -141,11 +144,11 @@ class Steering:
 
     @property
     def sockets(self) -> int:
-        """For how many sockets there is room: queues times workers."""
+        """The capacity of the socket map: queues times workers."""
         return self._maps["hs_sockets"].max_entries
 
     def configure(self, *, workers: int, host: int, rotation: int) -> None:
-        """Begin steering; connection IDs of other hosts and rotations are foreign."""
+        """Start steering; connection IDs with another host or rotation count as foreign."""
         config = ffi.new(
             "struct hs_steer_config *",
             {
@@ -158,7 +161,7 @@ class Steering:
         self._maps["hs_config"].update(0, bytes(ffi.buffer(config)))
 
     def register(self, index: int, fd: int) -> None:
-        """Put a socket at index `queue * workers + worker`; it leaves when it is closed."""
+        """Add a socket at index `queue * workers + worker`; closing the socket removes it."""
         try:
             self._maps["hs_sockets"].update(index, fd, create_only=True)
         except pyxdp.PyxdpError as error:
@@ -167,11 +170,11 @@ class Steering:
             raise LinkError(
                 errno.EBUSY,
                 f"another process has the AF_XDP sockets of {self.interface}: "
-                "end it, or take another interface",
+                "end it, or use another interface",
             ) from None
 
     def open_port(self, endpoint: Endpoint, worker: int | None = None) -> None:
-        """Steer the datagrams to an endpoint: by connection ID, or as they are to a worker."""
+        """Steer an endpoint's datagrams: by connection ID, or all of them to one worker."""
         use = lib.HS_STEER_QUIC if worker is None else worker + 1
         try:
             self._maps["hs_ports"].update(_port_key(endpoint), use)
@@ -179,26 +182,26 @@ class Steering:
             raise as_link_error(error) from None
 
     def close_port(self, endpoint: Endpoint) -> None:
-        """Leave an endpoint's datagrams to the kernel; nothing happens if they are already."""
+        """Leave an endpoint's datagrams to the kernel; no effect if it is not steered."""
         self._maps["hs_ports"].delete(_port_key(endpoint))
 
     def ports(self) -> list[Endpoint]:
-        """The endpoints that are steered."""
+        """Return the endpoints that are steered."""
         keys = self._maps["hs_ports"].keys()
         return sorted(_endpoint(key) for key in keys)
 
     def counters(self) -> dict[str, int]:
-        """What was done with packets how often, by VERDICTS, since the program was loaded."""
+        """Return packet counts by verdict (VERDICTS), since the program was loaded."""
         verdicts = self._maps["hs_verdicts"]
         return {name: verdicts.sum_per_cpu(index) for index, name in enumerate(VERDICTS)}
 
     def close(self) -> None:
-        """Off the interface, unless it is pinned; idempotent."""
+        """Detach the program, unless it is pinned; idempotent."""
         self._program.close()
 
 
 def unload(interface: str) -> bool:
-    """Take a pinned program off its interface; False where none is pinned."""
+    """Detach and unpin an interface's program; return False if none is pinned."""
     try:
         bpffs = pyxdp.find_bpffs(BPFFS)
         if bpffs is None or not pyxdp.unpin(bpffs / pin_name(interface)):
@@ -210,7 +213,7 @@ def unload(interface: str) -> bool:
 
 
 def as_link_error(error: pyxdp.PyxdpError) -> LinkError:
-    """pyxdp's errors say what, why and what next already."""
+    """Convert a pyxdp error; its message already says what failed, why and what to do."""
     return LinkError(error.errno or errno.EIO, error.strerror or str(error))
 
 

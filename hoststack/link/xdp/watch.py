@@ -1,4 +1,4 @@
-"""Whether an interface is still as AF_XDP was set up on it."""
+"""Detecting that an interface is no longer as AF_XDP was set up on it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pyxdp
 
 
 def current_namespace() -> int:
-    """This thread's network namespace, by its inode."""
+    """Return this thread's network namespace, by its inode."""
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 class Setup(NamedTuple):
-    """What sockets and program were bound to. They stay with the interface's index when it is
-    renamed. When it ends, or moves to another network namespace, they are cut off for good."""
+    """What sockets and program were bound to. The binding follows the interface's index when it is
+    renamed. Deleting the interface, or moving it to another network namespace, ends it for good."""
 
     interface: str
     ifindex: int
     queues: int
     program_id: int | None
-    """None where another process keeps the program, and looks after it and the queues."""
+    """None where another process owns the program and watches it and the queues."""
     namespace: int
-    """The network namespace that it is in (`current_namespace`)."""
+    """The interface's network namespace (`current_namespace`)."""
 
     def trouble(self) -> str:
-        """What has changed so that packets no longer come; "" if nothing has, or if this thread is
-        in another namespace now and can't see it."""
+        """Return what has changed so that packets no longer arrive; "" if nothing has, or if this
+        thread is now in another namespace and can't see the interface."""
         if current_namespace() != self.namespace:
             return ""
         try:
@@ -47,7 +47,7 @@ class Setup(NamedTuple):
                 return f"the steering program was taken off {name}"
             queues = pyxdp.receive_queues(name)
         except pyxdp.PyxdpError as error:
-            return f"{name} can't be looked at: {error.strerror}"
+            return f"{name} can't be queried: {error.strerror}"
         if queues != self.queues:
             return f"{name} has {queues} receive queues now, and had {self.queues}"
         return ""

@@ -25,7 +25,7 @@ _DROPS: Final = {
 
 
 class XdpWire:
-    """Implements Wire. `on_left` is told when a kick left frames on the TX ring."""
+    """Implements Wire. `on_left` is called when a kick left frames on the TX ring."""
 
     def __init__(
         self,
@@ -88,17 +88,20 @@ class XdpWire:
     # --- plain datagrams ---
 
     def open_datagrams(self, local: Endpoint) -> None:
-        """What comes to an endpoint is for `take_datagrams` from now on. Raises MemoryError."""
+        """Collect an endpoint's datagrams for `take_datagrams`. Raises MemoryError."""
         if lib.hs_wire_xdp_open_datagrams(self._wire, *_packed(local)):
             raise MemoryError("no memory for another UDP port")
 
     def close_datagrams(self, local: Endpoint) -> None:
-        """The opposite; nothing happens if it is not open."""
+        """Stop collecting an endpoint's datagrams; no effect if it is not open."""
         if self._wire is not None:
             lib.hs_wire_xdp_close_datagrams(self._wire, *_packed(local))
 
     def take_datagrams(self) -> memoryview:
-        """What came since the last call, as struct hs_datagram_record's; good until a turn."""
+        """Return the datagrams since the last call, as struct hs_datagram_record's.
+
+        The memory is valid until the engine's next turn.
+        """
         if self._wire is None:
             return memoryview(b"")
         size = ffi.new("size_t *")
@@ -106,30 +109,30 @@ class XdpWire:
         return memoryview(ffi.buffer(records, size[0])) if size[0] else memoryview(b"")
 
     def send_datagram(self, header: Any, max_bytes: int, data: bytes) -> bool:
-        """With a struct hs_frame_header; False while the way out is full. `flush` comes after."""
+        """Send with a struct hs_frame_header, then `flush`; False while the TX ring is full."""
         if self._wire is None:
-            return True  # it is lost with the link
+            return True  # lost with the link
         return bool(lib.hs_wire_xdp_send_datagram(self._wire, header, max_bytes, data, len(data)))
 
     def flush(self) -> None:
-        """Hand over what was sent."""
+        """Kick the kernel to send what `send_datagram` queued."""
         if self._wire is not None:
             lib.hs_wire_xdp_flush(self._wire)
             self.after_turn()
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name, as Link.statistics has them."""
+        """Return counters by name, as Link.statistics has them."""
         if self._wire is not None:
             self._last = read_figures(self._wire, _DROPS)
         return self._last
 
     def detach(self) -> None:
-        """The sockets are about to be closed; nothing is sent until `attach`."""
+        """Stop using sockets that are about to be closed; nothing is sent until `attach`."""
         if self._wire is not None:
             lib.hs_wire_xdp_detach(self._wire)
 
     def attach(self, sockets: Sequence[pyxdp.Socket], umem: pyxdp.Umem) -> None:
-        """Go on with other sockets, on another UMEM."""
+        """Continue with other sockets, on another UMEM."""
         self._umem = umem
         if self._wire is not None:
             lib.hs_wire_xdp_attach(
@@ -142,7 +145,7 @@ class XdpWire:
             )
 
     def close(self) -> None:
-        """The sockets go; the counters stay as they are."""
+        """Release the sockets; the counters stay readable."""
         self.statistics()
         if self._wire is not None:
             lib.hs_wire_xdp_detach(self._wire)
