@@ -16,6 +16,7 @@ import itertools
 import mmap
 import os
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -88,6 +89,36 @@ class _Segment:
         self.used_blocks = 0
 
 
+class _FreeBlocks:
+    """The free blocks of one size, by segment.
+
+    The oldest segment is used first, so that the others become empty. Finalizers may add a block
+    in the middle of any method here.
+    """
+
+    def __init__(self) -> None:
+        self._by_segment: dict[int, list[_Block]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, list(self._by_segment.values())))
+
+    def add(self, block: _Block) -> None:
+        """A block is free."""
+        self._by_segment.setdefault(block.name.segment, []).append(block)
+
+    def take(self) -> _Block | None:
+        """Return a block, if there is one: of a segment the one that was used last."""
+        for number in sorted(self._by_segment):
+            blocks = self._by_segment[number]
+            if blocks:
+                return blocks.pop()
+        return None
+
+    def drop(self, segment: int) -> None:
+        """The segment goes."""
+        self._by_segment.pop(segment, None)
+
+
 class FifoPool:
     """One application's FIFOs in one worker.
 
@@ -115,7 +146,7 @@ class FifoPool:
         self._alone = itertools.count(_FIRST_ALONE)
         self._used_bytes = 0
         self._blocks: dict[BlockName, _Block] = {}
-        self._free: dict[int, list[_Block]] = {}
+        self._free: defaultdict[int, _FreeBlocks] = defaultdict(_FreeBlocks)
         self._made: weakref.WeakKeyDictionary[Fifo, _Block] = weakref.WeakKeyDictionary()
         self._shares: weakref.WeakKeyDictionary[object, Share] = weakref.WeakKeyDictionary()
 
@@ -176,13 +207,13 @@ class FifoPool:
         return share.used_bytes + size_bytes <= left // 4
 
     def _make_one(self, size_bytes: int, least_bytes: int, share: Share) -> Fifo:
-        free = self._free.get(Fifo.rounded_up(size_bytes))
-        block = free.pop() if free else self._cut(Fifo.rounded_up(size_bytes))
+        rounded_bytes = Fifo.rounded_up(size_bytes)
+        block = self._free[rounded_bytes].take() or self._cut(rounded_bytes)
         segment = self._segments[block.name.segment]
         try:
             fifo = Fifo(block.name.size_bytes, block.memory, block.name.offset)
         except BaseException:
-            self._free.setdefault(block.name.size_bytes, []).append(block)
+            self._free[block.name.size_bytes].add(block)
             raise
         segment.used_blocks += 1
         self._charge(fifo, block, least_bytes, share)
@@ -269,10 +300,7 @@ class FifoPool:
             if segment is self._cut_from:
                 self._cut_from = None
             for free in list(self._free.values()):
-                # In place and backwards: a finalizer may append a block meanwhile.
-                for index in reversed(range(len(free))):
-                    if free[index].name.segment == number:
-                        del free[index]
+                free.drop(number)
             self._on_segment_gone(number)
 
     def _release_ours(self, block: _Block) -> None:
@@ -289,14 +317,14 @@ class FifoPool:
         block.share.least_bytes -= block.least_bytes
         if block.memory is None:
             return
-        free = self._free.setdefault(block.name.size_bytes, [])
+        free = self._free[block.name.size_bytes]
         # Only this application sees the old contents. A new FIFO needs a header of zeros.
         offset = block.name.offset
         header_bytes = Fifo.block_bytes(block.name.size_bytes) - block.name.size_bytes
         block.memory[offset : offset + header_bytes] = bytes(header_bytes)
         if len(free) >= _KEPT_FREE:
             block.memory.madvise(mmap.MADV_REMOVE, offset, _block_bytes(block.name.size_bytes))
-        free.append(block)
+        free.add(block)
         segment = self._segments.get(block.name.segment)
         if segment is not None:
             segment.used_blocks -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -218,6 +219,29 @@ def test_segments_without_fifos_go_but_one() -> None:
     # A new one has a number of its own, and what is left is used again.
     again = [pool.hand_out(fifo) for fifo in pool.make(sizes)]
     assert {name.segment for name in again} == {*range(4)} - {*gone} | {4, 5, 6}
+
+
+def test_streams_that_come_and_go_do_not_hold_many_segments() -> None:
+    """What a crowd leaves behind is scattered; the next ones gather in one segment."""
+    numbers: set[int] = set()
+
+    def came(number: int, fd: int) -> None:
+        os.close(fd)
+        numbers.add(number)
+
+    pool = FifoPool("test", 4 * GIB, came, numbers.discard)
+    crowd = [pool.make(STREAM) for _ in range(300)]
+    assert len(numbers) > 5
+    random.Random(1).shuffle(crowd)
+    stay = crowd[:10]
+    del crowd
+    pool.drop_unused()
+    for _ in range(100):
+        # Each stays for a while, and another one comes before it goes.
+        stay.append(pool.make(STREAM))
+        del stay[0]
+        pool.drop_unused()
+    assert len(numbers) == 1
 
 
 # --- the application's side ------------------------------------------------------------------
