@@ -1,8 +1,8 @@
-"""Builds the C core with cffi in API mode: a shared object each for memory, wires and the engine.
+"""Builds the C core with cffi in API mode: one shared object each for memory, wires and engine.
 
 The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory and
-wires need nothing but the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and
-OpenSSL; setup.py says what to install where one of them is missing, and leaves the engine out where
+wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL. Where
+one of these is missing, setup.py says what to install; it leaves the engine out where
 HOSTSTACK_WITHOUT asks for that.
 """
 
@@ -29,7 +29,7 @@ WIRE_SOURCES: Final = (
     "wire/frames.c",
     "wire/udp.c",
 )
-#: With what the engine uses of the others.
+#: Includes the wire and memory files that the engine calls.
 QUIC_SOURCES: Final = (
     "quic/turn.c",
     "quic/accept.c",

@@ -1,4 +1,4 @@
-"""What the build left out because HOSTSTACK_WITHOUT asked for it (setup.py writes it)."""
+"""The parts that HOSTSTACK_WITHOUT left out of the build, as setup.py records them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import files
 
 
 def left_out() -> list[str]:
-    """ "native", "xdp", both, or none of them; none, too, where nothing was built yet."""
+    """Return "native", "xdp", both or neither; empty as well where nothing was built yet."""
     try:
         record = json.loads(files("hoststack.native").joinpath("build.json").read_text("utf-8"))
     except FileNotFoundError:

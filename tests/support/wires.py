@@ -109,10 +109,10 @@ static struct hs_path *add_path(struct hs_wire *wire, uint16_t remote_port, cons
 
 
 def _declarations(header: Path) -> str:
-    # What `pyxdp.h` declares beside types is in another module; nobody calls it here.
+    # The functions of `pyxdp.h` are in another module: use its types only.
     lines = header.read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.startswith("#"))
-    return text if header.name != "pyxdp.h" else text[: text.index("/* Make a UMEM")] + _verbs(text)
+    return text if header.name != "pyxdp.h" else text[: text.index("int pyxdp_umem_create(")] + _verbs(text)
 
 
 def _verbs(text: str) -> str:

@@ -68,8 +68,8 @@ int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out,
 	return n;
 }
 
-/* Arming, and looking at an index after it, must not change places; nor pushing, and taking the
- * flag after it (as in fifo.c). */
+/* Setting the flag and then reading the index must not be reordered, nor pushing and then
+ * reading the flag (as in fifo.c). */
 void hs_event_ring_arm(struct hs_event_ring_side *consumer)
 {
 	atomic_store(&consumer->shared->want, 1);

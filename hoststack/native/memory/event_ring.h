@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A ring of session events with one producer and one consumer, who may live in two processes.
- * The same rules as in fifo.h: no pointers in the shared block, nothing in it is trusted.
+ * A ring of session events with one producer and one consumer, which may be in two processes. The
+ * same rules as in fifo.h: the shared block holds no pointers, and nothing in it is trusted.
  */
 #ifndef HS_EVENT_RING_H
 #define HS_EVENT_RING_H
@@ -29,20 +29,20 @@ struct hs_event_ring_side {
 	uint64_t other_seen;
 };
 
-/* Take a side of a shared block of `block_bytes`, which starts as zeros: the header and a power of
- * two of events. Returns 0, or -1 if the size is something else. */
+/* Open a side of a shared block of `block_bytes`, which starts as zeros: the header and a power
+ * of two of events. Returns 0, or -1 for any other size. */
 int hs_event_ring_open(struct hs_event_ring_side *side, void *block, size_t block_bytes);
 
-/* Producer: 1, 0 if the ring is full, or HS_EVENT_RING_CORRUPT. */
+/* Producer: append an event. Returns 1, 0 if the ring is full, or HS_EVENT_RING_CORRUPT. */
 int hs_event_ring_push(struct hs_event_ring_side *producer, uint64_t handle, uint32_t kind,
 		       uint32_t arg);
 /* Consumer: copy and drop at most `n` events; returns how many, or HS_EVENT_RING_CORRUPT. */
 int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out, int n);
-/* Consumer: how many wait, or HS_EVENT_RING_CORRUPT. */
+/* Consumer: the number of queued events, or HS_EVENT_RING_CORRUPT. */
 int64_t hs_event_ring_length(struct hs_event_ring_side *consumer);
 
-/* A consumer that is about to sleep arms its flag, and then looks once more. The producer takes the
- * flag after it pushed, and wakes the sleeper only if it was armed. */
+/* Before it sleeps, a consumer arms its flag and then checks the ring once more. The producer
+ * clears the flag after a push, and wakes the consumer only if the flag was set. */
 void hs_event_ring_arm(struct hs_event_ring_side *consumer);
 int hs_event_ring_take_armed(struct hs_event_ring_side *producer);
 

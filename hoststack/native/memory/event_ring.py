@@ -25,9 +25,9 @@ class EventRing:
     __slots__ = ("_consumer", "_memory", "_popped", "_popped_bytes", "_producer")
 
     def __init__(self, size: int, memory: mmap.mmap | None = None, offset: int = 0) -> None:
-        """In a block of `memory`, which starts as zeros, or in memory of its own.
+        """Use a block of `memory`, which must start as zeros, or allocate one.
 
-        Raises ValueError unless the size is a power of two, and the block lies in the memory.
+        Raises ValueError unless the size is a power of two and the block lies within the memory.
         """
         if size < 1 or size & (size - 1):
             raise ValueError(f"an event ring of {size}: ask for a power of two")
@@ -36,7 +36,7 @@ class EventRing:
             memory = mmap.mmap(-1, block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if offset < 0 or offset + block_bytes > len(memory):
             raise ValueError(f"a ring of {size} events at {offset} lies outside of its memory")
-        # As in fifo.py: the pointer is not kept.
+        # The pointer is not stored; fifo.py says why.
         block = ffi.from_buffer(memory) + offset
         self._memory = memory
         self._producer = ffi.new("struct hs_event_ring_side *")
@@ -48,16 +48,16 @@ class EventRing:
 
     @staticmethod
     def block_bytes(size: int) -> int:
-        """The shared memory that a ring of `size` events takes."""
+        """Return the bytes of shared memory for a ring of `size` events."""
         return _HEADER_BYTES + size * _EVENT.size
 
     def push(self, handle: int, kind: int, arg: int = 0) -> bool:
-        """Producer: append an event; False if there is no room."""
+        """Producer: append an event. Returns False if there is no room."""
         pushed: int = lib.hs_event_ring_push(self._producer, handle, kind, arg)
         return bool(self._checked(pushed))
 
     def pop_many(self, max_events: int) -> list[RingEvent]:
-        """Consumer: take at most so many events, oldest first."""
+        """Consumer: pop up to `max_events` events, oldest first."""
         count = self._checked(
             lib.hs_event_ring_pop(self._consumer, self._popped, min(max_events, len(self._popped)))
         )
@@ -70,11 +70,12 @@ class EventRing:
         return self._checked(lib.hs_event_ring_length(self._consumer))
 
     def arm(self) -> None:
-        """Consumer: it wants to hear of events. Look once more after this."""
+        """Consumer: request a wake-up for new events. Check the ring once more afterwards."""
         lib.hs_event_ring_arm(self._consumer)
 
     def take_armed(self) -> bool:
-        """Producer, after a push: whether the consumer wants to hear of it."""
+        """Producer, after a push: clear the consumer's wake-up request; return whether there was
+        one."""
         return bool(lib.hs_event_ring_take_armed(self._producer))
 
     def _checked(self, result: int) -> int:

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What each side writes has a cache line of its own. */
+/* Each side's fields have a cache line of their own. */
 struct hs_fifo_shared {
 	_Atomic uint64_t tail; /* the producer's */
 	_Atomic uint32_t eof;
@@ -70,9 +70,9 @@ int64_t hs_fifo_writable(struct hs_fifo_producer *p)
 	return (int64_t)(p->size_bytes - (p->tail - (uint64_t)head));
 }
 
-/* An empty FIFO begins anew at its first byte: one that is read as fast as it is written stays
- * in the cache, and touches no more memory than it needs. The consumer learns of it with the next
- * tail; until then it has no byte to look at. */
+/* Restart an empty FIFO at data[0]: one that is read as fast as it is written stays in the cache
+ * and touches no more memory than it needs. The consumer reads the new origin with the next
+ * tail; until then it has no byte to read. */
 static void begin_anew_if_empty(struct hs_fifo_producer *p)
 {
 	if (p->head_seen != p->tail || p->range_count || p->origin == p->tail)
@@ -109,7 +109,7 @@ int64_t hs_fifo_write(struct hs_fifo_producer *p, const uint8_t *data, size_t n)
 	return (int64_t)n;
 }
 
-/* Add a range, joined with those that it touches. Returns 0 if there is no place for it. */
+/* Add a range and merge it with those that it touches. Returns 0 if there is no room for it. */
 static int add_range(struct hs_fifo_producer *p, uint64_t start, uint64_t end)
 {
 	if (!p->ranges) {
@@ -137,7 +137,7 @@ static int add_range(struct hs_fifo_producer *p, uint64_t start, uint64_t end)
 	return 1;
 }
 
-/* The tail after bytes up to `tail` are there: over all ranges that this reaches. */
+/* Return the tail once the bytes up to `tail` are stored, beyond all ranges that it now reaches. */
 static uint64_t take_ranges(struct hs_fifo_producer *p, uint64_t tail)
 {
 	uint32_t reached = 0;
@@ -190,7 +190,7 @@ int64_t hs_fifo_tail(struct hs_fifo_consumer *c)
 	if (tail < c->tail_seen || tail - c->head > c->size_bytes || tail > INT64_MAX)
 		return HS_FIFO_CORRUPT;
 	c->tail_seen = tail;
-	/* Whatever an evil producer writes here, the bytes are looked for inside the ring. */
+	/* Whatever a malicious producer writes here, reads stay within the ring. */
 	c->origin = atomic_load_explicit(&c->shared->origin, memory_order_relaxed);
 	return (int64_t)tail;
 }
@@ -294,7 +294,7 @@ int64_t hs_fifo_peek_message(struct hs_fifo_consumer *c, struct hs_fifo_span out
 	hs_fifo_spans(c, c->head, HS_FIFO_PREFIX_BYTES, out);
 	memcpy(prefix, out[0].base, out[0].bytes);
 	memcpy(prefix + out[0].bytes, out[1].base, out[1].bytes);
-	/* Read once: what lies there may be another number a moment later. */
+	/* Read once: the other process may change it at any time. */
 	memcpy(&length, prefix, sizeof(length));
 	uint64_t start = c->head + HS_FIFO_PREFIX_BYTES;
 	if (length > available - HS_FIFO_PREFIX_BYTES ||
@@ -304,8 +304,8 @@ int64_t hs_fifo_peek_message(struct hs_fifo_consumer *c, struct hs_fifo_span out
 	return (int64_t)(start + length);
 }
 
-/* Arming, and looking at an index after it, must not change places; nor moving an index, and
- * taking the flag after it. Both are a store followed by a load, so both need the full order. */
+/* Setting the flag and then reading an index must not be reordered, nor moving an index and then
+ * reading the flag. Both are a store followed by a load, so both need the full order. */
 static void arm(_Atomic uint32_t *flag)
 {
 	atomic_store(flag, 1);

@@ -1,7 +1,7 @@
 """A stream's byte FIFO, from Python; fifo.h has the rules.
 
-In one process both sides are this one object; what it holds would fit an application in another
-process as well, with the block in shared memory.
+Within one process this one object holds both sides. With the block in shared memory, the other side
+may be an application in another process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FifoCorruptError(Exception):
 
 
 class FifoOverflowError(ValueError):
-    """An offset outside of what the FIFO can hold, or holds."""
+    """An offset outside the range that the FIFO holds or has room for."""
 
 
 def _raise(error: int) -> int:
@@ -32,19 +32,19 @@ def _raise(error: int) -> int:
 
 
 class Fifo:
-    """A FIFO of `size` bytes: a power of two, at least what was asked for.
+    """A FIFO of `size` bytes: a power of two, at least the size asked for.
 
-    Offsets count from the stream's first byte. Everything raises FifoCorruptError when the shared
-    block holds rubbish.
+    Offsets count from the stream's first byte. Every method raises FifoCorruptError when an index
+    in the shared block is invalid.
     """
 
     __slots__ = ("__weakref__", "_consumer", "_data", "_mask", "_memory", "_producer", "size")
 
     def __init__(self, size_bytes: int, memory: mmap.mmap | None = None, offset: int = 0) -> None:
-        """In a block of `memory`, which starts as zeros, or in memory of its own.
+        """Use a block of `memory`, which must start as zeros, or allocate one.
 
-        Raises ValueError for a size that is not positive, or more than 4 GiB, or a block that lies
-        outside of the memory.
+        Raises ValueError for a size that is not positive or exceeds 4 GiB, or a block that lies
+        outside the memory.
         """
         if not 0 < size_bytes <= _MAX_BYTES:
             raise ValueError(f"a FIFO of {size_bytes} bytes: ask for 1 to {_MAX_BYTES}")
@@ -56,8 +56,8 @@ class Fifo:
             memory = mmap.mmap(-1, block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if offset < 0 or offset + block_bytes > len(memory):
             raise ValueError(f"a FIFO of {self.size} bytes at {offset} lies outside of its memory")
-        # The pointer is not kept: memory that somebody looks into can't be collected, and a FIFO in
-        # a cycle of garbage would end the process.
+        # The pointer is not stored: it would export the memory's buffer for as long as it exists,
+        # such memory can't be collected, and a FIFO in a cycle of garbage would end the process.
         block = ffi.from_buffer(memory) + offset
         self._memory = memory
         self._data = memoryview(memory)[offset + _HEADER_BYTES : offset + block_bytes]
@@ -70,22 +70,22 @@ class Fifo:
 
     @staticmethod
     def rounded_up(size_bytes: int) -> int:
-        """The size of a FIFO for which so many bytes were asked."""
+        """Return the size of a FIFO for which `size_bytes` were asked."""
         return max(_MIN_BYTES, 1 << (size_bytes - 1).bit_length())
 
     @classmethod
     def block_bytes(cls, size_bytes: int) -> int:
-        """The shared memory that such a FIFO takes."""
+        """Return the bytes of shared memory for a FIFO of `size_bytes`."""
         return _HEADER_BYTES + cls.rounded_up(size_bytes)
 
     @property
     def producer_address(self) -> int:
-        """Where struct hs_fifo_producer lies, for C code that puts bytes in."""
+        """The address of struct hs_fifo_producer, for C code that writes."""
         return int(ffi.cast("uintptr_t", self._producer))
 
     @property
     def consumer_address(self) -> int:
-        """Where struct hs_fifo_consumer lies, for C code that takes bytes out."""
+        """The address of struct hs_fifo_consumer, for C code that reads."""
         return int(ffi.cast("uintptr_t", self._consumer))
 
     # --- the producer: an application that sends, or the engine that receives ---
@@ -96,67 +96,69 @@ class Fifo:
         return count if count >= 0 else _raise(count)
 
     def write_message(self, data: bytes | bytearray | memoryview) -> bool:
-        """Append a message as a whole; whether it fitted. A FIFO that carries messages has
-        nothing else written to it."""
+        """Append a whole message; return whether it fitted.
+
+        In a FIFO that carries messages, write nothing else.
+        """
         done: int = lib.hs_fifo_write_message(self._producer, ffi.from_buffer(data), len(data))
         return bool(done if done >= 0 else _raise(done))
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest message that `write_message` ever takes."""
+        """The largest message that fits into the empty FIFO."""
         return min(int(lib.HS_FIFO_MAX_MESSAGE_BYTES), self.size - _PREFIX_BYTES)
 
     def has_room_for(self, message_bytes: int) -> bool:
-        """Whether `write_message` takes a message of that size now."""
+        """Return whether `write_message` has room for a message of that size now."""
         return self.writable >= message_bytes + _PREFIX_BYTES
 
     def put(self, offset: int, data: bytes | memoryview) -> int:
-        """Store bytes at an offset; what is below the tail, or there already, may come again.
+        """Store bytes at an offset; they may overlap bytes that are already stored.
 
-        Returns by how much the tail advanced, or -1 if there are too many gaps to remember: then
-        the bytes were not taken. Raises FifoOverflowError beyond the head plus the size.
+        Returns by how much the tail advanced, or -1 if there are too many gaps to record: then
+        nothing was stored. Raises FifoOverflowError beyond the head plus the size.
         """
         count: int = lib.hs_fifo_put(self._producer, offset, ffi.from_buffer(data), len(data))
         return count if count >= -1 else _raise(count)
 
     def set_eof(self) -> None:
-        """No byte follows the tail."""
+        """Mark the tail as the end: no byte follows."""
         lib.hs_fifo_set_eof(self._producer)
 
     @property
     def writable(self) -> int:
-        """How many bytes `write` takes."""
+        """How many bytes `write` can append."""
         count: int = lib.hs_fifo_writable(self._producer)
         return count if count >= 0 else _raise(count)
 
     @property
     def head(self) -> int:
-        """The offset up to which the consumer is done."""
+        """The offset below which the consumer has dropped all bytes, as the producer sees it."""
         head: int = lib.hs_fifo_head(self._producer)
         return head if head >= 0 else _raise(head)
 
     @property
     def filled_to(self) -> int:
-        """The offset up to which the producer put bytes: its own tail."""
+        """The offset up to which the producer has stored all bytes: its own tail."""
         return int(self._producer.tail)
 
     # --- the consumer: an application that receives, or the engine that sends ---
 
     def read(self, max_bytes: int) -> bytes:
-        """Take at most so many bytes; empty if there are none now."""
+        """Read and drop up to `max_bytes`; empty if no byte is available."""
         head = self._consumer.head
         data = self.peek(head, max_bytes)
         lib.hs_fifo_drop_to(self._consumer, head + len(data))
         return data
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
-        """Take bytes into a writable buffer; returns how many."""
+        """Read and drop bytes into a writable buffer; return how many."""
         target = ffi.from_buffer(buffer, require_writable=True)
         count: int = lib.hs_fifo_read(self._consumer, target, len(buffer))
         return count if count >= 0 else _raise(count)
 
     def read_message(self) -> bytes | None:
-        """Take the oldest message; None if there is none."""
+        """Read and drop the oldest message; None if there is none."""
         spans, size = ffi.new("struct hs_fifo_span[2]"), ffi.new("size_t *")
         end: int = lib.hs_fifo_peek_message(self._consumer, spans, size)
         if end <= 0:
@@ -168,7 +170,7 @@ class Fifo:
         return data
 
     def peek(self, offset: int, max_bytes: int) -> bytes:
-        """Copy at most so many bytes from an offset on, and keep them.
+        """Copy up to `max_bytes` from an offset, without dropping them.
 
         Raises FifoOverflowError below the head and above the tail.
         """
@@ -184,61 +186,61 @@ class Fifo:
         return b"".join((self._data[start:], self._data[: end - self.size]))
 
     def drop_to(self, offset: int) -> None:
-        """Drop all bytes below an offset; raises FifoOverflowError above the tail."""
+        """Drop all bytes below an offset. Raises FifoOverflowError above the tail."""
         error: int = lib.hs_fifo_drop_to(self._consumer, offset)
         if error:
             _raise(error)
 
     @property
     def dropped_to(self) -> int:
-        """The offset up to which the consumer dropped bytes: its own head."""
+        """The offset below which the consumer has dropped all bytes: its own head."""
         return int(self._consumer.head)
 
     @property
     def tail(self) -> int:
-        """The offset up to which the producer's bytes are here."""
+        """The offset up to which all bytes are available, as the consumer sees it."""
         tail: int = lib.hs_fifo_tail(self._consumer)
         return tail if tail >= 0 else _raise(tail)
 
     @property
     def readable(self) -> int:
-        """How many bytes `read` may take."""
+        """How many bytes `read` can return."""
         count: int = lib.hs_fifo_available(self._consumer, self._consumer.head)
         return count if count >= 0 else _raise(count)
 
     @property
     def eof(self) -> bool:
-        """Whether no byte will follow the tail. Ask before looking at the tail."""
+        """Whether the tail is final. Check this before reading the tail."""
         return bool(lib.hs_fifo_eof(self._consumer))
 
     @property
     def at_end(self) -> bool:
-        """Whether there is no byte, and none will follow."""
+        """Whether the FIFO is empty and the tail is final."""
         return self.eof and not self.readable
 
-    # --- who only looks on ---
+    # --- for observers ---
 
     @property
     def positions(self) -> tuple[int, int]:
-        """Head and tail as the two sides have written them, true or not."""
+        """Head and tail as the two sides wrote them, unchecked."""
         found = ffi.new("uint64_t[2]")
         lib.hs_fifo_look(self._consumer, found)
         return int(found[0]), int(found[1])
 
-    # --- wake-ups: a sleeper arms and looks again; the other side takes the flag after a move ---
+    # --- wake-ups: arm, check again, then sleep; the other side moves, then clears the flag ---
 
     def arm_read(self) -> None:
-        """The consumer wants to hear of bytes."""
+        """Consumer: request a wake-up for new bytes."""
         lib.hs_fifo_arm_read(self._consumer)
 
     def take_read_armed(self) -> bool:
-        """The producer moved: whether the consumer wants to hear of it."""
+        """Producer, after a write: clear the consumer's request; return whether there was one."""
         return bool(lib.hs_fifo_take_read_armed(self._producer))
 
     def arm_write(self) -> None:
-        """The producer wants to hear of room."""
+        """Producer: request a wake-up for room."""
         lib.hs_fifo_arm_write(self._producer)
 
     def take_write_armed(self) -> bool:
-        """The consumer moved: whether the producer wants to hear of it."""
+        """Consumer, after a drop: clear the producer's request; return whether there was one."""
         return bool(lib.hs_fifo_take_write_armed(self._consumer))

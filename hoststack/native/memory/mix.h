@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* Two words into one, for keyed hash tables: with an unknown seed nobody can choose a bucket. */
+/* Mix two words into one, for keyed hash tables: without the seed, an attacker can't choose a
+ * bucket. */
 static inline uint64_t hs_mix(uint64_t a, uint64_t b)
 {
 	unsigned __int128 product = (unsigned __int128)a * b;

@@ -1,7 +1,7 @@
-"""Segments of memory that two processes share: sealed memfds.
+"""Shared memory segments between two processes: sealed memfds.
 
-The process that made a segment hands its descriptor to the other one. Neither can change its size
-(F_SEAL_SHRINK, F_SEAL_GROW; memfd_create(2)): memory that is mapped stays.
+The process that creates a segment passes its descriptor to the other one. Neither can change its
+size (F_SEAL_SHRINK, F_SEAL_GROW; memfd_create(2)), so mapped memory stays valid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def make_segment(name: str, size_bytes: int) -> int:
-    """A new segment of zeros; returns its descriptor. Pages that are never touched cost nothing.
+    """Create a segment of zeros; return its descriptor. Untouched pages cost no memory.
 
     Raises OSError.
     """
@@ -30,10 +30,10 @@ def make_segment(name: str, size_bytes: int) -> int:
 
 
 def map_segment(fd: int) -> mmap.mmap:
-    """The memory of a segment, ours or one that came from another process.
+    """Map a segment, our own or one received from another process.
 
-    Raises ValueError for a descriptor that is no sealed segment: whoever could shrink it could end
-    this process (SIGBUS).
+    Raises ValueError for a descriptor that is not a sealed segment: a peer that could shrink it
+    could end this process (SIGBUS).
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
