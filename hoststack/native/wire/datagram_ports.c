@@ -61,7 +61,7 @@ int hs_datagram_ports_has(const struct hs_datagram_ports *ports, const struct hs
 	const struct hs_datagram_port *p =
 		ports->by_port[flow->local_port % HS_DATAGRAM_PORT_BUCKETS];
 	for (; p; p = p->next) {
-		/* One that is open on any address has ANY itself. */
+		/* A port that is open on any address has ANY as its address. */
 		if (is_port(p, flow->ip_version, flow->local_ip, flow->local_port) ||
 		    is_port(p, flow->ip_version, ANY, flow->local_port))
 			return 1;

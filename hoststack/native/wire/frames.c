@@ -36,7 +36,7 @@ enum {
 
 _Static_assert(sizeof(struct hs_frame_flow) == 64, "a flow has no padding bytes");
 
-/* What is left of a frame. */
+/* The part of a frame that is not parsed yet. */
 struct cursor {
 	const uint8_t *at;
 	size_t left;
@@ -53,8 +53,8 @@ static void put16(uint8_t *at, uint16_t value)
 	at[1] = (uint8_t)value;
 }
 
-/* One's complement sum (RFC 1071) in memory byte order; such a sum may be taken in words of any
- * width, and the carries added in at the end. */
+/* One's complement sum (RFC 1071) in memory byte order. The sum may be taken in words of any
+ * width, with the carries added in at the end. */
 static uint64_t sum_bytes(const uint8_t *at, size_t n)
 {
 	uint64_t sums[4] = { 0 };
@@ -93,7 +93,7 @@ static void advance(struct cursor *c, size_t n)
 	c->left -= n;
 }
 
-/* What follows the IP header is the next `bytes` bytes; the rest is Ethernet padding. */
+/* Cut the cursor to the `bytes` that follow the IP header; the rest is Ethernet padding. */
 static enum hs_frame_drop cut_to(struct cursor *c, size_t bytes)
 {
 	if (bytes > c->left)
@@ -125,8 +125,8 @@ static enum hs_frame_drop parse_ethernet(struct cursor *c, struct hs_frame_flow 
 	return HS_FRAME_GOOD;
 }
 
-/* Options are skipped. As in the kernel, a sender may not choose the way of the answers
- * (net.ipv4.conf.*.accept_source_route is 0 for hosts that were not told otherwise). */
+/* Skip options. As in the kernel, a sender may not choose the route of the answers
+ * (net.ipv4.conf.*.accept_source_route is 0 on hosts by default). */
 static enum hs_frame_drop check_options(const uint8_t *at, size_t left)
 {
 	while (left && *at != OPTION_END) {
@@ -144,15 +144,15 @@ static enum hs_frame_drop check_options(const uint8_t *at, size_t left)
 	return HS_FRAME_GOOD;
 }
 
-/* RFC 1122 section 3.2.1.3, RFC 6890: "this network", the loopback, groups, what is reserved, and the
- * broadcast address. */
+/* RFC 1122 section 3.2.1.3, RFC 6890: "this network", loopback, multicast, reserved and
+ * broadcast addresses. */
 static int is_martian_v4(const uint8_t *source)
 {
 	return source[0] == 0 || source[0] == 127 || source[0] >= 224;
 }
 
-/* RFC 4291 sections 2.5 and 2.7: a group; "::", "::1" and the other ones that begin with 80 zero bits
- * and hold an IPv4 address, which belong on no wire. */
+/* RFC 4291 sections 2.5 and 2.7: multicast; "::", "::1" and the other addresses that begin with
+ * 80 zero bits and hold an IPv4 address, none of which may appear on a wire. */
 static int is_martian_v6(const uint8_t *source)
 {
 	static const uint8_t ZEROS[10];
@@ -185,7 +185,7 @@ static enum hs_frame_drop parse_ipv4(struct cursor *c, struct hs_datagram *out)
 	if (drop)
 		return drop;
 	advance(c, header_bytes);
-	/* A datagram from its own receiver came from somebody else. */
+	/* A datagram that claims the receiver's own address is forged. */
 	return is_martian_v4(ip + 12) || !memcmp(ip + 12, ip + 16, 4) ? HS_FRAME_MARTIAN :
 									HS_FRAME_GOOD;
 }
@@ -210,7 +210,8 @@ static enum hs_frame_drop skip_extension_headers(struct cursor *c, uint8_t next)
 		size_t bytes = ((size_t)c->at[1] + 1) * 8;
 		if (bytes > c->left)
 			return HS_FRAME_TRUNCATED;
-		/* With segments left we are not the last stop (RFC 8200, section 4.4). */
+		/* With segments left this host is not the final destination (RFC 8200, section
+		 * 4.4). */
 		if (next == NEXT_ROUTING && c->at[3] != 0)
 			return HS_FRAME_BAD_EXTENSION;
 		next = c->at[0];
@@ -294,7 +295,7 @@ int hs_frame_sums_hold(const uint8_t *umem, const struct hs_datagram *datagram)
 	const struct hs_frame_flow *flow = &datagram->flow;
 	const uint8_t *udp = umem + datagram->payload - UDP_BYTES;
 	const uint8_t *ip = umem + datagram->payload - datagram->header_bytes;
-	/* Another worker may write into the UMEM: lengths are those that were checked. */
+	/* Another worker may write into the UMEM, so use only the lengths that were checked. */
 	size_t address_bytes = flow->ip_version == 4 ? 4 : 16;
 	size_t ip_bytes = datagram->header_bytes - (size_t)UDP_BYTES;
 	size_t udp_bytes = UDP_BYTES + (size_t)datagram->payload_bytes;
@@ -312,7 +313,7 @@ int hs_frame_sums_hold(const uint8_t *umem, const struct hs_datagram *datagram)
 
 static void put_checksum(uint8_t *at, uint16_t checksum)
 {
-	memcpy(at, &checksum, sizeof(checksum)); /* it is in memory byte order already */
+	memcpy(at, &checksum, sizeof(checksum)); /* already in memory byte order */
 }
 
 static uint8_t *init_ipv4(struct hs_frame_header *header, const struct hs_frame_flow *flow,
@@ -386,7 +387,7 @@ void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uin
 		uint16_t total_bytes = (uint16_t)(IPV4_BYTES + udp_bytes);
 		ip[1] |= ecn;
 		put16(ip + 2, total_bytes);
-		/* The bits were zero, so that they add to the sum. */
+		/* The ECN bits were zero in the prepared sum, so they can be added. */
 		put_checksum(ip + 10, (uint16_t)~fold((uint64_t)header->ip_sum + htons(ecn) +
 						      htons(total_bytes)));
 	} else {
@@ -397,7 +398,7 @@ void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uin
 	/* The length counts twice: in the pseudo header and in the UDP header. */
 	uint16_t checksum = (uint16_t)~fold(sum_bytes(payload, payload_bytes) + header->udp_sum +
 					    2 * (uint64_t)htons(udp_bytes));
-	/* 0 would mean that there is none (RFC 768; not allowed in IPv6, RFC 8200). */
+	/* 0 would mean "no checksum" (RFC 768; not allowed in IPv6, RFC 8200). */
 	put_checksum(udp + 6, checksum ? checksum : 0xffff);
 }
 

@@ -17,7 +17,7 @@ struct handed_wire {
 	uint32_t out_count;
 	uint32_t out_bytes[SLOTS];
 	uint32_t out_path[SLOTS];
-	/* Large enough that pages which are never touched are never made. */
+	/* Large enough that untouched pages are never allocated. */
 	uint8_t *slots;
 };
 
@@ -32,7 +32,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 
 static void release(struct hs_wire *wire)
 {
-	(void)wire; /* the datagrams are the caller's */
+	(void)wire; /* the caller owns the datagrams */
 }
 
 static uint8_t *reserve(struct hs_wire *wire, size_t *room)
@@ -49,7 +49,7 @@ static uint8_t *reserve(struct hs_wire *wire, size_t *room)
 static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn)
 {
 	struct handed_wire *w = (struct handed_wire *)wire;
-	(void)ecn; /* a link in Python carries no ECN out */
+	(void)ecn; /* a link in Python does not send ECN */
 	w->out_bytes[w->out_count] = bytes;
 	w->out_path[w->out_count] = path->id;
 	w->out_count++;
@@ -59,7 +59,7 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 
 static int flush(struct hs_wire *wire)
 {
-	(void)wire; /* the caller takes what there is after the turn */
+	(void)wire; /* the caller reads the datagrams after the turn */
 	return 0;
 }
 

@@ -10,13 +10,15 @@ struct hs_wire;
 
 /* NULL without memory. */
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths);
-/* The caller's buffer must stay until the turn is over. Returns -1 when the burst is full. */
+/* Add a received datagram. The caller's buffer must stay valid until the turn is over. Returns
+ * -1 when the burst is full. */
 int hs_wire_handed_put(struct hs_wire *wire, const uint8_t *data, uint32_t bytes, uint8_t ecn,
 		       uint32_t path_id);
-/* Datagrams that the turn sent: number `index` of them; NULL after the last. */
+/* The datagram number `index` that the turn sent; NULL after the last. */
 const uint8_t *hs_wire_handed_take(struct hs_wire *wire, uint32_t index, uint32_t *bytes,
 				   uint32_t *path_id);
-/* The first `count` of them went; the rest waits, and blocks the way out. */
+/* The first `count` datagrams were sent; the rest stays queued, and the wire is blocked until it
+ * is sent too. */
 void hs_wire_handed_sent(struct hs_wire *wire, uint32_t count);
 
 #endif

@@ -65,7 +65,7 @@ void hs_paths_free(struct hs_paths *paths)
 	memset(paths, 0, sizeof(*paths));
 }
 
-/* Keyed, so that nobody can choose addresses that all fall into one bucket. */
+/* Keyed, so that an attacker can't choose addresses that all fall into one bucket. */
 static uint32_t hash(const struct hs_paths *paths, const void *data, size_t bytes)
 {
 	const uint8_t *at = data;
@@ -117,7 +117,7 @@ struct hs_path *hs_paths_by_id(const struct hs_paths *paths, uint32_t id)
 
 struct hs_path *hs_paths_by_key(struct hs_paths *paths, const uint8_t *key)
 {
-	/* The datagrams of a burst mostly came the same way. */
+	/* Most datagrams of a burst belong to one path. */
 	if (paths->last && !memcmp(paths->last->key, key, HS_PATH_KEY_BYTES))
 		return paths->last;
 	struct hs_path *path = paths->by_key[hash(paths, key, HS_PATH_KEY_BYTES)];
@@ -165,7 +165,7 @@ void hs_paths_set_key(struct hs_paths *paths, struct hs_path *path, const uint8_
 	path->has_key = 1;
 }
 
-/* A path's place for another: one that nobody uses, going round. */
+/* Remove a path to reuse its place: the next one without references, round robin. */
 static struct hs_path *evict(struct hs_paths *paths)
 {
 	for (uint32_t i = 0; i < paths->capacity; i++) {

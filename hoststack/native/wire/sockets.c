@@ -12,11 +12,11 @@
 #include "wire/verbs.h"
 
 enum {
-	RX_MESSAGES = 32, /* of one recvmmsg; with GRO each may be many datagrams */
+	RX_MESSAGES = 32, /* of one recvmmsg; with GRO each may hold many datagrams */
 	RX_SLOT_BYTES = 65536,
 	TX_DATAGRAMS = 2 * HS_WIRE_BURST, /* a burst, and answers without a connection */
-	TX_DATAGRAM_BYTES = 65527, /* the most that UDP carries */
-	/* Room for a burst of datagrams of 16 KiB, the most that our links allow (link/udp/link.py). */
+	TX_DATAGRAM_BYTES = 65527, /* the maximum over UDP */
+	/* Room for a burst of datagrams of 16 KiB, the maximum of our links (link/udp/link.py). */
 	TX_BUFFER_BYTES = 2 * 1024 * 1024,
 	MOST_SEGMENTS = 64, /* UDP_MAX_SEGMENTS of kernels before 6.9 */
 	MOST_MESSAGE_BYTES = 65000,
@@ -39,9 +39,9 @@ struct udp_wire {
 	int next_socket;
 	int segments;
 	int blocked_fd;
-	uint64_t too_large; /* for the kernel */
+	uint64_t too_large; /* datagrams that the kernel refused as too large */
 
-	/* Received messages whose datagrams were not all given out yet. */
+	/* Received messages whose datagrams were not all returned yet. */
 	int message_count, message_at;
 	uint32_t message_offset;
 	uint16_t message_port;
@@ -50,15 +50,15 @@ struct udp_wire {
 	struct iovec parts[RX_MESSAGES];
 	union hs_address remotes[RX_MESSAGES];
 	_Alignas(struct cmsghdr) uint8_t controls[RX_MESSAGES][HS_UDP_CONTROL_BYTES];
-	struct hs_udp_datagram about; /* of the message at message_at */
+	struct hs_udp_datagram about; /* describes the message at message_at */
 	uint32_t segment_bytes;
 	uint8_t keys[RX_MESSAGES][HS_PATH_KEY_BYTES];
 	uint8_t *rx_slots;
 
 	struct outgoing out[TX_DATAGRAMS];
-	int first_out, out_count; /* from first_out to out_count are to go */
-	/* Datagrams before this one go alone: a message of several was refused, and the first of them
-	 * shows whether that was for being several. */
+	int first_out, out_count; /* unsent: from first_out to out_count */
+	/* Datagrams before this index are sent alone: the kernel refused a message of several,
+	 * and sending the first of them alone shows whether segmentation was the cause. */
 	int alone_until;
 	int is_doubted;
 	uint32_t tx_used;
@@ -100,7 +100,7 @@ void hs_wire_udp_remove(struct hs_wire *wire, int fd)
 	}
 	if (w->blocked_fd == fd)
 		w->blocked_fd = -1;
-	if (w->message_fd == fd) /* what is left of its messages has no way back */
+	if (w->message_fd == fd) /* the rest of its messages can't be answered */
 		w->message_fd = -1;
 	for (int i = w->first_out; i < w->out_count; i++) {
 		if (w->out[i].fd == fd)
@@ -111,7 +111,8 @@ void hs_wire_udp_remove(struct hs_wire *wire, int fd)
 		if (path->fd != fd)
 			continue;
 		path->fd = -1;
-		/* What comes by another socket on the same port has to be admitted to that one. */
+		/* Datagrams that arrive on another socket with the same port need a path with
+		 * that socket. */
 		hs_paths_drop_key(&wire->paths, path);
 	}
 }
@@ -128,7 +129,7 @@ uint64_t hs_wire_udp_too_large(struct hs_wire *wire)
 
 /* --- in --------------------------------------------------------------------------------------- */
 
-/* The size of a message's segments (UDP_GRO); all of it where it is one datagram. */
+/* The size of a message's segments (UDP_GRO), or the whole size if it is one datagram. */
 static uint32_t segment_size(struct msghdr *header, uint32_t bytes)
 {
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
@@ -142,7 +143,7 @@ static uint32_t segment_size(struct msghdr *header, uint32_t bytes)
 	return bytes;
 }
 
-/* Look at the message whose turn it is. Returns 0 if it has no datagram for us. */
+/* Parse the next message. Returns 0 if it holds no datagram for us. */
 static int open_message(struct udp_wire *w)
 {
 	struct mmsghdr *message = &w->messages[w->message_at];
@@ -206,7 +207,7 @@ static int read_socket(struct udp_wire *w, int fd)
 		};
 	}
 	int n = recvmmsg(fd, w->messages, RX_MESSAGES, MSG_DONTWAIT, NULL);
-	/* An error is some earlier datagram's (ICMP), and no reason to stop. */
+	/* The error belongs to an earlier datagram (ICMP): go on. */
 	if (n < 0 && errno != EAGAIN && errno != EINTR)
 		w->wire.counters.drops[HS_WIRE_UDP_RX_ERROR]++;
 	return n;
@@ -219,7 +220,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 		budget = HS_WIRE_BURST;
 	if (budget <= 0)
 		return 0;
-	/* What is left of the last messages goes first, alone: new ones would overwrite it. */
+	/* First return the rest of the last messages, alone: new messages would overwrite it. */
 	int given = give_out(w, out, budget);
 	for (int tried = 0; !given && tried < w->socket_count; tried++) {
 		int i = w->next_socket % w->socket_count;
@@ -237,7 +238,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 
 static void release(struct hs_wire *wire)
 {
-	(void)wire; /* the next recvmmsg takes the slots again */
+	(void)wire; /* the next recvmmsg reuses the slots */
 }
 
 /* --- out -------------------------------------------------------------------------------------- */
@@ -270,8 +271,8 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 	w->tx_used += bytes;
 }
 
-/* How many datagrams from `at` on go into one message: of one path and size, the last may be
- * shorter. */
+/* How many datagrams from `at` on fit into one message: same path and size, though the last may
+ * be shorter. */
 static int run_length(const struct udp_wire *w, int at)
 {
 	const struct outgoing *first = &w->out[at];
@@ -325,8 +326,8 @@ static enum hs_wire_udp_drop refusal(int error)
 	}
 }
 
-/* Sends messages of one socket; what could not go is counted. Returns how many datagrams are done
- * with; fewer than given when the socket is full, or when those of a message have to go alone. */
+/* Send messages of one socket and count refused ones. Returns how many datagrams are done with:
+ * fewer than given when the socket is full, or when those of a message must be sent alone. */
 static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, const int *lengths,
 			 int n)
 {
@@ -335,7 +336,7 @@ static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, c
 		int taken = sendmmsg(fd, messages + sent, (unsigned int)(n - sent), MSG_DONTWAIT);
 		if (taken > 0) {
 			if (w->is_doubted)
-				w->segments = 0; /* alone it goes: this device has no GSO */
+				w->segments = 0; /* sent alone it worked: this device has no GSO */
 			w->is_doubted = 0;
 			for (int i = 0; i < taken; i++) {
 				done += lengths[sent + i];
@@ -363,7 +364,7 @@ static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, c
 	return done;
 }
 
-/* Send datagrams from first_out on that leave by one socket. Returns 0 when that is full. */
+/* Send the datagrams from first_out on that use the same socket. Returns 0 when that is full. */
 static int send_run(struct udp_wire *w)
 {
 	struct mmsghdr messages[HS_WIRE_BURST];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The wire over the kernel's UDP sockets: one recvmmsg and one sendmmsg a burst, and segments of one
- * size together in one message where the kernel can (UDP_SEGMENT, UDP_GRO: udp(7)). */
+ * The wire over the kernel's UDP sockets: one recvmmsg and one sendmmsg per burst, and segments of
+ * one size in one message where the kernel can do that (UDP_SEGMENT, UDP_GRO: udp(7)).
+ */
 #ifndef HS_WIRE_UDP_H
 #define HS_WIRE_UDP_H
 
@@ -12,12 +13,12 @@ struct hs_wire;
 enum { HS_WIRE_UDP_MAX_SOCKETS = 256 };
 
 enum hs_wire_udp_drop {
-	HS_WIRE_UDP_RX_TRUNCATED, /* cut short, or without a local address */
+	HS_WIRE_UDP_RX_TRUNCATED, /* truncated, or without a local address */
 	HS_WIRE_UDP_RX_ERROR,
-	/* The kernel did not take it, and never will: by errno. */
+	/* The kernel refused the datagram for good, by errno. */
 	HS_WIRE_UDP_TX_EMSGSIZE,
 	HS_WIRE_UDP_TX_EBADF, /* the path's port was closed */
-	HS_WIRE_UDP_TX_EINVAL, /* the local address is gone, most likely */
+	HS_WIRE_UDP_TX_EINVAL, /* most likely the local address is gone */
 	HS_WIRE_UDP_TX_EPERM, /* a firewall */
 	HS_WIRE_UDP_TX_ENETUNREACH,
 	HS_WIRE_UDP_TX_EHOSTUNREACH,
@@ -25,12 +26,12 @@ enum hs_wire_udp_drop {
 	HS_WIRE_UDP_TX_ERROR,
 };
 
-/* NULL without memory. `segments` 0 sends and takes one datagram a message. */
+/* NULL without memory. With `segments` 0 each message is one datagram. */
 struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments);
-/* Use a bound socket; -1 if there are too many. */
+/* Use a bound socket. Returns -1 if there are too many. */
 int hs_wire_udp_add(struct hs_wire *wire, int fd, uint16_t local_port);
 void hs_wire_udp_remove(struct hs_wire *wire, int fd);
-/* How many datagrams were larger than the kernel sends along their path: its MTU may have shrunk. */
+/* How many datagrams exceeded the MTU that the kernel knows for their path: it may have shrunk. */
 uint64_t hs_wire_udp_too_large(struct hs_wire *wire);
 /* The socket that was full at the last `flush`; -1 for none. */
 int hs_wire_udp_blocked(struct hs_wire *wire);

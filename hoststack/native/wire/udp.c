@@ -26,7 +26,7 @@ struct hs_udp_receiver {
 
 struct hs_udp_receiver *hs_udp_receiver_new(void)
 {
-	/* Large enough that pages which are never touched are never made. */
+	/* Large enough that untouched pages are never allocated. */
 	return calloc(1, sizeof(struct hs_udp_receiver));
 }
 
@@ -43,8 +43,8 @@ uint8_t *hs_udp_slots(struct hs_udp_receiver *r)
 int hs_udp_prepare(int fd, int ip_version)
 {
 	int on = 1;
-	/* Don't Fragment, and no path MTU from ICMP messages that anyone can send: a QUIC endpoint
-	 * probes for itself (RFC 9000 section 14.2.1). */
+	/* Don't Fragment, and ignore path MTUs from ICMP messages, which anyone can send: a QUIC
+	 * endpoint probes for itself (RFC 9000 section 14.2.1). */
 	int probe_v4 = IP_PMTUDISC_PROBE, probe_v6 = IPV6_PMTUDISC_PROBE;
 	int failed;
 	if (ip_version == 4)
@@ -74,7 +74,7 @@ static void take_remote(const union hs_address *remote, struct hs_udp_flow *flow
 	}
 }
 
-/* Returns whether this was the local address. */
+/* Parse a control message. Returns whether it was the local address. */
 static int take_control(const struct cmsghdr *control, struct hs_udp_datagram *out)
 {
 	int tclass;
@@ -173,7 +173,7 @@ struct cmsghdr *hs_udp_fill_local(struct msghdr *header, uint8_t *control,
 	return c;
 }
 
-/* Send prepared messages; see hs_udp_send for what is returned. */
+/* Send prepared messages; hs_udp_send documents the results. */
 static int send_all(int fd, struct mmsghdr *messages, int n, int *refused, size_t *refused_bytes,
 		    int *reason)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Messages of recvmmsg and sendmmsg, for the C files that make or take them. Define _GNU_SOURCE. */
+ * Messages of recvmmsg and sendmmsg, for the C files that build or parse them. Define _GNU_SOURCE.
+ */
 #ifndef HS_UDP_MESSAGES_H
 #define HS_UDP_MESSAGES_H
 
@@ -16,12 +17,12 @@ enum {
 		CMSG_SPACE(sizeof(struct in6_pktinfo)) + 2 * CMSG_SPACE(sizeof(int)),
 };
 
-/* What a received message says of its datagram, or of the datagrams that it is made of. */
+/* Parse addresses, size and ECN bits of a received message, which may hold several datagrams. */
 void hs_udp_take_message(struct mmsghdr *message, struct hs_udp_datagram *out);
-/* Where a message goes. */
+/* Fill in the address that a message is sent to. Returns its size. */
 socklen_t hs_udp_fill_remote(union hs_address *remote, const struct hs_udp_flow *flow);
-/* Send from the flow's local address, which matters for sockets that are bound to none. Returns the
- * entry that was written; others may follow it. */
+/* Send from the flow's local address, which matters for sockets that are bound to none. Returns
+ * the control message that was written; others may follow it. */
 struct cmsghdr *hs_udp_fill_local(struct msghdr *header, uint8_t *control,
 				  const struct hs_udp_flow *flow);
 

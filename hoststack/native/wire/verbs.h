@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A wire as its engine sees it: bursts of datagrams in, room to write datagrams into, and paths.
- * One wire belongs to one engine and one thread at a time.
+ * A wire as its engine sees it: bursts of received datagrams, room to write datagrams into, and
+ * paths. A wire belongs to one engine, and to one thread at a time.
  */
 #ifndef HS_VERBS_H
 #define HS_VERBS_H
@@ -13,37 +13,39 @@
 #include "wire/wire.h"
 
 enum {
-	HS_WIRE_BURST = 64, /* datagrams that one call of a wire moves */
+	HS_WIRE_BURST = 64, /* the most datagrams that one call moves */
 	HS_WIRE_KINDS_OF_DROP = 24,
 };
 
-/* A datagram that came. `data` is good until the wire's `release`. */
+/* A received datagram. `data` is valid until the wire's `release`. */
 struct hs_received {
 	const uint8_t *data;
 	uint32_t bytes;
 	uint8_t ecn; /* 0 to 3, RFC 3168 */
-	struct hs_path *path; /* NULL: not known yet */
-	const uint8_t *key; /* HS_PATH_KEY_BYTES of it; good as long as `data` */
+	struct hs_path *path; /* NULL: unknown so far */
+	const uint8_t *key; /* HS_PATH_KEY_BYTES; valid as long as `data` */
 };
 
 struct hs_wire_verbs {
-	/* Take up to `budget` datagrams (HS_WIRE_BURST at most) without waiting. Returns how many. */
+	/* Receive up to `budget` datagrams (HS_WIRE_BURST at most) without blocking. Returns how
+	 * many. */
 	int (*receive)(struct hs_wire *wire, struct hs_received *out, int budget);
-	/* The datagrams of the last `receive` are done with. */
+	/* Release the datagrams of the last `receive`. */
 	void (*release)(struct hs_wire *wire);
-	/* Room for one datagram, `*room` bytes; NULL when the way out is full. Until `commit` the
-	 * same room is given again. */
+	/* Return room for one datagram, `*room` bytes; NULL while the wire's output is full.
+	 * Until `commit` it returns the same room again. */
 	uint8_t *(*reserve)(struct hs_wire *wire, size_t *room);
-	/* What was written into the room goes along `path`. One that can't go is counted and
-	 * dropped: the network may lose any. */
+	/* Queue what was written into the room, to be sent along `path`. A datagram that can't
+	 * be sent is counted and dropped: the network may lose any. */
 	void (*commit)(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn);
-	/* Hand over what was committed. Returns how many datagrams have to wait for the way out. */
+	/* Send the committed datagrams. Returns how many are still queued because the output is
+	 * full. */
 	int (*flush)(struct hs_wire *wire);
-	/* Fill in a path for answers to a datagram of the last `receive` whose path is not known: back to
-	 * where it came from. It is good for `commit` alone, until the next `receive`. Returns 0, or -1 if
-	 * it has to be looked up first. */
+	/* Fill in a path for answers to a datagram of the last `receive` with an unknown path:
+	 * back to the sender. It is valid for `commit` only, until the next `receive`. Returns
+	 * 0, or -1 if the path must be looked up first. */
 	int (*reverse)(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
-	/* The engine that it was given to is gone. */
+	/* Free the wire; its engine calls this when it is freed. */
 	void (*free)(struct hs_wire *wire);
 };
 
@@ -53,7 +55,7 @@ struct hs_wire_counters {
 	uint64_t tx_datagrams;
 	uint64_t tx_bytes;
 	uint64_t tx_full; /* times that `reserve` had no room */
-	uint64_t drops[HS_WIRE_KINDS_OF_DROP]; /* what they mean is the wire's to say */
+	uint64_t drops[HS_WIRE_KINDS_OF_DROP]; /* the wire's header says what they mean */
 };
 
 struct hs_wire {

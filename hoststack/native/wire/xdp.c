@@ -12,8 +12,8 @@
 enum {
 	DETACHED_BYTES = 4096,
 	TX_ROOM = 2 * HS_WIRE_BURST, /* frames in hand: a burst, and answers without a connection */
-	ANSWER_BYTES = 1200, /* every path of QUIC's carries so much */
-	HOP_LIMIT = 64, /* what the kernel uses (RFC 1700) */
+	ANSWER_BYTES = 1200, /* every QUIC path carries this size */
+	HOP_LIMIT = 64, /* the kernel's default (RFC 1700) */
 };
 
 _Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_TX_NO_NEXT_HOP,
@@ -31,18 +31,18 @@ struct xdp_wire {
 	uint8_t *umem;
 	size_t umem_bytes;
 	uint32_t frame_bytes;
-	int rx_first; /* the socket that the descriptors in `rx` begin with */
+	int rx_first; /* the socket of the first descriptors in `rx` */
 	struct pyxdp_desc rx[HS_WIRE_BURST]; /* received and not released yet, by socket */
 	int rx_of_socket[HS_WIRE_XDP_MAX_SOCKETS];
 	int rx_count;
 	struct hs_datagram parsed[HS_WIRE_BURST];
 	struct pyxdp_desc tx[TX_ROOM]; /* committed ones, then reserved ones */
 	int committed;
-	int reserved; /* with the committed ones */
+	int reserved; /* including the committed ones */
 	int is_backlogged;
 	int left;
 	struct hs_datagram_ports datagram_ports;
-	uint8_t detached[DETACHED_BYTES]; /* where packets are written that go nowhere */
+	uint8_t detached[DETACHED_BYTES]; /* for packets to drop while detached */
 };
 
 static struct xdp_wire *own(struct hs_wire *wire)
@@ -64,7 +64,7 @@ static void release(struct hs_wire *wire)
 	}
 }
 
-/* What of a socket's burst holds a datagram for the engine. */
+/* Parse one socket's burst and keep the datagrams for the engine. */
 static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 		 struct hs_datagram *parsed, struct hs_received *out)
 {
@@ -104,7 +104,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 	int good = 0;
 	if (budget > HS_WIRE_BURST)
 		budget = HS_WIRE_BURST;
-	/* Who is served last begins the next burst behind the others. */
+	/* Round robin: the next burst begins with the next socket. */
 	w->rx_first = w->next_socket;
 	for (int step = 0; step < w->socket_count && w->rx_count < budget; step++) {
 		int i = (w->rx_first + step) % w->socket_count;
@@ -178,7 +178,7 @@ static int flush(struct hs_wire *wire)
 		return 0;
 	int taken = w->verbs->tx_submit(w->sockets[0], w->tx, w->committed);
 	if (taken < 0) {
-		/* They are not ours, or not whole: never to be sent, nor used again. */
+		/* The rings refused them as foreign or incomplete: never send or reuse them. */
 		wire->counters.drops[HS_WIRE_XDP_TX_ERROR] += (uint64_t)w->committed;
 		taken = w->committed;
 	}
@@ -196,8 +196,8 @@ static int flush(struct hs_wire *wire)
 	return w->committed;
 }
 
-/* Whether a flow is for this machine only Python knows: it was asked about another one to the same
- * address. */
+/* Only Python knows which addresses are this machine's: here, a flow to the same address as the
+ * one that was looked up last. */
 static int is_for_us(const struct hs_wire *wire, const struct hs_frame_flow *flow)
 {
 	struct hs_frame_flow known;
@@ -211,7 +211,7 @@ static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out
 {
 	struct hs_frame_flow flow;
 	memcpy(&flow, key, sizeof(flow));
-	int is_group = flow.remote_mac[0] & 1; /* no host's address */
+	int is_group = flow.remote_mac[0] & 1; /* not a host's address */
 	*out = (struct hs_path){ .max_datagram_bytes = ANSWER_BYTES, .fd = -1, .has_header = 1 };
 	if (is_group || !is_for_us(wire, &flow) ||
 	    hs_frame_header_init(&out->header, &flow, HOP_LIMIT, 0))
@@ -223,7 +223,7 @@ static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out
 
 static void free_wire(struct hs_wire *wire)
 {
-	/* The frames in hand go with the UMEM. */
+	/* The frames in hand are freed with the UMEM. */
 	hs_paths_free(&wire->paths);
 	hs_datagram_ports_free(&own(wire)->datagram_ports);
 	free(own(wire));
@@ -283,7 +283,7 @@ int hs_wire_xdp_send_datagram(struct hs_wire *wire, const void *header, uint32_t
 		return 0;
 	uint8_t *at = reserve(wire, &room);
 	if (!at) {
-		/* The engine's own are handed over first, and there may be room for a burst then. */
+		/* Send the engine's frames first; then there may be room for a burst. */
 		flush(wire);
 		at = reserve(wire, &room);
 	}
@@ -291,7 +291,7 @@ int hs_wire_xdp_send_datagram(struct hs_wire *wire, const void *header, uint32_t
 		return 0;
 	memcpy(&path.header, header, sizeof(path.header));
 	if (bytes > room)
-		path.max_datagram_bytes = 0; /* it is counted as too large */
+		path.max_datagram_bytes = 0; /* commit counts it as too large */
 	else
 		memcpy(at, payload, bytes);
 	commit(wire, &path, bytes, 0);
