@@ -1,6 +1,6 @@
 """AF_XDP and XDP programs for Python, over libxdp and libbpf.
 
-Importing needs neither privilege nor the C part; `available()` tells whether the rest works.
+Importing needs neither privileges nor the C part; `available()` says whether the rest works.
 """
 
 from __future__ import annotations

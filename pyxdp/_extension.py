@@ -1,4 +1,4 @@
-"""The C part, if it was built: `require` gives it, or says what is missing."""
+"""The C part, if it was built: `require` returns it, or raises with what is missing."""
 
 from __future__ import annotations
 
@@ -30,24 +30,27 @@ ffi: Final[Any] = _ffi
 
 
 def available() -> tuple[bool, str]:
-    """Whether pyxdp can be used, and if not, why not and what to do. It needs no privilege."""
+    """Return whether pyxdp can be used; if not, why and what to do. Needs no privileges."""
     return (_library is not None, _why_not)
 
 
 def require() -> Any:
-    """The C functions; raises NotAvailableError where they were not built."""
+    """Return the C functions; raises NotAvailableError if they were not built."""
     if _library is None:
         raise NotAvailableError(errno.ENOSYS, _why_not)
     return _library
 
 
 def c_verbs() -> int:
-    """Where struct pyxdp_verbs (pyxdp.h) lies: the burst functions, for another module's C code."""
+    """Return the address of struct pyxdp_verbs (pyxdp.h), the burst functions for C modules."""
     return int(ffi.cast("uintptr_t", require().pyxdp_get_verbs()))
 
 
 def libbpf_version() -> str:
-    """Major and minor version of the libbpf in use, as in "1.1"; raises NotAvailableError."""
+    """Return major and minor version of the libbpf in use, as in "1.1".
+
+    Raises NotAvailableError.
+    """
     library = require()
     major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
     library.pyxdp_libbpf_version(major, minor)

@@ -1,7 +1,7 @@
-"""Attaching an XDP program to an interface by a bpf_link, in native or generic mode.
+"""Attach an XDP program to an interface with a bpf_link, in native or generic mode.
 
-A bpf_link goes with the last descriptor or pin that holds it: when its owner dies, however it
-dies, the program is off the interface (kernel: Documentation/bpf/libbpf, bpf_link).
+A bpf_link exists as long as a descriptor or pin refers to it: when its owner ends, for whatever
+reason, the program is detached (kernel: Documentation/bpf/libbpf, bpf_link).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyxdp.errors import (
 
 #: How a program is attached: by the driver, or by the kernel for any driver.
 Mode = Literal["native", "generic"]
-#: What can be asked for; auto takes native where the driver can, else generic.
+#: The mode to ask for; auto means native where the driver supports it, else generic.
 WantedMode = Literal["auto", "native", "generic"]
 
 # linux/if_link.h
@@ -33,7 +33,7 @@ _CAPABILITIES: Final = "CAP_NET_ADMIN and CAP_BPF"
 
 
 class AttachedProgram(NamedTuple):
-    """A program found on an interface. `name` is empty where it may not be read."""
+    """A program attached to an interface. `name` is empty without the privilege to read it."""
 
     program_id: int
     name: str
@@ -41,7 +41,7 @@ class AttachedProgram(NamedTuple):
 
 
 def interface_index(interface: str) -> int:
-    """The interface's index in this network namespace; raises NoInterfaceError."""
+    """Return the interface's index in this network namespace; raises NoInterfaceError."""
     try:
         return socket.if_nametoindex(interface)
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def interface_index(interface: str) -> int:
 
 
 def interface_name(ifindex: int) -> str:
-    """The interface's name, or "" where it is gone or in another network namespace."""
+    """Return the interface's name, or "" if it is gone or in another network namespace."""
     try:
         return socket.if_indextoname(ifindex)
     except OSError:
@@ -61,7 +61,7 @@ def interface_name(ifindex: int) -> str:
 
 
 def attached_programs(interface: str) -> list[AttachedProgram]:
-    """The XDP programs on an interface, at most one a mode. Needs no privilege but for names."""
+    """List the XDP programs on an interface, at most one per mode. Only names need privileges."""
     found = ffi.new("struct pyxdp_attached *")
     error = require().pyxdp_attached(interface_index(interface), found)
     if error < 0:
@@ -79,7 +79,7 @@ def attached_programs(interface: str) -> list[AttachedProgram]:
 
 
 def program_name(program_id: int) -> str:
-    """The name of a loaded program (the kernel keeps 15 characters), or "" if it is not told."""
+    """Return a loaded program's name (the kernel stores 15 characters), "" if unreadable."""
     library = require()
     fd = library.pyxdp_program_open(program_id)
     if fd < 0:
@@ -94,7 +94,7 @@ def program_name(program_id: int) -> str:
 
 
 class XdpLink:
-    """A program's place on an interface; close it and the program is off, unless it is pinned."""
+    """An attached program. Closing the link detaches it, unless the link is pinned."""
 
     def __init__(self, fd: int, interface: str, mode: Mode) -> None:
         """Take over the bpf_link `fd`. Use `attach` or `XdpLink.from_pin`."""
@@ -138,7 +138,7 @@ class XdpLink:
 
     @property
     def program_id(self) -> int:
-        """The id of the program that is attached."""
+        """The id of the attached program."""
         info = ffi.new("struct pyxdp_link_info *")
         error = require().pyxdp_link_info(self.fd, info)
         if error < 0:
@@ -146,18 +146,18 @@ class XdpLink:
         return int(info.program_id)
 
     def pin(self, path: str | os.PathLike[str]) -> None:
-        """Keep the link beyond this process, under a path in a bpffs (see pyxdp.bpffs)."""
+        """Pin the link to a path in a bpffs (see pyxdp.bpffs), so that it outlives this process."""
         pin_fd(self.fd, path)
 
     def detach(self) -> None:
-        """Take the program off the interface, even while the link is pinned, and close."""
+        """Detach the program, even while the link is pinned, and close the link."""
         error = require().pyxdp_link_detach(self.fd)
         self.close()
         if error < 0:
             raise os_error(f"cannot detach from {self.interface}", -error)
 
     def close(self) -> None:
-        """Give up the link; idempotent. The program stays only if the link is pinned."""
+        """Close the link; idempotent. The program stays attached only if the link is pinned."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -177,7 +177,7 @@ def pin_fd(fd: int, path: str | os.PathLike[str]) -> None:
 
 
 def refuse_foreign(interface: str) -> None:
-    """Raise ForeignProgramError where the interface carries an XDP program."""
+    """Raise ForeignProgramError if the interface carries an XDP program."""
     for program in attached_programs(interface):
         called = f" {program.name!r}" if program.name else ""
         raise ForeignProgramError(
@@ -190,10 +190,10 @@ def refuse_foreign(interface: str) -> None:
 
 
 def attach(program_fd: int, interface: str, mode: WantedMode = "auto") -> XdpLink:
-    """Attach a program to an interface; the link's `mode` says how.
+    """Attach a program to an interface; the link's `mode` is the mode in use.
 
-    Raises ForeignProgramError where another program is there, NoInterfaceError, NoPrivilegeError,
-    and PyxdpError with errno EOPNOTSUPP where the driver has no native mode and it is asked for.
+    Raises ForeignProgramError if another program is attached, NoInterfaceError, NoPrivilegeError,
+    and PyxdpError with errno EOPNOTSUPP if the native mode was requested and the driver has none.
     """
     library = require()
     ifindex = interface_index(interface)

@@ -204,7 +204,7 @@ int pyxdp_program_map_ids(int program_fd, uint32_t *ids, uint32_t n)
 
 	if (bpf_obj_get_info_by_fd(program_fd, &info, &bytes) < 0)
 		return -errno;
-	/* The kernel tells how many there are, and fills in as many as fit. */
+	/* The kernel returns how many there are, and fills in as many as fit. */
 	return (int)(info.nr_map_ids < n ? info.nr_map_ids : n);
 }
 
@@ -237,7 +237,7 @@ int pyxdp_attached(int ifindex, struct pyxdp_attached *out)
 		.generic_id = options.skb_prog_id,
 		.offloaded_id = options.hw_prog_id,
 	};
-	/* With a single program the kernel tells its id and mode alone. */
+	/* With a single program the kernel returns only its id and mode. */
 	if (options.attach_mode == XDP_ATTACHED_DRV)
 		out->native_id = options.prog_id;
 	else if (options.attach_mode == XDP_ATTACHED_SKB)

@@ -2,8 +2,8 @@
  *
  * The bpf() calls that Python needs, over libbpf: objects, maps, links, pins, test runs.
  *
- * Every function returns 0 or a file descriptor, or a negative errno. File descriptors are the
- * caller's. cffi reads this header too, without its preprocessor lines.
+ * Every function returns 0 or a file descriptor, or a negative errno. The caller owns returned file
+ * descriptors. cffi reads this header too, without its preprocessor lines.
  */
 #ifndef PYXDP_BPF_CALLS_H
 #define PYXDP_BPF_CALLS_H
@@ -32,7 +32,7 @@ struct pyxdp_program_info {
 	uint32_t id;
 };
 
-/* Program ids of what is attached to an interface; 0 where nothing is. */
+/* Ids of the programs attached to an interface; 0 where there is none. */
 struct pyxdp_attached {
 	uint32_t native_id;
 	uint32_t generic_id;
@@ -45,26 +45,26 @@ struct pyxdp_link_info {
 	uint32_t ifindex; /* 0 once the interface is gone or the link was detached */
 };
 
-/* Keep libbpf and libxdp from writing to stderr; errors reach Python as errno and log instead. */
+/* Stop libbpf and libxdp from writing to stderr; errors reach Python as errno and log instead. */
 void pyxdp_libraries_quiet(void);
 
-/* "libbpf 1.1": major and minor of the libbpf that is loaded. */
+/* "libbpf 1.1": major and minor of the libbpf in use. */
 void pyxdp_libbpf_version(uint32_t *major, uint32_t *minor);
 
-/* Open an object file that lies in memory. The verifier writes to `log`, which must live until
- * the object is closed. -ENOEXEC where it is not a BPF object. */
+/* Open an object file in memory. The verifier writes to `log`, which must stay valid until the
+ * object is closed. -ENOEXEC if the data is not a BPF object. */
 int pyxdp_object_open(const void *data, size_t data_bytes, char *log, size_t log_bytes,
 		      struct pyxdp_object **out);
 
-/* Before loading. -ENOENT where there is no such map. */
+/* Set the size of a map before loading. -ENOENT if there is no such map. */
 int pyxdp_object_set_map_size(struct pyxdp_object *object, const char *map, uint32_t entries);
 
-/* The name of program `index`; -ENOENT past the end. Names take PYXDP_NAME_BYTES. */
+/* The name of program `index`; -ENOENT past the end. The buffer has PYXDP_NAME_BYTES. */
 int pyxdp_object_program_name(struct pyxdp_object *object, uint32_t index, char *name);
 
 int pyxdp_object_load(struct pyxdp_object *object);
 
-/* A duplicate of the descriptor of the program, or of the map, of that name. */
+/* Duplicate the descriptor of the program, or of the map, with that name. */
 int pyxdp_object_program_fd(struct pyxdp_object *object, const char *program);
 int pyxdp_object_map_fd(struct pyxdp_object *object, const char *map);
 
@@ -77,19 +77,19 @@ int pyxdp_map_info(int map_fd, struct pyxdp_map_info *out);
 int pyxdp_map_lookup(int map_fd, const void *key, void *value);
 int pyxdp_map_update(int map_fd, const void *key, const void *value, uint64_t flags);
 int pyxdp_map_delete(int map_fd, const void *key);
-/* The key after `key`, or the first where `key` is NULL; -ENOENT at the end. */
+/* The key after `key`, or the first if `key` is NULL; -ENOENT at the end. */
 int pyxdp_map_next_key(int map_fd, const void *key, void *next);
 
-/* How many values a per-CPU map has for a key. */
+/* How many values a per-CPU map has for each key. */
 int pyxdp_possible_cpus(void);
 
 int pyxdp_program_info(int program_fd, struct pyxdp_program_info *out);
 int pyxdp_program_open(uint32_t id);
-/* The ids of its maps, at most `n` of them; returns how many. */
+/* The ids of a program's maps, at most `n` of them; returns how many. */
 int pyxdp_program_map_ids(int program_fd, uint32_t *ids, uint32_t n);
 int pyxdp_map_open(uint32_t id);
 
-/* Run an XDP program on one packet; `*out_bytes` is the room in `out` and then what it holds.
+/* Run an XDP program on one packet. `*out_bytes` is the size of `out`, then of the packet in it.
  * `*verdict` is an enum xdp_action. */
 int pyxdp_program_test_run(int program_fd, const void *packet, uint32_t packet_bytes, void *out,
 			   uint32_t *out_bytes, uint32_t *verdict);

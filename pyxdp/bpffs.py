@@ -1,8 +1,9 @@
 """A bpffs to pin programs in, so that they outlive the process that loaded them.
 
 A process in a mount namespace of its own (`ip netns exec`, a systemd service with private mounts)
-must not mount one there: it would go with the process. It is mounted where the outermost of the
-process's ancestors sees it, process 1 as a rule, and reached through that one's /proc/PID/root.
+must not mount one there: it would vanish with the process. Instead it is mounted in the namespace
+of the outermost of the process's ancestors, usually process 1, and accessed through that process's
+/proc/PID/root.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 
 from pyxdp.errors import PyxdpError, privilege_error
 
-# What the kernel itself puts into the first bpffs that is mounted.
+# The entries that the kernel itself creates in the first bpffs that is mounted.
 _KERNELS_OWN: Final = frozenset({"maps.debug", "progs.debug"})
 
 
@@ -25,11 +26,11 @@ def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
     except FileNotFoundError:
-        return 0  # it has just ended
+        return 0  # the process has just ended
 
 
 def _outer_process() -> int | None:
-    """The outermost ancestor that may be looked at, if it has other mounts than this process."""
+    """Return the outermost accessible ancestor, if its mount namespace is another one."""
     own = os.readlink("/proc/self/ns/mnt")
     outer = None
     pid = os.getppid()
@@ -45,7 +46,7 @@ def _reached(folder: Path, outer: int | None) -> Path:
 
 
 def _is_bpffs(folder: Path, mountinfo: Path) -> bool:
-    """Whether the filesystem that `folder` is on, in that mount namespace, is a bpffs."""
+    """Return whether `folder` lies on a bpffs in that mount namespace."""
     best, best_type = Path("/"), ""
     # Fields: id, parent, device, root, mount point, options, tags..., "-", type (proc(5)).
     for line in mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
@@ -57,9 +58,9 @@ def _is_bpffs(folder: Path, mountinfo: Path) -> bool:
 
 
 def find_bpffs(folder: str | os.PathLike[str]) -> Path | None:
-    """The path by which to reach `folder` if it is on a bpffs; None where it is not.
+    """Return the path by which to access `folder` if it is on a bpffs, else None.
 
-    `folder` is absolute. What is returned differs from it only in a private mount namespace.
+    `folder` is absolute. The result differs from it only in a private mount namespace.
     """
     folder = Path(folder)
     outer = _outer_process()
@@ -69,9 +70,9 @@ def find_bpffs(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def ensure_bpffs(folder: str | os.PathLike[str]) -> Path:
-    """The same, after mounting a bpffs on `folder` (made if need be) where there is none.
+    """Like `find_bpffs`, but mount a bpffs on `folder` (created if need be) if there is none.
 
-    Raises NoPrivilegeError, or PyxdpError saying why it cannot be mounted.
+    Raises NoPrivilegeError, or PyxdpError saying why it can't be mounted.
     """
     folder = Path(folder)
     found = find_bpffs(folder)
@@ -88,7 +89,7 @@ def ensure_bpffs(folder: str | os.PathLike[str]) -> Path:
 
 
 def remove_bpffs(folder: str | os.PathLike[str]) -> bool:
-    """Unmount and remove `folder` if it is a bpffs's and nothing is pinned; whether it was."""
+    """Unmount and remove `folder` if it is a bpffs without pins; return whether it was."""
     folder = Path(folder)
     reached = find_bpffs(folder)
     if reached is None or not os.path.ismount(reached):

@@ -1,4 +1,4 @@
-"""What pyxdp raises: what happened, why, and what to do next, with the errno where there is one."""
+"""The exceptions of pyxdp: what happened, why, what to do next, and the errno if any."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 
 
 class PyxdpError(OSError):
-    """Something that pyxdp was asked for did not work; `errno` is set where the kernel gave one."""
+    """An operation of pyxdp failed; `errno` is set if the kernel returned one."""
 
 
 class NotAvailableError(PyxdpError):
-    """pyxdp's C part was not built, or its libraries are not there."""
+    """pyxdp's C part was not built, or its libraries are missing."""
 
 
 class NoPrivilegeError(PyxdpError, PermissionError):
@@ -19,15 +19,15 @@ class NoPrivilegeError(PyxdpError, PermissionError):
 
 
 class NoInterfaceError(PyxdpError):
-    """There is no interface of that name in this network namespace, or no such queue of it."""
+    """This network namespace has no interface of that name, or the interface has no such queue."""
 
 
 class QueueBusyError(PyxdpError):
-    """Another AF_XDP socket has the queue."""
+    """The queue is in use by another AF_XDP socket."""
 
 
 class ForeignProgramError(PyxdpError):
-    """The interface carries an XDP program that is not ours; it is left alone."""
+    """The interface carries an XDP program that is not ours; it is left attached."""
 
     def __init__(self, message: str, program_id: int, program_name: str) -> None:
         super().__init__(errno.EBUSY, message)
@@ -36,7 +36,7 @@ class ForeignProgramError(PyxdpError):
 
 
 class ObjectError(PyxdpError):
-    """A BPF object file cannot be read or is refused by the verifier; `log` is what that said."""
+    """A BPF object file is unreadable, or the verifier refused it; `log` is its output."""
 
     def __init__(self, number: int, message: str, log: str = "") -> None:
         super().__init__(number, message)
@@ -44,11 +44,11 @@ class ObjectError(PyxdpError):
 
 
 class FrameOwnershipError(PyxdpError):
-    """A UMEM frame was used by somebody who does not own it (only with debug=True)."""
+    """A UMEM frame was used by a caller that does not own it (only with debug=True)."""
 
 
 class ClosedError(PyxdpError, ValueError):
-    """The object was closed before."""
+    """The object is closed."""
 
 
 _CAUSES = {
@@ -65,14 +65,14 @@ _CAUSES = {
 
 
 def privilege_error(what: str, capabilities: str) -> NoPrivilegeError:
-    """EPERM, saying which capabilities are needed."""
+    """Return the exception for EPERM, naming the capabilities that are needed."""
     return NoPrivilegeError(
         errno.EPERM, f"{what}: not permitted; run as root, or with {capabilities}"
     )
 
 
 def os_error(what: str, number: int, capabilities: str = "CAP_BPF and CAP_NET_ADMIN") -> PyxdpError:
-    """The exception for errno `number` (positive), with its cause where it is a known one."""
+    """Return the exception for errno `number` (positive), with its cause where that is known."""
     if number in (errno.EPERM, errno.EACCES):
         return privilege_error(what, capabilities)
     if number == errno.ENODEV:

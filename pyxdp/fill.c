@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The FILL ring of a queue: who may push into it, and what is pushed.
+ * The FILL ring of a queue: its lock, and which frames are pushed into it.
  *
- * Between processes the lock is one word. A thread that finds it held tries for some microseconds
- * and then does without: what a worker releases meanwhile it owes the ring, and pays with the next
- * call. So no process waits for another one, whatever that does. */
+ * Between processes the lock is one word. A thread that finds it held retries for some microseconds
+ * and then gives up: the frames that a worker releases meanwhile are owed to the ring, and pushed
+ * by the next call. So no process blocks on another one, whatever that does.
+ */
 #include "internal.h"
 
 #include <sched.h>
@@ -12,7 +13,7 @@
 
 enum {
 	CHUNK = 64,
-	/* Pushed with the lock held, at most. */
+	/* The most frames pushed while holding the lock. */
 	PUSH = 256,
 	TRIES = 64,
 	YIELDS = 8,
@@ -42,8 +43,8 @@ static int acquire(const struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 	return 0;
 }
 
-/* Other processes have pushed since: what is remembered here is old. Returns how many slots are
- * free, or 0 for a ring that says what can't be. */
+/* Update our copy of the indices: other processes have pushed since. Returns how many slots are
+ * free, or 0 if the ring's indices are invalid. */
 static uint32_t refresh(struct xsk_ring_prod *ring)
 {
 	uint32_t producer = __atomic_load_n(ring->producer, __ATOMIC_RELAXED);
@@ -67,7 +68,7 @@ void pyxdp_fill_unlock(struct pyxdp_queue *queue)
 	if (queue->shared_lock) {
 		uint32_t mine = queue->acquired;
 
-		/* If it was broken meanwhile it is somebody else's by now. */
+		/* If the lock was broken meanwhile, another process may hold it by now. */
 		__atomic_compare_exchange_n(&queue->shared_lock->word, &mine, 0, 0,
 					    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 	}
@@ -111,8 +112,8 @@ static uint32_t fill_shared(struct pyxdp_umem *umem, struct pyxdp_queue *queue,
 		return 0;
 	for (uint32_t i = 0; i < n; i++)
 		*xsk_ring_prod__fill_addr(ring, start + i) = frames[i];
-	/* A worker that is killed before this line holds all of them still; after it, the maker finds
-	 * them in the ring, in front of its producer. */
+	/* A worker killed before this line still holds all of these frames in its ledger; after
+	 * it, the maker finds them in the ring, in front of its producer. */
 	if (umem->ledger)
 		__atomic_store_n(pyxdp_filling_to(umem->ledger, queue->id), start + n,
 				 __ATOMIC_RELEASE);
@@ -166,7 +167,7 @@ static void mark(struct pyxdp_umem *umem, const uint64_t *frames, uint32_t n, ui
 		umem->owner[frames[i] >> umem->frame_shift] = owner;
 }
 
-/* Push of what is owed as much as the ring takes now. */
+/* Push as many owed frames as the ring has room for. */
 static void pay(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 {
 	uint32_t n = queue->owed_count < PUSH ? queue->owed_count : PUSH;
@@ -188,7 +189,7 @@ void pyxdp_fill_release(struct pyxdp_umem *umem, struct pyxdp_queue *queue, cons
 {
 	const uint8_t *next = addrs;
 
-	/* Each frame of the queue is owed once at most, so there is room for all. */
+	/* Each frame of the queue is owed at most once, so there is room for all. */
 	for (uint32_t i = 0; i < n && queue->owed_count < umem->shape.rx_frames; i++, next += stride)
 		queue->owed[queue->owed_count++] =
 			pyxdp_frame_of(umem, *(const uint64_t *)(const void *)next);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The frames of a UMEM: which are free, and who has the others. */
+ * The frames of a UMEM: which are free, and who owns the others.
+ */
 #include "internal.h"
 
 #include <errno.h>
@@ -24,7 +25,7 @@ int pyxdp_frames_init(struct pyxdp_umem *umem, int debug)
 		}
 	}
 	for (uint32_t i = 0; i < umem->frame_count; i++) {
-		/* The first frames are on top: a small load stays within few pages. */
+		/* The first frames are on top: a small load uses few pages. */
 		umem->free[i] = (uint64_t)(umem->frame_count - 1 - i) << umem->frame_shift;
 		if (debug)
 			umem->owner[i] = PYXDP_FREE;
@@ -58,7 +59,8 @@ uint32_t pyxdp_frames_take(struct pyxdp_umem *umem, uint64_t *frames, uint32_t n
 void pyxdp_frames_put(struct pyxdp_umem *umem, const uint64_t *frames, uint32_t n)
 {
 	pthread_mutex_lock(&umem->lock);
-	/* More than all frames can only be free if a caller gave one back twice; debug finds who. */
+	/* More free frames than there are means that a caller released one twice; `debug` finds
+	 * which. */
 	for (uint32_t i = 0; i < n && umem->free_count < umem->frame_count; i++) {
 		umem->free[umem->free_count++] = frames[i];
 		if (umem->owner)
@@ -84,7 +86,7 @@ int pyxdp_frames_move(struct pyxdp_umem *umem, const void *addrs, size_t stride,
 	if (!umem->owner)
 		return 0;
 	pthread_mutex_lock(&umem->lock);
-	/* The mark finds a frame that comes twice. */
+	/* The owner mark detects a frame that occurs twice. */
 	for (i = 0; i < n; i++) {
 		uint8_t *owner = owner_of(umem, addrs, stride, i);
 

@@ -1,7 +1,7 @@
-"""What an interface is and can do: driver, queues, MTU, XDP features.
+"""The properties of an interface: driver, queues, MTU, XDP features.
 
-Asked by ioctl and netlink, not read from sysfs, whose view is that of the namespace it was mounted
-in. None of it needs privilege or pyxdp's C part.
+Queried by ioctl and netlink rather than read from sysfs, which shows the namespace that it was
+mounted in. None of this needs privileges or pyxdp's C part.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _XDP_FEATURES: Final = {
 
 
 class Interface(NamedTuple):
-    """An interface as it was when asked.
+    """An interface at the time of the query.
 
-    `driver` is "" where it does not tell; `rx_queues` are those in use, which AF_XDP sockets can
-    bind to. `xdp_features` is None where the kernel does not tell them (before 6.3).
+    `driver` is "" if it does not report one; `rx_queues` are those in use, which AF_XDP sockets can
+    bind to. `xdp_features` is None if the kernel does not report them (before 6.3).
     """
 
     name: str
@@ -65,7 +65,7 @@ class Interface(NamedTuple):
 
 
 def _ethtool(interface: str, request: ctypes.Array[ctypes.c_char]) -> bool:
-    """Have the kernel fill `request` in; False where the driver does not do this."""
+    """Have the kernel fill in `request`; return False if the driver does not support it."""
     name = interface.encode()[: _IFNAME_BYTES - 1].ljust(_IFNAME_BYTES, b"\0")
     ifreq = bytearray(_IFREQ_BYTES)
     ifreq[: _IFNAME_BYTES + struct.calcsize("P")] = name + struct.pack(
@@ -89,13 +89,13 @@ def _driver(interface: str) -> str:
 
 
 def _channels(interface: str) -> tuple[int, int] | None:
-    """Receive and transmit queues in use, or None where the driver does not tell."""
+    """Return the receive and transmit queues in use, or None if the driver does not report them."""
     layout = f"={_CHANNELS_WORDS}I"
     request = ctypes.create_string_buffer(struct.calcsize(layout))
     struct.pack_into("=I", request, 0, _ETHTOOL_GCHANNELS)
     if not _ethtool(interface, request):
         return None
-    # cmd; most rx, tx, other, combined; then the same as they are
+    # cmd; maximum of rx, tx, other, combined; then their current values
     _, _, _, _, _, rx, tx, _, combined = struct.unpack(layout, request.raw)
     return (rx + combined, tx + combined) if rx + combined else None
 
@@ -127,13 +127,16 @@ def _xdp_features(ifindex: int) -> frozenset[str] | None:
 
 
 def receive_queues(interface: str) -> int:
-    """The receive queues in use, which AF_XDP sockets can bind to; raises NoInterfaceError."""
+    """Return the number of receive queues in use, to which AF_XDP sockets can bind.
+
+    Raises NoInterfaceError.
+    """
     channels = _channels(interface)
     return channels[0] if channels else describe_interface(interface).rx_queues
 
 
 def describe_interface(interface: str) -> Interface:
-    """Ask the kernel about an interface; raises NoInterfaceError."""
+    """Query the kernel about an interface; raises NoInterfaceError."""
     ifindex = interface_index(interface)
     with IPRoute() as netlink:
         try:

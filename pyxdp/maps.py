@@ -13,20 +13,20 @@ from pyxdp.errors import ClosedError, os_error
 
 _BPF_NOEXIST: Final = 1
 
-#: A key: its bytes, or an integer where the key is one (in the machine's byte order).
+#: A key: its bytes, or an integer where the key is one (in native byte order).
 Key = bytes | int
 
 _PER_CPU_TYPES: Final = frozenset({5, 6, 10})  # per-CPU hash, per-CPU array, LRU per-CPU hash
 
 
 class Map:
-    """One BPF map, by its file descriptor, which it owns.
+    """One BPF map; owns its file descriptor.
 
     Values are bytes of `value_bytes`, keys bytes of `key_bytes` or integers.
     """
 
     def __init__(self, fd: int, name: str = "") -> None:
-        """Take over `fd`. The kernel keeps 15 characters of a name: `name` is the whole of it."""
+        """Take over `fd`. The kernel stores 15 characters of a name: `name` is the full one."""
         info = ffi.new("struct pyxdp_map_info *")
         error = require().pyxdp_map_info(fd, info)
         if error < 0:
@@ -68,13 +68,13 @@ class Map:
         return bytes(ffi.buffer(self._room, self._stride * self._cpus))
 
     def lookup(self, key: Key) -> bytes | None:
-        """The value, or None where there is none. Not for per-CPU maps."""
+        """Return the value, or None if there is none. Not for per-CPU maps."""
         if self.is_per_cpu:
             raise TypeError(f"map {self.name} has a value for each CPU: use lookup_per_cpu")
         return self._lookup(key)
 
     def lookup_per_cpu(self, key: Key) -> list[bytes] | None:
-        """One value for each possible CPU, or None where there is none."""
+        """Return one value for each possible CPU, or None if there is none."""
         if not self.is_per_cpu:
             raise TypeError(f"map {self.name} has one value: use lookup")
         values = self._lookup(key)
@@ -84,15 +84,15 @@ class Map:
         return [values[start : start + self.value_bytes] for start in starts]
 
     def sum_per_cpu(self, key: Key) -> int:
-        """The values of all CPUs, taken as unsigned integers, added up; 0 where there is none."""
+        """Return the sum of all CPUs' values, as unsigned integers; 0 if there is none."""
         values = self.lookup_per_cpu(key) or []
         return sum(int.from_bytes(value, sys.byteorder) for value in values)
 
     def update(self, key: Key, value: bytes | int, *, create_only: bool = False) -> None:
-        """Set a value; with `create_only`, raises an error with errno EEXIST where there is one.
+        """Set a value; with `create_only`, raise an error with errno EEXIST if there is one.
 
-        An integer stands for a value of `value_bytes` in the machine's byte order: for an XSKMAP
-        that is a socket's file descriptor.
+        An integer stands for a value of `value_bytes` in native byte order: for an XSKMAP that is a
+        socket's file descriptor.
         """
         if self.is_per_cpu:
             raise TypeError(f"map {self.name} has a value for each CPU: it is the program's")
@@ -110,7 +110,7 @@ class Map:
             raise os_error(f"cannot update map {self.name}", -error)
 
     def delete(self, key: Key) -> bool:
-        """Remove an entry; False where there was none."""
+        """Remove an entry; return False if there was none."""
         error = require().pyxdp_map_delete(self.fd, self._key(key))
         if error == -errno.ENOENT:
             return False
@@ -119,7 +119,7 @@ class Map:
         return True
 
     def keys(self) -> Iterator[bytes]:
-        """All keys, in the kernel's order. Deleting the key just given is safe."""
+        """Iterate over all keys, in the kernel's order. Deleting the current key is safe."""
         ahead = self._next_key(None)
         while ahead is not None:
             key, ahead = ahead, self._next_key(ahead)
@@ -135,14 +135,14 @@ class Map:
         return bytes(ffi.buffer(after))
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All entries; one that disappears meanwhile is left out. Not for per-CPU maps."""
+        """Iterate over all entries, except vanished ones. Not for per-CPU maps."""
         for key in self.keys():
             value = self.lookup(key)
             if value is not None:
                 yield key, value
 
     def close(self) -> None:
-        """Close the file descriptor; idempotent. The map lives while anything else holds it."""
+        """Close the file descriptor; idempotent. The map exists while it has other users."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

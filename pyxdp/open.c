@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * UMEMs and sockets: made, asked, and taken down. */
+ * UMEMs and sockets: opening, querying and closing.
+ */
 #include "internal.h"
 
 #include <errno.h>
@@ -12,7 +13,7 @@
 #define XDP_MAX_TX_SKB_BUDGET 9
 #endif
 
-/* Younger than some C libraries' headers. */
+/* Newer than the headers of some C libraries. */
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
 #endif
@@ -149,7 +150,7 @@ struct pyxdp_queue *pyxdp_queue_find(struct pyxdp_umem *umem, unsigned int ifind
 	return queue;
 }
 
-/* Let one sendto send a whole burst; older kernels (before 6.17) stay at 32 packets a call. */
+/* Let one sendto send a whole burst; kernels before 6.17 stay at 32 packets per call. */
 static void raise_kick_budget(int fd, uint32_t tx_size)
 {
 	uint32_t budget = tx_size < PYXDP_KICK_FRAMES ? tx_size : PYXDP_KICK_FRAMES;

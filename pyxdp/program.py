@@ -1,4 +1,4 @@
-"""Loading an XDP program, its maps, running it on a packet, attaching and pinning it."""
+"""XDP programs and their maps: loading, running on a packet, attaching and pinning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ XDP_TX: Final = 3
 XDP_REDIRECT: Final = 4
 
 _LOG_BYTES: Final = 256 * 1024
-# What a program may put in front of a packet, and Ethernet's smallest (net/bpf/test_run.c).
+# The most that a program can prepend, and the smallest Ethernet frame (net/bpf/test_run.c).
 _TEST_RUN_ROOM_BYTES: Final = 4096
 _TEST_RUN_MIN_BYTES: Final = 14
 
@@ -46,7 +46,7 @@ def _describe(program_fd: int) -> _Description:
 
 
 class RunResult(NamedTuple):
-    """What a program did with a packet: the verdict (XDP_PASS, ...) and the packet after it."""
+    """The result of a program for a packet: the verdict (XDP_PASS, ...) and the packet after it."""
 
     verdict: int
     packet: bytes
@@ -55,11 +55,11 @@ class RunResult(NamedTuple):
 class Program:
     """A loaded XDP program with its maps; use it as a context manager, or close it.
 
-    Closing detaches it as well, unless it is pinned.
+    Closing also detaches it, unless it is pinned.
     """
 
     def __init__(self, fd: int, name: str, maps: Mapping[str, Map], link: XdpLink | None) -> None:
-        """Take over what is given. Use `Program.load` or `Program.from_pin`."""
+        """Take over the arguments. Use `Program.load` or `Program.from_pin`."""
         self._fd = fd
         self.name: Final[str] = name
         self.maps: Final[dict[str, Map]] = dict(maps)
@@ -73,11 +73,11 @@ class Program:
         map_sizes: Mapping[str, int] | None = None,
         name: str | None = None,
     ) -> Self:
-        """Load a program from an object file that clang made, given by its path or its bytes.
+        """Load a program from an object file made by clang, given as its path or its bytes.
 
-        `map_sizes` sets the number of entries of maps by name; `name` picks one of several
-        programs. Raises ObjectError where the file is no BPF object, lacks what is named, or is
-        refused by the verifier (its `log` says why), and NoPrivilegeError.
+        `map_sizes` sets the number of entries of maps by name; `name` selects one of several
+        programs. Raises ObjectError if the file is no BPF object, lacks a name, or is refused by
+        the verifier (its `log` says why), and NoPrivilegeError.
         """
         library = require()
         if isinstance(source, bytes):
@@ -149,9 +149,9 @@ class Program:
 
     @classmethod
     def from_pin(cls, folder: str | os.PathLike[str]) -> Self:
-        """Open a program, its maps and its link again where `pin` put them.
+        """Open a pinned program with its maps and its link.
 
-        Raises PyxdpError with errno ENOENT where nothing is pinned.
+        Raises PyxdpError with errno ENOENT if nothing is pinned there.
         """
         library = require()
         folder = Path(folder)
@@ -175,10 +175,10 @@ class Program:
 
     @classmethod
     def from_id(cls, program_id: int) -> Self:
-        """Open a program that is loaded, whoever did it, and its maps: to look into them.
+        """Open any loaded program and its maps, for inspection.
 
-        The kernel keeps 15 characters of the names. Raises PyxdpError with errno ENOENT where
-        there is no such program, and NoPrivilegeError without CAP_SYS_ADMIN.
+        The kernel stores 15 characters of the names. Raises PyxdpError with errno ENOENT if there
+        is no such program, and NoPrivilegeError without CAP_SYS_ADMIN.
         """
         library = require()
         fd = library.pyxdp_program_open(program_id)
@@ -213,7 +213,7 @@ class Program:
         return _describe(self.fd).program_id
 
     def attach(self, interface: str, mode: WantedMode = "auto") -> XdpLink:
-        """Attach to an interface; it is off again when this program is closed or its owner dies.
+        """Attach to an interface, until this program is closed or its owner ends.
 
         Raises what pyxdp.attach.attach raises: ForeignProgramError, NoInterfaceError, ...
         """
@@ -223,15 +223,15 @@ class Program:
         return self.link
 
     def detach(self) -> None:
-        """Take the program off its interface, pinned or not; nothing happens if it is on none."""
+        """Detach the program, pinned or not; do nothing if it is not attached."""
         if self.link is not None:
             link, self.link = self.link, None
             link.detach()
 
     def pin(self, folder: str | os.PathLike[str]) -> None:
-        """Keep program, maps and link beyond this process, in a new folder in a bpffs.
+        """Pin program, maps and link in a new folder in a bpffs, so that they outlive this process.
 
-        All or nothing. Raises PyxdpError with errno EEXIST where the folder is there already.
+        All or nothing. Raises PyxdpError with errno EEXIST if the folder exists.
         """
         folder = Path(folder)
         try:
@@ -251,7 +251,7 @@ class Program:
     def test_run(self, packet: bytes) -> RunResult:
         """Run the program on an Ethernet frame (BPF_PROG_TEST_RUN), attached or not.
 
-        The kernel takes 14 bytes and up to about a page; raises ValueError below 14.
+        The kernel accepts 14 bytes to about a page; raises ValueError below 14.
         """
         if len(packet) < _TEST_RUN_MIN_BYTES:
             raise ValueError(f"a test packet has at least {_TEST_RUN_MIN_BYTES} bytes")
@@ -266,7 +266,7 @@ class Program:
         return RunResult(int(verdict[0]), bytes(ffi.buffer(out, out_bytes[0])))
 
     def close(self) -> None:
-        """Give up link, maps and program; idempotent. What is pinned stays."""
+        """Close link, maps and program; idempotent. Pinned objects stay."""
         if self.link is not None:
             self.link.close()
             self.link = None
@@ -289,9 +289,9 @@ class Program:
 
 
 def unpin(folder: str | os.PathLike[str]) -> bool:
-    """Undo `Program.pin`: off the interface, and the folder gone; False where there was none.
+    """Undo `Program.pin`: detach the program and remove the folder.
 
-    The program is taken off even while another process holds it open.
+    Returns False if there was none. Detaches the program even while another process has it open.
     """
     library = require()
     folder = Path(folder)
@@ -299,7 +299,7 @@ def unpin(folder: str | os.PathLike[str]) -> bool:
         return False
     fd = library.pyxdp_open_pin(os.fsencode(folder / _LINK_PIN))
     if fd >= 0:
-        # Removing the pin would do it as well, but some time later.
+        # Removing the pin would detach it too, but only some time later.
         error = library.pyxdp_link_detach(fd)
         os.close(fd)
         if error < 0:
@@ -311,5 +311,5 @@ def unpin(folder: str | os.PathLike[str]) -> bool:
 
 
 def _file_name(map_name: str) -> str:
-    # A bpffs refuses names with a dot, such as those of .rodata and .bss.
+    # A bpffs does not allow names with a dot, such as those of .rodata and .bss.
     return map_name.replace(".", "_")

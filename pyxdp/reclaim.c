@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What a worker leaves that is no more. All of it was written by that worker, and what stands beside
- * it by the others: it is looked through for what can be, within bounds that are known here. */
+ * What a dead worker leaves behind. That worker wrote all of it, and other workers write next to
+ * it: it is searched for valid entries only, within bounds known here.
+ */
 #include "internal.h"
 
 #include <errno.h>
@@ -15,7 +16,7 @@ enum {
 	HOLDER_MASK = PYXDP_HOLDERS - 1,
 };
 
-/* The frames of one queue, while its FILL ring's lock is held. */
+/* The search through one queue's frames, while its FILL ring's lock is held. */
 struct look {
 	struct pyxdp_umem *umem;
 	struct pyxdp_queue *queue;
@@ -23,11 +24,12 @@ struct look {
 	uint32_t worker;
 	uint32_t first; /* of the queue's frames */
 	uint32_t n;
-	int is_ring_lost; /* the FILL ring's indices were impossible, and it is empty now */
-	uint8_t *seen; /* which of them are in a ring, or another worker's */
+	int is_ring_lost; /* the FILL ring's indices were invalid, and it was emptied */
+	uint8_t *seen; /* which of them are in a ring, or with another worker */
 };
 
-/* Whether a lock can be taken: nobody's, the dead worker's, or of one that does not exist. */
+/* Whether the lock may be acquired: it is free, or its holder is the dead worker or does not
+ * exist. */
 static int is_free(const struct pyxdp_umem *umem, uint32_t word, uint32_t dead)
 {
 	uint32_t holder = word & HOLDER_MASK;
@@ -35,7 +37,7 @@ static int is_free(const struct pyxdp_umem *umem, uint32_t word, uint32_t dead)
 	return holder == 0 || holder == dead || holder > umem->shape.workers;
 }
 
-/* 1 with the lock, and `*was_dead` tells whether the dead worker held it. */
+/* Returns 1 with the lock; `*was_dead` is whether the dead worker held it. */
 static int take_lock(struct look *look, int *was_dead)
 {
 	struct pyxdp_queue *queue = look->queue;
@@ -77,7 +79,8 @@ static uint64_t fill_entry(struct xsk_ring_prod *fill, uint32_t at)
 	return __atomic_load_n(xsk_ring_prod__fill_addr(fill, at), __ATOMIC_RELAXED);
 }
 
-/* A worker that was killed while it pushed: what it had put into the ring counts as in hand. */
+/* If the worker was killed during a push, the frames that it had put into the ring count as in
+ * hand. */
 static void find_unpushed(struct look *look)
 {
 	struct xsk_ring_prod *fill = &look->queue->fill;
@@ -116,7 +119,7 @@ static void see_rx_ring(struct look *look, struct pyxdp_socket *socket)
 	uint32_t consumer = __atomic_load_n(rx->consumer, __ATOMIC_ACQUIRE);
 	uint32_t n = __atomic_load_n(rx->producer, __ATOMIC_ACQUIRE) - consumer;
 
-	/* What can't be leaves all slots in question. */
+	/* With invalid indices any slot may be in use. */
 	if (n > rx->size)
 		n = rx->size;
 	for (uint32_t i = 0; i < n; i++)
@@ -124,8 +127,8 @@ static void see_rx_ring(struct look *look, struct pyxdp_socket *socket)
 					  __ATOMIC_RELAXED));
 }
 
-/* The dead worker's own ring is the next one's; where its indices are impossible that begins anew,
- * and nothing in it counts. */
+/* The dead worker's own ring belongs to its successor. With invalid indices it is restarted, and
+ * nothing in it counts. */
 static int is_ring_sound(struct pyxdp_socket *socket)
 {
 	uint32_t producer = __atomic_load_n(socket->rx.producer, __ATOMIC_ACQUIRE);
@@ -136,7 +139,8 @@ static int is_ring_sound(struct pyxdp_socket *socket)
 	return 0;
 }
 
-/* In the order of a frame's way, so that one that moves meanwhile is seen where it comes to. */
+/* In the order in which a frame moves, so that one that moves meanwhile is seen at its
+ * destination. */
 static void see_all(struct look *look, struct pyxdp_socket *own)
 {
 	const struct pyxdp_umem *umem = look->umem;
@@ -157,7 +161,7 @@ static void see_all(struct look *look, struct pyxdp_socket *own)
 	}
 }
 
-/* Returns how many; `*is_left` where the ring did not take all. */
+/* Returns how many frames; sets `*is_left` if the ring had no room for all. */
 static int give_back(struct look *look, int *is_left)
 {
 	uint8_t *holds = pyxdp_holds(look->umem, look->ledger) + look->first;

@@ -8,12 +8,13 @@
 
 enum {
 	CHUNK = 64,
-	/* How often a kick that gets nothing sent is tried again before the caller has to wait. */
+	/* How often to retry a kick that sent nothing before the caller has to wait. */
 	KICK_RETRIES = 4,
 };
 
-/* Take a received frame, for this worker alone: not one of another queue, nor one that it has. Either
- * is another worker's doing, and the frame is left out, so that nothing is used twice here. */
+/* Accept a received frame only if it belongs to this queue and this worker does not hold it
+ * already. Anything else is another worker's fault, and the frame is skipped, so that no frame
+ * is used twice here. */
 static int take_shared(struct pyxdp_socket *socket, uint64_t addr)
 {
 	struct pyxdp_umem *umem = socket->umem;
@@ -40,12 +41,12 @@ int pyxdp_rx_burst(struct pyxdp_socket *socket, struct pyxdp_desc *out, int budg
 		return 0;
 	n = xsk_ring_cons__peek(&socket->rx, (uint32_t)budget, &start);
 	if (n == 0) {
-		/* Frames that were sent on instead of released are missing here. */
+		/* Replace the frames that were sent on instead of released. */
 		if (pyxdp_fill_lacking(queue, queue->fill_target) > queue->fill_target / 2)
 			pyxdp_fill_up(umem, queue);
 		if (umem->ledger)
 			pyxdp_fill_release(umem, queue, NULL, 0, 0);
-		/* This is also what has the kernel poll the driver, where that was asked for. */
+		/* Where busy polling is on, this also makes the kernel poll the driver. */
 		if (socket->busy_polls || xsk_ring_prod__needs_wakeup(&queue->fill))
 			recvfrom(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
 		return 0;
@@ -85,8 +86,8 @@ static int are_inside(const struct pyxdp_umem *umem, const struct pyxdp_desc *de
 	return 1;
 }
 
-/* In a UMEM of several processes received frames go back to the queue that they came from, and those
- * to send belong to a worker for good. */
+/* In a UMEM of several processes, received frames return to their queue, and sending frames
+ * belong to one worker permanently. */
 static int are_among(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, int n, uint32_t first,
 		     uint32_t count, uint32_t expected)
 {
@@ -110,7 +111,7 @@ static int are_own(struct pyxdp_umem *umem, const struct pyxdp_desc *descs, int 
 			 PYXDP_RESERVED);
 }
 
-/* Whether a socket may send: its COMPLETION ring has one process that reads it. */
+/* Whether a socket may send: only one process may read its COMPLETION ring. */
 static int may_send(const struct pyxdp_socket *socket)
 {
 	return !socket->umem->is_shared ||
@@ -137,7 +138,7 @@ static int release_shared(struct pyxdp_socket *socket, const struct pyxdp_desc *
 	struct pyxdp_umem *umem = socket->umem;
 	int error = umem->ledger ? are_of_queue(umem, socket->queue, descs, n) : -EINVAL;
 
-	/* Reserved: released, and not in the ring yet. */
+	/* Released, but not in the ring yet, counts as reserved. */
 	if (!error)
 		error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RX,
 					  PYXDP_RESERVED);
@@ -174,7 +175,7 @@ int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs
 		return -EINVAL;
 	if (umem->is_shared)
 		return release_shared(socket, descs, n);
-	/* Marked before the kernel can have them: it may hand one to another thread at once. */
+	/* Mark them before the kernel can return them: another thread may receive one at once. */
 	error = pyxdp_frames_move(umem, descs, sizeof(*descs), (uint32_t)n, PYXDP_RX, PYXDP_FILL);
 	if (error)
 		return error;
@@ -188,8 +189,8 @@ int pyxdp_rx_release(struct pyxdp_socket *socket, const struct pyxdp_desc *descs
 	return n;
 }
 
-/* Of completed frames those that this worker has sent: others that write into the ring can't give it
- * a frame twice. */
+/* Keep those completed frames that this worker has sent: another process that writes into the
+ * ring can't make it reuse a frame twice. */
 static uint32_t keep_own(struct pyxdp_umem *umem, uint64_t *frames, uint32_t n)
 {
 	uint32_t first = pyxdp_first_tx(umem, umem->worker), kept = 0;
@@ -219,7 +220,7 @@ int pyxdp_tx_reap(struct pyxdp_socket *socket)
 	if (!may_send(socket))
 		return -EINVAL;
 	pthread_mutex_lock(&queue->completion_lock);
-	/* At most a ring full: it says itself how much it holds. */
+	/* At most one ring: its own index says how much it holds. */
 	while (!error && left > 0) {
 		uint32_t start, n, good = 0;
 
@@ -300,7 +301,7 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 
 	if (n <= 0)
 		return n < 0 ? -EINVAL : 0;
-	/* The kernel skips a bad descriptor, and its frame would never come back. */
+	/* The kernel skips an invalid descriptor, and its frame would be lost. */
 	if (!are_inside(umem, descs, n) || !may_send(socket))
 		return -EINVAL;
 	if (umem->is_shared) {
@@ -325,7 +326,8 @@ int pyxdp_tx_submit(struct pyxdp_socket *socket, const struct pyxdp_desc *descs,
 		*xsk_ring_prod__tx_desc(&socket->tx, start + (uint32_t)i) =
 			(struct xdp_desc){.addr = descs[i].addr, .len = descs[i].len};
 	if (umem->ledger) {
-		/* Killed before the ring has them, the next one unmarks what is noted here. */
+		/* If this worker is killed before the ring has them, its successor unmarks the
+		 * frames recorded here. */
 		__atomic_store_n(&umem->ledger->submitting_to, start + (uint32_t)n,
 				 __ATOMIC_RELEASE);
 		atomic_signal_fence(memory_order_seq_cst);
@@ -358,8 +360,9 @@ int pyxdp_kick(struct pyxdp_socket *socket)
 			break;
 		socket->kicks++;
 		if (sendto(socket->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0) {
-			/* EAGAIN: more than one kick's worth, or the COMPLETION ring or the socket's
-			 * buffer is full; ENOBUFS and EBUSY: the interface's queue is. */
+			/* EAGAIN: more than one kick can send, or the COMPLETION ring or the
+			 * socket's buffer is full; ENOBUFS and EBUSY: the interface's queue is
+			 * full. */
 			if (errno != EAGAIN && errno != EBUSY && errno != ENOBUFS && errno != EINTR)
 				return -errno;
 			socket->kicks_again++;

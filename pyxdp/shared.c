@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A UMEM for several processes: made by one, adopted by others, and what a killed one had. */
+ * A UMEM for several processes: creating and adopting it, and taking over from a killed worker.
+ */
 #include "internal.h"
 
 #include <errno.h>
@@ -13,9 +14,9 @@
 
 enum {
 	CHUNK = 64,
-	/* A holder is a byte; 0 is nobody, and the last one is the maker. */
+	/* A lock's holder is one byte; 0 means none, and the last value is the maker. */
 	MAX_WORKERS = PYXDP_MAKER - 1,
-	/* Far more than a packet waits in the kernel. */
+	/* Far longer than a packet stays in the kernel. */
 	INHERITED_NS = 1000000000,
 	NS_PER_S = 1000000000,
 };
@@ -110,7 +111,7 @@ int pyxdp_umem_adopt(void *area, size_t bytes, uint32_t frame_bytes, uint16_t bi
 		free(umem);
 		return error;
 	}
-	/* What is not this worker's is the kernel's, seen from here. */
+	/* From this process's view, frames that it does not own are the kernel's. */
 	memset(umem->owner, PYXDP_FILL, umem->frame_count);
 	share(umem, shape, control);
 	umem->ledger = ledger;
@@ -134,7 +135,7 @@ static void unmap_ring(void *ring, size_t bytes)
 		munmap(ring, bytes);
 }
 
-/* A ring for which this process is the producer, as it is now. */
+/* Initialise the producer side of a ring with its current indices. */
 static void as_producer(struct xsk_ring_prod *ring, uint8_t *map,
 			const struct xdp_ring_offset *offsets, uint32_t size)
 {
@@ -148,7 +149,7 @@ static void as_producer(struct xsk_ring_prod *ring, uint8_t *map,
 	ring->cached_cons = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE) + size;
 }
 
-/* And one for which it is the consumer. */
+/* Initialise the consumer side of a ring. */
 static void as_consumer(struct xsk_ring_cons *ring, uint8_t *map,
 			const struct xdp_ring_offset *offsets, uint32_t size)
 {
@@ -162,8 +163,8 @@ static void as_consumer(struct xsk_ring_cons *ring, uint8_t *map,
 	ring->cached_prod = ring->cached_cons;
 }
 
-/* How much a ring holds is what its two indices say. A worker leaves its rings to the next one, which
- * begins anew where it left what can't be: more than there is room for. */
+/* Two indices say how much a ring holds. A worker inherits its predecessor's rings, and restarts
+ * a ring whose indices are invalid: more entries than slots. */
 static void settle_received(struct xsk_ring_cons *ring)
 {
 	uint32_t producer = __atomic_load_n(ring->producer, __ATOMIC_ACQUIRE);
@@ -185,7 +186,7 @@ static void settle_sent(struct xsk_ring_prod *ring)
 	}
 }
 
-/* FILL and COMPLETION ring of a queue, through any socket that is bound to it. */
+/* Map the FILL and COMPLETION ring of a queue, through any socket that is bound to it. */
 static int map_queue(struct pyxdp_queue *queue, int fd, const struct xdp_mmap_offsets *offsets,
 		     uint32_t size)
 {
@@ -224,7 +225,7 @@ static int is_ring_size(uint32_t size)
 	return size > 0 && (size & (size - 1)) == 0 && size <= 1 << 16;
 }
 
-/* RX and TX ring of a socket; on failure nothing is left mapped. */
+/* Map the RX and TX ring of a socket; on failure nothing is left mapped. */
 static int map_socket(struct pyxdp_socket *socket, const struct xdp_mmap_offsets *offsets,
 		      uint32_t rx_size, uint32_t tx_size)
 {
@@ -255,8 +256,9 @@ static int get_offsets(int fd, struct xdp_mmap_offsets *out)
 	return bytes == sizeof(*out) ? 0 : -EOPNOTSUPP; /* before Linux 5.4 */
 }
 
-/* libxdp can't: it always names the UMEM's first socket, and the kernel gives a socket the rings of
- * another one's queue only where that is bound to the same queue (xsk_bind in net/xdp/xsk.c). */
+/* libxdp can't do this: it always passes the UMEM's first socket, and the kernel lets a socket
+ * use the rings of another one's queue only if that one is bound to the same queue (xsk_bind in
+ * net/xdp/xsk.c). */
 int pyxdp_shared_open(struct pyxdp_socket *made, uint32_t rx_size, uint32_t tx_size)
 {
 	struct sockaddr_xdp to = {
@@ -305,7 +307,7 @@ static void was_not_sent(struct pyxdp_umem *umem, uint64_t addr)
 		pyxdp_hold(umem, addr, 0);
 }
 
-/* Find out which frames for sending are free, whatever a worker before did with them. */
+/* Find out which sending frames are free, whatever the previous worker did with them. */
 static void take_over_sending(struct pyxdp_umem *umem, struct pyxdp_socket *socket)
 {
 	struct xsk_ring_cons *completion = &socket->queue->completion;
@@ -314,13 +316,13 @@ static void take_over_sending(struct pyxdp_umem *umem, struct pyxdp_socket *sock
 			  tx->cached_prod;
 	uint32_t first = pyxdp_first_tx(umem, umem->worker), left = umem->ring_size, start, n;
 
-	/* Marked as sent, but the ring never had them. */
+	/* Marked as sent, but never put on the ring. */
 	for (uint32_t i = 0; unsent <= tx->size && i < unsent; i++)
 		was_not_sent(umem, __atomic_load_n(
 					   &xsk_ring_prod__tx_desc(tx, tx->cached_prod + i)->addr,
 					   __ATOMIC_RELAXED));
-	/* What was completed, all of it before any frame is used again: an entry that was read but
-	 * not taken from the ring would free a frame that is on its way by then. */
+	/* Consume all completions before any frame is used again: an entry left in the ring
+	 * would later free a frame that is being sent by then. */
 	settle_received(completion);
 	while (left > 0 && (n = xsk_ring_cons__peek(completion, CHUNK, &start)) > 0) {
 		for (uint32_t i = 0; i < n; i++)
@@ -416,7 +418,7 @@ void pyxdp_shared_fill(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 {
 	uint32_t first = pyxdp_first_rx(umem, queue->id);
 
-	/* The ring's only user now: the workers come later. */
+	/* The ring has no other user yet: workers start later. */
 	if (!pyxdp_fill_lock(umem, queue))
 		return;
 	for (uint32_t frame = first; frame < first + umem->shape.rx_frames; frame++) {

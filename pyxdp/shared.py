@@ -1,11 +1,12 @@
 """One UMEM for several processes: one makes it and the sockets, the others adopt them.
 
-The frames lie in a memfd, and behind them what the processes have to agree on. Who makes the
-sockets needs privileges, and keeps them open; who adopts them needs none. A worker that was killed
-leaves its sockets as they are to the next one, and what it had in hand comes back (`reclaim`).
+The frames lie in a memfd, followed by the state that the processes share. The process that makes
+the sockets needs privileges, and keeps the sockets open; a process that adopts them needs none. The
+sockets of a killed worker remain for its successor, and `reclaim` recovers the frames that it had
+in hand.
 
-What a worker has stands in a ledger, a memfd for each, which it shares with the maker alone. Shapes
-and sizes never come from shared memory: each process has them from who started it.
+A ledger records what a worker holds: one memfd per worker, shared with the maker only. Shapes and
+sizes are never read from shared memory: each process gets them from its parent.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedShape(TypedDict):
-    """What a process has to be told, beside the memfd, to adopt a UMEM."""
+    """What a process needs, beside the memfd, to adopt a UMEM."""
 
     queues: int
     workers: int
@@ -37,7 +38,7 @@ class SharedShape(TypedDict):
 
 
 class _MemfdUmem(Umem):
-    """Frames in a memfd, and the control memory behind them."""
+    """Frames in a memfd, followed by the control memory."""
 
     def __init__(self, fd: int, shape: SharedShape, bind_mode: BindMode, *, debug: bool) -> None:
         self.fd: Final = fd
@@ -58,7 +59,7 @@ class _MemfdUmem(Umem):
         return mmap.mmap(self.fd, self.size_bytes + self._control_bytes, flags)
 
     def close(self) -> None:
-        """See Umem; and the memfd."""
+        """Close the UMEM (see Umem) and the memfd."""
         is_open = bool(self._umem)
         super().close()
         if is_open:
@@ -84,7 +85,7 @@ class SharedUmem(_MemfdUmem):
         bind_mode: BindMode = "auto",
         need_wakeup: bool = True,
     ) -> None:
-        """As Umem; raises ValueError for more workers than queues, too."""
+        """As Umem; also raises ValueError for more workers than queues."""
         if not 1 <= workers <= queues:
             raise ValueError(f"workers are 1 to as many as queues ({queues}), not {workers}")
         if min(rx_frames, tx_frames) < 1:
@@ -116,7 +117,7 @@ class SharedUmem(_MemfdUmem):
 
     @property
     def ledger_fds(self) -> list[int]:
-        """By worker; they stay this object's."""
+        """Descriptors by worker; this object owns them."""
         return [fd for fd, _, _ in self._ledgers]
 
     def _make(self, library: Any, flags: int, made: Any) -> int:
@@ -135,7 +136,7 @@ class SharedUmem(_MemfdUmem):
         )
 
     def close(self) -> None:
-        """See Umem; and the ledgers."""
+        """Close the UMEM (see Umem) and the ledgers."""
         super().close()
         self._close_ledgers()
 
@@ -147,11 +148,11 @@ class SharedUmem(_MemfdUmem):
             os.close(fd)
 
     def reclaim(self, worker: int, sockets: Sequence[SharedSocket]) -> int:
-        """Give back the received frames that a worker had in hand; returns how many.
+        """Release the received frames that a worker had in hand; return how many.
 
-        Only when its process is no more. `sockets` are all of that worker's. It never waits: where
-        another process has the lock of a FILL ring, `unreclaimed` says so, and it is to be called
-        again before another process adopts them.
+        Call it only after the worker's process has ended. `sockets` are all of that worker's. Never
+        blocks: if another process holds the lock of a FILL ring, `unreclaimed` is set, and it must
+        be called again before another process adopts the sockets.
         """
         left = ffi.new("int *")
         result = require().pyxdp_reclaim(
@@ -166,10 +167,9 @@ class SharedUmem(_MemfdUmem):
     """How many queues the last `reclaim` could not look at."""
 
     def break_locks(self) -> int:
-        """Take the FILL rings' locks from processes that have held one since the last call.
+        """Break FILL ring locks that a process has held since the last call; return how many.
 
-        To be called every second or so: then what holds one is stopped, or pretends. Returns how
-        many it were.
+        Call it about once a second: a process that still holds one then is stopped, or malicious.
         """
         return int(require().pyxdp_break_locks(self.c_umem))
 
@@ -180,27 +180,27 @@ class SharedSocket(Socket):
     def __init__(
         self, umem: SharedUmem, interface: str, queue: int, *, rx_size: int, tx_size: int
     ) -> None:
-        """As Socket; the queue's first socket gives it its frames."""
+        """As Socket; the first socket on a queue fills it with the queue's frames."""
         self.rx_size: Final = rx_size
         self.tx_size: Final = tx_size
         super().__init__(umem, interface, queue, rx_size=rx_size, tx_size=tx_size, fill_frames=0)
 
     @property
     def fill_level(self) -> int:
-        """How many frames wait in the queue's FILL ring."""
+        """How many frames are in the queue's FILL ring."""
         return int(require().pyxdp_fill_level(self.c_socket))
 
 
 class AdoptedUmem(_MemfdUmem):
-    """In a worker's process: the UMEM that another one made. It needs no privilege.
+    """In a worker's process: the UMEM that another process made. Needs no privileges.
 
-    It always knows which frames it has: what others write can't give it one twice.
+    It always tracks which frames it holds, so data written by others can't make it use one twice.
     """
 
     def __init__(self, fd: int, ledger_fd: int, shape: SharedShape, worker: int) -> None:
-        """Take the memfds, which are this object's from then on; raises PyxdpError.
+        """Take over the memfds; raises PyxdpError.
 
-        `shape` is what the maker told, not what shared memory says.
+        `shape` comes from the maker, not from shared memory.
         """
         self.worker: Final = worker
         self._ledger_fd = ledger_fd
@@ -233,7 +233,7 @@ class AdoptedUmem(_MemfdUmem):
         self._ledger.close()
 
     def close(self) -> None:
-        """See Umem; and the memfds."""
+        """Close the UMEM (see Umem) and the memfds."""
         is_open = bool(self._umem)
         super().close()
         if is_open:
@@ -242,9 +242,9 @@ class AdoptedUmem(_MemfdUmem):
 
 
 class AdoptedSocket(Socket):
-    """In a worker's process: its socket on a queue. Only that on queue `umem.worker` can send.
+    """In a worker's process: its socket on a queue. Only the one on queue `umem.worker` can send.
 
-    A received packet goes back with `rx_release`; it cannot be sent on in place.
+    Return received packets with `rx_release`; they can't be sent on in place.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class AdoptedSocket(Socket):
         tx_size: int,
         burst: int = BURST,
     ) -> None:
-        """Take a socket's descriptor, with the sizes that it was made with; raises PyxdpError."""
+        """Take over a socket's descriptor, with the sizes it was made with; raises PyxdpError."""
         self._adopted_fd = fd
         super().__init__(
             umem, interface, queue, rx_size=rx_size, tx_size=tx_size, fill_frames=0, burst=burst
@@ -279,11 +279,11 @@ class AdoptedSocket(Socket):
 
 
 def _memfd(name: str, size: int) -> int:
-    """Memory to share, of a size that no process can change."""
+    """Create shared memory whose size no process can change."""
     fd = os.memfd_create(f"pyxdp-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
-        # A process that has it can write rubbish, but not take memory away below the others.
+        # A process that has it can write invalid data, but can't shrink it while others use it.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""A UMEM: the memory that AF_XDP sockets and the kernel share, cut into frames.
+"""A UMEM: the memory that AF_XDP sockets and the kernel share, divided into frames.
 
 Kernel: Documentation/networking/af_xdp.rst. Every frame has one owner at any time; with
 `debug=True` each step is checked and a wrong one raises FrameOwnershipError.
@@ -18,7 +18,7 @@ from pyxdp.errors import ClosedError, FrameOwnershipError, os_error
 if TYPE_CHECKING:
     from pyxdp.xsk import Socket
 
-#: Whether packets are copied between kernel and UMEM; auto takes zero-copy where the driver can.
+#: Whether packets are copied between kernel and UMEM; auto is zero-copy if the driver has it.
 BindMode = Literal["auto", "copy", "zero-copy"]
 
 # linux/if_xdp.h
@@ -34,15 +34,15 @@ _CAPABILITIES: Final = "CAP_NET_RAW (and CAP_IPC_LOCK where `ulimit -l` is small
 
 
 def largest_packet_bytes(frame_bytes: int, headroom_bytes: int = 0) -> int:
-    """The largest Ethernet frame that the kernel can put into a UMEM frame."""
+    """Return the largest Ethernet frame that the kernel can put into a UMEM frame."""
     return frame_bytes - _KERNEL_HEADROOM_BYTES - headroom_bytes
 
 
 class Umem:
     """Frames of `frame_bytes` each, for the sockets made on it; close it, or use it in a `with`.
 
-    `area` is all of it; `base` the same as a C pointer, valid until `close`. A view of `area`
-    keeps the memory from going away, so a late reader reads old bytes, never somebody else's.
+    `area` is the whole memory; `base` the same as a C pointer, valid until `close`. A view of
+    `area` keeps the memory mapped, so a late reader sees old bytes, never another object's.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Umem:
     ) -> None:
         """Make a UMEM of `frame_count` frames of 2048 or 4096 bytes.
 
-        `headroom_bytes` are left free in front of each received packet, beside the kernel's 256.
-        `bind_mode` and `need_wakeup` (the kernel says when it must be told of packets to send)
-        hold for all its sockets. Raises ValueError for sizes out of range, NoPrivilegeError, and
-        PyxdpError with errno ENOBUFS where too little memory may be locked.
+        `headroom_bytes` stay free in front of each received packet, in addition to the kernel's
+        256. `bind_mode` and `need_wakeup` (the kernel says when sending needs a wake-up) apply to
+        all its sockets. Raises ValueError for sizes out of range, NoPrivilegeError, and PyxdpError
+        with errno ENOBUFS if the limit of locked memory is too low.
         """
         if frame_bytes not in (_MIN_FRAME_BYTES, _MAX_FRAME_BYTES):
             raise ValueError(f"frame_bytes is 2048 or 4096, not {frame_bytes}")
@@ -94,7 +94,7 @@ class Umem:
         )
 
     def _make(self, library: Any, flags: int, made: Any) -> int:
-        """Returns 0 with `made[0]`, or a negative errno."""
+        """Return 0 with `made[0]`, or a negative errno."""
         return int(
             library.pyxdp_umem_create(
                 self.base,
@@ -116,16 +116,16 @@ class Umem:
 
     @property
     def largest_packet_bytes(self) -> int:
-        """The largest Ethernet frame that it can receive."""
+        """The largest Ethernet frame that fits into a frame."""
         return largest_packet_bytes(self.frame_bytes, self.headroom_bytes)
 
     @property
     def free_frames(self) -> int:
-        """How many frames nobody has."""
+        """How many frames are free."""
         return int(require().pyxdp_umem_free_frames(self.c_umem))
 
     def owned_frames(self) -> dict[str, int]:
-        """How many frames each owner has: free, fill, rx, reserved, tx. Only with `debug`."""
+        """Return the number of frames by owner: free, fill, rx, reserved, tx. Only with `debug`."""
         if not self.debug:
             raise ValueError("only a UMEM with debug=True keeps account of its frames' owners")
         library = require()
@@ -135,7 +135,7 @@ class Umem:
         }
 
     def raise_error(self, error: int, what: str) -> NoReturn:
-        """Raise what a negative result of one of the burst functions means."""
+        """Raise the exception for a negative result of a burst function."""
         if -error == errno.EPROTO:
             seen = ffi.new("struct pyxdp_violation *")
             require().pyxdp_umem_violation(self.c_umem, seen)
@@ -156,16 +156,16 @@ class Umem:
         raise os_error(what, -error, _CAPABILITIES)
 
     def add_socket(self, socket: Socket) -> None:
-        """A socket was made on this UMEM: it is closed with it."""
+        """Register a socket, to be closed with this UMEM."""
         self._sockets.append(socket)
 
     def drop_socket(self, socket: Socket) -> None:
-        """A socket was closed."""
+        """Unregister a closed socket."""
         with contextlib.suppress(ValueError):
             self._sockets.remove(socket)
 
     def close(self) -> None:
-        """Close the sockets on it and give the memory back; idempotent."""
+        """Close the sockets on it and release the memory; idempotent."""
         for socket in list(self._sockets):
             socket.close()
         if self._umem:
@@ -179,7 +179,7 @@ class Umem:
         if self.base is not None:
             ffi.release(self.base)
             self.base = None
-        # While somebody looks at the memory it stays; the last view's end frees it.
+        # While views of the memory exist it stays mapped; the last one frees it.
         with contextlib.suppress(BufferError):
             self.area.release()
             self._memory.close()

@@ -1,8 +1,8 @@
 """AF_XDP sockets: bursts of packets received and sent, one C call each.
 
-The verbs come in pairs, as in Knot DNS's libknot/xdp: what `rx_burst` gave goes back with
-`rx_release` (or out again with `tx_send`), what `tx_alloc` gave goes out with `tx_send` (or back
-with `tx_release`).
+The verbs come in pairs, as in Knot DNS's libknot/xdp: the packets of `rx_burst` are released with
+`rx_release` (or sent on with `tx_send`), the frames of `tx_alloc` are sent with `tx_send` (or
+released with `tx_release`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pyxdp.attach import interface_index
 from pyxdp.errors import ClosedError, NoInterfaceError, PyxdpError, QueueBusyError
 from pyxdp.umem import Umem
 
-#: Packets of one burst, unless asked for otherwise.
+#: Packets of one burst, by default.
 BURST: Final = 64
 
-# The kernel lets go of a closed socket's queue a little later, from a work queue.
+# The kernel releases a closed socket's queue a little later, from a work queue.
 _BUSY_RETRIES: Final = 100
 _BUSY_WAIT_S: Final = 0.005
 
@@ -43,10 +43,10 @@ class Statistics(NamedTuple):
 
 
 class Burst:
-    """Packets in UMEM frames that the user owns: `descs[0]` to `descs[len - 1]`.
+    """Packets in UMEM frames that the caller owns: `descs[0]` to `descs[len - 1]`.
 
-    A socket has one for receiving and one for sending, used again and again. `descs` is a C array
-    of `struct pyxdp_desc` (addr, len, options) for C code to read and write.
+    A socket has one for receiving and one for sending, and reuses them. `descs` is a C array of
+    `struct pyxdp_desc` (addr, len, options) for C code to read and write.
     """
 
     __slots__ = ("_area", "_frame_mask", "capacity", "count", "descs")
@@ -62,7 +62,7 @@ class Burst:
         return self.count
 
     def __getitem__(self, index: int) -> memoryview:
-        """Packet `index` as it lies in the UMEM: valid until it is released or sent."""
+        """Packet `index` in the UMEM, without a copy: valid until it is released or sent."""
         if not 0 <= index < self.count:
             raise IndexError(f"the burst has {self.count} packets, no number {index}")
         desc = self.descs[index]
@@ -73,7 +73,7 @@ class Burst:
             yield self[index]
 
     def write(self, index: int, packet: bytes | bytearray | memoryview) -> None:
-        """Put a whole packet into frame `index`; raises ValueError where it does not fit."""
+        """Write a whole packet into frame `index`; raises ValueError if it does not fit."""
         if not 0 <= index < self.count:
             raise IndexError(f"the burst has {self.count} packets, no number {index}")
         desc = self.descs[index]
@@ -84,7 +84,7 @@ class Burst:
         desc.len = len(packet)
 
     def drop_front(self, taken: int) -> None:
-        """Packets that somebody else owns now leave the burst."""
+        """Remove packets that have another owner now."""
         rest = self.count - taken
         if taken and rest:
             size = ffi.sizeof("struct pyxdp_desc")
@@ -95,8 +95,8 @@ class Burst:
 class Socket:
     """An AF_XDP socket on one queue of an interface; close it, or use it in a `with`.
 
-    Several may share a queue, on one UMEM: which one gets a packet is the XDP program's choice,
-    by the entry of its XSKMAP (`map.update(key, socket.fd)`).
+    Several may share a queue, on one UMEM: the XDP program decides which one gets a packet, by the
+    entry of its XSKMAP (`map.update(key, socket.fd)`).
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Socket:
         fill_frames: int | None = None,
         burst: int = BURST,
     ) -> None:
-        """Bind to a queue and give it `fill_frames` frames to receive into.
+        """Bind to a queue, with `fill_frames` frames to receive into.
 
-        Ring sizes are powers of two. Without `fill_frames` the socket takes `rx_size` frames, but
-        at most half of those that are free. `burst` is the most packets that a call moves.
-        Raises NoInterfaceError, NoPrivilegeError, QueueBusyError where another UMEM's socket has
-        the queue, and PyxdpError with errno EOPNOTSUPP where zero-copy is impossible.
+        Ring sizes are powers of two. By default `fill_frames` is `rx_size`, but at most half of the
+        free frames. `burst` is the most packets that a call moves. Raises NoInterfaceError,
+        NoPrivilegeError, QueueBusyError if a socket of another UMEM uses the queue, and PyxdpError
+        with errno EOPNOTSUPP if zero-copy is impossible.
         """
         for name, size in (("rx_size", rx_size), ("tx_size", tx_size)):
             if size < 1 or size & (size - 1) or size > 1 << 16:
@@ -184,7 +184,7 @@ class Socket:
 
     @property
     def c_address(self) -> int:
-        """The same as a number, for another module's C code, which calls through `c_verbs`."""
+        """`c_socket` as a number, for another module's C code, which calls through `c_verbs`."""
         return int(ffi.cast("uintptr_t", self.c_socket))
 
     @property
@@ -198,7 +198,7 @@ class Socket:
 
     @property
     def is_zero_copy(self) -> bool:
-        """Whether packets go between driver and UMEM without a copy."""
+        """Whether packets pass between driver and UMEM without a copy."""
         return (
             self._checked(
                 self._library.pyxdp_socket_is_zero_copy(self.c_socket), "cannot ask for zero-copy"
@@ -207,12 +207,12 @@ class Socket:
         )
 
     def busy_poll(self, microseconds: int, budget: int = BURST) -> None:
-        """Have `rx_burst` poll the driver when it finds nothing, `budget` packets at a time.
+        """Make `rx_burst` poll the driver when it finds nothing, `budget` packets at a time.
 
-        For programs that receive without end instead of waiting (SO_PREFER_BUSY_POLL,
-        SO_BUSY_POLL, SO_BUSY_POLL_BUDGET). It does something where the driver has a NAPI instance
+        For programs that receive continuously instead of waiting (SO_PREFER_BUSY_POLL,
+        SO_BUSY_POLL, SO_BUSY_POLL_BUDGET). It has an effect only if the driver has a NAPI instance
         for the queue, so not in generic mode. Raises NoPrivilegeError without CAP_NET_ADMIN, and
-        PyxdpError with errno ENOPROTOOPT where the kernel has no busy polling.
+        PyxdpError with errno ENOPROTOOPT if the kernel has no busy polling.
         """
         result = self._library.pyxdp_socket_busy_poll(self.c_socket, microseconds, budget)
         self._checked(result, "cannot have the driver polled")
@@ -223,10 +223,10 @@ class Socket:
         return result
 
     def rx_burst(self, budget: int = BURST) -> Burst:
-        """Take up to `budget` received packets, perhaps none; never blocks.
+        """Receive up to `budget` packets, perhaps none; never blocks.
 
-        The same Burst each time: give it back with `rx_release`, or send it on with `tx_send`,
-        before the next call. Raises ValueError where that was forgotten.
+        Returns the same Burst each time: release it with `rx_release`, or send it on with
+        `tx_send`, before the next call, which else raises ValueError.
         """
         burst = self._rx
         if burst.count:
@@ -240,17 +240,17 @@ class Socket:
         return burst
 
     def rx_release(self, burst: Burst) -> None:
-        """Give received packets back; the burst is empty then."""
+        """Release received packets; the burst is empty afterwards."""
         result = self._library.pyxdp_rx_release(self.c_socket, burst.descs, burst.count)
         if result < 0:
             self._checked(result, "releasing received packets")
         burst.count = 0
 
     def tx_alloc(self, n: int = BURST) -> Burst:
-        """Take up to `n` free frames to write packets into, perhaps none; never blocks.
+        """Reserve up to `n` free frames to write packets into, perhaps none; never blocks.
 
-        The same Burst each time: send it or release it before the next call. Raises ValueError
-        where that was forgotten.
+        Returns the same Burst each time: send it or release it before the next call, which else
+        raises ValueError.
         """
         burst = self._tx
         if burst.count:
@@ -262,10 +262,10 @@ class Socket:
         return burst
 
     def tx_send(self, burst: Burst, count: int | None = None) -> int:
-        """Put a burst, or its first `count` packets, on the TX ring and tell the kernel.
+        """Put a burst, or its first `count` packets, on the TX ring and notify the kernel.
 
-        Returns how many packets the ring took; the others stay in the burst. Where the kernel
-        cannot send all at once (`left_frames`), wait until the socket is writable and `kick` again.
+        Returns how many packets fitted; the others stay in the burst. If the kernel can't send all
+        at once (`left_frames`), wait until the socket is writable and `kick` again.
         """
         wanted = burst.count if count is None else min(count, burst.count)
         taken = self._library.pyxdp_tx_submit(self.c_socket, burst.descs, wanted)
@@ -276,17 +276,17 @@ class Socket:
         return int(taken)
 
     def tx_release(self, burst: Burst) -> None:
-        """Give back frames that are not sent; the burst is empty then."""
+        """Release frames that are not to be sent; the burst is empty afterwards."""
         result = self._library.pyxdp_tx_release(self.c_socket, burst.descs, burst.count)
         if result < 0:
             self._checked(result, "releasing frames")
         burst.count = 0
 
     def kick(self) -> int:
-        """Have the kernel send what is on the TX ring. Returns how many packets it left there.
+        """Have the kernel send the packets on the TX ring. Returns how many it left there.
 
-        If any, wait until the socket is writable and call it again. Raises PyxdpError with errno
-        ENETDOWN where the interface is down.
+        If any, wait until the socket is writable and call this again. Raises PyxdpError with errno
+        ENETDOWN if the interface is down.
         """
         result = self._library.pyxdp_kick(self.c_socket)
         if result < 0:
@@ -295,7 +295,7 @@ class Socket:
         return self.left_frames
 
     def reap(self) -> int:
-        """Make the frames of sent packets free again; `tx_alloc` does it too. Returns how many."""
+        """Free the frames of sent packets; `tx_alloc` does that too. Returns how many."""
         return self._checked(self._library.pyxdp_tx_reap(self.c_socket), "reaping sent packets")
 
     def statistics(self) -> Statistics:

@@ -8,7 +8,7 @@ from pyxdp import Program, Socket, Umem
 
 
 def turned_round(packet: bytes) -> bytes:
-    """Source and destination swapped: MAC and IP addresses and ports. No checksum changes."""
+    """Swap source and destination: MAC addresses, IP addresses and ports. No checksum changes."""
     macs, addresses, ports = packet[6:12] + packet[:6], packet[30:34] + packet[26:30], packet[34:38]
     return macs + packet[12:26] + addresses + ports[2:] + ports[:2] + packet[38:]
 

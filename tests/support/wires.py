@@ -112,7 +112,11 @@ def _declarations(header: Path) -> str:
     # The functions of `pyxdp.h` are in another module: use its types only.
     lines = header.read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.startswith("#"))
-    return text if header.name != "pyxdp.h" else text[: text.index("int pyxdp_umem_create(")] + _verbs(text)
+    return (
+        text
+        if header.name != "pyxdp.h"
+        else text[: text.index("int pyxdp_umem_create(")] + _verbs(text)
+    )
 
 
 def _verbs(text: str) -> str:
