@@ -1,7 +1,7 @@
-"""What applications are told of a connection beside its life: news, and statistics.
+"""Notices about a live connection: changes of its path and datagram size, and statistics.
 
-What changes as often as a peer likes, its path and its largest datagram, an application is told
-once, and again when it has taken that (EventCode.NOTED).
+A peer can cause such changes at any rate. The application gets one notice of each kind, and the
+next only after it has read the last (EventCode.NOTED).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from hoststack.session.session import ConnectionSession
 
 
 def tell_news(session: ConnectionSession, *, at_once: bool = False) -> None:
-    """Tell the application what is new, unless it has not taken the last news yet.
+    """Notify the application of changes, unless it has not read the last notice yet.
 
-    `at_once` is for an application that has, or that asked for the change.
+    `at_once` is for an application that has just read it, or that asked for the change.
     """
     if session.is_unnoted and not at_once:
         return

@@ -1,4 +1,4 @@
-"""Connecting: from an application's request to a session that is ready, or to why it is not."""
+"""Connecting over the network: from an application's request to a ready session or an error."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hoststack.text import printable
 
 
 class Spawn(Protocol):
-    """Starts a task in the worker's nursery."""
+    """Start a task in the worker's nursery."""
 
     def __call__(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None: ...
 
 
 def error_text(error: Exception) -> str:
-    """The one line of an error that a user is to see."""
+    """Return an error as one line for the user."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class Connector:
-    """Connections of ours, until their handshakes are complete."""
+    """Client connections until their handshakes are complete."""
 
     def __init__(
         self,
@@ -53,15 +53,15 @@ class Connector:
         self._contexts: dict[tuple[Application, int], ConnectionContext] = {}
 
     def check_token(self, application: Application, token: int) -> None:
-        """Raises ImpossibleRequestError for one that another connect waits with."""
+        """Raise ImpossibleRequestError if another pending connect has this token."""
         if (application, token) in self._searches or (application, token) in self._contexts:
             raise ImpossibleRequestError(f"it used the token {token} twice")
 
     def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
-        """Find the way to the peer, then start the handshake."""
-        # Known before the task runs, so that a Cancel which follows at once finds it.
+        """Find the path to the peer, then start the handshake."""
+        # Register it before the task runs, so that an immediate Cancel finds it.
         self._searches[application, request.token] = trio.CancelScope()
-        application.sessions_in_use += 1  # the one that it will have
+        application.sessions_in_use += 1  # reserved for the connection
         self._spawn(self._search, application, request, config)
 
     async def _search(
@@ -76,7 +76,7 @@ class Connector:
                 if denial is not None:
                     raise LinkError(errno.EACCES, denial)
                 path = await self._link.connect_path(local.port, remote)
-                check_size(self._link.max_datagram_bytes(path), f"the way to {remote.host}")
+                check_size(self._link.max_datagram_bytes(path), f"the path to {remote.host}")
                 connection = self._engine.connect(
                     path,
                     request.server_name,
@@ -96,19 +96,19 @@ class Connector:
             finally:
                 del self._searches[application, request.token]
                 application.sessions_in_use -= 1
-        # The worker may sleep: it has a handshake to start, or a failure to pass on.
+        # The worker may be asleep: it has a handshake to start, or a failure to report.
         application.worker.wake()
 
     def began(
         self, application: Application, request: m.Connect, connection: ConnectionContext
     ) -> None:
-        """A connection is under way."""
+        """Register a connection whose handshake has started."""
         self._tokens[connection] = request.token
         self._contexts[application, request.token] = connection
         self._sessions.add(ConnectionSession(application, SessionState.CONNECTING, connection))
 
     def cancel(self, application: Application, request: m.Cancel) -> ConnectionSession | None:
-        """Give up looking for the way, or say which session is to be closed."""
+        """Cancel the search for a path, or return the session that the caller has to close."""
         search = self._searches.get((application, request.token))
         if search is not None:
             search.cancel()
@@ -118,19 +118,19 @@ class Connector:
         return self._sessions.owned(application, connection.session, ConnectionSession)
 
     def detach(self, application: Application) -> None:
-        """Give up all connects of an application that is gone."""
+        """Cancel all connects of an application that is gone."""
         for (owner, _), search in self._searches.items():
             if owner is application:
                 search.cancel()
 
     def take_token(self, session: ConnectionSession) -> int:
-        """The token of the request whose connection is ready."""
+        """Return the token of a session's Connect, and forget it."""
         token = self._tokens.pop(session.context)
         del self._contexts[session.application, token]
         return token
 
     def fail(self, session: ConnectionSession, info: CloseInfo) -> bool:
-        """A connection ended: tell who waits for its handshake; whether anybody did."""
+        """Send Failed for a connection that ended during its handshake; return whether it did."""
         if session.context not in self._tokens:
             return False
         token = self.take_token(session)
@@ -140,7 +140,7 @@ class Connector:
 
 
 def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
-    """The errno and the line for a handshake that failed (RFC 9000 section 20.1)."""
+    """Return the errno and text for a failed handshake (RFC 9000 section 20.1)."""
     host, port = remote
     where = f"{host} port {port}"
     if not info.by_peer and info.reason == NO_ANSWER:

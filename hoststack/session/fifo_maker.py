@@ -1,4 +1,4 @@
-"""The FIFOs of connections and streams: whose memory they take, and how much of it."""
+"""Allocation of FIFOs for connections and streams: which application is charged, and how much."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hoststack.session.session import ConnectionSession, ListenerSession, Sessio
 from hoststack.session.stream_opener import NO_ROOM
 from hoststack.transport.local.cut_through import CutConnection
 
-#: Finds the session that a connection has or, before it has one, that of its listener.
+#: Returns the session of a connection or, before it has one, the session of its listener.
 PayerOf = Callable[[ConnectionContext], ConnectionSession | ListenerSession | None]
 
 
 class FifoMaker:
-    """Makes FIFOs for the transports of one worker."""
+    """Allocates FIFOs for the transports of one worker."""
 
     def __init__(self, sessions: SessionTable, payer_of: PayerOf) -> None:
         self._sessions = sessions
@@ -27,7 +27,7 @@ class FifoMaker:
     def make_stream_fifos(
         self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
     ) -> Fifos:
-        """See EngineOwner."""
+        """Allocate the FIFOs of a stream; see EngineOwner."""
         session = self._payer(connection)
         if is_peers:
             self._check_sessions(session)
@@ -45,7 +45,7 @@ class FifoMaker:
         return Fifos(made[0] if has_rx else None, made[-1] if has_tx else None)
 
     def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
-        """See EngineOwner."""
+        """Allocate both FIFOs for datagrams; see EngineOwner."""
         size_bytes = connection.config.datagram_fifo_bytes
         is_peers = connection.listener is not None
         rx, tx = self._payer(connection).application.make_fifos(
@@ -56,7 +56,8 @@ class FifoMaker:
     def make_fifos_between(
         self, asking: CutConnection, other: CutConnection, sizes: Sequence[FifoSize]
     ) -> list[Fifo]:
-        """FIFOs that two sides of a cut-through connection share; the first one asks for them."""
+        """Allocate FIFOs shared by both sides of a cut-through connection, at the request of
+        `asking`."""
         ours, theirs = self._payer(asking), self._payer(other)
         if isinstance(theirs, ConnectionSession) and not self._sessions.may_open(theirs):
             raise OSError(errno.ENOMEM, NO_ROOM)
@@ -65,7 +66,7 @@ class FifoMaker:
     def _payer(self, connection: ConnectionContext) -> ConnectionSession | ListenerSession:
         session = self._payer_of(connection)
         if session is None:
-            raise OSError(errno.ESHUTDOWN, "nobody listens any more")
+            raise OSError(errno.ESHUTDOWN, "the listener is gone")
         return session
 
     def _check_sessions(self, session: ConnectionSession | ListenerSession) -> None:
@@ -74,4 +75,4 @@ class FifoMaker:
             raise OSError(errno.EMFILE, refusal)
         if isinstance(session, ConnectionSession) and not self._sessions.may_open(session):
             self._sessions.refused["session_share"] += 1
-            raise OSError(errno.EMFILE, "its connection has as many streams as it may now")
+            raise OSError(errno.EMFILE, "the connection has as many streams as it may have now")

@@ -1,7 +1,7 @@
-"""TCP and UDP sessions: from an application's requests to the kernel's sockets below them.
+"""TCP and UDP sessions over the kernel's sockets.
 
-There is no engine in their way. A session of theirs is as any other: a listener, a connection, a
-stream; what carries it are transport/kernel/tcp.py and transport/kernel/udp.py.
+They do not use the engine. Their sessions are listeners, connections and streams as others are;
+transport/kernel/tcp.py and transport/kernel/udp.py carry their data.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ from hoststack.transport.kernel.udp_port import UdpPorts
 Address = tuple[str, int]
 KernelConnection = TcpConnection | UdpConnection
 
-#: Connections that wait for `accept` in the kernel.
+#: The kernel's queue of connections before `accept`.
 _BACKLOG: Final = 1024
-#: The scope of these sessions: they are the network's, never cut through.
+#: The scope of these sessions: they use the network and are never cut through.
 _SCOPE: Final = "global"
-#: While there are too many open files, a listener looks again after this time (accept(2)).
+#: Delay before a listener retries accept(2) when there are too many open files.
 _PAUSE_S: Final = 0.1
-#: The reason of a UDP endpoint's end, when another peer has its place.
+#: Close reason of a UDP endpoint that another peer replaced.
 _REPLACED: Final = "Replaced by a newer peer"
 
 
 def is_kernels(
     context: ConnectionContext | ListenerContext | StreamContext,
 ) -> TypeGuard[TcpConnection | UdpConnection | TcpListener | UdpListener | TcpStream]:
-    """Whether a context is one of these."""
+    """Return whether kernel sockets carry a context."""
     return isinstance(
         context, TcpConnection | UdpConnection | TcpListener | UdpListener | TcpStream
     )
 
 
 def _refusal(address: Address, error: OSError) -> str:
-    """One line for the user. What trio says of a connect has the address in it already."""
+    """Return one line for the user. Uses strerror where trio's text would repeat the address."""
     if isinstance(error, LinkError):
         return error_text(error)
     ours = error.errno in (errno.ENOTSUP, errno.EACCES, errno.EMFILE, errno.ENOMEM)
@@ -80,7 +80,7 @@ def _refusal(address: Address, error: OSError) -> str:
 
 
 def _offer_datagrams(application: Application, session: ConnectionSession) -> None:
-    """The application hears of these before it has the connection."""
+    """Send DatagramsReady of a UDP endpoint, before the notice about the endpoint itself."""
     context = session.context
     if isinstance(context, UdpConnection):
         context.tx.arm_read()
@@ -89,21 +89,21 @@ def _offer_datagrams(application: Application, session: ConnectionSession) -> No
 
 
 def _ends_of(remote: Address) -> tuple[Address, Address]:
-    """Where a connection to a peer will come from, its port still open, and where it will go: what
-    is unspecified is this machine. Raises OSError."""
+    """Return the local address (with port 0) and the remote address of a connection to a peer. An
+    unspecified remote address stands for this machine. Raises OSError."""
     if not remote[1]:
-        raise OSError(errno.EADDRNOTAVAIL, "there is nobody at port 0")
+        raise OSError(errno.EADDRNOTAVAIL, "no peer can have port 0")
     if getattr(ip_address(remote[0]), "ipv4_mapped", None) is not None:
-        # Rules would know it for an address of IPv6.
-        raise OSError(errno.EADDRNOTAVAIL, "write an IPv4 address as one")
+        # Rules would treat it as an IPv6 address.
+        raise OSError(errno.EADDRNOTAVAIL, "write an IPv4-mapped address as an IPv4 address")
     family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(socket_address(remote))  # which sends nothing
+        probe.connect(socket_address(remote))  # sends nothing
         return (address_of(probe.getsockname())[0], 0), address_of(probe.getpeername())
 
 
 class KernelSockets:
-    """All of one worker: a transport beside the engine."""
+    """The TCP and UDP sockets of one worker: a transport beside the engine."""
 
     name = "kernel sockets"
 
@@ -119,36 +119,36 @@ class KernelSockets:
         self._connections: set[KernelConnection] = set()
         self._udp_peers: WeakKeyDictionary[Application, UdpPeers] = WeakKeyDictionary()
         self._running: set[KernelConnection] = set()
-        """Those of TCP with a stream; they still send when they are told to be closed."""
+        """TCP connections whose task runs; they may still send after they were reported closed."""
 
     def _canonical(self, address: Address) -> Address:
-        """With the zone of a link-local address, the link's interface if it names none; raises
-        LinkError."""
+        """Return an address with its zone if it is link-local; the default zone is the link's
+        interface. Raises LinkError."""
         return canonical(address[0], self._interface), address[1]
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call, oldest first."""
+        """Return the events since the last call, oldest first."""
         events, self._events = self._events, []
         return events
 
     def connections(self) -> list[KernelConnection]:
-        """All live connections, and those that still send what was written before their close."""
+        """Return all live connections, and closed ones that still send."""
         return list(self._connections | self._running)
 
     def move_datagrams(self) -> bool:
-        """Datagrams past the kernel, both ways; once a turn. Whether some have to wait until the
-        link is writable."""
+        """Send and receive datagrams that bypass the kernel; called once a turn. Return whether
+        some wait until the link is writable."""
         return self._udp.move()
 
     # --- requests ----------------------------------------------------------------------------
 
     def connect(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
-        """Connect a socket; CONNECTED is told, or why not."""
+        """Connect a socket; the reply is Connected or Failed."""
         key = application, request.token
         if key in self._connecting:
             raise ImpossibleRequestError(f"it used the token {request.token} twice")
         self._connecting[key] = trio.CancelScope()
-        application.sessions_in_use += 1  # the one that it will have
+        application.sessions_in_use += 1  # reserved for the connection
         self._spawn(run_alone, application, self._connect, application, request, config)
 
     async def _connect(
@@ -185,7 +185,7 @@ class KernelSockets:
                 await sock.connect(socket_address(remote))
             if scope.cancelled_caught:
                 raise TimeoutError(errno.ETIMEDOUT, "no answer")
-            # The application may be gone since the socket became ready.
+            # The application may have gone since the socket became ready.
             await trio.lowlevel.checkpoint_if_cancelled()
             connection = TcpConnection(sock, application, config, self._tell)
         except BaseException:
@@ -209,13 +209,14 @@ class KernelSockets:
         self._connected(application, request, connection)
 
     def bind(self, application: Application, request: m.Bind, config: QuicConfig) -> None:
-        """An unconnected UDP endpoint."""
+        """Open an unconnected UDP endpoint; the reply is Connected or Failed."""
         try:
             if _SCOPE not in application.scopes:
                 raise not_supported("udp", "local scope")
             port = self._udp.open(
                 self._canonical(request.local),
-                # What is unspecified would be this machine, whatever a rule says of its addresses.
+                # Sending to an unspecified address would reach this machine despite any rules
+                # about its addresses.
                 allows=lambda peer: (
                     peer[0] not in UNSPECIFIED
                     and self._denial("udp", application, port.local, peer) is None
@@ -256,7 +257,7 @@ class KernelSockets:
         )
 
     def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
-        """Listen with a socket."""
+        """Listen with a socket; the reply is Listening or Failed."""
         try:
             if _SCOPE not in application.scopes:
                 raise not_supported(request.protocol, "local scope")
@@ -269,7 +270,7 @@ class KernelSockets:
             application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
             return
         session = self._sessions.add(ListenerSession(application, SessionState.LISTENING, listener))
-        # Of UDP peers there is a bound of its own, and those above it go again.
+        # UDP peers have their own limit (UdpPeers), above which older ones are replaced.
         session.is_counting = isinstance(listener, TcpListener)
         if isinstance(listener, TcpListener):
             self._spawn(run_alone, application, self._accept_tcp, session, listener)
@@ -300,11 +301,11 @@ class KernelSockets:
         return listener
 
     def unlisten(self, session: ListenerSession) -> None:
-        """Accept no more; accepted connections live on."""
+        """Stop listening; accepted connections continue."""
         self._sessions.remove(session)
         context = session.context
         if isinstance(context, TcpListener):
-            # At once: whoever hears of the end may have the port the next moment.
+            # Close now: the application may reuse the port as soon as it knows of the end.
             context.scope.cancel()
             self._source.close_socket("tcp", Endpoint(*context.local))
             context.socket.close()
@@ -313,23 +314,23 @@ class KernelSockets:
             context.port.close_if_unused()
 
     def cancel(self, application: Application, request: m.Cancel) -> None:
-        """Nobody waits for a connect any more."""
+        """Cancel a connect."""
         scope = self._connecting.get((application, request.token))
         if scope is not None:
             scope.cancel()
 
     def detach(self, application: Application) -> None:
-        """Give up all connects of an application that is gone."""
+        """Cancel all connects of an application that is gone."""
         for (owner, _), scope in self._connecting.items():
             if owner is application:
                 scope.cancel()
 
-    # --- peers that come ---------------------------------------------------------------------
+    # --- incoming connections ----------------------------------------------------------------
 
     async def _accept_tcp(self, session: ListenerSession, listener: TcpListener) -> None:
         with listener.scope, listener.socket:
             while True:
-                # Who comes now waits in the kernel.
+                # Meanwhile new connections wait in the kernel's queue.
                 await self._wait_for_room(session)
                 try:
                     sock, _ = await listener.socket.accept()
@@ -351,7 +352,7 @@ class KernelSockets:
         self, session: ListenerSession, listener: TcpListener, sock: trio.socket.SocketType
     ) -> None:
         application = session.application
-        # A peer that is gone again has no name (OSError).
+        # getpeername raises OSError if the peer has reset the connection already.
         with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
             undo.callback(sock.close)
             check_room_for(sock.fileno())
@@ -364,7 +365,7 @@ class KernelSockets:
             self._run(connection)
 
     def _run(self, connection: TcpConnection) -> None:
-        """It has a stream: bytes may move."""
+        """Start the task of a connection that has its stream."""
         self._running.add(connection)
         self._spawn(run_alone, connection.application, self._run_until_over, connection)
 
@@ -423,12 +424,12 @@ class KernelSockets:
     def _check(
         self, protocol: Protocol, application: Application, local: Address, remote: Address
     ) -> None:
-        """Raises OSError for a peer's connection that may not be."""
+        """Raise OSError if a limit or a rule forbids a peer's connection."""
         self._check_room(application)
         self._check_rules(protocol, application, local, remote)
 
     def _check_room(self, application: Application) -> None:
-        """Raises OSError where an application may have no more sessions."""
+        """Raise OSError if an application may have no more sessions."""
         refusal = self._sessions.refusal(application)
         if refusal is not None:
             raise OSError(errno.EMFILE, refusal)
@@ -436,7 +437,7 @@ class KernelSockets:
     def _check_rules(
         self, protocol: Protocol, application: Application, local: Address, remote: Address
     ) -> None:
-        """Raises OSError for a connection that a rule forbids."""
+        """Raise OSError if a rule forbids a connection."""
         denial = self._denial(protocol, application, local, remote)
         if denial is not None:
             raise OSError(errno.EACCES, denial)
@@ -451,7 +452,7 @@ class KernelSockets:
     def open_stream(
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> TcpStream | None:
-        """A TCP connection's only one; raises OSError for others."""
+        """Open the only stream of a TCP connection; raises OSError for any other."""
         if not isinstance(connection, TcpConnection):
             raise not_supported("udp", "streams")
         if unidirectional:
@@ -461,38 +462,38 @@ class KernelSockets:
         return stream
 
     def send_ready(self, stream: StreamContext) -> None:
-        """See Transport."""
+        """Send what the tx FIFO has; see Transport."""
         assert isinstance(stream, TcpStream)
         stream.connection.sent()
 
     def consumed(self, stream: StreamContext) -> None:
-        """See Transport."""
+        """Receive into the new room of the rx FIFO; see Transport."""
         assert isinstance(stream, TcpStream)
         stream.connection.consumed()
 
     def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
-        """A TCP connection has one, and no other."""
+        """Do nothing: a TCP connection has only one stream."""
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
-        """See Transport."""
+        """Send the messages of the tx FIFO; see Transport."""
         assert isinstance(connection, UdpConnection)
         connection.send_ready()
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
-        """The connection is reset; TCP carries no code."""
+        """Reset the connection; TCP carries no code."""
         assert isinstance(stream, TcpStream)
         stream.connection.close(CloseInfo(code, True, "this side reset it", by_peer=False))
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
-        """What comes is thrown away; TCP has no way to tell the peer."""
+        """Discard further data; TCP cannot tell the peer."""
         assert isinstance(stream, TcpStream)
         stream.connection.discard()
 
     def update_key(self, connection: ConnectionContext) -> None:
-        """There are no keys."""
+        """Do nothing: there are no keys."""
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
-        """See Transport; and transport/kernel/tcp.py for what becomes of what was written."""
+        """Close a connection; see Transport, and transport/kernel/tcp.py for unsent data."""
         info = CloseInfo(code, True, reason, by_peer=False)
         if isinstance(connection, TcpConnection):
             connection.close(info)
@@ -504,7 +505,7 @@ class KernelSockets:
         self._tell(connection, EventKind.CLOSED, info)
 
     def shutdown(self, code: int, reason: str) -> None:
-        """Close every connection at once: there will be no turn to linger in."""
+        """Close every connection at once, without lingering: no more turns follow."""
         for connection in list(self._connections):
             if isinstance(connection, TcpConnection):
                 connection.abort()

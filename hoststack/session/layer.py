@@ -1,9 +1,9 @@
 """The session layer of one worker: sessions, applications, and the transports below them.
 
-Downwards it turns an application's requests and signals into calls of the engine, or of
-cut-through where both ends are applications of this stack; upwards it turns the events of a turn
-into notices and events for the application that owns the session. It touches no stream data: that
-lies in FIFOs which the engine and the application share, or two applications.
+It turns an application's requests and signals into calls of the engine, or of cut-through where
+both ends are applications of this stack. It turns the events of a turn into notices and events for
+the application that owns the session. It touches no stream data: that is in FIFOs which the
+application shares with the engine or with another application.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from hoststack.session.stream_opener import StreamOpener
 from hoststack.transport.local.cut_through import CutConnection, CutStream, CutThrough, is_cut
 from hoststack.transport.local.ports import LocalPorts
 
-#: What a connection that a rule forbids is closed with: the number of CONNECTION_REFUSED (RFC 9000
-#: section 20.1), as the application's code.
+#: Application close code of refused connections: the number of CONNECTION_REFUSED (RFC 9000 section
+#: 20.1).
 _REFUSED = 0x02
 
 
@@ -60,7 +60,7 @@ class SessionLayer:
     """Sessions of one worker.
 
     `make_engine` gets this layer as the engine's owner; `spawn` starts a task in the worker's
-    nursery (finding a next hop takes time).
+    nursery, for example to resolve a next hop.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class SessionLayer:
         self.sessions = SessionTable(worker, first_session)
         self.is_enabled = True
         self._is_draining = False
-        """Whether applications may listen and connect."""
+        """Whether `stop_listening` was called; new listeners and connections are refused then."""
         self.default_config = QuicConfig()
-        """For applications that name none."""
+        """For requests without a config."""
         self.applications: list[Application] = []
         self.namespaces = Namespaces()
         self.rules = Rules()
@@ -134,15 +134,15 @@ class SessionLayer:
         }
 
     def attach(self, application: Application) -> None:
-        """Serve an application from now on."""
+        """Start to serve an application."""
         self.applications.append(application)
 
     def detach(
         self, application: Application, *, is_gone: bool = True, code: int = ABORTED_CODE
     ) -> None:
-        """Its listeners go, and its connections are closed with a code: an application that died,
-        or left without closing them, aborts them. It is served no more if it is gone, and else as
-        soon as it has heard of all that."""
+        """Close an application's listeners, and its connections with a code. The default aborts
+        them: the application died, or left without closing them. If it is gone, serving it stops
+        now, else when it has been notified of the end of all its sessions."""
         self._connector.detach(application)
         self.kernel.detach(application)
         for session in self.sessions:
@@ -159,29 +159,29 @@ class SessionLayer:
             self._leaving.append(application)
 
     def stop_listening(self) -> None:
-        """Nothing new begins from here on; what there is lives on."""
+        """Close all listeners and refuse new sessions; existing connections continue."""
         self._is_draining = True
         for port in self.ports.in_use():
             if port.use == "listener":
-                # A client whose handshake is under way may think that it is done: it has to be
-                # reached to be told of the end. The port goes with the process.
+                # A client may consider its handshake complete while it is not here; closing its
+                # connection takes the port. The end of the process frees it.
                 self.ports.hold(port.local)
         for session in self.sessions:
             if isinstance(session, ListenerSession):
                 self._remove_listener(session)
 
     def arm_applications(self) -> bool:
-        """The worker is about to sleep; whether an application has something for it after all."""
+        """Ask for wake-ups before the worker sleeps; return whether there is work already."""
         return any([application.arm() for application in self.applications])
 
     def shutdown(self, code: int, reason: str) -> None:
-        """Close every connection; the engine says so to the peers in a last turn."""
+        """Close every connection; the engine sends CONNECTION_CLOSE in its last turns."""
         self.cut_through.shutdown(code, reason)
         self.kernel.shutdown(code, reason)
         self.engine.shutdown(code, reason)
 
     def connections(self) -> list[ConnectionContext]:
-        """All live connections; both sides of those within the stack."""
+        """Return all live connections; cut-through ones with both sides."""
         return [
             *self.engine.connections(),
             *self.cut_through.connections(),
@@ -189,7 +189,7 @@ class SessionLayer:
         ]
 
     def _transport(self, connection: ConnectionContext) -> Transport:
-        """What carries a connection."""
+        """Return the transport of a connection."""
         if is_kernels(connection):
             return self.kernel
         return self.cut_through if isinstance(connection, CutConnection) else self.engine
@@ -197,12 +197,12 @@ class SessionLayer:
     # --- a turn's two halves -----------------------------------------------------------------
 
     def wants_turn(self) -> bool:
-        """Whether the last turn's events gave the engine something to send; asked once."""
+        """Return and reset whether the last turn's events gave the engine something to send."""
         is_due, self._is_engine_due = self._is_engine_due, False
         return is_due
 
     def take_from_applications(self) -> None:
-        """Hand what the applications want to the engine; before its turn."""
+        """Process the applications' requests and signals; called before the engine's turn."""
         for application in list(self.applications):
             for request in application.take_requests():
                 try:
@@ -217,14 +217,14 @@ class SessionLayer:
                     application.on_fault(error)
 
     def give_to_applications(self, events: Sequence[Event]) -> bool:
-        """Hand a turn's events to the applications; whether any was woken."""
+        """Dispatch a turn's events to the applications; return whether any was woken."""
         self._give(events)
-        # What is done about an event may bring about others.
+        # Handling an event may cause others.
         while more := self.cut_through.take_events() + self.kernel.take_events():
             self._give(more)
         woken = [application.flush() for application in list(self.applications)]
         if self._leaving:
-            self._forget_who_is_gone()
+            self._remove_detached()
         return any(woken)
 
     def _give(self, events: Sequence[Event]) -> None:
@@ -235,7 +235,7 @@ class SessionLayer:
                 self._on_fault(event, error)
 
     def _on_fault(self, event: Event, error: Exception) -> None:
-        """What can't be told to an application ends that one alone."""
+        """Pass an exception to the application of an event in another process, else raise it."""
         context: Any = event[1]
         connection = getattr(context, "connection", context)
         session = self.sessions.get(context.session) or self._connection(connection)
@@ -259,8 +259,8 @@ class SessionLayer:
         else:
             self._connection_events[kind](cast(ConnectionContext, context), info)
 
-    def _forget_who_is_gone(self) -> None:
-        """Serve applications that were detached no more once they have no sessions."""
+    def _remove_detached(self) -> None:
+        """Stop serving detached applications that have no sessions left."""
         left = {session.application for session in self.sessions}
         for application in self._leaving:
             if application not in left:
@@ -272,14 +272,14 @@ class SessionLayer:
         if code == m.EventCode.TAKEN:
             self._on_taken(application, handle)
             return
-        # A session that is gone, or another application's, is no error: signals may be late.
+        # An unknown session, or another application's, is no error: signals may be late.
         session = self.sessions.owned(application, handle, StreamSession)
         if session is None:
             self._on_connection_signal(application, handle, code)
             return
         stream = session.context
-        # Arm first, then look: what the application does after this sends a new signal. Cut-through
-        # passes on what the two applications arm, and arms nothing for itself but what it says.
+        # Arm before the transport looks, so that later writes and reads send a new signal. With
+        # cut-through the two applications arm for each other; the layer must not do so.
         arms = not is_cut(stream)
         if code == m.EventCode.SENT and stream.tx is not None:
             if arms:
@@ -302,7 +302,7 @@ class SessionLayer:
                 context.tx.arm_read()
             self._transport(context).send_datagrams(context)
         elif code == m.EventCode.CONSUMED and isinstance(context, CutConnection):
-            # A peer in the network has no window for datagrams; one on this stack may wait.
+            # Only a peer on this stack waits for room: datagrams have no flow control on the wire.
             self.cut_through.datagrams_consumed(context)
 
     def _on_taken(self, application: Application, handle: int) -> None:
@@ -311,8 +311,8 @@ class SessionLayer:
             self._allow_stream(session)
 
     def _allow_stream(self, session: StreamSession) -> None:
-        """A peer's stream is over, and its application's program has taken it. Until then the peer
-        has no credit for another: a slow application gets as many as it lets wait, and no more."""
+        """Return credit for a peer's stream that is closed and that the program has accepted. The
+        peer gets none earlier, so that streams cannot pile up for a slow application."""
         if session.connection.state is not SessionState.CLOSED:
             connection, stream = session.connection.context, session.context
             self._transport(connection).allow_stream(
@@ -323,19 +323,19 @@ class SessionLayer:
     # --- for the engine, in the middle of its turn -------------------------------------------
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> Path | None:
-        """See EngineOwner."""
+        """Return the path to another address of a peer; see EngineOwner."""
         return self._migrator.path_to(connection, Endpoint(*remote))
 
     def _payer(self, context: ConnectionContext) -> ConnectionSession | ListenerSession | None:
-        """In the middle of a turn a connection may have no session yet: then its listener has."""
+        """Return a connection's session or, if it has none yet within a turn, its listener's."""
         return self._connection(context) or self._listeners.receiver(context)
 
     # --- requests ----------------------------------------------------------------------------
 
     def _may_begin(self, application: Application, token: int) -> bool:
-        """Whether new connections and listeners are taken; the application hears if not."""
+        """Return whether a new connection or listener is allowed; if not, send Failed."""
         if self._is_draining:
-            text = "the daemon is shutting down: it takes no new connections and listeners"
+            text = "the daemon is shutting down: it accepts no new connections or listeners"
             application.notify(m.Failed(token, errno.ESHUTDOWN, text))
         elif not self.is_enabled:
             text = (
@@ -392,7 +392,7 @@ class SessionLayer:
         session = self.sessions.add(
             StreamSession(connection.application, SessionState.READY, stream, connection, is_peers)
         )
-        # Cut-through passes on what the two applications arm, and hears of the rest by itself.
+        # With cut-through, the two applications arm for each other.
         if stream.tx is not None and not isinstance(connection.context, CutConnection):
             stream.tx.arm_read()
         if stream.rx is not None and not isinstance(connection.context, CutConnection):
@@ -446,7 +446,7 @@ class SessionLayer:
     def _on_accepted(self, context: ConnectionContext, _: None) -> None:
         listener = self._listeners.receiver(context)
         if listener is None or context.listener is None:
-            # The listener went while the handshake was under way.
+            # The listener was closed during the handshake.
             self._refuse(context, _REFUSED, "no listener")
             return
         if listener.is_full:
@@ -457,7 +457,7 @@ class SessionLayer:
             self._refuse(context, _REFUSED, "the application takes no more")
             return
         if not isinstance(context, CutConnection):
-            # That one was asked before it connected.
+            # LocalScope checked the rules of a cut-through connection before it was made.
             denial = self.rules.denial(
                 "global", listener.application.namespace, context.local, context.remote
             )
@@ -501,10 +501,10 @@ class SessionLayer:
             )
 
     def _tell_datagrams(self, context: ConnectionContext) -> None:
-        """What is known of datagrams already; before the application has the connection."""
+        """Send a pending DatagramsReady, before the notice about the connection itself."""
         limit_bytes = self._datagram_limits.pop(context, None)
         if isinstance(context, CutConnection):
-            # Where there is no memory for them, there are none.
+            # Without memory for their FIFOs the connection has no datagrams.
             with contextlib.suppress(OSError):
                 limit_bytes = self.cut_through.offer_datagrams(context)
         if limit_bytes is not None:
@@ -550,7 +550,7 @@ class SessionLayer:
     def _on_datagrams_ready(self, context: ConnectionContext, limit_bytes: int) -> None:
         session = self._connection(context)
         if session is None:
-            # Of one that is about to be accepted.
+            # The connection is about to be accepted; see _tell_datagrams.
             self._datagram_limits[context] = limit_bytes
         else:
             session.new_datagram_limit = limit_bytes
@@ -594,7 +594,7 @@ class SessionLayer:
             self._allow_stream(session)
 
     def _remove_stream(self, session: StreamSession) -> None:
-        # The application keeps the FIFOs: bytes that it has not read yet are still there.
+        # The application still has the FIFOs, and can read what they contain.
         self.sessions.remove(session)
         if isinstance(session.context, CutStream):
             session.context.let_go()

@@ -1,7 +1,7 @@
-"""Who listens where: in the network, and among the applications of each namespace.
+"""QUIC listeners: on the network, and within each namespace.
 
-An endpoint has one listening context, and one receiver or, where several members of an application
-group listen on it, more: these get its connections in turns.
+An endpoint has one listening context and one receiver, or several receivers if members of an
+application group listen on it together; these get its connections round robin.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from hoststack.transport.local.ports import LocalPorts
 
 @dataclass(slots=True, eq=False)
 class _Point:
-    """An endpoint that is listened on."""
+    """A listening endpoint."""
 
     context: ListenerContext
     application: Application
-    """Who came first: only others of its group may join."""
+    """The first application that listened; only others of its group may join."""
     receivers: deque[ListenerSession] = field(default_factory=deque)
 
     def next_receiver(self) -> ListenerSession:
-        """The next one that takes connections; any, if all have as many as may wait."""
+        """Return the next receiver whose queue is not full; any one if all are full."""
         for _ in self.receivers:
             self.receivers.rotate(-1)
             if not self.receivers[-1].is_full:
@@ -74,20 +74,20 @@ class Listeners:
         self._local: dict[tuple[str, Endpoint], _Point] = {}
         self._by_context: dict[ListenerContext, _Point] = {}
         self._by_session: dict[ListenerSession, list[_Point]] = {}
-        # Weak both ways: a connection may outlive the application that listened.
+        # Weak in both directions: a connection may outlive the application that listened.
         self._chosen: WeakKeyDictionary[ConnectionContext, ref[ListenerSession]] = (
             WeakKeyDictionary()
         )
 
     def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
-        """Listen in each scope that the application has, or join others of its group there."""
+        """Listen in each scope of the application, or join its group there."""
         local = Endpoint(*request.local)
         points: list[_Point] = []
         try:
             if "global" in application.scopes:
                 local = Endpoint(on_interface(local.host, self._link.interface_name), local.port)
                 points.append(self._network_point(application, request, config, local))
-                # With the port that was picked, if it was left open.
+                # Use the port that was picked for port 0 in local scope as well.
                 local = Endpoint(*points[0].context.local)
             if "local" in application.scopes:
                 points.append(self._local_point(application, request, config, local))
@@ -126,7 +126,7 @@ class Listeners:
         return point
 
     def _check_ports_of(self, application: Application) -> None:
-        """Raises LinkError where it may not have another one."""
+        """Raise LinkError if the application may not listen on another port."""
         most = application.max_ports
         if most is None:
             return
@@ -158,12 +158,12 @@ class Listeners:
         return point
 
     def unlisten(self, session: ListenerSession) -> None:
-        """One receiver goes; the endpoint is given back when it was the last one."""
+        """Remove a receiver; close the endpoint after the last one."""
         self._sessions.remove(session)
         for point in self._by_session.pop(session):
             point.receivers.remove(session)
             if point.receivers:
-                # The first one's, so that the context is known by a session that is there.
+                # The context must refer to a session that exists.
                 point.context.session = point.receivers[0].handle
             self._close_if_unused(point)
 
@@ -182,12 +182,13 @@ class Listeners:
             self._ports.close_listener(local)
 
     def check_protocols(self, alpn: Sequence[str], config: QuicConfig) -> None:
-        """Raises ValueError for those that the engine can't offer: within the stack, too, it is as
-        over the network."""
+        """Raise ValueError for protocols that the engine can't offer. Cut-through has the same
+        limits as the network."""
         check_protocols(alpn, config, self._engine.name)
 
     def receiver(self, connection: ConnectionContext) -> ListenerSession | None:
-        """Who gets a connection that has come, the same one each time; None if all are gone."""
+        """Return the receiver of an incoming connection, the same one each time; None if all are
+        gone."""
         found = self._chosen.get(connection)
         chosen = None if found is None else found()
         if chosen in self._by_session:
@@ -202,9 +203,9 @@ class Listeners:
     # --- local scope -------------------------------------------------------------------------
 
     def find_local(self, application: Application, remote: Endpoint) -> CutListener | None:
-        """The listener in an application's namespace that a connect to `remote` is for.
+        """Return the listener in an application's namespace for a connect to `remote`.
 
-        One on all addresses is meant only where `remote` is this machine.
+        A listener on all addresses matches only if `remote` is this machine.
         """
         hosts = [remote.host]
         if self._is_this_machine(remote):

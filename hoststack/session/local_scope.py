@@ -1,4 +1,4 @@
-"""Connecting as an application's scopes allow it: within the stack first, else to the network."""
+"""Connecting in an application's scopes: within the stack first, else over the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hoststack.transport.local.ports import LocalPorts
 
 
 class LocalScope:
-    """Connections of local scope, until they are there, and what they hold."""
+    """Setup of connections of local scope, and the ports that they hold."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class LocalScope:
         self._rules = rules
 
     def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
-        """Connect to another application where one listens in reach, else to the network."""
+        """Connect to another application of the namespace if one listens, else to the network."""
         remote = Endpoint(*request.remote)
         listener = None
         if "local" in application.scopes:
@@ -45,7 +45,7 @@ class LocalScope:
             self._connector.start(application, request, config)
         else:
             text = (
-                f"nobody listens on {remote.host} port {remote.port} in namespace "
+                f"no application listens on {remote.host} port {remote.port} in namespace "
                 f"{application.namespace!r}, and this application has no global scope"
             )
             application.notify(m.Failed(request.token, errno.ECONNREFUSED, text))
@@ -66,7 +66,7 @@ class LocalScope:
             number = error.errno if isinstance(error, LinkError) else errno.EINVAL
             application.notify(m.Failed(request.token, number or 0, error_text(error)))
             return
-        # The connection is one that is asked for, and one that comes.
+        # It is both an outgoing and an incoming connection.
         denial = self._rules.denial("local", namespace, local, remote) or self._rules.denial(
             "local", namespace, remote, local
         )
@@ -78,7 +78,7 @@ class LocalScope:
         self._connector.began(application, request, context)
 
     def on_closed(self, session: ConnectionSession, context: CutConnection) -> None:
-        """A connection is over."""
+        """Free the FIFOs and the port of a closed connection."""
         context.let_go()
         if context.listener is None:
             self._ports.give_back(session.application.namespace, context.local[1])

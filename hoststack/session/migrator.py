@@ -1,4 +1,4 @@
-"""Connections that move: to a local port of their own, or to the address that a server prefers."""
+"""Connection migration: to a new local port, or to the preferred address of a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hoststack.session.ports import PortTable
 from hoststack.session.session import ConnectionSession
 from hoststack.transport.local.cut_through import CutConnection
 
-#: How long a port that nobody uses any more stays open, for what is still under way to it.
+#: How long an unused port stays open for packets that are still in flight, in seconds.
 _STRAGGLERS_S = 3.0
 
 Address = IPv4Address | IPv6Address
@@ -26,16 +26,16 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(slots=True)
 class _Move:
-    """A migration that is under way."""
+    """A migration in progress."""
 
     token: int | None
-    """Of the request that waits for it."""
+    """Token of the request; None if that was cancelled."""
     application: Application
     local: Endpoint
 
 
 class Migrator:
-    """Which connections of ours have a port of their own, and which are about to get one."""
+    """Client connections that have their own port, and those that are moving to one."""
 
     def __init__(self, link: Link, engine: Engine, ports: PortTable, spawn: Spawn) -> None:
         self._link = link
@@ -46,7 +46,7 @@ class Migrator:
         self._own: dict[ConnectionContext, Endpoint] = {}
 
     def start(self, session: ConnectionSession, request: m.Migrate) -> None:
-        """Open a port, and have the engine move there."""
+        """Open a port, and start the engine's migration to it."""
         context, application = session.context, session.application
         refusal = self._refusal(context)
         if refusal is not None:
@@ -57,7 +57,7 @@ class Migrator:
         try:
             wanted = Endpoint(*(request.local or self._link.local_endpoint_for(remote)))
             if ip_address(wanted.host).version != ip_address(remote.host).version:
-                raise ValueError(f"from {wanted.host} no packet goes to {remote.host}")
+                raise ValueError(f"{wanted.host} and {remote.host} differ in IP version")
             opened = self._ports.open_for_one(wanted)
             self._engine.migrate(context, self._link.path_from(opened, remote))
         except (LinkError, ValueError) as error:
@@ -70,29 +70,30 @@ class Migrator:
 
     def _refusal(self, context: ConnectionContext) -> tuple[int, str] | None:
         if is_kernels(context):
-            return errno.EOPNOTSUPP, "only connections of QUIC can move"
+            return errno.EOPNOTSUPP, "only QUIC connections can migrate"
         if isinstance(context, CutConnection):
             return (
                 errno.EOPNOTSUPP,
-                "it is cut through within this stack, and has no path to leave",
+                "it is cut through within this stack, and has no network path",
             )
         if context in self._moves:
-            return errno.EALREADY, "it is moving already: wait for that"
+            return errno.EALREADY, "a migration is in progress: wait until it ends"
         return None
 
     def cancel(self, application: Application, request: m.Cancel) -> None:
-        """Give up a migration if it has not begun; one that has may still come about."""
+        """Cancel a migration that has not begun; one that has begun may still happen."""
         for context, move in self._moves.items():
             if move.application is application and move.token == request.token:
                 move.token = None
                 self._engine.stay(context)
 
     def is_moving(self, context: ConnectionContext) -> bool:
-        """Whether its application has asked for that."""
+        """Return whether a migration that the application asked for is in progress."""
         return context in self._moves
 
     def path_to(self, context: ConnectionContext, remote: Endpoint) -> Path | None:
-        """The path to another address of a peer's, from the port of our connections."""
+        """Return the path to another address of a peer from the shared client port; None if there
+        is none or it is not allowed."""
         if not _may_be_sent(ip_address(context.remote[0]), ip_address(remote.host)):
             return None
         try:
@@ -101,7 +102,7 @@ class Migrator:
             return None
 
     def on_path_changed(self, context: ConnectionContext) -> None:
-        """A connection has moved, as was asked for or not."""
+        """Complete a migration if the new path is the one that was asked for."""
         move = self._moves.get(context)
         if move is None or move.local != context.local:
             return
@@ -114,17 +115,17 @@ class Migrator:
             move.application.notify(m.Migrated(move.token))
 
     def on_failed(self, context: ConnectionContext) -> None:
-        """A connection has not moved though it was asked to."""
+        """Fail the migration of a connection."""
         self._end(
             context,
             errno.EHOSTUNREACH,
-            "the peer does not answer along the new path: the connection stays where it was",
+            "the peer does not answer on the new path: the connection stays on the old one",
         )
 
     def on_closed(self, context: ConnectionContext) -> None:
-        """A connection is over."""
+        """Fail the migration of a closed connection, and close its port later."""
         self._end(context, errno.ENOTCONN, "the connection is closed")
-        # The peer may have missed the CONNECTION_CLOSE, and is told again if it goes on.
+        # If the peer missed the CONNECTION_CLOSE and sends more, it gets it again on this port.
         own = self._own.pop(context, None)
         if own is not None:
             self._spawn(self._close_later, own)
@@ -143,10 +144,10 @@ class Migrator:
 
 
 def _may_be_sent(here: Address, there: Address) -> bool:
-    """Whether a peer at one address may send us to another.
+    """Return whether a peer at address `here` may redirect us to address `there`.
 
     A server could name an address whose owner trusts this machine more than it trusts the server
-    (RFC 9000 section 21.5.3): ourselves, or a host on our link.
+    (RFC 9000 section 21.5.3): this machine itself, or a host on its link.
     """
     if there.is_multicast or there.is_unspecified:
         return False

@@ -1,8 +1,8 @@
-"""Which local UDP ports the sessions of a worker use, and when they can be given back.
+"""The local UDP ports that the sessions of a worker use.
 
-A listener holds its port, and so does every connection that came in on it: a port goes back to
-the link when the last of them is gone. Connections of ours share one port for each local address,
-since connection IDs tell them apart; it stays as long as the stack does.
+A listener holds its port, and so does every connection accepted on it; the link gets the port back
+when the last of them is gone. Client connections share one port for each local address, since
+connection IDs distinguish them; it stays open as long as the stack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _LEAST_DATAGRAM_BYTES: Final = 1200
 
 
 def check_size(datagram_bytes: int, what: str) -> None:
-    """Raises LinkError (EMSGSIZE) for what carries less than QUIC needs."""
+    """Raise LinkError (EMSGSIZE) if datagrams are smaller than QUIC needs; `what` is the path or
+    interface for the message."""
     if datagram_bytes < _LEAST_DATAGRAM_BYTES:
         raise LinkError(
             errno.EMSGSIZE,
@@ -31,17 +32,17 @@ def check_size(datagram_bytes: int, what: str) -> None:
 
 
 class PortInUse(NamedTuple):
-    """A local port, and what it is for."""
+    """A local port and its use."""
 
     local: Endpoint
     use: Literal["listener", "connections", "client"]
-    """ "connections": those of a listener that is gone; "client": connections of ours."""
+    """ "connections": accepted by a listener that is gone; "client": client connections."""
     holders: int
-    """A listener, and the connections that came in there; 0 for connections of ours."""
+    """Number of listeners and accepted connections; 0 for client connections."""
 
 
 class PortTable:
-    """Ports in use over one link."""
+    """Ports in use on one link."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -51,34 +52,35 @@ class PortTable:
         self._beside: dict[Endpoint, list[Endpoint]] = {}
 
     def open_for_listener(self, local: Endpoint) -> Endpoint:
-        """Take a port for a listener; raises LinkError (EADDRINUSE, ...)."""
+        """Open a port for a listener; raises LinkError (EADDRINUSE, ...)."""
         if local in self._listening:
             raise LinkError(
                 errno.EADDRINUSE,
                 f"{local.host} port {local.port} has a listener of this stack already: "
-                "close that one first, or take another port",
+                "close that one first, or use another port",
             )
         if local not in self._holders:
             local = self._link.open_port(local)
-        # Else the port is still held by connections of a listener that is gone.
+        # Otherwise connections of a closed listener still hold the port.
         self._listening.add(local)
         self.hold(local)
         return local
 
     def close_listener(self, local: Endpoint) -> None:
-        """The listener on a port is gone; its connections may still hold the port."""
+        """Release a port for its listener; accepted connections may still hold it."""
         self._listening.discard(local)
         self.release(local)
 
     def open_for_client(self, remote: Endpoint) -> Endpoint:
-        """The port for connections to `remote`, taken on first use; raises LinkError."""
+        """Return the shared port for client connections to `remote`, and open it on first use.
+        Raises LinkError."""
         local = self._link.local_endpoint_for(remote)
         if local.host not in self._client:
             self._client[local.host] = self._link.open_port(local)
         return self._client[local.host]
 
     def in_use(self) -> list[PortInUse]:
-        """All ports but those of single connections."""
+        """Return all ports except those of `open_for_one`."""
         found = [
             PortInUse(local, "listener" if local in self._listening else "connections", holders)
             for local, holders in self._holders.items()
@@ -86,8 +88,8 @@ class PortTable:
         return found + [PortInUse(local, "client", 0) for local in self._client.values()]
 
     def open_beside(self, local: Endpoint, others: Iterable[Endpoint]) -> None:
-        """Take ports that a listener's connections may move to, for as long as its own is held;
-        raises LinkError."""
+        """Open ports that a listener's connections may move to; they stay open as long as the
+        listener's own. Raises LinkError."""
         for other in others:
             if _covers(local, other):
                 continue
@@ -97,18 +99,19 @@ class PortTable:
             self._beside.setdefault(local, []).append(other)
 
     def open_for_one(self, local: Endpoint) -> Endpoint:
-        """Take a port for one connection of ours alone; `close_of_one` gives it back."""
+        """Open a port for a single client connection; `close_of_one` closes it."""
         return self._link.open_port(local)
 
     def close_of_one(self, local: Endpoint) -> None:
+        """Close a port of `open_for_one`."""
         self._link.close_port(local)
 
     def hold(self, local: Endpoint) -> None:
-        """A connection came in on a port."""
+        """Add a holder of a port: a listener, or a connection accepted on it."""
         self._holders[local] = self._holders.get(local, 0) + 1
 
     def release(self, local: Endpoint) -> None:
-        """A holder of a port is gone; the last one gives the port back."""
+        """Remove a holder of a port, and close the port after the last one."""
         self._holders[local] -= 1
         if not self._holders[local]:
             del self._holders[local]
@@ -118,7 +121,7 @@ class PortTable:
 
 
 def _covers(local: Endpoint, other: Endpoint) -> bool:
-    """Whether what comes to `other` comes to `local`."""
+    """Return whether a port on `local` also receives packets for `other`."""
     here, there = ip_address(local.host), ip_address(other.host)
     is_same_kind = here.version == there.version and local.port == other.port
     return is_same_kind and (here == there or here.is_unspecified)

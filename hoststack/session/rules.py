@@ -1,11 +1,10 @@
-"""Session rules: which connections may come about, by their ends' addresses and ports.
+"""Session rules: which connections are allowed, by the addresses and ports of both ends.
 
 As in VPP's session rules table, a rule has a transport, a scope, a namespace, a local and a remote
-prefix with ports, and an action. Of the rules that match a connection the most specific one
+prefix with ports, and an action. If several rules match a connection, the most specific one
 decides: the longest remote prefix, then the longest local one, then a remote port, then a local
-one, then one scope. Where no rule matches, the connection is allowed. "Local" is this side in both
-directions: of connections that an application asks for, and of those that a peer makes to a
-listener.
+one, then a single scope. If no rule matches, the connection is allowed. "Local" is this side for
+both outgoing and incoming connections.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ _FORM: Final = (
 
 
 class RuleError(ValueError):
-    """A rule that cannot be understood, or is not there; the message says why."""
+    """A rule that is invalid, or does not exist; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule. Port 0 is any port."""
+    """One session rule. Port 0 is any port."""
 
     local: IPv4Network | IPv6Network
     local_port: int
@@ -53,7 +52,7 @@ class Rule:
         remote: tuple[str, int],
         transport: Protocol,
     ) -> bool:
-        """Whether the rule is about a connection between these endpoints."""
+        """Return whether the rule matches a connection between these endpoints."""
         return (
             self.transport == transport
             and self.scope in ("all", scope)
@@ -66,7 +65,7 @@ class Rule:
 
     @property
     def rank(self) -> tuple[int, int, bool, bool, bool]:
-        """The more specific of two rules has the higher one."""
+        """Sort key: the more specific rule has the higher rank."""
         return (
             self.remote.prefixlen,
             self.local.prefixlen,
@@ -84,7 +83,7 @@ class Rule:
 
 
 def parse_rule(text: str, *, needs_action: bool = True) -> Rule:
-    """Parse what stands behind `session rule add`; raises RuleError."""
+    """Parse the arguments of `session rule add`; raises RuleError."""
     words = text.split()
     options = _take_options(words)
     if len(words) != 4:
@@ -111,7 +110,7 @@ def parse_rule(text: str, *, needs_action: bool = True) -> Rule:
     )
 
 
-#: What may stand behind each option's word; None: any word.
+#: Allowed values of each option; None: any word.
 _OPTIONS: Final[dict[str, tuple[str, ...] | None]] = {
     "appns": None,
     "scope": get_args(RuleScope),
@@ -122,7 +121,7 @@ _OPTIONS: Final[dict[str, tuple[str, ...] | None]] = {
 
 
 def _take_options(words: list[str]) -> dict[str, str]:
-    """Take options and their values out of the words of a rule."""
+    """Remove options and their values from the words of a rule, and return them."""
     options: dict[str, str] = {}
     rest: list[str] = []
     left = iter(words)
@@ -133,7 +132,7 @@ def _take_options(words: list[str]) -> dict[str, str]:
         value, allowed = next(left, None), _OPTIONS[word]
         if value is None or word in options or (allowed is not None and value not in allowed):
             which = "|".join(allowed) if allowed is not None else "a word"
-            raise RuleError(f"behind {word}, once, stands {which}, not {value!r}: {_FORM}")
+            raise RuleError(f"{word} takes {which}, once, not {value!r}: {_FORM}")
         options[word] = value
     words[:] = rest
     return options
@@ -159,18 +158,19 @@ class Rules:
         self._rules: dict[Rule, Rule] = {}
 
     def add(self, text: str) -> None:
-        """Add a rule, in place of one that matches the same; raises RuleError."""
+        """Add a rule, and replace one that matches the same connections; raises RuleError."""
         rule = parse_rule(text)
         self._rules[_key(rule)] = rule
 
     def delete(self, text: str) -> None:
-        """Delete the rule that matches the same, whatever its action and tag; raises RuleError."""
+        """Delete the rule that matches the same connections, whatever its action and tag; raises
+        RuleError."""
         rule = parse_rule(text, needs_action=False)
         if self._rules.pop(_key(rule), None) is None:
             raise RuleError(f"there is no such rule: {text!r}")
 
     def lines(self) -> list[str]:
-        """The rules, the most specific first, each as it could be added again."""
+        """Return the rules, the most specific first, each in the form that `add` parses."""
         return [str(rule) for rule in sorted(self._rules.values(), key=_rank, reverse=True)]
 
     def denial(
@@ -181,7 +181,7 @@ class Rules:
         remote: tuple[str, int],
         transport: Protocol = "quic",
     ) -> str | None:
-        """Why a connection may not be, in one line; None if it may."""
+        """Return one line that says why a connection is forbidden; None if it is allowed."""
         if not self._rules:
             return None
         matching = [

@@ -1,8 +1,8 @@
-"""Sessions: listeners, QUIC connections and QUIC streams are all sessions, as in VPP.
+"""Sessions: listeners, connections and streams are all sessions, as in VPP.
 
-A session's life is a table of states (`TRANSITIONS`). A session is in the table from its making
-to its last event; its index goes back into use only after many others have had their turn, so
-that a late message about a session that is gone does not hit its successor.
+`TRANSITIONS` is the table of a session's states. A session is in the SessionTable from its creation
+to its last event. Its index is reused only after many others, so that a late message about a closed
+session does not reach its successor.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from hoststack.quic.seam import ConnectionContext, ListenerContext, StreamContex
 class SessionState(enum.Enum):
     LISTENING = "listening"
     CONNECTING = "connecting"
-    """A connection of ours whose handshake is under way."""
+    """A client connection during its handshake."""
     READY = "ready"
     CLOSING = "closing"
-    """The application is done with it; the transport is not yet."""
+    """The application closed it; the transport has not finished yet."""
     CLOSED = "closed"
 
 
@@ -41,16 +41,16 @@ TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What all sessions have. `handle` is set when the session goes into the table."""
+    """Base of all sessions. `handle` is set when the session is added to the table."""
 
     application: Application
     state: SessionState
     handle: int = field(default=-1, init=False)
     is_untaken: bool = field(default=False, init=False)
-    """Whether a peer began it and the application's program has not taken it yet."""
+    """Whether a peer opened it and the application's program has not accepted it yet."""
 
     def move_to(self, state: SessionState) -> None:
-        """Change the state; an AssertionError is a bug of ours, never a peer's doing."""
+        """Change the state. An AssertionError is a bug here; no peer can cause it."""
         assert state in TRANSITIONS[self.state], f"session {self.handle}: {self.state} -> {state}"
         self.state = state
 
@@ -59,15 +59,15 @@ class Session:
 class ListenerSession(Session):
     context: ListenerContext
     untaken: int = 0
-    """Connections that its application was told of and whose program has not taken them."""
+    """Connections that its application was notified of and its program has not accepted yet."""
     is_counting: bool = field(default=True, init=False)
     """Whether these are counted."""
     has_room: Callable[[], None] = field(default=lambda: None, init=False)
-    """Called when one of them was taken."""
+    """Called when the program accepted one of them."""
 
     @property
     def is_full(self) -> bool:
-        """Whether no more may come: it is as with the backlog of listen(2)."""
+        """Whether the queue of unaccepted connections is full, like the backlog of listen(2)."""
         return self.untaken >= MOST_UNTAKEN
 
 
@@ -75,12 +75,12 @@ class ListenerSession(Session):
 class ConnectionSession(Session):
     context: ConnectionContext
     listener: ListenerSession | None = None
-    """Where it came in; None for a connection of ours."""
+    """The listener that accepted it; None for a client connection."""
     streams: dict[int, StreamSession] = field(default_factory=dict)
     is_unnoted: bool = False
-    """Whether its application was told of its path or its datagrams, and has not taken that yet."""
+    """Whether its application has not read the last PathChanged or DatagramsReady yet."""
     has_new_path: bool = False
-    """To be told of when it has."""
+    """Whether a PathChanged follows when it has."""
     new_datagram_limit: int | None = None
 
 
@@ -91,11 +91,11 @@ class StreamSession(Session):
     is_peers: bool = False
     """Whether the peer opened it."""
     was_reset: bool = False
-    """Whether its application was told so. A peer may say it again."""
+    """Whether its application was notified of a reset. A peer may send it again."""
     was_stopped: bool = False
 
 
-#: Connections of a listener that wait for its application's program; more are refused.
+#: Most connections that wait for the program's accept at one listener; more are refused.
 MOST_UNTAKEN: Final = 1024
 
 AnySession = ListenerSession | ConnectionSession | StreamSession
@@ -103,7 +103,7 @@ T = TypeVar("T", ListenerSession, ConnectionSession, StreamSession)
 
 
 def chain(session: AnySession) -> Iterator[AnySession]:
-    """A session, then what it stands on: stream, connection, listener."""
+    """Yield a session and the ones that it belongs to: stream, connection, listener."""
     yield session
     if isinstance(session, StreamSession):
         yield from chain(session.connection)
@@ -114,28 +114,28 @@ def chain(session: AnySession) -> Iterator[AnySession]:
 class SessionTable:
     """All sessions of one worker, by index."""
 
-    #: So many freed indices wait before the oldest is used again.
+    #: Number of freed indices that are kept unused before the oldest is reused.
     REUSE_DISTANCE = 1024
 
     def __init__(self, worker: int, first: int = 0) -> None:
-        """`first` is the first index that is given."""
+        """Create an empty table; `first` is the first index that it uses."""
         self._worker = worker
         self._by_index: dict[int, AnySession] = {}
         self._untaken: dict[int, AnySession] = {}
-        """Those that are over, and not taken: what was told of them takes room until then."""
+        """Closed sessions that the program has not accepted: their notices still use memory."""
         self._free: deque[int] = deque()
         self._next = first
         self.refused: Counter[str] = Counter()
-        """What applications and their peers were refused, by reason; and "faults", requests that
-        could not be served by a mistake of ours."""
+        """Refusals to applications and their peers, by reason. "faults" counts exceptions while
+        serving a request or an event."""
 
     def is_full_for(self, application: Application) -> bool:
-        """Whether an application may have no more sessions."""
+        """Return whether an application may have no more sessions."""
         most = application.max_sessions
         return most is not None and application.sessions_in_use >= most
 
     def refusal(self, application: Application) -> str | None:
-        """Why an application may have no more sessions, if so; that is counted."""
+        """Return why an application may have no more sessions, and count that; None if it may."""
         if not self.is_full_for(application):
             return None
         self.refused["max_sessions"] += 1
@@ -145,13 +145,13 @@ class SessionTable:
         )
 
     def may_open(self, connection: ConnectionSession) -> bool:
-        """Whether a peer may have another stream of its connection."""
+        """Return whether a peer may open another stream on its connection."""
         application = connection.application
         most, used = application.max_sessions, application.sessions_in_use
         return most is None or may_have(most, most - used, len(connection.streams), 1)
 
     def add(self, session: T) -> T:
-        """Give a session its handle, and tell the context."""
+        """Add a session; set its handle, and that of its context."""
         if len(self._free) > self.REUSE_DISTANCE:
             index = self._free.popleft()
         else:
@@ -169,7 +169,8 @@ class SessionTable:
         return session
 
     def take(self, application: Application, handle: int) -> AnySession | None:
-        """An application's program has taken what a peer began; None if that is not news."""
+        """Mark a session that a peer opened as accepted by the program, and return it; None if it
+        is unknown or was accepted already."""
         session = self.get(handle) or self._untaken.get(handle)
         if session is None or session.application is not application or not session.is_untaken:
             return None
@@ -182,7 +183,7 @@ class SessionTable:
         return session
 
     def forget_untaken(self, application: Application) -> None:
-        """An application is gone: nothing of its peers' will be taken."""
+        """Mark all sessions of an application that is gone as accepted."""
         for session in list(self._untaken.values()):
             if session.application is application:
                 self.take(application, session.handle)
@@ -191,20 +192,20 @@ class SessionTable:
                 session.is_untaken = False
 
     def get(self, handle: int) -> AnySession | None:
-        """The session of a handle; None if it is gone or another worker's."""
+        """Return the session of a handle; None if it is closed or another worker's."""
         if handle < 0 or worker_of(handle) != self._worker:
             return None
         return self._by_index.get(index_of(handle))
 
     def owned(self, application: Application, handle: int, type_: type[T]) -> T | None:
-        """The session of a handle if it is of that type and belongs to that application."""
+        """Return the session of a handle if it has this type and belongs to this application."""
         session = self.get(handle)
         if isinstance(session, type_) and session.application is application:
             return session
         return None
 
     def remove(self, session: AnySession) -> None:
-        """Forget a session; its context's `session` becomes -1."""
+        """Remove a session; its context's `session` becomes -1."""
         session.move_to(SessionState.CLOSED)
         session.context.session = -1
         if isinstance(session, StreamSession):

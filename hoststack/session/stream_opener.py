@@ -1,4 +1,4 @@
-"""Opening streams: at once, or when the peer's limits allow it."""
+"""Opening streams at an application's request, as soon as the peer's limits allow it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hoststack.session.connector import error_text
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
 
 NO_ROOM: Final = (
-    "the application's FIFOs take all the memory that they may: close streams, or raise "
+    "the application's FIFOs use all the memory that they may: close streams, or raise "
     "fifo-memory-bytes in the daemon's settings"
 )
-#: Of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
+#: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _CLOSED: Final = "the connection is closed"
 
-#: What an application is told of a stream: m.StreamReady without its token.
+#: The fields of m.StreamReady without its token.
 About = tuple[int, int, int, Fifo | None, Fifo | None]
 
 
 class StreamOpener:
-    """Streams of ours that are asked for."""
+    """Requests for streams, until they are open."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class StreamOpener:
         self._waiting: dict[ConnectionSession, list[m.OpenStream]] = {}
 
     def start(self, application: Application, request: m.OpenStream) -> None:
-        """Open a stream as soon as that may be."""
+        """Open a stream now, or queue the request until the peer allows it."""
         session = self._sessions.owned(application, request.connection, ConnectionSession)
         if session is None or session.state is not SessionState.READY:
             application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
@@ -49,18 +49,18 @@ class StreamOpener:
             self.on_available(session)
 
     def cancel(self, application: Application, request: m.Cancel) -> None:
-        """Nobody waits for a stream any more."""
+        """Cancel a queued request."""
         for session, waiting in self._waiting.items():
             if session.application is application:
                 waiting[:] = [w for w in waiting if w.token != request.token]
 
     def on_closed(self, session: ConnectionSession) -> None:
-        """A connection is over, and so is the wait for its streams."""
+        """Fail the queued requests of a connection that is closed."""
         for request in self._waiting.pop(session, []):
             session.application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
 
     def on_available(self, session: ConnectionSession) -> None:
-        """Open what the peer's limits allow, in the order of asking, for each direction."""
+        """Open as many queued streams as the peer's limits allow, in order for each direction."""
         blocked = {False: False, True: False}
         still_waiting: list[m.OpenStream] = []
         for request in self._waiting.pop(session, []):
@@ -82,7 +82,7 @@ class StreamOpener:
             self._waiting[session] = still_waiting
 
     def _open(self, session: ConnectionSession, unidirectional: bool) -> StreamContext | None:
-        """See Transport; raises OSError where the application has no room for another one."""
+        """Open a stream; see Transport. Raises OSError if the application has no room for it."""
         refusal = self._sessions.refusal(session.application)
         if refusal is not None:
             raise OSError(errno.EMFILE, refusal)

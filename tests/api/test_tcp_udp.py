@@ -350,7 +350,7 @@ def test_what_tcp_has_not(on_stack: OnStack) -> None:
                 await connected.open_stream()
             with pytest.raises(ValueError, match="datagram"):
                 await connected.receive_datagram()
-            with pytest.raises(MigrationError, match="only connections of QUIC can move"):
+            with pytest.raises(MigrationError, match="only QUIC connections can migrate"):
                 await connected.migrate()
 
     on_stack(main)

@@ -205,7 +205,7 @@ def test_who_has_no_secret_is_refused(daemon: Daemon) -> None:
             hoststack.attach(daemon.path, name="stranger", scopes=["local"]) as stranger,
             await server.listen(URI, tls=TLS),
         ):
-            with pytest.raises(hoststack.ConnectError, match="nobody listens") as refused:
+            with pytest.raises(hoststack.ConnectError, match="no application listens") as refused:
                 async with stranger.connect(URI):
                     pytest.fail("it is in another namespace")
             assert refused.value.errno == errno.ECONNREFUSED

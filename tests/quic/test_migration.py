@@ -174,7 +174,7 @@ def test_one_that_does_not_work_leaves_the_connection_where_it_was() -> None:
         network = Filtered(lambda path: 6000 in (path.local.port, path.remote.port))
         async with meeting(network) as (_, client, accepted, connected):
             local, ports = connected.local, open_ports(client)
-            with pytest.raises(MigrationError, match="does not answer along the new path"):
+            with pytest.raises(MigrationError, match="does not answer on the new path"):
                 await connected.migrate(f"{CLIENT}:6000")
             assert connected.local == local
             assert open_ports(client) == ports
