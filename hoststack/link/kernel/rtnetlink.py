@@ -156,6 +156,7 @@ class Rtnetlink:
         try:
             found = self._requests.link("get", ifname=name)
         except NetlinkError as error:
+            _drop_frames(error)
             if error.code not in (errno.ENODEV, errno.EINVAL, errno.ERANGE):
                 raise _as_link_error(error, f"cannot look up interface {name!r}") from None
             found = ()
@@ -181,6 +182,7 @@ class Rtnetlink:
         try:
             answer = self._requests.route("get", **query)[0]
         except NetlinkError as error:
+            _drop_frames(error)
             raise _as_link_error(
                 error, f"there is no route to {remote}", "see `ip route get` and add a route"
             ) from None
@@ -215,6 +217,7 @@ class Rtnetlink:
         try:
             answer = self._requests.neigh("get", dst=host, ifindex=ifindex)
         except NetlinkError as error:
+            _drop_frames(error)
             if error.code == errno.ENOENT:
                 return None
             raise _as_link_error(error, f"cannot look up neighbour {host}") from None
@@ -231,6 +234,7 @@ class Rtnetlink:
                 "replace", dst=host, ifindex=ifindex, flags=_NTF_USE, state=NUD_NONE
             )
         except NetlinkError as error:
+            _drop_frames(error)
             raise _as_link_error(error, f"cannot probe the neighbour {host}") from None
 
     def read_changes(self) -> list[Change]:
@@ -252,6 +256,13 @@ class Rtnetlink:
                 change = _change(message)
                 if change is not None:
                     changes.append(change)
+
+
+def _drop_frames(error: NetlinkError) -> None:
+    """Break a reference cycle: pyroute2's answer holds the exception, and the exception's traceback
+    the frame with the answer, and with that all its callers: a connection that was to be sent from,
+    for example. A garbage collection may be a long time off."""
+    error.__traceback__ = None
 
 
 def _as_link_error(error: NetlinkError, what: str, advice: str = "") -> LinkError:
