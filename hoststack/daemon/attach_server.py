@@ -1,4 +1,4 @@
-"""Where applications attach: the daemon's unix socket, and what is done for each that comes."""
+"""The daemon's unix socket, where applications attach, and the task that serves each of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from hoststack.session.namespaces import NamespaceError, Namespaces
 
 logger = logging.getLogger("hoststack.daemon")
 
-#: How long one that connected may take to say what it wants.
+#: How long a client may take to send its request after it connected.
 _PATIENCE_S: Final = 5.0
-#: Of those that have connected and not said what they want; of more the oldest has to go.
+#: Most clients that have not sent their request; beyond it the oldest is disconnected.
 _MOST_GREETING: Final = 64
 _UCRED: Final = struct.Struct("3i")  # unix(7): struct ucred
 
 
 class ServesApplications(Protocol):
-    """A worker process."""
+    """A worker process that can serve applications."""
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None: ...
     async def wait_for_room(self) -> None: ...
@@ -40,7 +40,7 @@ class ServesApplications(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Client:
-    """An application that is attached."""
+    """An attached application."""
 
     name: str
     pid: int
@@ -51,7 +51,7 @@ class _Client:
 
 
 def group_of(config: DaemonConfig) -> int | None:
-    """Whose members may attach, beside root and whoever runs the daemon. Raises ConfigError."""
+    """Return the group that may attach beside root and the daemon's user. Raises ConfigError."""
     try:
         return None if config.group is None else group_id(config.group)
     except KeyError:
@@ -61,7 +61,7 @@ def group_of(config: DaemonConfig) -> int | None:
 
 
 class AttachServer:
-    """Applications of a daemon. Workers come and go; what is attached is told."""
+    """The applications of a daemon. They are notified when workers are added or removed."""
 
     def __init__(
         self, config: DaemonConfig, about: attaching.Attached, namespaces: Namespaces
@@ -73,28 +73,28 @@ class AttachServer:
         self._workers: dict[int, ServesApplications] = {}
         self._greeting: list[trio.CancelScope] = []
         self.refused = 0
-        """Since the start."""
+        """Refused applications since the start."""
         self.is_draining = False
 
     @property
     def clients(self) -> list[_Client]:
-        """Those that are attached, in the order of their coming."""
+        """The attached applications, in order of attachment."""
         return list(self._clients)
 
     def add_worker(self, index: int, worker: ServesApplications) -> None:
-        """A worker serves from now on, perhaps in the place of one that died."""
+        """Add a worker that serves, perhaps the replacement of one that died."""
         self._workers[index] = worker
         for client in list(self._clients):
             self._offer(client, index)
 
     def remove_worker(self, index: int) -> None:
-        """A worker died."""
+        """Remove a worker that died."""
         if self._workers.pop(index, None) is not None:
             for client in list(self._clients):
                 self._tell(client, attaching.WorkerLost(index))
 
     async def serve(self, listener: socket.socket) -> None:
-        """Until cancelled."""
+        """Accept applications until cancelled."""
         async with trio.open_nursery() as nursery:
             accepting = trio.socket.from_stdlib_socket(listener)
             is_short = False
@@ -102,7 +102,7 @@ class AttachServer:
                 try:
                     end, _ = await accepting.accept()
                 except OSError as error:
-                    # Out of descriptors, most likely: some may come back. Said once.
+                    # Most likely out of descriptors: some may be closed. Log it once.
                     if not is_short:
                         logger.warning("can't accept an application: %s", error.strerror)
                     is_short = True
@@ -112,7 +112,7 @@ class AttachServer:
                 nursery.start_soon(self._serve_one, socket.socket(fileno=end.detach()))
 
     async def _serve_one(self, end: socket.socket) -> None:
-        """Serve one application until it leaves; whatever it does ends this alone."""
+        """Serve one application until it leaves; its faults end only this task."""
         channel = Channel(end, max_waiting=4 * len(self._workers) + 64)
         client: _Client | None = None
         try:
@@ -124,7 +124,7 @@ class AttachServer:
                 if client is not None:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(channel.run)
-                        # It has nothing more to say; one that does is thrown out.
+                        # The protocol has no further message from it; one ends the connection.
                         await channel.receive_one()
                         nursery.cancel_scope.cancel()
         finally:
@@ -134,7 +134,7 @@ class AttachServer:
             channel.close()
 
     async def _greet(self, channel: Channel, pid: int, uid: int) -> _Client | None:
-        """The application, if it is to be served."""
+        """Read a client's request; return the application, or None if it is not served."""
         if len(self._greeting) >= _MOST_GREETING:
             self._greeting[0].cancel()
         data = b""
@@ -147,10 +147,10 @@ class AttachServer:
         try:
             hello = attaching.decode_attach(data)
         except attaching.GreetingError as error:
-            logger.info("process %d of user %d said nothing that makes sense: %s", pid, uid, error)
+            logger.info("process %d of user %d sent an invalid request: %s", pid, uid, error)
             return None
         refusal = self._refusal(hello) or await self._wait_for_room()
-        refusal = refusal or self._refusal(hello)  # others attached meanwhile
+        refusal = refusal or self._refusal(hello)  # others may have attached meanwhile
         if refusal is not None:
             self.refused += 1
             logger.info("%s (process %d, user %d) refused: %s", hello.name, pid, uid, refusal.text)
@@ -166,23 +166,23 @@ class AttachServer:
         return client
 
     async def _wait_for_room(self) -> attaching.Refused | None:
-        """Until all workers take orders: they may be behind where many applications attach."""
+        """Wait until all workers accept orders; many attachments at once can outpace them."""
         with trio.move_on_after(_PATIENCE_S) as patience:
             for worker in list(self._workers.values()):
                 await worker.wait_for_room()
         if not patience.cancelled_caught:
             return None
-        return attaching.Refused(errno.EAGAIN, "a worker takes no applications now: try it again")
+        return attaching.Refused(errno.EAGAIN, "a worker accepts no applications now: try again")
 
     def _refusal(self, hello: attaching.Attach) -> attaching.Refused | None:
         if hello.version != attaching.PROTOCOL_VERSION:
             return attaching.Refused(
                 errno.EPROTONOSUPPORT,
                 f"the daemon speaks version {attaching.PROTOCOL_VERSION} of the protocol, not "
-                f"{hello.version}: take the same version of Hoststack for both",
+                f"{hello.version}: use the same version of Hoststack for both",
             )
         if self.is_draining:
-            return attaching.Refused(errno.ESHUTDOWN, "the daemon is about to end")
+            return attaching.Refused(errno.ESHUTDOWN, "the daemon is shutting down")
         if len(self._clients) >= self._config.max_applications:
             return attaching.Refused(
                 errno.EUSERS,
@@ -198,8 +198,8 @@ class AttachServer:
         return None
 
     def _offer(self, client: _Client, index: int) -> None:
-        """Make what a worker and an application share, and give each its ends. An application for
-        which that is not possible has to go."""
+        """Create what a worker and an application share, and send each its ends. If that fails,
+        the application is disconnected."""
         with contained(lambda error: self._give_up(client, error)):
             self._share(client, index)
 
@@ -226,8 +226,8 @@ class AttachServer:
             client.channel.send(attaching.encode(message), fds or ())
 
     def _give_up(self, client: _Client, error: Exception) -> None:
-        """It is dead, or does not read, or something of it can't be served: its task ends with the
-        socket."""
+        """Disconnect an application that is dead, does not read, or can't be served: closing its
+        socket ends its task."""
         _log_fault(f"{client.name} (process {client.pid})", error)
         client.channel.shut()
 

@@ -16,12 +16,12 @@ from hoststack.daemon import orders
 
 logger = logging.getLogger(__name__)
 
-#: Of an answer: a message of the channel holds it.
+#: Size of an answer's pieces: each must fit into a message of the channel.
 _PIECE_BYTES: Final = 1 << 15
 
 
 class Commands:
-    """Those that are under way, by number."""
+    """The commands in progress, by number."""
 
     def __init__(self, channel: Channel, side: WorkerSide, nursery: trio.Nursery) -> None:
         self._channel = channel
@@ -30,22 +30,22 @@ class Commands:
         self._scopes: dict[int, trio.CancelScope] = {}
 
     def start(self, order: orders.Command) -> None:
-        """Run a command; its answer goes to the supervisor."""
+        """Run a command and send its answer to the supervisor."""
         self._scopes[order.number] = trio.CancelScope()
         self._nursery.start_soon(self._run, order)
 
     def cancel(self, order: orders.CancelCommand) -> None:
-        """Nothing happens if it has ended."""
+        """Cancel a command; no effect if it has ended."""
         scope = self._scopes.get(order.number)
         if scope is not None:
             scope.cancel()
 
     async def _run(self, order: orders.Command) -> None:
         try:
-            # Also what a command that was cancelled raises beside its cancellation.
+            # Also contains what a cancelled command raises beside its cancellation.
             with contained(_log_fault), self._scopes[order.number]:
                 answer = await run_line(order.line, self._side)
-                # A supervisor that is gone ends this process anyway.
+                # Without its supervisor this process ends anyway.
                 with contextlib.suppress(ChannelClosedError):
                     for start in range(0, max(1, len(answer)), _PIECE_BYTES):
                         end = start + _PIECE_BYTES

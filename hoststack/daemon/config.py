@@ -1,4 +1,4 @@
-"""What a daemon can be told: a TOML file, and the same by options of the command line."""
+"""A daemon's settings: a TOML file, and the same as options of the command line."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ DEFAULT_CLI_PATH: Final = "/run/hoststack/cli.sock"
 
 
 class ConfigError(ValueError):
-    """A setting that can't be; the message names it, and what could stand there."""
+    """An invalid setting; the message names it and says what is valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
-    """A daemon's settings. In a file names have hyphens: `max-applications = 16`."""
+    """A daemon's settings. In a file, names have hyphens: `max-applications = 16`."""
 
     interface: str | None = None
-    """The interface that is served; None only with link udp."""
+    """The interface to serve; None only with link udp."""
     link: LinkName = "auto"
     mode: XdpMode = "auto"
     """XDP's."""
     engine: EngineName = "auto"
     workers: int = 1
-    """Processes; over af_xdp at most one for each receive queue."""
+    """Worker processes; over af_xdp at most one for each receive queue."""
     socket: str = DEFAULT_PATH
-    """Where applications attach."""
+    """The socket at which applications attach."""
     cli_socket: str = DEFAULT_CLI_PATH
-    """Where `hoststack ctl` does; empty for nowhere."""
+    """The socket at which `hoststack ctl` attaches; empty for none."""
     group: str | None = None
-    """The group whose members may attach; None leaves it at root, or whoever runs the daemon."""
+    """The group whose members may attach; None allows only root and the daemon's own user."""
     user: str | None = None
-    """Whom workers become when the daemon is root's; None is `hoststack` if there is such a user,
-    else `nobody`."""
+    """The user that workers become when the daemon runs as root; None is `hoststack` if there is
+    such a user, else `nobody`."""
     max_applications: int = 64
     max_sessions: int = 65536
-    """Of one application, in each worker."""
+    """Limit of one application, in each worker."""
     fifo_memory_bytes: int = 4 << 30
-    """For the FIFOs of one application, in each worker."""
+    """Memory for the FIFOs of one application, in each worker."""
     drain_seconds: float = 10.0
-    """What open connections get to end when the daemon is to end (SIGTERM)."""
+    """How long open connections may take to end after SIGTERM."""
     watchdog_seconds: float = 10.0
-    """A worker that has not turned for so long, of the time that it could have, is replaced; 0 is
-    never."""
+    """Replace a worker that has not answered for so long, counting only time in which it could
+    have; 0 means never."""
     host: int = 0
-    """The host of the server ID in connection IDs, for a balancer in front."""
+    """The host in the server ID of connection IDs, for a load balancer."""
     busy_poll_us: int = 0
     namespaces: Mapping[str, str] = field(default_factory=dict)
-    """Secrets of application namespaces by id; `default` exists always, and needs none."""
+    """Secrets of application namespaces by ID; `default` always exists, and needs none."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError."""
+        """Check the settings; raises ConfigError."""
         for name, (least, most) in _LIMITS.items():
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(
@@ -79,10 +79,10 @@ class DaemonConfig:
         for name in ("socket", "cli_socket"):
             if len(os.fsencode(getattr(self, name))) > _MOST_PATH_BYTES:
                 raise ConfigError(
-                    f"{_hyphens(name)} has {_MOST_PATH_BYTES} bytes at most: take a shorter path"
+                    f"{_hyphens(name)} has {_MOST_PATH_BYTES} bytes at most: use a shorter path"
                 )
         if self.socket == self.cli_socket:
-            raise ConfigError("cli-socket is the same as socket: take another path for one of them")
+            raise ConfigError("cli-socket is the same as socket: use another path for one of them")
         try:
             for id, secret in self.namespaces.items():
                 Namespaces().add(id, secret)
@@ -102,7 +102,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "host": (0, 0xFFFF),
     "busy_poll_us": (0, 1000),
 }
-#: Where the empty text means nothing.
+#: Settings that may not be empty.
 _TEXTS: Final = ("interface", "socket", "group", "user")
 _MOST_PATH_BYTES: Final = 107  # unix(7)
 _CHOICES: Final = {
@@ -110,7 +110,7 @@ _CHOICES: Final = {
     "mode": get_args(XdpMode),
     "engine": get_args(EngineName),
 }
-#: What TOML's values are in Python, and to people.
+#: The Python types of TOML values, and their names for users.
 _TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
     **{name: ((int,), "a whole number") for name in _LIMITS},
     "drain_seconds": ((int, float), "a number"),
@@ -120,18 +120,18 @@ _TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
 
 
 def settings() -> list[str]:
-    """The names of all settings, as they are in a file."""
+    """Return the names of all settings, as a file spells them."""
     return [_hyphens(each.name) for each in fields(DaemonConfig)]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings of a file, by the names of DaemonConfig's fields; raises ConfigError."""
+    """Read a file's settings, by the names of DaemonConfig's fields; raises ConfigError."""
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}") from None
     found: dict[str, Any] = {}
     for key, value in raw.items():
         name = key.replace("-", "_")

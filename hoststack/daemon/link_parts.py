@@ -22,13 +22,13 @@ class LinkPart(Protocol):
     trouble: str
 
     def look(self) -> str:
-        """Every second or so: why no packet comes or goes any more, or "". See SharedAfXdp."""
+        """Return why packets no longer flow, or "". Called once a second. See SharedAfXdp."""
 
     def take_again(self) -> None:
         """See SharedAfXdp."""
 
     def hand_over(self, worker: int) -> tuple[dict[str, Any], list[int]]:
-        """What a worker's link is made from; the descriptors stay here."""
+        """Return what a worker's link is made from; the descriptors stay open here."""
 
     @property
     def sockets_of_port(self) -> int: ...
@@ -41,13 +41,13 @@ class LinkPart(Protocol):
     def use_neighbour(self, host: str) -> None: ...
     def socket_of(self, worker: int, endpoint: Endpoint) -> int: ...
     def reclaim(self, worker: int) -> bool:
-        """A worker died: what it had in hand comes back. False where it is to be called again."""
+        """Recover what a dead worker held. False means that it must be called again."""
 
     def break_locks(self) -> int:
-        """Every second or so: what workers lock and keep locked is free again. How many it were."""
+        """Break locks that workers hold too long; return how many. Called once a second."""
 
     def describe(self) -> Data:
-        """What `show xdp` says beside the workers' sockets."""
+        """Return what `show xdp` prints beside the workers' sockets."""
 
     def close(self) -> None: ...
 
@@ -59,7 +59,7 @@ class UdpPart(UdpGroup):
     trouble = ""
 
     def look(self) -> str:
-        """See LinkPart; the kernel knows which interfaces there are."""
+        """See LinkPart; the kernel handles interfaces that come and go."""
         return ""
 
     def take_again(self) -> None:
@@ -79,10 +79,10 @@ class UdpPart(UdpGroup):
         """See PortOwner; the kernel knows."""
 
     def use_neighbour(self, host: str) -> None:
-        """See PortSource (link/base.py); the kernel sends, and looks for them unasked."""
+        """See PortSource (link/base.py); the kernel resolves neighbours itself when it sends."""
 
     def reclaim(self, worker: int) -> bool:
-        """See LinkPart; what waits in its sockets waits for the next one."""
+        """See LinkPart; datagrams in the sockets wait for the next worker."""
         return True
 
     def break_locks(self) -> int:
@@ -98,7 +98,7 @@ class AfXdpPart(SharedAfXdp):
     """The af_xdp link: the program, the UMEM and all sockets of an interface."""
 
     name = "af_xdp"
-    #: See LinkPart: a reservation.
+    #: See LinkPart: the port reservation.
     sockets_of_port = 1
 
     def socket_of(self, worker: int, endpoint: Endpoint) -> int:
@@ -113,10 +113,10 @@ class AfXdpPart(SharedAfXdp):
 
 
 def make_link_part(config: DaemonConfig, rotation: int) -> tuple[LinkPart, str]:
-    """The link of a configuration, and why it is not a better one.
+    """Return the link of a configuration, and why it is not a better one.
 
-    As for an embedded stack (link/auto.py), an interface that does not exist is a mistake to tell
-    of. Raises LinkError.
+    As for an embedded stack (link/auto.py), an interface that does not exist is a mistake to
+    report. Raises LinkError.
     """
     reason = ""
     if config.link != "udp":

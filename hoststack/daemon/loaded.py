@@ -1,4 +1,4 @@
-"""What a worker loads before it gives up its privileges.
+"""Importing everything that a worker needs before it drops its privileges.
 
 The user that it becomes may have no permission to read the program: a checkout in root's home, a
 virtual environment there, or Python itself. Modules that are imported late (by us, or by a library
@@ -17,17 +17,17 @@ from hoststack.worker.engines import why_not_native
 
 logger = logging.getLogger(__name__)
 
-#: What the native engine takes beside `hoststack.quic.native.engine`.
+#: What the native engine needs beside `hoststack.quic.native.engine`.
 _NATIVE: Final = (
     "hoststack.quic.native.engine",
     "hoststack.link.udp.wire",
     "hoststack.link.xdp.wire",
 )
-#: What libraries and Python itself import in the middle of their work.
+#: Modules that libraries and Python itself import lazily.
 _LATE: Final = ("cryptography.hazmat.backends.openssl.backend",)
 
 
 def load_everything() -> None:
-    """Import all that a worker may need."""
+    """Import everything that a worker may need."""
     for name in (*_LATE, *(() if why_not_native() else _NATIVE)):
         importlib.import_module(name)

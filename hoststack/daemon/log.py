@@ -1,7 +1,7 @@
 """The log of a daemon's processes: lines on stderr, written by a thread.
 
-No process waits for whoever reads stderr, be it a pipe, a terminal or journald. Lines wait in a
-queue of bounded size; what does not fit is dropped, and counted in a line that comes later.
+No process blocks on the reader of stderr, be it a pipe, a terminal or journald. Lines wait in a
+queue of bounded size; lines that do not fit are dropped, and a later line reports how many.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from typing import Final
 
 from hoststack.text import printable
 
-#: Of lines that wait: a few seconds of a daemon that has much to say.
+#: Most lines in the queue: a few seconds of a busy daemon.
 MOST_LINES: Final = 4096
-#: Of one line, so that those of several processes on one pipe don't mix (PIPE_BUF, pipe(7)).
+#: Most characters of a line, so that processes that share a pipe don't mix lines (PIPE_BUF,
+#: pipe(7)).
 _MOST_CHARACTERS: Final = 3000
-_WHY: Final = "nobody took them from stderr"
-#: How long the end of a process waits for the last lines to be read.
+_WHY: Final = "stderr was not read"
+#: How long a process that ends waits for its last lines to be read.
 _LAST_WORDS_S: Final = 1.0
 
 
 class LineWriter:
-    """Writes lines to a descriptor in a thread of its own; `put` never waits."""
+    """Writes lines to a descriptor in a thread of its own; `put` never blocks."""
 
     def __init__(self, fd: int) -> None:
-        """Lines wait until `start`."""
+        """Lines wait in the queue until `start`."""
         self._fd = fd
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
@@ -42,12 +43,12 @@ class LineWriter:
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
     def start(self) -> None:
-        """Begin to write. Idempotent."""
+        """Start to write. Idempotent."""
         if not self._thread.is_alive():
             self._thread.start()
 
     def put(self, line: str) -> None:
-        """Write a line, without its newline, soon; or drop it where too many wait."""
+        """Queue a line, without its newline; drop it if the queue is full."""
         with self._changed:
             if len(self._lines) >= MOST_LINES:
                 self._dropped += 1
@@ -57,7 +58,7 @@ class LineWriter:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write what waits, for as long as somebody takes it, but no longer than a second."""
+        """Write the queued lines, for at most a second."""
         with self._changed:
             self._tell_dropped()
             self._is_closing = True
@@ -82,12 +83,12 @@ class LineWriter:
                     self._dropped += 1
 
     def _write(self, data: bytes) -> bool:
-        """Whether somebody took it."""
+        """Write everything; return False if the descriptor failed."""
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:
-                # Who shares the open file description has set O_NONBLOCK.
+                # Another user of the open file description has set O_NONBLOCK.
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
@@ -97,8 +98,8 @@ class LineWriter:
 
 
 class _Formatter(logging.Formatter):
-    """A record is one line; its traceback, if it has one, is further ones that are indented. So
-    nothing in them can look like a line of another record."""
+    """Formats a record as one line, followed by indented lines for its traceback. So nothing in a
+    record can look like a line of another one."""
 
     def format(self, record: logging.LogRecord) -> str:
         lines = [f"{record.name}: {_shown(record.getMessage())}"]
@@ -130,7 +131,7 @@ class _Handler(logging.Handler):
 
 
 class _Stderr(io.TextIOBase):
-    """What is printed to sys.stderr, by Python itself for example, goes the same way."""
+    """Sends what is printed to sys.stderr, by Python itself for example, through the writer."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
@@ -148,9 +149,9 @@ class _Stderr(io.TextIOBase):
 
 @contextlib.contextmanager
 def log_to_stderr(level: int = logging.INFO) -> Iterator[LineWriter]:
-    """Have a process, within the block, log to stderr without ever waiting for it.
+    """Have a process, within the block, log to stderr without ever blocking on it.
 
-    Nothing is written before the writer's `start`: a thread keeps the privileges that it began
+    Nothing is written before the writer's `start`: a thread keeps the privileges that it started
     with.
     An exception that leaves the block is logged, and raised as SystemExit: Python would print it.
     """
@@ -174,9 +175,9 @@ def log_to_stderr(level: int = logging.INFO) -> Iterator[LineWriter]:
 
 
 def _open_standard_files() -> None:
-    """A process that was started without stderr must not log into a socket that it opens."""
+    """Open missing standard files, so that no socket gets the descriptor of stderr."""
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number

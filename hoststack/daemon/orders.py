@@ -1,7 +1,7 @@
-"""What the supervisor and a worker process tell each other, over a SOCK_SEQPACKET socket pair.
+"""The messages between the supervisor and a worker process, over a SOCK_SEQPACKET socket pair.
 
-Both are ours, but a worker reads packets from anywhere: the supervisor believes it nothing that
-could harm the others.
+Both are our programs, but a worker parses packets from the network: the supervisor validates
+everything that it receives from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """The first message. With the link's descriptors, where it has some."""
+    """The first message, with the link's descriptors if it has some."""
 
     index: int
     workers: int
@@ -27,16 +27,16 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     """How many workers of this index there were before."""
     link: str
     description: dict[str, Any]
-    """Of the link, as its `hand_over` gave it."""
+    """The link's description, as its `hand_over` returned it."""
     engine: ChosenEngine
     host: int
     rotation: int
     secret: bytes
     user: str | None
-    """Whom to become; None to stay who we are."""
+    """The user to become; None to stay as it is."""
     busy_poll_us: int
     namespaces: dict[str, str]
-    """Secrets by id."""
+    """Secrets by ID."""
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):
@@ -51,10 +51,10 @@ class Serve(msgspec.Struct, tag=True, frozen=True):
 
 
 class Relink(msgspec.Struct, tag=True, frozen=True):
-    """The interface was set up anew: the link goes on with the descriptors that come along."""
+    """The interface was set up again: the link continues with the descriptors that come along."""
 
     description: dict[str, Any]
-    """Of the link, as its `hand_over` gave it."""
+    """The link's description, as its `hand_over` returned it."""
 
 
 class Command(msgspec.Struct, tag=True, frozen=True):
@@ -65,29 +65,29 @@ class Command(msgspec.Struct, tag=True, frozen=True):
 
 
 class CancelCommand(msgspec.Struct, tag=True, frozen=True):
-    """Whoever gave the command is gone."""
+    """The client that sent the command has disconnected."""
 
     number: int
 
 
 class Ping(msgspec.Struct, tag=True, frozen=True):
-    """Answer with Pong after the next turn: whoever does not for long hangs."""
+    """A request to answer with Pong after the next engine run; a worker that does not hangs."""
 
     number: int
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
-    """Take no new connections, give the open ones so long, and end."""
+    """An order to accept no more connections, wait so long for the open ones, and end."""
 
     seconds: float
 
 
-#: Shown to applications and users.
+#: Text for applications and users.
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """A worker serves; said once."""
+    """The worker serves; sent once."""
 
     link_name: _Text
     link_reason: _Text
@@ -103,13 +103,13 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
 
 
 class Pong(msgspec.Struct, tag=True, frozen=True):
-    """The worker has turned since this ping."""
+    """The engine has run since this ping."""
 
     number: int
 
 
 class OpenPort(msgspec.Struct, tag=True, frozen=True):
-    """A worker wants a port; over a socket pair of its own, and it waits for the answer."""
+    """A request for a port, over a socket pair of its own; the worker waits for the answer."""
 
     host: str
     port: int
@@ -121,7 +121,7 @@ class ClosePort(msgspec.Struct, tag=True, frozen=True):
 
 
 class OpenSocket(msgspec.Struct, tag=True, frozen=True):
-    """A worker wants a socket of the kernel's, bound; it waits for it."""
+    """A request for a bound kernel socket; the worker waits for the answer."""
 
     protocol: KernelProtocol
     host: str
@@ -129,7 +129,7 @@ class OpenSocket(msgspec.Struct, tag=True, frozen=True):
 
 
 class CloseSocket(msgspec.Struct, tag=True, frozen=True):
-    """A worker is about to close one."""
+    """A notice that the worker is about to close a kernel socket."""
 
     protocol: KernelProtocol
     host: str
@@ -137,20 +137,20 @@ class CloseSocket(msgspec.Struct, tag=True, frozen=True):
 
 
 class UseNeighbour(msgspec.Struct, tag=True, frozen=True):
-    """A worker sends to a neighbour: the kernel is to look for it, or confirm it. It waits."""
+    """A request to look for a neighbour, or confirm it; the worker waits for the answer."""
 
     host: str
 
 
 class PortOpened(msgspec.Struct, tag=True, frozen=True):
-    """With the worker's socket, for a link over sockets, and always in answer to OpenSocket."""
+    """The answer with the worker's socket: always to OpenSocket, else for a link over sockets."""
 
     host: str
     port: int
 
 
 class NeighbourUsed(msgspec.Struct, tag=True, frozen=True):
-    """The kernel looks for it."""
+    """The kernel looks for the neighbour."""
 
 
 class PortRefused(msgspec.Struct, tag=True, frozen=True):
@@ -171,7 +171,7 @@ _PORT_ANSWERS: Final[msgspec.msgpack.Decoder[PortAnswer]] = msgspec.msgpack.Deco
 
 
 class ReportError(Exception):
-    """What a worker said is nothing that workers say."""
+    """A worker sent something that is no valid message."""
 
 
 def encode(message: Order | Report | PortRequest | PortAnswer) -> bytes:
@@ -183,12 +183,12 @@ def decode_order(data: bytes) -> Order:
 
 
 def decode_report(data: bytes) -> Report:
-    """Raises ReportError."""
+    """Decode a report; raises ReportError."""
     return _decoded(_REPORTS, data)
 
 
 def decode_port_request(data: bytes) -> PortRequest:
-    """Raises ReportError."""
+    """Decode a port request; raises ReportError."""
     return _decoded(_PORT_REQUESTS, data)
 
 

@@ -1,7 +1,7 @@
-"""Ports of a daemon: the supervisor opens them, for the workers may not.
+"""Ports of a daemon: the supervisor opens them, as workers lack the privilege.
 
-A worker asks over a socket pair of its own and waits for the answer, as `Link.open_port` does not
-return before: it takes the supervisor some 100 us.
+A worker sends its request over a socket pair of its own and blocks until the answer, because
+`Link.open_port` is synchronous: the supervisor takes some 100 us.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from hoststack.transport.kernel.open_files import check_share
 
 logger = logging.getLogger("hoststack.daemon")
 
-#: A supervisor that does not answer is gone, or as good as that.
+#: A supervisor that does not answer for so long counts as gone.
 _PATIENCE_S: Final = 10.0
 _MOST_BYTES: Final = 4096
-#: Of the kernel's, that one worker has: its open files are fewer.
+#: Most kernel sockets of one worker; its limit of open files is lower.
 _MOST_SOCKETS: Final = 1 << 16
-#: How long a dead worker's ports stay open for the one in its place.
+#: How long a dead worker's ports stay open for its replacement.
 _STRAGGLERS_S: Final = 10.0
 
 
@@ -41,17 +41,17 @@ class PortOwner(Protocol):
 
     @property
     def sockets_of_port(self) -> int:
-        """How many descriptors an open port takes here."""
+        """How many descriptors an open port uses here."""
 
     def open_port(self, endpoint: Endpoint) -> Endpoint:
-        """For all workers; raises LinkError."""
+        """Open a port for all workers; raises LinkError."""
 
     def close_port(self, endpoint: Endpoint) -> None: ...
 
     def open_socket(
         self, protocol: KernelProtocol, endpoint: Endpoint, worker: int
     ) -> socket.socket:
-        """See SocketSource (link/base.py); datagrams past the kernel go to the worker."""
+        """See SocketSource (link/base.py); datagrams that bypass the kernel go to the worker."""
 
     def close_socket(self, protocol: KernelProtocol, endpoint: Endpoint) -> None: ...
 
@@ -59,20 +59,20 @@ class PortOwner(Protocol):
         """See PortSource (link/base.py)."""
 
     def socket_of(self, worker: int, endpoint: Endpoint) -> int:
-        """A worker's socket on an open port, or -1 for a link without sockets."""
+        """Return a worker's socket on an open port, or -1 for a link without sockets."""
 
 
-class Door(NamedTuple):
-    """Where one worker asks for ports."""
+class PortChannel(NamedTuple):
+    """A socket pair over which one worker requests ports."""
 
     theirs: socket.socket
     """The worker's end."""
     serve: Callable[[], Awaitable[str]]
-    """Answers it until it is gone; returns what it did that no worker does, or nothing."""
+    """Serves requests until the worker is gone; returns its violation of the protocol, or ""."""
 
 
 class PortKeeper:
-    """Who of the workers has which port open. An endpoint that several want is opened once."""
+    """Which workers have which ports open. A port that several workers request is opened once."""
 
     def __init__(self, owner: PortOwner) -> None:
         self._owner = owner
@@ -80,11 +80,10 @@ class PortKeeper:
         self._left: dict[int, set[Endpoint]] = {}
         self._socket_counts: Counter[int] = Counter()
         self._sockets: dict[tuple[KernelProtocol, Endpoint], int] = {}
-        """Whose a socket is: the last one's that opened it, should another still be about to close
-        it."""
+        """The current owner of each socket. A late close by the previous owner is ignored."""
 
     def open(self, worker: int, endpoint: Endpoint) -> tuple[Endpoint, int]:
-        """Raises LinkError. The descriptor stays the owner's."""
+        """Open a port for a worker; raises LinkError. The descriptor stays the owner's."""
         if endpoint in self._holders:
             is_left = endpoint in self._left.get(worker, ())
             if worker in self._holders[endpoint] and not is_left:
@@ -99,7 +98,7 @@ class PortKeeper:
         return endpoint, self._owner.socket_of(worker, endpoint)
 
     def _make_room(self) -> None:
-        """Raises OSError where a port would be one too many; ports of the dead go before that."""
+        """Close ports of dead workers if needed; raises OSError where that is not enough."""
         try:
             check_share(self._owner.sockets_of_port)
         except OSError:
@@ -108,7 +107,7 @@ class PortKeeper:
             check_share(self._owner.sockets_of_port)
 
     def close(self, worker: int, endpoint: Endpoint) -> None:
-        """Nothing happens if the worker has not opened it."""
+        """Close a worker's port; no effect if the worker has not opened it."""
         holders = self._holders.get(endpoint, set())
         if worker in holders:
             holders.discard(worker)
@@ -117,25 +116,25 @@ class PortKeeper:
                 self._owner.close_port(endpoint)
 
     @contextmanager
-    def door(self, worker: int) -> Iterator[Door]:
-        """For the life of a worker: its end of a socket pair, and what answers it.
+    def channel(self, worker: int) -> Iterator[PortChannel]:
+        """Provide a worker's socket pair for as long as the worker lives.
 
-        When that ends its ports stay open for a while: the next worker of that index takes them
-        over, and packets of the dead one's connections are answered by it. Raises OSError.
+        Its ports then stay open for a while: its replacement takes them over, and answers the
+        packets of the dead worker's connections. Raises OSError.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             try:
-                yield Door(theirs, partial(self._serve, worker, ours))
+                yield PortChannel(theirs, partial(self._serve, worker, ours))
             finally:
-                # Sockets of its own went with it.
+                # Sockets that the worker opened for itself ended with it.
                 for key in [key for key, holder in self._sockets.items() if holder == worker]:
                     self._close_socket(worker, key)
                 mine = {e for e, holders in self._holders.items() if worker in holders}
                 self._left[worker] = mine
 
     async def _serve(self, worker: int, end: socket.socket) -> str:
-        """Answer a worker until it is gone; returns what it did that none does, or nothing."""
+        """Serve requests until the worker is gone; return its violation of the protocol, or ""."""
         end.setblocking(False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_left, worker)
@@ -144,25 +143,25 @@ class PortKeeper:
                     await trio.lowlevel.wait_readable(end)
                     data = end.recv(_MOST_BYTES)
                     if not data:
-                        return ""  # its ports stay until it ends
+                        return ""  # its ports stay open until it ends
                     self._serve_one(worker, end, data)
             except orders.ReportError as error:
-                fault = f"it asks for ports as no worker does: {error}"
+                fault = f"it sent an invalid port request: {error}"
             except BlockingIOError:
-                fault = "it does not read which ports it has"
-            except OSError:  # it died with answers that it had not read
+                fault = "it does not read the answers to its port requests"
+            except OSError:  # it died with unread answers
                 return ""
-            # What was left to be closed is left to the next one.
+            # The next worker inherits the ports that are due to be closed.
             nursery.cancel_scope.cancel()
         return fault
 
     def _serve_one(self, worker: int, end: socket.socket, data: bytes) -> None:
-        """Raises ReportError if it is no request, and OSError for a worker that takes no answer."""
+        """Serve one request; raises ReportError if it is invalid, OSError if no answer fits."""
         request = orders.decode_port_request(data)
         answer, fd, opened = self._answer(worker, request)
         try:
             if answer is not None:
-                # The answer is small, and the worker waits for it: it never blocks.
+                # Never blocks: the answer is small, and the worker waits for it.
                 socket.send_fds(end, [orders.encode(answer)], [fd] if fd >= 0 else [])
         finally:
             if opened is not None:
@@ -179,7 +178,7 @@ class PortKeeper:
     def _answer(
         self, worker: int, request: orders.PortRequest
     ) -> tuple[orders.PortAnswer | None, int, socket.socket | None]:
-        """The answer, the descriptor that goes with it, and what is to be closed after that."""
+        """Return the answer, the descriptor to send with it, and the socket to close after."""
         try:
             match request:
                 case orders.UseNeighbour(host=host):
@@ -201,7 +200,7 @@ class PortKeeper:
         except ValueError as error:
             return orders.PortRefused(errno.EINVAL, str(error)), -1, None
         except Exception as error:
-            # Whatever a worker names, it ends nothing here.
+            # No request of a worker may end the supervisor.
             logger.exception("a request of worker %d failed", worker)
             return orders.PortRefused(errno.EIO, fault_text(error)), -1, None
         return None, -1, None
@@ -226,25 +225,25 @@ class PortKeeper:
             self._socket_counts[holder] -= 1
 
     def _close_socket(self, worker: int, key: tuple[KernelProtocol, Endpoint]) -> None:
-        """Nothing happens if it is not the worker's."""
+        """Close a socket; no effect if it is not the worker's."""
         if self._sockets.get(key) == worker:
             self._forget_socket(key)
             self._owner.close_socket(*key)
 
 
 def _address(host: str) -> str:
-    """A numeric address and nothing else: a name would be looked up. Its zone is the index of an
-    interface. Raises ValueError."""
+    """Check a numeric address; a name would cause a lookup. Its zone is the index of an interface.
+    Raises ValueError."""
     address, percent, zone = host.partition("%")
     if not percent:
         return str(ip_address(address))
     if ip_address(address).version == 4 or not (zone.isascii() and zone.isdecimal()):
-        raise ValueError("what follows an address is no interface")
+        raise ValueError("the zone of the address is not an interface index")
     return f"{ip_address(address)}%{int(zone)}"
 
 
 def _by_index(endpoint: Endpoint) -> Endpoint:
-    """As the supervisor takes it; raises LinkError for an interface that does not exist."""
+    """Return the form that the supervisor expects; raises LinkError for an unknown interface."""
     scope = scope_of(endpoint.host)
     host = without_zone(endpoint.host)
     return Endpoint(f"{host}%{scope}" if scope else host, endpoint.port)
@@ -253,7 +252,7 @@ def _by_index(endpoint: Endpoint) -> Endpoint:
 def _endpoint(
     request: orders.OpenPort | orders.ClosePort | orders.OpenSocket | orders.CloseSocket,
 ) -> Endpoint:
-    """What a worker names; raises ValueError for what is none."""
+    """Return the endpoint in a request; raises ValueError if it is invalid."""
     if not 0 <= request.port <= 65535:
         raise ValueError(f"there is no port {request.port}")
     return Endpoint(_address(request.host), request.port)
@@ -266,7 +265,7 @@ class PortClient:
         end.settimeout(_PATIENCE_S)
         self._end = end
         self._by_index: dict[Endpoint, Endpoint] = {}
-        """As the supervisor knows those with a zone, also when their interface is gone."""
+        """Endpoints with a zone, in the supervisor's form, even when their interface is gone."""
 
     def open_port(self, endpoint: Endpoint) -> tuple[Endpoint, int]:
         """See PortSource."""
@@ -287,9 +286,9 @@ class PortClient:
         assert isinstance(answer, orders.PortOpened)
         local = self._note(endpoint, answer)
         if not fds:
-            # The kernel drops a descriptor for which there is no room (unix(7)).
+            # The kernel discards a descriptor that exceeds the limit (unix(7)).
             self.close_socket(protocol, local)
-            raise LinkError(errno.EMFILE, "this worker has as many open files as it may have")
+            raise LinkError(errno.EMFILE, "this worker has reached its limit of open files")
         opened = socket.socket(fileno=fds[0])
         opened.setblocking(False)
         return opened
@@ -299,7 +298,7 @@ class PortClient:
         self._tell(orders.CloseSocket(protocol, *self._by_index.get(endpoint, endpoint)))
 
     def _note(self, wanted: Endpoint, answer: orders.PortOpened) -> Endpoint:
-        """What was opened, by the name of its interface."""
+        """Return what was opened, with its interface's name, and remember the supervisor's form."""
         opened = Endpoint(wanted.host, answer.port)
         if "%" in opened.host:
             self._by_index[opened] = Endpoint(answer.host, answer.port)
@@ -310,14 +309,14 @@ class PortClient:
         self._ask(orders.UseNeighbour(host))
 
     def _tell(self, request: orders.PortRequest) -> None:
-        """Without an answer."""
+        """Send a request that has no answer."""
         try:
             self._end.send(orders.encode(request))
         except OSError:
             return  # the supervisor is gone, and the port with it
 
     def _ask(self, request: orders.PortRequest) -> tuple[orders.PortAnswer, list[int]]:
-        """Wait for the answer, and its descriptors; raises LinkError for a refusal."""
+        """Send a request and wait for its answer and descriptors; raises LinkError if refused."""
         try:
             self._end.send(orders.encode(request))
             data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)

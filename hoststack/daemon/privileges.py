@@ -1,7 +1,7 @@
-"""What a worker gives up before it reads the first packet, and that it is gone.
+"""Dropping a worker's privileges before it reads the first packet, and checking that they are gone.
 
-Each step is checked, and in the end all of it is read back: a call that a seccomp filter or a
-security module refuses, or answers with a lie, must not leave a worker with more than it may have.
+Each step is checked, and the result is read back at the end: a call that a seccomp filter or a
+security module refuses, or pretends to carry out, must not leave a worker with extra privileges.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _PR_CAP_AMBIENT_IS_SET: Final = 1
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAP_SETPCAP: Final = 8
 _CAPABILITY_VERSION_3: Final = 0x20080522
-#: More than any kernel has.
+#: More capabilities than any kernel has.
 _MOST_CAPABILITIES: Final = 64
-#: Effective, permitted and inheritable, of the capabilities below 32 and above.
+#: Effective, permitted and inheritable, for the capabilities below 32 and above.
 _CAPABILITY_WORDS: Final = 6
 _UCRED: Final = struct.Struct("3i")  # unix(7)
 _UMASK: Final = 0o077
 
 
 class PrivilegeError(Exception):
-    """A process still has what it should have given up; the message says what, and why."""
+    """A process still has a privilege that it should have dropped; the message says which."""
 
 
 class OrphanedError(Exception):
-    """The process that started this one is gone already."""
+    """The process that started this one has ended already."""
 
 
 @cache
@@ -50,7 +50,7 @@ def _libc() -> Any:
 
 
 def _prctl(option: int, *arguments: int) -> int:
-    """-1 with errno (ctypes.get_errno) as the kernel has it."""
+    """Call prctl(2); returns -1 with errno (ctypes.get_errno) on failure."""
     padded = [*arguments, 0, 0, 0, 0][:4]
     return int(_libc().prctl(option, *(ctypes.c_ulong(each) for each in padded)))
 
@@ -63,18 +63,18 @@ def _must(result: int, what: str) -> int:
 
 def _refused(what: str, why: str) -> str:
     return (
-        f"can't give up its privileges: {what}: {why}; a seccomp filter (SystemCallFilter=) or a "
+        f"can't drop privileges: {what}: {why}; a seccomp filter (SystemCallFilter=) or a "
         "security module that forbids this has to allow it"
     )
 
 
 def _check(is_right: bool, what: str) -> None:
     if not is_right:
-        raise PrivilegeError(_refused(what, "it was done, and had no effect"))
+        raise PrivilegeError(_refused(what, "the call succeeded without effect"))
 
 
 def _capabilities() -> list[int]:
-    """The words that capget(2) fills in: effective, permitted, inheritable, twice."""
+    """Return the words of capget(2): effective, permitted, inheritable, twice."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     words = (ctypes.c_uint32 * _CAPABILITY_WORDS)()
     _must(_libc().capget(header, words), "capget")
@@ -82,12 +82,13 @@ def _capabilities() -> list[int]:
 
 
 def _bounding_set() -> list[int]:
-    """The capabilities that an execve could still bring."""
+    """Return the capabilities that an execve could still grant."""
     return [each for each in range(_MOST_CAPABILITIES) if _prctl(_PR_CAPBSET_READ, each) == 1]
 
 
 def _empty_bounding_set() -> bool:
-    """False where that may not be done: then there is no capability, and no_new_privs stays."""
+    """Empty the bounding set; False if that is forbidden: without capabilities, no_new_privs is
+    enough."""
     if not _capabilities()[0] >> _CAP_SETPCAP & 1:
         return False
     for capability in _bounding_set():
@@ -107,20 +108,20 @@ def _change_user(user: str) -> None:
     _check(os.getresuid() == (entry.pw_uid,) * 3, "setresuid")
     _check(os.getresgid() == (entry.pw_gid,) * 3, "setresgid")
     _check(os.getgroups() == [], "setgroups")
-    # Others of that user, workers among them, may not look into this process's memory (ptrace(2)).
+    # Others of that user, workers among them, may not read this process's memory (ptrace(2)).
     _must(_prctl(_PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE")
     _check(_prctl(_PR_GET_DUMPABLE) != 1, "PR_SET_DUMPABLE")
 
 
 def become(user: str | None) -> None:
-    """Give up root, if we are it, every capability, and everything that would bring them back.
+    """Drop root, if we are root, every capability, and everything that could restore them.
 
-    `user` is None for who is not root. Raises PrivilegeError.
+    `user` is None for a process that is not root. Raises PrivilegeError.
     """
     is_bounded = _empty_bounding_set()
     if user is not None and os.geteuid() == 0:
         _change_user(user)
-    # A daemon that is not root may have been given some capabilities (AmbientCapabilities=).
+    # A daemon that is not root may have ambient capabilities (AmbientCapabilities=).
     _must(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL), "PR_CAP_AMBIENT_CLEAR_ALL")
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _must(_libc().capset(header, (ctypes.c_uint32 * _CAPABILITY_WORDS)()), "capset")
@@ -140,10 +141,10 @@ def become(user: str | None) -> None:
 
 
 def die_with_maker(end: socket.socket) -> None:
-    """Have the kernel kill this process when the one that made the socket pair `end` is of dies.
+    """Have the kernel kill this process when the one that made the socket pair of `end` dies.
 
-    A change of user takes that back (prctl(2)), so it is to be called after one, too. Raises
-    PrivilegeError, and OrphanedError where that process is dead by now: then no signal would come.
+    A change of user resets that (prctl(2)), so call it after one, too. Raises PrivilegeError, and
+    OrphanedError if that process is dead already: then no signal would come.
     """
     _must(_prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "PR_SET_PDEATHSIG")
     maker, _, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
@@ -152,7 +153,7 @@ def die_with_maker(end: socket.socket) -> None:
 
 
 def close_others(kept: set[int]) -> None:
-    """Close all descriptors but standard input, output and error, and these."""
+    """Close all descriptors except these and standard input, output and error."""
     first = 3
     for fd in sorted(kept):
         os.closerange(first, fd)

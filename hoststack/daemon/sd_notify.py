@@ -1,4 +1,4 @@
-"""Telling systemd how the daemon is (sd_notify(3)); nothing happens without systemd."""
+"""Reporting the daemon's state to systemd (sd_notify(3)); no effect without systemd."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import socket
 from typing import Final
 
-#: For one that does not read.
+#: For a service manager that does not read.
 _PATIENCE_S: Final = 1.0
 
 
 def sd_notify(state: str) -> None:
-    """Send "READY=1", "STOPPING=1", "STATUS=..." to whoever started us with NOTIFY_SOCKET."""
+    """Send "READY=1", "STOPPING=1", "STATUS=..." to the socket that NOTIFY_SOCKET names."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    if address.startswith("@"):  # of the abstract namespace (unix(7))
+    if address.startswith("@"):  # in the abstract namespace (unix(7))
         address = "\0" + address[1:]
-    # A service manager that is gone is no reason for a daemon to end.
+    # A missing service manager is no reason for a daemon to end.
     with (
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end,

@@ -1,8 +1,8 @@
-"""The supervisor: it alone has privileges, and no packets.
+"""The supervisor: the process that has the privileges, and handles no packets.
 
-It loads XDP (or opens sockets), starts a worker process for each receive queue, starts another one
-in the place of each that dies, and hands applications over to them. When it ends, however it ends,
-the steering program goes with it, and the workers follow.
+It loads XDP (or opens sockets), starts a worker process for each receive queue, replaces workers
+that die, and hands applications over to them. When it ends, for whatever reason, the steering
+program is unloaded and the workers end as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hoststack.daemon import orders
 from hoststack.daemon.attach_server import AttachServer, group_of
 from hoststack.daemon.config import ConfigError, DaemonConfig
 from hoststack.daemon.link_parts import LinkPart, make_link_part
-from hoststack.daemon.ports import Door, PortKeeper
+from hoststack.daemon.ports import PortChannel, PortKeeper
 from hoststack.daemon.sd_notify import sd_notify
 from hoststack.daemon.worker_process import WorkerProcess
 from hoststack.link.base import LinkError
@@ -40,18 +40,18 @@ from hoststack.worker.engines import SECRET_BYTES, ChosenEngine, choose_engine
 
 logger = logging.getLogger("hoststack.daemon")
 
-#: A worker that dies again and again gets more and more time in between.
+#: The pause before a replacement grows for a worker that dies repeatedly.
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
-#: One that lived as long has not died of its start.
+#: A worker that lived this long has not failed at its start.
 _LONG_LIFE_S: Final = 10.0
-#: Others that hold a queue's lock let go of it, or lose it by then.
+#: By then other workers have released a queue's lock, or it has been broken.
 _LOCKS_S: Final = 1.0
 _RECLAIMING_AGAIN_S: Final = 0.01
 _MOST_RECLAIMING_S: Final = 3 * _LOCKS_S
-#: How often the interface is looked at.
+#: How often the interface is checked.
 _LOOK_EVERY_S: Final = 1.0
-#: Beyond what draining may take: then workers are killed.
+#: Time after the drain limit until workers are killed.
 _GRACE_S: Final = 2.0
 
 
@@ -60,7 +60,7 @@ class DaemonError(Exception):
 
 
 class Supervisor:
-    """Use `run_daemon`."""
+    """The supervisor's state and tasks. Use `run_daemon`."""
 
     def __init__(
         self, config: DaemonConfig, part: LinkPart, link_reason: str, engine: ChosenEngine
@@ -80,7 +80,7 @@ class Supervisor:
         for id, secret in config.namespaces.items():
             self._namespaces.add(id, secret)
         self._lines: dict[int, RunInWorker] = {}
-        """How the debug CLI reaches the workers that serve, by index."""
+        """For the debug CLI: how to run a line in each worker that serves, by index."""
         self._console = Console(
             self._lines,
             {"app ns add": self._on_namespace, "show xdp": lambda _: part.describe()},
@@ -139,7 +139,7 @@ class Supervisor:
                 keeping.cancel_scope.cancel()
 
     async def _drain(self, scope: trio.CancelScope) -> None:
-        """No new applications and connections; then the end, as soon as may be."""
+        """Refuse new applications and connections, and end as soon as the workers have."""
         sd_notify("STOPPING=1")
         self._is_ending = True
         assert self._server is not None
@@ -162,7 +162,7 @@ class Supervisor:
         )
 
     def _on_namespace(self, command: Command) -> Data:
-        """`app ns add`: it is here that applications are admitted."""
+        """Run `app ns add` here, where applications are admitted."""
         add_namespace(self._namespaces, command)
         return {}
 
@@ -171,7 +171,7 @@ class Supervisor:
     async def _keep(
         self, index: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """See to it that there is a worker of this index."""
+        """Start a worker of this index, and replace it whenever it dies."""
         pause_s = _FIRST_PAUSE_S
         for generation in range(1 << 30):
             began = trio.current_time()
@@ -179,8 +179,8 @@ class Supervisor:
             if self._is_ending:
                 return
             if self._server is None:
-                raise DaemonError(f"worker {index} can't serve ({how}): it said why")
-            logger.error("worker %d died (%s): starting another one", index, how)
+                raise DaemonError(f"worker {index} can't serve ({how}): see its messages above")
+            logger.error("worker %d died (%s): starting a new one", index, how)
             self.restarts[index] += 1
             self._server.remove_worker(index)
             await self._reclaim(index)
@@ -193,25 +193,25 @@ class Supervisor:
     async def _run_one(
         self, index: int, generation: int, task_status: trio.TaskStatus[None]
     ) -> str:
-        """A worker's life; returns how it ended. Raises OSError where the first can't start."""
+        """Run a worker; return how it ended. Raises OSError if the first can't start."""
         with contextlib.ExitStack() as held:
             try:
                 worker, self._spare = self._spare or WorkerProcess(), None
                 held.callback(worker.close)
-                door = held.enter_context(self._ports.door(index))
+                channel = held.enter_context(self._ports.channel(index))
             except OSError as error:
-                # No descriptors, memory or processes left: some may come back.
+                # No descriptors, memory or processes left, which may be temporary.
                 if self._server is None:
                     raise
                 return f"it can't be started: {error.strerror}"
             description, fds = self._part.hand_over(index)
             start = self._start(index, generation, description)
-            worker.start(start, [door.theirs.fileno(), *fds])
-            door.theirs.close()
-            return _ending(await self._run_worker(index, worker, door, task_status))
+            worker.start(start, [channel.theirs.fileno(), *fds])
+            channel.theirs.close()
+            return _ending(await self._run_worker(index, worker, channel, task_status))
 
     async def _reclaim(self, index: int) -> None:
-        """Take back what a dead worker had. Others may delay that by holding a lock."""
+        """Recover what a dead worker held. Locks of other workers may delay that."""
         until = trio.current_time() + _MOST_RECLAIMING_S
         is_done = self._part.reclaim(index)
         while not is_done and trio.current_time() < until:
@@ -226,11 +226,11 @@ class Supervisor:
         while True:
             await trio.sleep(_LOCKS_S)
             if broken := self._part.break_locks():
-                logger.warning("a worker kept %d queues locked: they are free again", broken)
+                logger.warning("a worker held %d queue locks too long: they were broken", broken)
 
     async def _watch_link(self) -> None:
-        """An interface that is deleted, or altered so that packets no longer come: say so, and take
-        it again as soon as it is back. Workers and applications stay."""
+        """Handle an interface that is deleted, or altered so that packets no longer arrive: log it,
+        and use it again as soon as it is back. Workers and applications stay."""
         told = ""
         while True:
             await trio.sleep(_LOOK_EVERY_S)
@@ -243,9 +243,9 @@ class Supervisor:
             except LinkError as error:
                 if error.errno != errno.ENODEV and error.strerror != told:
                     told = error.strerror or ""
-                    logger.warning("the interface can't be taken again yet: %s", told)
+                    logger.warning("the interface can't be used again yet: %s", told)
                 continue
-            logger.warning("the interface is there, and is used again")
+            logger.warning("the interface is back and in use again")
             for index, worker in self._workers.items():
                 description, fds = self._part.hand_over(index)
                 worker.relink(orders.Relink(description), fds)
@@ -254,20 +254,20 @@ class Supervisor:
         self,
         index: int,
         worker: WorkerProcess,
-        door: Door,
+        channel: PortChannel,
         task_status: trio.TaskStatus[None],
     ) -> int:
         self._workers[index] = worker
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._serve_ports, worker, door)
+            nursery.start_soon(self._serve_ports, worker, channel)
             nursery.start_soon(self._welcome, index, worker, task_status)
             status = await worker.run(self._config.watchdog_seconds)
             self._lines.pop(index, None)
             nursery.cancel_scope.cancel()
         return status
 
-    async def _serve_ports(self, worker: WorkerProcess, door: Door) -> None:
-        if fault := await door.serve():
+    async def _serve_ports(self, worker: WorkerProcess, channel: PortChannel) -> None:
+        if fault := await channel.serve():
             worker.kill(fault)
 
     def _start(self, index: int, generation: int, description: dict[str, Any]) -> orders.Start:
@@ -291,7 +291,7 @@ class Supervisor:
     ) -> None:
         await worker.ready.wait()
         logger.info("worker %d is process %d", index, worker.pid)
-        with contained(lambda error: worker.kill(f"it can't be told settings: {error}")):
+        with contained(lambda error: worker.kill(f"it can't apply the settings: {error}")):
             await self._console.prepare(worker.run_line)
         self._lines[index] = worker.run_line
         if self._server is None:
@@ -310,7 +310,8 @@ class Supervisor:
 
 
 def worker_user(wanted: str | None) -> str | None:
-    """Whom workers become: nobody else than who we are, unless we are root. Raises ConfigError."""
+    """Return the user that workers become; None to stay as we are, if not root. Raises
+    ConfigError."""
     if os.geteuid() != 0:
         return None
     for name in [wanted] if wanted is not None else ["hoststack", "nobody"]:
@@ -319,7 +320,7 @@ def worker_user(wanted: str | None) -> str | None:
         except KeyError:
             continue
         if entry.pw_uid == 0:
-            raise ConfigError(f"user is {name!r}, which is root: workers become another one")
+            raise ConfigError(f"user is {name!r}, which is root: name an unprivileged user")
         return entry.pw_name
     name = wanted or "hoststack"
     raise ConfigError(f"there is no user {name!r}: `useradd --system {name}`, or name another")
@@ -336,10 +337,10 @@ def _ending(status: int) -> str:
 async def run_daemon(
     config: DaemonConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """A daemon's whole life. Raises LinkError, OSError, ConfigError, DaemonError."""
+    """Run a daemon until it ends. Raises LinkError, OSError, ConfigError, DaemonError."""
     raise_open_files()
     try:
-        # Here, not in the workers, which may not be allowed to read what it is in.
+        # Checked here: the workers may not have permission to read the engine's files.
         engine, why_not_better = choose_engine(config.engine)
     except ValueError as error:
         raise DaemonError(str(error)) from None

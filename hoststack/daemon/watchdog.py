@@ -1,9 +1,9 @@
-"""Whether a process hangs, or merely has no processor; and where it is when it hangs.
+"""Detect whether a process hangs or merely gets no processor, and where it hangs.
 
-A worker answers a ping with its next turn. Time on the wall says nothing about one that does not:
-the machine may be busy. What counts is the processor time that it has used since then (a loop
-without end), and the time that it slept in the kernel (something blocks it). While it waits for a
-processor nothing counts, nor while a debugger holds it.
+A worker answers a ping after its next engine run. Wall-clock time says nothing about one that does
+not answer: the machine may be busy. What counts is the processor time that it has used since then
+(an endless loop), and the time that it slept in the kernel (something blocks it). Waiting for a
+processor does not count, nor does time stopped by a debugger.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Final, NamedTuple
 import trio
 
 _NS_PER_S: Final = 1e9
-#: A field of /proc/PID/stat (proc(5)) behind the name, which is in parentheses.
+#: Fields of /proc/PID/stat (proc(5)) after the name, which is in parentheses.
 _STATE: Final = 0
 _UTIME, _STIME = 11, 12
-#: More than one tick's time is the watching process's own absence.
+#: A longer gap than this many ticks means that the watching process itself did not run.
 _LATE: Final = 2.0
 
 
 class Sample(NamedTuple):
-    """A process's main thread at a moment."""
+    """The state of a process's main thread at one moment."""
 
     state: str
     """As ps shows it: R, S, D, T, t, Z."""
     ran_s: float
-    """On a processor."""
+    """Time on a processor."""
     waited_s: float
-    """For a processor; 0 where the kernel does not say."""
+    """Time spent waiting for a processor; 0 where the kernel does not report it."""
 
 
 def sample(pid: int) -> Sample | None:
-    """None for a process that is no more."""
+    """Return a sample of a process; None if it no longer exists."""
     task = Path(f"/proc/{pid}/task/{pid}")
     try:
         fields = (task / "stat").read_text().rpartition(") ")[2].split()
@@ -50,7 +50,7 @@ def sample(pid: int) -> Sample | None:
 
 
 def counted_s(before: Sample, now: Sample, elapsed_s: float) -> float:
-    """What of the time between two samples a process could have answered in, and did not."""
+    """Return the part of the time between two samples in which a process could have answered."""
     match now.state:
         case "t":
             return 0.0
@@ -61,7 +61,7 @@ def counted_s(before: Sample, now: Sample, elapsed_s: float) -> float:
 
 
 class Watchdog:
-    """One process, since it was pinged last."""
+    """The silence of one process since the last ping."""
 
     def __init__(self, pid: int, tick_s: float) -> None:
         self._pid = pid
@@ -69,14 +69,14 @@ class Watchdog:
         self.pinged()
 
     def pinged(self) -> None:
-        """From now on it is to answer."""
+        """Start to measure: the process was pinged, or has answered."""
         self.silent_s = 0.0
-        """How long it has not answered, as far as that counts."""
+        """How long it has not answered, counting only time in which it could have."""
         self._at = trio.current_time()
         self._last = sample(self._pid)
 
     def tick(self) -> None:
-        """It has not answered yet."""
+        """Add the time since the last tick, in which it did not answer."""
         at, now = trio.current_time(), sample(self._pid)
         if self._last is not None and now is not None:
             self.silent_s += counted_s(self._last, now, min(at - self._at, self._most_s))
@@ -84,7 +84,7 @@ class Watchdog:
 
 
 def whereabouts(pid: int) -> str:
-    """What the kernel says of a process: its state, and what it waits for there."""
+    """Return what the kernel knows of a process: its state, and what it waits for."""
     found = []
     now = sample(pid)
     if now is not None:
@@ -94,4 +94,4 @@ def whereabouts(pid: int) -> str:
             text = Path(f"/proc/{pid}/{name}").read_text().strip("\0\n ")
             if text not in ("", "0", "running"):
                 found.append(f"{name} {text}")
-    return ", ".join(found) or "nothing is known of it"
+    return ", ".join(found) or "state unknown"

@@ -1,6 +1,6 @@
 """A worker process: an engine, a session layer, and the applications that it serves.
 
-Started by the supervisor with one descriptor, it learns all else over that. It gives up its
+The supervisor starts it with one descriptor and sends everything else over that. It drops its
 privileges before it reads the first packet.
 """
 
@@ -50,16 +50,16 @@ logger = logging.getLogger("hoststack.worker")
 EXIT_ORPHANED: Final = 3
 EXIT_IMPOSSIBLE: Final = 4
 
-#: What comes with an application: its channel, the rings, two sockets to wake each other.
+#: Descriptors that come with an application: its channel, the rings, two wake-up sockets.
 _ENDS: Final = 4
-#: With how many sessions of earlier workers of this index a handle is not mistaken.
+#: A handle is distinct from those of as many sessions of earlier workers of this index.
 _GENERATION_SHIFT: Final = 20
 _GENERATIONS: Final = 1 << 11
 
 
 @dataclass(slots=True)
 class _Applications:
-    """Those that this worker serves, by order of their coming."""
+    """The applications that this worker serves, in order of attachment."""
 
     worker: Worker
     nursery: trio.Nursery
@@ -68,7 +68,7 @@ class _Applications:
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
         if len(fds) != _ENDS:
-            # The kernel drops those for which there is no room (unix(7)).
+            # The kernel discards descriptors that exceed the limit (unix(7)).
             logger.error("too many open files: %s can't be served", order.name)
             for fd in fds:
                 os.close(fd)
@@ -79,7 +79,7 @@ class _Applications:
         try:
             application = RemoteApplication(order.name, ends, limits, self.seal)
         except (OSError, ValueError) as error:
-            # No memory to map its rings, for example: it sees its channel closed.
+            # For example no memory to map its rings. The application sees its channel closed.
             logger.error("%s can't be served: %s", order.name, error)
             return
         application.namespace = order.namespace
@@ -100,7 +100,7 @@ class _Applications:
 async def _serve(
     channel: Channel, worker: Worker, ready: orders.Ready, start: orders.Start
 ) -> None:
-    """Do what the supervisor says until it says to end, or is gone."""
+    """Carry out the supervisor's orders until it says to end, or is gone."""
     async with trio.open_nursery() as nursery:
         await nursery.start(worker.run)
         nursery.start_soon(channel.run)
@@ -119,9 +119,10 @@ async def _serve(
 
 
 async def _obey(channel: Channel, applications: _Applications, commands: Commands) -> orders.Drain:
-    """Raises ChannelClosedError when the supervisor is gone."""
+    """Carry out orders; raises ChannelClosedError when the supervisor is gone."""
     while True:
-        # One at a time: each may bring descriptors, and those of the dead go in between.
+        # One at a time: each may bring descriptors, and those of dead applications are closed
+        # in between.
         data, fds = await channel.receive_one()
         match orders.decode_order(data):
             case orders.Serve() as order:
@@ -142,7 +143,7 @@ async def _obey(channel: Channel, applications: _Applications, commands: Command
 
 async def _answer(channel: Channel, worker: Worker, number: int) -> None:
     await worker.wait_turn()
-    with contextlib.suppress(ChannelClosedError):  # a supervisor that is gone ends this anyway
+    with contextlib.suppress(ChannelClosedError):  # without its supervisor this process ends anyway
         channel.send(orders.encode(orders.Pong(number)))
 
 
@@ -151,12 +152,12 @@ def _relink(link: Link, order: orders.Relink, fds: list[int]) -> None:
     try:
         link.adopt_again(order.description, fds)
     except LinkError as error:
-        # It is gone again: the next order follows when it is back.
-        logger.warning("the interface can't be taken again yet: %s", error.strerror)
+        # It has disappeared again: another order follows when it is back.
+        logger.warning("the interface can't be used again yet: %s", error.strerror)
 
 
 async def _drain(worker: Worker, seconds: float) -> None:
-    """Accept nothing more; let what is open end."""
+    """Accept no more connections, and wait until the open ones end."""
     worker.layer.stop_listening()
     with trio.move_on_after(seconds):
         await worker.wait_idle()
@@ -169,8 +170,8 @@ def _make_link(start: orders.Start, fds: list[int], ports: PortClient) -> Link:
 
 
 async def run_worker(fd: int, on_unprivileged: Callable[[], None]) -> None:
-    """A worker's life, which has no privileges from `on_unprivileged` on; raises
-    ChannelClosedError or OrphanedError when the supervisor is gone."""
+    """Run a worker, without privileges from `on_unprivileged` on; raises ChannelClosedError or
+    OrphanedError when the supervisor is gone."""
     end = socket.socket(fileno=fd)
     channel = Channel(end, takes_fds=True)
     data, fds = await channel.receive_one()
@@ -192,7 +193,7 @@ async def run_worker(fd: int, on_unprivileged: Callable[[], None]) -> None:
 
 
 def _set_up(start: orders.Start, fds: list[int]) -> tuple[Link, Worker]:
-    """Raises LinkError and ValueError for a worker that can't be."""
+    """Make the link and the worker; raises LinkError and ValueError if that is not possible."""
     ports_fd, *link_fds = fds
     ports = PortClient(socket.socket(fileno=ports_fd))
     link = _make_link(start, link_fds, ports)
@@ -212,18 +213,18 @@ def _set_up(start: orders.Start, fds: list[int]) -> tuple[Link, Worker]:
 
 
 def main() -> None:
-    """`python -m hoststack.daemon.worker_main FD STACKS`; started by the supervisor alone."""
+    """Run `python -m hoststack.daemon.worker_main FD STACKS`, as the supervisor starts it."""
     fd, stacks = map(int, sys.argv[1:])
     close_others({fd, stacks})
-    # Where the supervisor reads what this process was at when it crashed, or was killed (SIGABRT).
+    # The supervisor reads from here what this process was doing when it crashed or was aborted.
     faulthandler.enable(file=stacks)
-    # SIGINT of a terminal goes to all of its processes: it is the supervisor who says when.
+    # SIGINT of a terminal goes to all of its processes, but the supervisor decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with log_to_stderr() as log:
         raise_open_files()
-        # As long as it may read the files: later it is another user.
+        # While it may still read the files: later it runs as another user.
         load_everything()
-        logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic has a line for each handshake
+        logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic logs a line per handshake
         try:
             trio.run(run_worker, fd, log.start)
         except* (ChannelClosedError, OrphanedError):

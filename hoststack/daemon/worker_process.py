@@ -1,4 +1,4 @@
-"""One worker process, as the supervisor sees it: what it says is checked."""
+"""One worker process, as the supervisor sees it; everything that it sends is validated."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from hoststack.worker.engines import EngineName
 
 logger = logging.getLogger("hoststack.daemon")
 
-#: What a worker gets of the supervisor's environment: what its programs and libraries read. Not
-#: what speaks for the supervisor (NOTIFY_SOCKET), nor a user's secrets.
+#: The environment variables passed on to workers: those that its programs and libraries read. Not
+#: those that identify the supervisor (NOTIFY_SOCKET), nor a user's secrets.
 _PASSED_ON: Final = frozenset({"LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
 _PASSED_ON_PREFIXES: Final = (
     *("ASAN_", "COVERAGE_", "GLIBC_", "GNUTLS_", "HOSTSTACK_", "LC_", "LD_", "LSAN_", "MALLOC_"),
     *("OPENSSL_", "PYTHON", "SSL_", "UBSAN_"),
 )
-#: Of a command's answer; no honest one comes near.
+#: Limit of a command's answer; no valid one comes near.
 _MOST_ANSWER_BYTES: Final = 16 << 20
-#: How often a worker is pinged, and looked at while it does not answer.
+#: How often a worker is pinged, and sampled while it does not answer.
 _TICK_S: Final = 1.0
-#: What starting takes on a slow machine, until a worker is ready.
+#: How long starting may take on a slow machine, until a worker is ready.
 _START_S: Final = 60.0
-#: What a worker that hangs has to say where it was (SIGABRT).
+#: How long a worker that hangs may take to report where it was (SIGABRT).
 _LAST_WORDS_S: Final = 1.0
 _MOST_LAST_WORDS_BYTES: Final = 1 << 14
 _MOST_LAST_WORDS_LINES: Final = 40
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of a worker process."""
+    """Return the environment of a worker process."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -63,13 +63,13 @@ class _Command:
 
 
 class WorkerProcess:
-    """A process that has been started, and waits to be told which worker it is.
+    """A process that has been started, and waits for its Start order.
 
-    Starting Python takes a good part of a second: the supervisor keeps one in reserve.
+    Starting Python takes a good part of a second, so the supervisor keeps one process in reserve.
     """
 
     def __init__(self) -> None:
-        """Raises OSError where there are no descriptors, no memory or no processes left."""
+        """Start the process; raises OSError if descriptors, memory or processes are exhausted."""
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -92,7 +92,7 @@ class WorkerProcess:
 
     @staticmethod
     def _spawn(fd: int, stacks: int) -> subprocess.Popen[bytes]:
-        # Not by trio, which does it in a thread: PR_SET_PDEATHSIG is about that thread's end.
+        # Not with trio, which forks in a thread: PR_SET_PDEATHSIG is tied to that thread's end.
         return subprocess.Popen(
             [sys.executable, "-m", "hoststack.daemon.worker_main", str(fd), str(stacks)],
             pass_fds=[fd, stacks],
@@ -105,33 +105,33 @@ class WorkerProcess:
         return self._process.pid
 
     def start(self, order: orders.Start, fds: Sequence[int]) -> None:
-        """Tell it which worker it is; the descriptors stay the caller's."""
+        """Send its index and settings; the descriptors stay the caller's."""
         self._link_name = order.link
         self._send(order, fds)
 
     def relink(self, order: orders.Relink, fds: Sequence[int]) -> None:
-        """Have its link go on with other descriptors; they stay the caller's."""
+        """Have its link continue with other descriptors; they stay the caller's."""
         if not self.ended.is_set():
             self._send(order, fds)
 
     def serve(self, order: orders.Serve, fds: Sequence[int]) -> None:
         """Have it serve an application; the descriptors stay the caller's.
 
-        Raises OSError where it does not read, and too much waits for it already.
+        Raises OSError if it does not read, and its socket is full.
         """
         if not self._send(order, fds) and self._channel.has_waiting:
-            raise OSError(errno.EAGAIN, f"process {self.pid}, a worker, takes no applications now")
+            raise OSError(errno.EAGAIN, f"worker process {self.pid} accepts no applications now")
 
     async def wait_for_room(self) -> None:
-        """Until it has read its orders, or its socket has room for more; or until it is gone."""
+        """Wait until it reads its orders or its socket has room for more, or until it is gone."""
         await self._channel.wait_sent(0)
 
     def drain(self, seconds: float) -> None:
-        """Have it end when its connections have, or after so long."""
+        """Have it end when its connections have ended, or after so long."""
         self._send(orders.Drain(seconds), ())
 
     def kill(self, why: str) -> None:
-        """It did what no worker does."""
+        """Kill it, and log why."""
         logger.error("worker process %d is killed: %s", self.pid, why)
         self._process.kill()
 
@@ -150,7 +150,7 @@ class WorkerProcess:
         self._process.wait()
 
     def _send(self, order: orders.Order, fds: Sequence[int]) -> bool:
-        """False where it is dead, and `run` is about to tell, or does not read."""
+        """Send an order; False if it does not read, or is dead, which `run` reports."""
         try:
             self._channel.send(orders.encode(order), fds)
         except ChannelClosedError:
@@ -158,10 +158,10 @@ class WorkerProcess:
         return True
 
     async def run(self, watchdog_s: float = 0.0) -> int:
-        """Listens to it until it ends; returns its exit status, negative for a signal.
+        """Read its reports until it ends; return its exit status, negative for a signal.
 
-        One that has not turned for `watchdog_s` seconds, of those in which it could have, is ended;
-        0 is never.
+        It is killed if it has not answered for `watchdog_s` seconds of the time in which it could
+        have; 0 means never.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -182,7 +182,7 @@ class WorkerProcess:
         return self._process.returncode
 
     async def _run_channel(self) -> None:
-        with contextlib.suppress(ChannelClosedError):  # its end is told by its process
+        with contextlib.suppress(ChannelClosedError):  # the process's status reports its end
             await self._channel.run()
 
     async def _receive(self) -> None:
@@ -193,10 +193,10 @@ class WorkerProcess:
         except ChannelClosedError:
             pass
         except orders.ReportError as error:
-            self.kill(f"it said what workers don't: {error}")
+            self.kill(f"it sent an invalid report: {error}")
 
     def _on_report(self, report: orders.Report) -> None:
-        """Raises ReportError."""
+        """Handle a report; raises ReportError."""
         match report:
             case orders.Ready():
                 self._on_ready(report)
@@ -205,7 +205,7 @@ class WorkerProcess:
                 if command is not None and not command.done.is_set():
                     command.answer += report.piece
                     if len(command.answer) > _MOST_ANSWER_BYTES:
-                        raise orders.ReportError("an answer without end")
+                        raise orders.ReportError("an answer that is too long")
                     if report.is_last:
                         command.done.set()
             case orders.Pong():
@@ -214,16 +214,16 @@ class WorkerProcess:
 
     def _on_ready(self, report: orders.Ready) -> None:
         if self.about is not None:
-            raise orders.ReportError("it is ready twice")
+            raise orders.ReportError("it reported twice that it is ready")
         if report.link_name != self._link_name or report.engine_name not in get_args(EngineName):
-            raise orders.ReportError("it has a link or an engine that it was not told to have")
+            raise orders.ReportError("its link or engine is not the one in its order")
         self.about = report
         self.ready.set()
 
-    # --- one that hangs ---------------------------------------------------------------------
+    # --- detecting a hang -------------------------------------------------------------------
 
     async def _watch(self, patience_s: float) -> None:
-        """Ping it for as long as it answers; returns when it hung."""
+        """Ping it for as long as it answers; return when it hangs."""
         watchdog = Watchdog(self.pid, _TICK_S)
         while True:
             self._ping += 1
@@ -241,9 +241,9 @@ class WorkerProcess:
             await trio.sleep(_TICK_S)
 
     async def _end_hung(self, silent_s: float) -> None:
-        """Have it say where it is, and end it."""
+        """Have it report where it is, and kill it."""
         logger.error(
-            "worker process %d has not turned for %.1f s and is replaced; it hung in: %s",
+            "worker process %d has not answered for %.1f s and is replaced; it hung in: %s",
             self.pid,
             silent_s,
             whereabouts(self.pid),
@@ -253,7 +253,7 @@ class WorkerProcess:
         self._process.kill()
 
     def _log_last_words(self) -> None:
-        """What faulthandler wrote when it crashed or was ended, in its own words."""
+        """Log what faulthandler wrote when it crashed or was aborted."""
         text = os.pread(self._stacks, _MOST_LAST_WORDS_BYTES, 0).decode("ascii", "replace")
         for line in text.splitlines()[:_MOST_LAST_WORDS_LINES]:
             logger.error("worker process %d: %s", self.pid, printable(line, 200))

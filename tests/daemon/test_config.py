@@ -53,7 +53,7 @@ def test_a_file(tmp_path: Path) -> None:
         ('socket = "/x"\ncli-socket = "/x"', "cli-socket is the same as socket"),
         ('link = "carrier pigeon"', "link is auto, af_xdp, udp"),
         ("worker = 2", "there is no setting 'worker'"),
-        ("workers", "no TOML"),
+        ("workers", "not TOML"),
         ("[namespaces]\nred = 1", "a secret in quotes"),
         ('link = "af_xdp"', "needs an interface"),
         ("drain-seconds = -1", "drain-seconds is 0 to 3600"),

@@ -222,7 +222,7 @@ def test_a_worker_that_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             (answer,) = await served.ask(HELLO)
             refused = attaching.decode_answer(answer)
             assert isinstance(refused, attaching.Refused)
-            assert "try it again" in refused.text
+            assert "try again" in refused.text
             served.worker.has_room.set()
             assert await served.is_well()
 

@@ -39,7 +39,7 @@ def test_an_interface_that_is_deleted_and_made_again() -> None:
                 run("ip", "-n", a.namespace, "link", "add", a.ifname, *count, "type", "veth", *peer)
                 for side in (a, b):
                     bring_up(side, 1500)
-                await trio.to_thread.run_sync(daemon.wait_for, "is used again")
+                await trio.to_thread.run_sync(daemon.wait_for, "back and in use again")
                 for _ in range(8):
                     async with (
                         client_on(b) as another,

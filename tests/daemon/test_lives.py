@@ -399,7 +399,7 @@ def test_a_file_in_the_sockets_place_stays(tmp_path: Path, which: str) -> None:
     precious.write_text("precious")
     done = _run(tmp_path, "--link", "udp", which, str(precious))
     assert done.returncode == 1
-    assert f"can't listen at {precious}: there is a file that is no socket" in done.stderr
+    assert f"can't listen at {precious}: there is a file that is not a socket" in done.stderr
     assert precious.read_text() == "precious"
 
 

@@ -61,7 +61,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(("host", "port"), IMPOSSIBLE)
 def test_only_addresses_are_opened(host: str, port: int) -> None:
     async def script(keeper: PortKeeper, _: Part) -> None:
-        with keeper.door(0) as (end, serve):
+        with keeper.channel(0) as (end, serve):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve)
                 for request in (
@@ -81,7 +81,7 @@ def test_only_addresses_are_opened(host: str, port: int) -> None:
 
 def test_a_worker_may_die_with_an_answer_unread() -> None:
     async def script(keeper: PortKeeper, part: Part) -> None:
-        with keeper.door(0) as (end, serve):
+        with keeper.channel(0) as (end, serve):
             end.send(orders.encode(orders.OpenSocket("tcp", "127.0.0.1", 0)))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve)
@@ -104,8 +104,8 @@ def test_a_socket_is_the_last_ones_that_opened_it() -> None:
             return answer.port
 
         async with trio.open_nursery() as nursery:
-            with keeper.door(1) as (other, serve_other):
-                with keeper.door(0) as (end, serve):
+            with keeper.channel(1) as (other, serve_other):
+                with keeper.channel(0) as (end, serve):
                     nursery.start_soon(serve)
                     nursery.start_soon(serve_other)
                     port = await opened(end, 0)

@@ -132,8 +132,8 @@ def test_a_step_that_fails_ends_it(name: str, error: int) -> None:
         become("nobody")
 
     said = in_a_child(run)
-    assert said.startswith("hoststack.daemon.privileges.PrivilegeError: can't give up"), said
-    assert ("had no effect" if error == LIE else "Operation not permitted") in said
+    assert said.startswith("hoststack.daemon.privileges.PrivilegeError: can't drop"), said
+    assert ("without effect" if error == LIE else "Operation not permitted") in said
     assert name in said or "to become nobody" in said
 
 
@@ -207,7 +207,7 @@ def test_a_daemon_whose_workers_can_not_says_why(tmp_path: Path) -> None:
         timeout=PATIENCE_S,
         check=False,
     )
-    assert "worker: can't give up its privileges: capset: Operation not permitted" in done.stderr
+    assert "worker: can't drop privileges: capset: Operation not permitted" in done.stderr
     assert done.returncode == 1
     assert "serving at" not in done.stderr
     assert "Traceback" not in done.stderr

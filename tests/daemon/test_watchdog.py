@@ -71,7 +71,7 @@ def test_a_worker_that_is_stopped_is_replaced(make_daemon: MakeDaemon) -> None:
     pid = daemon.worker_pid(1)
     os.kill(pid, signal.SIGSTOP)
     daemon.wait_for(
-        rf"worker process {pid} has not turned for \d\.\d s and is replaced; it hung in"
+        rf"worker process {pid} has not answered for \d\.\d s and is replaced; it hung in"
     )
     daemon.wait_for("worker 1 is process", 2)
     assert "state T" in daemon.log
@@ -103,7 +103,7 @@ def test_the_log_says_in_what_it_hung(
     )
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
     daemon = make_daemon("--watchdog-seconds", "2")
-    daemon.wait_for("has not turned for .*it hung in: state S")
+    daemon.wait_for("has not answered for .*it hung in: state S")
     daemon.wait_for("a_turn_that_does_not_end")
     daemon.wait_for("worker 0 is process", 2)
     assert daemon.ctl("show workers")
@@ -126,5 +126,5 @@ def test_a_worker_that_is_starved_is_not_shot(make_daemon: MakeDaemon) -> None:
         for hog in hogs:
             hog.kill()
             hog.wait(PATIENCE_S)
-    assert "has not turned" not in daemon.log
+    assert "has not answered" not in daemon.log
     assert daemon.worker_pid(0) == pid
