@@ -1,1 +1,1 @@
-"""The debug CLI: VPP's commands, run in workers and put together for whoever asks."""
+"""The debug CLI: VPP's commands, run in the workers, their answers merged."""

@@ -1,4 +1,4 @@
-"""The commands of the debug CLI, with VPP's words."""
+"""The commands of the debug CLI, named as in VPP."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from hoststack.control.grammar import (
     shown,
 )
 
-#: The longest line; longer ones are nobody's typing.
+#: The longest line; nothing longer is typed by hand.
 MAX_LINE_CHARACTERS: Final = 4096
 
-#: What a FIFO can be, as in hoststack/native/memory/fifo.py, but not more than a connection uses.
+#: Valid FIFO sizes, as in hoststack/native/memory/fifo.py, limited to what a connection can use.
 _FIFO: Final = Size("SIZE", 1024, 1 << 30)
-#: hoststack/session/rules.py reads it.
+#: Parsed by hoststack/session/rules.py.
 _RULE: Final = (
     "[appns ID] [scope local|global|all] proto quic|tcp|udp LOCAL/LENGTH PORT REMOTE/LENGTH PORT"
 )
 _MOST_BYTES: Final = 1 << 50
-#: Whose connections have streams.
+#: Protocols whose connections have streams.
 ECHO_PROTOCOLS: Final[tuple[Protocol, ...]] = ("quic", "tcp")
 
 SPECS: Final = (
     Spec(("help",), "this list, or the grammar of a command", rest="about", rest_name="COMMAND"),
     Spec(("session", "enable"), "allow new connections and listeners"),
-    Spec(("session", "disable"), "refuse new connections and listeners; what is there goes on"),
+    Spec(("session", "disable"), "refuse new connections and listeners; existing ones continue"),
     Spec(
         ("test", "echo", "server"),
-        "listen, and send back what comes; or stop that",
+        "listen, and send received data back; or stop",
         options=(
             Option("stop", "stop"),
             Option("uri", "uri", UriText(ECHO_PROTOCOLS)),
@@ -79,7 +79,7 @@ SPECS: Final = (
     ),
     Spec(
         ("show", "quic"),
-        "what the QUIC engines count, and what new connections get",
+        "counters of the QUIC engines, and settings of new connections",
         options=(Option("verbose", "verbose", Number("N", 0, 1), without=1),),
     ),
     Spec(("show", "xdp"), "the steering program's verdicts, and the AF_XDP sockets"),
@@ -89,9 +89,9 @@ SPECS: Final = (
         options=(Option("ns", "namespaces"),),
     ),
     Spec(("show", "errors"), "what was dropped, by reason"),
-    Spec(("show", "workers"), "the workers, their links, engines and turns"),
+    Spec(("show", "workers"), "the workers, their links, engines and load"),
     Spec(("show", "udp"), "UDP ports in use, and datagrams"),
-    Spec(("clear", "errors"), "count errors from here on"),
+    Spec(("clear", "errors"), "start error counts from zero"),
     Spec(
         ("quic", "set", "cc"),
         "congestion control of new connections that name none",
@@ -130,7 +130,7 @@ SPECS: Final = (
 
 
 def parse(line: str) -> Command:
-    """The command that a line says; raises CommandError."""
+    """Parse a line; raises CommandError."""
     if len(line) > MAX_LINE_CHARACTERS:
         raise CommandError(f"a line has {MAX_LINE_CHARACTERS} characters at most")
     words = line.split()
@@ -142,9 +142,9 @@ def parse(line: str) -> Command:
 
 
 def complete(line: str) -> list[str]:
-    """What the last word of a line may become; the next word's, if the line ends with a space.
+    """Return completions of a line's last word, or of the next word after a trailing space.
 
-    The words of `help` are those of commands.
+    The words after `help` are those of commands.
     """
     if len(line) > MAX_LINE_CHARACTERS:
         return []
@@ -155,7 +155,7 @@ def complete(line: str) -> list[str]:
 
 
 def help_about(line: str) -> list[Spec]:
-    """The commands that begin like that; raises CommandError for none."""
+    """Return the commands that start with a line's words; raises CommandError for none."""
     words = line.split()
     found = [
         spec

@@ -1,6 +1,6 @@
-"""The debug CLI over all workers: a line is parsed, run in each of them, and put together.
+"""The debug CLI over all workers: parse a line, run it in each of them, and merge the answers.
 
-Settings are remembered for workers that come later.
+Settings are replayed in workers that start later.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from hoststack.session.rules import parse_rule
 
 logger = logging.getLogger(__name__)
 
-#: Runs a line in one worker, wherever that is (hoststack/control/run.py); raises CommandError.
+#: Runs a line in one worker, wherever it is (hoststack/control/run.py); raises CommandError.
 RunInWorker = Callable[[str], Awaitable[Data]]
 
-#: What else hears of a command, before the workers: what it returns belongs to the answer; raises
-#: CommandError to refuse it.
+#: Called with a command before it runs in the workers: its result is merged into the answer;
+#: raises CommandError to refuse the command.
 Listener = Callable[[Command], Data]
 
 
 class Console:
-    """What a daemon holds of the debug CLI."""
+    """The daemon's part of the debug CLI."""
 
     def __init__(
         self, workers: Mapping[int, RunInWorker], also: Mapping[str, Listener] | None = None
     ) -> None:
-        """`workers` are those that live, by index, as they are whenever a line comes. `also` are
-        commands, by name, that the daemon itself has to know of."""
+        """`workers` are the live workers, by index, looked up for each line. `also` are listeners
+        for commands that the daemon itself must handle, by command name."""
         self._workers = workers
         self._also = also or {}
         self._settings: dict[tuple[str, str], str] = {}
-        """Lines by what they set."""
+        """Lines to replay, by the setting that they change."""
 
     async def run_line(self, line: str, as_json: bool = False) -> str:
-        """The answer to a line, as text or as JSON; raises CommandError.
+        """Return the answer to a line, as text or as JSON; raises CommandError.
 
-        Where one worker fails the command fails: the others are cancelled, and what they did is
+        If one worker fails the command fails: the others are cancelled, and what they did is
         undone.
         """
         command = parse(line)
@@ -62,15 +62,15 @@ class Console:
         except CommandError:
             raise
         except Exception as error:
-            # A worker says what it likes; all that it can spoil is the answer.
+            # A faulty worker must be able to spoil only its own answer.
             raise CommandError(
-                f"a worker gave an answer that is none: {fault_text(error)}"
+                f"a worker returned an invalid answer: {fault_text(error)}"
             ) from None
         self._remember(line, command)
         return text
 
     async def prepare(self, run_in: RunInWorker) -> None:
-        """Tell a worker that has just come what was set before."""
+        """Replay the settings in a new worker."""
         # A disabled session layer would refuse the echo servers.
         lines = sorted(self._settings.items(), key=lambda setting: setting[0] == _ENABLING)
         for _, line in lines:
@@ -79,7 +79,7 @@ class Console:
             except CommandError as error:
                 command = parse(line)
                 told = {key: v for key, v in command.arguments.items() if key != "secret"}
-                logger.warning("a new worker was told %r %s: %s", command.name, told, error)
+                logger.warning("a new worker refused %r %s: %s", command.name, told, error)
 
     async def _run_everywhere(self, line: str, command: Command) -> list[Data]:
         workers = dict(self._workers)
@@ -132,13 +132,13 @@ _ENABLING = ("session", "")
 
 
 def _rule_key(command: Command) -> str:
-    """The same for rules that replace each other."""
+    """Return the same key for rules that replace each other."""
     rule = parse_rule(str(command.arguments["rule"]), needs_action=False)
     return str(replace(rule, action="allow", tag=""))
 
 
 def _undoing(command: Command) -> str | None:
-    """The line that takes a command back; None if there is nothing to take back."""
+    """Return the line that undoes a command; None if there is nothing to undo."""
     if command.name == "test echo server" and "stop" not in command.arguments:
         return f"test echo server stop uri {command.arguments['uri']}"
     return None

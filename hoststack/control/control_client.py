@@ -1,4 +1,4 @@
-"""The control socket's other side, for programs without a loop of their own."""
+"""The client side of the control socket, for programs without an event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ControlClient:
     """A connection to a daemon's control socket."""
 
     def __init__(self, path: str) -> None:
-        """Raises OSError, with one line that says what to do."""
+        """Connect; raises OSError, with one line that says what to do."""
         self._path = path
         self._rest = b""
         self._socket = _connected(path)
@@ -26,11 +26,11 @@ class ControlClient:
         return str(self._ask({"line": line, "json": as_json})["text"])
 
     def complete(self, line: str) -> list[str]:
-        """What the last word of a line may become; raises as `run` does."""
+        """Return completions of a line's last word; raises as `run` does."""
         return [str(word) for word in self._ask({"complete": line})["completions"]]
 
     def close(self) -> None:
-        """Go away; a command that still runs is cancelled."""
+        """Disconnect; a command that still runs is cancelled."""
         self._socket.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class ControlClient:
         return dict(answer)
 
     def _come_back(self) -> None:
-        """Connect again if the daemon has let go of this connection while nothing was asked."""
+        """Connect again if the daemon has closed this connection while it was idle."""
         try:
             is_over = not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -1,11 +1,11 @@
-"""The control socket: a unix socket that takes the debug CLI's lines.
+"""The control socket: a unix socket that accepts lines of the debug CLI.
 
 A request is a JSON object on a line of its own: {"line": "show app", "json": false}, or
 {"complete": "show a"}. So is an answer: {"text": ...}, {"error": ...} or {"completions": [...]}.
-A client may send some requests at once; they are run one after the other. One that goes away, or
-closes its sending side, has its command cancelled. One that asks nothing for IDLE_S, or does not
-read its answer, is let go of; so is the one that was idle for the longest where another needs its
-place. ControlClient comes back by itself.
+A client may send several requests at once; they are run one after the other. When it disconnects,
+or closes its sending side, its command is cancelled. The server disconnects a client that sends no
+request for IDLE_S, or does not read its answer; if a new client needs the place, it disconnects the
+one that has been idle for the longest time. ControlClient reconnects by itself.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from hoststack.text import printable
 logger = logging.getLogger(__name__)
 
 DEFAULT_PATH: Final = "/run/hoststack/cli.sock"
-#: A request's JSON: each character of the line may take six (\\uXXXX).
+#: Size of a request's JSON: a character of the line may need six bytes (\\uXXXX).
 _MAX_REQUEST_BYTES: Final = 6 * MAX_LINE_CHARACTERS + 64
 _MAX_WAITING_REQUESTS: Final = 16
 _MAX_CLIENTS: Final = 64
-#: One that asks nothing for so long is let go of.
+#: A client that sends no request for so long is disconnected.
 IDLE_S: Final = 60.0
-#: A client takes its answer within this time.
+#: A client must read its answer within this time.
 _MOST_SENDING_S: Final = 10.0
 #: struct ucred (unix(7)).
 _UCRED: Final = struct.Struct("iII")
@@ -54,7 +54,7 @@ async def serve_commands(
 ) -> None:
     """Serve clients on a unix socket, which root and `group` may use, until cancelled.
 
-    Raises OSError as `unix_listener` does, and EINVAL for a group that is none.
+    Raises OSError as `unix_listener` does, and EINVAL for an unknown group.
     """
     try:
         group_number = None if group is None else group_id(group)
@@ -62,7 +62,7 @@ async def serve_commands(
         raise OSError(errno.EINVAL, f"there is no group {group!r}") from None
     server = _Server(run_line)
     with unix_listener(path, socket.SOCK_STREAM, group_number) as listening:
-        # It says with a stack ten times a second that there are no descriptors left.
+        # trio logs ten tracebacks a second while there are no descriptors left.
         logging.getLogger("trio.serve_listeners").setLevel(logging.CRITICAL)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         task_status.started()
@@ -70,7 +70,7 @@ async def serve_commands(
 
 
 class _Client:
-    """One that is connected."""
+    """A connected client."""
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
@@ -78,12 +78,12 @@ class _Client:
         self.rest()
 
     def rest(self) -> None:
-        """Everything that it asked is answered. Bytes that make no request yet change nothing."""
+        """Start to count idle time: all requests are answered. Partial requests do not count."""
         self.is_busy = False
         self.scope.deadline = trio.current_time() + IDLE_S
 
     def work(self) -> None:
-        """A command runs, for as long as it takes."""
+        """Stop to count idle time while a command runs."""
         self.is_busy = True
         self.scope.deadline = math.inf
 
@@ -92,10 +92,10 @@ class _Server:
     def __init__(self, run_line: RunLine) -> None:
         self._run_line = run_line
         self._clients: list[_Client] = []
-        """The one that has been idle for the longest is the first of the idle ones."""
+        """The first of the idle ones has been idle for the longest time."""
 
     async def serve_client(self, stream: trio.SocketStream) -> None:
-        """Answer one client's requests until it is gone; whatever it does ends this alone."""
+        """Answer one client's requests until it is gone; its faults end only this task."""
         client = _Client()
         with contained(_log_fault):
             async with stream:
@@ -103,7 +103,7 @@ class _Server:
                 pid, uid, gid = _UCRED.unpack(raw)
                 logger.info("control socket: process %d of user %d, group %d", pid, uid, gid)
                 if not self._make_room():
-                    await _send(stream, {"error": "too many clients at the same time"})
+                    await _send(stream, {"error": "too many clients"})
                     return
                 self._clients.append(client)
                 try:
@@ -113,7 +113,7 @@ class _Server:
                     self._clients.remove(client)
 
     def _make_room(self) -> bool:
-        """Whether one more may come, if need be in the place of an idle one."""
+        """Return whether another client fits, disconnecting an idle one if needed."""
         if len(self._clients) < _MAX_CLIENTS:
             return True
         for client in self._clients:
@@ -143,13 +143,13 @@ class _Server:
         except CommandError as error:
             return {"error": printable(error)}
         except Exception:
-            # What is wrong with a debug command must not end the daemon.
+            # A bug in a debug command must not end the daemon.
             logger.exception("a debug command failed")
             return {"error": FAULT}
 
 
 def _parse_request(request: bytes) -> dict[str, Any]:
-    """Raises CommandError for what is no request."""
+    """Parse a request; raises CommandError if it is invalid."""
     if len(request) > _MAX_REQUEST_BYTES:
         raise CommandError(f"a line has {MAX_LINE_CHARACTERS} characters at most")
     try:
@@ -174,8 +174,8 @@ async def _read_requests(
     incoming: trio.MemorySendChannel[bytes],
     whole: trio.CancelScope,
 ) -> None:
-    """Pass on lines. A client that leaves ends `whole`; one that sends too much gets answers to
-    what came until then, and no more."""
+    """Pass lines on. A client that disconnects cancels `whole`; after one that sends too much, no
+    more is read, and what was read is answered."""
     buffer = b""
     async with incoming:
         try:
@@ -194,14 +194,14 @@ async def _read_requests(
 
 
 async def _send(stream: trio.SocketStream, answer: dict[str, Any]) -> None:
-    """Raises TooSlowError for a client that does not read."""
+    """Send an answer; raises TooSlowError for a client that does not read."""
     with trio.fail_after(_MOST_SENDING_S):
         await stream.send_all(json.dumps(answer).encode() + b"\n")
 
 
 def _log_fault(error: Exception) -> None:
     if isinstance(error, trio.BrokenResourceError):
-        return  # it left while it was answered
+        return  # it disconnected during the answer
     if isinstance(error, trio.TooSlowError):
         logger.warning("control socket: a client does not read its answer")
     else:

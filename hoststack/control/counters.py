@@ -13,18 +13,18 @@ from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.link.xdp.steering import Steering
 from hoststack.session.session import ConnectionSession, ListenerSession
 
-#: What a link counts that is no error: what it moved, and how;
+#: Counters of a link that are no errors: what it moved, and how;
 _TOTALS: Final = frozenset(
     {
         *("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"),
         *("xsk_rx_frames", "xsk_tx_frames", "xsk_kicks", "xsk_kicks_again"),
-        # The kernel found nothing to send: the ordinary end of a burst.
+        # The kernel found nothing to send, which is the normal end of a burst.
         "xsk_tx_ring_empty_descs",
     }
 )
-#: and what the steering program let through.
+#: and packets that the steering program passed on.
 _NO_ERRORS: Final = ("xdp_redirected_", "xdp_passed_")
-#: Not lost, but late.
+#: Delayed, not lost.
 _INFORMATION: Final = frozenset({"tx_full"})
 #: Connections that `show quic verbose` lists.
 _LISTED_CONNECTIONS: Final = 50
@@ -62,7 +62,7 @@ async def show_xdp(command: Command, side: WorkerSide) -> Data:
     sockets = _with_prefix(statistics, "xsk_")
     if sockets:
         data["sockets"] = sockets
-    # In a daemon the program is the supervisor's, and a worker has the sockets alone.
+    # In a daemon the supervisor owns the program, and a worker only has the sockets.
     steering: Steering | None = getattr(link, "steering", None)
     if steering is not None:
         data |= describe_program(steering)
@@ -78,7 +78,7 @@ def _with_prefix(statistics: dict[str, int], prefix: str) -> dict[str, int]:
 
 
 def describe_program(steering: Steering) -> Data:
-    """The steering program of an interface, its ports and what it has decided."""
+    """Return the steering program of an interface, its ports and its verdicts."""
     return {
         "interface": steering.interface,
         "mode": steering.mode,
@@ -112,7 +112,7 @@ async def show_app(command: Command, side: WorkerSide) -> Data:
 
 
 def _errors(side: WorkerSide) -> dict[tuple[str, str], int]:
-    """What went wrong since this worker began, by node and reason."""
+    """Return error counts since this worker started, by node and reason."""
     engine, link = side.worker.layer.engine, side.worker.link
     counters = engine.counters
     found = {(f"quic-{engine.name}", reason): n for reason, n in counters.dropped.items()}
@@ -120,7 +120,7 @@ def _errors(side: WorkerSide) -> dict[tuple[str, str], int]:
     for reason, count in side.worker.layer.sessions.refused.items():
         found["session", f"refused_{reason}" if reason != "faults" else reason] = count
     for name, count in link.statistics().items():
-        # The engine's own word for that is counted above.
+        # The engine's own counter for that is included above.
         if name not in _TOTALS | _INFORMATION and not name.startswith(_NO_ERRORS):
             found[f"link-{link.name}", name] = count
     return found

@@ -18,7 +18,7 @@ from hoststack.control.settings import with_fifos
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.quic.tls import TlsConfig
 
-#: Handshakes that go on at once; more would time out behind each other.
+#: Concurrent handshakes; more would time out in each other's queue.
 _SIMULTANEOUS_CONNECTS: Final = 32
 _BUFFER_BYTES: Final = 64 << 10
 #: The byte at offset i of a stream is i modulo 256, as in VPP.
@@ -30,7 +30,7 @@ _DEFAULT_TIMEOUT_S: Final = 20.0
 
 
 async def test_echo_clients(command: Command, side: WorkerSide) -> Data:
-    """This worker's share of the clients; they begin to send when all of them are connected."""
+    """Run this worker's share of the clients; they send when all of them are connected."""
     wanted = int(command.arguments.get("clients", 1))
     share = wanted // side.workers + (side.index < wanted % side.workers)
     return await _Test(command, side, share).run()
@@ -47,7 +47,7 @@ class _Test:
         self._streams = int(arguments.get("streams", 1))
         if self._features.streams == "one" and self._streams > 1:
             raise CommandError(
-                f"{self._uri}: such a connection is one stream: take nclients {self._streams}, and "
+                f"{self._uri}: such a connection is one stream: use nclients {self._streams}, and "
                 "leave out streams"
             )
         self._bytes = int(arguments.get("bytes", _DEFAULT_BYTES))
@@ -72,7 +72,7 @@ class _Test:
         self._rx_bytes = 0
 
     async def run(self) -> Data:
-        """What was measured; raises CommandError for what failed first."""
+        """Run the test and return the measurements; raises CommandError for the first failure."""
         began = trio.current_time()
         data: Data = {
             "uri": self._uri,
@@ -110,7 +110,7 @@ class _Test:
         return data | {"tx_bytes": self._tx_bytes, "rx_bytes": self._rx_bytes}
 
     def _fail(self, why: str) -> None:
-        """Give up; the first reason counts."""
+        """Cancel the test; the first reason counts."""
         self._failure = self._failure or why
         self._all_connected.set()
         self._all_done.set()
@@ -141,7 +141,7 @@ class _Test:
                 if self._returns:
                     nursery.start_soon(self._run_echo, await connection.open_stream(), self._bytes)
                 elif self._features.streams == "one":
-                    # The server's end says that it has all.
+                    # The server closes its side once it has received everything.
                     nursery.start_soon(self._run_echo, await connection.open_stream(), 0)
                 else:
                     nursery.start_soon(
@@ -159,13 +159,13 @@ class _Test:
             received = await self._receive(stream)
         if received and not expected:
             self._fail(
-                f"stream {stream.stream_id}: {received} bytes came back: a server for clients with "
-                "no-return is one with no-echo"
+                f"stream {stream.stream_id}: {received} bytes came back: clients with no-return "
+                "need a server with no-echo"
             )
         elif received != expected:
             self._fail(
                 f"stream {stream.stream_id}: {received} of {expected} bytes came back: a server "
-                "with no-echo takes clients with no-return"
+                "with no-echo needs clients with no-return"
             )
         self._note_done()
 
@@ -186,7 +186,7 @@ class _Test:
         await stream.send_eof()
 
     async def _receive(self, stream: Stream) -> int:
-        """Take what comes until the end; returns how many bytes."""
+        """Read until the end of the stream; return the number of bytes."""
         buffer = bytearray(_BUFFER_BYTES)
         received = 0
         while size := await stream.receive_into(buffer):
@@ -207,7 +207,7 @@ def _first_difference(data: bytearray, expected: bytes) -> int:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception in a group, which may be of groups."""
+    """Return the first exception in a group, which may be nested."""
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]

@@ -1,4 +1,4 @@
-"""`test echo server`: an internal application that sends back what comes."""
+"""`test echo server`: an internal application that sends received data back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BUFFER_BYTES: Final = 64 << 10
 
 
 async def test_echo_server(command: Command, side: WorkerSide) -> Data:
-    """Start one, or stop them."""
+    """Start an echo server, or stop them."""
     if command.arguments.get("stop"):
         return await _stop(side, command)
     return await _start(side, command)
@@ -40,14 +40,14 @@ async def _start(side: WorkerSide, command: Command) -> Data:
     parsed = parse_uri(uri, ECHO_PROTOCOLS)
     features = PROTOCOLS[parsed.scheme]
     if features.is_kernels and side.index:
-        # The kernel's port has one owner; clients find it from all workers.
+        # One worker owns the kernel's port; clients can connect from all workers.
         return {"left_out": True}
     if uri in side.servers:
         raise CommandError(
             f"there is an echo server on {uri} already: `test echo server stop uri {uri}` ends it"
         )
     if side.workers > 1 and not (features.is_kernels or parsed.port):
-        raise CommandError(f"{uri}: each worker would take another port: name one")
+        raise CommandError(f"{uri}: each worker would use another port: name one")
     config = None
     if "fifo_bytes" in arguments:
         config = with_fifos(side.worker.layer.default_config, int(arguments["fifo_bytes"]))
@@ -85,7 +85,7 @@ async def _serve(
 
 
 def _log_end(uri: str, error: Exception) -> None:
-    """Its interface is gone, for example; the worker serves on."""
+    """Log why a server ended, its interface was deleted for example; the worker runs on."""
     logger.error("the echo server on %s has ended: %s", uri, fault_text(error))
 
 
@@ -96,7 +96,7 @@ async def _serve_connection(connection: Connection, no_echo: bool) -> None:
                 async for stream in connection.streams():
                     nursery.start_soon(_serve_stream, stream, no_echo)
         except* trio.BrokenResourceError:
-            pass  # It ended in another way than with code 0: that is the client's to tell.
+            pass  # It ended with another code than 0, which the client reports.
 
 
 async def _serve_stream(stream: Stream | ReceiveStream, no_echo: bool) -> None:

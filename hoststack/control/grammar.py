@@ -1,7 +1,7 @@
-"""What a command of the debug CLI looks like: its words, its values, and how a line is read.
+"""The grammar of the debug CLI's commands: words, values, and how a line is parsed.
 
-Words may be cut short as long as they stay unambiguous, as in VPP (`sh ses`). Every error names
-the word that is wrong, and what could stand there.
+Words may be abbreviated as long as they stay unambiguous, as in VPP (`sh ses`). Every error names
+the wrong word, and what is expected there.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from hoststack.sizes import parse_size
 
 Argument = str | int | float | bool
 
-#: What of a word is repeated in an error.
+#: Most characters of a word that an error repeats.
 _SHOWN_CHARACTERS: Final = 40
-#: What is said of a command that failed for a reason that nobody thought of.
-FAULT: Final = "this command failed by a fault of its own; the log has more"
+#: The answer to a command that failed because of a bug.
+FAULT: Final = "this command failed with an internal error: see the log"
 
 
 class CommandError(Exception):
-    """A line that is no command, or a command that failed; the message is one line for the user."""
+    """An invalid line, or a command that failed; the message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command as it was understood. It can be pickled, and its fields are JSON."""
+    """A parsed command. It can be pickled, and its fields are JSON."""
 
     name: str
     """All of its words, in full: "show session"."""
@@ -38,18 +38,18 @@ class Command:
 
 
 class Value(Protocol):
-    """A word that is not fixed."""
+    """A variable word of a command."""
 
     @property
     def name(self) -> str:
-        """What the help calls it."""
+        """Its name in the help."""
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What may stand there; empty if that can't be listed."""
+        """The valid words; empty if they can't be listed."""
 
     def read(self, word: str) -> Argument:
-        """What a word means; raises ValueError, which says what is wanted."""
+        """Parse a word; raises ValueError, which says what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes. A number has the unit `shift` says (20: MiB), unless it carries one (64k, 16m, 1g)."""
+    """Bytes. A number has the unit of `shift` (20: MiB), unless it has a suffix (64k, 16m, 1g)."""
 
     name: str
     least: int
@@ -95,7 +95,7 @@ class Size:
             if self.least <= size <= self.most:
                 return size
         raise ValueError(
-            f"a size of {self.least} to {self.most} bytes, with k, m or g behind it or without"
+            f"a size of {self.least} to {self.most} bytes, with or without a suffix k, m or g"
         )
 
 
@@ -141,15 +141,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A keyword, and what follows it."""
+    """A keyword, and its value."""
 
     keyword: str
     key: str
-    """In Command.arguments. Of several options with the same key one may be given."""
+    """Key in Command.arguments. Of several options with the same key one may be given."""
     value: Value | None = None
     """None: the keyword alone, which means True."""
     without: Argument | None = None
-    """What it means without its value; None if it needs one."""
+    """Its meaning without a value; None if it needs one."""
     is_required: bool = False
 
     @property
@@ -170,10 +170,10 @@ class Spec:
     words: tuple[str, ...]
     help: str
     values: tuple[tuple[str, Value], ...] = ()
-    """Keys, and what is read for them; all are needed."""
+    """Keys and their values; all are required."""
     options: tuple[Option, ...] = ()
     rest: str | None = None
-    """The key for all that follows, as one text; it is another's to read. None: nothing follows."""
+    """The key for the rest of the line as one text, parsed elsewhere. None: nothing follows."""
     needs_rest: bool = False
     rest_name: str = ""
 
@@ -192,12 +192,12 @@ class Spec:
 
 
 def shown(word: str) -> str:
-    """A word as errors repeat it."""
+    """Return a word as errors quote it."""
     return repr(word if len(word) <= _SHOWN_CHARACTERS else word[:_SHOWN_CHARACTERS] + "...")
 
 
 def match(word: str, choices: Iterable[str]) -> str:
-    """The one of `choices` that a word is, or begins; raises CommandError."""
+    """Return the one of `choices` that a word is, or abbreviates; raises CommandError."""
     choices = sorted(set(choices))
     if word in choices:
         return word
@@ -206,14 +206,14 @@ def match(word: str, choices: Iterable[str]) -> str:
         return found[0]
     if found:
         raise CommandError(f"{shown(word)} is ambiguous: {', '.join(found)}")
-    where = f"here can stand {', '.join(choices)}" if choices else "nothing more is wanted here"
+    where = f"expected {', '.join(choices)}" if choices else "no further word is expected here"
     raise CommandError(f"unknown word {shown(word)}: {where}")
 
 
 def find_spec(words: Sequence[str], specs: Sequence[Spec]) -> tuple[Spec, int]:
-    """The command that a line's words begin with, and how many of them name it.
+    """Return the command that a line's words begin with, and how many of them name it.
 
-    Raises CommandError. No command's words are the beginning of another's.
+    Raises CommandError. No command's words are the beginning of another command's.
     """
     candidates = list(specs)
     depth = 0
@@ -221,7 +221,7 @@ def find_spec(words: Sequence[str], specs: Sequence[Spec]) -> tuple[Spec, int]:
         following = {spec.words[depth] for spec in candidates}
         if depth == len(words):
             so_far = f"{' '.join(candidates[0].words[:depth])!r}" if depth else "a command"
-            raise CommandError(f"{so_far} needs a word more: {', '.join(sorted(following))}")
+            raise CommandError(f"{so_far} needs another word: {', '.join(sorted(following))}")
         chosen = match(words[depth], following)
         candidates = [spec for spec in candidates if spec.words[depth] == chosen]
         depth += 1
@@ -229,7 +229,7 @@ def find_spec(words: Sequence[str], specs: Sequence[Spec]) -> tuple[Spec, int]:
 
 
 def read_arguments(spec: Spec, words: Sequence[str]) -> dict[str, Argument]:
-    """What follows a command's words; raises CommandError."""
+    """Parse the words after a command's name; raises CommandError."""
     arguments: dict[str, Argument] = {}
     position = 0
     for key, value in spec.values:
@@ -244,7 +244,7 @@ def read_arguments(spec: Spec, words: Sequence[str]) -> dict[str, Argument]:
         option = _option(spec, words[position])
         position += 1
         if option.key in arguments:
-            raise CommandError(f"{option.keyword!r} comes twice, or says the same as another word")
+            raise CommandError(f"{option.keyword!r} is given twice, or conflicts with another word")
         following = words[position : position + 1]
         if option.value is None:
             arguments[option.key] = True
@@ -266,22 +266,22 @@ def _option(spec: Spec, word: str) -> Option:
 
 def _read_value(after: str, value: Value, words: Sequence[str]) -> Argument:
     if not words:
-        raise CommandError(f"{after!r} needs a word more: {value.name}")
+        raise CommandError(f"{after!r} needs another word: {value.name}")
     try:
         return value.read(words[0])
     except ValueError as error:
-        raise CommandError(f"{shown(words[0])} behind {after!r}: it takes {error}") from None
+        raise CommandError(f"{shown(words[0])} after {after!r}: expected {error}") from None
 
 
 def completions(line: str, specs: Sequence[Spec]) -> list[str]:
-    """What the last word of a line may become, or the next if the line ends with a space."""
+    """Return completions of a line's last word, or of the next word after a trailing space."""
     words = line.split()
     partial = words.pop() if words and not line[-1].isspace() else ""
     return sorted(word for word in _following(words, specs) if word.startswith(partial))
 
 
 def _following(words: Sequence[str], specs: Sequence[Spec]) -> set[str]:
-    """What may stand behind these words; empty if they are no beginning of a command."""
+    """Return what may follow these words; empty if they begin no command."""
     candidates = list(specs)
     for depth, word in enumerate(words):
         if len(candidates) == 1 and len(candidates[0].words) == depth:

@@ -1,4 +1,4 @@
-"""What several workers answered, as one answer: this is what `--json` prints."""
+"""Merging the answers of several workers into one, which `--json` prints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Merger = Callable[[Command, Sequence[Data]], Data]
 
 
 def merge(command: Command, answers: Sequence[Data]) -> Data:
-    """One answer of those of each worker, which come in any order; raises CommandError."""
+    """Merge the answers of the workers, which come in any order; raises CommandError."""
     merger = _MERGERS.get(command.name, _same)
     return merger(command, sorted(answers, key=lambda answer: int(answer["worker"])))
 
 
 def _same(command: Command, answers: Sequence[Data]) -> Data:
-    """All workers did the same."""
+    """Merge answers of workers that all did the same."""
     first = dict(answers[0])
     del first["worker"]
     return first | {"workers": [answer["worker"] for answer in answers]}
@@ -30,7 +30,7 @@ def _side_by_side(command: Command, answers: Sequence[Data]) -> Data:
 
 
 def _help(command: Command, answers: Sequence[Data]) -> Data:
-    """No worker is asked for that."""
+    """Answer `help`, which no worker runs."""
     found = help_about(str(command.arguments.get("about", "")))
     return {
         "commands": [{"name": each.name, "usage": each.usage, "help": each.help} for each in found]
@@ -38,11 +38,11 @@ def _help(command: Command, answers: Sequence[Data]) -> Data:
 
 
 def _echo_server(command: Command, answers: Sequence[Data]) -> Data:
-    """A worker that was started later may have missed what the others were told."""
+    """Merge answers about echo servers; a worker that started later may have missed some."""
     if "stopped" not in answers[0]:
         listening = [answer for answer in answers if not answer.get("left_out")]
         if not listening:
-            raise CommandError("worker 0 would listen, and is not there now: try again")
+            raise CommandError("worker 0 has to listen, but is not running now: try again")
         return _same(command, listening)
     stopped = sorted({uri for answer in answers for uri in answer["stopped"]})
     if not stopped and "uri" in command.arguments:
@@ -78,7 +78,7 @@ def _quic(command: Command, answers: Sequence[Data]) -> Data:
 
 
 def _sum(left: Any, right: Any) -> Any:
-    """Counts, tables of counts and rows of counts, added."""
+    """Add counts, tables of counts and rows of counts."""
     if isinstance(left, dict):
         names = [*left, *(name for name in right if name not in left)]
         return {name: _sum(left.get(name, 0), right.get(name, 0)) for name in names}
@@ -88,7 +88,7 @@ def _sum(left: Any, right: Any) -> Any:
 
 
 def _xdp(command: Command, answers: Sequence[Data]) -> Data:
-    """The program is the interface's: every worker tells the same of it."""
+    """Merge answers about XDP: the program is the interface's, the same in every worker."""
     merged: Data = {"workers": []}
     for answer in answers:
         own = {key: answer[key] for key in ("worker", "link", "sockets") if key in answer}
@@ -98,7 +98,7 @@ def _xdp(command: Command, answers: Sequence[Data]) -> Data:
 
 
 def _applications(command: Command, answers: Sequence[Data]) -> Data:
-    """An application is attached to each worker that it uses."""
+    """Merge applications, each of which is attached to every worker that it uses."""
     if "namespaces" in answers[0]:
         return _same(command, answers)
     by_name: dict[tuple[str, str], Data] = {}
@@ -137,7 +137,7 @@ def _echo_clients(command: Command, answers: Sequence[Data]) -> Data:
     handshakes = sum(answer["handshakes"] for answer in busy)
     handshake_seconds = max(answer["handshake_seconds"] for answer in busy)
     tx_bytes, rx_bytes = (sum(answer[key] for answer in busy) for key in ("tx_bytes", "rx_bytes"))
-    # As VPP counts: what has come back, or what has gone one way.
+    # Count as VPP does: bytes that came back, or bytes sent one way.
     moved = rx_bytes if busy[0]["duplex"] == "full" else tx_bytes
     return {
         "uri": busy[0]["uri"],

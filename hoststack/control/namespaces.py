@@ -35,7 +35,7 @@ async def app_ns_add(command: Command, side: WorkerSide) -> Data:
 
 
 def add_namespace(namespaces: Namespaces, command: Command) -> None:
-    """What `app ns add` says; raises CommandError."""
+    """Add or change the namespace of `app ns add`; raises CommandError."""
     arguments = command.arguments
     scope = str(arguments.get("scope", "all"))
     scopes = SCOPES if scope == "all" else {scope}

@@ -11,14 +11,14 @@ from hoststack.control.render_sessions import statistics_lines as _statistics_li
 from hoststack.control.worker_side import Data
 from hoststack.text import printable
 
-#: Of a line: some have all workers, or many flags.
+#: Most characters of a line: some list all workers, or many flags.
 _MOST_CHARACTERS: Final = 16384
 
 Renderer = Callable[[Command, Data], Iterator[str]]
 
 
 def render(command: Command, data: Data) -> str:
-    """A merged answer for people, without a newline at the end; empty where nothing is to say."""
+    """Return a merged answer as text, without a newline at the end; it may be empty."""
     return "\n".join(
         printable(line, _MOST_CHARACTERS) for line in _RENDERERS[command.name](command, data)
     )
@@ -41,7 +41,7 @@ def _echo_server(command: Command, data: Data) -> Iterator[str]:
         if not data["stopped"]:
             yield "no echo server was running"
         return
-    echo = "" if data["echo"] else ", sends nothing back"
+    echo = "" if data["echo"] else ", without echo"
     workers = len(data["workers"])
     on = "" if workers == 1 else f", on {workers} workers"
     yield f"echo server listens on {endpoint_text(data['local'])}{echo}{on}"
@@ -88,7 +88,7 @@ def _quic(command: Command, data: Data) -> Iterator[str]:
 
 
 def _counter_lines(name: str, values: list[Any]) -> Iterator[str]:
-    """A count, a table of counts or a row of counts, beside those of other workers."""
+    """Yield a count, a table of counts or a row of counts, beside those of other workers."""
     first = values[0]
     if isinstance(first, dict):
         for key in first:
@@ -105,7 +105,7 @@ def _counter_lines(name: str, values: list[Any]) -> Iterator[str]:
 
 
 def _bucket(place: int) -> str:
-    """EngineCounters.rx_in_turns: 0, 1, 2 to 3, 4 to 7, ..., 64 or more."""
+    """Return a label of EngineCounters.rx_in_turns: 0, 1, 2 to 3, 4 to 7, ..., 64 or more."""
     least = 0 if not place else 1 << place - 1
     if least <= 1:
         return str(least)
@@ -188,7 +188,7 @@ def _rules(command: Command, data: Data) -> Iterator[str]:
 
 
 def _done(what: str) -> Renderer:
-    """What has nothing to show but that it is done."""
+    """Return a renderer for commands that only report success."""
 
     def lines(command: Command, data: Data) -> Iterator[str]:
         yield what.format(**data)
@@ -199,7 +199,7 @@ def _done(what: str) -> Renderer:
 _RENDERERS: Final[dict[str, Renderer]] = {
     "help": _help,
     "session enable": _done("session layer enabled"),
-    "session disable": _done("session layer disabled: what is there goes on"),
+    "session disable": _done("session layer disabled: existing sessions continue"),
     "test echo server": _echo_server,
     "test echo clients": _echo_clients,
     "show session": render_sessions,
@@ -209,7 +209,7 @@ _RENDERERS: Final[dict[str, Renderer]] = {
     "show errors": _errors,
     "show workers": _workers,
     "show udp": _udp,
-    "clear errors": _done("errors are counted from here on"),
+    "clear errors": _done("error counts start from zero"),
     "quic set cc": _done("new connections use {cc}"),
     "session rule add": _done("session rule added"),
     "session rule del": _done("session rule deleted"),

@@ -9,7 +9,7 @@ from hoststack.boundary.handle import index_of, worker_of
 from hoststack.control.grammar import Command
 from hoststack.control.worker_side import Data
 
-#: States by VPP's words.
+#: States, named as in VPP.
 _STATES: Final = {
     "listening": "LISTEN",
     "connecting": "CONNECTING",
@@ -83,7 +83,7 @@ def _connection_lines(session: dict[str, Any]) -> Iterator[str]:
 
 
 def statistics_lines(statistics: dict[str, int | float]) -> Iterator[str]:
-    """RTT and congestion window, then whatever else the engine knows."""
+    """Yield RTT and congestion window, then the engine's other statistics."""
     known = dict(statistics)
     rtt = {
         name: known.pop(f"rtt{key}_s")
@@ -103,7 +103,7 @@ def statistics_lines(statistics: dict[str, int | float]) -> Iterator[str]:
 
 
 def _used(fifo: dict[str, Any] | None) -> str:
-    """What waits in a FIFO."""
+    """Return how full a FIFO is."""
     if fifo is None:
         return "-"
     return "corrupt" if fifo["used"] is None else str(fifo["used"])
@@ -111,7 +111,7 @@ def _used(fifo: dict[str, Any] | None) -> str:
 
 def _fifo(fifo: dict[str, Any]) -> str:
     if fifo["used"] is None:
-        return f"size {fifo['size']}, corrupt: the application has written rubbish into its indices"
+        return f"size {fifo['size']}, corrupt: the application has written invalid indices"
     end = ", the end is set" if fifo.get("eof") else ""
     return (
         f"cursize {fifo['used']} nitems {fifo['size']} head {fifo['head']} tail {fifo['tail']}{end}"
@@ -119,7 +119,7 @@ def _fifo(fifo: dict[str, Any]) -> str:
 
 
 def _link(link: dict[str, Any]) -> str:
-    """One layer of a chain."""
+    """Return one layer of a chain."""
     if link["type"] == "udp":
         return f"[U] {_where(link)} {link['link']}"
     if link["type"] == "cut-through":
@@ -132,7 +132,7 @@ def _where(link: dict[str, Any]) -> str:
 
 
 def _handle(handle: int) -> str:
-    """As VPP writes it: thread and index."""
+    """Return a handle as VPP prints it: thread and index."""
     return f"[{worker_of(handle)}:{index_of(handle)}]"
 
 
@@ -142,6 +142,6 @@ def path_text(described: dict[str, Any]) -> str:
 
 
 def endpoint_text(endpoint: Sequence[Any]) -> str:
-    """An endpoint, with brackets where its address needs them."""
+    """Return an endpoint, with brackets where its address needs them."""
     host, port = endpoint
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

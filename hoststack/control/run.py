@@ -1,4 +1,4 @@
-"""Commands run in one worker."""
+"""Running commands in one worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _HANDLERS: Final[dict[str, Handler]] = {
 
 
 async def run(command: Command, side: WorkerSide) -> Data:
-    """Run a command in one worker; raises CommandError. Cancelled, it is given up."""
+    """Run a command in one worker; raises CommandError. Cancelling it stops the command."""
     handler = _HANDLERS.get(command.name)
     if handler is None:
         raise CommandError(f"{command.name!r} is no command for a worker")
@@ -50,9 +50,9 @@ async def run(command: Command, side: WorkerSide) -> Data:
 
 
 async def run_line(line: str, side: WorkerSide) -> bytes:
-    """Run a line in one worker, on behalf of another process: `read_answer` is for the result.
+    """Run a line in one worker for another process, which parses the result with `read_answer`.
 
-    Whatever goes wrong is in it: a debug command must not end a worker.
+    The result contains any error: a debug command must not end a worker.
     """
     try:
         answer: Data = {"data": await run(parse(line), side)}
@@ -65,7 +65,7 @@ async def run_line(line: str, side: WorkerSide) -> bytes:
 
 
 def read_answer(raw: bytes) -> Data:
-    """What a worker's `run_line` gave; raises CommandError if that is an error, or nonsense."""
+    """Parse the result of `run_line`; raises CommandError if it is an error, or invalid."""
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError):
@@ -75,4 +75,4 @@ def read_answer(raw: bytes) -> Data:
             return data
         case {"error": str(text)}:
             raise CommandError(text)
-    raise CommandError("a worker gave an answer that is none")
+    raise CommandError("a worker returned an invalid answer")

@@ -1,4 +1,4 @@
-"""`show session`, in one worker: sessions as JSON, with what each of them stands on."""
+"""`show session`, in one worker: sessions as JSON, with the layers below each of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from hoststack.session.session import (
 )
 from hoststack.transport.local.cut_through import CutConnection, CutListener
 
-#: Sessions that a list has, unless another limit is given: nobody reads ten thousand.
+#: The default limit of a list's length.
 DEFAULT_LIMIT: Final = 50
 
-#: Sessions that are described before the engine has a turn again.
+#: Sessions to describe before the engine runs again.
 _SESSIONS_AT_ONCE: Final = 50
 
 Described = dict[str, Any]
@@ -63,7 +63,7 @@ def _counts(side: WorkerSide) -> dict[str, int]:
 
 
 def _one(side: WorkerSide, index: int) -> list[Described]:
-    """A session, and all that it stands on."""
+    """Describe a session and all layers below it."""
     session = side.sessions.get(make_handle(side.index, index))
     if session is None:
         raise CommandError(f"there is no session with index {index}")
@@ -77,7 +77,7 @@ def _type(session: AnySession) -> str:
 
 
 def _describe(side: WorkerSide, session: AnySession, verbose: int) -> Described:
-    """One session: its transport's context too, from 2 on."""
+    """Describe one session, from verbosity 2 on with its transport's context."""
     described: Described = {
         "handle": session.handle,
         "type": _type(session),
@@ -119,8 +119,8 @@ def _connection(session: ConnectionSession, verbose: int) -> Described:
 
 def _stream(session: StreamSession) -> Described:
     context = session.context
-    # RFC 9000 section 2.1: the least significant bit tells who began the stream, the second least
-    # significant one whether it has one direction.
+    # RFC 9000 section 2.1: the least significant bit tells the initiator, the second least
+    # significant bit whether the stream is unidirectional.
     stream_id = context.stream_id
     return {
         "connection": session.connection.handle,
@@ -133,10 +133,10 @@ def _stream(session: StreamSession) -> Described:
 
 
 def _fifo(fifo: Fifo) -> Described:
-    """Of a tx FIFO, the bytes below `head` were acknowledged."""
+    """Describe a FIFO; the bytes below `head` of a tx FIFO were acknowledged."""
     head, tail = fifo.positions
     if not 0 <= tail - head <= fifo.size:
-        # The application has written rubbish into the indices.
+        # The application has written invalid indices.
         return {"size": fifo.size, "head": None, "tail": None, "used": None, "eof": None}
     return {
         "size": fifo.size,
@@ -148,7 +148,7 @@ def _fifo(fifo: Fifo) -> Described:
 
 
 def _chain(session: AnySession, side: WorkerSide) -> Iterator[Described]:
-    """What a session stands on, from itself down to the datagrams, or to the shared FIFOs."""
+    """Yield the layers of a session, from itself down to the datagrams, or to shared FIFOs."""
     path: Described = {}
     is_cut = False
     for each in chain(session):

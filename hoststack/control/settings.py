@@ -1,4 +1,4 @@
-"""Commands that change what a worker does from now on."""
+"""Commands that change a worker's settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def quic_set_cc(command: Command, side: WorkerSide) -> Data:
     wanted = str(command.arguments["cc"])
     if wanted not in layer.engine.congestion_controls:
         raise CommandError(
-            f"the {layer.engine.name} engine has no congestion control {wanted!r}: take one of "
+            f"the {layer.engine.name} engine has no congestion control {wanted!r}: use one of "
             f"{', '.join(layer.engine.congestion_controls)}"
         )
     layer.default_config = replace(layer.default_config, congestion_control=wanted)
@@ -38,8 +38,8 @@ async def quic_set_fifo_size(command: Command, side: WorkerSide) -> Data:
 
 
 def with_fifos(config: QuicConfig, fifo_bytes: int) -> QuicConfig:
-    """A configuration whose streams have FIFOs of that size, and whose connections let one stream
-    make use of it."""
+    """Return a configuration whose streams have FIFOs of that size, and whose connections let one
+    stream use all of it."""
     window_bytes = max(QuicConfig().connection_window_bytes, fifo_bytes)
     return replace(
         config,

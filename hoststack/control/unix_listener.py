@@ -1,4 +1,4 @@
-"""Unix sockets that a daemon listens on: made for a group, and removed with what made them."""
+"""Unix sockets that a daemon listens on: accessible to a group, and removed at the end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BACKLOG: Final = 128
 
 
 def group_id(group: str) -> int:
-    """Raises KeyError."""
+    """Return a group's ID; raises KeyError."""
     return grp.getgrnam(group).gr_gid
 
 
 @contextmanager
 def unix_listener(path: str, kind: socket.SocketKind, group: int | None) -> Iterator[socket.socket]:
-    """A socket that its owner, root and the members of a group may connect to.
+    """Listen on a socket that its owner, root and the members of a group may connect to.
 
-    The folder is made if it is not there; what a dead server left there is replaced. Raises
-    OSError, with a line for the user: EADDRINUSE where another server lives or another file lies.
+    Creates a missing folder, and replaces the socket of a dead server. Raises OSError, with a line
+    for the user: EADDRINUSE where another server listens or another file exists.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def unix_listener(path: str, kind: socket.SocketKind, group: int | None) -> Iter
     with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as listener:
         try:
             _remove_what_is_dead(path, kind)
-            # Nobody can connect before `listen`.
+            # No client can connect before `listen`.
             listener.bind(path)
             os.chown(path, -1, -1 if group is None else group)
             os.chmod(path, _MODE)
@@ -48,21 +48,21 @@ def unix_listener(path: str, kind: socket.SocketKind, group: int | None) -> Iter
             yield listener
         finally:
             with suppress(OSError):
-                # Another server may have taken the place since.
+                # Another server may have replaced the socket since.
                 if os.path.samestat(place, os.stat(path)):
                     os.unlink(path)
 
 
 def _remove_what_is_dead(path: str, kind: socket.SocketKind) -> None:
-    """Remove a socket that nobody listens on; raises OSError if there is something else."""
+    """Remove a socket without a listener; raises OSError if there is something else."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EADDRINUSE, "there is a file that is no socket: remove it")
+        raise OSError(errno.EADDRINUSE, "there is a file that is not a socket: remove it")
     with socket.socket(socket.AF_UNIX, kind) as probe:
-        # The kernel says so of one that lives, and has no room for more at the moment.
+        # A live server whose backlog is full causes EAGAIN, which is handled below.
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -74,4 +74,4 @@ def _remove_what_is_dead(path: str, kind: socket.SocketKind) -> None:
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
-    raise OSError(errno.EADDRINUSE, "another daemon listens there: end it, or take another path")
+    raise OSError(errno.EADDRINUSE, "another daemon listens there: end it, or use another path")

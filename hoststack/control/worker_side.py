@@ -1,4 +1,4 @@
-"""The debug CLI inside one worker: what commands act on."""
+"""The debug CLI inside one worker: the objects that commands use."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from hoststack.api.stack import Stack, stack_on
 from hoststack.session.session import SessionTable
 from hoststack.worker.worker import Worker
 
-#: What a command brings about in one worker: JSON.
+#: A command's result in one worker: JSON.
 Data = dict[str, Any]
 
 
 class WorkerSide:
-    """One worker, as the debug CLI sees it. It belongs into the worker's own loop."""
+    """One worker, as the debug CLI sees it. Use it only in the worker's own event loop."""
 
     def __init__(
         self, worker: Worker, nursery: trio.Nursery, *, index: int = 0, workers: int = 1
     ) -> None:
-        """`nursery` is where echo servers run; `workers` is how many there are, of which this is
+        """`nursery` runs the echo servers; `workers` is the number of workers, of which this is
         number `index`."""
         self.worker = worker
         self.nursery = nursery
         self.index = index
         self.workers = workers
         self.counted_before: dict[tuple[str, str], int] = {}
-        """What `clear errors` found, by node and reason: counters are never reset."""
+        """Errors at the time of `clear errors`, by node and reason: counters are never reset."""
         self.servers: dict[str, Server] = {}
         """Echo servers by URI."""
         self._stacks: dict[str, Stack] = {}
@@ -37,14 +37,14 @@ class WorkerSide:
         return self.worker.layer.sessions
 
     def stack(self, name: str) -> Stack:
-        """The internal application of that name, attached when it is first needed."""
+        """Return the internal application of that name, attached on first use."""
         if name not in self._stacks:
             self._stacks[name] = stack_on(self.worker, name)
         return self._stacks[name]
 
 
 class Server:
-    """An echo server that runs; `scope` ends it, `ended` tells when it has."""
+    """A running echo server; cancelling `scope` ends it, `ended` is set when it has ended."""
 
     def __init__(self, local: tuple[str, int]) -> None:
         self.local = local

@@ -74,7 +74,7 @@ def test_those_who_work_keep_their_places(tmp_path: Path) -> None:
                 await began.park()
             async with await connected(path) as one_more:
                 answer = json.loads(await one_more.receive_some())
-                assert answer == {"error": "too many clients at the same time"}
+                assert answer == {"error": "too many clients"}
             for stream in busy:
                 await stream.aclose()
 

@@ -126,7 +126,7 @@ def test_an_echo_test_over_tcp(daemon: Daemon, uri: str) -> None:
     assert daemon.json(f"test echo client uri {uri}")["bytes"] == 8192
     refused = daemon.ctl(f"test echo client uri {uri} streams 2")
     assert refused.returncode == 1
-    assert "one stream: take nclients 2, and leave out streams" in refused.stderr
+    assert "one stream: use nclients 2, and leave out streams" in refused.stderr
     assert daemon.ctl("test echo server stop").stdout == f"echo server on {uri} stopped\n"
     assert daemon.ctl(f"test echo server uri {uri} no-echo").returncode == 0
     data = daemon.json(f"test echo client uri {uri} nclients 2 mbytes 2 no-return")
