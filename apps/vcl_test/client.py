@@ -18,7 +18,7 @@ from apps.vcl_test.stats import Stats
 from apps.vcl_test.wire import Control, Test, WireError
 from hoststack import vcl
 
-#: UDP: nothing came back for so long, so nothing will.
+#: UDP: after this silence the rest is considered lost.
 _IDLE_S: Final = 1.0
 _HELP: Final = """\
   #H        show this                #X        exit
@@ -30,14 +30,14 @@ _HELP: Final = """\
 
 
 class Worker:
-    """One thread's sessions, and what became of them."""
+    """One thread's sessions, and their results."""
 
     def __init__(self, options: Options, sessions: int) -> None:
         self._options = options
         self._count = sessions
         self.each: list[Stats] = []
         self.numbers: list[int] = []
-        """The sessions that they are of."""
+        """The sessions whose results these are."""
         self.error: OSError | None = None
 
     def run_in_thread(self, start: threading.Barrier) -> None:
@@ -49,7 +49,7 @@ class Worker:
             start.abort()
 
     def run(self, start: threading.Barrier | None) -> None:
-        """Raises OSError."""
+        """Run the sessions; raises OSError."""
         options = self._options
         out = memoryview(os.urandom(options.txbuf_bytes))
         rxbuf = memoryview(bytearray(options.rxbuf_bytes))
@@ -95,14 +95,14 @@ class Worker:
 
 
 class Client:
-    """The control session, and the tests that are run by it."""
+    """The control session, and the tests that it runs."""
 
     def __init__(self, options: Options, control: Control) -> None:
         self.options = options
         self._control = control
 
     def run(self) -> dict[str, Any]:
-        """One test. Raises OSError, WireError."""
+        """Run one test. Raises OSError, WireError."""
         options = self.options
         if options.shows_config and not options.is_json:
             self.show_config()
@@ -159,10 +159,10 @@ class Client:
             raise WireError(str(answer.get("why", "the server refuses")))
 
     def _stop(self) -> dict[str, Any]:
-        """What the server counted, once all is there; datagrams may never be."""
+        """Return the server's counts, once it has everything; of datagrams some may be lost."""
         answer = self._control.ask({"cmd": "stop", "now": self.options.proto == "udp"})
         if not isinstance(answer.get("stats"), dict):
-            raise WireError("the server does not answer as one should")
+            raise WireError("the server sent an invalid answer")
         return dict(answer["stats"])
 
     def _show(self, stats: Stats, workers: list[Worker], server: dict[str, Any]) -> None:
@@ -200,11 +200,11 @@ class Client:
         return {"proto": options.proto, "test": "echo", "sent": data.decode(), "received": text}
 
     def show_config(self) -> None:
-        """The settings."""
+        """Print the settings."""
         print("\n".join(self.options.lines()))
 
     def ask(self) -> bool:
-        """One line of the prompt; False at its end."""
+        """Run one line of the prompt; False at its end."""
         try:
             line = input("\nType some characters and hit <return>\n('#H' for help): ").strip()
         except EOFError:
@@ -247,7 +247,7 @@ class Client:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 1 if a test failed."""
+    """Run a command line; return the exit status, 1 if a test failed."""
     options = parse(words)
     if (rv := vcl.vppcom_app_create("vcl_test_client")) < 0:
         print(f"vcl_test_client: {vcl.vppcom_retval_str(rv)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Data sessions: many at once, moved by one epoll loop without blocking."""
+"""Data sessions: many at once, served by one non-blocking epoll loop."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final
 from apps.vcl_test.stats import Stats, increment
 from hoststack import vcl
 
-#: Calls for one session before others have their turn.
+#: Calls for one session before the others are served.
 _AT_ONCE: Final = 32
 
 
 class Mover:
-    """A client's end of a session: writes so many bytes, and reads them back if they come back."""
+    """A client's end of a session: writes so many bytes, and reads them back if echoed."""
 
     def __init__(self, sh: int, out: memoryview, rxbuf: memoryview, total: int, *, echoes: bool):
         self.sh = sh
@@ -42,7 +42,7 @@ class Mover:
         return wanted | (select.EPOLLIN if self.stats.rx_bytes < self._wanted else 0)
 
     def write(self) -> None:
-        """Raises OSError for what is no lack of room."""
+        """Write as much as fits; raises OSError."""
         for _ in range(_AT_ONCE):
             if self.has_written:
                 return
@@ -57,7 +57,7 @@ class Mover:
             self._place = (self._place + count) % len(self._out)
 
     def read(self) -> None:
-        """Raises OSError, also for an end that comes too early, and for wrong bytes."""
+        """Read; raises OSError, also for an early end, and for wrong bytes."""
         for _ in range(_AT_ONCE):
             if self.stats.rx_bytes >= self._wanted:
                 return
@@ -77,7 +77,7 @@ def _check(count: int, what: str) -> None:
 
 
 class _Increments:
-    """What was sent in each second that has passed, as VPP's -S shows it."""
+    """Prints what was sent in each second, as VPP's -S does."""
 
     def __init__(self, movers: list[Mover]) -> None:
         self._movers = movers
@@ -104,7 +104,8 @@ class _Increments:
 
 
 def move_all(movers: list[Mover], *, idle_s: float | None, shows_increments: bool = False) -> float:
-    """Until all are done, or nothing has happened for so long; the seconds. Raises OSError."""
+    """Run until all are done, or nothing happens for `idle_s`; return the seconds. Raises
+    OSError."""
     vep = vcl.vppcom_epoll_create()
     wanted = {}
     for mover in movers:

@@ -11,7 +11,7 @@ from typing import Final
 from apps.vcl_test.stats import LINE
 from hoststack import parse_size, vcl
 
-#: VPP's.
+#: VPP's default.
 DEFAULT_PORT: Final = 22000
 LEAST_BUFFER_BYTES: Final = 128
 _MOST_BUFFER_BYTES: Final = 64 << 20
@@ -26,9 +26,9 @@ class Options:
     host: str = ""
     port: int = 0
     test: str = ""
-    """ "uni", "bi", "echo"; nothing: ask at the prompt."""
+    """ "uni", "bi", "echo"; empty: ask at the prompt."""
     text: str = ""
-    """What `echo` sends."""
+    """The text that `echo` sends."""
     sessions: int = 1
     per_connection: int = 1
     writes: int = 1_000_000
@@ -44,7 +44,7 @@ class Options:
     is_json: bool = False
 
     def lines(self) -> Iterator[str]:
-        """As VPP's vcl_test_cfg_dump prints them."""
+        """Return lines as VPP's vcl_test_cfg_dump prints them."""
         test = self.test or "none"
         key = {"uni": "'#U'", "bi": "'#B'"}.get(test, "")
         size = self.session_bytes
@@ -61,7 +61,7 @@ class Options:
 
     @property
     def session_bytes(self) -> int:
-        """What each session sends."""
+        """The number of bytes that each session sends."""
         return self.writes * self.txbuf_bytes if self.bytes is None else self.bytes
 
 
@@ -74,27 +74,27 @@ def _number(key: str, name: str, value: int) -> str:
 
 
 class OptionError(ValueError):
-    """A value that can't be; the message says why."""
+    """An invalid value; the message says why."""
 
 
 def number(text: str, least: int, most: int) -> int:
-    """A decimal or hexadecimal number, as sizes are written; raises OptionError."""
+    """Parse a decimal or hexadecimal number; raises OptionError."""
     try:
         value = parse_size(text)
     except ValueError:
         value = -1
     if not least <= value <= most:
-        raise OptionError(f"{text!r} is no number from {least} to {most}")
+        raise OptionError(f"{text!r} is not a number from {least} to {most}")
     return value
 
 
 def buffer_bytes(text: str) -> int:
-    """A buffer's size; raises OptionError."""
+    """Parse a buffer's size; raises OptionError."""
     return number(text, LEAST_BUFFER_BYTES, _MOST_BUFFER_BYTES)
 
 
 def parse(words: Sequence[str] | None) -> Options:
-    """Ends the program with status 2 for a mistake."""
+    """Parse a command line; exits with status 2 if it is invalid."""
     parser = argparse.ArgumentParser(
         prog="vcl_test_client",
         description="Runs VPP's test of VCL against a vcl_test_server.",
@@ -110,7 +110,7 @@ def parse(words: Sequence[str] | None) -> Options:
     add("-b", dest="bytes", metavar="BYTES", help="of each session, in place of -N writes: 1G")
     add("-U", dest="uni", action="store_true", help="send, half duplex")
     add("-B", dest="bi", action="store_true", help="send and get it back, full duplex")
-    add("-E", dest="text", metavar="TEXT", help="have it sent back, and show it")
+    add("-E", dest="text", metavar="TEXT", help="send this text, and show the echo")
     add("-w", dest="workers", metavar="N", default="1", help="threads, each with its sessions")
     add("-X", dest="exits", action="store_true", help="exit after the test")
     add("-I", dest="is_interactive", action="store_true", help="ask what to do next, after it")
@@ -129,14 +129,14 @@ def parse(words: Sequence[str] | None) -> Options:
 
 def _checked(given: argparse.Namespace) -> Options:
     if given.proto.lower() not in ("quic", "udp", "tcp"):
-        raise OptionError(f"-p {given.proto}: there is QUIC, UDP and TCP")
+        raise OptionError(f"-p {given.proto}: use QUIC, UDP or TCP")
     if sum((given.uni, given.bi, given.text is not None)) > 1:
         raise OptionError("-U, -B and -E are one test each: give one of them")
     if given.is_ipv6:
         try:
             ipaddress.IPv6Address(given.host)
         except ValueError:
-            raise OptionError(f"-6: {given.host!r} is no IPv6 address") from None
+            raise OptionError(f"-6: {given.host!r} is not an IPv6 address") from None
     kind = "echo" if given.text is not None else "bi" if given.bi else "uni" if given.uni else ""
     options = Options(
         proto=given.proto.lower(),
@@ -159,7 +159,7 @@ def _checked(given: argparse.Namespace) -> Options:
         is_json=given.is_json,
     )
     if options.text and not options.text.strip():
-        raise OptionError("-E: a text to send is wanted")
+        raise OptionError("-E: give a text to send")
     if options.workers > options.sessions:
         raise OptionError("-w: no more workers than sessions (-s)")
     if not options.test and options.exits:

@@ -1,4 +1,4 @@
-"""`vcl_test_server [-p QUIC|UDP|TCP] [port]`: counts what clients send, and sends it back."""
+"""`vcl_test_server [-p QUIC|UDP|TCP] [port]`: counts what clients send, and echoes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CTRL, _DATA, _CTRL_LISTENER, _DATA_LISTENER, _CONNECTION = range(5)
 
 
 class Data:
-    """A data session of a client's."""
+    """A client's data session."""
 
     def __init__(self, session: vcl.Session, proto: str) -> None:
         self.session = session
@@ -41,12 +41,12 @@ class Server:
         self._vep = vcl.vppcom_epoll_create()
         self._test: Test | None = None
         self._owner: Control | None = None
-        """Whose test it is."""
+        """The client whose test runs."""
         self._stats = Stats()
         self._start_s: float | None = None
-        """When the first of its bytes came."""
+        """When the first of its bytes arrived."""
         self._is_asked = False
-        """The owner waits for what was counted."""
+        """Whether the owner waits for the counts."""
         self._buffer = bytearray(1 << 20)
         self._kinds: dict[int, int] = {}
         self._sessions: dict[int, vcl.Session] = {}
@@ -56,7 +56,7 @@ class Server:
         self._listen(proto, host, self.control_port + 1, _DATA_LISTENER)
 
     def _listen(self, proto: str, host: str, port: int, kind: int) -> int:
-        """The port. Raises OSError."""
+        """Listen; return the port. Raises OSError."""
         session = vcl.Session(proto, nonblocking=True)  # type: ignore[arg-type]
         if proto == "quic":
             session.use_certificate(*_certificate())
@@ -79,7 +79,7 @@ class Server:
         self._sessions.pop(sh).close()
 
     def run(self) -> None:
-        """For ever; raises OSError for what ends it."""
+        """Serve for ever; raises OSError for a fatal error."""
         events: list[vcl.EpollEvent] = []
         while True:
             found = vcl.vppcom_epoll_wait(self._vep, events, 64, -1)
@@ -102,7 +102,7 @@ class Server:
             pass
         except (OSError, WireError) as error:
             if kind in (_CTRL_LISTENER, _DATA_LISTENER):
-                raise  # nobody comes any more
+                raise  # the listener is closed: no more clients
             if self._is_verbose and not (kind == _CONNECTION and not flags & select.EPOLLERR):
                 print(f"vcl_test_server: session {sh}: {error}", flush=True)
             self._drop(sh)
@@ -133,14 +133,14 @@ class Server:
                     self._is_asked = True
                     self._answer_if_done(is_last=bool(message.get("now")))
                 case _:
-                    raise WireError("a command that there is not")
+                    raise WireError("the command is unknown")
 
     def _begin_test(self, control: Control, test: Test) -> None:
         why = ""
         if self._owner not in (None, control):
             why = "another client's test is running: try again when it is over"
         elif test.proto != self._proto:
-            why = f"the server was started with -p {self._proto.upper()}: give the client the same"
+            why = f"the server was started with -p {self._proto.upper()}: start the client so, too"
         if why:
             control.send({"ok": False, "why": why})
             return
@@ -150,7 +150,7 @@ class Server:
         control.send({"ok": True})
 
     def _end_test(self) -> None:
-        """Sessions that have no end of their own go with their test."""
+        """Close the test's sessions that have no end of their own."""
         self._test = self._owner = None
         self._is_asked = False
         if self._proto == "udp":
@@ -158,7 +158,7 @@ class Server:
                 self._drop(sh)
 
     def _answer_if_done(self, *, is_last: bool = False) -> None:
-        """A client that stops is answered when all that it sent has come."""
+        """Answer a client that stops, when all that it sent has arrived."""
         if not self._is_asked or self._test is None or self._owner is None:
             return
         if self._stats.rx_bytes >= self._test.total_bytes or is_last:
@@ -169,7 +169,7 @@ class Server:
             self._end_test()
 
     def _count(self, count: int) -> None:
-        """Bytes came."""
+        """Count received bytes."""
         now = time.perf_counter()
         if self._start_s is None:
             self._start_s = now
@@ -198,7 +198,7 @@ class Server:
             self._answer_if_done()
 
     def _write(self, data: Data) -> bool:
-        """Whether all is written; else the rest goes when there is room."""
+        """Write; return whether everything is written, else the rest follows when there is room."""
         try:
             while data.waiting:
                 count = data.session.write(data.waiting)
@@ -227,12 +227,12 @@ def _test_of(message: dict[str, object]) -> Test:
     try:
         return Test(**message["test"])  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
-        raise WireError(f"a test that can't be: {error}") from None
+        raise WireError(f"the test is invalid: {error}") from None
 
 
 @functools.cache
 def _certificate() -> tuple[bytes, bytes]:
-    """One of its own: clients of VCL check none unless they are told to."""
+    """Return a self-signed certificate: VCL's clients check none unless configured to."""
     tls = TlsConfig.self_signed(["localhost"])
     assert isinstance(tls.certificate, bytes)
     assert isinstance(tls.key, bytes)
@@ -243,19 +243,19 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vcl_test_server", description=__doc__)
     parser.add_argument("-p", dest="proto", metavar="PROTO", default="TCP", help="QUIC, UDP, TCP")
     parser.add_argument("-6", dest="is_ipv6", action="store_true", help="listen on IPv6")
-    parser.add_argument("-B", dest="host", metavar="ADDRESS", help="listen on this address alone")
+    parser.add_argument("-B", dest="host", metavar="ADDRESS", help="listen only on this address")
     parser.add_argument("-V", dest="is_verbose", action="store_true", help="say why sessions end")
     parser.add_argument("port", nargs="?", type=int, default=DEFAULT_PORT)
     given = parser.parse_args(words)
     if given.proto.lower() not in ("quic", "udp", "tcp"):
-        parser.error(f"-p {given.proto}: there is QUIC, UDP and TCP")
+        parser.error(f"-p {given.proto}: use QUIC, UDP or TCP")
     if not 0 < given.port < 65535:
         parser.error("the port and the one above it must be from 1 to 65535")
     return given
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM, which end it with 0; 1 is for what can't be had."""
+    """Serve until SIGINT or SIGTERM, which end it with 0; return 1 for an error."""
     given = _parse(words)
     proto = given.proto.lower()
     host = given.host or ("::" if given.is_ipv6 else "0.0.0.0")

@@ -1,4 +1,4 @@
-"""What was moved, and how VPP's programs print it."""
+"""Counts of moved bytes, printed as VPP's programs do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LINE: Final = "  -----------------------------"
 
 @dataclass(slots=True)
 class Stats:
-    """Of one session, or of several together."""
+    """Counts of one session, or of several together."""
 
     rx_xacts: int = 0
     rx_bytes: int = 0
@@ -24,19 +24,19 @@ class Stats:
     seconds: float = 0.0
 
     def add(self, other: Stats) -> None:
-        """Counts are added; the time is the longest."""
+        """Add counts; the time is the longest."""
         for name in self.__slots__:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, max(mine, theirs) if name == "seconds" else mine + theirs)
 
     def took(self, count: int, wanted: int) -> None:
-        """A read."""
+        """Count a read."""
         self.rx_xacts += 1
         self.rx_bytes += count
         self.rx_incomp += count < wanted
 
     def gave(self, count: int, wanted: int) -> None:
-        """A write."""
+        """Count a write."""
         self.tx_xacts += 1
         self.tx_bytes += count
         self.tx_incomp += count < wanted
@@ -53,7 +53,7 @@ class Stats:
         }
 
     def lines(self, header: str, *, show_rx: bool, show_tx: bool) -> Iterator[str]:
-        """As VPP's vcl_test_stats_dump prints them."""
+        """Return lines as VPP's vcl_test_stats_dump prints them."""
         duplex = "full" if show_rx and show_tx else "half"
         yield ""
         yield f"{header}: Streamed {self.tx_bytes + self.rx_bytes} bytes"
@@ -70,7 +70,7 @@ class Stats:
 
 
 def increment(what: str, count: int, seconds: float) -> str:
-    """Bytes in so many seconds, as VPP's vcl_test_stats_dump_inc prints them."""
+    """Return a line as VPP's vcl_test_stats_dump_inc prints it."""
     gbps = count * 8 / seconds / 1e9
     return f"{what} {count // 1_000_000} Mbytes in {seconds:.2f} seconds {gbps:.2f} Gbps"
 

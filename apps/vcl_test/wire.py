@@ -1,4 +1,4 @@
-"""What client and server say to each other over the control session: JSON, a line for each."""
+"""Messages between client and server on the control session: JSON, one per line."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, Final
 
 from hoststack import vcl
 
-#: A line of more is none of ours.
+#: A longer line is not from our programs.
 _MOST_BYTES: Final = 1 << 16
 TESTS: Final = ("uni", "bi", "echo")
 
 
 class WireError(Exception):
-    """The other side is no vcl_test program, or has gone."""
+    """The other side is not a vcl_test program, or is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """What is to be run: the server counts `total_bytes`, and sends them back unless it is uni."""
+    """A test to run: the server counts `total_bytes`, and sends them back unless it is uni."""
 
     proto: str
     test: str
@@ -30,7 +30,7 @@ class Test:
     def __post_init__(self) -> None:
         numbers = (self.sessions, self.total_bytes, self.rxbuf_bytes)
         if self.test not in TESTS or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise WireError("a test that can't be")
+            raise WireError("the test is invalid")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,7 +47,7 @@ class Control:
         self.session.write_all(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message, waited for; None at the end. Raises WireError, OSError."""
+        """Wait for the next message; None at the end. Raises WireError, OSError."""
         while (found := self.next_line()) is None:
             if not self.feed(self.session.read()):
                 return None
@@ -62,14 +62,14 @@ class Control:
         return answer
 
     def feed(self, data: bytes) -> bool:
-        """What came; False at the end."""
+        """Add received bytes; False at the end."""
         self._rest += data
         if len(self._rest) > _MOST_BYTES:
-            raise WireError("the other side is no vcl_test program")
+            raise WireError("the other side is not a vcl_test program")
         return bool(data)
 
     def next_line(self) -> dict[str, Any] | None:
-        """A message that is whole; None if there is none."""
+        """Return the next complete message; None if there is none."""
         line, newline, rest = self._rest.partition(b"\n")
         if not newline:
             return None
@@ -79,5 +79,5 @@ class Control:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise WireError("the other side is no vcl_test program")
+            raise WireError("the other side is not a vcl_test program")
         return found

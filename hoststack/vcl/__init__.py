@@ -1,6 +1,6 @@
-"""VCL: sessions with blocking calls and epoll, as VPP's VCL library has them, on a daemon's stack.
+"""VCL: sessions with blocking calls and epoll, as in VPP's VCL library, on a daemon's stack.
 
-Programs need no trio. docs/vcl.md has the calls, their errors and the configuration.
+Programs need no trio. docs/vcl.md describes the calls, their errors and the configuration.
 """
 
 from hoststack.vcl import constants
@@ -10,7 +10,6 @@ from hoststack.vcl.config import VclConfig, VclConfigError, load_config
 from hoststack.vcl.connecting import STREAMS_PER_CONNECTION
 from hoststack.vcl.constants import *  # noqa: F403
 from hoststack.vcl.epoll import EpollEvent
-from hoststack.vcl.face import Session, application, worker
 from hoststack.vcl.functions import (
     vcl_poll_t,
     vppcom_add_cert_key_pair,
@@ -48,6 +47,7 @@ from hoststack.vcl.functions import (
     vppcom_worker_register,
     vppcom_worker_unregister,
 )
+from hoststack.vcl.objects import Session, application, worker
 from hoststack.vcl.waiting import EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, VclPoll
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The application: what a process has of VCL, a worker for each of its threads."""
+"""The application: a process's use of VCL, with a worker for each of its threads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hoststack.vcl.worker import VclWorker
 
 @dataclass(frozen=True, slots=True)
 class CertKeyPair:
-    """A certificate chain and its key, PEM, as `vppcom_add_cert_key_pair` takes them."""
+    """A certificate chain and its key, PEM, for `vppcom_add_cert_key_pair`."""
 
     cert: bytes
     key: bytes
 
 
 class _Tenure:
-    """Goes with its thread: a worker whose thread ended without a word leaves the daemon then."""
+    """Detaches a worker whose thread ended without `unregister`: it is deleted with the thread."""
 
     def __init__(self, app: App, worker: VclWorker) -> None:
         self._app = app
@@ -33,7 +33,7 @@ class _Tenure:
 
     def __del__(self) -> None:
         if self._process != os.getpid():
-            # After a fork, in the child: other threads are gone here before any hook is called.
+            # In the child of a fork, other threads' objects are deleted before any hook runs.
             self._worker.client.abandon()
         elif not sys.is_finalizing():
             self._app.thread_ended(self._worker)
@@ -41,7 +41,7 @@ class _Tenure:
 
 @dataclass
 class App:
-    """Made by `create`; a process has one at most."""
+    """The process's only application; use `create`."""
 
     name: str
     config: VclConfig
@@ -53,8 +53,8 @@ class App:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def register(self) -> VclWorker:
-        """Make the calling thread a worker; it has sessions of its own. Raises AttachError, and
-        EEXIST where it is one."""
+        """Make the calling thread a worker with its own sessions. Raises AttachError, and EEXIST
+        if it is one already."""
         if self.current() is not None:
             raise error(errno.EEXIST, "this thread is a worker already")
         with self._lock:
@@ -67,12 +67,11 @@ class App:
         return worker
 
     def current(self) -> VclWorker | None:
-        """The calling thread's worker."""
+        """Return the calling thread's worker, or None."""
         return getattr(self._local, "worker", None)
 
     def unregister(self, *, aborts: bool = False) -> None:
-        """Close the calling thread's sessions, or abort them. Raises EBADFD where it is no
-        worker."""
+        """Close the calling thread's sessions, or abort them. Raises EBADFD if it is no worker."""
         worker = self.current()
         if worker is None:
             raise error(errno.EBADFD)
@@ -83,15 +82,15 @@ class App:
             del self._local.tenure
 
     def thread_ended(self, worker: VclWorker) -> None:
-        """It can make no call any more."""
+        """Detach the worker of a thread that has ended."""
         with self._lock:
             if worker in self._workers:
                 self._workers.remove(worker)
         worker.client.close()
 
     def destroy(self, *, aborts: bool = False) -> None:
-        """Close all sessions: the calling thread's with what they still have to send, unless it
-        aborts them, others' as they are. A thread that waits in a call has ECONNRESET from it."""
+        """Close all sessions: the calling thread's after sending their data, unless it aborts them,
+        those of other threads at once. Calls that other threads wait in raise ECONNRESET."""
         if self.current() is not None:
             self.unregister(aborts=aborts)
         with self._lock:
@@ -100,8 +99,7 @@ class App:
             worker.client.hang_up()
 
     def forget_parent(self) -> None:
-        """After a fork, in the child: the parent's sessions are the parent's. A thread here has to
-        register anew."""
+        """Drop the parent's sessions in the child of a fork. Its threads have to register again."""
         self._lock = threading.Lock()
         workers, self._workers = self._workers, []
         for worker in workers:
@@ -120,14 +118,16 @@ _app_lock = threading.Lock()
 
 
 def create(name: str, config: VclConfig) -> App:
-    """The process's application, the calling thread its first worker. Raises EEXIST where there is
-    one, EINVAL for a name that is none, AttachError."""
+    """Create the process's application, with the calling thread as its first worker.
+
+    Raises EEXIST if there is one, EINVAL for an invalid name, AttachError.
+    """
     global _app
     with _app_lock:
         if _app is not None:
             raise error(errno.EEXIST, f"the application {_app.name!r} was created already")
         if not isinstance(name, str) or not name:
-            raise error(errno.EINVAL, "an application has a name")
+            raise error(errno.EINVAL, "an application needs a name")
         app = App(name, config)
         app.register()
         _app = app
@@ -135,7 +135,7 @@ def create(name: str, config: VclConfig) -> App:
 
 
 def destroy(*, aborts: bool = False) -> None:
-    """Nothing happens where there is none."""
+    """Destroy the process's application; no effect if there is none."""
     global _app
     with _app_lock:
         app, _app = _app, None
@@ -144,14 +144,14 @@ def destroy(*, aborts: bool = False) -> None:
 
 
 def the_app() -> App:
-    """Raises EBADFD where none was created."""
+    """Return the process's application; raises EBADFD if none was created."""
     if _app is None:
         raise error(errno.EBADFD, "call vppcom_app_create first")
     return _app
 
 
 def current_worker() -> VclWorker:
-    """The calling thread's; raises EBADFD for one that is not registered."""
+    """Return the calling thread's worker; raises EBADFD if it is not registered."""
     worker = the_app().current()
     if worker is None:
         raise error(errno.EBADFD, "this thread is no worker: call vppcom_worker_register in it")

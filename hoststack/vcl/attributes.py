@@ -1,4 +1,4 @@
-"""Session attributes: one table, from VPP's names to what is got or set."""
+"""Session attributes: a table from VPP's names to getters and setters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hoststack.vcl.worker import VclWorker
 
 
 class Attr(enum.IntEnum):
-    """VPPCOM_ATTR_*, those that mean something here, by VPP's numbers."""
+    """VPPCOM_ATTR_*, those with a meaning here, by VPP's numbers."""
 
     GET_NREAD = 0
     GET_NWRITE = 1
@@ -35,12 +35,12 @@ class Attr(enum.IntEnum):
     SET_RX_FIFO_LEN = 15
     SET_CONNECTED = 34
     SET_CKPAIR = 35
-    # Of older ones of VPP's alone, whose number is another one's now.
+    # Only in older versions of VPP, where they had numbers that others have now.
     SET_SHUT = 100
     GET_SHUT = 101
 
 
-#: open(2): the flags that a session has.
+#: open(2): the flags of a session.
 _FLAGS: Final = os.O_NONBLOCK | os.O_RDWR
 
 
@@ -76,7 +76,7 @@ def _peer(session: VclSession) -> tuple[str, int]:
 
 
 def take_session_error(session: VclSession) -> int:
-    """SO_ERROR: the errno of what failed, told once."""
+    """Return and clear the errno of what failed (SO_ERROR)."""
     if session.state is State.CLOSED and not session.ends_clean and not session.error:
         return session.end_errno
     number, session.error = session.error, 0
@@ -109,7 +109,7 @@ _GET: Final[dict[Attr, Callable[[VclSession], Any]]] = {
 
 
 def session_attr(app: App, worker: VclWorker, session: VclSession, attr: object, value: Any) -> Any:
-    """Get or set an attribute: what was got, or 0. Raises EINVAL for what is none."""
+    """Get or set an attribute; return its value, or 0. Raises EINVAL for an unknown one."""
     try:
         which = Attr(attr)  # type: ignore[arg-type]
     except ValueError:
@@ -124,7 +124,7 @@ def session_attr(app: App, worker: VclWorker, session: VclSession, attr: object,
         case Attr.SET_RX_FIFO_LEN:
             session.rx_fifo_bytes = _size(value)
         case Attr.SET_CONNECTED:
-            # Any UDP listener here hands out connected sessions, as VPP's with this one do.
+            # Any UDP listener here accepts connected sessions, as VPP's do with this attribute.
             if not PROTOCOLS[session.protocol].unconnected:
                 raise error(errno.ENOTSUP, f"{session.protocol} is always connected")
         case Attr.SET_SHUT:

@@ -1,6 +1,6 @@
-"""Attach to a daemon without trio.
+"""Attaching to a daemon without trio.
 
-api/attach.py does the same in tasks. Here it happens in the caller's thread, whenever a call waits.
+api/attach.py does the same in tasks. Here it runs in the caller's thread, whenever a call blocks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.vcl.config import VclConfig
 from hoststack.vcl.errors import error
 
-#: While a message waits for room in a socket, its room is looked for so often.
+#: How often a full socket is polled while a message waits for room in it.
 _CROWDED_S: Final = 0.01
 
 
 class AttachClient:
-    """One thread's way to a daemon's workers, which are as one in `workers`."""
+    """One thread's connections to a daemon's workers, which `workers` presents as one."""
 
     def __init__(self, config: VclConfig, name: str) -> None:
-        """Raises AttachError where there is no daemon, or it refuses."""
+        """Attach; raises AttachError where there is no daemon, or it refuses."""
         path = config.api_socket_name
         self._daemon = Channel(connect_to(path), takes_fds=True)
         self._epoll = select.epoll()
@@ -42,7 +42,7 @@ class AttachClient:
         self._by_fd: dict[int, tuple[int, AttachedWorker]] = {}
         self._name = application_name(name)
         self.is_gone = False
-        """The daemon has ended."""
+        """Whether the daemon has ended."""
         try:
             hello = attaching.Attach(
                 version=attaching.PROTOCOL_VERSION,
@@ -66,7 +66,7 @@ class AttachClient:
             self._epoll.register(self._daemon, select.EPOLLIN)
             while len(self._links) < about.workers:
                 if time.monotonic() >= end or self.is_gone:
-                    raise TimeoutError("its workers do not come")
+                    raise TimeoutError("its workers do not appear")
                 self.wait(end - time.monotonic())
         except (ChannelClosedError, TimeoutError) as caught:
             raise no_answer(path, caught) from None
@@ -80,24 +80,24 @@ class AttachClient:
         return received[0]
 
     def wait(self, timeout_s: float | None) -> None:
-        """Take what has come; without anything wait until something comes, or that long.
+        """Read what has arrived; if there is nothing, wait for it, at most that long.
 
-        None waits for ever. A signal's handler runs meanwhile, and what it raises comes out.
-        Raises ECONNRESET rather than wait for ever for a daemon that has ended.
+        None waits for ever. Signal handlers run meanwhile, and their exceptions propagate. Raises
+        ECONNRESET instead of waiting for ever for a daemon that has ended.
         """
         timeout_s = self._prepared(timeout_s)
         if self.is_gone and timeout_s is None:
             raise error(errno.ECONNRESET, "the daemon has ended")
         for fd, _ in self._epoll.poll(-1 if timeout_s is None else timeout_s):
             if fd == self._daemon.fileno():
-                self._hear_daemon()
+                self._read_daemon()
             elif fd in self._by_fd:  # or its worker was lost just now
-                self._hear_worker(fd, *self._by_fd[fd])
+                self._read_worker(fd, *self._by_fd[fd])
         for link in self._links.values():
             link.settle()
 
     def _prepared(self, timeout_s: float | None) -> float | None:
-        """Arms what wakes a sleeper; how long it may sleep."""
+        """Arm the wake-ups; return how long the caller may sleep."""
         for link in self._links.values():
             link.settle()
             try:
@@ -108,10 +108,10 @@ class AttachClient:
             else:
                 if link.arm_events():
                     timeout_s = 0
-        # Its owner may have been told of something by a call, and not by a descriptor.
+        # A notice may have been queued by a call, without any descriptor becoming readable.
         return 0 if self.workers.has_notices else timeout_s
 
-    def _hear_daemon(self) -> None:
+    def _read_daemon(self) -> None:
         try:
             for data, fds in self._daemon.receive_now():
                 match offer_of(data, fds):
@@ -125,7 +125,7 @@ class AttachClient:
             for index in list(self._links):
                 self._lose(index)
 
-    def _hear_worker(self, fd: int, index: int, link: AttachedWorker) -> None:
+    def _read_worker(self, fd: int, index: int, link: AttachedWorker) -> None:
         try:
             if fd == link.wake_fd:
                 link.clear_wake_up()
@@ -154,27 +154,27 @@ class AttachClient:
         self.workers.remove(index)
 
     def hang_up(self) -> None:
-        """Leave, in a thread that is not the owner's: whatever that waits for, it hears of the
-        end, and the descriptors stay its own."""
+        """Detach from another thread than the owner's: the owner's wait then ends, and the owner
+        still closes the descriptors."""
         self._daemon.shut()
 
     def close(self) -> None:
-        """Leave: the daemon closes all that is open. Idempotent."""
+        """Detach: the daemon closes all open sessions. Idempotent."""
         for index in list(self._links):
             self._lose(index)
         self._daemon.close()
         self._epoll.close()
 
     def has_said_all(self) -> bool:
-        """Whether no message waits for room in a socket."""
+        """Return whether all messages were written to the sockets."""
         try:
             return all(link.channel.flush() for link in self._links.values())
         except ChannelClosedError:
-            return False  # which `wait` hears of, too
+            return False  # `wait` finds out as well
 
     def abandon(self) -> None:
-        """After a fork, in the child: the parent's descriptors are closed here, and nothing is
-        said on them."""
+        """Close the parent's descriptors in the child of a fork, without sending anything on
+        them."""
         for link in self._links.values():
             link.close()
         self._links.clear()

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def shutdown(worker: VclWorker, session: VclSession, how: int) -> None:
-    """Of a session with bytes: as shutdown(2). Raises ENOTCONN, EINVAL, ENOTSUP, and EPIPE where
-    a write was interrupted: then it resets the session."""
+    """Shut a stream down as shutdown(2). Raises ENOTCONN, EINVAL, ENOTSUP, and EPIPE where a write
+    was interrupted: then it resets the session."""
     session.check_readable()
     if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
         raise error(errno.EINVAL)
     if session.kind is Kind.DATAGRAMS:
-        raise error(errno.ENOTSUP, "datagrams have no end")
+        raise error(errno.ENOTSUP, "a datagram session can't be shut down")
     if how in (socket.SHUT_WR, socket.SHUT_RDWR):
         if session.is_cut and not session.is_write_shut:
             _reset_cut(worker, session)
@@ -39,7 +39,7 @@ def _end_writing(worker: VclWorker, session: VclSession) -> None:
     session.is_write_shut = True
     session.tx.set_eof()
     session.tx.take_read_armed()
-    # A peer that wants no more gets no end, so there is none to wait for.
+    # A peer that stopped reading is sent no FIN, so there is no acknowledgement to wait for.
     is_awaited = not session.is_stopped
     if is_awaited and session.parent is not None and session.parent.kind is Kind.CONNECTION:
         worker.add_unfinished(session, session.parent)
@@ -47,7 +47,7 @@ def _end_writing(worker: VclWorker, session: VclSession) -> None:
 
 
 def _reset_cut(worker: VclWorker, session: VclSession) -> None:
-    """In the place of an end, where a write was interrupted."""
+    """Reset instead of a FIN, after an interrupted write."""
     session.is_write_shut = True
     if session.protocol == "quic":
         worker.side.request(m.ResetStream(session.stream_handle, ABORTED_CODE))
@@ -75,12 +75,11 @@ def _stop_reading(worker: VclWorker, session: VclSession) -> None:
 
 
 def close(worker: VclWorker, session: VclSession) -> None:
-    """What was written still goes out, unless a write was interrupted; then there is no session any
-    more.
+    """Close a session; written data is still sent, unless a write was interrupted.
 
-    A QUIC connection's streams end with it, and are still there to be closed. A blocking one waits
-    until what was sent on its streams is acknowledged; of a non-blocking one the calls that follow
-    see to that.
+    A QUIC connection's streams end with it, but their numbers are closed separately. A blocking
+    connection waits until its streams' data is acknowledged; for a non-blocking one, later calls of
+    the worker wait for that.
     """
     if session.is_offered:
         worker.take(session)
@@ -109,12 +108,12 @@ def close(worker: VclWorker, session: VclSession) -> None:
 
 
 def _offered(session: VclSession) -> list[VclSession]:
-    """What nobody has accepted yet goes with it."""
+    """Return the children that the program has not accepted, which are closed with their parent."""
     return [each for each in session.children if each.is_offered]
 
 
 def _streams(session: VclSession) -> list[VclSession]:
-    """Those that the program has."""
+    """Return the streams that the program has."""
     return list(session.children) if session.kind is Kind.CONNECTION else []
 
 
@@ -133,8 +132,8 @@ def _close_connection(worker: VclWorker, session: VclSession) -> None:
 
 
 def abort(worker: VclWorker, session: VclSession) -> None:
-    """Close a session whose user was interrupted: the peer must not take what it got for all. A
-    direction that was ended before ends as it would."""
+    """Close a session whose user was interrupted: the peer must not mistake the received part for
+    the whole. A direction that was shut down before ends in order."""
     if session.kind is Kind.STREAM and session.is_write_shut:
         close(worker, session)
     else:
@@ -142,7 +141,7 @@ def abort(worker: VclWorker, session: VclSession) -> None:
 
 
 def terminate(worker: VclWorker, session: VclSession, code: int = 0) -> None:
-    """At once: what was written and not sent yet is given up, and the peer sees a reset."""
+    """End a session at once: unsent data is discarded, and the peer sees a reset."""
     if session.state is State.READY and session.kind is Kind.STREAM:
         if session.protocol == "quic":
             worker.forget_unfinished(session.stream_handle)

@@ -1,4 +1,4 @@
-"""VCL's configuration: the file that VCL_CONFIG names, in VPP's form, and the environment over it.
+"""VCL's configuration: the file that VCL_CONFIG names, in VPP's format, and the environment.
 
     vcl {
       api-socket-name /run/hoststack/api.sock
@@ -6,8 +6,8 @@
       app-scope-global
     }
 
-A key stands on a line of its own, with its value behind it; `#` begins a comment. Names may have
-`_` for `-`, as VPP takes them.
+A key stands on a line of its own, followed by its value; `#` starts a comment. Names may have `_`
+for `-`, as in VPP. The environment overrides the file.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from hoststack.boundary.attaching import DEFAULT_PATH
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.sizes import parse_size
 
-#: Names the file.
+#: The environment variable that names the file.
 CONFIG_VARIABLE: Final = "VCL_CONFIG"
 
 
 class VclConfigError(ValueError):
-    """A configuration that can't be used; the message says where and why."""
+    """An invalid configuration; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class VclConfig:
-    """What an application of VCL's can be told. Sizes in bytes, times in seconds."""
+    """The settings of a VCL application. Sizes in bytes, times in seconds."""
 
     api_socket_name: str = DEFAULT_PATH
     rx_fifo_bytes: int | None = None
-    """None: QuicConfig's default."""
+    """None means QuicConfig's default."""
     tx_fifo_bytes: int | None = None
     namespace: str = DEFAULT_NAMESPACE
     secret: str = ""
@@ -45,10 +45,10 @@ class VclConfig:
     session_timeout_s: float = 10.0
     """How long blocking connects and listens may take."""
     accept_timeout_s: float | None = None
-    """How long a blocking accept waits; None: for ever."""
+    """How long a blocking accept waits; None means for ever."""
     tls_ca: str | None = None
-    """Authorities, PEM: clients check certificates against them. None: any certificate will do, as
-    in VPP."""
+    """Authorities, PEM, that clients check certificates against. With None they accept any
+    certificate, as in VPP."""
 
     @property
     def scopes(self) -> frozenset[Scope]:
@@ -73,17 +73,17 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 1e9:
-        raise ValueError("a number of seconds is wanted, more than 0")
+        raise ValueError("a number of seconds is expected, more than 0")
     return seconds
 
 
 def _path(text: str) -> str:
     if not Path(text).is_absolute():
-        raise ValueError("an absolute path is wanted")
+        raise ValueError("an absolute path is expected")
     return text
 
 
-#: The settings: the field, and how its value is read; None for keys that stand alone.
+#: The settings: the field, and the parser of its value; None for keys without a value.
 _KEYS: Final[dict[str, tuple[str, Callable[[str], Any] | None]]] = {
     "api-socket-name": ("api_socket_name", _path),
     "app-socket-api": ("api_socket_name", _path),
@@ -97,8 +97,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any] | None]]] = {
     "accept-timeout": ("accept_timeout_s", _seconds),
     "tls-ca": ("tls_ca", _path),
 }
-#: VPP's, about what is made in another way here: they are taken, and change nothing. Whether each
-#: has a value.
+#: VPP's settings that have no equivalent here: they are accepted and ignored. The value says
+#: whether the key has a value.
 _WITHOUT_EFFECT: Final = {
     "heapsize": True,
     "segment-baseva": True,
@@ -115,7 +115,7 @@ _WITHOUT_EFFECT: Final = {
     "multi-thread-workers": False,
     "huge-page": False,
 }
-#: What the environment says wins.
+#: Environment variables, which override the file.
 _VARIABLES: Final = {
     "VCL_APP_NAMESPACE_ID": "namespace-id",
     "VCL_APP_NAMESPACE_SECRET": "namespace-secret",
@@ -127,7 +127,7 @@ _VARIABLES: Final = {
 
 
 def load_config(environment: Mapping[str, str] | None = None) -> VclConfig:
-    """What the environment says, and the file that it names; raises VclConfigError."""
+    """Read the environment, and the file that it names; raises VclConfigError."""
     given = os.environ if environment is None else environment
     path = given.get(CONFIG_VARIABLE)
     config = VclConfig()
@@ -135,7 +135,7 @@ def load_config(environment: Mapping[str, str] | None = None) -> VclConfig:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise VclConfigError(f"{CONFIG_VARIABLE}={path}: {why}") from None
         config = parse_config(text, path)
     fields: dict[str, Any] = {}
@@ -169,15 +169,15 @@ def parse_config(text: str, name: str = VclConfig.__name__) -> VclConfig:
         ends = words[-1:] == ["}"]
         words = words[:-1] if ends else words
         if words and (not is_open or is_over):
-            raise VclConfigError(f"{where}: {words[0]!r} stands outside of `vcl {{ ... }}`")
+            raise VclConfigError(f"{where}: {words[0]!r} is outside of `vcl {{ ... }}`")
         if words:
             _take(words, where, fields, scopes)
         if ends:
             if not is_open or is_over:
-                raise VclConfigError(f"{where}: a `}}` that ends nothing")
+                raise VclConfigError(f"{where}: unmatched `}}`")
             is_over = True
     if is_open and not is_over:
-        raise VclConfigError(f"{name}: there is no `}}` at its end")
+        raise VclConfigError(f"{name}: the closing `}}` is missing")
     if scopes:
         fields |= {"scope_local": False, "scope_global": False} | scopes
     return VclConfig(**fields)
@@ -189,7 +189,7 @@ def _take(words: list[str], where: str, fields: dict[str, Any], scopes: dict[str
         _one_value(where, key, values, needs=_WITHOUT_EFFECT[key])
         return
     if key not in _KEYS:
-        raise VclConfigError(f"{where}: unknown key {words[0]!r}: there is {', '.join(_KEYS)}")
+        raise VclConfigError(f"{where}: unknown key {words[0]!r}: use one of {', '.join(_KEYS)}")
     field, read = _KEYS[key]
     _one_value(where, key, values, needs=read is not None)
     if read is None:
@@ -201,7 +201,7 @@ def _take(words: list[str], where: str, fields: dict[str, Any], scopes: dict[str
 def _one_value(where: str, key: str, values: list[str], *, needs: bool) -> None:
     if len(values) != int(needs):
         wanted = "one value" if needs else "nothing"
-        raise VclConfigError(f"{where}: behind {key} stands {wanted}, not {' '.join(values)!r}")
+        raise VclConfigError(f"{where}: after {key} expected {wanted}, not {' '.join(values)!r}")
 
 
 def _read(read: Callable[[str], Any], value: str, where: str) -> Any:

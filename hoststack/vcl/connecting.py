@@ -1,4 +1,4 @@
-"""From a new session to one that listens, or carries bytes: bind, listen, accept, connect."""
+"""From a new session to one that listens, or transfers data: bind, listen, accept, connect."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
 if TYPE_CHECKING:
     from hoststack.vcl.worker import VclWorker
 
-#: What a peer may have open in a QUIC connection; a program of VCL's has no way to say.
+#: Streams that a peer may open in a QUIC connection; VCL programs have no way to set this.
 STREAMS_PER_CONNECTION: Final = 1024
 
 
 def resolve(session: VclSession, where: object) -> tuple[Address, str]:
-    """The first address of an endpoint, and the name that it was given by; as `resolve_all`."""
+    """Return the first address of an endpoint, and its host name; see `resolve_all`."""
     addresses, name = resolve_all(session, where)
     return addresses[0], name
 
 
 def resolve_all(session: VclSession, where: object) -> tuple[list[Address], str]:
-    """The addresses of an endpoint, in the order to try them in, and the name that they were given
-    by. `where` is (host, port), or a URI of the session's protocol, or has `ip` and `port`. Raises
-    EINVAL, EADDRNOTAVAIL."""
+    """Return the addresses of an endpoint, in the order to try them, and the host name.
+
+    `where` is (host, port), a URI of the session's protocol, or an object with `ip` and `port`.
+    Raises EINVAL, EADDRNOTAVAIL.
+    """
     host: object
     port: object
     if isinstance(where, str):
@@ -52,7 +54,7 @@ def resolve_all(session: VclSession, where: object) -> tuple[list[Address], str]
     else:
         host, port = getattr(where, "ip", None), getattr(where, "port", None)
     if not isinstance(host, str) or not isinstance(port, int) or not 0 <= port <= 65535 or not host:
-        raise error(errno.EINVAL, f"{where!r} is no endpoint")
+        raise error(errno.EINVAL, f"{where!r} is not an endpoint")
     try:
         return [(ipaddress.ip_address(host).compressed, port)], host
     except ValueError:
@@ -62,13 +64,16 @@ def resolve_all(session: VclSession, where: object) -> tuple[list[Address], str]
     except (OSError, UnicodeError):
         hosts = []
     if not hosts:
-        raise error(errno.EADDRNOTAVAIL, f"no address is known for {host!r}")
+        raise error(errno.EADDRNOTAVAIL, f"{host!r} has no known address")
     return [(each, port) for each in hosts], host
 
 
 def bind(worker: VclWorker, session: VclSession, where: object) -> None:
-    """Raises EINVAL for a session that is bound already, or connected; and what the stack says
-    of the address."""
+    """Bind a session to an address.
+
+    Raises EINVAL for a session that is bound or connected already, and what the stack raises for
+    the address.
+    """
     address, _ = resolve(session, where)
     if session.kind is not Kind.NEW or session.state is not State.CREATED or session.bound:
         raise error(errno.EINVAL, "it is bound, or in use, already")
@@ -82,7 +87,7 @@ def bind(worker: VclWorker, session: VclSession, where: object) -> None:
 
 
 def open_endpoint(worker: VclWorker, session: VclSession, peer_host: str = "0.0.0.0") -> None:
-    """Give a UDP session its port: datagrams are kept from now on. Raises OSError."""
+    """Open a UDP session's port: datagrams are received from now on. Raises OSError."""
     local = session.bound or ("::" if ":" in peer_host else "0.0.0.0", 0)
     session.has_addresses = True
     session.state = State.CONNECTING
@@ -93,7 +98,7 @@ def open_endpoint(worker: VclWorker, session: VclSession, peer_host: str = "0.0.
 def _wait_until_ready(
     worker: VclWorker, session: VclSession, timeout_s: float | None = None
 ) -> None:
-    """Raises what the request came to, and ETIMEDOUT; without a time-out it is the session's."""
+    """Wait for a request; raises its error, or ETIMEDOUT. The default timeout is the session's."""
     timeout_s = worker.config.session_timeout_s if timeout_s is None else timeout_s
     if not worker.wait(lambda: session.state is not State.CONNECTING, timeout_s):
         worker.give_up(session)
@@ -103,18 +108,18 @@ def _wait_until_ready(
 
 
 def _raise_failure(worker: VclWorker, session: VclSession) -> None:
-    """What a request came to is told once, and the session is as new: another may be tried."""
+    """Raise a failed request's error once, and reset the session: the program may try again."""
     worker.forget_handles(session)
     worker.disown(session)
     session.state, session.kind, session.has_addresses = State.CREATED, Kind.NEW, False
     session.rx = session.tx = None
     number, session.error = session.error, 0
-    if number:  # else it was told by an attribute
+    if number:  # else an attribute has returned it already
         raise error(number)
 
 
 def listen(worker: VclWorker, session: VclSession) -> None:
-    """On the address that it is bound to. Raises EINVAL, EDESTADDRREQ."""
+    """Listen on the address that the session is bound to. Raises EINVAL, EDESTADDRREQ."""
     if session.state is State.LISTENING:
         return
     if session.bound is None:
@@ -139,7 +144,7 @@ def listen(worker: VclWorker, session: VclSession) -> None:
 
 
 def _give_back_port(worker: VclWorker, session: VclSession) -> None:
-    """A UDP session is to listen: its port is to be the listener's."""
+    """Close a UDP session's port, so that its listener can open it."""
     worker.side.request(m.CloseConnection(session.handle, 0, ""))
     worker.wait(lambda: session.state is State.CLOSED, worker.config.session_timeout_s)
     worker.forget_handles(session)
@@ -148,8 +153,10 @@ def _give_back_port(worker: VclWorker, session: VclSession) -> None:
 
 
 def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
-    """The next connection of a listener, or stream of a connection. Raises EAGAIN, EBADFD for what
-    neither listens nor is a connection, and what ended it."""
+    """Return the next connection of a listener, or stream of a connection.
+
+    Raises EAGAIN, EBADFD for a session that is neither, and the error that ended it.
+    """
     if not session.is_listener and session.kind is not Kind.CONNECTION:
         raise error(errno.EBADFD)
     if not session.accepted:
@@ -160,7 +167,7 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
         lambda: bool(session.accepted) or session.state is State.CLOSED,
         worker.config.accept_timeout_s,
     ):
-        raise error(errno.EAGAIN, "nothing came in time")
+        raise error(errno.EAGAIN, "nothing to accept within the timeout")
     if not session.accepted:
         raise error(session.end_errno or errno.ECONNRESET)
     accepted = session.accepted.popleft()
@@ -172,12 +179,12 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
 
 
 def connect(worker: VclWorker, session: VclSession, where: object) -> None:
-    """Connect. A blocking session tries the addresses of a name one after the other, for a share of
-    its time-out each; another one has the first alone.
+    """Connect. A blocking session tries a name's addresses one after the other, each for a share of
+    its timeout; a non-blocking one tries only the first.
 
-    Raises EINPROGRESS for a non-blocking session, EALREADY while that is so, EINVAL for a
-    listener, ENOTSUP for one that is bound and may not choose its port, and what the last address
-    failed with.
+    Raises EINPROGRESS for a non-blocking session, EALREADY while it connects, EINVAL for a
+    listener, ENOTSUP for a bound one whose protocol can't choose its port, and the error of the
+    last address.
     """
     remotes, name = resolve_all(session, where)
     if session.state is State.CONNECTING:
@@ -187,7 +194,7 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
     if session.state is State.FAILED:
         _raise_failure(worker, session)
     if session.kind is Kind.DATAGRAMS and session.has_addresses:
-        session.remote = remotes[0]  # from now on it talks to nobody else
+        session.remote = remotes[0]  # from now on this is its only peer
         return
     if session.state is State.READY:
         return
@@ -225,7 +232,7 @@ def _begin_connect(worker: VclWorker, session: VclSession, remote: Address, name
 
 
 def stream_connect(worker: VclWorker, session: VclSession, connection: VclSession) -> None:
-    """Open a stream in a connection. Raises ENOTSUP where there are none, ENOTCONN, EINPROGRESS."""
+    """Open a stream in a connection. Raises ENOTSUP if it has none, ENOTCONN, EINPROGRESS."""
     if PROTOCOLS[session.protocol].streams != "many" or connection.protocol != session.protocol:
         raise error(errno.ENOTSUP, f"{connection.protocol} has no streams to open")
     if session.state is State.CONNECTING:
@@ -266,7 +273,7 @@ def _config(worker: VclWorker, session: VclSession) -> QuicConfig:
 
 
 def _tls(worker: VclWorker, session: VclSession) -> TlsConfig:
-    """Raises EINVAL for a certificate and a key that are none."""
+    """Return the session's TLS settings; raises EINVAL for an invalid certificate or key."""
     if not PROTOCOLS[session.protocol].tls:
         return TlsConfig()
     try:
@@ -277,6 +284,6 @@ def _tls(worker: VclWorker, session: VclSession) -> TlsConfig:
 
 @lru_cache(maxsize=64)
 def _made_tls(certificate: bytes | None, key: bytes | None, ca: str | None) -> TlsConfig:
-    # Servers of VPP's have certificates that no authority has seen, and its clients check none.
+    # VPP's servers have self-signed certificates, and its clients check none.
     trusted = Path(ca).read_bytes() if ca is not None else None
     return TlsConfig(certificate=certificate, key=key, ca=trusted, verify=ca is not None)

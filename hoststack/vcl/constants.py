@@ -1,4 +1,4 @@
-"""VPP's names of what is passed to its functions, and of what they return."""
+"""VPP's names of arguments and return values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VPPCOM_ENOENT: Final = -errno.ENOENT
 VPPCOM_EADDRINUSE: Final = -errno.EADDRINUSE
 VPPCOM_ENOTSUP: Final = -errno.ENOTSUP
 
-#: Of `vppcom_session_create`, besides the names themselves.
+#: Arguments of `vppcom_session_create`, besides the names themselves.
 VPPCOM_PROTO_TCP: Final = "tcp"
 VPPCOM_PROTO_UDP: Final = "udp"
 VPPCOM_PROTO_QUIC: Final = "quic"

@@ -1,8 +1,8 @@
-"""Epoll sets: which of many sessions can be read from or written to, without looking at all.
+"""Epoll sets: which of many sessions can be read or written, without polling all of them.
 
-A set looks at its candidates alone: sessions that something happened to, and those that it has
-just told of and that may still be ready. Who is not is armed, looked at once more, and left out
-until the stack tells of it.
+A set only looks at its candidates: sessions with a new event, and those that it has just reported
+and that may still be ready. A candidate that is not ready is armed, checked once more, and dropped
+until the stack reports an event for it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from hoststack.vcl.session import VclSession
 
-#: What is told without being asked for (epoll_ctl(2)).
+#: Reported without being requested (epoll_ctl(2)).
 _ALWAYS: Final = select.EPOLLERR | select.EPOLLHUP
 _MODES: Final = select.EPOLLET | select.EPOLLONESHOT
 
 
 @dataclass(slots=True)
 class EpollEvent:
-    """struct epoll_event: the flags, and whatever the caller wants back."""
+    """struct epoll_event: the flags, and the caller's data."""
 
     events: int = 0
     data: Any = None
@@ -37,7 +37,7 @@ class EpollSet:
         return session in self._members
 
     def put(self, session: VclSession, event: EpollEvent) -> None:
-        """Add a session, or change what is wanted of it."""
+        """Add a session, or change its requested flags."""
         self._members[session] = EpollEvent(event.events | _ALWAYS, event.data)
         session.sets[self] = None
         self.candidates[session] = None
@@ -49,12 +49,12 @@ class EpollSet:
         session.sets.pop(self, None)
 
     def clear(self) -> None:
-        """The set goes."""
+        """Remove all sessions: the set is closed."""
         for session in list(self._members):
             self.remove(session)
 
     def collect(self, most: int) -> list[EpollEvent]:
-        """What is ready, that many at most; those that are left out come first the next time."""
+        """Return ready events, `most` at most; those left out come first the next time."""
         found: list[EpollEvent] = []
         for session in list(self.candidates):
             if len(found) == most:
@@ -76,7 +76,7 @@ class EpollSet:
     @staticmethod
     def _ready(session: VclSession, wanted: int) -> int:
         if not wanted & ~_MODES:
-            return 0  # one shot, and that was it
+            return 0  # a one-shot entry that was reported
         mask = wanted & ~_MODES
         flags = session.readiness() & mask
         if not flags:

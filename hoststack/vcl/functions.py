@@ -1,7 +1,7 @@
-"""VPP's functions by their names: what they return is 0, a count, a session, or a negative errno.
+"""VPP's functions by their names; they return 0, a count, a session, or a negative errno.
 
-What a pointer is in C is an object here: an endpoint is a `vppcom_endpt_t`, a (host, port) or a
-URI; buffers are bytearrays and memoryviews, and bytes to write; events are `EpollEvent`s.
+C's pointers are objects here: an endpoint is a `vppcom_endpt_t`, a (host, port) or a URI; buffers
+are bytearrays and memoryviews, and bytes to write; events are `EpollEvent`s.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class vppcom_endpt_t:  # noqa: N801
     port: int = 0
 
 
-#: What VPP calls them.
+#: VPP's names.
 vppcom_cert_key_pair_t = CertKeyPair
 vcl_poll_t = VclPoll
 
 
 def _plain(function: Callable[P, int]) -> Callable[P, int]:
-    """The errno of what a function raises, negative."""
+    """Make a function return the negative errno of the OSError that it raises."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -56,7 +56,7 @@ def _plain(function: Callable[P, int]) -> Callable[P, int]:
 
 
 def protocol_of(proto: object) -> Protocol:
-    """Of a name, in whatever case; raises EPROTONOSUPPORT."""
+    """Return the protocol of a name, whatever its case; raises EPROTONOSUPPORT."""
     for name in PROTOCOLS:
         if isinstance(proto, str) and proto.lower() == name:
             return name
@@ -65,7 +65,7 @@ def protocol_of(proto: object) -> Protocol:
 
 @_plain
 def vppcom_app_create(app_name: str) -> int:
-    """Attach to the daemon that VCL_CONFIG names. What is wrong is told in a line on stderr."""
+    """Attach to the daemon that VCL_CONFIG names; prints errors as one line on stderr."""
     try:
         apps.create(app_name, load_config())
     except VclConfigError as caught:
@@ -78,13 +78,13 @@ def vppcom_app_create(app_name: str) -> int:
 
 
 def vppcom_app_destroy() -> None:
-    """Close everything, and leave the daemon."""
+    """Close all sessions, and detach from the daemon."""
     apps.destroy()
 
 
 @_plain
 def vppcom_worker_register() -> int:
-    """Make the calling thread, or the child of a fork, a worker with sessions of its own."""
+    """Make the calling thread, or the child of a fork, a worker with its own sessions."""
     apps.the_app().register()
     return VPPCOM_OK
 
@@ -98,13 +98,13 @@ def vppcom_worker_unregister() -> int:
 
 @_plain
 def vppcom_worker_index() -> int:
-    """The calling thread's number."""
+    """Return the calling thread's worker number."""
     return apps.current_worker().index
 
 
 @_plain
 def vppcom_session_create(proto: str, nonblock: bool = False) -> int:
-    """A new session of "quic", "tcp" or "udp"."""
+    """Create a session of "quic", "tcp" or "udp"; return its number."""
     worker = apps.current_worker()
     session = worker.add(protocol_of(proto))
     session.is_nonblocking = bool(nonblock)
@@ -113,7 +113,7 @@ def vppcom_session_create(proto: str, nonblock: bool = False) -> int:
 
 @_plain
 def vppcom_session_tls_add_cert(sh: int, cert: bytes, cert_len: int | None = None) -> int:
-    """Its certificate chain, PEM."""
+    """Set the session's certificate chain, PEM."""
     session = apps.current_worker().get_open(sh)
     session.certificate = _pem(_first(cert, cert_len))
     return VPPCOM_OK
@@ -121,14 +121,14 @@ def vppcom_session_tls_add_cert(sh: int, cert: bytes, cert_len: int | None = Non
 
 @_plain
 def vppcom_session_tls_add_key(sh: int, key: bytes, key_len: int | None = None) -> int:
-    """Its certificate's private key, PEM."""
+    """Set the private key of the session's certificate, PEM."""
     session = apps.current_worker().get_open(sh)
     session.key = _pem(_first(key, key_len))
     return VPPCOM_OK
 
 
 def _first(buffer: Any, count: int | None) -> Any:
-    """So many octets of a buffer, where C's length is given, too. Raises EINVAL."""
+    """Return the first `count` octets of a buffer, or all if None. Raises EINVAL."""
     if count is None:
         return buffer
     try:
@@ -136,21 +136,21 @@ def _first(buffer: Any, count: int | None) -> Any:
             return (memoryview(buffer) if isinstance(buffer, bytearray) else buffer)[:count]
     except TypeError:
         pass
-    raise error(errno.EINVAL, f"{count!r} octets of it are not there")
+    raise error(errno.EINVAL, f"the buffer has no {count!r} octets")
 
 
 def _pem(text: object) -> bytes:
     if isinstance(text, str):
         text = text.encode()
     if not isinstance(text, bytes | bytearray) or b"-----BEGIN " not in text:
-        raise error(errno.EINVAL, "PEM is wanted")
-    # In C such a string has its zero with it.
+        raise error(errno.EINVAL, "PEM is expected")
+    # A C string includes its terminating zero.
     return bytes(text).rstrip(b"\0")
 
 
 @_plain
 def vppcom_add_cert_key_pair(pair: CertKeyPair) -> int:
-    """A pair's number, for Attr.SET_CKPAIR."""
+    """Store a certificate and its key; return the pair's number, for Attr.SET_CKPAIR."""
     if not isinstance(pair, CertKeyPair):
         raise error(errno.EINVAL)
     return apps.the_app().add_pair(CertKeyPair(_pem(pair.cert), _pem(pair.key)))
@@ -158,7 +158,7 @@ def vppcom_add_cert_key_pair(pair: CertKeyPair) -> int:
 
 @_plain
 def vppcom_del_cert_key_pair(index: int) -> int:
-    """Sessions that have it already keep it."""
+    """Delete a pair; sessions that use it already continue to."""
     if apps.the_app().pairs.pop(index, None) is None:
         raise error(errno.EINVAL)
     return VPPCOM_OK
@@ -180,7 +180,7 @@ def vppcom_session_listen(sh: int, queue_length: int = 0) -> int:
 
 @_plain
 def vppcom_session_accept(sh: int, endpoint: vppcom_endpt_t | None = None, flags: int = 0) -> int:
-    """A connection of a listener, or a stream of a QUIC connection."""
+    """Accept a connection of a listener, or a stream of a QUIC connection."""
     worker = apps.current_worker()
     accepted = connecting.accept(worker, worker.get_open(sh), flags)
     _fill(endpoint, accepted.remote)
@@ -239,7 +239,7 @@ def vppcom_session_sendto(
     worker = apps.current_worker()
     session = worker.get_open(sh)
     if flags:
-        raise error(errno.EINVAL, "there are no flags for sending")
+        raise error(errno.EINVAL, "sending has no flags")
     return transfer.send_to(worker, session, data, endpoint)
 
 
@@ -271,19 +271,19 @@ def vppcom_session_terminate(sh: int) -> int:
 
 @_plain
 def vppcom_session_is_connectable_listener(sh: int) -> int:
-    """1 for a QUIC connection, 0 for a listener and for a stream."""
+    """Return 1 for a QUIC connection, 0 for a listener and for a stream."""
     return int(apps.current_worker().get_open(sh).is_connectable_listener)
 
 
 @_plain
 def vppcom_session_n_accepted(sh: int) -> int:
-    """How many were accepted from it."""
+    """Return how many sessions were accepted from it."""
     return apps.current_worker().get_open(sh).n_accepted
 
 
 @_plain
 def vppcom_session_get_error(sh: int) -> int:
-    """What failed, as a negative errno: told once."""
+    """Return and clear the session's error, as a negative errno."""
     worker = apps.current_worker()
     session = worker.get_open(sh)
     if session.state is State.CONNECTING:
@@ -292,7 +292,7 @@ def vppcom_session_get_error(sh: int) -> int:
 
 
 def vppcom_session_attr(sh: int, op: int, value: Any = None) -> Any:
-    """Get or set an attribute (`Attr`): what was got, 0, or a negative errno."""
+    """Get or set an attribute (`Attr`): returns the value, 0, or a negative errno."""
     try:
         worker = apps.current_worker()
         return session_attr(apps.the_app(), worker, worker.get_open(sh), op, value)
@@ -307,14 +307,14 @@ def vppcom_select(
     except_map: MutableSet[int] | None,
     wait_for_time: float,
 ) -> int:
-    """Sets of sessions, of which those that are ready are left; seconds, below 0 for ever."""
+    """Reduce sets of sessions to those that are ready; the time is in seconds, < 0 for ever."""
     worker = apps.current_worker()
     return waiting.select_sessions(worker, read_map, write_map, except_map, _timeout(wait_for_time))
 
 
 @_plain
 def vppcom_poll(entries: Sequence[VclPoll], wait_for_time: float) -> int:
-    """Seconds, below 0 for ever."""
+    """Wait as poll(2) does; the time is in seconds, below 0 for ever."""
     return waiting.poll(apps.current_worker(), entries, _timeout(wait_for_time))
 
 
@@ -325,7 +325,7 @@ def vppcom_epoll_create() -> int:
 
 @_plain
 def vppcom_epoll_ctl(vep: int, op: int, sh: int, event: EpollEvent | None = None) -> int:
-    """With EPOLL_CTL_*, and the EPOLL flags of the module `select`."""
+    """Change an epoll set, with EPOLL_CTL_*, and the EPOLL flags of the module `select`."""
     waiting.epoll_ctl(apps.current_worker(), vep, op, sh, event)
     return VPPCOM_OK
 
@@ -334,7 +334,7 @@ def vppcom_epoll_ctl(vep: int, op: int, sh: int, event: EpollEvent | None = None
 def vppcom_epoll_wait(
     vep: int, events: list[EpollEvent], max_events: int, wait_for_time: float
 ) -> int:
-    """Puts what is ready into the list; milliseconds, as in VPP, below 0 for ever."""
+    """Put ready events into the list; the time is in milliseconds, as in VPP, < 0 for ever."""
     worker = apps.current_worker()
     timeout_s = _timeout(wait_for_time / 1000)
     events[:] = waiting.epoll_wait(worker, worker.get_epoll(vep), max_events, timeout_s)
@@ -346,7 +346,7 @@ def _timeout(seconds: float) -> float | None:
 
 
 def vppcom_retval_str(retval: int) -> str:
-    """ "VPPCOM_OK", "VPPCOM_EAGAIN", ..."""
+    """Return a result's name: "VPPCOM_OK", "VPPCOM_EAGAIN", ..."""
     if retval >= 0:
         return "VPPCOM_OK"
     return f"VPPCOM_{errno.errorcode.get(-retval, 'UNKNOWN')}"

@@ -1,4 +1,4 @@
-"""Sessions as objects: the same calls, raising OSError with the same errno."""
+"""VCL sessions as objects: the plain functions' calls, but with OSErrors of the same errno."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ from hoststack.vcl.worker import VclWorker
 
 @contextmanager
 def application(name: str, config: VclConfig | None = None) -> Iterator[None]:
-    """An application for the length of the block, by the configuration that VCL_CONFIG names
-    unless one is given. Its sessions are closed at the end, or aborted when an exception leaves
-    the block. Raises VclConfigError, AttachError, and OSError with EEXIST."""
+    """Run an application for the length of the block.
+
+    VCL_CONFIG names its configuration unless one is given. Its sessions are closed at the end, or
+    aborted when an exception leaves the block. Raises VclConfigError, AttachError, and OSError with
+    EEXIST.
+    """
     apps.create(name, config or load_config())
     aborts = True
     try:
@@ -36,8 +39,10 @@ def application(name: str, config: VclConfig | None = None) -> Iterator[None]:
 
 @contextmanager
 def worker() -> Iterator[None]:
-    """The calling thread has sessions of its own in the block. They are closed at the end, or
-    aborted when an exception leaves the block. Raises AttachError."""
+    """Make the calling thread a worker with its own sessions for the length of the block.
+
+    They are closed at the end, or aborted when an exception leaves the block. Raises AttachError.
+    """
     apps.the_app().register()
     aborts = True
     try:
@@ -48,9 +53,11 @@ def worker() -> Iterator[None]:
 
 
 class Session:
-    """A session; a context manager that closes it, or aborts it when an exception leaves the block:
-    the peer sees a reset, or a connection closed with `hoststack.ABORTED_CODE`. All calls raise
-    OSError."""
+    """A session; as a context manager it is closed, or aborted when an exception leaves the block.
+
+    The peer of an aborted one sees a reset, or a connection closed with `hoststack.ABORTED_CODE`.
+    All calls raise OSError.
+    """
 
     def __init__(self, protocol: Protocol = "quic", *, nonblocking: bool = False) -> None:
         created = apps.current_worker().add(protocol_of(protocol))
@@ -59,14 +66,14 @@ class Session:
 
     @classmethod
     def of(cls, sh: int) -> Session:
-        """The session of a number that a plain function gave."""
+        """Return the session object for a plain function's session number."""
         made = cls.__new__(cls)
         made._sh = sh
         return made
 
     @property
     def sh(self) -> int:
-        """The number that the plain functions take."""
+        """The session number for the plain functions."""
         return self._sh
 
     def __enter__(self) -> Session:
@@ -91,7 +98,7 @@ class Session:
         return worker, worker.get_open(self._sh)
 
     def use_certificate(self, certificate: bytes, key: bytes) -> None:
-        """Chain and private key, PEM."""
+        """Set the certificate chain and the private key, PEM."""
         _, session = self._found()
         session.certificate, session.key = certificate, key
 
@@ -102,14 +109,14 @@ class Session:
         connecting.listen(*self._found())
 
     def accept(self, flags: int = 0) -> Session:
-        """A connection of a listener, or a stream of a QUIC connection."""
+        """Accept a connection of a listener, or a stream of a QUIC connection."""
         return Session.of(connecting.accept(*self._found(), flags).sh)
 
     def connect(self, endpoint: object) -> None:
         connecting.connect(*self._found(), endpoint)
 
     def open_stream(self) -> Session:
-        """A stream of this QUIC connection."""
+        """Open a stream in this QUIC connection."""
         worker, session = self._found()
         stream = worker.add(session.protocol)
         try:
@@ -120,21 +127,21 @@ class Session:
         return Session.of(stream.sh)
 
     def read(self, size: int = 65536) -> bytes:
-        """Some bytes; none at the end alone."""
+        """Read some bytes; returns none only at the end."""
         buffer = bytearray(size)
         return bytes(memoryview(buffer)[: self.read_into(buffer)])
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
-        """As `read`, with one copy."""
+        """Read into a buffer as `read` does, with one copy."""
         return transfer.read(*self._found(), buffer)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """As many as there is room for; how many."""
+        """Write as many bytes as fit, and return how many."""
         return transfer.write(*self._found(), data)
 
     def write_all(self, data: bytes | bytearray | memoryview) -> None:
-        """All of the bytes. If it raises, an unknown part of them was written: the session can't
-        end in order any more, `shutdown` fails with EPIPE, and closing it resets it."""
+        """Write all of the bytes. If it raises, an unknown part of them was written: the session
+        can't end in order any more, `shutdown` fails with EPIPE, and closing resets it."""
         transfer.write_all(*self._found(), data)
 
     def recvfrom(self, size: int = 65536, flags: int = 0) -> tuple[bytes, Address]:
@@ -161,7 +168,7 @@ class Session:
 
     @property
     def max_datagram_bytes(self) -> int:
-        """What one datagram of a UDP session carries at most."""
+        """The most bytes that one datagram of a UDP session carries."""
         _, session = self._found()
         session.check_readable()
         if session.kind is not Kind.DATAGRAMS:
@@ -173,7 +180,7 @@ class Session:
         return self._found()[1].is_connectable_listener
 
     def close(self) -> None:
-        """What was written still goes out, unless a `write_all` was interrupted. Idempotent."""
+        """Close; written data is still sent, unless a `write_all` was interrupted. Idempotent."""
         self._end(closing.close)
 
     def _end(self, how: Callable[[VclWorker, VclSession], None]) -> None:
@@ -183,7 +190,7 @@ class Session:
             how(worker, worker.get(sh))
 
     def terminate(self) -> None:
-        """At once; the peer sees a reset."""
+        """End at once; the peer sees a reset."""
         worker = apps.current_worker()
         sh, self._sh = self._sh, -1
         closing.terminate(worker, worker.get(sh))

@@ -1,4 +1,4 @@
-"""Sessions of VCL: what a caller's number stands for, and what can be done with it now."""
+"""Sessions of VCL: their state, and which operations it allows."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ NOWHERE: Final = ("", 0)
 
 
 class State(enum.Enum):
-    """A session's life. What each call says in each state is in docs/vcl.md."""
+    """A session's state. docs/vcl.md says what each call returns in each state."""
 
     CREATED = "created"
     CONNECTING = "connecting"
     LISTENING = "listening"
     READY = "ready"
     FAILED = "failed"
-    """A connect came to nothing: `error` says why, and another may be tried."""
+    """A connect failed: `error` says why, and the program may try again."""
     CLOSED = "closed"
-    """The peer, or the stack, ended it; what came before can still be read."""
+    """The peer or the stack ended it; data that arrived before can still be read."""
 
 
 class Kind(enum.Enum):
-    """What a session is, as far as it is known."""
+    """What kind of session it is, as far as that is known."""
 
     NEW = "new"
     LISTENER = "listener"
     CONNECTION = "connection"
-    """Of QUIC: it carries no bytes itself."""
+    """A QUIC connection: it carries no bytes itself."""
     STREAM = "stream"
-    """Bytes: a QUIC stream, a TCP connection."""
+    """A byte stream: a QUIC stream, a TCP connection."""
     DATAGRAMS = "datagrams"
     EPOLL = "epoll"
 
@@ -56,11 +56,11 @@ class VclSession:
     kind: Kind = Kind.NEW
     state: State = State.CREATED
     handle: int = -1
-    """The worker's; a TCP session's is its connection's."""
+    """The stack's handle; a TCP session's is its connection's."""
     stream_handle: int = -1
-    """Of what carries bytes."""
+    """The handle of the byte stream."""
     token: int = 0
-    """Of the request that is under way."""
+    """The token of the request in progress."""
     local: Address = NOWHERE
     remote: Address = NOWHERE
     bound: Address | None = None
@@ -72,36 +72,35 @@ class VclSession:
     parent: VclSession | None = None
     """A stream's connection, or a connection's listener."""
     children: dict[VclSession, None] = field(default_factory=dict)
-    """Those whose parent it is."""
+    """The sessions whose parent it is."""
     accepted: deque[VclSession] = field(default_factory=deque)
     n_accepted: int = 0
-    """Of the children, those that the program has."""
+    """How many children the program has accepted."""
     is_offered: bool = False
     """Whether it waits to be accepted."""
     is_counted: bool = False
     """Whether it is one of its parent's `n_accepted`."""
     unfinished: set[int] = field(default_factory=set)
-    """A connection's streams that were closed, and of which something is not acknowledged yet."""
+    """Handles of a connection's closed streams with data that is not acknowledged yet."""
     certificate: bytes | None = None
     key: bytes | None = None
     rx_fifo_bytes: int | None = None
     tx_fifo_bytes: int | None = None
     error: int = 0
     end_errno: int = 0
-    """Of a session that is closed: what reading and writing say."""
+    """The error of reads and writes after the session is closed."""
     is_reset: bool = False
-    """The peer gave up sending."""
+    """The peer reset its sending direction."""
     is_stopped: bool = False
-    """The peer wants no more."""
+    """The peer asked to stop sending."""
     is_write_shut: bool = False
     is_read_shut: bool = False
     is_cut: bool = False
-    """A write was interrupted: how much of it the peer gets is not known, so it must not get an
-    end after that."""
+    """A write was interrupted: how much of it the peer gets is unknown, so no FIN may follow."""
     ends_clean: bool = False
     """Closed by the peer with code 0."""
     message: bytes | None = None
-    """A datagram that was looked at."""
+    """A datagram that MSG_PEEK has read."""
     sets: dict[EpollSet, None] = field(default_factory=dict)
     """The epoll sets that it is in."""
 
@@ -115,14 +114,14 @@ class VclSession:
         return self.kind is Kind.CONNECTION and self.state is State.READY
 
     def touch(self) -> None:
-        """Something happened: the epoll sets look at it again."""
+        """Make it a candidate in its epoll sets, after an event."""
         for each in self.sets:
             each.candidates[self] = None
 
-    # --- what can be done now ----------------------------------------------------------------
+    # --- readiness ---------------------------------------------------------------------------
 
     def readiness(self) -> int:
-        """EPOLL flags, those that nobody asked for among them."""
+        """Return EPOLL flags, including those that were not requested."""
         if self.state is State.FAILED:
             return select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
         if self.state in (State.CREATED, State.CONNECTING):
@@ -161,7 +160,7 @@ class VclSession:
 
     @property
     def can_write(self) -> bool:
-        """Whether a write would not block, be it for an error."""
+        """Whether a write would not block, even if it would fail."""
         if self.is_stopped or self.is_write_shut or self.state is State.CLOSED:
             return True
         if self.tx is None:
@@ -172,26 +171,26 @@ class VclSession:
 
     @property
     def has_all(self) -> bool:
-        """Whether nothing more will come from the peer."""
+        """Whether the peer will send nothing more."""
         try:
             return self.is_reset or (self.rx is not None and self.rx.at_end)
         except FifoCorruptError:
             return True
 
     def arm(self, events: int) -> None:
-        """Have the stack tell when it can be read from, or written to; look again after that."""
-        # An end is told of like bytes; where this side has ended, too, whoever asks for nothing
-        # is told.
+        """Have the stack report when it can be read or written; check again after this."""
+        # A FIN wakes a reader as bytes do. Where this side has ended as well, EPOLLHUP is due
+        # even if no flag was requested.
         reads = events & (select.EPOLLIN | select.EPOLLRDHUP) or self.is_write_shut
         if reads and self.rx is not None:
             self.rx.arm_read()
         if events & select.EPOLLOUT and self.tx is not None:
             self.tx.arm_write()
 
-    # --- what may be done at all: these raise OSError ----------------------------------------
+    # --- checks of operations: these raise OSError -------------------------------------------
 
     def check_readable(self) -> None:
-        """Raises ENOTCONN, or ENOTSUP for what carries no bytes."""
+        """Raise ENOTCONN, or ENOTSUP for a session that carries no bytes, if it can't be read."""
         if self.kind is Kind.EPOLL:
             raise error(errno.EBADFD)
         if self.kind is Kind.CONNECTION and self.state is State.READY:
@@ -200,18 +199,18 @@ class VclSession:
             raise error(errno.ENOTCONN)
 
     def check_writable(self) -> None:
-        """Raises ENOTCONN, ENOTSUP, EPIPE, or what ended the session."""
+        """Raise ENOTCONN, ENOTSUP, EPIPE, or the error of its end, if it can't be written."""
         self.check_readable()
         if self.is_write_shut or self.is_stopped:
             raise error(errno.EPIPE)
         if self.state is State.CLOSED:
             raise error(errno.EPIPE if self.ends_clean else self.end_errno)
         if self.tx is None:
-            raise error(errno.EPIPE, "the peer opened the stream for its own bytes alone")
+            raise error(errno.EPIPE, "the peer opened this stream as unidirectional")
 
     def raise_end_of_reading(self) -> None:
-        """There is nothing to read: raises if nothing will come. A stream has an end of its own:
-        where that has not come it is cut off, however its connection was closed."""
+        """Raise if nothing more will arrive. A stream has an end of its own: without its FIN it was
+        cut off, however its connection was closed."""
         if self.is_reset:
             raise error(errno.ECONNRESET)
         if self.state is State.CLOSED and (self.kind is Kind.STREAM or not self.ends_clean):

@@ -1,4 +1,4 @@
-"""Bytes and datagrams: read, write, recvfrom, sendto."""
+"""Reading and writing bytes and datagrams: read, write, recvfrom, sendto."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from hoststack.vcl.worker import VclWorker
 
 Buffer = bytes | bytearray | memoryview
-#: recv(2), of what VCL knows.
+#: The flag of recv(2) that VCL supports.
 MSG_PEEK = 2
 
 
 def view_of(buffer: object, *, is_writable: bool) -> memoryview:
-    """The octets of a buffer; raises EINVAL for what is none, or is to be read into and can't be
-    written to, or is empty."""
+    """Return the octets of a buffer; raises EINVAL for other objects, for an empty buffer, and for
+    a read-only one that is to be read into."""
     try:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
     except TypeError:
-        raise error(errno.EINVAL, f"{type(buffer).__name__} is no buffer") from None
+        raise error(errno.EINVAL, f"{type(buffer).__name__} is not a buffer") from None
     if is_writable and (view.readonly or not len(view)):
-        raise error(errno.EINVAL, "a buffer of one octet or more is wanted")
+        raise error(errno.EINVAL, "a buffer of at least one octet is expected")
     return view
 
 
 def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
-    """Bytes into the caller's buffer, copied once; 0 at the end of a stream alone."""
+    """Read into the caller's buffer, with one copy; returns 0 only at the end of a stream."""
     view = view_of(buffer, is_writable=True)
     session.check_readable()
     if session.kind is Kind.DATAGRAMS:
         return receive_from(worker, session, view, 0)[0]
-    if session.rx is None:  # a connection, or a listener, that has ended
+    if session.rx is None:  # a connection or a listener that has ended
         session.raise_end_of_reading()
         return 0
     rx = session.rx
     try:
         while True:
-            # The end is asked for first: it may come after the bytes were looked for.
+            # Read the end flag first: more bytes, and the end, may come after the read.
             is_end = rx.eof
             if count := rx.read_into(view):
                 if rx.take_write_armed():
@@ -60,7 +60,7 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
 
 
 def write(worker: VclWorker, session: VclSession, data: object) -> int:
-    """As many bytes as there is room for, one at least; how many. Nothing may be written, too."""
+    """Write as many bytes as fit, at least one, and return how many. Empty data is allowed."""
     view = view_of(data, is_writable=False)
     session.check_writable()
     if session.kind is Kind.DATAGRAMS:
@@ -86,8 +86,8 @@ def write(worker: VclWorker, session: VclSession, data: object) -> int:
 
 
 def write_all(worker: VclWorker, session: VclSession, data: object) -> None:
-    """All of the bytes. If it raises, an unknown part of them was written, and the session can't
-    end in order any more: closing it resets it."""
+    """Write all of the bytes. If it raises, an unknown part of them was written, and the session
+    can't end in order any more: closing resets it."""
     view = view_of(data, is_writable=False)
     was_cut = session.is_cut
     session.is_cut = was_cut or bool(view)
@@ -99,8 +99,8 @@ def write_all(worker: VclWorker, session: VclSession, data: object) -> None:
 def _wait(
     worker: VclWorker, session: VclSession, arm: Callable[[], None], is_ready: Callable[[], bool]
 ) -> None:
-    """Until something can be done; raises EAGAIN for a non-blocking session."""
-    # Arm first, then look.
+    """Wait until something can be done; raises EAGAIN for a non-blocking session."""
+    # Arm first, then look: otherwise an event in between would be missed.
     arm()
     worker.pump()
     if is_ready():
@@ -116,10 +116,10 @@ def _wait(
 def receive_from(
     worker: VclWorker, session: VclSession, buffer: object, flags: int
 ) -> tuple[int, Address]:
-    """A datagram, cut where the buffer ends, and who sent it; or bytes, of whoever is there."""
+    """Receive a datagram, cut at the buffer's end, and its sender; or bytes from the peer."""
     view = view_of(buffer, is_writable=True)
     if flags & ~MSG_PEEK:
-        raise error(errno.EINVAL, "of the flags only MSG_PEEK is known")
+        raise error(errno.EINVAL, "MSG_PEEK is the only flag")
     if session.kind is not Kind.DATAGRAMS:
         if session.protocol == "udp" and session.state is State.CREATED:
             open_endpoint(worker, session)
@@ -158,7 +158,7 @@ def _next_message(
 
 
 def send_to(worker: VclWorker, session: VclSession, data: object, where: object | None) -> int:
-    """A datagram, whole, to whom it is for: the session's peer unless `where` names another."""
+    """Send one whole datagram to the session's peer, or to `where`."""
     view = view_of(data, is_writable=False)
     if session.kind is not Kind.DATAGRAMS:
         if session.protocol != "udp" or session.state is not State.CREATED:

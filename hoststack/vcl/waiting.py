@@ -1,4 +1,4 @@
-"""Waiting for several sessions: epoll, and poll and select, which are made of it."""
+"""Waiting for several sessions: epoll, and poll and select on top of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP
 
 @dataclass(slots=True)
 class VclPoll:
-    """struct pollfd: `sh` below 0 is left out."""
+    """struct pollfd: an entry with `sh` below 0 is ignored."""
 
     sh: int
     events: int
@@ -43,7 +43,7 @@ class VclPoll:
 
 
 def epoll_create(worker: VclWorker) -> VclSession:
-    """An epoll session."""
+    """Create an epoll session."""
     session = worker.add("quic", kind=Kind.EPOLL)
     worker.epolls[session.sh] = EpollSet()
     return session
@@ -52,11 +52,11 @@ def epoll_create(worker: VclWorker) -> VclSession:
 def epoll_ctl(
     worker: VclWorker, vep: int, operation: int, sh: int, event: EpollEvent | None
 ) -> None:
-    """As epoll_ctl(2). Raises EBADFD, EINVAL, EEXIST, ENOENT."""
+    """Change an epoll set as epoll_ctl(2). Raises EBADFD, EINVAL, EEXIST, ENOENT."""
     members = worker.get_epoll(vep)
     session = worker.get(sh)
     if session.kind is Kind.EPOLL:
-        raise error(errno.EINVAL, "an epoll session in an epoll set")
+        raise error(errno.EINVAL, "an epoll session can't be in an epoll set")
     if operation == EPOLL_CTL_DEL:
         if session not in members:
             raise error(errno.ENOENT)
@@ -65,7 +65,7 @@ def epoll_ctl(
     if operation not in (EPOLL_CTL_ADD, EPOLL_CTL_MOD):
         raise error(errno.EINVAL)
     if not isinstance(event, EpollEvent) or event.events & ~_ALL:
-        raise error(errno.EINVAL, "an EpollEvent with EPOLL flags is wanted")
+        raise error(errno.EINVAL, "an EpollEvent with EPOLL flags is expected")
     if operation == EPOLL_CTL_ADD and session in members:
         raise error(errno.EEXIST)
     if operation == EPOLL_CTL_MOD and session not in members:
@@ -76,10 +76,10 @@ def epoll_ctl(
 def epoll_wait(
     worker: VclWorker, members: EpollSet, most: int, timeout_s: float | None
 ) -> list[EpollEvent]:
-    """What is ready; empty if nothing is in that time. Raises ECONNRESET where nothing will be,
-    as the daemon has ended."""
+    """Return ready events, or none after the timeout. Raises ECONNRESET if the daemon has ended and
+    the wait would be endless."""
     if not isinstance(most, int) or most < 1:
-        raise error(errno.EINVAL, "room for one event or more is wanted")
+        raise error(errno.EINVAL, "room for at least one event is expected")
     worker.pump()
     end = None if timeout_s is None else time.monotonic() + timeout_s
     while not (found := members.collect(most)):
@@ -93,7 +93,7 @@ def epoll_wait(
 
 
 def poll(worker: VclWorker, entries: Sequence[VclPoll], timeout_s: float | None) -> int:
-    """As poll(2): how many of the entries have `revents`."""
+    """Wait as poll(2) does; return how many of the entries have `revents`."""
     wanted: dict[VclSession, int] = {}
     is_any_wrong = False
     for entry in entries:
@@ -127,7 +127,7 @@ def select_sessions(
     except_map: MutableSet[int] | None,
     timeout_s: float | None,
 ) -> int:
-    """As select(2), with sets of sessions, of which those that are not ready are taken out."""
+    """Wait as select(2) does; removes sessions that are not ready from the sets."""
     maps = [
         (read_map, select.POLLIN),
         (write_map, select.POLLOUT),
@@ -143,6 +143,6 @@ def select_sessions(
     poll(worker, entries, timeout_s)
     ready = {entry.sh: entry.revents for entry in entries}
     for each, flag in given:
-        # What is broken is ready for anything, as its error is there to be had.
+        # A broken session is ready for everything, so that calls return its error.
         each &= {sh for sh in each if ready[sh] & (flag | _ALWAYS_POLLED)}
     return sum(len(each) for each, _ in given)

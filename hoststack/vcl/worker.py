@@ -1,7 +1,7 @@
-"""A VCL worker: one thread's sessions, and its way to the daemon.
+"""A VCL worker: one thread's sessions, and its connection to the daemon.
 
-Nothing runs beside the caller. What the stack has to tell is taken when a call has to wait, or
-would have to; a call that finds its bytes in the FIFO makes no system call at all.
+There is no background thread. Messages of the stack are read when a call blocks, or would block; a
+call that finds its bytes in the FIFO makes no system call at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hoststack.vcl.epoll import EpollSet
 from hoststack.vcl.errors import errno_of, error
 from hoststack.vcl.session import Kind, State, VclSession
 
-#: As in VPP, a session's number has its worker's in the upper bits.
+#: As in VPP, the upper bits of a session's number are its worker's.
 _WORKER_SHIFT: Final = 24
 _MOST_SESSIONS: Final = 1 << _WORKER_SHIFT
 
@@ -32,11 +32,11 @@ _MOST_SESSIONS: Final = 1 << _WORKER_SHIFT
 class VclWorker:
     """Sessions of one thread."""
 
-    #: How long a close waits until what was sent on streams is acknowledged.
+    #: How long a close waits until the streams' data is acknowledged.
     LINGER_S: Final = 10.0
 
     def __init__(self, index: int, config: VclConfig, name: str) -> None:
-        """Raises AttachError."""
+        """Attach to the daemon; raises AttachError."""
         self.index = index
         self.config = config
         self.client = AttachClient(config, name)
@@ -49,7 +49,7 @@ class VclWorker:
         self._lingering: dict[VclSession, float] = {}
         self._unfinished: dict[int, VclSession] = {}  # connections, by their streams' handles
         self._numbers = itertools.count()
-        # What was taken and not handled yet: a signal's handler may raise in between.
+        # Read but not handled yet: a signal handler may raise in between.
         self._notices: deque[m.Notice] = deque()
         self._tokens = itertools.count(1)
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -71,7 +71,7 @@ class VclWorker:
     # --- the table ---------------------------------------------------------------------------
 
     def add(self, protocol: Protocol, *, kind: Kind = Kind.NEW) -> VclSession:
-        """A new session. Raises EMFILE."""
+        """Create a session. Raises EMFILE."""
         if len(self._sessions) >= _MOST_SESSIONS:
             raise error(errno.EMFILE)
         sh = self._next_number()
@@ -86,34 +86,34 @@ class VclWorker:
 
     @staticmethod
     def adopt(parent: VclSession, session: VclSession) -> None:
-        """A connection has a stream, or a listener a connection."""
+        """Make a stream the child of its connection, or a connection of its listener."""
         session.parent = parent
         parent.children[session] = None
 
     @staticmethod
     def disown(session: VclSession) -> None:
-        """It belongs to nobody any more. Idempotent."""
+        """Remove a session from its parent. Idempotent."""
         if session.parent is not None:
             del session.parent.children[session]
             session.parent.n_accepted -= session.is_counted
         session.parent, session.is_counted = None, False
 
     def get(self, sh: int) -> VclSession:
-        """Raises EBADFD for what is none of this worker's sessions."""
+        """Return a session; raises EBADFD if the number is none of this worker's sessions."""
         found = self._sessions.get(sh) if isinstance(sh, int) else None
         if found is None:
             raise error(errno.EBADFD)
         return found
 
     def get_open(self, sh: int) -> VclSession:
-        """As `get`; an epoll session is none of these."""
+        """Return a session as `get` does, but raise EBADFD for an epoll session as well."""
         session = self.get(sh)
         if session.kind is Kind.EPOLL:
             raise error(errno.EBADFD)
         return session
 
     def get_epoll(self, sh: int) -> EpollSet:
-        """Raises EBADFD, and EINVAL for a session that is no epoll session."""
+        """Return an epoll set; raises EBADFD, and EINVAL for another kind of session."""
         self.get(sh)
         if sh not in self.epolls:
             raise error(errno.EINVAL)
@@ -124,7 +124,7 @@ class VclWorker:
         return list(self._sessions.values())
 
     def remove(self, session: VclSession) -> None:
-        """Its number means nothing any more."""
+        """Free a session's number."""
         for each in list(session.sets):
             each.remove(session)
         self._sessions.pop(session.sh, None)
@@ -134,7 +134,7 @@ class VclWorker:
         self._calls.pop(session.token, None)
 
     def forget_handles(self, session: VclSession) -> None:
-        """What the stack tells of it is about nobody any more."""
+        """Ignore what the stack reports about a session from now on."""
         for handle in (session.handle, session.stream_handle):
             if self._by_handle.get(handle) is session:
                 del self._by_handle[handle]
@@ -149,7 +149,7 @@ class VclWorker:
         self.side.request(make_request(session.token))
 
     def give_up(self, session: VclSession) -> None:
-        """Nobody waits for its request any more: what still comes of it is undone."""
+        """Cancel a session's request: whatever it still creates is closed."""
         if session.token:
             self._calls.pop(session.token, None)
             self.side.request(m.Cancel(session.token))
@@ -159,7 +159,7 @@ class VclWorker:
             self.side.request(m.CloseConnection(session.handle, 0, ""))
 
     def wait(self, is_done: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Until it is done; False if that takes longer."""
+        """Wait until `is_done`; return False if that takes longer than the timeout."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not is_done():
             remaining = None if end is None else end - time.monotonic()
@@ -169,7 +169,7 @@ class VclWorker:
         return True
 
     def pump(self, timeout_s: float | None = 0.0) -> None:
-        """Take what the stack has to tell; without anything wait that long for it."""
+        """Handle the stack's messages; if there are none, wait that long for some."""
         if self._lingering:
             linger_s = max(0.0, min(self._lingering.values()) - time.monotonic())
             timeout_s = linger_s if timeout_s is None else min(timeout_s, linger_s)
@@ -181,7 +181,7 @@ class VclWorker:
         while self._notices:
             notice = self._notices.popleft()
             handler = self._handlers.get(type(notice))
-            if handler is not None:  # else it is of no interest to VCL
+            if handler is not None:  # else VCL has no use for it
                 handler(notice)
         for handle, _, _ in self.side.take_events():
             session = self._by_handle.get(handle)
@@ -192,18 +192,18 @@ class VclWorker:
         self._end_lingering(time.monotonic())
 
     def _end_listeners(self) -> None:
-        """The daemon has ended: nobody comes any more."""
+        """Close the listeners: the daemon has ended, so no more connections arrive."""
         for session in self._sessions.values():
             if session.state is State.LISTENING:
                 self._end(session, errno.ECONNRESET, False)
 
     def add_unfinished(self, stream: VclSession, connection: VclSession) -> None:
-        """A stream's end is set: `close` of its connection waits until that is acknowledged."""
+        """Have `close` of the connection wait until the stream's FIN is acknowledged."""
         self._unfinished[stream.stream_handle] = connection
         connection.unfinished.add(stream.stream_handle)
 
     def linger(self, connection: VclSession) -> None:
-        """A connection was closed while some of its streams have things to send."""
+        """Keep a closed connection open while some of its streams have data to send."""
         self._lingering[connection] = time.monotonic() + self.LINGER_S
         self._by_handle[connection.handle] = connection
 
@@ -216,15 +216,15 @@ class VclWorker:
                 for handle in connection.unfinished:
                     self._unfinished.pop(handle, None)
                 if not is_over:
-                    # What the peer has not acknowledged by now is given up.
+                    # Data that the peer has not acknowledged by now is discarded.
                     code = ABORTED_CODE if connection.unfinished else 0
                     self.side.request(m.CloseConnection(connection.handle, code, ""))
 
     def close(self, *, aborts: bool = False) -> None:
-        """Close all that is open, and leave. What was sent before is waited for, unless the
-        sessions are aborted."""
+        """Close all sessions, and detach. Waits until their data is sent, unless they are
+        aborted."""
         for session in self.sessions:
-            if session.sh in self._sessions:  # not gone with its connection
+            if session.sh in self._sessions:  # not removed with its connection
                 session.is_nonblocking = True
                 (abort if aborts else close)(self, session)
         self.wait(self._has_said_all, self.LINGER_S)
@@ -301,7 +301,7 @@ class VclWorker:
         self._by_handle[notice.handle] = session
 
     def take(self, session: VclSession) -> None:
-        """The program has what a peer began, or nobody will: the worker may tell of more."""
+        """Tell the stack that a session was accepted or dropped, so that it may report more."""
         is_stream = session.kind is Kind.STREAM
         if is_stream:
             self.side.signal_taken(session.stream_handle)
@@ -312,14 +312,14 @@ class VclWorker:
         listener = self._by_handle.get(notice.listener)
         if listener is None or not listener.is_listener:
             self.side.signal_taken(notice.handle)
-            self.side.request(m.CloseConnection(notice.handle, 0, "nobody listens any more"))
+            self.side.request(m.CloseConnection(notice.handle, 0, "the listener is closed"))
             return
         session = self.add(listener.protocol, kind=Kind.CONNECTION)
         self.adopt(listener, session)
         session.is_offered = True
         session.handle, session.local, session.remote = notice.handle, notice.local, notice.remote
         self._by_handle[notice.handle] = session
-        # Of TCP there is no more to accept than the stream, which is told of next.
+        # With TCP the program accepts only the stream, which is reported next.
         if PROTOCOLS[session.protocol].streams != "one":
             self._ready(session)
             self._offer(listener, session)
@@ -393,7 +393,7 @@ class VclWorker:
             connection.state = State.CLOSED
 
     def end_with_connection(self, stream: VclSession) -> None:
-        """Its connection is closed here; what has come can still be read."""
+        """End a stream whose connection is closed here; its received data can still be read."""
         if stream.state is State.CONNECTING:
             self.give_up(stream)
         if stream.state is not State.CLOSED:
@@ -429,7 +429,7 @@ class VclWorker:
         self.forget_unfinished(notice.handle)
 
     def forget_unfinished(self, handle: int) -> None:
-        """Nobody waits for a stream's end any more."""
+        """Stop waiting for the FIN of a stream to be acknowledged."""
         connection = self._unfinished.pop(handle, None)
         if connection is not None:
             connection.unfinished.discard(handle)
