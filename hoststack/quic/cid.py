@@ -1,4 +1,4 @@
-"""Our connection IDs: the layout is bpf/steer.h's, so that packets find their worker by them."""
+"""Our connection IDs, in the layout of bpf/steer.h, by which packets reach their worker."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MAX_WORKER: Final = int(lib.HS_STEER_MAX_WORKERS) - 1
 
 
 class CidGenerator:
-    """New connection IDs of one worker: what calling it returns."""
+    """Generates connection IDs of one worker; call it for each."""
 
     def __init__(self, config: CidConfig) -> None:
-        """Raises ValueError for numbers that the layout has no room for."""
+        """Raises ValueError for numbers that do not fit into the layout."""
         for name, value, most in (
             ("rotation", config.rotation, _MAX_ROTATION),
             ("host", config.host, _MAX_HOST),
@@ -32,5 +32,5 @@ class CidGenerator:
         self.prefix = bytes((first, *config.host.to_bytes(2, "big"), config.worker))
 
     def __call__(self) -> bytes:
-        """A connection ID of CID_BYTES, its last 8 random."""
+        """Return a connection ID of CID_BYTES, its last 8 random."""
         return self.prefix + os.urandom(_RANDOM_BYTES)

@@ -1,8 +1,8 @@
-"""The QUIC engine seam: what the session layer asks of an engine and what an engine reports.
+"""The interface between the session layer and a QUIC engine: calls, and the events it reports.
 
-An engine is driven by turns (docs/architecture.md). One turn takes all datagrams that the link
-has, feeds them to their connections, then lets every connection with something to say fill the
-way out, and reports events. Nothing is called per packet across this seam. Stream data does not
+An engine works in turns (docs/architecture.md). One turn receives all datagrams that the link has,
+passes them to their connections, lets every connection with something to send fill the transmit
+queue, and reports events. Nothing is called per packet across this interface. Stream data does not
 cross it either: it lies in FIFOs that engine and application share.
 
 Contexts are the engine's own objects. The session layer keeps a reference, sets `session` to its
@@ -28,7 +28,7 @@ class EventKind(enum.IntEnum):
 
     ACCEPTED = 1  #: connection: a peer's, for the application; info None
     CONNECTED = 2  #: connection: ours, for the application; info None
-    CLOSED = 3  #: connection is over, however that came; info CloseInfo. The last event of it.
+    CLOSED = 3  #: connection is over, for whatever reason; info CloseInfo. Its last event.
     STREAM_OPENED = 4  #: stream: the peer opened it; info None
     READABLE = 5  #: stream: its rx FIFO got bytes or its end; connection: got datagrams; info None
     WRITABLE = 6  #: stream or connection: its tx FIFO got room; info None
@@ -37,52 +37,52 @@ class EventKind(enum.IntEnum):
     STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event.
     #: `Transport.allow_stream` lets the peer open another in its place.
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
-    SEND_FINISHED = 11  #: stream: the peer acknowledged all that we sent and its end (FIN or reset)
-    DATAGRAMS_READY = 12  #: connection: its FIFOs are there; info the largest datagram, as now.
+    SEND_FINISHED = 11  #: stream: the peer acknowledged all data and the end (FIN or reset)
+    DATAGRAMS_READY = 12  #: connection: its FIFOs exist; info the largest datagram, for now.
     #: The first one comes before ACCEPTED or CONNECTED, or HANDSHAKE_DONE after early data.
-    PATH_CHANGED = 13  #: connection: `local` and `remote` are others now; info None
-    MIGRATION_FAILED = 14  #: connection: it stays where it is, though `migrate` was asked for; None
-    HANDSHAKE_DONE = 15  #: connection: its handshake, which was under way until now; info None
+    PATH_CHANGED = 13  #: connection: `local` and `remote` have changed; info None
+    MIGRATION_FAILED = 14  #: connection: it keeps its path, though `migrate` was called; info None
+    HANDSHAKE_DONE = 15  #: connection: its handshake, which continued after early data; info None
 
 
 #: FIFOs of a stream where memory is scarce. The first is what a peer may send on a new stream
-#: before it hears from us: more than clients send in a first flight (RFC 9002 section 7.2).
+#: before our first packet: more than clients send in a first flight (RFC 9002 section 7.2).
 LEAST_RX_FIFO_BYTES: Final = 32 << 10
 LEAST_TX_FIFO_BYTES: Final = 16 << 10
 
-#: QUIC's versions by their names, as they are on the wire (RFC 9000, RFC 9369).
+#: QUIC's versions by number, and their wire values (RFC 9000, RFC 9369).
 QUIC_VERSIONS = {1: 0x00000001, 2: 0x6B3343CF}
 
-#: The reason of a CloseInfo whose handshake was not answered in time.
+#: The reason in CloseInfo if the peer did not answer the handshake in time.
 NO_ANSWER = "No answer"
 
 
 #: Whether data were sent before the handshake was complete (0-RTT, RFC 9001 section 4.6), as one
-#: side sees it: not at all; the handshake is still under way; it is complete; the server did not
-#: want them, and they were sent again.
+#: side sees it: not at all; the handshake is still in progress; the server accepted them; the
+#: server rejected them, and they were sent again.
 EarlyData = Literal["none", "pending", "accepted", "rejected"]
 
 
 class Handshake(NamedTuple):
-    """How a connection's handshake went, as far as it is."""
+    """How a connection's handshake went, so far."""
 
     early_data: EarlyData = "none"
     """ "pending" from ACCEPTED or CONNECTED on, if these came before the handshake was complete,
     until HANDSHAKE_DONE."""
     is_resumed: bool = False
-    """Whether it resumed a session of before."""
+    """Whether it resumed an earlier session."""
     certificate: bytes | None = None
-    """The peer's, DER; None if it showed none, or none again in a resumed session."""
+    """The peer's, DER; None if it sent none, or none again in a resumed session."""
     cipher: str | None = None
-    """What packets are encrypted with, by TlsConfig's names; None until it is agreed on."""
+    """The packets' cipher, by TlsConfig's names; None until it is negotiated."""
 
 
-#: The application code that streams are reset with, and connections closed with, when what was
-#: sent is not all: 0 would make cut-off data look complete.
+#: The application code for resetting streams, and closing connections, whose data is incomplete: 0
+#: would make truncated data look complete.
 ABORTED_CODE: Final = 0x01
 
 
-#: Of what a peer gives as its reason; the rest is cut off.
+#: Limit of a peer's reason; the rest is cut off.
 MAX_REASON_CHARACTERS = 1024
 
 
@@ -90,26 +90,26 @@ class CloseInfo(NamedTuple):
     """Why a connection ended (RFC 9000 section 10)."""
 
     code: int
-    """The error code, the application's or the transport's; 0 is a clean end."""
+    """The error code, the application's or the transport's; 0 means a clean end."""
     is_application: bool
     """Whether `code` is the application's (CONNECTION_CLOSE of type 0x1d)."""
     reason: str
-    """What the closing side said, or what happened ("Idle timeout", "No answer", ...). It may hold
-    anything: hoststack.printable is for showing it."""
+    """What the closing side gave as its reason, or what happened ("Idle timeout", "No answer",
+    ...). A peer may put any text here: show it with hoststack.printable."""
     by_peer: bool
 
     def within_bounds(self) -> CloseInfo:
-        """With a reason that fits into a message: a packet has room for more where its MTU has."""
+        """Return it with a reason that fits into a message: packets with a large MTU have more."""
         return self._replace(reason=self.reason[:MAX_REASON_CHARACTERS])
 
 
 class ConnectionIds(NamedTuple):
-    """What the packets of a connection are known by (RFC 9000 section 5.1)."""
+    """The connection IDs of a connection's packets (RFC 9000 section 5.1)."""
 
     local: tuple[bytes, ...] = ()
-    """Those that lead here; a peer may use any."""
+    """Those that we issued; the peer may use any."""
     remote: bytes = b""
-    """The peer's that packets carry now."""
+    """The peer's, which our packets carry now."""
 
 
 class StreamContext(Protocol):
@@ -140,7 +140,7 @@ class ConnectionContext(Protocol):
     def listener(self) -> ListenerContext | None: ...
     @property
     def config(self) -> QuicConfig:
-        """The one given to `connect`, or to the `listen` that it came in on."""
+        """The configuration of `connect`, or of the `listen` that accepted it."""
 
     @property
     def alpn(self) -> str | None:
@@ -150,22 +150,22 @@ class ConnectionContext(Protocol):
     def handshake(self) -> Handshake: ...
     @property
     def rx(self) -> Fifo | None:
-        """The FIFO of messages that the engine fills with datagrams (RFC 9221); None if
+        """The message FIFO into which the engine puts datagrams (RFC 9221); None if
         `QuicConfig.datagram_fifo_bytes` is 0, and before the handshake is complete."""
 
     @property
     def tx(self) -> Fifo | None:
-        """The FIFO of messages that the engine sends datagrams from; None as `rx`."""
+        """The message FIFO from which the engine sends datagrams; None as `rx`."""
 
     @property
     def local(self) -> tuple[str, int]: ...
     @property
     def remote(self) -> tuple[str, int]: ...
     def connection_ids(self) -> ConnectionIds:
-        """As they are now; none once the connection is over, or where it has no packets."""
+        """Return the current ones; none once the connection is over, or if it has no packets."""
 
     def statistics(self) -> dict[str, int | float]:
-        """RTT (seconds), cwnd and in flight (bytes), packets and bytes by direction, lost."""
+        """Return RTT (s), cwnd and in flight (bytes), packets and bytes by direction, lost."""
 
 
 class ListenerContext(Protocol):
@@ -186,11 +186,11 @@ class Event(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What one turn did."""
+    """The result of one turn."""
 
     events: Sequence[Event]
     more: bool
-    """There is work left that waits for nothing: call `turn` again after a checkpoint."""
+    """There is work left that can continue at once: call `turn` again after a checkpoint."""
     blocked: bool
     """Datagrams wait for the link: call `turn` again when the link is writable."""
     received: int
@@ -199,16 +199,16 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuicConfig:
-    """What both engines can be told about connections. Sizes in bytes, times in seconds."""
+    """Settings of connections, for both engines. Sizes in bytes, times in seconds."""
 
     rx_fifo_bytes: int = 1 << 20
     """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two. An
-    application in another process whose FIFOs take much of what it may have gets smaller ones."""
+    application in another process gets smaller ones when its FIFOs use much of its limit."""
     tx_fifo_bytes: int = 1 << 20
     """A stream's send FIFO; as `rx_fifo_bytes`."""
     datagram_fifo_bytes: int = 0
-    """What waits each way on a connection's DATAGRAM frames (RFC 9221), rounded up to a power of
-    two; 0 does not offer them. The native engine's."""
+    """FIFO of each direction for a connection's DATAGRAM frames (RFC 9221), rounded up to a power
+    of two; 0 does not offer them. Only the native engine has them."""
     connection_window_bytes: int = 4 << 20
     """Receive window of a connection over all its streams (RFC 9000 section 4.1)."""
     max_streams_bidi: int = 128
@@ -221,36 +221,37 @@ class QuicConfig:
     congestion_control: str = "cubic"
     """cubic or reno; bbr with the native engine."""
     keep_alive_s: float = 0.0
-    """Silence after which a PING keeps the connection alive; 0 never. It also shows the peer where
-    a client behind a NAT is now that only receives. The native engine's."""
+    """Silence after which a PING keeps the connection alive; 0 never. It also shows the peer the
+    current address of a client behind a NAT that only receives. Only the native engine does it."""
     probe_mtu: bool = True
-    """Whether to find out by probes what the path carries (RFC 9000 section 14.3): until one is
-    acknowledged, datagrams have 1,200 bytes. False takes the interface's MTU for granted; with the
+    """Whether to probe the size of datagrams that the path carries (RFC 9000 section 14.3): until a
+    probe is acknowledged, datagrams have 1,200 bytes. False trusts the interface's MTU; with the
     native engine after the handshake. In both cases a connection whose large datagrams are no
     longer acknowledged falls back to 1,200 bytes within some 7 PTOs, and tries larger ones again
     after 10 s, then less and less often."""
     retry_above_half_open: int | None = 128
-    """Handshakes of peers under way in a worker from which on new ones must show that their
-    address is theirs (Retry, RFC 9000 section 8.1.2), at the cost of a round trip: 0 always, None
-    never."""
+    """The number of peers' handshakes in progress in a worker from which on new clients must
+    validate their address (Retry, RFC 9000 section 8.1.2), at the cost of a round trip: 0 always,
+    None never."""
     half_open_per_source: int = 512
-    """Handshakes under way that one proven address (of IPv6: one /64) may have in a worker, which
-    has room for 1,024 in all. An address that wants more gives up its own oldest, or is refused;
-    clients behind one NAT share this, and an honest handshake is under way for a round trip. The
-    aioquic engine allows 64 at most."""
+    """Handshakes in progress that one validated address (of IPv6: one /64) may have in a worker,
+    which has room for 1,024 in all. Another one replaces the oldest of that address, or is refused;
+    clients behind one NAT share this limit, and an honest handshake is in progress for a round
+    trip. The aioquic engine allows 64 at most."""
     early_data: bool = False
     """0-RTT (RFC 9001 section 4.6): a server offers it, a client uses it where a ticket of
     `TlsConfig.sessions` allows it. Needs exactly one application protocol."""
     version: int = 1
-    """The QUIC version that a client begins with and prefers: 1 (RFC 9000) or 2 (RFC 9369). With a
-    server that speaks only the other one it begins again (RFC 9368)."""
+    """The QUIC version that a client starts with and prefers: 1 (RFC 9000) or 2 (RFC 9369). If the
+    server speaks only the other one, the client starts again with that (RFC 9368)."""
     preferred_addresses: tuple[str, ...] = ()
-    """Where a server wants its clients after the handshake (RFC 9000 section 9.6): "10.0.0.3:1234"
-    or "[fd00::3]:1234", one of each kind at most. It listens there too. The native engine's."""
+    """The addresses to which a server moves its clients after the handshake (RFC 9000 section 9.6):
+    "10.0.0.3:1234" or "[fd00::3]:1234", one of each family at most. It listens there too. Only the
+    native engine does it."""
     follow_preferred_address: bool = True
-    """Whether a client goes there. The native engine does; aioquic never."""
+    """Whether a client moves to the server's. The native engine does; aioquic never."""
     max_datagram_bytes: int | None = None
-    """Upper bound on a UDP payload; None takes what the path's MTU carries."""
+    """Upper bound on a UDP payload; None allows what the path's MTU carries."""
     packets_per_key: int = 1 << 22
     """Packets sent before keys are updated; RFC 9001 section 6.6 sets AES-GCM's limit at 2^23."""
     max_connections: int = 65536
@@ -258,8 +259,8 @@ class QuicConfig:
 
     @property
     def least_rx_bytes(self) -> int:
-        """A stream's receive FIFO where memory is scarce, and what a peer may send at once: the
-        window takes in the rest of the FIFO as soon as the peer makes use of it."""
+        """A stream's receive FIFO where memory is scarce, and the first window of every stream: the
+        window grows to the whole FIFO as soon as the peer makes use of it."""
         return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
 
     @property
@@ -268,10 +269,10 @@ class QuicConfig:
         return min(self.tx_fifo_bytes, LEAST_TX_FIFO_BYTES)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what no connection can be like."""
+        """Check the settings; raises ValueError."""
         for name, (least, most) in _CONFIG_LIMITS.items():
             value = getattr(self, name)
-            # NaN is less than nothing and more than nothing.
+            # Not `value < least`, which is false for NaN.
             if value is not None and not least <= value <= most:
                 raise ValueError(f"{name} is {least} to {most}, not {value}")
 
@@ -289,7 +290,7 @@ _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
     "keep_alive_s": (0, 1e9),
     "retry_above_half_open": (0, (1 << 30) - 1),
     "half_open_per_source": (1, (1 << 31) - 1),
-    # RFC 9000 section 14: less is no QUIC; RFC 768 for more.
+    # RFC 9000 section 14: QUIC does not allow less; RFC 768 for more.
     "max_datagram_bytes": (1200, 65527),
     "packets_per_key": (1, 1 << 23),
     "max_connections": (0, (1 << 31) - 1),
@@ -297,21 +298,21 @@ _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
 
 
 def preferred_endpoints(config: QuicConfig) -> list[Endpoint]:
-    """`QuicConfig.preferred_addresses`, parsed; raises ValueError with a line for the user."""
+    """Parse `QuicConfig.preferred_addresses`; raises ValueError with a line for the user."""
     endpoints = [Endpoint.parse(text) for text in config.preferred_addresses]
     for endpoint in endpoints:
         if not endpoint.port or ip_address(endpoint.host).is_unspecified:
             raise ValueError(
-                f"{endpoint.host} port {endpoint.port} is nowhere that a client can go"
+                f"{endpoint.host} port {endpoint.port} is not an address that a client can use"
             )
     if len({ip_address(endpoint.host).version for endpoint in endpoints}) < len(endpoints):
-        raise ValueError("there is one preferred address for IPv4, and one for IPv6")
+        raise ValueError("give one preferred address for IPv4, and one for IPv6, at most")
     return endpoints
 
 
 @dataclass(frozen=True, slots=True)
 class CidConfig:
-    """What our connection IDs carry (hoststack/quic/cid.py, bpf/steer.h)."""
+    """The contents of our connection IDs (hoststack/quic/cid.py, bpf/steer.h)."""
 
     host: int = 0
     worker: int = 0
@@ -320,8 +321,8 @@ class CidConfig:
 
 @dataclass(slots=True)
 class EngineCounters:
-    """What happened to datagrams that no connection could use, and to turns. Never reset; the last
-    two are not counts, but what there is now."""
+    """Counters of datagrams that no connection could use, and of turns. They are never reset; the
+    last two are current values, not counts."""
 
     turns: int = 0
     empty_turns: int = 0
@@ -334,21 +335,21 @@ class EngineCounters:
     connected: int = 0
     closed: int = 0
     black_holes: int = 0
-    """How often a connection fell back to datagrams of 1,200 bytes, because the path carried no
-    larger ones any more (RFC 8899 section 4.3)."""
+    """How often a connection fell back to datagrams of 1,200 bytes, because the path no longer
+    carried larger ones (RFC 8899 section 4.3)."""
     key_updates: int = 0
-    """Begun by this side (RFC 9001 section 6)."""
+    """Key updates that this side initiated (RFC 9001 section 6)."""
     retries: int = 0
     """Retry packets sent."""
     stateless_resets: int = 0
-    """Sent, for packets of connections that are gone (RFC 9000 section 10.3)."""
+    """Stateless resets sent, for packets of past connections (RFC 9000 section 10.3)."""
     version_negotiations: int = 0
-    """Sent (RFC 9000 section 6)."""
+    """Version Negotiation packets sent (RFC 9000 section 6)."""
     tx_full: int = 0
-    """Bursts that ended because the way out took no more."""
+    """Bursts that ended because the transmit queue was full."""
     rx_packets: dict[str, int] = field(default_factory=dict)
-    """Packets by kind, each of those that share a datagram: initial, 0rtt, handshake, 1rtt; those
-    that could be decrypted. The native engine's, as the next three."""
+    """Decrypted packets by kind, also those that share a datagram: initial, 0rtt, handshake, 1rtt.
+    Only the native engine counts these and the next three."""
     tx_packets: dict[str, int] = field(default_factory=dict)
     rx_in_turns: tuple[int, ...] = ()
     """Turns by how many datagrams they received: 0, 1, 2 to 3, 4 to 7, ..., 64 or more."""
@@ -356,7 +357,7 @@ class EngineCounters:
     """The same, by how many they sent."""
     connections: int = 0
     half_open: int = 0
-    """Handshakes of peers that are under way."""
+    """Peers' handshakes in progress."""
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count datagrams that were dropped."""
@@ -373,38 +374,38 @@ class Fifos(NamedTuple):
 
 
 class EngineOwner(Protocol):
-    """What an engine asks in the middle of a turn: the session layer."""
+    """What an engine calls in the middle of a turn: implemented by the session layer."""
 
     def make_stream_fifos(
         self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
     ) -> Fifos:
-        """Make the FIFOs of a new stream, which belong to the application that will use it.
+        """Make the FIFOs of a new stream in the memory of its application.
 
         They have the sizes of `connection.config`, or `least_rx_bytes` and `least_tx_bytes` where
         memory is scarce. Raises OSError and MemoryError where there is no room: a stream that the
-        peer opens is refused then.
+        peer opens is then refused.
         """
 
     def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
         """Make the FIFOs of a connection's datagrams: rx, tx. Raises as `make_stream_fifos`."""
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> object | None:
-        """A link's Path to another address of the peer's; None if there is no way."""
+        """Return a link's Path to another address of the peer's; None if there is no route."""
 
 
-#: What engines offer at most, by their names: how many application protocols, and bytes of a name.
-#: Of the native one it is what GnuTLS has room for. RFC 7301 section 3.1 ends names at 255 bytes,
-#: and aioquic's hellos have 16 KiB for all that is in them.
+#: Limits of the engines, by name: how many application protocols, and bytes of a name. The native
+#: engine's are those of GnuTLS. RFC 7301 section 3.1 limits names to 255 bytes, and aioquic's
+#: hellos have 16 KiB for all of their contents.
 _MOST_PROTOCOLS: Final = {"native": (8, 31), "aioquic": (32, 255)}
 
 
 def check_protocols(alpn: Sequence[str], config: QuicConfig | None, engine: str) -> None:
-    """Raises ValueError for application protocols that an engine can't offer, or not with
+    """Raise ValueError for application protocols that an engine can't offer, or not with
     `early_data`.
 
-    `config` is None where it is a daemon's. RFC 9001 section 8.1: QUIC needs a protocol, by ALPN
-    (RFC 7301). Names are ASCII here, as the registered ones. RFC 8446 section 4.2.10: early data
-    are of the protocol that the ticket was made for.
+    `config` is None where a daemon has it. RFC 9001 section 8.1: QUIC needs a protocol, by ALPN
+    (RFC 7301). Names are ASCII here, like the registered ones. RFC 8446 section 4.2.10: early data
+    use the protocol that the ticket was made for.
     """
     if isinstance(alpn, str):
         raise ValueError(f"alpn is a list of application protocols: give [{alpn!r}]")
@@ -429,7 +430,7 @@ def check_protocols(alpn: Sequence[str], config: QuicConfig | None, engine: str)
 
 
 class Transport(Protocol):
-    """What carries connections, once they are there: an engine over the network, or cut-through
+    """Carries established connections: an engine over the network, or cut-through
     (hoststack/transport/local/cut_through.py) within one stack. Both report the same events."""
 
     name: str
@@ -438,29 +439,29 @@ class Transport(Protocol):
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> StreamContext | None:
         """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it
-        (STREAMS_AVAILABLE tells when to try again)."""
+        (STREAMS_AVAILABLE reports when to try again)."""
 
     def send_ready(self, stream: StreamContext) -> None:
-        """The application wrote into the tx FIFO, or set its end."""
+        """Send: the application wrote into the tx FIFO, or set its end."""
 
     def consumed(self, stream: StreamContext) -> None:
-        """The application read from the rx FIFO: the receive windows may move."""
+        """Move the receive windows: the application read from the rx FIFO."""
 
     def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
         """Let the peer open one more stream (MAX_STREAMS, RFC 9000 section 4.6).
 
-        For one of its streams that is closed and that the application has taken. A transport does
-        it by itself for a stream that it refused.
+        Call it once for each of its streams that is closed and that the application has accepted.
+        For a stream that it refused, a transport does it by itself.
         """
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
-        """The application wrote a message into the connection's tx FIFO."""
+        """Send: the application wrote a message into the connection's tx FIFO."""
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
-        """Send RESET_STREAM: what the tx FIFO still holds is given up."""
+        """Send RESET_STREAM: the rest of the tx FIFO is discarded."""
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
-        """Send STOP_SENDING: what comes on the stream from now on is thrown away."""
+        """Send STOP_SENDING: data that arrives on the stream from now on is discarded."""
 
     def update_key(self, connection: ConnectionContext) -> None:
         """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
@@ -476,9 +477,9 @@ class Engine(Transport, Protocol):
     """A QUIC engine. All calls come from the worker's own loop; none blocks."""
 
     can_spin: bool
-    """Whether `turn` heeds `spin_s`."""
+    """Whether `turn` supports `spin_s`."""
     congestion_controls: tuple[str, ...]
-    """What it takes as `QuicConfig.congestion_control`."""
+    """The valid values of `QuicConfig.congestion_control`."""
 
     @property
     def counters(self) -> EngineCounters: ...
@@ -492,7 +493,7 @@ class Engine(Transport, Protocol):
         """
 
     def unlisten(self, listener: ListenerContext) -> None:
-        """Accept no more; accepted connections live on."""
+        """Accept no more connections; accepted ones continue."""
 
     def connect(
         self,
@@ -503,8 +504,8 @@ class Engine(Transport, Protocol):
         config: QuicConfig,
         sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
-        """Start a connection along a link's Path; CONNECTED or CLOSED follows. From `sessions` it
-        takes a ticket and a token, and there it keeps those that come."""
+        """Start a connection along a link's Path; CONNECTED or CLOSED follows. It uses a ticket and
+        a token of `sessions`, and stores new ones there."""
 
     def migrate(self, connection: ConnectionContext, path: object) -> None:
         """Move a connection of ours to a link's Path from another local endpoint, as soon as the
@@ -512,14 +513,14 @@ class Engine(Transport, Protocol):
         can."""
 
     def stay(self, connection: ConnectionContext) -> None:
-        """Do not migrate, if that has not begun yet; MIGRATION_FAILED follows then."""
+        """Cancel a migration that has not started yet; MIGRATION_FAILED follows then."""
 
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
-        """One burst in, one burst out; with nothing to tell, look for more for `spin_s`."""
+        """Receive a burst, send a burst; without events, look for datagrams for `spin_s`."""
 
     @property
     def next_deadline(self) -> float | None:
-        """When `turn` must be called though nothing came, on the clock of `now`."""
+        """When `turn` must be called even if nothing arrives, on the clock of `now`."""
 
     def connections(self) -> Sequence[ConnectionContext]:
-        """All live connections, for listing."""
+        """Return all live connections, for listing."""

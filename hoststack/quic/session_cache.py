@@ -1,9 +1,9 @@
-"""What a client remembers of servers: session tickets, and tokens for their first packet.
+"""A client's cache of session tickets, and of tokens for first packets.
 
-A ticket lets the next connection go without the certificate's way (RFC 8446 section 2.2), and
-with `QuicConfig.early_data` send before the handshake is complete; a token spares it a Retry
-(RFC 9000 section 8.1.3). Each is used once: "Clients SHOULD NOT reuse a ticket for multiple
-connections" (RFC 8446 appendix C.4), for that tells onlookers whose connections they are.
+A ticket lets the next connection skip the certificates (RFC 8446 section 2.2), and with
+`QuicConfig.early_data` send before the handshake is complete; a token avoids a Retry (RFC 9000
+section 8.1.3). Each is used once: "Clients SHOULD NOT reuse a ticket for multiple connections" (RFC
+8446 appendix C.4), because observers could link these connections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 if TYPE_CHECKING:
     from hoststack.quic.tls import TlsConfig
 
-#: Of one server; a connection that opens others at the same time needs as many.
+#: Limit of one server; a connection that opens others at the same time needs as many.
 _TICKETS: Final = 8
 _TOKENS: Final = 8
 #: RFC 8446 section 4.6.1: "Clients MUST NOT cache tickets for longer than 7 days".
@@ -33,14 +33,14 @@ _FORMAT: Final = 1
 
 
 class Ticket(NamedTuple):
-    """A session to resume, in the form of the engine that it came to."""
+    """A session to resume, in the format of its engine."""
 
     session: bytes
     parameters: bytes
-    """The server's transport parameters that 0-RTT relies on; empty where it allows none."""
+    """The server's transport parameters for 0-RTT; empty if it does not allow that."""
     alpn: str | None
     expires: float
-    """In seconds since 1970."""
+    """Expiry, in seconds since 1970."""
 
 
 class ServerSessions:
@@ -51,12 +51,12 @@ class ServerSessions:
         self.tokens = deque(tokens, maxlen=_TOKENS)
 
     def keep(self, session: bytes, parameters: bytes, alpn: str | None, lifetime_s: float) -> None:
-        """Remember a ticket for as long as the server says, the newest ones only."""
+        """Store a ticket for the server's lifetime; only the newest ones are kept."""
         expires = time.time() + min(lifetime_s, _LONGEST_S)
         self.tickets.append(Ticket(session, parameters, alpn, expires))
 
     def take(self) -> Ticket | None:
-        """The newest ticket that has not expired; nobody else gets it."""
+        """Return and remove the newest ticket that has not expired."""
         now = time.time()
         while self.tickets:
             ticket = self.tickets.pop()
@@ -65,19 +65,19 @@ class ServerSessions:
         return None
 
     def keep_token(self, token: bytes) -> None:
-        """Remember a token of a NEW_TOKEN frame."""
+        """Store a token of a NEW_TOKEN frame."""
         self.tokens.append(token)
 
     def take_token(self) -> bytes:
-        """The newest token; empty if there is none."""
+        """Return and remove the newest token; empty if there is none."""
         return self.tokens.pop() if self.tokens else b""
 
 
 class SessionCache:
-    """Tickets and tokens of `max_servers` servers at most, those used last; for TlsConfig.
+    """Tickets and tokens of the `max_servers` servers used last; for TlsConfig.
 
-    What was learned while trust or ciphers were different is not used: a resumed connection does
-    not look at the server's certificate again, and early data are encrypted as the session was.
+    Tickets from connections with other trust settings or ciphers are not used: a resumed connection
+    does not check the server's certificate again, and early data are encrypted as the session was.
     """
 
     def __init__(self, max_servers: int = 256) -> None:
@@ -85,7 +85,7 @@ class SessionCache:
         self._servers: OrderedDict[str, ServerSessions] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many servers something is known of."""
+        """The number of servers in the cache."""
         return sum(bool(s.tickets or s.tokens) for s in self._servers.values())
 
     def of(
@@ -97,8 +97,8 @@ class SessionCache:
         alpn: Sequence[str],
         version: int,
     ) -> ServerSessions:
-        """The part of a server, as one engine reaches it with this configuration. What is learned
-        with one version of QUIC is not used with another (RFC 9369 section 5)."""
+        """Return the part of a server, for one engine with this configuration. It is separate for
+        each version of QUIC (RFC 9369 section 5)."""
         own = [c.public_bytes(serialization.Encoding.DER).hex() for c in tls.chain]
         trust = [tls.verify, (tls.ca_pem or b"").decode("latin-1"), own]
         text = json.dumps([engine, server_name, *remote, list(alpn), trust, tls.ciphers, version])
@@ -110,7 +110,8 @@ class SessionCache:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write all to a file for its owner alone: tickets are secrets. Raises OSError."""
+        """Write everything to a file that only its owner may read: tickets are secrets. Raises
+        OSError."""
         servers = {
             key: {
                 "tickets": [
@@ -135,9 +136,9 @@ class SessionCache:
 
     @classmethod
     def load(cls, path: str | Path, max_servers: int = 256) -> SessionCache:
-        """What `save` wrote; an empty cache if there is no such file.
+        """Read what `save` wrote; returns an empty cache if there is no such file.
 
-        Raises OSError, and ValueError for a file that holds something else.
+        Raises OSError, and ValueError for a file with other contents.
         """
         cache = cls(max_servers)
         try:
@@ -154,7 +155,7 @@ class SessionCache:
                 cache._servers[str(key)] = _server(server)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(
-                f"{str(path)!r} is no file of saved sessions: remove it, or name another"
+                f"{str(path)!r} is not a file of saved sessions: remove it, or name another"
             ) from None
         return cache
 

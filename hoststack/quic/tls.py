@@ -1,7 +1,7 @@
 """TLS configuration, the same for every engine.
 
-Certificates and keys are read when a TlsConfig is made, so that whatever is wrong with them is
-said where they are named, not in the first handshake.
+Certificates and keys are read when a TlsConfig is made, so that errors appear where they are named,
+not in the first handshake.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from hoststack.quic.session_cache import SessionCache
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
-#: PEM text, or the path of a file that holds it.
+#: PEM text, or the path of a file that contains it.
 Source = bytes | str | Path
 
-#: How packets are encrypted (RFC 8446 section B.4).
+#: The ciphers of packets (RFC 8446 section B.4).
 Cipher = Literal["aes-128-gcm", "aes-256-gcm", "chacha20-poly1305"]
 _CIPHERS: Final = get_args(Cipher)
 
 #: Curves of TLS 1.3's signatures (RFC 8446 section 4.2.3).
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
-#: Peers refuse smaller ones.
+#: Peers refuse smaller keys.
 _LEAST_RSA_BITS: Final = 2048
-#: RFC 1035 section 2.3.4; underscores are in names that are in use.
+#: RFC 1035 section 2.3.4; underscores occur in real names.
 _MOST_NAME_BYTES: Final = 253
 _LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
@@ -46,13 +46,13 @@ class TlsConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TlsConfig:
-    """What one side brings to the handshake.
+    """One side's certificates, keys and choices for the handshake.
 
     `certificate` (a chain, the leaf first) and `key` are PEM, as bytes or as a path; a server
     needs both, a client may have them. `ca` names the authorities to trust, the system's if it is
-    None; `verify=False` takes any certificate. `server_name` is what the certificate must be for,
-    if it is not the host that is connected to: a host name or an address. Keys are EC (P-256,
-    P-384, P-521), Ed25519 or RSA of at least 2048 bits. Raises TlsConfigError.
+    None; `verify=False` accepts any certificate. `server_name` is the host name or address that the
+    certificate must be for, if it is not the host that is connected to. Keys are EC (P-256, P-384,
+    P-521), Ed25519 or RSA of at least 2048 bits. Raises TlsConfigError.
     """
 
     certificate: Source | None = None
@@ -61,13 +61,13 @@ class TlsConfig:
     verify: bool = True
     server_name: str | None = None
     client_certificates: Literal["none", "optional", "required"] = "none"
-    """Whether a server asks for its clients' certificates, and ends handshakes without one. They
-    are checked against `ca`, unless `verify` is False. It gives no session tickets then."""
+    """Whether a server requests its clients' certificates, and ends handshakes without one. They
+    are checked against `ca`, unless `verify` is False. The server then issues no tickets."""
     ciphers: tuple[Cipher, ...] = ()
-    """What packets may be encrypted with, the preferred one first; of what both sides have, the
-    server's first is taken. Empty: all of them, in the engine's order."""
+    """The allowed ciphers of packets, the preferred one first; the server picks the first of its
+    own that the client has. Empty: all of them, in the engine's order."""
     sessions: SessionCache | None = field(default=None, compare=False)
-    """Where a client keeps tickets and tokens, so that its next connections resume these."""
+    """A client's store of tickets and tokens, with which its next connections resume."""
 
     chain: tuple[x509.Certificate, ...] = field(init=False, repr=False, compare=False, default=())
     private_key: PrivateKey | None = field(init=False, repr=False, compare=False, default=None)
@@ -100,7 +100,7 @@ class TlsConfig:
 
     @classmethod
     def self_signed(cls, names: Sequence[str]) -> TlsConfig:
-        """A new certificate of its own for these host names and addresses; for tests and demos.
+        """Make a self-signed certificate for these host names and addresses; for tests and demos.
 
         A client that trusts it needs `TlsConfig(ca=server_tls.certificate)`.
         """
@@ -130,10 +130,10 @@ class TlsConfig:
 
 
 def checked_server_name(name: str) -> str:
-    """Return a server's name as handshakes have it.
+    """Return a server's name in the form of a TLS handshake.
 
-    A name loses the dot at its end (RFC 6066 section 3), an address its zone. Raises
-    TlsConfigError for what is no name.
+    A name loses its trailing dot (RFC 6066 section 3), an address its zone. Raises TlsConfigError
+    for an invalid name.
     """
     try:
         return str(ipaddress.ip_address(name.partition("%")[0]))
@@ -144,8 +144,8 @@ def checked_server_name(name: str) -> str:
     host = name.removesuffix(".")
     if len(host) > _MOST_NAME_BYTES or not all(map(_LABEL.fullmatch, host.split("."))):
         raise TlsConfigError(
-            f"this is no server's name: {name[:40]!r}: it has up to {_MOST_NAME_BYTES} characters, "
-            "letters, digits, hyphens and underscores, at most 63 between dots"
+            f"this is not a server's name: {name[:40]!r}: it has up to {_MOST_NAME_BYTES} "
+            "characters, letters, digits, hyphens and underscores, at most 63 between dots"
         )
     return host
 
@@ -158,7 +158,7 @@ def _general_name(name: str) -> x509.GeneralName:
 
 
 def _read(source: Source, what: str) -> tuple[bytes, str]:
-    """The PEM text of a source, and how to name the source to a user."""
+    """Return the PEM text of a source, and its name for messages."""
     if isinstance(source, bytes):
         return source, f"the {what}"
     try:
@@ -169,7 +169,7 @@ def _read(source: Source, what: str) -> tuple[bytes, str]:
             "check path and permissions"
         ) from None
     except ValueError as error:
-        raise TlsConfigError(f"{str(source)[:40]!r} is no path of a {what}: {error}") from None
+        raise TlsConfigError(f"{str(source)[:40]!r} is not a path of a {what}: {error}") from None
 
 
 def _parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
@@ -177,7 +177,7 @@ def _parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
         return tuple(x509.load_pem_x509_certificates(pem))
     except ValueError as error:
         raise TlsConfigError(
-            f"{name} holds no usable certificate ({error}): it must be PEM, "
+            f"{name} has no usable certificate ({error}): it must be PEM, "
             "with -----BEGIN CERTIFICATE-----"
         ) from None
 
@@ -207,23 +207,21 @@ def _load_key(source: Source, leaf: x509.Certificate) -> PrivateKey:
         ) from None
     except (ValueError, UnsupportedAlgorithm):
         raise TlsConfigError(
-            f"{name} holds no usable private key: it must be PEM, with -----BEGIN PRIVATE KEY-----"
+            f"{name} has no usable private key: it must be PEM, with -----BEGIN PRIVATE KEY-----"
         ) from None
     if not isinstance(key, PrivateKey):
-        raise TlsConfigError(
-            f"{name} is of a kind that is not used here: take EC (P-256), Ed25519 or RSA"
-        )
+        raise TlsConfigError(f"{name} is of an unsupported kind: use EC (P-256), Ed25519 or RSA")
     if isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, _CURVES):
         raise TlsConfigError(
-            f"{name} is on the curve {key.curve.name}, which TLS 1.3 does not use: take P-256"
+            f"{name} is on the curve {key.curve.name}, which TLS 1.3 does not use: use P-256"
         )
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _LEAST_RSA_BITS:
         raise TlsConfigError(
-            f"{name} has {key.key_size} bits, and peers refuse it: take {_LEAST_RSA_BITS} or more"
+            f"{name} has {key.key_size} bits, and peers refuse it: use {_LEAST_RSA_BITS} or more"
         )
     if leaf.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
         raise TlsConfigError(
-            f"{name} is for RSASSA-PSS alone, which is not used here: take a plain RSA key"
+            f"{name} is for RSASSA-PSS only, which is not supported: use a plain RSA key"
         )
     try:
         is_its_key = key.public_key() == leaf.public_key()

@@ -218,7 +218,7 @@ def test_what_can_not_be_had_is_said() -> None:
             hoststack.open_stack(link=network.link(SERVER), engine="aioquic") as other,
             hoststack.open_stack(link=network.link(CLIENT), engine="native") as stack,
         ):
-            with pytest.raises(LinkError, match="take the native one"):
+            with pytest.raises(LinkError, match="use the native one"):
                 await other.listen(URI, tls=server_tls("required"))
             with pytest.raises(LinkError, match="leave out"):
                 await stack.listen(

@@ -449,8 +449,8 @@ def test_the_preferred_port_is_held_as_long_as_it_is_needed() -> None:
     [
         (("10.0.0.1",), "write it as"),
         (("here:1",), "write it as"),
-        (("10.0.0.1:0",), "nowhere"),
-        (("0.0.0.0:1",), "nowhere"),
+        (("10.0.0.1:0",), "not an address that a client can use"),
+        (("0.0.0.0:1",), "not an address that a client can use"),
         (("10.0.0.1:1", "10.0.0.1:2"), "one preferred address for IPv4"),
         (("10.0.0.9:1",), "not this host's address"),
         (("10.0.0.1:7777",), "in use"),

@@ -1,7 +1,7 @@
-"""New connections for the aioquic engine: listeners, what may start a connection, and how.
+"""Accepting connections for the aioquic engine: listeners, and checks of first packets.
 
-Nothing is kept for a datagram that does not start a connection, and no answer to one is larger than
-the datagram itself.
+No state is stored for a datagram that does not start a connection, and no answer to one is larger
+than the datagram itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CONGESTION_CONTROLS = ("cubic", "reno")
 
 
 class Listener:
-    """A listening endpoint; it is the engine seam's ListenerContext."""
+    """A listening endpoint; implements the seam's ListenerContext."""
 
     def __init__(
         self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
@@ -57,7 +57,7 @@ class Listener:
             raise TlsConfigError("a server needs a certificate and a key: give both")
         if tls.client_certificates != "none":
             raise TlsConfigError(
-                "the aioquic engine asks for no client certificates: take the native one, or leave "
+                "the aioquic engine requests no client certificates: use the native one, or leave "
                 "out client_certificates"
             )
         _check_key(tls)
@@ -69,11 +69,11 @@ class Listener:
         self._tls = tls
         self._alpn = list(alpn)
         self._configurations: dict[int, QuicConfiguration] = {}
-        # What is wrong with the configuration is said now, not to the first client.
+        # Report an invalid configuration now, not when the first client connects.
         self.configuration(_LEAST_INITIAL_BYTES)
 
     def configuration(self, max_datagram_bytes: int) -> QuicConfiguration:
-        """aioquic's configuration for connections over a path that carries so much."""
+        """Return aioquic's configuration for connections over a path of that datagram size."""
         configuration = self._configurations.get(max_datagram_bytes)
         if configuration is None:
             configuration = _configuration(self._tls, self.config, self._alpn, max_datagram_bytes)
@@ -92,10 +92,10 @@ def client_configuration(
     config: QuicConfig,
     max_datagram_bytes: int,
 ) -> QuicConfiguration:
-    """aioquic's configuration for a connection of ours."""
+    """Return aioquic's configuration for a connection of ours."""
     if config.early_data:
         raise ValueError(
-            "the aioquic engine sends no early data as a client: take the native one, or leave out "
+            "the aioquic engine sends no early data as a client: use the native one, or leave out "
             "QuicConfig.early_data"
         )
     check_protocols(alpn, config, "aioquic")
@@ -105,8 +105,8 @@ def client_configuration(
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
     configuration.cadata = tls.ca_pem
     if tls.ca_pem is None:
-        # The system's, as OpenSSL knows them. aioquic's own would be certifi's file, which a
-        # worker may not be allowed to read.
+        # The system's authorities, as OpenSSL finds them. aioquic's default is certifi's file,
+        # which a worker may lack the permission to read.
         system = ssl.get_default_verify_paths()
         configuration.cafile = system.cafile
         configuration.capath = system.capath or system.openssl_capath
@@ -121,7 +121,7 @@ def _check_key(tls: TlsConfig) -> None:
     key = tls.private_key
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP521R1):
         raise TlsConfigError(
-            "the aioquic engine can't sign with a key on the curve P-521: take the native engine, "
+            "the aioquic engine can't sign with a key on the curve P-521: use the native engine, "
             "or a key on P-256 or P-384"
         )
 
@@ -132,7 +132,7 @@ def _configuration(
     if config.congestion_control not in CONGESTION_CONTROLS:
         raise ValueError(
             f"the aioquic engine has no congestion control {config.congestion_control!r}: "
-            f"take one of {', '.join(CONGESTION_CONTROLS)}"
+            f"use one of {', '.join(CONGESTION_CONTROLS)}"
         )
     for name, is_asked in (
         ("keep_alive_s", config.keep_alive_s),
@@ -141,10 +141,10 @@ def _configuration(
     ):
         if is_asked:
             raise ValueError(
-                f"the aioquic engine can't do what QuicConfig.{name} asks for: take the native one"
+                f"the aioquic engine does not support QuicConfig.{name}: use the native one"
             )
     if config.version not in QUIC_VERSIONS:
-        raise ValueError(f"there is no QUIC version {config.version}: take 1 or 2")
+        raise ValueError(f"there is no QUIC version {config.version}: use 1 or 2")
     return QuicConfiguration(
         alpn_protocols=alpn,
         cipher_suites=[_CIPHER_SUITES[cipher] for cipher in tls.ciphers] or None,
@@ -160,26 +160,26 @@ def _configuration(
 
 
 def _preferring(version: int) -> list[int]:
-    """A client's versions, that which it prefers first (RFC 9368 section 3)."""
+    """Return a client's versions, the preferred one first (RFC 9368 section 3)."""
     return [version, *(each for each in _VERSIONS if each != version)]
 
 
 class Admitted(NamedTuple):
-    """A client's first packet that begins a connection."""
+    """A client's first packet that starts a connection."""
 
     listener: Listener
     original_dcid: bytes
     retry_scid: bytes | None
-    """Of the Retry packet that it answers."""
+    """From the Retry packet that it answers."""
 
     @property
     def is_proven(self) -> bool:
-        """Whether its address is known to be its own."""
+        """Whether the client's address is validated."""
         return self.retry_scid is not None
 
 
 class Acceptor:
-    """Decides about datagrams that belong to no connection."""
+    """Decides about datagrams without a connection."""
 
     def __init__(
         self, link: Link, counters: EngineCounters, secret: bytes, new_cid: CidGenerator
@@ -207,18 +207,18 @@ class Acceptor:
 
     @property
     def is_listening(self) -> bool:
-        """Whether there is any listener."""
+        """Whether there is a listener."""
         return bool(self._listeners)
 
     def count_unreadable(self) -> None:
-        """A connection was begun for a first packet that turned out to be none."""
+        """Count a connection whose first packet turned out to be invalid."""
         self._counters.drop("unreadable_initial")
         self._unreadable += 1
 
     def examine(
         self, data: bytes, path: Path, connections: int, now: float
     ) -> Admitted | bytes | None:
-        """The connection that this datagram begins, or the answer to it, or None."""
+        """Return the connection that this datagram starts, or the answer to send, or None."""
         drop = self._counters.drop
         listener = self._listener(path)
         if listener is None:
@@ -249,7 +249,7 @@ class Acceptor:
         self, header: QuicHeader, listener: Listener, path: Path, connections: int, now: float
     ) -> Admitted | bytes:
         version, dcid = header.version, header.destination_cid
-        assert version is not None, "a long header has one"
+        assert version is not None, "a long header has a version"
         if self._tokens.is_one(header.token):
             original = self._tokens.original_dcid(header.token, path.remote, version, dcid)
             if original is None:
@@ -269,8 +269,8 @@ class Acceptor:
         )
 
     def _wants_proof(self, config: QuicConfig, connections: int, now: float) -> bool:
-        """Whether a client must show that its address is its own. First packets that turn out to be
-        none cost as much as those that begin a handshake, and leave no trace."""
+        """Return whether a client must validate its address. Invalid first packets cost as much as
+        those that start a handshake, but leave no connection to count."""
         if config.retry_above_half_open is None:
             return False
         if now - self._unreadable_since >= 1:

@@ -1,4 +1,4 @@
-"""How a peer's connection begins, for the aioquic engine."""
+"""Creating a peer's connection, for the aioquic engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def accepted_connection(
     make_fifos: Callable[..., Fifos],
     reset_token: Callable[[bytes], bytes],
 ) -> HostConnection:
-    """The connection that a client's first packet begins, which was sent to `dcid`."""
+    """Return the connection that a client's first packet to `dcid` starts."""
     listener, tickets = admitted.listener, admitted.listener.tickets
     connection: HostConnection
     options: dict[str, Any] = {}
@@ -54,13 +54,13 @@ def accepted_connection(
 
 
 def version(connection: HostConnection) -> int:
-    """The QUIC version that a connection speaks."""
+    """Return the QUIC version of a connection."""
     assert connection._version is not None, "it has begun"
     return connection._version
 
 
 def is_known(connection: HostConnection) -> bool:
-    """Whether the application was told of a connection, or asked for it."""
+    """Return whether the application knows of a connection, from an event or by its request."""
     return (
         connection.listener is None
         or connection.is_established
@@ -69,11 +69,11 @@ def is_known(connection: HostConnection) -> bool:
 
 
 def has_read_hello(connection: HostConnection) -> bool:
-    """Whether a server has the whole of its client's first message."""
+    """Return whether a server has the whole of its client's first message."""
     return connection._version_negotiated_compatible
 
 
 def is_0rtt(data: bytes) -> bool:
-    """Whether a datagram with a long header begins with a 0-RTT packet of a version that is spoken
-    here: type 1, in version 2 type 2 (RFC 9000 section 17.2, RFC 9369 section 3.2)."""
+    """Return whether a long-header datagram begins with a 0-RTT packet of a supported version: type
+    1, in version 2 type 2 (RFC 9000 section 17.2, RFC 9369 section 3.2)."""
     return data[0] >> 4 & 3 == _TYPES_OF_0RTT.get(data[1:5])

@@ -1,9 +1,9 @@
-"""An aioquic connection with our connection IDs, our FIFOs, and guards.
+"""An aioquic connection with our connection IDs, our FIFOs, and additional checks.
 
-aioquic's QuicConnection keeps the protocol; this subclass decides what aioquic leaves to nobody:
-which connection IDs are issued, where stream data lies, when the windows move, and what happens
-to a peer's odd wishes. Its private members that are used here are listed in
-tests/quic/test_aioquic_internals.py, and aioquic is pinned to 1.7 for their sake.
+aioquic's QuicConnection implements the protocol; this subclass decides what aioquic does not: which
+connection IDs are issued, where stream data lies, when the windows move, and how to answer unusual
+peers. tests/quic/test_aioquic_internals.py lists the private members of aioquic that are used here,
+and aioquic is pinned to 1.7 because of them.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Fifos, Hand
 class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
     """One connection. `make_fifos` is EngineOwner's `make_stream_fifos`."""
 
-    #: It carries no datagrams, so it has no FIFOs of its own.
+    #: It supports no datagrams, so it has no FIFOs of its own.
     rx: Fifo | None = None
     tx: Fifo | None = None
 
-    # All of its streams are adopted as soon as they are made, and its recovery is ours.
+    # All of its streams are adopted when they are created, and its recovery is ours.
     _streams: dict[int, HostStream]  # type: ignore[assignment]
     _loss: Recovery
     _close_event: ConnectionTerminated | None
@@ -81,7 +81,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         self.initial_dcid: bytes | None = None
         self.make_fifos = make_fifos
         self.first_path = path
-        """The one that it began on."""
+        """The path on which it began."""
         self._new_cid = new_cid
         self._reset_token = reset_token
         cid = new_cid()
@@ -103,19 +103,19 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         )
         self._begin_windows(config)
         self.send_queue: dict[HostStream, None] = {}
-        """Streams with something to send, in the order of their turns."""
+        """Streams with something to send, in the order in which they send."""
         self.control_queue: dict[HostStream, None] = {}
         """Streams with a RESET_STREAM or STOP_SENDING that is not acknowledged yet."""
         self.unacked_packets = 0
         """Ack-eliciting packets received since the last ACK was sent."""
         self.opened: list[HostStream] = []
-        """Streams that the peer opened since the engine looked last."""
+        """Streams that the peer opened since the engine last checked."""
         self.readable: dict[HostStream, None] = {}
-        """Streams whose rx FIFO got something since the engine looked last."""
+        """Streams whose rx FIFO received something since the engine last checked."""
         self.moved: dict[HostStream, None] = {}
         """Streams whose sending or receiving state may have changed since then."""
         self.resets: list[tuple[HostStream, EventKind, int]] = []
-        """RESET_STREAM and STOP_SENDING that came since then."""
+        """RESET_STREAM and STOP_SENDING received since then."""
         self.has_new_stream_limits = False
         self.key_update_at = config.packets_per_key
         """The packet number at which the next key update is due."""
@@ -159,7 +159,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         for blocked in (self._streams_blocked_bidi, self._streams_blocked_uni):
             if stream in blocked:
                 blocked[blocked.index(stream)] = adopted
-        # aioquic's queue serves its own writer only; `send_queue` is ours.
+        # Only aioquic's writer uses its queue; `send_queue` is ours.
         self._streams_queue.remove(stream)
         return adopted
 
@@ -175,7 +175,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         return self._streams[stream_id]
 
     def _adopt_peers(self, created: QuicStream) -> None:
-        """The peer opened a stream; it is refused where there is no room for it."""
+        """Adopt a stream that the peer opened, or refuse it if there is no room for it."""
         assert created.stream_id is not None
         has_tx = not stream_is_unidirectional(created.stream_id)
         fifos = None
@@ -208,7 +208,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         stream.let_go()
 
     def allow_stream(self, unidirectional: bool) -> None:
-        """Let the peer open one more (RFC 9000 section 4.6)."""
+        """Let the peer open one more stream (RFC 9000 section 4.6)."""
         self._stream_limit(2 * unidirectional).value += 1
 
     def _handle_max_streams_bidi_frame(self, *arguments: Any) -> None:
@@ -230,7 +230,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
     def take_stream_data(
         self, frame_type: int, stream_id: int, offset: int, data: bytes | memoryview
     ) -> None:
-        """A STREAM frame (RFC 9000 section 19.8), checked against every limit."""
+        """Handle a STREAM frame (RFC 9000 section 19.8), checked against every limit."""
         end = offset + len(data)
         if end > UINT_VAR_MAX:
             raise QuicConnectionError(
@@ -269,7 +269,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
             self.credit(stream, receiver.highest_offset)
             self.moved[stream] = None
         elif is_news and receiver.final_size is not None:
-            # The end may come when all bytes were read already: nobody will read it.
+            # The FIN may arrive after all bytes were read: then no read will follow.
             receiver.note_consumed()
             if receiver.is_finished:
                 self.moved[stream] = None
@@ -293,13 +293,13 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         self.control_queue[stream] = None
 
     def reset_stream_sending(self, stream: HostStream, code: int) -> None:
-        """Give up sending (RESET_STREAM)."""
+        """Stop sending, with a RESET_STREAM."""
         stream.sender.reset(code)
         self.send_queue.pop(stream, None)
         self.control_queue[stream] = None
 
     def stop_stream_receiving(self, stream: HostStream, code: int) -> None:
-        """Give up receiving; the peer is told (STOP_SENDING) unless it has sent everything."""
+        """Stop receiving; sends STOP_SENDING unless the peer has sent everything."""
         receiver = stream.receiver
         if not isinstance(receiver, FifoReceiver) or receiver.is_finished:
             return
@@ -331,7 +331,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
     # --- sending -----------------------------------------------------------------------------
 
     def has_control_due(self) -> bool:
-        """Whether aioquic's writer has something to write that is neither stream data nor ACK."""
+        """Return whether aioquic's writer has frames other than stream data and ACK to write."""
         path = self._network_paths[0]
         return bool(
             self._close_pending
@@ -357,16 +357,16 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         ]
 
     def write_control(self, now: float, with_streams: bool) -> list[tuple[bytes, Path]]:
-        """What aioquic's writer has to send; stream data too if `with_streams`."""
+        """Return what aioquic's writer has to send; stream data too if `with_streams`."""
         queue = dict.fromkeys(self._control_streams())
         if with_streams:
             queue |= self.send_queue
-        # What is finished the engine discards; aioquic's writer would do it behind its back.
+        # The engine discards finished streams; aioquic's writer would remove them on its own.
         self._streams_queue = [stream for stream in queue if not stream.is_finished]
         is_close = self._close_pending
         datagrams: list[tuple[bytes, Path]] = self.datagrams_to_send(now)
         if not self.is_established and datagrams:
-            # Those of the handshake are filled up beside their packets.
+            # Datagrams of the handshake are padded.
             self._loss.size.on_sent(max(len(data) for data, _ in datagrams), now)
         self._streams_queue = []
         if is_close:
@@ -378,18 +378,18 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         return datagrams
 
     def begin_key_update(self) -> None:
-        """Have aioquic's writer, which writes next, change keys (RFC 9001 section 6)."""
+        """Have aioquic's writer, which writes next, update the keys (RFC 9001 section 6)."""
         self.key_update_at = self._packet_number + self.config.packets_per_key
         self.key_updates += 1
         self.request_key_update()
 
     def frame_handler(self, frame_type: int) -> Callable[..., None] | None:
-        """aioquic's handler of a frame in 1-RTT packets."""
+        """Return aioquic's handler of a frame in 1-RTT packets."""
         found = self._QuicConnection__frame_handlers.get(frame_type)
         return found[0] if found is not None else None
 
     def _find_preferred_address(self) -> None:
-        """We do not follow a server's preferred address."""
+        """Ignore a server's preferred address: migrations are not supported here."""
 
     # --- closing -----------------------------------------------------------------------------
 
@@ -400,11 +400,11 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
 
     @property
     def is_over(self) -> bool:
-        """Whether even the closing period is over."""
+        """Whether the closing period is over as well."""
         return self._state is QuicConnectionState.TERMINATED
 
     def give_up(self, reason: str, code: int = QuicErrorCode.NO_ERROR) -> None:
-        """End at once without a word to the peer."""
+        """End at once without a packet to the peer."""
         self._close_event = ConnectionTerminated(
             error_code=code,
             frame_type=QuicFrameType.PADDING,
@@ -414,25 +414,25 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
 
     @property
     def peer_reset_token(self) -> bytes:
-        """What a stateless reset of the peer's ends with; b"" if that is not known."""
+        """The token of the peer's stateless resets; b"" if it is unknown."""
         return self._peer_cid.stateless_reset_token or b""
 
     def be_reset(self) -> None:
-        """The peer knows nothing of this connection (RFC 9000 section 10.3)."""
+        """End: the peer has lost this connection (RFC 9000 section 10.3)."""
         self._peer_closed = True
         self.give_up("Stateless reset", QuicErrorCode.INTERNAL_ERROR)
 
     def dispose(self) -> None:
-        """Give memory back at once; for a connection that nobody asks for any more.
+        """Free memory at once; for a connection that is no longer used.
 
         Its parts refer to each other. A flood of forged Initials would fill the memory before the
-        garbage collector looks, and what applications had in other processes would stay mapped.
+        garbage collector runs, and FIFOs of applications in other processes would stay mapped.
         """
         for stream in self._streams.values():
             stream.let_go()
         path = self._path
         vars(self).clear()
-        # What those who still know it may ask for.
+        # What remaining references may still read.
         self._state = QuicConnectionState.TERMINATED
         self._network_paths, self.first_path = [], path
         self.timer_at = None
@@ -440,7 +440,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
     def close_info(self) -> CloseInfo:
         """Why the connection ended."""
         event = self._close_event
-        assert event is not None, "asked only of a connection that ended"
+        assert event is not None, "called only for a connection that has ended"
         return CloseInfo(
             code=int(event.error_code),
             is_application=event.frame_type is None,
@@ -449,7 +449,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         )
 
     def answer_while_closing(self, count: int) -> list[tuple[bytes, Path]]:
-        """Our CONNECTION_CLOSE again, for `count` datagrams that came although it was sent.
+        """Send our CONNECTION_CLOSE again for `count` datagrams that arrived after it.
 
         RFC 9000 section 10.2.1: "An endpoint SHOULD limit the rate at which it generates packets
         in the closing state. For instance, an endpoint could wait for a progressively increasing
@@ -500,14 +500,14 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         }
 
     def take_events(self) -> list[QuicEvent]:
-        """aioquic's events since the last call."""
+        """Return aioquic's events since the last call."""
         taken = list(self._events)
         self._events.clear()
         return taken
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether what began this connection of a client was no packet at all."""
+        """Whether the packet that started this connection of a client was invalid."""
         return (
             self.listener is not None
             and self._close_event is None
@@ -515,12 +515,12 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         )
 
     def all_cids(self) -> list[bytes]:
-        """Every connection ID that leads here."""
+        """Return all our connection IDs of this connection."""
         cids = [cid.cid for cid in self._host_cids]
         return [*cids, self.initial_dcid] if self.initial_dcid is not None else cids
 
     def next_timer(self) -> float | None:
-        """When the connection wants a turn though nothing came."""
+        """When the connection has to run even if nothing arrives."""
         if self.is_over:
             return None
         at = math.inf

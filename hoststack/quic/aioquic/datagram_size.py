@@ -1,8 +1,8 @@
-"""How large the datagrams of an aioquic connection are: probes of the path's MTU (RFC 8899).
+"""The datagram size of an aioquic connection: probes of the path's MTU (RFC 8899).
 
-aioquic sends datagrams of one size for as long as a connection lives. Here a connection begins with
-1,200 bytes, sends what a probe has proven, and falls back when large ones are not acknowledged any
-more.
+aioquic sends datagrams of one size for as long as a connection lives. Here a connection starts with
+1,200 bytes, uses the size that a probe has proven, and falls back when large datagrams are no
+longer acknowledged.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-#: RFC 9000 section 14: every path of QUIC's carries this.
+#: RFC 9000 section 14: every path for QUIC carries this.
 BASE_BYTES: Final = 1200
-#: The MTUs of paths that are usual: Ethernet, PPPoE, tunnels, IPv6's least.
+#: Common MTUs: Ethernet, PPPoE, tunnels, IPv6's minimum.
 _USUAL_MTUS: Final = (1500, 1492, 1400, 1280)
 _HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
 #: A size that so many probes did not prove is too large (RFC 8899 section 5.1.2: MAX_PROBES).
@@ -24,17 +24,17 @@ _LAST_RAISE_S: Final = 600.0  # RFC 8899 section 5.1.1: PMTU_RAISE_TIMER
 
 
 class DatagramSize:
-    """The size of one connection's datagrams on one path; no I/O, and times are the caller's."""
+    """The datagram size of one connection on one path; no I/O, and the caller passes the time."""
 
     def __init__(self, most: int, ip_version: int, *, probes: bool) -> None:
-        """`most` is what the interface carries; without probes it is taken for granted."""
+        """`most` is what the interface carries; without probes that is used at once."""
         usual = (mtu - _HEADER_BYTES[ip_version] for mtu in _USUAL_MTUS)
         self._sizes = [most, *(size for size in usual if size < most)]
         self.current = BASE_BYTES if probes else max(BASE_BYTES, most)
-        """What datagrams may have now."""
+        """The current size of datagrams."""
         self._next = 0
         self._probes = 0
-        """That were sent of the size whose turn it is."""
+        """Probes sent of the size that is being probed."""
         self._is_probing = False
         self._was_lost = False
         self._search_at = 0.0 if probes else math.inf
@@ -42,7 +42,7 @@ class DatagramSize:
         self._silent_since: float | None = None
 
     def take_probe(self, now: float) -> int | None:
-        """The size of a probe that is to be sent now; None if none is due."""
+        """Return the size of the probe to send now; None if none is due."""
         if self._is_probing:
             return None
         if self._was_lost:
@@ -64,28 +64,28 @@ class DatagramSize:
         return self._next < len(self._sizes) and self._sizes[self._next] > self.current
 
     def on_probe_acked(self, size: int) -> None:
-        """The path carries it."""
+        """Use a size that the path has proven to carry."""
         self._is_probing = False
         self.current = max(self.current, size)
         self._raise_after_s = _FIRST_RAISE_S
 
     def on_probe_lost(self) -> None:
-        """It was not acknowledged in time."""
+        """Note that a probe was not acknowledged in time."""
         self._is_probing = False
         self._was_lost = True
 
     def on_sent(self, size: int, now: float) -> None:
-        """A packet that is no probe went out."""
+        """Note that a packet other than a probe was sent."""
         if size > BASE_BYTES and self._silent_since is None:
             self._silent_since = now
 
     def on_large_acked(self) -> None:
-        """A packet above 1,200 bytes was acknowledged."""
+        """Note that a packet above 1,200 bytes was acknowledged."""
         self._silent_since = None
 
     def has_shrunk(self, now: float, pto_s: float) -> bool:
-        """Whether datagrams have to be smaller from now on: the path swallows all large ones
-        (RFC 8899 section 4.3)."""
+        """Return whether datagrams have to shrink: the path drops all large ones (RFC 8899 section
+        4.3)."""
         if self._silent_since is None or now - self._silent_since < _SILENT_PTOS * pto_s:
             return False
         self._silent_since = None

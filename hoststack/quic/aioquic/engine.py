@@ -1,9 +1,9 @@
 """The aioquic engine: bursts of datagrams in, bursts out, for all connections of a worker.
 
-It runs everywhere, and it is what the native engine is compared with. aioquic implements the
-protocol of each connection (connection.py); the two fast paths (receive.py, transmit.py) carry bulk
-data. This module finds connections by connection ID, accepts new ones, runs the timers, and shares
-the link fairly between connections.
+It runs everywhere, and is the reference for the native engine. aioquic implements the protocol of
+each connection (connection.py); the two fast paths (receive.py, transmit.py) carry bulk data. This
+module finds connections by connection ID, accepts new ones, runs the timers, and shares the link
+fairly between connections.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ from hoststack.quic.session_cache import ServerSessions
 from hoststack.quic.tls import TlsConfig
 
 logger = logging.getLogger(__name__)
-# aioquic writes to no log unless the program sets one up: it has a line for each handshake.
+# aioquic logs a line for each handshake; without this, logging's last resort would print them.
 logging.getLogger("quic").addHandler(logging.NullHandler())
 
-#: What a connection may send at least in a turn that several share.
+#: The minimum number of datagrams of each connection in a turn that several share.
 _LEAST_SHARE = 8
 
 
 class AioquicEngine:
-    """A worker's engine over one link (hoststack/quic/seam.py has the contract)."""
+    """A worker's engine over one link; hoststack/quic/seam.py defines the interface."""
 
     name = "aioquic"
     can_spin = False
@@ -83,13 +83,13 @@ class AioquicEngine:
         self._due: dict[HostConnection, None] = {}
         """Connections that may have something to send."""
         self._over: list[HostConnection] = []
-        """Forgotten in this turn, whose events may tell of them."""
+        """Connections removed in this turn, which may still have events."""
         self._outbox: list[Outgoing] = []
         self._reset_by_peer: list[HostConnection] = []
         self._timers: list[tuple[float, int, HostConnection]] = []
         self._order = itertools.count()
 
-    # --- verbs -------------------------------------------------------------------------------
+    # --- calls -------------------------------------------------------------------------------
 
     def listen(
         self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
@@ -154,7 +154,7 @@ class AioquicEngine:
             self._due[allowing] = None
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
-        raise ValueError("the aioquic engine sends no datagrams: it has no FIFOs for them")
+        raise ValueError("the aioquic engine does not support datagrams: it has no FIFOs for them")
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         opened = cast(HostStream, stream)
@@ -173,10 +173,10 @@ class AioquicEngine:
             self._due[updating] = None
 
     def migrate(self, connection: ConnectionContext, path: object) -> None:
-        raise ValueError("the aioquic engine can't move a connection: take the native one")
+        raise ValueError("the aioquic engine can't move a connection: use the native one")
 
     def stay(self, connection: ConnectionContext) -> None:
-        """There is no migration that could be given up."""
+        """Do nothing: there are no migrations to cancel."""
 
     def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
         closing = cast(HostConnection, connection)
@@ -204,7 +204,7 @@ class AioquicEngine:
 
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         for connection in self._over:
-            self._due.pop(connection, None)  # of late verbs
+            self._due.pop(connection, None)  # added by late calls
             connection.dispose()
         self._over.clear()
         received = self._link.receive(BURST)
@@ -237,7 +237,7 @@ class AioquicEngine:
         )
 
     def _heed_resets(self, touched: dict[HostConnection, None]) -> None:
-        """After what came before them was read."""
+        """Close connections that received stateless resets, after reading earlier datagrams."""
         for connection in self._reset_by_peer:
             if connection._close_event is None:
                 connection.be_reset()
@@ -250,7 +250,7 @@ class AioquicEngine:
                 try:
                     connection.connect(path, now)
                 except Exception:
-                    # A server name, say, that aioquic can't write.
+                    # For example a server name that aioquic can't encode.
                     logger.exception("a handshake could not begin")
                     self.counters.drop("broke_connection")
                     connection.give_up("internal error")
@@ -266,7 +266,7 @@ class AioquicEngine:
     def _sort(
         self, received: Sequence[Received], now: float
     ) -> dict[HostConnection, list[tuple[bytes, Path]]]:
-        """Datagrams by connection, new connections among them."""
+        """Sort datagrams by connection, including new connections."""
         by_cid = self._by_cid
         bursts: dict[HostConnection, list[tuple[bytes, Path]]] = {}
         for data, path, _ in received:
@@ -288,7 +288,7 @@ class AioquicEngine:
         return bursts
 
     def _unknown(self, data: bytes, path: Path, now: float) -> None:
-        """A short header whose connection ID nobody has."""
+        """Handle a short header with an unknown connection ID."""
         connection = self._resets.find(data, path, now)
         if connection is not None:
             self._reset_by_peer.append(connection)
@@ -322,7 +322,7 @@ class AioquicEngine:
     def _accept(
         self, admitted: Admitted, dcid: bytes, path: Path, now: float
     ) -> HostConnection | None:
-        """Begin a peer's connection, in place of an older handshake if need be."""
+        """Accept a peer's connection, replacing an older handshake if needed."""
         config = admitted.listener.config
         try:
             older = self._acceptor.half_open.make_room(
@@ -347,14 +347,14 @@ class AioquicEngine:
             make_fifos=self._make_fifos,
             reset_token=self._resets.token,
         )
-        # A client's first flight goes to the connection ID that the client picked.
+        # A client's first flight uses the connection ID that the client chose.
         self._by_cid[dcid] = connection
         self._acceptor.half_open.begin(connection, is_proven=admitted.is_proven, now=now)
         self._add(connection)
         return connection
 
     def _give_up(self, connection: HostConnection) -> None:
-        """A handshake makes room for another one."""
+        """Close a handshake to make room for another one."""
         self.counters.drop("replaced")
         self._acceptor.half_open.end(connection)
         connection.give_up("Too many handshakes at once")
@@ -362,7 +362,7 @@ class AioquicEngine:
         self._due[connection] = None
 
     def _give_held(self, connection: HostConnection, now: float) -> None:
-        """Feed a connection what has waited for it, once it has read its ClientHello."""
+        """Pass held packets to a connection, once it has read its ClientHello."""
         if connection.initial_dcid is None or not has_read_hello(connection):
             return
         taken = self._held.take(connection.initial_dcid)
@@ -372,14 +372,14 @@ class AioquicEngine:
     def _receive(
         self, connection: HostConnection, burst: list[tuple[bytes, Path]], now: float
     ) -> bool:
-        """Feed a connection; False if there is none after all."""
+        """Pass datagrams to a connection; False if it turns out to be no valid connection."""
         if connection._close_event is not None:
             self._outbox.extend(connection.answer_while_closing(len(burst)))
             return True
         try:
             undecryptable = receive_burst(connection, burst, now)
         except Exception:
-            # Whatever a peer makes aioquic stumble over costs that peer's connection alone.
+            # Whatever input makes aioquic fail may only cost that peer's connection.
             logger.exception("a datagram broke its connection")
             self.counters.drop("broke_connection")
             connection.close(QuicErrorCode.INTERNAL_ERROR, 0, "internal error")
@@ -387,7 +387,7 @@ class AioquicEngine:
         if undecryptable:
             self.counters.drop("undecryptable", undecryptable)
         if connection.is_unreadable:
-            # Not one packet of a first flight could be read: there is no connection.
+            # No packet of the first flight could be decrypted: this is no connection.
             self._acceptor.count_unreadable()
             self._forget(connection)
             connection.dispose()
@@ -415,7 +415,7 @@ class AioquicEngine:
             connection.give_up("internal error")
 
     def _transmit(self, now: float, touched: dict[HostConnection, None]) -> int:
-        """Fill the way out, a share for each connection in turn; how many datagrams went."""
+        """Send, with a share for each connection in turn; return how many datagrams were sent."""
         sent = self._flush()
         share = max(_LEAST_SHARE, BURST // max(1, len(self._due)))
         while self._due and not self._outbox:
@@ -458,7 +458,7 @@ class AioquicEngine:
             return []
 
     def _flush(self) -> int:
-        """Hand the outbox to the link, as far as it takes it."""
+        """Pass the outbox to the link, as much as it accepts."""
         if not self._outbox:
             return 0
         taken = self._link.send(self._outbox)
@@ -468,7 +468,7 @@ class AioquicEngine:
     # --- events ------------------------------------------------------------------------------
 
     def _collect(self, connection: HostConnection, events: list[Event]) -> None:
-        """What happened to a connection, for the session layer; after transmitting."""
+        """Collect a connection's events for the session layer, after transmitting."""
         for event in connection.take_events():
             self._on_aioquic_event(connection, event, events)
         is_news = not connection.has_reported_close
@@ -527,7 +527,7 @@ class AioquicEngine:
     def _collect_streams(self, connection: HostConnection, events: list[Event]) -> None:
         is_early = connection.handshake.early_data == "pending"
         if connection.opened and not connection.is_established and not is_early:
-            # Only early data come before the handshake is complete.
+            # Only early data arrive before the handshake is complete.
             connection.alpn = connection.tls.alpn_negotiated
             connection.handshake = Handshake("pending")
             events.append(Event(EventKind.ACCEPTED, connection))
@@ -565,7 +565,7 @@ class AioquicEngine:
                 connection.allow_stream(stream.is_unidirectional)
             else:
                 events.append(Event(EventKind.STREAM_CLOSED, stream))
-            # The window's credit may be due.
+            # Credit of the window may be due.
             if connection.has_limits_due:
                 self._due[connection] = None
 

@@ -1,7 +1,7 @@
-"""Handshakes of peers that are under way, for the aioquic engine, and packets that wait for one.
+"""Peers' handshakes in progress, for the aioquic engine, and packets that wait for one.
 
-The rules are those of hoststack/native/quic/half_open.c and quic/held.c, which say why; here a
-handshake costs more, so fewer may begin in place of older ones.
+The rules are those of hoststack/native/quic/half_open.c and quic/held.c, which give the reasons;
+here a handshake costs more, so fewer new ones may replace older ones.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hoststack.quic.seam import EngineCounters
 if TYPE_CHECKING:
     from hoststack.quic.aioquic.connection import HostConnection
 
-#: Each takes some 90 KB.
+#: Each uses some 90 KB.
 MAX_HALF_OPEN: Final = 1024
-#: Of one source, whatever `QuicConfig.half_open_per_source` says: each costs 3 ms of CPU time, and
-#: its retransmissions as much again.
+#: Limit of one source, whatever `QuicConfig.half_open_per_source` says: a handshake costs 3 ms of
+#: CPU time, and its retransmissions as much again.
 _MOST_PER_SOURCE: Final = 64
 _REPLACEMENTS_PER_SECOND: Final = 64
 _REPLACEMENTS_OF_BUSY_PORTS: Final = 16
@@ -45,7 +45,7 @@ class RefusedError(Exception):
 
 
 class _Part:
-    """What one source has under way, the oldest first."""
+    """The handshakes in progress of one source, the oldest first."""
 
     def __init__(self) -> None:
         self.connections: dict[HostConnection, None] = {}
@@ -67,11 +67,11 @@ class _Part:
 
 
 class HalfOpen:
-    """All of an engine."""
+    """All handshakes in progress of an engine."""
 
     def __init__(self) -> None:
         self._began: dict[HostConnection, tuple[float, _Source | None]] = {}
-        """The oldest first; the source of those whose address is proven."""
+        """The oldest first, with the source of those whose address is validated."""
         self._parts: dict[_Source, _Part] = {}
 
     def __len__(self) -> int:
@@ -83,9 +83,9 @@ class HalfOpen:
     def make_room(
         self, remote: Endpoint, *, is_proven: bool, per_source: int, is_full: bool, now: float
     ) -> HostConnection | None:
-        """The handshake to give up for another one, if any; raises RefusedError.
+        """Return the handshake to replace by another one, if any; raises RefusedError.
 
-        `is_full` says that there are as many connections as there may be.
+        `is_full` means that the limit of connections is reached.
         """
         part = self._parts.get(_source(remote.host)) if is_proven else None
         if part is not None and len(part.connections) >= min(per_source, _MOST_PER_SOURCE):
@@ -100,14 +100,14 @@ class HalfOpen:
         return None
 
     def begin(self, connection: HostConnection, *, is_proven: bool, now: float) -> None:
-        """A peer's handshake begins."""
+        """Add a peer's handshake."""
         source = _source(connection.first_path.remote.host) if is_proven else None
         self._began[connection] = (now, source)
         if source is not None:
             self._parts.setdefault(source, _Part()).connections[connection] = None
 
     def end(self, connection: HostConnection) -> None:
-        """It is complete, or was given up. Idempotent."""
+        """Remove a handshake that is complete, or was given up. Idempotent."""
         _, source = self._began.pop(connection, (0.0, None))
         if source is None:
             return
@@ -125,7 +125,7 @@ class _Packet(NamedTuple):
 
 
 class HeldPackets:
-    """0-RTT packets that came before their ClientHello (RFC 9000 section 5.2.2)."""
+    """0-RTT packets that arrived before their ClientHello (RFC 9000 section 5.2.2)."""
 
     def __init__(self, counters: EngineCounters) -> None:
         self._counters = counters
@@ -136,7 +136,7 @@ class HeldPackets:
         return bool(self._packets)
 
     def add(self, dcid: bytes, data: bytes, path: Path, now: float) -> None:
-        """Hold a datagram, in place of older ones if need be."""
+        """Store a datagram, replacing older ones if needed."""
         while self._packets and (
             len(self._packets) >= _HELD or self._bytes + len(data) > _HELD_BYTES
         ):
@@ -145,7 +145,7 @@ class HeldPackets:
         self._bytes += len(data)
 
     def expire(self, now: float) -> None:
-        """Give up what was held for too long."""
+        """Drop packets that were held too long."""
         while self._packets and self._packets[0].until <= now:
             self._drop_oldest()
 
@@ -154,7 +154,7 @@ class HeldPackets:
         self._counters.drop("unknown_cid")
 
     def take(self, dcid: bytes) -> list[tuple[bytes, Path]]:
-        """What was held for a connection ID."""
+        """Return and remove the packets held for a connection ID."""
         taken = [(each.data, each.path) for each in self._packets if each.dcid == dcid]
         if taken:
             self._packets = deque(each for each in self._packets if each.dcid != dcid)

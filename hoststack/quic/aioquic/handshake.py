@@ -1,8 +1,8 @@
-"""TLS messages of a peer, before aioquic reads them.
+"""Checking a peer's TLS messages before aioquic reads them.
 
-aioquic puts the CRYPTO streams of all encryption levels into one, and takes what is in the right
-order for right. QUIC says at which level each message comes, and which never do; the native engine
-has the same table (hoststack/native/quic/handshake.c).
+aioquic merges the CRYPTO streams of all encryption levels, and accepts any message whose order is
+right. QUIC defines at which level each message comes, and which never do; the native engine has the
+same table (hoststack/native/quic/handshake.c).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from aioquic.tls import (
 from hoststack.quic.aioquic.versions import check_downgrade
 
 _HEADER_BYTES: Final = 4
-#: aioquic keeps a message until it is complete, and one may say that it has 16 MiB.
+#: aioquic buffers a message until it is complete, and a message may declare 16 MiB.
 _MOST_MESSAGE_BYTES: Final = 65536
 
-#: What a peer sends at each level; RFC 8446 section 2 has the order, which aioquic heeds.
+#: What a peer sends at each level; aioquic enforces their order (RFC 8446 section 2).
 _OF_CLIENTS: Final = {
     Epoch.INITIAL: {HandshakeType.CLIENT_HELLO},
     Epoch.HANDSHAKE: {
@@ -50,7 +50,7 @@ _OF_SERVERS: Final = {
 
 
 class MessageGuard:
-    """Follows the messages that come in CRYPTO frames."""
+    """Follows the messages in CRYPTO frames."""
 
     def __init__(self, *, peer_is_server: bool) -> None:
         self._allowed = _OF_SERVERS if peer_is_server else _OF_CLIENTS
@@ -60,11 +60,11 @@ class MessageGuard:
         self._epoch = Epoch.INITIAL
 
     def look(self, epoch: Epoch, data: bytes) -> None:
-        """Look at what comes next at a level.
+        """Check the next bytes of a level.
 
         Raises AlertUnexpectedMessage (RFC 9001 section 6, RFC 8446 section 5.1), AlertDecodeError
-        for what is too large, and QuicConnectionError for a CertificateRequest after the handshake
-        (RFC 9001 section 4.4).
+        for a message that is too large, and QuicConnectionError for a CertificateRequest after the
+        handshake (RFC 9001 section 4.4).
         """
         at = 0
         while at < len(data):
@@ -102,8 +102,8 @@ class MessageGuard:
 
 
 def has_duplicate_parameter(data: bytes) -> bool:
-    """Whether transport parameters have one twice (RFC 9000 section 7.4). What is malformed in them
-    aioquic finds."""
+    """Return whether transport parameters contain a duplicate (RFC 9000 section 7.4). aioquic
+    detects malformed ones."""
     buf = Buffer(data=data)
     seen: set[int] = set()
     try:
@@ -119,7 +119,7 @@ def has_duplicate_parameter(data: bytes) -> bool:
 
 
 class GuardedConnection(QuicConnection):
-    """A connection that looks at its peer's TLS messages before aioquic does."""
+    """A connection that checks its peer's TLS messages before aioquic reads them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""An aioquic stream over a pair of FIFOs, as the engine seam shows it."""
+"""An aioquic stream over a pair of FIFOs, as the session layer sees it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from hoststack.quic.aioquic.connection import HostConnection
 
 
-#: What refused streams have for a FIFO: nothing is ever put into it.
+#: The FIFO of refused streams: nothing is ever put into it.
 _UNUSED: Final = Fifo(1)
 
 
 class HostStream(QuicStream):
-    """A stream over FIFOs; it is the engine seam's StreamContext."""
+    """A stream over FIFOs; implements the seam's StreamContext."""
 
-    stream_id: int  # None in aioquic's crypto streams alone
+    stream_id: int  # None only in aioquic's crypto streams
 
     def __init__(
         self, connection: HostConnection, stream: QuicStream, is_local: bool, fifos: Fifos | None
     ) -> None:
-        """Without FIFOs it is one that is refused: nothing of it is stored or sent."""
+        """Without FIFOs the stream is refused: none of its data is stored or sent."""
         super().__init__(
             stream_id=stream.stream_id,
             max_stream_data_local=stream.max_stream_data_local,
@@ -68,7 +68,7 @@ class HostStream(QuicStream):
         return stream_is_unidirectional(self.stream_id)
 
     def let_go(self) -> None:
-        """The connection is done with it. Its parts know it: a cycle would keep the FIFOs until
-        some garbage collection."""
+        """Break reference cycles when the connection is done with it: they would keep the FIFOs
+        until a garbage collection."""
         if isinstance(self.sender, FifoSender):
             self.sender.let_go()

@@ -1,9 +1,9 @@
-"""The fast way in: all 1-RTT packets of one connection in a burst at once.
+"""The fast receive path: all 1-RTT packets of one connection in a burst at once.
 
-Header protection is removed from the whole burst with one AES call, frames that bulk transfers
-are made of are parsed here, and acknowledgement state is updated once. Whatever is not ordinary
-(another path or connection ID, another key phase, another cipher, reserved bits) goes to aioquic's
-own `receive_datagram`, one by one, and means the same there.
+Header protection is removed from the whole burst with one AES call, the frames of bulk transfers
+are parsed here, and acknowledgement state is updated once. Any other packet (another path or
+connection ID, another key phase, another cipher, reserved bits) goes to aioquic's own
+`receive_datagram`, one by one, with the same effect.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _PN_OFFSET = 1 + CID_BYTES
 _SAMPLE_OFFSET = _PN_OFFSET + 4
 _SAMPLE_END = _SAMPLE_OFFSET + 16
 
-#: What is left of a varint's bytes without their length bits, by these (RFC 9000 section 16).
+#: Masks that remove a varint's length bits, by these bits (RFC 9000 section 16).
 _VARINT_MASKS = (0x3F, 0x3FFF, 0x3FFFFFFF, (1 << 62) - 1)
-#: Type and three varints of 8 bytes each lie within so many bytes.
+#: The size of a type and three varints of 8 bytes each.
 _LEAST_STREAM_PACKET = 1 + 3 * 8
 
-#: A STREAM frame with offset and length, not the last of its stream (RFC 9000 section 19.8).
+#: A STREAM frame with offset and length, without FIN (RFC 9000 section 19.8).
 _WHOLE_STREAM_FRAME = b"\x0e"
 
 
 def pull_varint(data: bytes, position: int) -> tuple[int, int]:
-    """A variable-length integer (RFC 9000 section 16) and the position behind it.
+    """Parse a variable-length integer (RFC 9000 section 16); return it and the next position.
 
     Raises IndexError where `data` ends before the integer does.
     """
@@ -60,7 +60,7 @@ def pull_varint(data: bytes, position: int) -> tuple[int, int]:
 def receive_burst(
     connection: HostConnection, burst: Sequence[tuple[bytes, Path]], now: float
 ) -> int:
-    """Feed datagrams that came for one connection; how many could not be decrypted."""
+    """Pass datagrams to their connection; return how many could not be decrypted."""
     if not _is_ordinary(connection):
         for data, path in burst:
             connection.receive_datagram(data, path, now)
@@ -69,7 +69,7 @@ def receive_burst(
 
 
 def _is_ordinary(connection: HostConnection) -> bool:
-    """Whether the connection is in the state that the fast way is made for."""
+    """Return whether the connection is in the state that the fast path is made for."""
     if not connection._handshake_confirmed or connection._close_event is not None:
         return False
     crypto = connection._cryptos[tls.Epoch.ONE_RTT].recv
@@ -77,7 +77,7 @@ def _is_ordinary(connection: HostConnection) -> bool:
 
 
 class _StreamRun:
-    """Packets in hand, each with the next bytes of one stream and nothing else."""
+    """Pending packets, each with the next bytes of one stream and nothing else."""
 
     __slots__ = ("chunks", "first_number", "next_number", "offset", "stop", "stream_id")
 
@@ -120,7 +120,7 @@ class _Burst:
             and data[1:_PN_OFFSET] == host_cid
         ]
         if len(ordinary) != len(burst):
-            # Order matters little; that something else came means that this is no bulk transfer.
+            # The order hardly matters: a burst with other packets is no bulk transfer.
             for data, came_by in burst:
                 connection.receive_datagram(data, came_by, self._now)
             return 0
@@ -138,7 +138,7 @@ class _Burst:
         space = self._space
         first = data[0] ^ (mask[0] & 0x1F)
         if (first >> 2) & 1 != self._crypto.key_phase or first & 0x18:
-            # A key update or a violation: aioquic tells which, after what came before it.
+            # A key update or a violation: aioquic decides, after the packets before it.
             self._finish()
             self._connection.receive_datagram(
                 data, self._connection._network_paths[0].addr, self._now
@@ -179,12 +179,12 @@ class _Burst:
         return run is not None and run.first_number <= number < run.next_number
 
     def _take_in_hand(self, number: int, payload: bytes) -> bool:
-        """Keep a packet that holds a STREAM frame alone; False if it is something else.
+        """Store a packet that contains only a STREAM frame; False if it contains anything else.
 
-        Bytes that follow each other are put into the FIFO together, by `_put_in_hand`.
+        `_put_in_hand` writes contiguous bytes into the FIFO together.
         """
-        # pull_varint three times, without the calls: this is done for every packet. The size is
-        # looked at once, so that no slice ends early; shorter packets go aioquic's way.
+        # pull_varint three times, without the calls: this runs for every packet. The size is
+        # checked once, so that no slice ends early; aioquic handles shorter packets.
         size = len(payload)
         if size < _LEAST_STREAM_PACKET:
             return False
@@ -213,7 +213,7 @@ class _Burst:
         return True
 
     def _put_in_hand(self) -> None:
-        """Give the stream what is in hand, and count its packets as received."""
+        """Write the pending packets to the stream, and count them as received."""
         run = self._in_hand
         if run is None:
             return
@@ -230,7 +230,7 @@ class _Burst:
         except QuicConnectionError as error:
             connection.close(error.error_code, error.frame_type, error.reason_phrase)
             return
-        # All but the last go into the set at once; the last one moves its window.
+        # All but the last are added to the set at once; adding the last one moves its window.
         self._space.received_packets._received.update(range(run.first_number, run.next_number))
         self._ack_eliciting += run.next_number - run.first_number - 1
         self._extend_run(run.first_number, run.next_number - 1)
@@ -250,7 +250,7 @@ class _Burst:
         self._extend_run(number, number + 1)
 
     def _extend_run(self, start: int, stop: int) -> None:
-        """Packet numbers to acknowledge: runs of them go into aioquic's set together."""
+        """Add packet numbers to acknowledge: aioquic's set gets whole runs of them."""
         run = self._run
         if start == run[1] and run[0] != run[1]:
             run[1] = stop
@@ -267,7 +267,7 @@ class _Burst:
             self._run[1] = start
 
     def _finish(self) -> None:
-        """Bring the connection's state up to date with what was received."""
+        """Update the connection's state with the received packets."""
         self._put_in_hand()
         self._flush_run()
         if not self._has_received:
@@ -287,7 +287,7 @@ class _Burst:
                 space.ack_at = now + connection._ack_delay
 
     def _take_frames(self, payload: bytes) -> bool:
-        """Handle a packet's frames; whether it is ack-eliciting."""
+        """Handle a packet's frames; return whether it is ack-eliciting."""
         position, end = 0, len(payload)
         if not end:
             raise QuicConnectionError(
@@ -326,13 +326,13 @@ class _Burst:
             if length > stop - position:
                 raise IndexError
             stop = position + length
-        # What comes for a stream that is over is a late copy.
+        # Data for a stream that is over is a late duplicate.
         with contextlib.suppress(StreamFinishedError):
             self._connection.take_stream_data(kind, stream_id, offset, view[position:stop])
         return stop
 
     def _take_ack(self, payload: bytes, position: int) -> int:
-        """An ACK frame without ECN counts (RFC 9000 section 19.3)."""
+        """Handle an ACK frame without ECN counts (RFC 9000 section 19.3)."""
         connection = self._connection
         largest, position = pull_varint(payload, position)
         delay, position = pull_varint(payload, position)
@@ -367,7 +367,7 @@ class _Burst:
         return position
 
     def _take_other(self, payload: bytes, position: int) -> int:
-        """Any other frame, by aioquic's own handler."""
+        """Handle any other frame with aioquic's handler."""
         connection = self._connection
         buf = Buffer(data=payload)
         buf.seek(position)
@@ -391,7 +391,7 @@ class _Burst:
 
 
 def _full_number(truncated: int, pn_bytes: int, expected: int) -> int:
-    """RFC 9000 appendix A.3."""
+    """Decode a packet number (RFC 9000 appendix A.3)."""
     window = 1 << (8 * pn_bytes)
     candidate = (expected & ~(window - 1)) | truncated
     if candidate <= expected - window // 2 and candidate < (1 << 62) - window:

@@ -1,7 +1,7 @@
-"""aioquic's loss recovery, with work that depends on what was acknowledged, not on the window.
+"""aioquic's loss recovery, with costs that depend on acknowledged packets, not on the window.
 
-aioquic lists and searches all packets in flight for every ACK, so that an ACK costs more the more
-the window has grown. Here an ACK costs what it newly acknowledges.
+For every ACK aioquic lists and searches all packets in flight, so the cost of an ACK grows with the
+window. Here it depends on the newly acknowledged packets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMER_ROUNDING_S = 1e-6
 
 
 class SentPacket:
-    """What aioquic's recovery wants to know of a packet, at a fifth of the cost."""
+    """What aioquic's recovery needs of a packet, at a fifth of the cost."""
 
     __slots__ = (
         "delivery_handlers",
@@ -56,18 +56,18 @@ class SentPacket:
 
     @property
     def in_flight(self) -> bool:
-        # The fast way writes no PADDING: what is not ack-eliciting is an ACK alone.
+        # The fast path writes no PADDING: a packet that is not ack-eliciting is a pure ACK.
         return self.is_ack_eliciting
 
 
 class ProbePacket(SentPacket):
-    """A packet that is there to find out whether the path carries its size."""
+    """A packet that probes whether the path carries its size."""
 
     __slots__ = ()
 
 
 class StreamPacket:
-    """A packet that holds bytes of one stream and nothing else: nearly all of a bulk transfer."""
+    """A packet with bytes of one stream and nothing else: nearly all of a bulk transfer."""
 
     __slots__ = ("packet_number", "sender", "sent_bytes", "sent_time", "start", "stop")
 
@@ -95,12 +95,12 @@ class StreamPacket:
 
     @property
     def delivery_handlers(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """For aioquic, which knows of losses before we do."""
+        """Return aioquic's form of the handlers: it detects losses before we do."""
         return [(self.sender.on_data_delivery, (self.start, self.stop, False))]
 
 
 class _NoPacer:
-    """Bursts are bounded by the congestion window and by the turn; no timer holds packets back."""
+    """Disables pacing: bursts are bounded by the congestion window and the turn."""
 
     def next_send_time(self, now: float) -> None:
         return None
@@ -118,7 +118,7 @@ class Recovery(QuicPacketRecovery):
     def __init__(self, *, size: DatagramSize, **options: Any) -> None:
         super().__init__(max_datagram_size=size.current, **options)
         self.size = size
-        self._pacer = _NoPacer()  # type: ignore[assignment]  # it is asked for these three alone
+        self._pacer = _NoPacer()  # type: ignore[assignment]  # only these three methods are used
         self.packets_lost = 0
         self.bytes_acked = 0
 
@@ -132,7 +132,7 @@ class Recovery(QuicPacketRecovery):
             return
         in_flight_bytes = 0
         is_ack_eliciting = False
-        # Bytes that follow each other are told of together.
+        # Contiguous bytes are acknowledged together.
         sender: FifoSender | None = None
         start = stop = 0
         for packet in acked:
@@ -164,7 +164,7 @@ class Recovery(QuicPacketRecovery):
             self._pto_count = 0
 
     def on_packets_sent(self, packets: list[StreamPacket], space: QuicPacketSpace) -> None:
-        """A run of packets went out; all of them are ack-eliciting."""
+        """Record a run of packets that were sent; all of them are ack-eliciting."""
         for packet in packets:
             space.sent_packets[packet.packet_number] = packet  # type: ignore[assignment]
         space.ack_eliciting_in_flight += len(packets)
@@ -175,13 +175,13 @@ class Recovery(QuicPacketRecovery):
         self.size.on_sent(first.sent_bytes, first.sent_time)
 
     def on_packet_sent(self, *, packet: Any, space: QuicPacketSpace) -> None:
-        """As aioquic's; probes of the path's size may be lost, others should not."""
+        """Record a packet as aioquic does; probes of the path's size are exempt from losses."""
         super().on_packet_sent(packet=packet, space=space)
         if type(packet) is not ProbePacket:
             self.size.on_sent(packet.sent_bytes, packet.sent_time)
 
     def take_size(self) -> None:
-        """Count the window in datagrams of the size that they have now (RFC 9002 section 7.2)."""
+        """Count the window in datagrams of the current size (RFC 9002 section 7.2)."""
         size = self.size.current
         cc: Any = self._cc
         cc._max_datagram_size = size
@@ -190,14 +190,14 @@ class Recovery(QuicPacketRecovery):
         cc.congestion_window = max(cc.congestion_window, K_MINIMUM_WINDOW * size)
 
     def _take_acked(self, ranges: RangeSet, space: QuicPacketSpace) -> list[Any]:
-        """Remove what is newly acknowledged from the packets in flight, oldest first."""
+        """Remove and return newly acknowledged packets in flight, oldest first."""
         sent = space.sent_packets
         acked: list[Any] = []
         if not sent:
             return acked
         first, last = next(iter(sent)), next(reversed(sent))
         for r in ranges:
-            # A peer may acknowledge what never was, or what was acknowledged long ago.
+            # A peer may acknowledge packets that never existed, or were acknowledged long ago.
             for packet_number in range(max(r.start, first), min(r.stop, last + 1)):
                 packet = sent.pop(packet_number, None)
                 if packet is not None:
@@ -215,7 +215,7 @@ class Recovery(QuicPacketRecovery):
             if isinstance(cc, CubicCongestionControl):
                 cc.last_ack = acked[-1].sent_time
         elif cc.ssthresh is None or cc.congestion_window + in_flight_bytes < cc.ssthresh:
-            # Slow start adds up bytes: one call does for all.
+            # Slow start adds up bytes, so one call is enough for all packets.
             largest = acked[-1]
             together: Any = SentPacket(
                 largest.packet_number, in_flight_bytes, largest.sent_time, [], True
@@ -227,7 +227,7 @@ class Recovery(QuicPacketRecovery):
                     cc.on_packet_acked(now=now, packet=packet)
 
     def _sample_rtt(self, latest: float, ack_delay: float, now: float) -> None:
-        """RFC 9002 section 5.3, with aioquic's floor of a millisecond."""
+        """Update the RTT (RFC 9002 section 5.3), with aioquic's floor of a millisecond."""
         ack_delay = min(ack_delay, self.max_ack_delay)
         self._rtt_latest = max(latest, 0.001)
         self._rtt_min = min(self._rtt_min, self._rtt_latest)
@@ -245,8 +245,8 @@ class Recovery(QuicPacketRecovery):
         self._cc.on_rtt_measurement(now=now, rtt=latest)
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
-        """The loss timer fired. Sent time plus delay minus delay need not be the sent time again,
-        and a timer that is a rounding error early would fire for ever."""
+        """Handle the loss timer with a rounding margin: sent time plus delay minus delay need not
+        be the sent time again, and a timer that is an error too early would fire for ever."""
         super().on_loss_detection_timeout(now=now + _TIMER_ROUNDING_S)
 
     def _on_packets_lost(self, **options: Any) -> None:

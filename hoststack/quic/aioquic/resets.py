@@ -1,7 +1,7 @@
-"""Stateless resets for the aioquic engine, which aioquic knows nothing of (RFC 9000 section 10.3).
+"""Stateless resets for the aioquic engine, which aioquic does not support (RFC 9000 section 10.3).
 
-The token of a connection ID follows from it and from a secret that workers share: so whoever comes
-in the place of a worker that died can tell the dead one's peers.
+The token of a connection ID is derived from it and a secret that workers share, so the replacement
+of a dead worker can reset the dead worker's connections.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 _TOKEN_BYTES: Final = 16
 #: Five unpredictable bytes and the token.
 _LEAST_BYTES: Final = 5 + _TOKEN_BYTES
-#: As long as a packet that is not suspiciously short.
+#: The size of a packet that is not suspiciously short.
 _MOST_BYTES: Final = 43
 _PER_SECOND: Final = 64
-#: Tokens that are compared in a second: anybody can send what may be a reset.
+#: Tokens compared in a second: anyone can send datagrams that look like resets.
 _COMPARED_PER_SECOND: Final = 100_000
 
 
 class StatelessResets:
-    """Makes them, and finds the connection that one is about."""
+    """Makes stateless resets, and finds the connections of received ones."""
 
     def __init__(self, secret: bytes, cid_prefix: bytes) -> None:
-        """For connection IDs that begin with these bytes."""
+        """Make resets for connection IDs with this prefix."""
         self._secret = secret
         self._prefix = cid_prefix
         self._budget = _PER_SECOND
         self._to_compare = _COMPARED_PER_SECOND
         self._filled_at = 0.0
         self._clients: dict[tuple[str, int], dict[HostConnection, None]] = {}
-        """Connections of ours by the server's address. A client need not give tokens at all."""
+        """Connections of ours by the server's address. A client need not issue tokens at all."""
 
     def token(self, cid: bytes) -> bytes:
-        """Of a connection ID that we give."""
+        """Return the token of a connection ID that we issue."""
         return hmac.digest(self._secret, b"stateless reset " + cid, "sha256")[:_TOKEN_BYTES]
 
     def answer(self, data: bytes, now: float) -> bytes | None:
-        """The answer to a packet with a short header for a connection that is gone, if it was one
-        of ours, and not too many were sent in this second."""
+        """Return the reset for a short-header packet of a past connection, if the connection ID was
+        ours, and this second's limit is not exceeded."""
         # RFC 9000 section 10.3.3: "An endpoint MUST ensure that every Stateless Reset that it sends
         # is smaller than the packet that triggered it, unless it maintains state sufficient to
         # prevent looping."
@@ -68,18 +68,18 @@ class StatelessResets:
     # --- of peers ----------------------------------------------------------------------------
 
     def add(self, connection: HostConnection, path: Path) -> None:
-        """A connection of ours may be reset from now on."""
+        """Accept resets for a connection of ours."""
         self._clients.setdefault(path.remote, {})[connection] = None
 
     def remove(self, connection: HostConnection, path: Path) -> None:
-        """It is gone. Idempotent."""
+        """Remove a connection. Idempotent."""
         others = self._clients.get(path.remote, {})
         others.pop(connection, None)
         if not others:
             self._clients.pop(path.remote, None)
 
     def find(self, data: bytes, path: Path, now: float) -> HostConnection | None:
-        """The connection that a datagram of no known connection ID resets."""
+        """Return the connection that a datagram with an unknown connection ID resets."""
         # RFC 9000 section 10.3.1: "the endpoint [...] MUST NOT check for any stateless reset tokens
         # associated with connection IDs it has not used or for connection IDs that have been
         # retired."

@@ -1,4 +1,4 @@
-"""Session tickets of the aioquic engine: what a server gave, and what a client keeps."""
+"""Session tickets of the aioquic engine: those that servers issue, and those that clients store."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _GIVEN: Final = 4096
 
 
 class GivenTickets:
-    """What a listener has given out. Each is good for one connection, so that a first flight which
-    somebody recorded finds no ticket: "single-use tickets" (RFC 8446 section 8.1)."""
+    """The tickets that a listener has issued. Each is valid for one connection, so that a recorded
+    first flight can't be replayed: "single-use tickets" (RFC 8446 section 8.1)."""
 
     def __init__(self) -> None:
         self._by_label: OrderedDict[bytes, tuple[SessionTicket, int]] = OrderedDict()
 
     def keep(self, ticket: SessionTicket, version: int) -> None:
-        """Remember a ticket that goes to a client, and the connection's version."""
+        """Store a ticket that is sent to a client, and the connection's version."""
         self._by_label[ticket.ticket] = ticket, version
         if len(self._by_label) > _GIVEN:
             self._by_label.popitem(last=False)
 
     def take(self, label: bytes, version: int) -> SessionTicket | None:
-        """What a client brings, if it was given on a connection of the same version (RFC 9369
-        section 5)."""
+        """Return and remove a client's ticket, if it was issued on a connection of the same version
+        (RFC 9369 section 5)."""
         ticket, of_version = self._by_label.pop(label, (None, 0))
         return ticket if of_version == version else None
 
 
 def resume(configuration: QuicConfiguration, sessions: ServerSessions) -> dict[str, Any]:
-    """Have a connection of ours use what is known of its server, and keep what it learns.
+    """Have a connection of ours use what is stored for its server, and store what it learns.
 
     Returns further arguments of QuicConnection.
     """
@@ -67,7 +67,8 @@ def _encoded(ticket: SessionTicket) -> bytes:
 
 
 def _decoded(data: bytes) -> SessionTicket | None:
-    """None for what is no ticket: then the handshake is a full one. It never allows early data."""
+    """Decode a ticket; None if it is invalid, which means a full handshake. It never allows early
+    data."""
     try:
         fields = json.loads(data)
         return SessionTicket(

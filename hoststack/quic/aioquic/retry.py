@@ -1,8 +1,8 @@
-"""Retry for the aioquic engine (RFC 9000 section 8.1.2): clients show that their address is theirs.
+"""Retry for the aioquic engine (RFC 9000 section 8.1.2): clients validate their address.
 
-Nothing is kept for a client in the meantime: what the server has to know comes back in the token.
-It is encrypted with a key that follows from the secret which workers share, so that each knows
-the others' tokens. It is good for one address, connection ID and version, for 10 seconds.
+No state is stored for a client in the meantime: the token returns what the server has to know. It
+is encrypted with a key that is derived from the secret which workers share, so that each can read
+the others' tokens. It is valid for one address, connection ID and version, for 10 seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hoststack.link.base import Endpoint
 
-#: What a token begins with, to be told from those that another engine's NEW_TOKEN frames gave.
+#: First byte of our tokens, which distinguishes them from NEW_TOKEN tokens of another engine.
 _MARK: Final = b"\xb8"
 _NONCE_BYTES: Final = 12
 _TIME_BYTES: Final = 8
@@ -28,27 +28,26 @@ _GOOD_FOR_NS: Final = 10_000_000_000
 
 
 class RetryTokens:
-    """Makes tokens, and reads them."""
+    """Makes and reads tokens."""
 
     def __init__(self, secret: bytes) -> None:
         self._aead = AESGCM(hmac.digest(secret, b"retry tokens", "sha256")[:16])
 
     def make(self, remote: Endpoint, version: int, cid: bytes, original_dcid: bytes) -> bytes:
-        """The token of a Retry packet whose Source Connection ID is `cid`."""
+        """Return the token of a Retry packet whose Source Connection ID is `cid`."""
         nonce = os.urandom(_NONCE_BYTES)
         inner = time.time_ns().to_bytes(_TIME_BYTES, "big") + original_dcid
         return _MARK + nonce + self._aead.encrypt(nonce, inner, _about(remote, version, cid))
 
     @staticmethod
     def is_one(token: bytes) -> bool:
-        """Whether a token claims to be of a Retry packet."""
+        """Return whether a token claims to be from a Retry packet."""
         return token.startswith(_MARK)
 
     def original_dcid(
         self, token: bytes, remote: Endpoint, version: int, cid: bytes
     ) -> bytes | None:
-        """What the client's first Destination Connection ID was; None for a token that does not
-        hold."""
+        """Return the client's first Destination Connection ID; None for an invalid token."""
         nonce, sealed = token[1 : 1 + _NONCE_BYTES], token[1 + _NONCE_BYTES :]
         try:
             inner = self._aead.decrypt(nonce, sealed, _about(remote, version, cid))
@@ -64,10 +63,10 @@ def _about(remote: Endpoint, version: int, cid: bytes) -> bytes:
 
 
 def invalid_token(version: int, dcid: bytes, scid: bytes) -> bytes:
-    """An Initial packet that closes with INVALID_TOKEN, the answer to a client's packet with these
-    connection IDs."""
-    # Type 0x1c, the code, no type of frame, no reason (RFC 9000 section 19.19), and padding: header
-    # protection wants a sample.
+    """Return an Initial packet that closes with INVALID_TOKEN, in answer to a client's packet with
+    these connection IDs."""
+    # Type 0x1c, the code, no frame type, no reason (RFC 9000 section 19.19), and padding that the
+    # sample of header protection needs.
     payload = bytes((0x1C, QuicErrorCode.INVALID_TOKEN, 0, 0)) + bytes(16)
     number_bytes, tag_bytes = 2, 16
     first = encode_long_header_first_byte(version, QuicPacketType.INITIAL, number_bytes - 1)

@@ -1,4 +1,4 @@
-"""An aioquic connection whose datagrams grow and shrink with what its path carries."""
+"""An aioquic connection whose datagram size follows what its path carries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hoststack.quic.seam import QuicConfig
 
 
 class SizedConnection(QuicConnection):
-    """The part of HostConnection that decides how large datagrams are."""
+    """The part of HostConnection that decides the size of datagrams."""
 
     _loss: Recovery
 
     def _begin_size(self, config: QuicConfig, path: Path) -> DatagramSize:
         self._most_bytes = self._max_datagram_size
-        """The largest datagram that both ends' interfaces take."""
+        """The largest datagram that both ends' interfaces accept."""
         self._probes_mtu = config.probe_mtu
         self._sized_path = path
         size = self._new_size()
@@ -28,7 +28,7 @@ class SizedConnection(QuicConnection):
         return size
 
     def _new_size(self) -> DatagramSize:
-        """For a path of which nothing is known."""
+        """Return the initial size for an unknown path."""
         ip_version = 6 if ":" in self._sized_path.remote.host else 4
         return DatagramSize(self._most_bytes, ip_version, probes=self._probes_mtu)
 
@@ -45,12 +45,12 @@ class SizedConnection(QuicConnection):
             self._use_size()
 
     def check_size(self, now: float) -> bool:
-        """Use the size that was proven last; whether it had to be taken back, for large datagrams
-        are not acknowledged any more."""
+        """Use the size that was proven last; return whether it fell back because large datagrams
+        are no longer acknowledged."""
         loss = self._loss
         path = self._network_paths[0].addr
         if path != self._sized_path:
-            # The peer has moved, and nothing is known of the way there.
+            # The peer has moved, so the size has to be probed again.
             self._sized_path = path
             loss.size = self._new_size()
         has_shrunk = loss.size.has_shrunk(now, loss.get_probe_timeout())
@@ -59,7 +59,7 @@ class SizedConnection(QuicConnection):
         return has_shrunk
 
     def on_probe_delivery(self, delivery: QuicDeliveryState, size: int) -> None:
-        """What became of a probe of so many bytes."""
+        """Handle the acknowledgement or loss of a probe of that size."""
         if delivery is QuicDeliveryState.ACKED:
             self._loss.size.on_probe_acked(size)
         else:

@@ -1,8 +1,8 @@
-"""aioquic's streams over FIFOs: no buffer of their own.
+"""aioquic's streams over FIFOs, without buffers of their own.
 
-Positions of a FIFO are stream offsets. What is to be sent stays in the tx FIFO until it is
-acknowledged and is read from there as often as it has to be sent; what comes is put into the rx
-FIFO at its offset, in whatever order.
+Positions of a FIFO are stream offsets. Data to send stays in the tx FIFO until it is acknowledged,
+and is read from there whenever it is sent; received data is put into the rx FIFO at its offset, in
+any order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hoststack.native.memory.fifo import Fifo
 
 
 class UnstorableError(Exception):
-    """Data came in more pieces than the FIFO can keep apart: the packet must be as if lost."""
+    """Data arrived in more pieces than the FIFO can track: treat the packet as lost."""
 
 
 def _tell_nobody() -> None:
@@ -33,9 +33,9 @@ def _tell_nobody() -> None:
 class FifoReceiver(QuicStreamReceiver):
     """The receiving part of a stream.
 
-    It is finished when the application has consumed all of it (only then may the peer have the
-    stream's credit back, or unread streams could pile up without end), or when either side gave
-    it up.
+    It is finished when the application has consumed all of it (only then may the peer get the
+    stream's credit back, or unread streams could accumulate without limit), or when either side
+    aborted it.
     """
 
     def __init__(self, stream_id: int, rx: Fifo) -> None:
@@ -43,16 +43,16 @@ class FifoReceiver(QuicStreamReceiver):
         self.rx = rx
         self._has_all = False
         self.is_discarding = False
-        """The application wants no more; what comes is counted and thrown away."""
+        """The application stopped reading; data is counted and discarded."""
         self.credited = 0
-        """Bytes that were given back to the connection's window."""
+        """Bytes that were returned to the connection's window."""
 
     @property
     def final_size(self) -> int | None:
         return self._final_size
 
     def put(self, offset: int, data: bytes | memoryview, fin: bool) -> bool:
-        """Take a frame; whether the application has something new (bytes or the end).
+        """Store a frame; return whether the application can read something new (bytes or the end).
 
         The caller has checked the flow-control limits. Raises FinalSizeError (RFC 9000 section
         4.5) and UnstorableError.
@@ -84,7 +84,7 @@ class FifoReceiver(QuicStreamReceiver):
         return advanced > 0
 
     def handle_frame(self, frame: QuicStreamFrame) -> None:
-        """aioquic's way in; the connection learns of readable streams by `put` alone."""
+        """Refuse aioquic's call; the connection detects readable streams only through `put`."""
         raise NotImplementedError("STREAM frames go through HostConnection._handle_stream_frame")
 
     def handle_reset(
@@ -96,12 +96,12 @@ class FifoReceiver(QuicStreamReceiver):
         return super().handle_reset(final_size=final_size, error_code=error_code)
 
     def note_consumed(self) -> None:
-        """The application read: all of it?"""
+        """Check whether the application has read everything."""
         if self._final_size is not None and self.rx.head == self._final_size:
             self.is_finished = True
 
     def discard(self) -> bool:
-        """Throw away what is here and what will come; whether the peer must be told."""
+        """Discard stored and future data; return whether the peer must be notified."""
         self.is_discarding = True
         if self._final_size is not None:
             self.is_finished = True
@@ -109,7 +109,7 @@ class FifoReceiver(QuicStreamReceiver):
 
 
 class FifoSender(QuicStreamSender):
-    """The sending part of a stream. `tx.dropped_to` is what is acknowledged without a gap."""
+    """The sending part of a stream. `tx.dropped_to` ends the contiguous acknowledged data."""
 
     def __init__(
         self,
@@ -127,17 +127,17 @@ class FifoSender(QuicStreamSender):
         self._fin_offset: int | None = None
         self._is_fin_due = False
         self.made_room = False
-        """Acknowledgements moved `tx.dropped_to` since the connection looked last."""
+        """Whether `tx.dropped_to` has moved since the connection last checked."""
 
     def let_go(self) -> None:
-        """Nobody is told of pending data and of progress any more."""
+        """Drop the callbacks for pending data and progress."""
         self._on_pending = self._on_progress = _tell_nobody
 
     def look(self) -> None:
-        """See what the application did to the FIFO."""
+        """Check what the application has written to the FIFO."""
         if self._reset_error_code is not None or self.is_finished:
             return
-        # The end first: bytes that are written before it is set are then in `tail`.
+        # Read the end flag first: bytes that are written before it is set are then in `tail`.
         if self._fin_offset is None and self.tx.eof:
             self._fin_offset = self.tx.tail
             self._is_fin_due = True
@@ -152,13 +152,13 @@ class FifoSender(QuicStreamSender):
 
     @property
     def next_offset(self) -> int:
-        """Where the next chunk begins."""
+        """The offset of the next chunk."""
         return self._lost[0].start if self._has_lost else self.highest_offset
 
     def next_chunk(self, room: int, max_offset: int) -> tuple[int, bytes, bool] | None:
-        """The next (offset, data, fin) of at most `room` bytes, ending at `max_offset` at most.
+        """Return the next (offset, data, fin) of at most `room` bytes, before `max_offset`.
 
-        None when there is nothing to send or flow control forbids it. Lost data comes first.
+        None if there is nothing to send or flow control forbids it. Lost data comes first.
         """
         if self._has_lost:
             lost = self._lost[0]
@@ -183,11 +183,11 @@ class FifoSender(QuicStreamSender):
         return (start, data, fin) if data or fin else None
 
     def new_bytes(self, max_offset: int) -> int:
-        """How many bytes may be sent for the first time now; 0 while lost ones wait."""
+        """Return how many bytes may be sent for the first time; 0 while lost ones wait."""
         return 0 if self._has_lost else min(self.tx.tail, max_offset) - self.highest_offset
 
     def sent_to(self, offset: int) -> None:
-        """The bytes up to an offset were sent for the first time."""
+        """Note that the bytes up to an offset were sent for the first time."""
         self.highest_offset = offset
         self.buffer_is_empty = not (self._is_fin_due or offset < self.tx.tail)
 

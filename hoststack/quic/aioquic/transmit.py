@@ -1,9 +1,9 @@
-"""The fast way out: stream data and ACKs of an established connection, a burst at a time.
+"""The fast transmit path: stream data and ACKs of an established connection, a burst at a time.
 
 aioquic's own writer makes everything that is not stream data (handshake, limits, connection IDs,
 path validation, probes, resets, closing). Packets of stream data are made here: header, an ACK in
 the first one if one is due, STREAM frames read from the tx FIFOs; the header protection of the
-whole burst takes one AES call.
+whole burst is one AES call.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _TAG_BYTES = 16
 _PN_BYTES = 2
 _LENGTH_BYTES = 2
-#: The least that a STREAM frame carries; less room is left empty, unless it ends the stream.
+#: The minimum data of a STREAM frame; smaller room stays unused, unless the data ends the stream.
 _LEAST_DATA_BYTES = 64
 _ACK_ROOM_BYTES = 256
 _MAX_UNACKED_PACKETS = 1 << (8 * _PN_BYTES - 2)
 
 
 def push_varint(value: int) -> bytes:
-    """RFC 9000 section 16."""
+    """Encode a variable-length integer (RFC 9000 section 16)."""
     if value < 0x40:
         return value.to_bytes(1, "big")
     if value < 0x4000:
@@ -42,7 +42,7 @@ def push_varint(value: int) -> bytes:
 
 
 def is_ordinary(connection: HostConnection) -> bool:
-    """Whether the fast way may write this connection's 1-RTT packets."""
+    """Return whether the fast path may write this connection's 1-RTT packets."""
     if (
         not connection._handshake_confirmed
         or connection._close_event is not None
@@ -57,8 +57,8 @@ def is_ordinary(connection: HostConnection) -> bool:
 
 
 def write_burst(connection: HostConnection, now: float, budget: int) -> list[bytes]:
-    """Up to `budget` datagrams of stream data, and of the ACK that is due; sent as far as loss
-    recovery and flow control are concerned."""
+    """Return up to `budget` datagrams of stream data and a due ACK; loss recovery and flow control
+    count them as sent."""
     return _Writer(connection, now).write(budget)
 
 
@@ -107,8 +107,8 @@ class _Writer:
         return self._protect()
 
     def _write_probe(self) -> None:
-        """A packet of nothing but PING and PADDING, to find out what the path carries; beside the
-        congestion window, as it is one at a time (RFC 8899 section 3)."""
+        """Write a packet of only PING and PADDING that probes the path's MTU. It ignores the
+        congestion window, as only one is in flight at a time (RFC 8899 section 3)."""
         connection = self._connection
         size = connection._loss.size.take_probe(self._now)
         if size is None:
@@ -120,7 +120,7 @@ class _Writer:
     def _write_run(self, stream: HostStream, budget: int) -> bool:
         """Write full packets of new data of one stream, as many as may be sent.
 
-        What a bulk transfer consists of. Returns whether there were any.
+        Bulk transfers consist of these. Returns whether there were any.
         """
         connection, loss, sender = self._connection, self._connection._loss, stream.sender
         assert isinstance(sender, FifoSender)
@@ -184,11 +184,11 @@ class _Writer:
     def _add_streams(
         self, frames: list[bytes], handlers: list[tuple[Any, tuple[Any, ...]]], room: int
     ) -> bool:
-        """Fill a packet from the streams in turn; whether any had something."""
+        """Fill a packet from the streams, round robin; return whether any had data."""
         connection = self._connection
         queue = connection.send_queue
         found = False
-        # A stream that is blocked goes to the end, so each is asked once for a packet.
+        # A blocked stream goes to the end, so each is asked once for a packet.
         for _ in range(len(queue)):
             stream = next(iter(queue))
             sender = stream.sender
@@ -204,7 +204,7 @@ class _Writer:
                 space_left, min(highest + credit, stream.max_stream_data_remote)
             )
             if chunk is None:
-                # Nothing to send, or blocked: `send_ready`, new limits or a loss bring it back.
+                # Nothing to send, or blocked: `send_ready`, new limits or a loss add it again.
                 del queue[stream]
                 continue
             connection._remote_max_data_used += sender.highest_offset - highest
@@ -250,15 +250,16 @@ class _Writer:
             self._restart_idle_timer()
 
     def _restart_idle_timer(self) -> None:
-        """RFC 9000 section 10.1: the first ack-eliciting packet since the last receipt does."""
+        """Restart it for the first ack-eliciting packet since the last receipt (RFC 9000 section
+        10.1)."""
         connection = self._connection
         if not connection._ack_eliciting_sent_since_receipt:
             connection._close_at = self._now + connection._idle_timeout()
             connection._ack_eliciting_sent_since_receipt = True
 
     def _protect(self) -> list[bytes]:
-        """Header protection for all (RFC 9001 section 5.4): the sample begins 4 bytes behind the
-        packet number's first."""
+        """Apply header protection to all packets (RFC 9001 section 5.4): the sample starts 4 bytes
+        after the first byte of the packet number."""
         if not self._protected:
             return []
         start = 4 - _PN_BYTES

@@ -1,7 +1,7 @@
-"""Version negotiation, as far as aioquic leaves it to nobody (RFC 9368).
+"""Checks of version negotiation that aioquic lacks (RFC 9368).
 
-aioquic begins again after a Version Negotiation packet, which anybody on the way can forge, and
-does not look afterwards whether the server would have spoken a version that it likes better.
+aioquic starts again after a Version Negotiation packet, which anyone on the path can forge, and
+does not check afterwards whether the server supports a version that the client prefers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicProtocolVersio
 
 
 def check_downgrade(connection: QuicConnection) -> None:
-    """Have a client check which version it came to, once the server's parameters are there.
+    """Check a client's negotiated version, once the server's parameters have arrived.
 
-    Raises QuicConnectionError, as RFC 9368 section 4 wants it.
+    Raises QuicConnectionError, as RFC 9368 section 4 requires.
     """
     if not connection._is_client:
         return
@@ -26,7 +26,7 @@ def check_downgrade(connection: QuicConnection) -> None:
         # next connection begins with the other one.
         connection.tls.new_session_ticket_cb = connection._token_handler = None
     if information is None:
-        # Section 8: servers that speak version 1 alone need not say so.
+        # Section 8: servers that support only version 1 need not send the parameter.
         is_good = used == (QuicProtocolVersion.VERSION_1 if has_begun_again else original)
     elif has_begun_again:
         wanted = (

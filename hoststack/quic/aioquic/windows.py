@@ -1,5 +1,4 @@
-"""What an aioquic connection lets its peer send: its window, those of its streams, and how many
-streams it may open."""
+"""Flow control of an aioquic connection: its window, those of its streams, and stream limits."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ from hoststack.quic.aioquic.host_stream import HostStream
 from hoststack.quic.aioquic.stream import FifoReceiver
 from hoststack.quic.seam import QuicConfig
 
-#: A window is announced again when so little of it is left, or so much could be added.
+#: Announce a window when less than this part of it is left, or that much can be added.
 _WINDOW_FRACTION = 4
 
 
 class ReceiveWindows(QuicConnection):
-    """The part of HostConnection that gives credit."""
+    """The part of HostConnection that grants flow-control credit."""
 
     moved: dict[HostStream, None]
 
@@ -41,7 +40,7 @@ class ReceiveWindows(QuicConnection):
         self._limits_due: dict[HostStream, None] = {}
 
     def consumed(self, stream: HostStream) -> None:
-        """The application read: move the stream's window, and the connection's."""
+        """Move the stream's window, and the connection's: the application read."""
         receiver = stream.receiver
         if not isinstance(receiver, FifoReceiver):
             return
@@ -60,8 +59,10 @@ class ReceiveWindows(QuicConnection):
             self._limits_due[stream] = None
 
     def _widen_if_used(self, stream: HostStream, receiver: FifoReceiver) -> None:
-        """A window begins small, and takes in all of the FIFO as soon as a peer makes use of it:
-        within its first flight, so that it never waits for that."""
+        """Open a stream's window to the whole FIFO once the peer uses it.
+
+        It starts small, and grows within the peer's first flight, so that the peer never waits for
+        it."""
         size = receiver.rx.size
         if (
             stream.max_stream_data_local < size
@@ -72,7 +73,7 @@ class ReceiveWindows(QuicConnection):
             self._limits_due[stream] = None
 
     def credit(self, stream: HostStream, offset: int) -> None:
-        """Give the connection's window back what a stream does not hold any more."""
+        """Return credit to the connection's window for bytes that a stream no longer holds."""
         receiver = stream.receiver
         assert isinstance(receiver, FifoReceiver)
         if offset > receiver.credited:
@@ -84,7 +85,7 @@ class ReceiveWindows(QuicConnection):
 
     @property
     def has_limits_due(self) -> bool:
-        """Whether MAX_DATA, MAX_STREAM_DATA or MAX_STREAMS should be sent."""
+        """Whether a MAX_DATA, MAX_STREAM_DATA or MAX_STREAMS frame is due."""
         return bool(self._limits_due) or any(
             _is_due(limit.value, limit.sent, limit.used, window) for limit, window in self._windows
         )
@@ -118,7 +119,8 @@ class ReceiveWindows(QuicConnection):
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
-        """aioquic asks for every stream in every packet; `_write_connection_limits` has done it."""
+        """Do nothing: aioquic calls it for every stream in every packet, and
+        `_write_connection_limits` has written the frames."""
 
     def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
         if delivery is QuicDeliveryState.LOST and stream.stream_id in self._streams:
@@ -127,6 +129,6 @@ class ReceiveWindows(QuicConnection):
 
 
 def _is_due(value: int, sent: int, used: int, window: int) -> bool:
-    """Whether to announce a window: much can be added, or little is left."""
+    """Return whether to announce a window: much can be added, or little is left."""
     step = max(1, window // _WINDOW_FRACTION)
     return value > sent and (value - sent >= step or sent - used < step)
