@@ -1,27 +1,27 @@
-"""Text from outside, as it may be shown.
+"""Escaping of untrusted text for display.
 
-What a peer, an application or a server calls itself or says may hold anything: terminal escapes,
-ends of lines that forge a line of a log, characters that turn the direction of what follows, halves
-of surrogate pairs that no encoding has. Whatever reaches a terminal, a log or the text of an
-exception goes through here.
+Names and messages from a peer, an application or a server may contain anything: terminal escapes,
+line ends that forge a line of a log, characters that change the direction of the following text,
+lone surrogates that cannot be encoded. Every such text must pass through here before it reaches a
+terminal, a log or an exception's message.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Of one text: what is longer is cut short, and says so.
+#: Most characters of one text; a longer one is cut, and the result says by how much.
 MAX_CHARACTERS: Final = 1024
 _SHORT: Final = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
 def printable(text: object, max_characters: int = MAX_CHARACTERS) -> str:
-    r"""Return a text in one line of visible characters, with Python's escapes for the rest.
+    r"""Return a text as one line of visible characters, with Python's escapes for all others.
 
-    Escaped are control characters (C0, C1, DEL), ends of lines and paragraphs, formatting
-    characters (bidirectional overrides, zero-width ones), unassigned ones, spaces but U+0020, and
-    lone surrogates. Bytes are read as UTF-8, and what is none is `\xNN`. What is longer than
-    `max_characters` is cut. A text that was escaped once is not escaped again.
+    It escapes control characters (C0, C1, DEL), line and paragraph separators, formatting
+    characters (bidirectional overrides, zero-width ones), unassigned ones, spaces except U+0020,
+    and lone surrogates. Bytes are decoded as UTF-8, and invalid ones become `\xNN`. A text longer
+    than `max_characters` is cut. Escaping an escaped text again does not change it.
     """
     if isinstance(text, bytes | bytearray):
         shown = text[: 4 * max_characters].decode(errors="surrogateescape")
@@ -41,7 +41,7 @@ def _escaped(character: str) -> str:
     if character.isprintable():
         return character
     number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that is no UTF-8 (PEP 383)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8 (PEP 383)
         number -= 0xDC00
     if number < 0x100:
         return f"\\x{number:02x}"

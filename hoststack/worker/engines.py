@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 ChosenEngine = Literal["native", "aioquic"]
 EngineName = Literal["auto", "native", "aioquic"]
 
-#: Of the secret that workers share.
+#: Size of the secret that workers share.
 SECRET_BYTES = 32
 _NATIVE_MODULE: Final = "hoststack.native.quic._quic"
 _HOW_TO_BUILD: Final = (
@@ -28,9 +28,9 @@ _HOW_TO_BUILD: Final = (
 
 
 def why_not_native() -> str:
-    """Why the native engine can't be used here; empty where it can.
+    """Return why the native engine can't be used here; empty if it can.
 
-    Loads it: what was built against a library that has gone since is not there either.
+    Loads it, to detect a missing library that it was built against.
     """
     try:
         importlib.import_module(_NATIVE_MODULE)
@@ -44,20 +44,20 @@ def why_not_native() -> str:
 
 
 def available_engines() -> list[ChosenEngine]:
-    """The engines that work here, the best first."""
+    """Return the engines that work here, the best first."""
     return ["aioquic"] if why_not_native() else ["native", "aioquic"]
 
 
 def choose_engine(wanted: EngineName) -> tuple[ChosenEngine, str]:
-    """The engine that was asked for; "auto" takes the best that works here.
+    """Return the engine to use; "auto" selects the best that works here.
 
-    The second value says in one line why it is not a better one, and is empty where it is the best.
-    Raises ValueError for a name that does not exist, and for an engine that is not there.
+    The second value says in one line why "auto" did not select the native engine, else it is
+    empty. Raises ValueError for an unknown name, and for an engine that does not work here.
     """
     if wanted not in get_args(EngineName):
-        raise ValueError(f"there is no engine {wanted!r}: take 'auto', 'native' or 'aioquic'")
+        raise ValueError(f"there is no engine {wanted!r}: use 'auto', 'native' or 'aioquic'")
     if wanted == "aioquic":
-        return wanted, ""  # and the other one is not looked for: a worker may not read its files
+        return wanted, ""  # without loading the native one: a worker may not read its files
     available = available_engines()
     if wanted == "auto":
         best = available[0]
@@ -71,11 +71,11 @@ def choose_engine(wanted: EngineName) -> tuple[ChosenEngine, str]:
 def engine_maker(
     name: EngineName, link: Link, cid: CidConfig | None = None, secret: bytes | None = None
 ) -> Callable[[EngineOwner], Engine]:
-    """What makes the engine of that name over a link, once it is given its owner.
+    """Return a function that creates the named engine on a link for a given owner.
 
-    "auto" is the best that works here; WARNING in the log tells why it is not the native one.
-    Engines with the same `secret` take each other's tickets and tokens; without one it is drawn.
-    Raises ValueError for a name that is not there.
+    "auto" selects the best that works here, and logs a WARNING if that is not the native one.
+    Engines with the same `secret` accept each other's tickets and tokens; the default is a random
+    one. Raises ValueError as `choose_engine`, and for a secret of the wrong size.
     """
     chosen, reason = choose_engine(name)
     if reason:

@@ -1,9 +1,9 @@
-"""The engine worker: one task that turns the engine over, for as long as the stack lives.
+"""The engine worker: one task that runs the engine for the lifetime of the stack.
 
-A turn takes what applications asked for, then a burst from the link, then fills the way out, then
-tells the applications. Between turns the worker lets other tasks run, or sleeps until the link,
-an application or a deadline wakes it, unless it is to poll busily. There is no task, lock or timer
-per packet or connection.
+In a turn the worker processes the applications' requests, receives a burst from the link, sends,
+and notifies the applications. Between turns it lets other tasks run, or sleeps until the link, an
+application or a deadline wakes it, unless it polls busily. There is no task, lock or timer per
+packet or connection.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from hoststack.link.base import Link
 from hoststack.quic.seam import ABORTED_CODE, Engine, EngineOwner, Turn
 from hoststack.session.layer import SessionLayer
 
-#: Turns that a shutdown may take to get its CONNECTION_CLOSE packets out.
+#: Most turns of a shutdown, to send the CONNECTION_CLOSE packets.
 _LAST_TURNS = 64
 
-#: Turns that applications which always want something have while other tasks wait.
+#: Most turns in a row, without a checkpoint, while applications always have work.
 _MOST_IN_A_ROW = 8
 
-#: Other tasks wait as long.
+#: Longest busy poll in microseconds: other tasks of the loop wait that long.
 MOST_SPIN_US = 1000
 
 
 class Worker:
-    """One link, one engine, one session layer, and the loop around them.
+    """One link, one engine, one session layer, and the loop that runs them.
 
-    `run` belongs into a nursery; applications attach through `layer` before or while it runs.
+    Start `run` in a nursery; `attach` applications before or while it runs.
     """
 
     def __init__(
@@ -43,12 +43,13 @@ class Worker:
         spin_us: int = 0,
         first_session: int = 0,
     ) -> None:
-        """With `first_session` sessions are not mistaken for those of a worker before this one.
+        """Create a worker with its engine.
 
-        With `spin_us` it never sleeps: a turn without events looks for datagrams that long.
+        `first_session` is the first session index, so that handles differ from those of a worker
+        that this one replaces. With `spin_us` the worker never sleeps: a turn without events polls
+        the link for that many microseconds.
 
-        Raises ValueError where the engine can't do that, or it would hold up the loop for longer
-        than MOST_SPIN_US.
+        Raises ValueError if the engine can't poll busily, or for more than MOST_SPIN_US.
         """
         self.link = link
         self.layer = SessionLayer(index, link, make_engine, self._spawn, first_session)
@@ -56,8 +57,8 @@ class Worker:
             raise ValueError(f"busy polling is for 0 to {MOST_SPIN_US} microseconds, not {spin_us}")
         if spin_us and not self.layer.engine.can_spin:
             raise ValueError(
-                f"the {self.layer.engine.name} engine can't poll busily over link {link.name}: it "
-                "takes the native engine, over af_xdp or udp"
+                f"the {self.layer.engine.name} engine can't poll busily over link {link.name}: "
+                "this needs the native engine, over af_xdp or udp"
             )
         self._spin_s = spin_us / 1e6
         self._nursery: trio.Nursery | None = None
@@ -71,41 +72,41 @@ class Worker:
         link.on_trouble = self._on_trouble
 
     def _on_trouble(self, reason: str) -> None:
-        """The link carries nothing any more: connections over it end, listeners wait."""
+        """Close all connections: the link failed. Listeners stay, in case it works again."""
         for connection in self.layer.engine.connections():
             self.layer.engine.close(connection, ABORTED_CODE, reason)
         self.wake()
 
     def attach(self, application: Application) -> None:
-        """Serve an application: from now on its requests wake this worker."""
+        """Serve an application; its requests wake this worker from now on."""
         application.worker = self
         self.layer.attach(application)
 
     def detach(
         self, application: Application, *, is_gone: bool = True, code: int = ABORTED_CODE
     ) -> None:
-        """Serve it no more; its peers are told, by a code, and itself if it is not gone."""
+        """Close an application's sessions with a code and stop serving it, if it is not gone after
+        notifying it; see SessionLayer.detach."""
         self.layer.detach(application, is_gone=is_gone, code=code)
         self.wake()
 
     def wake(self) -> None:
-        """Have a turn soon, for there is something to do."""
+        """Schedule a turn: there is work."""
         self._is_woken = True
         if self._sleep_scope is not None:
             self._sleep_scope.cancel()
 
     def wake_within(self, seconds: float) -> None:
-        """Have a turn in so many seconds, unless there is one sooner."""
+        """Schedule a turn within this time, unless there is an earlier one."""
         self._lazy_deadline = min(self._lazy_deadline, trio.current_time() + seconds)
         if self._sleep_scope is not None:
             self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._lazy_deadline)
 
     def turn_over(self) -> None:
-        """Have a turn at once: what is to be sent goes without waiting until the worker is
-        scheduled, which takes longer than to send it.
+        """Run a turn inline: scheduling the worker's task would take longer than sending.
 
-        Only one such turn until the worker has run: when many tasks send at the same time, what
-        the others send goes in one burst.
+        Only one inline turn runs until the worker's task has run: when many tasks send at the same
+        time, data of the others is sent in one burst.
         """
         if not self._may_turn_over:
             self.wake()
@@ -114,11 +115,11 @@ class Worker:
         try:
             turn, has_woken = self._turn()
         except BaseException as error:
-            # This is a task of the application's; the worker's is the one to end with it.
+            # This runs in a task of the application. Raise the error in the worker's task.
             self._error = error
             self.wake()
             return
-        # It may sleep on after this: who was heard just now has to wake it the next time.
+        # The worker may sleep on after this, so applications have to be armed to wake it again.
         if (
             turn.more
             or turn.blocked
@@ -131,20 +132,20 @@ class Worker:
             self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._deadline())
 
     async def wait_turn(self) -> None:
-        """Have a turn, and wait for it."""
+        """Schedule a turn, and wait until it has run."""
         if self._turned is None:
             self._turned = trio.Event()
         self.wake()
         await self._turned.wait()
 
     async def wait_idle(self) -> None:
-        """Until there is no connection left."""
+        """Wait until there is no connection left."""
         while self.layer.connections():
             self._idle = trio.Event()
             await self._idle.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Turn the engine over until cancelled."""
+        """Run turns until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.link.run)
@@ -156,9 +157,9 @@ class Worker:
                 self._may_turn_over = False
 
     def close(self, code: int, reason: str) -> None:
-        """Close all connections, and say so to the peers; the link stays its owner's to close."""
+        """Close all connections, and send that to the peers. The link's owner closes the link."""
         engine = self.layer.engine
-        # What the application asked for just before, a close with another code perhaps, counts.
+        # Process pending requests first: for example a close with another code.
         if self._nursery is not None:
             self.layer.take_from_applications()
         self.layer.shutdown(code, reason)
@@ -176,8 +177,7 @@ class Worker:
             turn, has_woken = self._turn(self._spin_s)
             in_a_row += 1
             self._may_turn_over = not turn.blocked
-            # Those whom this turn woke run beside this task, some before it and some after: what
-            # they want is known when it has come round twice.
+            # Yield twice: tasks woken by this turn may be scheduled before or after this one.
             if turn.more or has_woken:
                 await trio.lowlevel.checkpoint()
             if has_woken and not (turn.more or self._is_woken):
@@ -194,7 +194,7 @@ class Worker:
             self._may_turn_over = False
 
     def _turn(self, spin_s: float = 0.0) -> tuple[Turn, bool]:
-        """One turn, and whether it woke an application."""
+        """Run one turn; return its result, and whether it woke an application."""
         self._is_woken = False
         self._lazy_deadline = math.inf
         self.layer.take_from_applications()
@@ -210,7 +210,7 @@ class Worker:
         if self._idle is not None and not self.layer.connections():
             self._idle.set()
             self._idle = None
-        # While the worker sleeps it keeps nothing of what is over.
+        # Drop the events, so that a sleeping worker holds no closed contexts.
         return turn._replace(events=()), has_woken
 
     async def _sleep(self, *, blocked: bool) -> None:
@@ -230,6 +230,6 @@ class Worker:
         return self._lazy_deadline if deadline is None else min(deadline, self._lazy_deadline)
 
     def _spawn(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        # Else this is the end, and what a task would do comes with the link's.
+        # Without a nursery the worker is closing, and the link's close ends what the task is for.
         if self._nursery is not None:
             self._nursery.start_soon(task, *arguments)

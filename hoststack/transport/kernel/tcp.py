@@ -1,8 +1,8 @@
-"""TCP, as a transport beside the engine: the kernel's sockets behind the same FIFOs and events.
+"""TCP as a transport beside the engine: kernel sockets behind the same FIFOs and events.
 
-A connection has one stream: who connects opens it, who listens is given it. It is over when both
-directions are, as with any TCP connection. A close with a code or a reason is a reset; else what
-was written still goes out, for LINGER_S at most.
+A connection has one stream: the client opens it, the listener's side accepts it. The connection
+ends when both directions have, as any TCP connection. A close with a code or a reason is a reset;
+otherwise written data is still sent, for LINGER_S at most.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from hoststack.quic.seam import (
 )
 from hoststack.transport.kernel.udp import Address, address_of
 
-#: Tells the session layer of an event.
+#: Reports an event to the session layer.
 Tell = Callable[["TcpConnection | TcpStream", EventKind, "CloseInfo | int | None"], None]
 
-#: How long a connection that was closed may take for what was written.
+#: How long a closed connection may take to send written data, in seconds.
 LINGER_S: Final = 10.0
-#: What one call takes from a socket or a FIFO.
+#: Most bytes that one call reads from a socket or a FIFO.
 _CHUNK_BYTES: Final = 256 << 10
 
-#: Silent for a minute, a peer is asked four times, a quarter of a minute apart.
+#: After a minute of silence, four probes at intervals of 15 seconds (tcp(7)).
 _KEEP_ALIVE: Final = (
     (socket.TCP_KEEPIDLE, 60),
     (socket.TCP_KEEPINTVL, 15),
@@ -94,7 +94,7 @@ class TcpConnection:
         self.local = address_of(sock.getsockname())
         self.remote = address_of(sock.getpeername())
         self.stream: TcpStream | None = None
-        """Before and after its life there is none."""
+        """None before it is opened and after the connection's task ended."""
         self._had_stream = False
         self._socket = sock
         self._tell = tell
@@ -105,9 +105,9 @@ class TcpConnection:
         self._discards = False
         self._has_sent_all = False
         self._moved = {"rx_bytes": 0, "tx_bytes": 0}
-        # RFC 896's delay is of no use to who writes what belongs together at once.
+        # RFC 896's delay would not help: data that belongs together is written at once.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer that has vanished would hold its session for good (tcp(7)).
+        # Without probes, a peer that vanished would hold its session forever (tcp(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEP_ALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -116,11 +116,11 @@ class TcpConnection:
         self._set_reset_on_close(True)
 
     def connection_ids(self) -> ConnectionIds:
-        """None: it is known by its addresses."""
+        """Return no IDs: a TCP connection is identified by its addresses."""
         return ConnectionIds()
 
     def statistics(self) -> dict[str, int | float]:
-        """Bytes of each direction, and what the kernel knows (tcp(7), TCP_INFO)."""
+        """Return the bytes of each direction, and figures from TCP_INFO (tcp(7))."""
         figures: dict[str, int | float] = dict(self._moved)
         with contextlib.suppress(OSError):
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
@@ -132,7 +132,7 @@ class TcpConnection:
     # --- from the session layer --------------------------------------------------------------
 
     def open_stream(self) -> TcpStream:
-        """The only one; raises OSError for another one, and where there is no room for it."""
+        """Open the only stream; raises OSError for a second one, and if there is no memory."""
         if self._had_stream:
             raise OSError(errno.ENOTSUP, "a TCP connection has one stream")
         config = self.config
@@ -149,28 +149,28 @@ class TcpConnection:
         return self.stream
 
     def sent(self) -> None:
-        """There is something in the tx FIFO, or its end."""
+        """Wake the sending task: the tx FIFO has bytes, or its end."""
         self._bytes.set()
 
     def consumed(self) -> None:
-        """There is room in the rx FIFO."""
+        """Wake the receiving task: the rx FIFO has room."""
         self._room.set()
 
     def discard(self) -> None:
-        """What comes from now on is thrown away."""
+        """Discard all further received data."""
         self._discards = True
         self._room.set()
         self._end_soon()
 
     def _end_soon(self) -> None:
-        """This side neither reads nor sends any more: it stays until the peer has ended, too, or
-        has all that was sent, but not for ever."""
+        """Set a deadline once this side neither reads nor sends: until then it waits for the
+        peer's end, or for the acknowledgement of all sent data."""
         if self._discards and self._has_sent_all:
             deadline = trio.current_time() + LINGER_S
             self._scope.deadline = min(self._scope.deadline, deadline)
 
     def close(self, info: CloseInfo) -> None:
-        """The application is done with it."""
+        """Close the connection for the application, gracefully without code and reason."""
         if self._is_told_closed:
             return
         self._told_closed(info)
@@ -184,7 +184,7 @@ class TcpConnection:
             self._bytes.set()
 
     def abort(self) -> None:
-        """At once, by a reset where that can be."""
+        """Close the connection at once, with a reset if possible."""
         self._set_reset_on_close(True)
         self._scope.cancel()
         if self.stream is None:
@@ -203,7 +203,7 @@ class TcpConnection:
     # --- its task ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Moves bytes both ways, once there is a stream, until both directions are over."""
+        """Move bytes in both directions until both have ended; the stream must be open."""
         assert self.stream is not None
         info = CloseInfo(0, True, "", by_peer=True)
         try:
@@ -221,7 +221,7 @@ class TcpConnection:
             self._socket.close()
             self._tell(self.stream, EventKind.STREAM_CLOSED, None)
             self._told_closed(info)
-            # They know each other: a cycle would keep the FIFOs until some garbage collection.
+            # Break the reference cycle, which would hold the FIFOs until a garbage collection.
             self.stream = None
 
     async def _receive(self, stream: TcpStream) -> None:
@@ -237,11 +237,11 @@ class TcpConnection:
             if not data:
                 return
             if self._discards and self._has_sent_all and self._peer_has_all():
-                # Who still sends hears by a reset that nobody reads, as from any closed socket.
+                # Closing the socket answers a peer that still sends with a reset.
                 self._scope.cancel()
 
     def _peer_has_all(self) -> bool:
-        """Whether our FIN is acknowledged. A reset before that would take what is under way."""
+        """Return whether our FIN is acknowledged. A reset before that would lose data in flight."""
         # The first octet of struct tcp_info is the state.
         (state,) = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
         return state not in _FIN_UNDER_WAY
@@ -249,7 +249,7 @@ class TcpConnection:
     async def _wait_for_room(self, rx: Fifo) -> int:
         while not self._discards:
             self._room = trio.Event()
-            # Arm first, then look.
+            # Arm before the check, so that no later read is missed.
             rx.arm_write()
             if room := rx.writable:
                 return room
@@ -271,7 +271,7 @@ class TcpConnection:
         self._tell(stream, EventKind.SEND_FINISHED, None)
 
     async def _wait_for_bytes(self, tx: Fifo) -> bytes:
-        """None at the end alone."""
+        """Wait for bytes in the tx FIFO, and return some; empty only at the end."""
         while True:
             self._bytes = trio.Event()
             tx.arm_read()

@@ -1,10 +1,9 @@
 """UDP endpoints: FIFOs of messages, over a port (transport/kernel/udp_port.py).
 
-An endpoint is one of three. A connected one talks to one peer. A listener makes a connection of
-each peer that sends to it; one that is silent for `QuicConfig.idle_timeout_s` ends, for a peer says
-no farewell, and may never have been there. An unconnected one talks to anybody, so each of its
-messages begins with the peer's address (`pack_address`). What finds no room in a FIFO is lost, as
-UDP is.
+There are three kinds of endpoints. A connected one has one peer. A listener creates an endpoint for
+each peer that sends to it; it ends after `QuicConfig.idle_timeout_s` of silence, since UDP has no
+close and the source address may be forged. An unconnected one has any peer, so each of its messages
+begins with the peer's address (`pack_address`). Datagrams without room in a FIFO are dropped.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ if TYPE_CHECKING:
 
 Address = tuple[str, int]
 
-#: RFC 768: what the length field of IPv4 leaves.
+#: RFC 768: the largest payload that IPv4's length field allows.
 MAX_DATAGRAM_BYTES: Final = 65507
-#: For messages each way, where `QuicConfig.datagram_fifo_bytes` says nothing.
+#: Size of each FIFO if `QuicConfig.datagram_fifo_bytes` is 0.
 _FIFO_BYTES: Final = 1 << 20
-#: The address in front of a message: an IPv6 address, IPv4 mapped into it, and the port.
+#: The address in front of a message: an IPv6 address (IPv4 is mapped) and the port.
 ADDRESS_BYTES: Final = 18
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 def fifo_bytes_of(config: QuicConfig) -> int:
-    """The size of each of an endpoint's two FIFOs."""
+    """Return the size of each of an endpoint's two FIFOs."""
     return config.datagram_fifo_bytes or _FIFO_BYTES
 
 
 def address_of(name: tuple[Any, ...]) -> Address:
-    """An address as the socket module has it, a link-local one with its zone."""
+    """Return the address and port of a socket module's address, with the zone if link-local."""
     scope = int(name[3]) if len(name) == 4 else 0
     return zoned(without_zone(str(name[0])), scope), int(name[1])
 
 
 def pack_address(host: str, port: int) -> bytes:
-    """What a message of an unconnected endpoint begins with; raises ValueError."""
+    """Return the address prefix of an unconnected endpoint's message; raises ValueError."""
     address = ip_address(host)
     packed = address.packed if address.version == 6 else _MAPPED + address.packed
     return packed + port.to_bytes(2, "big")
 
 
 def unpack_address(message: bytes) -> Address:
-    """The peer of a message; raises ValueError for one that is too short."""
+    """Return the peer of a message; raises ValueError if it is too short."""
     if len(message) < ADDRESS_BYTES:
         raise ValueError("a message without an address")
     packed = message[:16]
@@ -63,7 +62,7 @@ def unpack_address(message: bytes) -> Address:
 
 
 class UdpConnection:
-    """An endpoint; it is the engine seam's ConnectionContext. `remote` has port 0 where it is
+    """A UDP endpoint; it is the engine seam's ConnectionContext. `remote` has port 0 if it is
     unconnected."""
 
     protocol: Final = "udp"
@@ -80,8 +79,8 @@ class UdpConnection:
         listener: UdpListener | None = None,
         peers: UdpPeers | None = None,
     ) -> None:
-        """One of a listener's is among the `peers` of the application. Raises OSError where the
-        application has no room for its FIFOs."""
+        """Create an endpoint; one of a listener is added to the application's `peers`. Raises
+        OSError if the application has no room for its FIFOs."""
         self.session = -1
         self.application = application
         self.config = config
@@ -90,7 +89,7 @@ class UdpConnection:
         self.remote = remote
         size = fifo_bytes_of(config)
         if not application.has_room_for(size, size):
-            raise OSError(errno.ENOMEM, "the application's FIFOs take all that they may")
+            raise OSError(errno.ENOMEM, "the application's FIFOs use all the memory that they may")
         make_fifo = application.make_fifo if peers is None else application.make_peer_fifo
         self.rx: Fifo = make_fifo(size)
         self.tx: Fifo = make_fifo(size)
@@ -98,7 +97,7 @@ class UdpConnection:
         if peers is not None:
             peers.add(self)
         self.is_used = True
-        """Whether anything came or went since somebody made this False."""
+        """Whether a datagram was received or sent since UdpPort last reset this."""
         self._port = port
         self._held: deque[tuple[bytes, Address]] = deque()
         self._counts = {
@@ -114,20 +113,20 @@ class UdpConnection:
 
     @property
     def max_datagram_bytes(self) -> int:
-        """What one message carries, its address not counted."""
+        """Most bytes of one message, without its address."""
         own = 0 if self.is_connected else ADDRESS_BYTES
         return min(MAX_DATAGRAM_BYTES, self.tx.max_message_bytes - own)
 
     def connection_ids(self) -> ConnectionIds:
-        """None: it is known by its addresses."""
+        """Return no IDs: a UDP endpoint is identified by its addresses."""
         return ConnectionIds()
 
     def statistics(self) -> dict[str, int | float]:
-        """Datagrams, those that found no room among them."""
+        """Return the counts of datagrams, including dropped ones."""
         return dict(self._counts)
 
     def put(self, data: bytes, peer: Address) -> None:
-        """A datagram came."""
+        """Write a received datagram into the rx FIFO."""
         self.is_used = True
         self._counts["rx_datagrams"] += 1
         if self._peers is not None:
@@ -137,8 +136,8 @@ class UdpConnection:
             self._counts["rx_dropped_datagrams"] += 1
 
     def take(self, most: int) -> tuple[list[tuple[bytes, Address]], int]:
-        """The next datagrams to send, and where to; and of how many messages they are, which is
-        fewer than `most` where there are no more."""
+        """Return the next datagrams to send with their destinations, and the number of messages
+        read for them; fewer than `most` means that there are no more."""
         taken: list[tuple[bytes, Address]] = []
         while self._held and len(taken) < most:
             taken.append(self._held.popleft())
@@ -155,7 +154,7 @@ class UdpConnection:
         return taken, count
 
     def hold(self, taken: Iterable[tuple[bytes, Address]]) -> None:
-        """These could not be sent now: `take` gives them again."""
+        """Put back datagrams that could not be sent now; `take` returns them again."""
         self._held.extendleft(reversed(list(taken)))
 
     def sent(self, count: int = 1) -> None:
@@ -163,25 +162,25 @@ class UdpConnection:
         self._counts["tx_datagrams"] += count
 
     def dropped(self, count: int = 1) -> None:
-        """What was to be sent could not be."""
+        """Count datagrams that could not be sent."""
         self._counts["tx_dropped_datagrams"] += count
 
     def send_ready(self) -> None:
-        """There is something in the tx FIFO."""
+        """Send the messages in the tx FIFO."""
         self._port.send(self)
 
     def close(self) -> None:
-        """Nobody wants it any more."""
+        """Send what is left, and remove the endpoint from its port."""
         self._port.forget(self)
 
     def left(self) -> None:
-        """The port has let go of it."""
+        """Remove the endpoint from the application's peers; the port calls this."""
         if self._peers is not None:
             self._peers.remove(self)
 
 
 class UdpListener:
-    """A port that makes connections; it is the engine seam's ListenerContext."""
+    """A port that creates an endpoint for each peer; it is the engine seam's ListenerContext."""
 
     def __init__(self, port: UdpPort, config: QuicConfig) -> None:
         self.session = -1

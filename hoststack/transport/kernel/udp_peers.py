@@ -1,10 +1,10 @@
-"""Which of the peers of an application's UDP listeners have an endpoint, and which make room.
+"""Limits on the endpoints of an application's UDP listeners, and which one a new peer replaces.
 
-A UDP datagram proves nothing about its source address, so whoever writes random addresses into
-datagrams makes a peer with each. Endpoints of peers therefore have bounds of their own, which leave
-most of what the application may have to its other sessions, and a new peer takes the place of the
-one that was silent for longest. Peers that came back after the application had answered them rank
-above those that did not: these go first, and have a smaller bound.
+A UDP datagram proves nothing about its source address, so an attacker can create a peer with each
+forged address. Endpoints of peers therefore have their own limits, which leave most of the
+application's resources to its other sessions. At the limit, a new peer replaces the one that was
+silent for longest. Peers that sent again after the application answered them are proven; unproven
+ones are replaced first, and have a lower limit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from hoststack.boundary.application import Application
     from hoststack.transport.kernel.udp import UdpConnection
 
-#: Endpoints of peers, and of those that have not come back after an answer.
+#: Most endpoints of peers, and most of those that have not sent again after an answer.
 MOST_PEERS: Final = 4096
 MOST_UNPROVEN: Final = 256
 
 
 class UdpPeers:
-    """The endpoints that the listeners of one application made, those that were silent for longest
-    first."""
+    """The endpoints of one application's listeners, the one that was silent for longest first."""
 
     def __init__(self) -> None:
         self._unproven: dict[UdpConnection, None] = {}
@@ -35,9 +34,9 @@ class UdpPeers:
 
     @staticmethod
     def may_add(application: Application, fifo_bytes: int) -> bool:
-        """Whether the application keeps up: it has taken notice of most peers before this one, and
-        released most FIFOs of those that are gone. `fifo_bytes` is the size of each of the two
-        FIFOs of an endpoint."""
+        """Return whether the application keeps up: it has read most notices about peers, and
+        released most FIFOs of closed ones. `fifo_bytes` is the size of each of an endpoint's two
+        FIFOs."""
         most_bytes, held = application.max_fifo_bytes, application.peer_fifo_bytes
         has_room = (
             most_bytes is None
@@ -47,7 +46,8 @@ class UdpPeers:
         return has_room and not application.is_behind
 
     def whose_place(self, application: Application, fifo_bytes: int) -> UdpConnection | None:
-        """The endpoint that has to go before another one with such FIFOs is added."""
+        """Return the endpoint that a new one with FIFOs of this size replaces; None if there is
+        room."""
         most = _most_of(application, fifo_bytes)
         if self._unproven and len(self._unproven) >= min(MOST_UNPROVEN, max(1, most // 2)):
             return next(iter(self._unproven))
@@ -56,11 +56,12 @@ class UdpPeers:
         return None
 
     def add(self, connection: UdpConnection) -> None:
-        """A new peer has an endpoint."""
+        """Add the endpoint of a new peer."""
         self._unproven[connection] = None
 
     def heard(self, connection: UdpConnection, *, is_answered: bool) -> None:
-        """The peer has sent something; whether that was after an answer."""
+        """Record a datagram from a peer; `is_answered` says whether the application had answered
+        before."""
         if connection in self._proven or is_answered:
             self._unproven.pop(connection, None)
             self._proven.pop(connection, None)
@@ -70,15 +71,15 @@ class UdpPeers:
             self._unproven[connection] = None
 
     def remove(self, connection: UdpConnection) -> None:
-        """An endpoint is gone. Idempotent."""
+        """Remove an endpoint. Idempotent."""
         self._unproven.pop(connection, None)
         self._proven.pop(connection, None)
 
 
 def _most_of(application: Application, fifo_bytes: int) -> int:
-    """How many endpoints an application may have: half of its sessions, and three eighths of its
-    FIFO memory. `may_add` leaves another eighth to those that are gone, until the application has
-    released their FIFOs."""
+    """Return how many endpoints an application may have: half of its sessions, and three eighths of
+    its FIFO memory. `may_add` reserves another eighth for closed endpoints whose FIFOs the
+    application has not released yet."""
     most = MOST_PEERS
     if application.max_sessions is not None:
         most = min(most, application.max_sessions // 2)

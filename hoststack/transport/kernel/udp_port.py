@@ -1,8 +1,8 @@
-"""UDP ports: a socket of the kernel's, the link's own way beside it, and the endpoints on both.
+"""UDP ports: a kernel socket, the link's kernel bypass beside it, and the endpoints that use both.
 
-What the link can carry goes past the kernel, if it has such a way (`Link.datagrams`); the rest goes
-by the socket: what is larger than the MTU, to this machine itself, by another interface, or to a
-neighbour that the kernel has still to find.
+Datagrams bypass the kernel if the link supports that (`Link.datagrams`). The socket sends the rest:
+datagrams that are larger than the MTU, to this machine itself, over another interface, or to a
+neighbour that the kernel has yet to resolve.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ from hoststack.transport.kernel.udp import MAX_DATAGRAM_BYTES, Address, UdpConne
 
 Tell = Callable[[UdpConnection, EventKind, "CloseInfo | int | None"], None]
 
-#: Datagrams that one endpoint sends before others have their turn, and all of them in one turn of
-#: the worker.
+#: Most datagrams that one endpoint sends at a time, and all endpoints in one turn of the worker.
 _MOST_OF_ONE: Final = 8 * BURST
 _MOST_IN_TURN: Final = 16 * BURST
-#: Peers whose datagrams came to one of several addresses: answers come from there.
+#: Most peers for which the port remembers the local address that they sent to.
 _MOST_HEARD: Final = 4096
-#: All endpoints are looked at each time.
+#: Shortest interval between checks for idle endpoints: each check visits all of them.
 _LEAST_IDLE_S: Final = 1.0
-#: The reason of an endpoint's end, as the native engine says it.
+#: Close reason of an idle endpoint, the same as the native engine's.
 _IDLE: Final = "Idle timeout"
 
 
@@ -56,8 +55,8 @@ class _Left(enum.Enum):
     OTHERS_TURN = enum.auto()
 
 
-def _accept_nobody(local: Address, peer: Address) -> None:
-    """Give no endpoint to any peer."""
+def _accept_none(local: Address, peer: Address) -> None:
+    """Refuse every new peer."""
 
 
 def _allow_all(peer: Address) -> bool:
@@ -65,9 +64,9 @@ def _allow_all(peer: Address) -> bool:
 
 
 class UdpPort:
-    """One port. `accept(local, peer)` gives the endpoint of a peer that has none, or None if it is
-    to have none; `allows(peer)` says whether the only endpoint may talk to one. Endpoints of peers
-    end when they were silent for `idle_s` seconds, or up to twice that; 0 is never."""
+    """One port. `accept(local, peer)` returns the endpoint for a new peer, or None to refuse it;
+    `allows(peer)` returns whether the only endpoint may exchange datagrams with a peer. Endpoints
+    of peers end after `idle_s` to twice `idle_s` seconds of silence; 0 means never."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class UdpPort:
         """Use `UdpPorts.open`."""
         self.local = address_of(sock.getsockname())
         self.is_listening = True
-        """Whether peers that have no endpoint get one."""
+        """Whether new peers get an endpoint."""
         self._ports = ports
         self._socket = sock
         self._tell = ports.tell
@@ -96,18 +95,18 @@ class UdpPort:
         if self._is_anywhere:
             udp_socket.want_destinations(sock)
         self._heard: dict[Address, tuple[str, int]] = {}
-        """To which address of ours peers have sent, and the zone of those that are link-local: they
-        are reached by the interface that they came by alone."""
+        """The local address that each peer sent to, and the zone of link-local peers, which are
+        reachable only over the interface that they sent from."""
 
     def add(self, connection: UdpConnection, *, is_only: bool = False) -> None:
-        """An endpoint on this port; the only one, if all that comes is for it."""
+        """Add an endpoint; the only one of the port if it receives all datagrams."""
         if is_only:
             self._only = connection
         else:
             self._by_peer[connection.remote] = connection
 
     def forget(self, connection: UdpConnection) -> None:
-        """An endpoint goes, after what it has still to send."""
+        """Send what an endpoint still has, and remove it."""
         if self._socket.fileno() >= 0:
             with contextlib.suppress(FifoCorruptError):
                 self._send_all_of(connection)
@@ -122,23 +121,24 @@ class UdpPort:
         self.close_if_unused()
 
     def close_if_unused(self) -> None:
-        """Nobody listens, and there is no endpoint left."""
+        """Close the port if it is not listening and has no endpoint left."""
         if not (self.is_listening or self._by_peer or self._only or self._socket.fileno() < 0):
             self.close()
 
     def close(self) -> None:
-        """At once: whoever hears of the end may have the port the next moment. Idempotent."""
+        """Close the port at once, since the application may reuse its number immediately.
+        Idempotent."""
         if self._socket.fileno() >= 0:
             self._ports.forget(self)
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
             self._scope.cancel()
-            # Both may know the port: a cycle would keep an application's memory until some garbage
+            # Break reference cycles, which would hold an application's memory until a garbage
             # collection.
-            self._accept, self._allows = _accept_nobody, _allow_all
+            self._accept, self._allows = _accept_none, _allow_all
 
     async def run(self) -> None:
-        """Until nobody needs the socket."""
+        """Send and receive on the socket until the port is closed."""
         if self._socket.fileno() < 0:
             return
         try:
@@ -166,9 +166,10 @@ class UdpPort:
     # --- in ----------------------------------------------------------------------------------
 
     def receive_from(self, peer: Address, to: str, data: bytes) -> UdpConnection | None:
-        """A datagram came past the kernel, to one of the port's addresses; for whom it was."""
+        """Deliver a datagram that bypassed the kernel, and return its endpoint; None if there is
+        none."""
         if self._only is not None and self._only.is_connected and self._only.remote != peer:
-            return None  # the kernel looks at that by itself
+            return None  # as the kernel does for a connected socket
         zone = scope_of(peer[0])
         if self._only is not None and not self._only.is_connected:
             peer = without_zone(peer[0]), peer[1]
@@ -176,7 +177,7 @@ class UdpPort:
 
     async def _receive(self) -> None:
         while True:
-            # A socket that was closed meanwhile is nothing to wait for.
+            # The socket may have been closed meanwhile.
             await trio.lowlevel.checkpoint_if_cancelled()
             await trio.lowlevel.wait_readable(self._socket)
             touched: dict[UdpConnection, None] = {}
@@ -186,13 +187,13 @@ class UdpPort:
                 except BlockingIOError:
                     break
                 except OSError as error:
-                    # An ICMP message about what was sent: only a connected socket hears of it.
+                    # An ICMP error about a sent datagram; only connected sockets report these.
                     self._fail(error)
                     break
                 zone = name[3] if len(name) == 4 else 0
                 peer = address_of(name)
                 if self._only is not None and not self._only.is_connected:
-                    # Messages of such an endpoint have no room for a zone (udp.pack_address).
+                    # The address prefix of a message has no zone (udp.pack_address).
                     peer = without_zone(peer[0]), peer[1]
                 here = self.local[0] if to is None else zoned(to, zone)
                 connection = self._deliver(peer, here, zone, data)
@@ -219,7 +220,7 @@ class UdpPort:
 
     def _endpoint_of(self, peer: Address, to: str) -> UdpConnection | None:
         found = self._by_peer.get(peer)
-        # Nobody can answer port 0.
+        # Port 0 cannot be answered.
         if found is None and self.is_listening and peer[1]:
             found = self._accept((to, self.local[1]), peer)
             if found is not None:
@@ -238,7 +239,7 @@ class UdpPort:
     # --- out ---------------------------------------------------------------------------------
 
     def send(self, connection: UdpConnection) -> None:
-        """An endpoint has something to send: at once, or as soon as there is room."""
+        """Send an endpoint's messages, now or as soon as there is room."""
         is_waiting = connection in self._ready or self._ports.is_waiting(connection)
         if is_waiting or self._socket.fileno() < 0:
             return
@@ -256,10 +257,10 @@ class UdpPort:
     async def _send_rest(self) -> None:
         while True:
             while self._ready:
-                # A socket that was closed meanwhile is nothing to wait for.
+                # The socket may have been closed meanwhile.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 await trio.lowlevel.wait_writable(self._socket)
-                # Who waited may be gone by now.
+                # The endpoint may have gone while this waited.
                 connection = next(iter(self._ready), None)
                 if connection is not None:
                     del self._ready[connection]
@@ -270,7 +271,7 @@ class UdpPort:
 
     def _send_all_of(self, connection: UdpConnection) -> _Left:
         left, has_sent, total = _Left.NOTHING, False, 0
-        # Arm first, then look.
+        # Arm before the reads, so that no later write is missed.
         connection.tx.arm_read()
         while left is _Left.NOTHING:
             most = min(BURST, _MOST_OF_ONE - total, self._ports.left_in_turn)
@@ -294,7 +295,7 @@ class UdpPort:
     def _send_batch(
         self, connection: UdpConnection, batch: list[tuple[bytes, Address]]
     ) -> tuple[int, _Left]:
-        """How many of them are done with, from the front."""
+        """Send datagrams in order; return how many were sent or dropped, and why it stopped."""
         done = 0
         run: list[Outgoing] = []
         for index, (data, peer) in enumerate(batch):
@@ -302,7 +303,7 @@ class UdpPort:
             if path is not None:
                 run.append((data, path))
                 continue
-            # What was before it goes before it.
+            # Send the earlier ones first.
             done += self._send_run(connection, run)
             if done < index:
                 return done, _Left.WAY_IS_FULL
@@ -313,19 +314,19 @@ class UdpPort:
         return done, _Left.NOTHING if done == len(batch) else _Left.WAY_IS_FULL
 
     def _send_run(self, connection: UdpConnection, run: list[Outgoing]) -> int:
-        """Past the kernel; how many of them."""
+        """Send datagrams past the kernel; return how many were sent."""
         count = self._ports.send_past_kernel(run) if run else 0
         connection.sent(count)
         return count
 
     def _local_for(self, peer: Address) -> Endpoint:
-        """Where it is to come from: the address that the peer has sent to."""
+        """Return the source address for a peer: the one that it sent to."""
         host, port = self.local
         heard_at, zone = self._heard.get(peer, (host, 0))
         return Endpoint(zoned(heard_at, zone), port)
 
     def _send_by_kernel(self, connection: UdpConnection, data: bytes, peer: Address) -> bool:
-        """False where the socket takes no more now."""
+        """Send a datagram with the socket; return False if that is full now."""
         try:
             if connection is self._only and connection.is_connected:
                 self._socket.send(data)
@@ -342,7 +343,7 @@ class UdpPort:
         except ConnectionRefusedError as error:
             connection.dropped()
             self._fail(error)
-        except OSError:  # too large for the path, no route, a firewall, closed just now
+        except OSError:  # too large for the path, no route, a firewall, or just closed
             connection.dropped()
         return True
 
@@ -355,7 +356,7 @@ class UdpPorts:
         self._source = source
         self._way = way
         self.left_in_turn = _MOST_IN_TURN
-        """How many datagrams may still be sent before the worker's next turn."""
+        """Number of datagrams that may still be sent before the worker's next turn."""
         self._by_local: dict[Address, UdpPort] = {}
         self._waiting: dict[UdpConnection, UdpPort] = {}
         self._is_moving = False
@@ -367,11 +368,11 @@ class UdpPorts:
         remote: Address | None = None,
         *,
         idle_s: float = 0,
-        accept: Callable[[Address, Address], UdpConnection | None] = _accept_nobody,
+        accept: Callable[[Address, Address], UdpConnection | None] = _accept_none,
         allows: Callable[[Address], bool] = _allow_all,
     ) -> UdpPort:
-        """Take a port, for one peer if there is a `remote`; port 0 picks a free one. See UdpPort
-        for the rest. Raises OSError."""
+        """Open a port, connected if there is a `remote`; port 0 picks a free one. See UdpPort for
+        the other parameters. Raises OSError."""
         sock = self._source.open_socket("udp", Endpoint(*local))
         try:
             check_room_for(sock.fileno())
@@ -386,14 +387,14 @@ class UdpPorts:
         return port
 
     def forget(self, port: UdpPort) -> None:
-        """It is about to be closed."""
+        """Remove a port that is about to be closed."""
         if self._by_local.pop(port.local, None) is not None:
             self._source.close_socket("udp", Endpoint(*port.local))
             self._waiting = {c: p for c, p in self._waiting.items() if p is not port}
 
     def move(self) -> bool:
-        """Take what came past the kernel, and send what had to wait; once a turn. Whether some has
-        to wait until the link is writable."""
+        """Receive datagrams that bypassed the kernel, and send queued ones; called once a turn.
+        Return whether some wait until the link is writable."""
         self._is_moving, self._is_way_full = True, False
         try:
             if self._way is not None:
@@ -421,22 +422,22 @@ class UdpPorts:
         if waiting:
             if not self._is_way_full:
                 next(iter(waiting)).application.worker.wake()
-            # Those who had their turn are behind the others.
+            # Endpoints that have just sent go behind the others.
             self._waiting = waiting | self._waiting
 
     def wait(self, port: UdpPort, connection: UdpConnection, *, for_way: bool) -> None:
-        """It goes on in a later turn: the next one, or the next in which the way out has room."""
+        """Queue an endpoint for the next turn, or for the next in which the link has room."""
         self._waiting[connection] = port
         self._is_way_full = self._is_way_full or for_way
         if not (for_way and self._is_moving):
             connection.application.worker.wake()
 
     def is_waiting(self, connection: UdpConnection) -> bool:
-        """Whether it goes on in a later turn anyhow."""
+        """Return whether an endpoint is queued for a later turn."""
         return connection in self._waiting
 
     def stop_waiting(self, connection: UdpConnection) -> None:
-        """Nothing more is to be sent for it."""
+        """Remove an endpoint from the queue."""
         self._waiting.pop(connection, None)
 
     # --- past the kernel ---------------------------------------------------------------------
@@ -451,10 +452,10 @@ class UdpPorts:
         )
 
     def path_past_kernel(self, local: Endpoint, peer: Address, size: int) -> Path | None:
-        """None where the kernel has to send a datagram of that size."""
+        """Return the path for a datagram of this size; None if the kernel has to send it."""
         return None if self._way is None else self._way.path(local, Endpoint(*peer), size)
 
     def send_past_kernel(self, burst: list[Outgoing]) -> int:
-        """As Link.send."""
+        """Send a burst past the kernel; see Link.send."""
         assert self._way is not None
         return self._way.send(burst)

@@ -1,5 +1,5 @@
-"""A UDP socket on any address: to which of this machine's a datagram came, and from which one it
-goes (ip(7), ipv6(7))."""
+"""Local addresses of datagrams on a wildcard UDP socket: the destination of a received one, and the
+source of a sent one (ip(7), ipv6(7))."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Final
 
 #: linux/in.h; the socket module has it from Python 3.14 on.
 _IP_PKTINFO: Final = 8
-#: struct in_pktinfo: interface, this machine's address, the header's; struct in6_pktinfo: address,
-#: interface.
+#: struct in_pktinfo: interface, local address, destination in the header; struct in6_pktinfo:
+#: address, interface.
 _V4: Final = struct.Struct("=i4s4s")
 _V6: Final = struct.Struct("=16sI")
 _CONTROL_BYTES: Final = socket.CMSG_SPACE(max(_V4.size, _V6.size))
 
 
 def want_destinations(sock: socket.socket) -> None:
-    """Before `receive`."""
+    """Enable destination addresses; call this before `receive`."""
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     else:
@@ -26,8 +26,8 @@ def want_destinations(sock: socket.socket) -> None:
 
 
 def receive(sock: socket.socket, most_bytes: int) -> tuple[bytes, Any, str | None]:
-    """A datagram, who sent it, and to which address; None where no answer can come from that.
-    Raises OSError as recvmsg."""
+    """Receive a datagram; return it with its source and its destination address, which is None if
+    it is multicast or unknown. Raises OSError as recvmsg."""
     data, control, _, name = sock.recvmsg(most_bytes, _CONTROL_BYTES)
     to = None
     for level, kind, value in control:

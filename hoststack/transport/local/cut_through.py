@@ -1,13 +1,14 @@
-"""Cut-through: connections between two applications of one stack, by FIFOs that both share.
+"""Cut-through: connections between two applications of one stack, over FIFOs that both share.
 
-There are no packets. What one application writes into a stream's FIFO the other one reads from
-it; this module passes on what the two have to tell each other, as the events that an engine would
-report. So there is nothing to encrypt, to acknowledge or to lose: bytes have arrived when they are
-in the FIFO. Streams are as they are over the wire: their numbers, their limits, resets, and that a
-stream exists for the other side from the first word about it on.
+There are no packets. One application writes into a stream's FIFO and the other reads from it; this
+module turns the signals of one into events for the other, as an engine would. Nothing needs to be
+encrypted, acknowledged or retransmitted: bytes have arrived when they are in the FIFO. Streams
+behave as over the wire: IDs, limits, resets, and a stream becomes known to the other side with its
+first data.
 
-An application may be in another process and write rubbish into what it shares. Nothing here reads
-more of a FIFO than its end and how far both sides are, and a lie about these harms the two alone.
+An application may be in another process and write invalid data into the shared memory. This module
+reads only the end flag and the positions of a FIFO, and wrong values affect only these two
+applications.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class CutListener:
         self.config = config
 
 
-#: What no stream has ever carried.
+#: Upper bound for byte counts in statistics, beyond what any stream carries.
 _MOST_BYTES: Final = 1 << 50
 
 
@@ -70,25 +71,25 @@ class CutConnection:
         self.rx: Fifo | None = None
         self.tx: Fifo | None = None
         self.peer: CutConnection | None = None
-        """The other side; None once the connection is over."""
+        """The other side; None once the connection is closed."""
         self.streams: set[CutStream] = set()
         self.opened = {False: 0, True: 0}
-        """Streams that this side opened, by whether they are unidirectional."""
+        """Number of streams that this side opened, by whether they are unidirectional."""
         self.allowed = {False: 0, True: 0}
-        """Streams that this side may have opened, as the peer allows it."""
+        """The peer's limit on the number of streams that this side opens."""
         self.is_waiting = False
-        """There was no leave for another stream."""
+        """Whether the limit forbade a stream."""
         self.untold = {False: deque[CutStream](), True: deque[CutStream]()}
         """Streams of this side that the peer does not know yet, oldest first."""
         self.over_bytes = {"rx_bytes": 0, "tx_bytes": 0}
-        """Of streams that are over."""
+        """Bytes of closed streams."""
 
     def connection_ids(self) -> ConnectionIds:
-        """None: there are no packets."""
+        """Return no IDs: there are no packets."""
         return ConnectionIds()
 
     def statistics(self) -> dict[str, int | float]:
-        """Bytes of streams in each direction; nothing of a network."""
+        """Return the bytes of streams in each direction; there are no network figures."""
         figures = dict(self.over_bytes)
         for stream in self.streams:
             for name, count in stream.moved_bytes().items():
@@ -96,11 +97,11 @@ class CutConnection:
         return {"cut_through": 1, "streams": len(self.streams), **figures}
 
     def let_go(self) -> None:
-        """It is over, and nobody asks for it any more; see CutStream."""
+        """Drop the FIFOs of a closed connection; see CutStream.let_go."""
         self.rx = self.tx = None
 
     def forget_untold(self) -> None:
-        """The peer will never know these, so nobody lets go of its ends."""
+        """Drop the FIFOs of streams that the peer will never know: nothing else does."""
         for untold in self.untold.values():
             while untold:
                 untold.popleft().peer.let_go()
@@ -122,13 +123,13 @@ class CutStream:
         self.tx = tx
         self.peer: CutStream
         self.is_sending = tx is not None
-        """Until the end was set, or the direction was given up."""
+        """True until the end was set, or the direction was reset or stopped."""
         self.is_receiving = rx is not None
-        """Until everything was read, or the direction was given up."""
+        """True until everything was read, or the direction was reset or stopped."""
 
     @property
     def is_unidirectional(self) -> bool:
-        # RFC 9000 section 2.1: the second bit of the number.
+        # RFC 9000 section 2.1: the second bit of the stream ID.
         return bool(self.stream_id & 2)
 
     @property
@@ -137,21 +138,22 @@ class CutStream:
         return bool(self.stream_id & 1) == (self.connection.listener is not None)
 
     def let_go(self) -> None:
-        """Nobody asks for this end any more. Its FIFOs may go at once: ends are cycles, which are
-        collected some time or other."""
+        """Drop the FIFOs of an end that is no longer used. Both ends form a reference cycle, which
+        would hold the FIFOs until a garbage collection."""
         self.rx = self.tx = None
 
     def moved_bytes(self) -> dict[str, int]:
-        """How much came into the FIFO of each direction."""
+        """Return the number of bytes written into the FIFO of each direction."""
         return {"rx_bytes": _tail_of(self.rx), "tx_bytes": _tail_of(self.tx)}
 
 
 def _tail_of(fifo: Fifo | None) -> int:
-    """What the writer says, who may be evil: at least a number that fits into an answer."""
+    """Return the write position, bounded: a malicious writer may set any value, and the result must
+    fit into a message."""
     return min(fifo.positions[1], _MOST_BYTES) if fifo is not None else 0
 
 
-#: Makes FIFOs between two sides of a connection, all or none; the first of the two asks for them.
+#: Allocates FIFOs between two sides of a connection, all or none, at the request of the first.
 #: Raises OSError and MemoryError.
 MakeFifos = Callable[[CutConnection, CutConnection, Sequence[FifoSize]], list[Fifo]]
 
@@ -167,7 +169,7 @@ class CutThrough:
         self._clients: set[CutConnection] = set()
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call, oldest first."""
+        """Return the events since the last call, oldest first."""
         events, self._events = self._events, []
         return events
 
@@ -220,19 +222,19 @@ class CutThrough:
             self.close(connection, code, reason)
 
     def connections(self) -> list[CutConnection]:
-        """All live connections, each side by itself."""
+        """Return all live connections, each side separately."""
         return [side for ours in self._clients for side in (ours, ours.peer) if side is not None]
 
     def update_key(self, connection: ConnectionContext) -> None:
-        """There are no keys."""
+        """Do nothing: there are no keys."""
 
     # --- streams -----------------------------------------------------------------------------
 
     def open_stream(
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> CutStream | None:
-        """Open a stream; None while the peer's limit forbids it (STREAMS_AVAILABLE tells when to
-        try again). Raises OSError where there is no memory to share."""
+        """Open a stream; return None while the peer's limit forbids it (STREAMS_AVAILABLE follows).
+        Raises OSError if there is no shared memory."""
         side = cast(CutConnection, connection)
         peer, count = side.peer, side.opened[unidirectional]
         if peer is None or count >= side.allowed[unidirectional]:
@@ -252,12 +254,12 @@ class CutThrough:
         ours.peer, theirs.peer = theirs, ours
         side.streams.add(ours)
         side.untold[unidirectional].append(ours)
-        # The first bytes, or the end, are how the peer learns of the stream.
+        # The peer is notified of the stream with its first bytes or its end.
         tx.arm_read()
         return ours
 
     def send_ready(self, stream: StreamContext) -> None:
-        """The application wrote into the tx FIFO, or set its end."""
+        """Notify the peer that the tx FIFO has bytes, or its end."""
         end = cast(CutStream, stream)
         if end.tx is None or not end.is_sending:
             return
@@ -266,26 +268,26 @@ class CutThrough:
             self._tell(EventKind.READABLE, end.peer)
         if end.tx.eof:
             self._end_sending(end)
-            # From here on what is of interest is when the last byte was read. Arm, then look.
+            # From now on only the last read matters. Arm before the check.
             end.tx.arm_write()
             self._end_if_read(end.peer)
 
     def consumed(self, stream: StreamContext) -> None:
-        """The application read from the rx FIFO."""
+        """Notify the peer that the rx FIFO has room, or end the direction if all was read."""
         end = cast(CutStream, stream)
         if not end.is_receiving:
             return
         if end.peer.is_sending:
             self._tell(EventKind.WRITABLE, end.peer)
         elif end.rx is not None:
-            # Some is left perhaps: hear of the next read, too. Arm, then look.
+            # Bytes may be left: ask for the next read as well. Arm before the check.
             end.rx.arm_write()
             self._end_if_read(end)
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
-        """Give up sending; what the peer's application has not read yet it still can."""
+        """Reset the sending direction; the peer's application can still read the FIFO's bytes."""
         end = cast(CutStream, stream)
-        # RFC 9000 section 3.2: where all data have arrived a reset changes nothing.
+        # RFC 9000 section 3.2: after all data has arrived, a reset has no effect.
         if not end.is_sending:
             return
         self._announce(end)
@@ -295,7 +297,7 @@ class CutThrough:
         self._end_receiving(end.peer)
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
-        """Give up receiving; the peer is told unless it has sent everything."""
+        """Stop receiving; the peer is notified unless it has sent everything."""
         end = cast(CutStream, stream)
         if not end.is_receiving:
             return
@@ -306,7 +308,7 @@ class CutThrough:
         self._end_receiving(end)
 
     def _announce(self, stream: CutStream) -> None:
-        """Tell the peer of a stream that this side opened.
+        """Notify the peer of a stream that this side opened, unless it knows it.
 
         RFC 9000 section 3.2: "Opening a stream causes all lower-numbered streams of the same type
         to be opened."
@@ -320,7 +322,8 @@ class CutThrough:
             self._tell(EventKind.STREAM_OPENED, theirs)
 
     def _end_if_read(self, stream: CutStream) -> None:
-        """The end of what comes is known: the application may have read all of it."""
+        """End the receiving direction if the application has read everything; the peer must have
+        set its end."""
         if stream.is_receiving and stream.rx is not None:
             head, tail = stream.rx.positions
             if head == tail:
@@ -337,7 +340,7 @@ class CutThrough:
             self._end_if_over(stream)
 
     def _end_if_over(self, stream: CutStream) -> None:
-        """A direction is over: tell if it was the last one."""
+        """Report a stream closed if both directions have ended."""
         if stream.is_sending or stream.is_receiving:
             return
         self._tell(EventKind.STREAM_CLOSED, stream)
@@ -347,7 +350,7 @@ class CutThrough:
             connection.over_bytes[name] += count
 
     def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
-        """Let the peer open another one."""
+        """Allow the peer one more stream."""
         peer = cast(CutConnection, connection).peer
         if peer is not None:
             peer.allowed[unidirectional] += 1
@@ -358,21 +361,21 @@ class CutThrough:
     # --- datagrams ---------------------------------------------------------------------------
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
-        """The application wrote a message into the connection's tx FIFO."""
+        """Notify the peer that the connection's tx FIFO has a message."""
         peer = cast(CutConnection, connection).peer
         if peer is not None:
             self._tell(EventKind.READABLE, peer)
 
     def datagrams_consumed(self, connection: CutConnection) -> None:
-        """The application read messages from the connection's rx FIFO: one that waits may fit."""
+        """Notify the peer that the connection's rx FIFO has room: a waiting message may fit."""
         if connection.peer is not None:
             self._tell(EventKind.WRITABLE, connection.peer)
 
     def offer_datagrams(self, side: CutConnection) -> int | None:
-        """Make the FIFOs of messages if one of the sides offers datagrams (RFC 9221).
+        """Allocate the FIFOs for datagrams if one of the sides offers these (RFC 9221).
 
-        Returns the largest that this side may send, 0 where the peer takes none; None if this side
-        offers none. Raises OSError as `open_stream`.
+        Returns the largest datagram that this side may send, 0 if the peer accepts none; None if
+        this side offers none. Raises OSError as `open_stream`.
         """
         peer = side.peer
         if peer is None:
@@ -396,6 +399,6 @@ class CutThrough:
 
 
 def is_cut(context: StreamContext | ConnectionContext) -> bool:
-    """Whether its events come from cut-through: then the other application has taken the flag that
-    says who waits, and the one to be woken may have armed anew since."""
+    """Return whether cut-through carries a context. The other application has then cleared the
+    armed flag already, and the one to be woken may have set it again since."""
     return isinstance(context, CutStream | CutConnection)

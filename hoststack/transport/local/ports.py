@@ -1,4 +1,4 @@
-"""Ports of local scope: each namespace has its own, and none of them is the network's."""
+"""Ports of local scope: each namespace has its own set, separate from the network's ports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from hoststack.link.base import LinkError
 
-#: What is given to who asks for no certain port (RFC 6335 section 6: dynamic ports).
+#: Range for port 0 (RFC 6335 section 6: dynamic ports).
 _DYNAMIC: Final = range(49152, 65536)
 
 
@@ -20,7 +20,7 @@ class LocalPorts:
         self._taken: set[tuple[str, int]] = set()
 
     def take(self, namespace: str) -> int:
-        """A port that nobody has; raises LinkError (EADDRNOTAVAIL) if there is none."""
+        """Allocate a free port; raises LinkError (EADDRNOTAVAIL) if there is none."""
         for _ in _DYNAMIC:
             taken = (namespace, next(self._next))
             if taken not in self._taken:
@@ -31,5 +31,5 @@ class LocalPorts:
         )
 
     def give_back(self, namespace: str, port: int) -> None:
-        """A port is free again; nothing happens if it was not taken."""
+        """Free a port. Idempotent."""
         self._taken.discard((namespace, port))
