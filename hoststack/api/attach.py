@@ -1,4 +1,4 @@
-"""Attaching to a daemon: the same API, with the engine in other processes."""
+"""Attaching to a daemon: the same API, with the engine in the daemon's worker processes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from hoststack.text import printable
 
 logger = logging.getLogger(__name__)
 
-#: A daemon that does not answer within this time has other troubles. A worker that has hung up and
-#: that the daemon has not reported lost by then has not died: it has thrown this application out.
+#: Timeout for the daemon's answer, in seconds. If a worker closed its channel and the daemon has
+#: not reported it lost within this time, the worker did not die: it detached this application.
 PATIENCE_S = 10.0
-#: What callers hear then.
-THROWN_OUT = "the daemon serves this application no more: its log says why"
+#: The error of calls and listeners then.
+THROWN_OUT = "the daemon no longer serves this application: its log says why"
 
 
 @asynccontextmanager
@@ -44,13 +44,13 @@ async def attach(
     shares_listeners: bool = False,
     config: QuicConfig | None = None,
 ) -> AsyncIterator[Stack]:
-    """A stack of the daemon that listens at `path`, given back at the end of the block.
+    """Attach to the daemon whose socket is at `path`, and detach at the end of the block.
 
-    `name` is what the daemon's operator sees, the program's by itself. `scopes` and
-    `shares_listeners` are those of `EmbeddedStack.application`. Without `config`
-    connections get the daemon's defaults. Everything open is closed at the end of the block, and
-    when the daemon ends: then what is waited for raises BrokenResourceError, or ConnectError.
-    Raises AttachError where there is no daemon, or it refuses.
+    `name` is shown to the daemon's operator; the default is the program's name. `scopes` and
+    `shares_listeners` are as in `EmbeddedStack.application`. Without `config`, connections use the
+    daemon's defaults. Everything open is closed at the end of the block, and when the daemon ends:
+    pending calls then raise BrokenResourceError or ConnectError. Raises AttachError if there is no
+    daemon, or it refuses.
     """
     channel = Channel(connect_to(str(path)), takes_fds=True)
     error: BaseException | None = None
@@ -93,12 +93,12 @@ async def attach(
 
 
 def application_name(name: str) -> str:
-    """An application's name as the daemon takes it."""
+    """Return an application's name in the form that the daemon accepts."""
     return "".join(c if "!" <= c <= "~" else "_" for c in name)[:64]
 
 
 def connect_to(path: str) -> socket.socket:
-    """A connection to a daemon's socket; raises AttachError."""
+    """Connect to a daemon's socket; raises AttachError."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         end.connect(path)
@@ -106,9 +106,9 @@ def connect_to(path: str) -> socket.socket:
         end.close()
         reason = {
             errno.ENOENT: "there is no such socket: is the daemon running (`hoststack run`)?",
-            errno.ECONNREFUSED: "nobody listens there: is the daemon running (`hoststack run`)?",
+            errno.ECONNREFUSED: "no process listens: is the daemon running (`hoststack run`)?",
             errno.EACCES: "permission denied: join the group that the socket belongs to",
-            errno.EPROTOTYPE: "that is a socket of another kind",
+            errno.EPROTOTYPE: "that is not a SOCK_SEQPACKET socket",
         }.get(error.errno or 0, error.strerror)
         raise AttachError(error.errno or errno.EIO, f"{path}: {reason}") from None
     return end
@@ -128,13 +128,13 @@ async def _greet(
 
 
 def no_answer(path: str, error: Exception) -> AttachError:
-    """What attaching fails with where the daemon is silent, or talks nonsense."""
-    text = f"{path}: the daemon does not answer as one should ({error})"
+    """Return the error for a daemon that does not answer, or sends an invalid answer."""
+    text = f"{path}: no valid answer from the daemon ({error})"
     return AttachError(errno.EPROTO, text)
 
 
 def admitted(path: str, data: bytes) -> attaching.Attached:
-    """The daemon's answer, if it serves this application; raises AttachError."""
+    """Decode the daemon's answer; raises AttachError if it refuses this application."""
     try:
         answer = attaching.decode_answer(data)
     except attaching.GreetingError as error:
@@ -147,8 +147,8 @@ def admitted(path: str, data: bytes) -> attaching.Attached:
 
 
 def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching.WorkerLost:
-    """What the daemon says of a worker; raises ChannelClosedError, and closes the descriptors, if
-    it says something else: such a daemon counts as gone."""
+    """Decode the daemon's message about a worker. For any other message it closes the descriptors
+    and raises ChannelClosedError: such a daemon counts as gone."""
     try:
         answer = attaching.decode_answer(data)
         if isinstance(answer, attaching.WorkerLost) and not fds:
@@ -159,22 +159,22 @@ def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching
     except attaching.GreetingError as error:
         why = str(error)
     close_all(fds)
-    logger.error("the daemon is given up, for it said what makes no sense: %s", why)
+    logger.error("dropping the daemon, which sent an invalid message: %s", why)
     raise ChannelClosedError(why)
 
 
 def offered_worker(name: str, fds: list[int]) -> AttachedWorker:
-    """A worker that the daemon offers; raises ChannelClosedError if it can't be one."""
+    """Create the worker of a WorkerOffered; raises ChannelClosedError for wrong descriptors."""
     channel, *others = fds
     try:
         return AttachedWorker(name, socket.socket(fileno=channel), *others)
     except (OSError, ValueError) as error:
-        logger.error("the daemon is given up, for what it shares is none of a worker: %s", error)
+        logger.error("dropping the daemon, which sent wrong descriptors of a worker: %s", error)
         raise ChannelClosedError(str(error)) from None
 
 
 class _Daemon:
-    """The connection to the daemon itself: which workers there are."""
+    """The connection to the daemon itself, which reports new and lost workers."""
 
     def __init__(
         self, channel: Channel, nursery: trio.Nursery, workers: AttachedWorkers, name: str
@@ -185,12 +185,12 @@ class _Daemon:
         self._name = name
         self._scopes: dict[int, trio.CancelScope] = {}
         self._told: dict[int, trio.Event] = {}
-        """For workers that have hung up: set when the daemon says that they are lost."""
+        """For workers that closed their channel: set when the daemon reports them lost."""
 
     async def run(
         self, expected: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Follows the workers' lives; started when all that there were are there."""
+        """Add and remove workers as the daemon reports; started when all initial ones are there."""
         started = False
         try:
             while True:

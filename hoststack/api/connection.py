@@ -1,4 +1,4 @@
-"""A QUIC connection, as a trio resource."""
+"""A connection, as a trio resource."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hoststack.quic.seam import ABORTED_CODE, MAX_REASON_CHARACTERS, CloseInfo, 
 if TYPE_CHECKING:
     from hoststack.api.router import Router
 
-#: How long `aclose` waits for acknowledgements of what was sent on finished streams.
+#: How long `aclose` waits for acknowledgements of data on finished streams.
 LINGER_SECONDS = 10.0
 
-#: The reason that goes with ABORTED_CODE.
+#: The close reason sent with ABORTED_CODE.
 _ABORTED: Final = "aborted"
 
-#: How long `migrate` waits until the peer is ready for it and has answered on the new path.
+#: How long `migrate` waits for a connection ID from the peer and its answer on the new path.
 MIGRATION_SECONDS = 10.0
 
 
@@ -56,12 +56,12 @@ class Connection(trio.abc.AsyncResource):
 
     @property
     def local(self) -> tuple[str, int]:
-        """This side's address and port, as they are now."""
+        """This side's current address and port."""
         return self._local
 
     @property
     def remote(self) -> tuple[str, int]:
-        """The peer's address and port, as they are now."""
+        """The peer's current address and port."""
         return self._remote
 
     @property
@@ -71,7 +71,7 @@ class Connection(trio.abc.AsyncResource):
 
     @property
     def cipher(self) -> str | None:
-        """What packets are encrypted with, by the names of `TlsConfig.ciphers`.
+        """The cipher of the connection's packets, by the names of `TlsConfig.ciphers`.
 
         None while `early_data` is "pending".
         """
@@ -79,33 +79,33 @@ class Connection(trio.abc.AsyncResource):
 
     @property
     def early_data(self) -> EarlyData:
-        """Whether data were sent before the handshake was complete (0-RTT, RFC 9001 section 4.6).
+        """Whether data was sent before the handshake was complete (0-RTT, RFC 9001 section 4.6).
 
-        "pending" while it still is not: what came until now may be a replay of what an onlooker
-        recorded (section 9.2), so do nothing with it that must not be done twice, or await
-        `wait_handshake` first. Then "accepted"; or, on the client's side, "rejected": the server
-        did not want them, and they were sent again.
+        "pending" until the handshake is complete. Data received in this state may be a replay of
+        recorded packets (section 9.2): do nothing with it that must not happen twice, or await
+        `wait_handshake` first. Afterwards "accepted" or, for a client, "rejected": the server
+        refused the early data, and it was sent again.
         """
         return self._handshake.early_data
 
     @property
     def is_resumed(self) -> bool:
-        """Whether the handshake resumed a session of before, without certificates."""
+        """Whether the handshake resumed an earlier session, without certificates."""
         return self._handshake.is_resumed
 
     @property
     def peer_certificate(self) -> x509.Certificate | None:
-        """The certificate that the peer has shown in this connection's handshake.
+        """The certificate that the peer sent in this connection's handshake.
 
         None while `early_data` is "pending", for a client that was not asked or has none, and, on
-        the client's side, where the session was resumed: then it is the one of before.
+        the client's side, if the session was resumed: the earlier session's certificate applies.
         """
         der = self._handshake.certificate
         return None if der is None else x509.load_der_x509_certificate(der)
 
     @property
     def close_info(self) -> CloseInfo | None:
-        """Why the connection ended; None while it lives."""
+        """Why the connection ended; None while it is open."""
         return self._info
 
     def __repr__(self) -> str:
@@ -120,7 +120,7 @@ class Connection(trio.abc.AsyncResource):
     async def open_stream(self, *, unidirectional: bool = False) -> Stream | SendStream:
         """Open a stream; waits while the peer's limit on streams forbids it.
 
-        Raises ConnectionClosedError, ClosedResourceError after `aclose`, and OSError where this
+        Raises ConnectionClosedError, ClosedResourceError after `aclose`, and OSError if this
         application may have no more memory for FIFOs (ENOMEM) or sessions (EMFILE).
         """
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -136,7 +136,7 @@ class Connection(trio.abc.AsyncResource):
         return reply
 
     async def streams(self) -> AsyncIterator[Stream | ReceiveStream]:
-        """The streams that the peer opens, in order.
+        """Iterate over the streams that the peer opens, in order.
 
         Ends when the connection is closed with code 0 by either side; raises
         ConnectionClosedError when it ends in another way. Several tasks may iterate: each stream
@@ -153,28 +153,28 @@ class Connection(trio.abc.AsyncResource):
                     raise ConnectionClosedError(self._info)
                 await self._sleepers.park()
             stream = self._accepted.popleft()
-            # The peer has credit for another one when this one is over.
+            # From now on, the peer gets credit for another stream when this one is closed.
             self._router.signal_taken(stream.handle)
             yield stream
 
     @property
     def max_datagram_bytes(self) -> int:
-        """The largest datagram that `send_datagram` takes now; 0 if this side or the peer offers
+        """The largest datagram that `send_datagram` accepts now; 0 if this side or the peer offers
         none (`QuicConfig.datagram_fifo_bytes`). It changes with the path."""
         return self._datagrams.max_bytes
 
     async def send_datagram(self, data: bytes | bytearray | memoryview) -> None:
-        """Send a datagram (RFC 9221): whole or not at all, once, in no order; it may be lost.
+        """Send a datagram (RFC 9221), once. It arrives whole, in no order, or is lost.
 
-        Returns when the stack has taken it; waits while too many others wait to be sent, for
-        datagrams keep to congestion control. With early data it waits for the handshake. Raises
-        ValueError for one that is too large for the peer or the path, and as `open_stream` does.
+        Returns when the datagram is queued; waits while the queue is full, since congestion control
+        applies to datagrams. With early data it waits for the handshake. Raises ValueError if the
+        datagram is too large for the peer or the path, and as `open_stream` does.
         """
         await self._leave_early_data()
         await self._datagrams.send(data)
 
     async def receive_datagram(self) -> bytes:
-        """The next datagram of the peer's. What finds no room while nobody receives is lost.
+        """Receive the next datagram from the peer. Datagrams are dropped while the queue is full.
 
         Raises ValueError if this side offers none, and what `open_stream` raises.
         """
@@ -182,7 +182,7 @@ class Connection(trio.abc.AsyncResource):
         return await self._datagrams.receive()
 
     async def datagrams(self) -> AsyncIterator[bytes]:
-        """The datagrams of the peer's. Ends, and raises, as `streams` does."""
+        """Iterate over the peer's datagrams. Ends and raises as `streams` does."""
         while True:
             try:
                 datagram = await self.receive_datagram()
@@ -195,9 +195,9 @@ class Connection(trio.abc.AsyncResource):
             yield datagram
 
     async def statistics(self) -> dict[str, int | float]:
-        """RTT (seconds), congestion window, bytes in flight and more, as the engine knows them.
+        """Return the engine's figures: RTT (seconds), congestion window, bytes in flight and more.
 
-        docs/architecture.md lists them. What an engine can't know is not there.
+        docs/architecture.md lists them. Figures that an engine does not have are missing.
         Raises ConnectionClosedError, and ClosedResourceError after `aclose`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -211,20 +211,20 @@ class Connection(trio.abc.AsyncResource):
     def update_keys(self) -> None:
         """Change the keys of both directions soon (RFC 9001 section 6); never blocks.
 
-        Nothing happens while the last change is not confirmed by the peer. The engine does it by
-        itself, long before keys wear out (`QuicConfig.packets_per_key`).
+        Does nothing while the peer has not confirmed the last change. The engine also changes keys
+        by itself, long before their limits (`QuicConfig.packets_per_key`).
         """
         self._router.post(m.UpdateKey(self.handle))
 
     async def migrate(self, local: str | None = None) -> None:
         """Move this client's connection to another local port (RFC 9000 section 9).
 
-        `local` is an address of this machine, with a port or without ("10.0.0.9",
-        "[fd00::9]:4000"); without one it is the address that the route to the peer gives. Returns
-        when the peer has answered on the new path, which everything takes from then on. Raises
-        MigrationError if it does not, or forbids it, or there is no such address or port, and the
-        connection lives on where it was; ValueError for what is no address; and what `open_stream`
-        raises. Cancelled, it may come about all the same.
+        `local` is an address of this machine, with or without a port ("10.0.0.9",
+        "[fd00::9]:4000"); the default is the source address of the route to the peer. Returns when
+        the peer has answered on the new path, which carries all further packets. Raises
+        MigrationError if the peer does not answer or forbids migration, or the address or port is
+        unavailable; the connection then stays on the old path. Raises ValueError for an invalid
+        address, and what `open_stream` raises. If cancelled, the migration may still happen.
         """
         endpoint = None if local is None else Endpoint.parse(local, 0)
         await self._leave_early_data()
@@ -240,12 +240,12 @@ class Connection(trio.abc.AsyncResource):
             raise MigrationError(reply.errno, f"{self!r}: {reply.text}")
         raise MigrationError(
             errno.ETIMEDOUT,
-            f"{self!r}: the peer has given no connection ID for another path within "
-            f"{MIGRATION_SECONDS:.0f} s, or does not answer along it",
+            f"{self!r}: within {MIGRATION_SECONDS:.0f} s the peer has sent no connection ID for "
+            "the new path, or has not answered on it",
         )
 
     async def wait_handshake(self) -> None:
-        """Wait until the handshake is complete: then nothing that came is a replay.
+        """Wait until the handshake is complete; no data received after that is a replay.
 
         Returns at once unless `early_data` is "pending". Raises ConnectionClosedError.
         """
@@ -257,7 +257,7 @@ class Connection(trio.abc.AsyncResource):
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_closed(self) -> CloseInfo:
-        """Wait until the connection is over, and say why."""
+        """Wait until the connection is closed, and return why."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while self._info is None:
             await self._sleepers.park()
@@ -267,11 +267,10 @@ class Connection(trio.abc.AsyncResource):
     async def aclose(self, code: int = 0, reason: str = "") -> None:
         """Close the connection with an application code.
 
-        What was sent on streams that were finished (`send_eof`, or closed) is waited for until
-        the peer has acknowledged it, LINGER_SECONDS at most; everything else is given up.
-        Cancelled, it closes at once. Where that is not a clean end, because it was cancelled, the
-        peer has not acknowledged everything, or a `send_all` was interrupted on a stream that is
-        still open, a `code` of 0 becomes `ABORTED_CODE`.
+        Waits up to LINGER_SECONDS until the peer has acknowledged the data of finished streams
+        (`send_eof`, or closed); all other data is discarded. If cancelled, it closes at once. A
+        `code` of 0 becomes `ABORTED_CODE` if the end is not clean: it was cancelled, the peer has
+        not acknowledged everything, or a `send_all` was interrupted on a stream that is still open.
 
         The end of the `async with` block does the same. When an exception leaves the block, the
         connection is closed at once with `ABORTED_CODE`.
@@ -297,9 +296,9 @@ class Connection(trio.abc.AsyncResource):
     def close_now(self, code: int = 0, reason: str = "") -> None:
         """Close at once, without waiting for acknowledgements; never blocks.
 
-        A `code` of 0 becomes `ABORTED_CODE` where a `send_all` was interrupted on a stream that is
-        still open: what was sent on it is not all. Of the reason the first MAX_REASON_CHARACTERS go
-        out, and what UTF-8 does not have, lone surrogates, as question marks.
+        A `code` of 0 becomes `ABORTED_CODE` if a `send_all` was interrupted on a stream that is
+        still open: its data is incomplete. The reason is cut after MAX_REASON_CHARACTERS, and lone
+        surrogates, which UTF-8 cannot encode, become question marks.
         """
         reason = reason[:MAX_REASON_CHARACTERS].encode(errors="replace").decode()
         self._is_closing = True
@@ -323,7 +322,7 @@ class Connection(trio.abc.AsyncResource):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _abort(self, code: int = 0, reason: str = "") -> None:
-        """Close at once, with a code that is no clean end."""
+        """Close at once; a code of 0 becomes ABORTED_CODE."""
         if code == 0:
             code, reason = ABORTED_CODE, reason or _ABORTED
         self.close_now(code, reason)
@@ -375,7 +374,7 @@ class Connection(trio.abc.AsyncResource):
         self._local, self._remote = notice.local, notice.remote
 
     def _take(self) -> None:
-        """The program has it: the worker may tell of another one."""
+        """Signal the worker that the program accepted this connection."""
         self._router.signal_taken(self.handle)
 
     def _on_closed(self, info: CloseInfo) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from hoststack.api.halves import breaks_on_rubbish
+from hoststack.api.halves import breaks_if_corrupt
 from hoststack.boundary import messages as m
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Datagrams:
     """Both directions, over a pair of FIFOs of messages.
 
-    `signal_sent` tells the worker that there is something to send, `signal_consumed` that there is
-    room; `check` raises where the connection is over. Several tasks may send and receive, for
-    messages are whole.
+    `signal_sent` signals the worker that there is a message to send, `signal_consumed` that there
+    is room; `check` raises if the connection is closed. Several tasks may send and receive, since
+    each message is complete.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Datagrams:
         await trio.lowlevel.checkpoint_if_cancelled()
         message = memoryview(data).cast("B")
         has_slept = False
-        with breaks_on_rubbish("connection"):
+        with breaks_if_corrupt("connection"):
             while not self._write(message):
                 has_slept |= await self._wait_for_room(len(message))
         if not has_slept:
@@ -60,19 +60,19 @@ class Datagrams:
 
     def _refusal(self, size_bytes: int) -> str:
         if self._tx is None:
-            return "this side offers no datagrams: give QuicConfig.datagram_fifo_bytes"
+            return "this side offers no datagrams: set QuicConfig.datagram_fifo_bytes"
         if not self.max_bytes:
             return "the peer takes no datagrams (RFC 9221): use a stream"
         return (
-            f"a datagram of {size_bytes} bytes: at most {self.max_bytes} go to this peer along "
-            "this path (Connection.max_datagram_bytes)"
+            f"a datagram of {size_bytes} bytes: this peer and path allow at most {self.max_bytes} "
+            "(Connection.max_datagram_bytes)"
         )
 
     async def _wait_for_room(self, size_bytes: int) -> bool:
-        """Whether that took a sleep, and so was a checkpoint."""
+        """Wait until the FIFO has room; return whether this slept, and so was a checkpoint."""
         assert self._tx is not None
         self._tx.arm_write()
-        # Room that came before the flag was up has raised no event.
+        # Room from before the flag was set raised no event.
         must_sleep = not self._tx.has_room_for(size_bytes)
         if must_sleep:
             await self._senders.park()
@@ -81,7 +81,7 @@ class Datagrams:
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
         has_slept = False
-        with breaks_on_rubbish("connection"):
+        with breaks_if_corrupt("connection"):
             while (message := self._read()) is None:
                 has_slept |= await self._wait_for_message()
         if not has_slept:
@@ -89,7 +89,8 @@ class Datagrams:
         return message
 
     def _read(self) -> bytes | None:
-        """The next message. What came before the peer closed can still be had."""
+        """Return the next message, or None. Messages from before the peer's close can still be
+        read."""
         if self._is_closed or self._rx is None:
             self._check()
             raise ValueError(self._refusal(0))
@@ -97,7 +98,7 @@ class Datagrams:
         if message is None:
             self._check()
         elif self._rx.take_write_armed():
-            # Only another application waits for room (cut-through): an engine drops what has none.
+            # Only another application waits for room (cut-through); an engine drops datagrams.
             self._signal_consumed()
         return message
 
@@ -110,16 +111,15 @@ class Datagrams:
         return must_sleep
 
     def close(self) -> None:
-        """No more, in either direction. Idempotent."""
+        """Stop sending and receiving. Idempotent."""
         self._is_closed = True
-        # At once: the connection and this know each other, and would keep the FIFOs until some
-        # garbage collection.
+        # The reference cycle with the connection would hold the FIFOs until a garbage collection.
         self._rx = self._tx = None
         self.wake()
 
     def wake(self) -> None:
-        """Something happened to the connection."""
-        # Most connections have no datagrams, and each has this called some times.
+        """Wake all tasks, which check the connection's state."""
+        # Fast path: most connections use no datagrams.
         if self._senders:
             self._senders.unpark_all()
         if self._receivers:
@@ -132,7 +132,7 @@ class Datagrams:
             return
         self._rx, self._tx = notice.rx, notice.tx
         self.max_bytes = notice.max_bytes
-        # One that waits may be too large now.
+        # A waiting datagram may be too large now.
         self._senders.unpark_all()
 
     def on_event(self, code: int) -> None:

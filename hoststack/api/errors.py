@@ -1,4 +1,4 @@
-"""What the public API raises, beside trio's own ClosedResourceError and BusyResourceError."""
+"""Exceptions of the public API, beside trio's own ClosedResourceError and BusyResourceError."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class AttachError(OSError):
 
 
 class ConnectError(OSError):
-    """A connection did not come about; the message says why and what to do."""
+    """A connection could not be established; the message says why and what to do."""
 
 
 class MigrationError(OSError):
-    """A connection did not move. It lives on where it was; the message says why it did."""
+    """A migration failed, and the connection stays on its old path; the message says why."""
 
 
 class ConnectionClosedError(trio.BrokenResourceError):
-    """The connection is over (RFC 9000 section 10).
+    """The connection is closed (RFC 9000 section 10).
 
     `code` is the QUIC error code: the application's if `is_application`, else the transport's.
-    `reason` is what the peer said, as it said it: the exception's own text has it escaped.
+    `reason` is the peer's text, unescaped; the exception's own message has it escaped.
     """
 
     def __init__(self, info: CloseInfo) -> None:
@@ -70,7 +70,7 @@ class StreamResetError(trio.BrokenResourceError):
 
 
 class StreamStoppedError(trio.BrokenResourceError):
-    """The peer reads no more, with an application code (STOP_SENDING, RFC 9000 section 19.5)."""
+    """The peer stopped reading, with an application code (STOP_SENDING, RFC 9000 section 19.5)."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"the peer stopped reading the stream (code {code:#x})")
@@ -78,10 +78,10 @@ class StreamStoppedError(trio.BrokenResourceError):
 
 
 def renewed(error: E) -> E:
-    """Return the same exception without a traceback, to raise one that is kept more than once.
+    """Return a copy of an exception without its traceback, to raise a stored one repeatedly.
 
-    The traceback of a kept exception leads to the frames that keep it, and so to what they use: a
-    cycle, which holds a stream's memory until some garbage collection.
+    The traceback of a stored exception refers to the frames that refer to the exception. This cycle
+    would hold a stream's memory until a garbage collection.
     """
     again = type(error).__new__(type(error), *error.args)
     again.__dict__.update(error.__dict__)

@@ -12,14 +12,14 @@ from hoststack.api.errors import renewed
 from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import ABORTED_CODE
 
-#: What one `receive_some` without a size returns at most.
+#: Most bytes that `receive_some` returns without a size.
 RECEIVE_BYTES = 256 * 1024
 
 
 @contextmanager
-def breaks_on_rubbish(what: str) -> Iterator[None]:
-    """The other side of a FIFO may be another application (cut-through): rubbish that it writes
-    there is trio.BrokenResourceError, as whatever else it does to a stream or a connection."""
+def breaks_if_corrupt(what: str) -> Iterator[None]:
+    """Turn FifoCorruptError into trio.BrokenResourceError: the other side of a FIFO may be another
+    application (cut-through), which can write invalid data there."""
     try:
         yield
     except FifoCorruptError as error:
@@ -50,11 +50,11 @@ class _OneAtATime:
 
 
 class SendingHalf:
-    """From the application into the tx FIFO. `signal` tells the worker that the FIFO moved, and
-    `post_reset` has the stream reset with a code.
+    """The sending direction: writes into the tx FIFO. `signal` notifies the worker that the FIFO
+    changed, and `post_reset` requests a reset of the stream with a code.
 
-    A `send_all` that did not return has sent nobody knows how much of its data. From then on the
-    stream has no end any more: where that is asked for, the stream is reset.
+    A `send_all` that did not return has sent an unknown part of its data. From then on the stream
+    cannot be finished: a request for its end resets it instead.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SendingHalf:
         self._signal = signal
         self._post_reset = post_reset
         self._is_cut = False
-        """Some of what was to be sent was not, or is still being sent."""
+        """A `send_all` was interrupted, or is still running."""
         self._busy = _OneAtATime("sending on")
         self._sleepers = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -72,7 +72,7 @@ class SendingHalf:
         self.is_ended = False
         """The end was set, by `send_eof` or by closing."""
         self.is_finished = False
-        """Nothing more will be acknowledged: the end was, or the stream broke."""
+        """The peer acknowledged the FIN."""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._busy:
@@ -113,9 +113,8 @@ class SendingHalf:
             if self.is_cut_short:
                 self.reset(ABORTED_CODE)
                 raise trio.BrokenResourceError(
-                    "an earlier send_all was interrupted, so that the end of what was sent would "
-                    f"look like the end of it all: this side reset the stream (code "
-                    f"{ABORTED_CODE:#x})"
+                    "an earlier send_all was interrupted, so a FIN would make incomplete data look "
+                    f"complete: this side reset the stream (code {ABORTED_CODE:#x})"
                 )
             self._end()
 
@@ -130,8 +129,8 @@ class SendingHalf:
         return self.is_finished or self._error is not None
 
     def close(self) -> None:
-        """No more sending; what was sent still goes out, followed by the end unless a `send_all`
-        was interrupted: then the stream is reset. Idempotent."""
+        """Stop sending: written data is still sent, followed by the FIN. If a `send_all` was
+        interrupted, the stream is reset instead. Idempotent."""
         if self._error is None and self.is_cut_short:
             self.reset(ABORTED_CODE)
         self._closed = True
@@ -140,29 +139,29 @@ class SendingHalf:
         self.wake()
 
     def abort(self) -> None:
-        """No more sending; the stream is reset unless its end was set. Idempotent."""
+        """Stop sending, and reset the stream unless its end was set. Idempotent."""
         if self._error is None and not self.is_ended:
             self.reset(ABORTED_CODE)
         self.close()
 
     def reset(self, code: int) -> None:
-        """Give up sending, and what was sent and not acknowledged."""
+        """Reset the stream, and discard data that is not acknowledged."""
         if not self.is_finished:
             self._post_reset(code)
         self.fail(trio.BrokenResourceError(f"this side reset the stream (code {code:#x})"))
 
     def wake(self) -> None:
-        """The FIFO has room, or something else happened to this direction."""
+        """Wake the sending task: the FIFO has room, or the state of this direction changed."""
         self._sleepers.unpark_all()
 
     def fail(self, error: trio.BrokenResourceError) -> None:
-        """Sending is over, with an error for whoever tries; the first one stays."""
+        """End sending with an error that further calls raise; later errors are ignored."""
         if self._error is None:
             self._error = error
         self.wake()
 
     async def wait_finished(self) -> None:
-        """Until the end is acknowledged; raises what broke the stream before that."""
+        """Wait until the FIN is acknowledged; raises the error if the stream breaks before."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self.is_finished:
             if self._error is not None:
@@ -182,8 +181,7 @@ class SendingHalf:
         if not self.is_ended:
             self.is_ended = True
             self._tx.set_eof()
-            # Also where the other side is busy reading (cut-through), for the end is news to the
-            # session layer too.
+            # Signal even if the reader is not waiting (cut-through): the session layer needs it.
             self._tx.take_read_armed()
             self._signal()
 
@@ -192,12 +190,12 @@ class SendingHalf:
             self._signal()
 
     async def _wait_for_room(self) -> bool:
-        """Whether that took a sleep, and so was a checkpoint."""
+        """Wait until the FIFO has room; return whether this slept, and so was a checkpoint."""
         self._tx.arm_write()
         must_sleep = not self._tx.writable
         if must_sleep:
-            # What was just sent may have had the worker's turn within `_tell`, and that may have
-            # brought an end of which nobody will wake this task again.
+            # `_tell` may have run a worker's turn inline. If that ended the stream, the wake-up
+            # for it is already past.
             self._check()
             await self._sleepers.park()
         self._check()
@@ -205,8 +203,8 @@ class SendingHalf:
 
 
 class ReceivingHalf:
-    """From the rx FIFO to the application. `signal` tells the worker that the FIFO moved, and
-    whether the peer may be waiting for that."""
+    """The receiving direction: reads from the rx FIFO. `signal` notifies the worker that the FIFO
+    changed, and whether the peer may be waiting for that."""
 
     def __init__(self, rx: Fifo, signal: Callable[[bool], None]) -> None:
         self._rx = rx
@@ -246,7 +244,7 @@ class ReceivingHalf:
 
     @property
     def has_end(self) -> bool:
-        """Whether all that the peer will ever send is here, or the peer gave up."""
+        """Whether the FIFO has all data of the stream and its end, or the direction failed."""
         if self._error is not None:
             return True
         try:
@@ -255,22 +253,22 @@ class ReceivingHalf:
             return False
 
     def close(self) -> None:
-        """No more receiving. Idempotent."""
+        """Stop receiving. Idempotent."""
         self.is_closed = True
         self.wake()
 
     def wake(self) -> None:
-        """The FIFO has bytes or its end, or something else happened to this direction."""
+        """Wake the receiving task: the FIFO has bytes or its end, or the state changed."""
         self._sleepers.unpark_all()
 
     def fail(self, error: trio.BrokenResourceError) -> None:
-        """Nothing more comes; bytes that are here can still be read. The first error stays."""
+        """End receiving with an error, after the bytes in the FIFO; later errors are ignored."""
         if self._error is None:
             self._error = error
         self.wake()
 
     async def _wait_for_bytes(self) -> bool:
-        """Until there are bytes or the end of the stream; whether that took a sleep."""
+        """Wait for bytes or the end of the stream; return whether this slept."""
         await trio.lowlevel.checkpoint_if_cancelled()
         has_slept = False
         while not self.is_closed:
@@ -279,17 +277,17 @@ class ReceivingHalf:
             if self._error is not None:
                 raise renewed(self._error)
             self._rx.arm_read()
-            # Bytes that came before the flag was up have raised no event.
+            # Bytes from before the flag was set raised no event.
             if not (self._rx.readable or self._rx.eof):
                 await self._sleepers.park()
                 has_slept = True
         raise trio.ClosedResourceError("this stream was closed")
 
     def _tell(self, count: int) -> None:
-        """The window may move; a peer that has much of it left does not wait for that."""
+        """Signal that the window may grow; this is urgent if the peer has little of it left."""
         self._untold_bytes += count
         is_urgent = self._untold_bytes >= self._rx.size // 4
-        # What may wait is urgent all the same when much more was read before it is told.
+        # Signal again if a lazy signal is pending and much more was read since.
         if self._rx.take_write_armed() or (is_urgent and self._has_told_lazily):
             if is_urgent:
                 self._untold_bytes = 0

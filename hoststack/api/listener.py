@@ -1,4 +1,4 @@
-"""Listening for QUIC connections, as a trio listener."""
+"""Listening for connections, as a trio listener."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Listener(trio.abc.Listener["Connection"]):
         return self._local
 
     async def accept(self) -> Connection:
-        """The next connection whose handshake is complete.
+        """Wait for the next connection, and return it.
 
-        Raises trio.ClosedResourceError, and trio.BrokenResourceError when nobody comes any more:
-        the daemon has ended, or no worker of its can have the listener.
+        Raises trio.ClosedResourceError after `aclose`, and trio.BrokenResourceError if the listener
+        is lost: the daemon has ended, or none of its workers can have the listener.
         """
         await trio.lowlevel.checkpoint()
         while not self._accepted:
@@ -54,12 +54,12 @@ class Listener(trio.abc.Listener["Connection"]):
         return connection
 
     async def aclose(self) -> None:
-        """Accept no more. Connections that `accept` returned live on; others are closed."""
+        """Stop listening. Connections that `accept` returned continue; others are closed."""
         self.close()
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """As `aclose`, without a checkpoint."""
+        """Stop listening as `aclose` does, without a checkpoint."""
         if not self._closed:
             self._closed = True
             self._router.forget_listener(self._handle)

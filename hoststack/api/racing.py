@@ -20,11 +20,10 @@ Attempt = Callable[[Address], Awaitable[Connection]]
 async def first_connection(
     addresses: Sequence[Address], attempt: Attempt, describe: str
 ) -> Connection:
-    """The connection of the attempt that succeeds first; the others are given up.
+    """Return the connection of the first attempt that succeeds, and cancel the others.
 
     An attempt begins when the one before it has failed, or has not succeeded within
-    ATTEMPT_DELAY_S. Raises ConnectError, which begins with `describe` and has the reasons of all,
-    when every attempt has failed.
+    ATTEMPT_DELAY_S. If every attempt fails, raises ConnectError with `describe` and all reasons.
     """
     race = _Race(attempt)
     try:
@@ -50,10 +49,10 @@ class _Race:
         self._fault: Exception | None = None
         self.winner: Connection | None = None
         self.is_over: Callable[[], None] = lambda: None
-        """Called when no other attempt is of use any more."""
+        """Called when the race is decided; cancels the other attempts."""
 
     async def run(self, nursery: trio.Nursery, addresses: Sequence[Address]) -> None:
-        """Start the attempts, each when it is due."""
+        """Start the attempts one after another."""
         for address in addresses:
             failed = trio.Event()
             nursery.start_soon(self.enter, address, failed.set)
@@ -78,7 +77,7 @@ class _Race:
                 connection.close_now()
 
     def error(self, describe: str) -> Exception:
-        """What all attempts failed with, those that say the same told once."""
+        """Return the error of a race without a winner, with each distinct reason once."""
         if self._fault is not None:
             return self._fault
         texts = dict.fromkeys(failure.strerror or str(failure) for failure in self._failures)

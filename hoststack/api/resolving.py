@@ -1,4 +1,4 @@
-"""From the host of a URI to the addresses that it stands for, in the order to try them in."""
+"""Resolution of a URI's host to addresses, in the order of connection attempts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Address = tuple[str, int]
 
 
 async def resolve(uri: Uri, make_error: Callable[[int, str], OSError]) -> list[Address]:
-    """The numeric addresses of a URI, one at least, without asking anybody for an address.
+    """Return the numeric addresses of a URI, at least one. An address is returned without a lookup.
 
-    Names are looked up in a thread, or by trio's custom resolver. Raises what `make_error` makes
-    of an errno and a line for the user.
+    Names are looked up in a thread, or by trio's custom resolver. Raises the exception that
+    `make_error` returns for an errno and a line for the user.
     """
     try:
         return [(ipaddress.ip_address(uri.host).compressed, uri.port)]
@@ -46,8 +46,8 @@ def _unknown(uri: Uri, why: str) -> str:
 
 
 def in_order(found: Sequence[tuple[Any, ...]]) -> list[str]:
-    """The hosts that getaddrinfo(3) found, each once, with the zones of link-local addresses; the
-    families take turns, beginning with the one that comes first (RFC 8305 section 4)."""
+    """Return the hosts of a getaddrinfo(3) result, each once, with the zones of link-local
+    addresses. The families alternate, starting with the first one (RFC 8305 section 4)."""
     by_family: dict[int, list[str]] = {}
     for family, _, _, _, name in found:
         if family not in (socket.AF_INET, socket.AF_INET6):
@@ -61,7 +61,7 @@ def in_order(found: Sequence[tuple[Any, ...]]) -> list[str]:
 
 
 def _host_of(name: tuple[Any, ...]) -> str:
-    """The host of a socket address, with its zone."""
+    """Return the host of a socket address, with its zone."""
     host, separator, zone = str(name[0]).partition("%")
     if not separator and len(name) == 4 and name[3]:
         try:

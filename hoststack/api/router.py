@@ -1,4 +1,4 @@
-"""The application's side of the boundary: requests out, notices and events in to their objects."""
+"""The application's side of the boundary: sends requests, and dispatches notices and events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Call:
 
 
 class Router:
-    """Objects of one application by handle, and its calls under way by token."""
+    """The objects of one application by handle, and its pending calls by token."""
 
     def __init__(self, application: ApplicationSide) -> None:
         self._application = application
@@ -38,7 +38,7 @@ class Router:
         self._connections: dict[int, Connection] = {}
         self._streams: dict[int, SendStream | ReceiveStream] = {}
         self._early_datagrams: dict[int, m.DatagramsReady] = {}
-        """Of connections that are about to be told of."""
+        """For connections whose own notice has not arrived yet."""
         self._notices: dict[type, Callable[[Any], None]] = {
             m.Failed: self._on_failed,
             m.Statistics: self._on_statistics,
@@ -62,7 +62,7 @@ class Router:
     # --- out ---
 
     async def call(self, make_request: Callable[[int], m.Request]) -> Reply:
-        """Send a request and wait for its reply; cancelled, it is given up."""
+        """Send a request and wait for its reply; if cancelled, cancel the request."""
         token = next(self._tokens)
         call = self._calls[token] = _Call()
         self._application.request(make_request(token))
@@ -82,28 +82,28 @@ class Router:
         self._application.request(request)
 
     def signal_sent(self, handle: int) -> None:
-        """Tell the worker that there is something in a tx FIFO."""
+        """Signal the worker that a tx FIFO has data."""
         self._application.signal_sent(handle)
 
     def signal_consumed(self, handle: int, is_urgent: bool) -> None:
-        """Tell the worker that an rx FIFO has more room, and whether a peer may wait for that."""
+        """Signal the worker that an rx FIFO has more room; urgent if a peer may wait for that."""
         self._application.signal_consumed(handle, is_urgent)
 
     def signal_taken(self, handle: int) -> None:
-        """Tell the worker that the program has what a peer began."""
+        """Signal the worker that the program accepted a connection or stream of a peer."""
         self._application.signal_taken(handle)
 
     def forget_listener(self, handle: int) -> None:
         self._listeners.pop(handle, None)
 
     def close_listeners(self) -> None:
-        """The stack is about to go: who still waits for a connection hears of it."""
+        """Close all listeners before the stack ends, so that callers in `accept` return."""
         for listener in list(self._listeners.values()):
             listener.close()
 
     def forget_stream(self, stream: StreamBase) -> None:
-        """Nothing more is wanted of a stream."""
-        # A later stream may have got the handle of one that ended long ago.
+        """Stop dispatching events to a stream."""
+        # A later stream may have the handle of one that ended long ago.
         if self._streams.get(stream.handle) is stream:
             del self._streams[stream.handle]
         stream.connection._streams.pop(stream.handle, None)
@@ -133,7 +133,7 @@ class Router:
             call.done.set()
 
     def _give_up(self, reply: Reply | None) -> None:
-        """Undo what a call brought about that nobody waits for any more."""
+        """Close the result of a call whose caller was cancelled."""
         if isinstance(reply, Listener):
             reply.close()
         elif isinstance(reply, Connection):
@@ -190,7 +190,7 @@ class Router:
     def _on_stream_ready(self, notice: m.StreamReady) -> None:
         connection = self._connections.get(notice.connection)
         if connection is None:
-            text = "a stream of a connection that is unknown: is the worker sound?"
+            text = "the worker reported a stream of an unknown connection"
             self._reply(notice.token, m.Failed(notice.token, errno.EPROTO, text))
             return
         stream: Stream | SendStream

@@ -1,4 +1,4 @@
-"""The stack: a link, an engine and a session layer in the caller's own trio loop."""
+"""The stack: opens connections and listeners, in a daemon or in the caller's own trio loop."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from hoststack.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-#: The application protocol (ALPN, RFC 7301) of programs that do not name one.
+#: The default application protocol (ALPN, RFC 7301).
 DEFAULT_ALPN = ("hoststack",)
 
 Handler = Callable[[Connection], Awaitable[object]]
 
 
 class Stack:
-    """What a program opens connections and listeners with. Made by `open_stack` and `attach`."""
+    """Opens connections and listeners. Created by `open_stack` and `attach`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Stack:
 
     @property
     def link_reason(self) -> str:
-        """One line that says why it is not a better link; empty if there is none."""
+        """Why a better link was not chosen, in one line; empty if this is the best."""
         return self._link_reason
 
     @asynccontextmanager
@@ -83,18 +83,19 @@ class Stack:
         """Connect to `quic://host:port`, and close the connection at the end of the block: with
         code 0, or with `ABORTED_CODE` when an exception leaves it.
 
-        A name is looked up, and connections to all of its addresses race each other, a quarter of a
-        second apart, IPv6 and IPv4 in turns (RFC 8305); the first that is there is taken. A
-        link-local address has its interface in it: `quic://[fe80::1%eth0]:4433`.
+        A name is looked up, and connections to all of its addresses race each other, started a
+        quarter of a second apart, alternating between IPv6 and IPv4 (RFC 8305); the first one
+        established is used. A link-local address includes its interface:
+        `quic://[fe80::1%eth0]:4433`.
 
         Without `tls` the peer's certificate is checked against the system's CAs and the URI's
-        host. `tcp://` and `udp://` are the kernel's, and take no `tls`: a TCP connection has one
-        stream, which `open_stream` gives, and UDP has datagrams alone. `alpn` names the
-        application protocols (RFC 7301), the preferred one first: the native engine offers 8 names
-        of 31 ASCII characters at most, aioquic's 32 of 255. Raises UriError, ValueError for names
-        that can't be offered, TlsConfigError for a host that is no server's name, ConnectError (no
-        answer, no route, refused, no common ALPN, a certificate that does not do), and OSError with
-        ENOTSUP for what a protocol does not have.
+        host. `tcp://` and `udp://` use kernel sockets and accept no `tls`: a TCP connection has one
+        stream, which `open_stream` returns, and UDP has only datagrams. `alpn` lists the
+        application protocols (RFC 7301), the preferred one first: the native engine offers at most
+        8 names of 31 ASCII characters, aioquic 32 of 255. Raises UriError, ValueError for names
+        that can't be offered, TlsConfigError for an invalid server name, ConnectError (no answer,
+        no route, refused, no common ALPN, an untrusted certificate), and OSError with ENOTSUP for a
+        feature that a protocol does not have.
         """
         parsed = parse_uri(uri, PROTOCOLS)
         _check_tls(parsed, tls)
@@ -133,13 +134,14 @@ class Stack:
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: QuicConfig | None = None,
     ) -> Listener:
-        """Listen on `quic://address:port`; port 0 picks a free one (`Listener.local` has it). Of a
-        name it is the first address.
+        """Listen on `quic://address:port`; port 0 picks a free one (see `Listener.local`). For a
+        name, the first address is used.
 
-        QUIC needs `tls`, with a certificate. `tcp://` and `udp://` take none: connections have one
-        stream of the peer's, or datagrams from one peer. `alpn` is as in `connect`; a client that
-        offers none of these protocols is refused. Raises UriError, TlsConfigError, ValueError for
-        names that can't be offered, and LinkError where the port or address can't be had.
+        QUIC needs `tls` with a certificate. `tcp://` and `udp://` accept none: their connections
+        have one stream that the peer opened, or datagrams from one peer. `alpn` is as in `connect`;
+        a client that offers none of these protocols is refused. Raises UriError, TlsConfigError,
+        ValueError for names that can't be offered, and LinkError if the port or address is
+        unavailable.
         """
         parsed = parse_uri(uri, PROTOCOLS)
         _check_tls(parsed, tls)
@@ -172,9 +174,9 @@ class Stack:
         listener is closed, as at the end of the stack's block.
 
         The connection is closed with code 0 when its handler returns, and with `ABORTED_CODE` when
-        its handler raises or is cancelled. A handler that ends with trio.BrokenResourceError ends
-        its own connection alone, for that is the peer's doing; any other exception ends `serve`.
-        `nursery.start` gives the Listener. When that is lost, with a daemon say, `serve` raises
+        its handler raises or is cancelled. A handler's trio.BrokenResourceError ends only its own
+        connection, since the peer caused it; any other exception ends `serve`. `nursery.start`
+        returns the Listener. If that is lost, for example with a daemon, `serve` raises
         trio.BrokenResourceError as soon as all handlers have ended.
         """
         lost: trio.BrokenResourceError | None = None
@@ -198,7 +200,7 @@ class Stack:
 
 
 class EmbeddedStack(Stack):
-    """A stack whose engine runs in the caller's own loop: it can be looked into."""
+    """A stack whose engine runs in the caller's own loop, with access to its internals."""
 
     def __init__(
         self, router: Router, worker: Worker, link_reason: str, config: QuicConfig | None
@@ -214,11 +216,11 @@ class EmbeddedStack(Stack):
 
     @property
     def link(self) -> Link:
-        """The link below, for its statistics."""
+        """The link that the stack uses, for its statistics."""
         return self._worker.link
 
     def counters(self) -> EngineCounters:
-        """What happened to datagrams and turns so far."""
+        """Return the engine's counters of datagrams and turns."""
         return self._worker.layer.engine.counters
 
     @asynccontextmanager
@@ -232,15 +234,15 @@ class EmbeddedStack(Stack):
         shares_listeners: bool = False,
         config: QuicConfig | None = None,
     ) -> AsyncIterator[EmbeddedStack]:
-        """Another application on this stack, with sessions of its own, closed at the end: with
-        code 0, or with `ABORTED_CODE` when an exception leaves the block.
+        """Add an application to this stack, with its own sessions, which are closed at the end of
+        the block: with code 0, or with `ABORTED_CODE` when an exception leaves it.
 
         `scopes` are "global", the network, and "local", the other applications of its namespace on
-        this stack: with both, it listens in both, and connects to another application where one
+        this stack. With both, it listens in both, and connects to another application if one
         listens, without packets, handshakes or certificates (docs/architecture.md). Applications
         with `shares_listeners` and the same name and namespace may listen on the same endpoint, and
-        get its connections in turns. Raises NamespaceError for a namespace that is not there, with
-        another secret, or without these scopes.
+        get its connections round robin. Raises NamespaceError if the namespace does not exist, the
+        secret is wrong, or the namespace does not allow the scopes.
         """
         application = Application(name)
         application.scopes = self._worker.layer.namespaces.admit(namespace, secret, scopes)
@@ -264,7 +266,7 @@ class EmbeddedStack(Stack):
 
     @property
     def rules(self) -> Rules:
-        """Which connections may come about."""
+        """The session rules: which connections are allowed."""
         return self._worker.layer.rules
 
 
@@ -279,8 +281,8 @@ async def _handle(handler: Handler, connection: Connection) -> None:
 def stack_on(
     worker: Worker, name: str, *, link_reason: str = "", config: QuicConfig | None = None
 ) -> EmbeddedStack:
-    """A Stack of a new application on a worker that there is, which has nothing to do with the
-    worker's other applications; without `config` connections get the worker's default."""
+    """Return a Stack for a new application on an existing worker, separate from the worker's other
+    applications. Without `config`, connections use the worker's default."""
     application = Application(name)
     worker.attach(application)
     return EmbeddedStack(Router(application), worker, link_reason, config)
@@ -297,17 +299,17 @@ async def open_stack(
     secret: bytes | None = None,
     busy_poll_us: int = 0,
 ) -> AsyncIterator[EmbeddedStack]:
-    """A stack in the caller's own trio loop, closed at the end of the block: what is still open
+    """Run a stack in the caller's own trio loop, and close it at the end of the block: connections
     with code 0, or with `ABORTED_CODE` when an exception leaves the block.
 
-    With an interface `link="auto"` takes AF_XDP on it where that works, and the kernel's UDP
-    sockets elsewhere (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it
-    is, and closed at the end. `engine="auto"` takes the native QUIC engine where it was built, and
-    aioquic elsewhere. With the same `secret`, 32 bytes that nobody else knows, one stack takes the
-    session tickets and tokens that another gave. With `busy_poll_us` the stack looks for datagrams
-    without end, so many microseconds (1000 at most) before other tasks have a turn: round trips are
-    shorter, and it takes a whole core (docs/performance.md). Raises LinkError if the link that was
-    asked for can't be had, and ValueError for an engine that can't, or can't poll busily.
+    With an interface, `link="auto"` uses AF_XDP on it if that works, otherwise the kernel's UDP
+    sockets (`Stack.link_reason` says why); `mode` is XDP's. A Link object is used as it is, and
+    closed at the end. `engine="auto"` uses the native QUIC engine if it was built, otherwise
+    aioquic. Stacks with the same `secret`, 32 bytes unknown to others, accept each other's session
+    tickets and tokens. With `busy_poll_us` the stack polls for datagrams all the time, for that
+    many microseconds (at most 1000) before other tasks run: round trips are shorter, and it uses a
+    whole core (docs/performance.md). Raises LinkError if the requested link is unavailable, and
+    ValueError for an engine that is unavailable or can't poll busily.
     """
     if isinstance(link, str):
         chosen, reason = choose_link(interface, link, mode=mode, busy_poll_us=busy_poll_us)
@@ -340,4 +342,4 @@ async def open_stack(
 
 def _check_tls(uri: Uri, tls: TlsConfig | None) -> None:
     if tls is not None and not PROTOCOLS[uri.scheme].tls:
-        raise not_supported(uri.scheme, "TLS here: leave `tls` out, or use quic://")
+        raise not_supported(uri.scheme, "TLS here: omit `tls`, or use quic://")

@@ -1,4 +1,4 @@
-"""Streams of a QUIC connection, as trio streams."""
+"""Streams of a connection, as trio streams."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from hoststack.api.connection import Connection
     from hoststack.api.router import Router
 
-#: The notices that a stream begins with.
+#: The notices about a new stream.
 Opened = m.StreamReady | m.StreamAccepted
 
 
 class StreamBase(trio.abc.AsyncResource):
-    """What all streams have: identity, the way to the worker, and what an exception does to them.
+    """Base of all streams: identity, access to the worker, and the handling of exceptions.
 
-    A stream's halves know the router, and not the stream: no cycle keeps the FIFOs of one that is
-    not used any more.
+    A stream's halves refer to the router but not to the stream, so that no cycle holds the FIFOs of
+    an unused stream.
     """
 
     def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
@@ -66,11 +66,11 @@ class StreamBase(trio.abc.AsyncResource):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def aclose(self) -> None:
-        """Close the stream as its class describes. In a cancelled scope, abort it: as
-        `trio.aclose_forcefully` does.
+        """Close the stream as its class describes. In a cancelled scope, as with
+        `trio.aclose_forcefully`, abort it.
 
-        A direction that is aborted, and whose end was not sent or received before, is reset
-        (RESET_STREAM), or stopped (STOP_SENDING), with `ABORTED_CODE`.
+        Aborting resets (RESET_STREAM) or stops (STOP_SENDING) each direction whose end was not sent
+        or received before, with `ABORTED_CODE`.
         """
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -87,7 +87,7 @@ class StreamBase(trio.abc.AsyncResource):
         raise NotImplementedError
 
     def _forget_if_over(self) -> None:
-        """Have the router forget a stream that can have no more events."""
+        """Remove a stream that can have no more events from the router."""
         if self._is_over:
             self._router.forget_stream(self)
 
@@ -109,11 +109,11 @@ class SendStream(StreamBase, trio.abc.SendStream):
         )
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`; returns when the stack has taken it.
+        """Send all of `data`; returns when all of it is in the stack's buffer.
 
         If it is interrupted (cancelled, or any other exception), an unknown part of `data` was
-        sent. The peer must not take that for everything: from then on `send_eof` fails, and
-        closing the stream resets it with `ABORTED_CODE`, which closing its connection takes, too.
+        sent. The peer must not mistake that for everything: from then on `send_eof` fails, and
+        closing the stream resets it with `ABORTED_CODE`. Closing its connection uses that code too.
 
         Raises StreamStoppedError, ConnectionClosedError (both BrokenResourceError),
         ClosedResourceError, BusyResourceError.
@@ -121,33 +121,33 @@ class SendStream(StreamBase, trio.abc.SendStream):
         await self._sending.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until `send_all` of a little would not block; raises as `send_all` does."""
+        """Wait until a small `send_all` would not block; raises as `send_all` does."""
         await self._sending.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        """Say that no more will be sent (FIN); raises as `send_all` does.
+        """Finish the sending direction (FIN); raises as `send_all` does.
 
-        After a `send_all` that was interrupted it resets the stream (`ABORTED_CODE`) instead, and
-        raises trio.BrokenResourceError.
+        After an interrupted `send_all` it resets the stream (`ABORTED_CODE`) instead, and raises
+        trio.BrokenResourceError.
         """
         await self._sending.send_eof()
 
     async def wait_acknowledged(self) -> None:
-        """Wait until the peer has acknowledged every byte and the end.
+        """Wait until the peer has acknowledged every byte and the FIN.
 
-        Use it after `send_eof` or `aclose`. Raises BrokenResourceError if that cannot come.
+        Use it after `send_eof` or `aclose`. Raises BrokenResourceError if that cannot happen.
         """
         await self._sending.wait_finished()
 
     def reset(self, code: int = 0) -> None:
-        """Give up sending at once with an application code (RESET_STREAM); never blocks."""
+        """Stop sending at once with an application code (RESET_STREAM); never blocks."""
         self._sending.reset(code)
 
     async def aclose(self) -> None:
-        """Finish sending: what was sent still reaches the peer, followed by the end.
+        """Finish sending: written data still reaches the peer, followed by the FIN.
 
-        After a `send_all` that was interrupted, and in a cancelled scope, the stream is reset with
-        `ABORTED_CODE` instead, and so it is when an exception leaves its `async with` block.
+        The stream is reset with `ABORTED_CODE` instead after an interrupted `send_all`, in a
+        cancelled scope, and when an exception leaves its `async with` block.
         """
         await super().aclose()
 
@@ -197,7 +197,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         self._receiving = ReceivingHalf(opened.rx, partial(router.signal_consumed, opened.handle))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The next bytes, at least one; b"" at the end of the stream alone.
+        """Receive the next bytes, at least one; b"" only at the end of the stream.
 
         Raises StreamResetError, ConnectionClosedError (both BrokenResourceError),
         ClosedResourceError, BusyResourceError.
@@ -205,22 +205,23 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         return await self._receiving.receive_some(max_bytes)
 
     async def receive_into(self, buffer: bytearray | memoryview) -> int:
-        """As `receive_some`, into a buffer: how many bytes came; 0 at the end alone."""
+        """Receive into a buffer, and return the number of bytes; 0 only at the end of the stream.
+        Raises as `receive_some`."""
         return await self._receiving.receive_into(buffer)
 
     @property
     def may_be_replayed(self) -> bool:
-        """Whether what was received until now may be a replay: it came as early data, and the
-        handshake is not complete (see `Connection.early_data`)."""
+        """Whether the data received so far may be a replay: it was early data, and the handshake is
+        not complete (see `Connection.early_data`)."""
         return self.connection.early_data == "pending"
 
     def stop_sending(self, code: int = 0) -> None:
-        """Ask the peer to send no more, with an application code (STOP_SENDING)."""
+        """Ask the peer to stop sending, with an application code (STOP_SENDING)."""
         if not self._receiving.has_end:
             self._router.post(m.StopSending(self._handle, code))
 
     async def aclose(self) -> None:
-        """Stop receiving; a peer that is not done gets a STOP_SENDING: with code 0, or with
+        """Stop receiving. A peer that has not finished gets a STOP_SENDING: with code 0, or with
         `ABORTED_CODE` in a cancelled scope and when an exception leaves the `async with` block."""
         await super().aclose()
 
@@ -252,14 +253,14 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
 
 class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
-    """A bidirectional stream: both halves, and each can be finished by itself."""
+    """A bidirectional stream; each half can be finished separately."""
 
     async def aclose(self) -> None:
-        """Finish both directions: what was sent still reaches the peer, followed by the end;
+        """Finish both directions: written data still reaches the peer, followed by the FIN;
         receiving stops.
 
-        After a `send_all` that was interrupted, and in a cancelled scope, the stream is reset with
-        `ABORTED_CODE` instead, and so it is when an exception leaves its `async with` block.
+        The stream is reset with `ABORTED_CODE` instead after an interrupted `send_all`, in a
+        cancelled scope, and when an exception leaves its `async with` block.
         """
         await StreamBase.aclose(self)
 

@@ -106,7 +106,7 @@ def test_the_limit_is_named_and_grows_with_the_path() -> None:
             at_first = connected.max_datagram_bytes
             # 1200 bytes less a short header, a packet number, a tag, the frame's type and length.
             assert at_first == 1200 - 1 - 12 - 4 - 16 - 1 - 2
-            with pytest.raises(ValueError, match=f"{at_first + 1} bytes: at most {at_first}"):
+            with pytest.raises(ValueError, match=f"{at_first + 1} bytes: .* at most {at_first}"):
                 await connected.send_datagram(bytes(at_first + 1))
             await trio.sleep(2)
             assert connected.max_datagram_bytes == at_first + 1472 - 1200
