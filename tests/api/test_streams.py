@@ -444,6 +444,6 @@ def test_a_client_that_was_just_in_time_is_told_of_the_end(server_tls: TlsConfig
             with trio.fail_after(5):
                 async with client.connect(URI, tls=TlsConfig(verify=False)) as connection:
                     info = await connection.wait_closed()
-            assert (info.code, info.by_peer) == (0, True)
+            assert (info.code, info.by_peer) == (2, True)
 
     run(main)
