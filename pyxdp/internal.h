@@ -174,7 +174,7 @@ static inline uint64_t pyxdp_frame_of(const struct pyxdp_umem *umem, uint64_t ad
 	return addr & ~umem->frame_mask;
 }
 
-/* --- a ledger's parts --- */
+/* --- parts of a ledger --- */
 
 static inline uint32_t *pyxdp_filling_to(struct pyxdp_ledger *ledger, uint32_t queue)
 {

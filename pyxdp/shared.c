@@ -119,7 +119,7 @@ int pyxdp_umem_adopt(void *area, size_t bytes, uint32_t frame_bytes, uint16_t bi
 	return 0;
 }
 
-/* --- rings of a socket that another process made --- */
+/* --- adopting the rings of a socket --- */
 
 static void *map_ring(int fd, uint64_t at, size_t bytes)
 {

@@ -178,7 +178,7 @@ static void write_late(struct pair *p)
 	hostile.strikes++;
 	if (s->connection->state == HS_OPEN) {
 		submit(s->connection->conn, NGTCP2_ENCRYPTION_LEVEL_1RTT, data, n);
-		hs_make_due(s->connection);
+		hs_schedule(s->connection);
 	}
 }
 

@@ -249,20 +249,20 @@ static void send_one(struct target *t, const struct packet *p, uint8_t how)
 	uint8_t ecn = (how >> 1 & 3) | (how & 8 ? UNKNOWN_PATH : 0);
 	CHECK(!hs_wire_handed_put(t->wire, copy, (uint32_t)p->n, ecn, path_id));
 	turn(t, &out);
-	free(copy); /* what is parked has its own */
-	for (uint32_t i = 0; i < out.parked; i++) {
-		CHECK(hs_quic_parked_key(t->q, i));
+	free(copy); /* unresolved datagrams were copied */
+	for (uint32_t i = 0; i < out.unresolved; i++) {
+		CHECK(hs_quic_unresolved_key(t->q, i));
 		if (how & 0x10)
-			hs_quic_admit(t->q, i, how & 0x20 ? -1 : (int64_t)path_id);
+			hs_quic_resolve_path(t->q, i, how & 0x20 ? -1 : (int64_t)path_id);
 	}
-	int was_parked = out.parked != 0;
-	CHECK(!was_parked || how & 8);
+	int had_unresolved = out.unresolved != 0;
+	CHECK(!had_unresolved || how & 8);
 	size_t sent = check_answers(t, p);
-	if (!was_parked)
+	if (!had_unresolved)
 		return;
 	CHECK(!sent);
 	turn(t, &out);
-	CHECK(!out.parked);
+	CHECK(!out.unresolved);
 	check_answers(t, p);
 }
 

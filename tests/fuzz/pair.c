@@ -404,13 +404,13 @@ static void carry_all(struct pair *p, int side)
 	hs_wire_handed_sent(wire, count);
 }
 
-static void admit_parked(struct pair *p, int side, uint32_t count)
+static void resolve_paths(struct pair *p, int side, uint32_t count)
 {
 	struct hs_quic *q = p->side[side].q;
 	for (uint32_t i = 0; i < count; i++) {
-		const uint8_t *key = hs_quic_parked_key(q, i);
+		const uint8_t *key = hs_quic_unresolved_key(q, i);
 		CHECK(key && key[0] < PAIR_PATHS);
-		hs_quic_admit(q, i, key[0]);
+		hs_quic_resolve_path(q, i, key[0]);
 	}
 }
 
@@ -435,11 +435,11 @@ static uint64_t turn(struct pair *p, int side)
 		else
 			hear_of_stream(p, side, event);
 	}
-	admit_parked(p, side, out.parked);
+	resolve_paths(p, side, out.unresolved);
 	carry_all(p, side);
 	work(p, side);
 	CHECK(++p->turns < MOST_TURNS);
-	return out.more || out.parked || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
+	return out.more || out.unresolved || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
 }
 
 int pair_is_complete(const struct pair *p)

@@ -276,14 +276,14 @@ def test_udp_what_a_removed_socket_left_has_no_way_back(sockets: Sockets) -> Non
         assert near.write(path, data)
     assert near.flush() == 0
     (first,) = far.receive(1)
-    back = far.way_back(first.key)
+    back = far.answer_path(first.key)
     assert back.fd == right.fd
     assert far.write(back, b"answer")
     assert far.flush() == 0
     assert [each.payload for each in near.receive()] == [b"answer"]
     lib.hs_wire_udp_remove(far.wire, right.fd)
     (second,) = far.receive(1)
-    assert far.write(far.way_back(second.key), b"answer")
+    assert far.write(far.answer_path(second.key), b"answer")
     assert far.flush() == 0
     assert far.dropped("hs_wire_udp_drop") == {"HS_WIRE_UDP_TX_EBADF": 1}
 

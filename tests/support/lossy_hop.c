@@ -5,11 +5,11 @@
  *     lossy_hop LEFT RIGHT SEED
  *
  * A line on stdin with four numbers sets how many of a million datagrams are lost, held back so that
- * others overtake them, sent twice, and corrupted. Every line, an empty one too, is answered with what
- * happened so far: a line of COUNTS numbers for each way, from LEFT and then from RIGHT. The end of stdin
- * ends it, so it is gone with the test that started it.
+ * others overtake them, sent twice, and corrupted. The answer to each line, even an empty one, is
+ * a line of COUNTS numbers for each direction, from LEFT and then from RIGHT: the totals so far.
+ * It ends with stdin, and so with the test that started it.
  *
- * The n-th datagram of a way has the same fate each time. */
+ * The n-th datagram of a direction is treated in the same way each time. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_ether.h>
@@ -45,7 +45,7 @@ enum count {
 	DATAGRAMS,
 	OTHER_FRAMES,
 	N_LOST,
-	N_OVERTAKEN, /* held back, and others of the same way went by */
+	N_OVERTAKEN, /* held back, and overtaken in its direction */
 	N_TWICE,
 	N_CORRUPT, /* the kernel finds it: the UDP checksum is wrong */
 	N_FORGED, /* QUIC alone finds it: the checksum was made right again */
@@ -63,12 +63,12 @@ struct frame {
 
 struct held {
 	struct frame frame;
-	struct way *way; /* NULL: free */
+	struct direction *direction; /* NULL: free */
 	uint64_t due_ns;
-	uint64_t gone_before; /* the way's `gone` when it came */
+	uint64_t gone_before; /* the direction's `gone` when it was received */
 };
 
-struct way {
+struct direction {
 	int in, out;
 	uint64_t random;
 	uint64_t gone; /* datagrams sent on */
@@ -99,17 +99,17 @@ static uint64_t now_ns(void)
 }
 
 /* SplitMix64. */
-static uint64_t draw(struct way *way)
+static uint64_t draw(struct direction *direction)
 {
-	uint64_t z = way->random += 0x9e3779b97f4a7c15;
+	uint64_t z = direction->random += 0x9e3779b97f4a7c15;
 	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
 	z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
 	return z ^ (z >> 31);
 }
 
-static uint64_t draw_below(struct way *way, uint64_t limit)
+static uint64_t draw_below(struct direction *direction, uint64_t limit)
 {
-	return draw(way) % limit;
+	return draw(direction) % limit;
 }
 
 static uint32_t read16(const uint8_t *at)
@@ -155,53 +155,53 @@ static int find_udp(struct frame *f, struct datagram *found)
 }
 
 /* Flip one bit of the payload; half of the times with a checksum that is right (RFC 1624, eqn. 3). */
-static void corrupt(struct way *way, struct datagram *d)
+static void corrupt(struct direction *direction, struct datagram *d)
 {
-	uint32_t at = UDP_BYTES + (uint32_t)draw_below(way, d->payload_bytes);
+	uint32_t at = UDP_BYTES + (uint32_t)draw_below(direction, d->payload_bytes);
 	uint8_t *word = d->udp + (at & ~1u);
 	int is_whole = (at & ~1u) + 1 < UDP_BYTES + d->payload_bytes;
 	uint32_t before = is_whole ? read16(word) : (uint32_t)*word << 8;
-	d->udp[at] ^= (uint8_t)(1 << draw_below(way, 8));
+	d->udp[at] ^= (uint8_t)(1 << draw_below(direction, 8));
 	uint32_t after = is_whole ? read16(word) : (uint32_t)*word << 8;
-	if (draw(way) & 1) {
-		way->counts[N_CORRUPT]++;
+	if (draw(direction) & 1) {
+		direction->counts[N_CORRUPT]++;
 		return;
 	}
 	uint32_t sum = (~read16(d->udp + 6) & 0xffff) + (~before & 0xffff) + after;
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = ~((sum & 0xffff) + (sum >> 16)) & 0xffff;
 	write16(d->udp + 6, sum ? sum : 0xffff);
-	way->counts[N_FORGED]++;
+	direction->counts[N_FORGED]++;
 }
 
-static void send_on(struct way *way, const struct frame *f)
+static void send_on(struct direction *direction, const struct frame *f)
 {
 	ssize_t sent;
 	do
-		sent = send(way->out, f->data, f->bytes, 0);
+		sent = send(direction->out, f->data, f->bytes, 0);
 	while (sent < 0 && errno == EINTR);
 	if (sent < 0)
-		way->counts[REFUSED]++;
+		direction->counts[REFUSED]++;
 }
 
-static void send_datagram(struct way *way, const struct frame *f)
+static void send_datagram(struct direction *direction, const struct frame *f)
 {
-	way->gone++;
-	send_on(way, f);
+	direction->gone++;
+	send_on(direction, f);
 }
 
 /* Keep a frame for a while. Returns 0 when there is no room for it. */
-static int hold(struct way *way, const struct frame *f, uint64_t for_ns)
+static int hold(struct direction *direction, const struct frame *f, uint64_t for_ns)
 {
 	for (int i = 0; i < MOST_HELD; i++) {
 		struct held *h = &held[i];
-		if (h->way)
+		if (h->direction)
 			continue;
 		h->frame.bytes = f->bytes;
 		memcpy(h->frame.data, f->data, f->bytes);
-		h->way = way;
+		h->direction = direction;
 		h->due_ns = now_ns() + for_ns;
-		h->gone_before = way->gone;
+		h->gone_before = direction->gone;
 		held_count++;
 		return 1;
 	}
@@ -214,13 +214,13 @@ static uint64_t release(void)
 	uint64_t now = now_ns(), next = UINT64_MAX;
 	for (int i = 0, seen = 0, all = held_count; seen < all; i++) {
 		struct held *h = &held[i];
-		if (!h->way)
+		if (!h->direction)
 			continue;
 		seen++;
 		if (h->due_ns <= now) {
-			h->way->counts[N_OVERTAKEN] += h->way->gone > h->gone_before;
-			send_datagram(h->way, &h->frame);
-			h->way = NULL;
+			h->direction->counts[N_OVERTAKEN] += h->direction->gone > h->gone_before;
+			send_datagram(h->direction, &h->frame);
+			h->direction = NULL;
 			held_count--;
 		} else if (h->due_ns < next) {
 			next = h->due_ns;
@@ -229,40 +229,40 @@ static uint64_t release(void)
 	return next;
 }
 
-static void carry(struct way *way, struct frame *f)
+static void carry(struct direction *direction, struct frame *f)
 {
 	struct datagram d;
 	if (!find_udp(f, &d)) {
-		way->counts[OTHER_FRAMES]++;
-		send_on(way, f);
+		direction->counts[OTHER_FRAMES]++;
+		send_on(direction, f);
 		return;
 	}
-	way->counts[DATAGRAMS]++;
+	direction->counts[DATAGRAMS]++;
 	/* All is drawn for each, so that one rate does not change what the others hit. */
 	int has[FATES];
 	for (int i = 0; i < FATES; i++)
-		has[i] = draw_below(way, MILLION) < rates[i];
+		has[i] = draw_below(direction, MILLION) < rates[i];
 	uint64_t hold_ns =
-		SHORTEST_HOLD_NS + draw_below(way, LONGEST_HOLD_NS - SHORTEST_HOLD_NS);
+		SHORTEST_HOLD_NS + draw_below(direction, LONGEST_HOLD_NS - SHORTEST_HOLD_NS);
 	if (has[LOST]) {
-		way->counts[N_LOST]++;
-		way->counts[SPOILT_BYTES] += d.payload_bytes;
+		direction->counts[N_LOST]++;
+		direction->counts[SPOILT_BYTES] += d.payload_bytes;
 		return;
 	}
 	if (has[TWICE]) {
-		way->counts[N_TWICE]++;
-		send_datagram(way, f);
+		direction->counts[N_TWICE]++;
+		send_datagram(direction, f);
 	}
 	if (has[CORRUPT]) {
 		/* If it went before as it was, nothing is missing. */
-		way->counts[SPOILT_BYTES] += has[TWICE] ? 0 : d.payload_bytes;
-		corrupt(way, &d);
+		direction->counts[SPOILT_BYTES] += has[TWICE] ? 0 : d.payload_bytes;
+		corrupt(direction, &d);
 	}
-	if (!has[HELD] || !hold(way, f, hold_ns))
-		send_datagram(way, f);
+	if (!has[HELD] || !hold(direction, f, hold_ns))
+		send_datagram(direction, f);
 }
 
-static void receive(struct way *way)
+static void receive(struct direction *direction)
 {
 	struct mmsghdr messages[BURST];
 	struct iovec parts[BURST];
@@ -271,15 +271,15 @@ static void receive(struct way *way)
 		messages[i] = (struct mmsghdr){ .msg_hdr = { .msg_iov = &parts[i],
 							     .msg_iovlen = 1 } };
 	}
-	int n = recvmmsg(way->in, messages, BURST, MSG_DONTWAIT, NULL);
+	int n = recvmmsg(direction->in, messages, BURST, MSG_DONTWAIT, NULL);
 	if (n < 0 && errno != EAGAIN && errno != EINTR && errno != ENETDOWN)
 		die("recvmmsg");
 	for (int i = 0; i < n; i++) {
 		burst[i].bytes = messages[i].msg_len;
 		if (messages[i].msg_hdr.msg_flags & MSG_TRUNC)
-			way->counts[TOO_LONG]++;
+			direction->counts[TOO_LONG]++;
 		else
-			carry(way, &burst[i]);
+			carry(direction, &burst[i]);
 	}
 }
 
@@ -297,15 +297,15 @@ static int open_interface(const char *name)
 	return fd;
 }
 
-static void report(struct way *way)
+static void report(struct direction *direction)
 {
 	struct tpacket_stats statistics; /* since they were asked for last */
 	socklen_t bytes = sizeof(statistics);
-	if (getsockopt(way->in, SOL_PACKET, PACKET_STATISTICS, &statistics, &bytes))
+	if (getsockopt(direction->in, SOL_PACKET, PACKET_STATISTICS, &statistics, &bytes))
 		die("PACKET_STATISTICS");
-	way->counts[OVERRUN] += statistics.tp_drops;
+	direction->counts[OVERRUN] += statistics.tp_drops;
 	for (int i = 0; i < COUNTS; i++)
-		printf("%llu%c", (unsigned long long)way->counts[i], i + 1 < COUNTS ? ' ' : '\n');
+		printf("%llu%c", (unsigned long long)direction->counts[i], i + 1 < COUNTS ? ' ' : '\n');
 }
 
 int main(int argc, char **argv)
@@ -316,7 +316,7 @@ int main(int argc, char **argv)
 	}
 	int left = open_interface(argv[1]), right = open_interface(argv[2]);
 	uint64_t seed = strtoull(argv[3], NULL, 10);
-	struct way ways[] = {
+	struct direction directions[] = {
 		{ .in = left, .out = right, .random = seed },
 		{ .in = right, .out = left, .random = ~seed },
 	};
@@ -336,7 +336,7 @@ int main(int argc, char **argv)
 			die("ppoll");
 		for (int i = 0; i < 2; i++) {
 			if (fds[i].revents)
-				receive(&ways[i]);
+				receive(&directions[i]);
 		}
 		if (fds[2].revents) {
 			/* The test writes a line at a time and waits for the answer. */
@@ -349,8 +349,8 @@ int main(int argc, char **argv)
 			if (sscanf(line, "%u %u %u %u", &r[LOST], &r[HELD], &r[TWICE],
 				   &r[CORRUPT]) == FATES)
 				memcpy(rates, r, sizeof(rates));
-			report(&ways[0]);
-			report(&ways[1]);
+			report(&directions[0]);
+			report(&directions[1]);
 			fflush(stdout);
 		}
 	}

@@ -211,7 +211,7 @@ class WireCalls:
         """Returns how many datagrams have to wait."""
         return int(self.lib.call_flush(self.wire))
 
-    def way_back(self, key: bytes) -> Any:
+    def answer_path(self, key: bytes) -> Any:
         """The path of an answer to a datagram of the last burst; None if there is none."""
         path = self.ffi.new("struct hs_path *")
         return None if self.lib.call_reverse(self.wire, key, path) else path

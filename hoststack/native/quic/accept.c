@@ -9,8 +9,8 @@
 
 enum {
 	LEAST_INITIAL_BYTES = 1200, /* RFC 9000 section 14.1 */
-	/* RFC 9000 section 10.3: a reset must look like a packet, and be smaller than what it
-	 * answers, so that two endpoints can't reset each other for ever. */
+	/* RFC 9000 section 10.3: a reset must look like a packet, and be smaller than the packet
+	 * it answers, so that two endpoints can't reset each other endlessly. */
 	MOST_RESET_BYTES = 43,
 	RESETS_PER_SECOND = 64,
 };
@@ -119,7 +119,7 @@ static struct hs_listener *find_listener(struct hs_quic *q, const union hs_addre
 	return of_any;
 }
 
-/* --- answers without a connection -------------------------------------------------------------- */
+/* --- answers without a connection ------------------------------------------------------------- */
 
 static uint8_t *reserve(struct hs_quic *q, size_t *room)
 {
@@ -134,30 +134,30 @@ static int commit(struct hs_quic *q, struct hs_path *path, ngtcp2_ssize bytes)
 	return 1;
 }
 
-void hs_park(struct hs_quic *q, const struct hs_received *datagram)
+void hs_queue_unknown_path(struct hs_quic *q, const struct hs_received *datagram)
 {
-	if (q->parked_count == HS_WIRE_BURST) {
+	if (q->unresolved_count == HS_WIRE_BURST) {
 		drop(q, HS_QUIC_DROP_NO_PATH);
 		return;
 	}
-	struct hs_parked *parked = &q->parked[q->parked_count];
-	parked->data = malloc(datagram->bytes);
-	if (!parked->data) {
+	struct hs_unresolved *unresolved = &q->unresolved[q->unresolved_count];
+	unresolved->data = malloc(datagram->bytes);
+	if (!unresolved->data) {
 		drop(q, HS_QUIC_DROP_NO_PATH);
 		return;
 	}
-	memcpy(parked->data, datagram->data, datagram->bytes);
-	memcpy(parked->key, datagram->key, HS_PATH_KEY_BYTES);
-	parked->bytes = datagram->bytes;
-	parked->ecn = datagram->ecn;
-	parked->is_admitted = 0;
-	q->parked_count++;
+	memcpy(unresolved->data, datagram->data, datagram->bytes);
+	memcpy(unresolved->key, datagram->key, HS_PATH_KEY_BYTES);
+	unresolved->bytes = datagram->bytes;
+	unresolved->ecn = datagram->ecn;
+	unresolved->is_resolved = 0;
+	q->unresolved_count++;
 }
 
-/* The way of an answer: the datagram's path, or, while that is not known, simply back. NULL if there is
- * none yet. */
-static struct hs_path *way_back(struct hs_quic *q, const struct hs_received *datagram,
-				struct hs_path *room)
+/* The path of an answer: the datagram's path, or, while that is unknown, back to the sender.
+ * NULL if the wire can't tell yet. */
+static struct hs_path *answer_path(struct hs_quic *q, const struct hs_received *datagram,
+				   struct hs_path *room)
 {
 	if (datagram->path)
 		return datagram->path;
@@ -178,9 +178,9 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		drop(q, HS_QUIC_DROP_TOO_SHORT);
 		return;
 	}
-	struct hs_path back, *path = way_back(q, datagram, &back);
+	struct hs_path back, *path = answer_path(q, datagram, &back);
 	if (!path) {
-		hs_park(q, datagram);
+		hs_queue_unknown_path(q, datagram);
 		return;
 	}
 	drop(q, HS_QUIC_DROP_UNKNOWN_VERSION);
@@ -195,7 +195,7 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 					 HS_QUIC_VERSIONS));
 }
 
-/* Whether a stateless reset may be sent now: so many a second, no more. */
+/* Whether a stateless reset may be sent now: their rate is limited. */
 static int may_reset(struct hs_quic *q)
 {
 	if (q->now_ns - q->reset_tokens_ns >= SECOND_NS) {
@@ -205,8 +205,8 @@ static int may_reset(struct hs_quic *q)
 	return q->reset_budget != 0;
 }
 
-/* A packet of a connection that is gone: its connection ID is one of ours, and the secret still
- * knows its token (RFC 9000 section 10.3). */
+/* A packet of a connection that is gone: its connection ID is one of ours, and its token can be
+ * derived from the secret (RFC 9000 section 10.3). */
 static void reset_statelessly(struct hs_quic *q, const struct hs_received *datagram)
 {
 	uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN], random[MOST_RESET_BYTES];
@@ -219,9 +219,9 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 		return;
 	if (!may_reset(q))
 		return;
-	struct hs_path back, *path = way_back(q, datagram, &back);
+	struct hs_path back, *path = answer_path(q, datagram, &back);
 	if (!path) {
-		hs_park(q, datagram);
+		hs_queue_unknown_path(q, datagram);
 		return;
 	}
 	uint8_t *out = reserve(q, &room);
@@ -242,7 +242,7 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 					 bytes - NGTCP2_STATELESS_RESET_TOKENLEN));
 }
 
-/* The time in tokens: the same for all workers, and later ones; each has a clock of its own else. */
+/* The time in tokens must be the same for all workers, including later ones; `now_ns` is not. */
 uint64_t hs_token_time_ns(void)
 {
 	struct timespec now;
@@ -269,7 +269,7 @@ static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *
 						  &hd->dcid, token, (size_t)bytes));
 }
 
-/* RFC 9000 section 8.1.3: a Retry token that does not hold is answered with INVALID_TOKEN. */
+/* RFC 9000 section 8.1.3: answer an invalid Retry token with INVALID_TOKEN. */
 static void refuse_token(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
 {
 	size_t room;
@@ -282,10 +282,10 @@ static void refuse_token(struct hs_quic *q, struct hs_path *path, const ngtcp2_p
 							    0));
 }
 
-/* --- new connections --------------------------------------------------------------------------- */
+/* --- new connections -------------------------------------------------------------------------- */
 
-/* Whether a client must show that its address is its own. First packets that turn out to be none cost
- * as much as those that begin a handshake, and leave no trace. */
+/* Whether clients must prove their addresses. Invalid first packets cost as much as those that
+ * begin a handshake, but leave no half-open connection behind, so they count here as well. */
 static int wants_proof(struct hs_quic *q, const struct hs_quic_config *config)
 {
 	if (config->retry_above == HS_QUIC_NO_RETRY)
@@ -298,7 +298,7 @@ static int wants_proof(struct hs_quic *q, const struct hs_quic_config *config)
 	       (q->half_open && q->connection_count >= config->max_connections);
 }
 
-/* What a client's token says. Returns 0, or -1 if the client was answered instead. */
+/* Validate a client's token. Returns 0, or -1 if the client was sent an answer instead. */
 static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct hs_path *path,
 			 const ngtcp2_pkt_hd *hd, ngtcp2_cid *original_dcid,
 			 ngtcp2_token_type *type)
@@ -335,14 +335,15 @@ static int has_read_hello(const struct hs_connection *c)
 	return ngtcp2_conn_get_remote_transport_params(c->conn) != NULL;
 }
 
-/* Read a datagram of a handshake, and what has waited for it. */
+/* Read a datagram of a handshake, and the 0-RTT packets that were held for it. */
 static void read_early(struct hs_connection *c, const struct hs_received *datagram)
 {
-	/* Once: a look through what is held for each packet would be an attacker's to ask for. */
+	/* Only once: an attacker could otherwise trigger a search of the held packets with each
+	 * packet. */
 	int has_read_before = has_read_hello(c);
 	hs_connection_read(c, datagram);
 	if (!has_read_before && c->state <= HS_OPEN && has_read_hello(c))
-		hs_held_give(c);
+		hs_held_deliver(c);
 }
 
 static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
@@ -376,26 +377,26 @@ static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 		drop(q, HS_QUIC_DROP_REFUSED);
 }
 
-/* The type of a long header's packet, as version 1 numbers it: version 2 has one more each (RFC 9369
+/* The packet type in a long header, as numbered in version 1: version 2 adds one (RFC 9369
  * section 3.2). */
 static uint8_t long_type(const uint8_t *data, uint32_t version)
 {
 	return (uint8_t)((data[0] >> 4) - (version == NGTCP2_PROTO_VER_V2)) & 3;
 }
 
-void hs_take_early(struct hs_connection *c, const struct hs_received *datagram,
+void hs_read_early(struct hs_connection *c, const struct hs_received *datagram,
 		   const ngtcp2_version_cid *ids)
 {
-	/* ngtcp2 drops 0-RTT packets that come between the parts of a ClientHello. */
+	/* ngtcp2 drops 0-RTT packets that arrive between the parts of a ClientHello. */
 	if (long_type(datagram->data, ids->version) == HS_QUIC_PACKET_0RTT && !has_read_hello(c))
 		hs_held_add(c->q, datagram, ids);
 	else
 		read_early(c, datagram);
 }
 
-/* A first packet of an address that nobody has proven: most of a flood is answered here, without a
- * path. Returns whether it is done with. */
-static int answer_stranger(struct hs_quic *q, const struct hs_received *datagram)
+/* Handle a first packet from an unproven address: most of a flood is answered here, without a
+ * path. Returns whether the packet is done with. */
+static int answer_unproven(struct hs_quic *q, const struct hs_received *datagram)
 {
 	struct hs_path back;
 	ngtcp2_token_type type;
@@ -415,14 +416,14 @@ static int answer_stranger(struct hs_quic *q, const struct hs_received *datagram
 	return examine_token(q, listener, &back, &hd, &original_dcid, &type) != 0;
 }
 
-void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
-		     const ngtcp2_version_cid *ids)
+void hs_read_unmatched(struct hs_quic *q, const struct hs_received *datagram,
+		       const ngtcp2_version_cid *ids)
 {
 	if (!(datagram->data[0] & HS_QUIC_LONG_HEADER)) {
 		reset_statelessly(q, datagram);
 		return;
 	}
-	if (ids->version == 0) { /* Version Negotiation, for nobody here */
+	if (ids->version == 0) { /* Version Negotiation for no connection of ours */
 		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
 		return;
 	}
@@ -441,7 +442,7 @@ void hs_take_unknown(struct hs_quic *q, const struct hs_received *datagram,
 		drop(q, HS_QUIC_DROP_TOO_SHORT);
 	} else if (datagram->path) {
 		take_initial(q, datagram);
-	} else if (!answer_stranger(q, datagram)) {
-		hs_park(q, datagram);
+	} else if (!answer_unproven(q, datagram)) {
+		hs_queue_unknown_path(q, datagram);
 	}
 }

@@ -39,12 +39,12 @@ static int remove_connection_id(UNUSED ngtcp2_conn *conn, const ngtcp2_cid *cid,
 
 static void get_random(uint8_t *out, size_t bytes, UNUSED const ngtcp2_rand_ctx *context)
 {
-	/* Not for secrets: ngtcp2 spreads packet numbers and the like with it. */
+	/* Not for secrets: ngtcp2 uses it for packet numbers and the like. */
 	if (gnutls_rnd(GNUTLS_RND_NONCE, out, bytes))
 		memset(out, 0, bytes);
 }
 
-/* So that the client's next connection needs no Retry (RFC 9000 section 8.1.3). */
+/* With a token the client's next connection needs no Retry (RFC 9000 section 8.1.3). */
 static void offer_token(struct hs_connection *c, const ngtcp2_addr *remote)
 {
 	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN], secret[HS_QUIC_SECRET_BYTES];
@@ -68,7 +68,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		c->is_confirmed = 1;
 		hs_half_open_end(c);
 		q->counters.accepted++;
-		/* A ticket that can't be sent is no reason to end the connection. */
+		/* Failing to send a ticket is no reason to close the connection. */
 		if (!c->tls->asks_clients)
 			gnutls_session_ticket_send(c->session, 1, 0);
 		offer_token(c, &ngtcp2_conn_get_path(c->conn)->remote);
@@ -93,8 +93,9 @@ static int recv_new_token(UNUSED ngtcp2_conn *conn, const uint8_t *token, size_t
 static int handshake_confirmed(UNUSED ngtcp2_conn *conn, void *user_data)
 {
 	struct hs_connection *c = user_data;
-	/* A server that confirms what it can't have seen the end of: ngtcp2 (1.22 still does) throws the
-	 * handshake's keys away, and reads its next handshake packet through a NULL pointer. */
+	/* Refuse a HANDSHAKE_DONE from a server that can't have received our last handshake
+	 * message: ngtcp2 (including 1.22) would discard the handshake's keys, and read its next
+	 * handshake packet through a NULL pointer. */
 	if (!c->has_written_open)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
 	c->is_confirmed = 1;
@@ -106,20 +107,21 @@ static int dcid_status(UNUSED ngtcp2_conn *conn, ngtcp2_connection_id_status_typ
 		       void *user_data)
 {
 	struct hs_connection *c = user_data;
-	/* One that another connection has already is that one's: then this one times out. */
+	/* A token that is registered for another connection stays with that one; this one then
+	 * times out instead. */
 	if (token && type == NGTCP2_CONNECTION_ID_STATUS_TYPE_ACTIVATE)
 		(void)hs_cids_add(&c->q->cids, c, token, NGTCP2_STATELESS_RESET_TOKENLEN);
 	else if (token)
 		hs_cids_remove(&c->q->cids, c, token, NGTCP2_STATELESS_RESET_TOKENLEN);
-	/* A server that retires its first connection ID as early as that: ngtcp2 fails an assertion when
-	 * it writes our Finished. */
+	/* Refuse a server that retires its first connection ID this early: ngtcp2 fails an
+	 * assertion when it writes our Finished. */
 	return number && !c->has_written_open ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
 }
 
 /* --- streams ---------------------------------------------------------------------------------- */
 
-/* There is no room for it. What comes is thrown away and its credit given back by ngtcp2; the peer may
- * open another when this one is closed. */
+/* There is no room for the stream. ngtcp2 discards its data and returns the credit; the peer may
+ * open another stream when this one is closed. */
 static int refuse_stream(ngtcp2_conn *conn, int64_t stream_id)
 {
 	int failed = ngtcp2_conn_shutdown_stream_read(conn, 0, stream_id, 0);
@@ -142,8 +144,8 @@ static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
 	ngtcp2_conn_set_stream_user_data(conn, stream_id, s);
 	if (c->state == HS_OPENING && !c->is_early) {
-		/* Only 0-RTT comes before the handshake is complete. The application decides what it
-		 * does with what may be a replay. */
+		/* Before the handshake is complete all data is 0-RTT. The application decides
+		 * what to do with data that may be a replay. */
 		c->is_early = 1;
 		hs_touch(c, HS_PENDING_ESTABLISHED);
 	}
@@ -230,7 +232,7 @@ static int path_validation(UNUSED ngtcp2_conn *conn, uint32_t flags, const ngtcp
 	struct hs_connection *c = user_data;
 	int is_good = result == NGTCP2_PATH_VALIDATION_RESULT_SUCCESS;
 	hs_path_validated(c, path, flags, is_good);
-	/* A token is for one address (RFC 9000 section 8.1.3), and the client has another now. */
+	/* A token is for one address (RFC 9000 section 8.1.3), and the client has a new one now. */
 	if (is_good && flags & NGTCP2_PATH_VALIDATION_FLAG_NEW_TOKEN)
 		offer_token(c, &path->remote);
 	return 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * ChaCha20-Poly1305 of OpenSSL, which takes a third of the time of GnuTLS's. Of 1-RTT packets only:
- * the handshake, 0-RTT, header protection and all other ciphers stay with GnuTLS and ngtcp2's glue
- * for it. The glue does not tell its keys, so these are derived here (RFC 9001 section 5.1).
+ * ChaCha20-Poly1305 of OpenSSL, which needs a third of the time of GnuTLS's. For 1-RTT packets
+ * only: the handshake, 0-RTT, header protection and all other ciphers stay with GnuTLS and ngtcp2's
+ * glue for it. The glue does not expose its keys, so they are derived here (RFC 9001 section 5.1).
  */
 #include "quic/internal.h"
 
@@ -14,11 +14,12 @@ enum {
 	KEY_BYTES = 32, /* of packets and of their headers (RFC 8439 section 2.8, 2.4) */
 	NONCE_BYTES = 12,
 	TAG_BYTES = 16,
-	LENGTHS_BYTES = 3, /* in front of HkdfLabel's label */
+	LENGTHS_BYTES = 3, /* before the label in HkdfLabel */
 	INFO_BYTES = 32,
 };
 
-/* ngtcp2 keeps a pointer, GnuTLS's or OpenSSL's; the latter are odd. Both are at even addresses. */
+/* ngtcp2 stores a pointer, GnuTLS's or OpenSSL's; the lowest bit marks the latter. Both have
+ * even addresses. */
 static const uintptr_t OURS = 1;
 
 static int is_ours(const ngtcp2_crypto_aead_ctx *context)
@@ -69,7 +70,7 @@ static int expand(ngtcp2_conn *conn, const char *what, uint8_t *out, uint8_t byt
 	info[0] = 0;
 	info[1] = (char)bytes;
 	info[2] = (char)label_bytes;
-	/* The string's end is the length of the context. */
+	/* The label's terminating zero byte is the length of the empty context. */
 	return ngtcp2_crypto_hkdf_expand(out, bytes, &ngtcp2_conn_get_crypto_ctx(conn)->md, secret,
 					 secret_bytes, (uint8_t *)info,
 					 LENGTHS_BYTES + (size_t)label_bytes + 1);
@@ -86,7 +87,7 @@ static int install(ngtcp2_conn *conn, const uint8_t *secret, size_t bytes, int i
 	    expand(conn, "hp", header_key, sizeof(header_key), secret, bytes) ||
 	    make_context(&context, key, is_rx))
 		return -1;
-	/* As the glue makes it, which uses it and frees it. */
+	/* The same cipher that the glue creates; the glue uses and frees it. */
 	if (gnutls_cipher_init(&header_cipher, GNUTLS_CIPHER_CHACHA20_32, &header_datum, NULL) == 0) {
 		ngtcp2_crypto_cipher_ctx header = { header_cipher };
 		if (!(is_rx ? ngtcp2_conn_install_rx_key : ngtcp2_conn_install_tx_key)(
@@ -116,7 +117,7 @@ int hs_chacha_on_secrets(gnutls_session_t session, gnutls_record_encryption_leve
 	return 0;
 }
 
-/* The glue derives the keys here, and tells them; only its contexts are of no use. */
+/* The glue derives the keys here, and returns them; only its contexts are not needed. */
 int hs_chacha_update_key(ngtcp2_conn *conn, uint8_t *rx_secret, uint8_t *tx_secret,
 			 ngtcp2_crypto_aead_ctx *rx, uint8_t *rx_iv, ngtcp2_crypto_aead_ctx *tx,
 			 uint8_t *tx_iv, const uint8_t *rx_before, const uint8_t *tx_before,

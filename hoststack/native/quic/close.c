@@ -21,13 +21,14 @@ static void set_reason(struct hs_connection *c, const uint8_t *reason, size_t by
 	c->close_info.reason_bytes = (uint16_t)bytes;
 }
 
-/* The state that the handshake was in must not be counted as half open any more. */
+/* Change the state; a connection that ends is no longer half open. */
 static void leave(struct hs_connection *c, enum hs_connection_state state)
 {
 	hs_half_open_end(c);
 	if (c->state <= HS_OPEN && !(c->listener && c->state == HS_OPENING))
 		c->q->counters.closed++;
-	/* Of a peer's handshake that failed nobody was told. */
+	/* The application was not notified of a peer's incomplete handshake, so not of its
+	 * failure either. */
 	if (c->state == HS_OPEN || (c->state == HS_OPENING && (!c->listener || c->is_early)))
 		hs_touch(c, HS_PENDING_CLOSED);
 	c->state = (uint8_t)state;
@@ -35,7 +36,8 @@ static void leave(struct hs_connection *c, enum hs_connection_state state)
 		hs_touch(c, HS_PENDING_FORGOTTEN);
 }
 
-/* Nothing is said to the peer: it is not there any more. To the application this is no clean end. */
+/* End without notifying the peer, which is gone. The application sees an error, not a clean
+ * close. */
 static void end_silently(struct hs_connection *c, const char *reason)
 {
 	c->close_info.code = NGTCP2_INTERNAL_ERROR;
@@ -55,30 +57,30 @@ static void wait_for_stragglers(struct hs_connection *c, enum hs_connection_stat
 	hs_heap_set(c->q, c, c->q->now_ns + CLOSING_PTOS * ngtcp2_conn_get_pto(c->conn));
 }
 
-/* Write CONNECTION_CLOSE and keep it, to be sent again when the peer goes on. */
+/* Write CONNECTION_CLOSE and store it, to be repeated when the peer sends more. */
 static void begin_closing(struct hs_connection *c, const ngtcp2_ccerr *error)
 {
-	ngtcp2_path_storage way;
+	ngtcp2_path_storage storage;
 	ngtcp2_pkt_info info;
 	ngtcp2_ssize bytes = 0;
-	ngtcp2_path_storage_zero(&way);
+	ngtcp2_path_storage_zero(&storage);
 	c->close_packet = malloc(CLOSE_PACKET_BYTES);
 	if (c->close_packet)
-		bytes = ngtcp2_conn_write_connection_close(c->conn, &way.path, &info,
+		bytes = ngtcp2_conn_write_connection_close(c->conn, &storage.path, &info,
 							   c->close_packet,
 							   CLOSE_PACKET_BYTES, error,
 							   c->q->now_ns);
 	if (bytes <= 0) {
-		leave(c, HS_OVER); /* there is nobody yet to whom it could be said */
+		leave(c, HS_OVER); /* the peer can't receive one yet */
 		return;
 	}
 	c->close_bytes = (uint16_t)bytes;
 	c->close_is_due = 1;
 	wait_for_stragglers(c, HS_CLOSING);
-	hs_make_due(c);
+	hs_schedule(c);
 }
 
-/* Close because of an error of ngtcp2's. */
+/* Close because of an ngtcp2 error. */
 void hs_close_fail(struct hs_connection *c, int error)
 {
 	char text[HS_QUIC_REASON_BYTES] = "";
@@ -99,7 +101,7 @@ void hs_close_fail(struct hs_connection *c, int error)
 	const char *reason = known[0] ? known : ngtcp2_strerror(error);
 	set_reason(c, (const uint8_t *)reason, strlen(reason));
 	c->close_info.code = why.error_code;
-	c->close_info.is_application = 0; /* the application may have asked for a close just before */
+	c->close_info.is_application = 0; /* the application may have asked for a close before */
 	begin_closing(c, &why);
 }
 
@@ -122,7 +124,7 @@ void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *
 	c->close_info.is_application = 1;
 	set_reason(c, reason, reason_bytes);
 	c->close_is_due = 1;
-	hs_make_due(c);
+	hs_schedule(c);
 }
 
 static void end_by_peer(struct hs_connection *c)
@@ -148,8 +150,8 @@ void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_clos
 	*out = c->close_info;
 }
 
-/* What ngtcp2 says that does not end the connection is 0. */
-void hs_close_heed(struct hs_connection *c, int result)
+/* Results of ngtcp2 that do not end the connection count as 0. */
+void hs_close_on_error(struct hs_connection *c, int result)
 {
 	switch (result) {
 	case 0:
@@ -166,9 +168,9 @@ void hs_close_heed(struct hs_connection *c, int result)
 		end_silently(c, "No answer");
 		break;
 	case NGTCP2_ERR_RETRY:
-		/* The ClientHello's later part came first, and ngtcp2 has kept it: it asks whether to keep
-		 * what nobody's address stands for. The handshake has its place already, and this costs
-		 * less than a whole ClientHello does. */
+		/* The later part of a ClientHello arrived first, and ngtcp2 has stored it; this
+		 * result asks whether to keep it for an unproven address. The handshake occupies
+		 * its place already, and this costs less than a whole ClientHello. */
 		break;
 	case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
 		if (!c->next_version)
@@ -187,15 +189,15 @@ void hs_close_heed(struct hs_connection *c, int result)
 }
 
 /* RFC 9000 section 10.2.1: "An endpoint SHOULD limit the rate at which it generates packets in
- * the closing state. For instance, an endpoint could wait for a progressively increasing number of
- * received packets": here powers of two. */
+ * the closing state. For instance, an endpoint could wait for a progressively increasing number
+ * of received packets": here, powers of two. */
 void hs_close_answer(struct hs_connection *c)
 {
 	uint64_t n = ++c->came_while_closing;
 	c->q->counters.drops[HS_QUIC_DROP_CLOSING]++;
 	if (c->state == HS_CLOSING && !(n & (n - 1))) {
 		c->close_is_due = 1;
-		hs_make_due(c);
+		hs_schedule(c);
 	}
 }
 

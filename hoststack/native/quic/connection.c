@@ -6,24 +6,24 @@
 #include <string.h>
 
 enum {
-	ACTIVE_CID_LIMIT = 4, /* of the peer's connection IDs, kept for changes of path */
+	ACTIVE_CID_LIMIT = 4, /* of the peer's connection IDs, stored for path changes */
 	MILLISECOND_NS = 1000000,
 	/* Below this RTT a burst is not paced: the caller's timers are no finer, and on such a
 	 * path a burst is what fills it. */
 	PACED_RTT_NS = 4 * MILLISECOND_NS,
-	/* RFC 9000 section 13.2.2: "A receiver SHOULD send an ACK frame after receiving at least two
-	 * ack-eliciting packets. This recommendation is general in nature and consistent with
-	 * recommendations for TCP endpoint behavior [...] Knowledge of network conditions [...] might
-	 * suggest alternative acknowledgment strategies with better performance characteristics."
-	 * Half of a bulk sender's work would be acknowledgements; fewer come within an eighth of the
-	 * RTT, or a millisecond. */
+	/* RFC 9000 section 13.2.2: "A receiver SHOULD send an ACK frame after receiving at least
+	 * two ack-eliciting packets. This recommendation is general in nature and consistent
+	 * with recommendations for TCP endpoint behavior [...] Knowledge of network conditions
+	 * [...] might suggest alternative acknowledgment strategies with better performance
+	 * characteristics." Acknowledgements would be half of a bulk sender's work. After fewer
+	 * packets than this, an ACK is sent within an eighth of the RTT, or a millisecond. */
 	PACKETS_PER_ACK = 10,
 	LEAST_DATAGRAM_BYTES = 1200, /* RFC 9000 section 14.1 */
 };
 
 const uint32_t hs_versions[HS_QUIC_VERSIONS] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
 
-/* --- beginning -------------------------------------------------------------------------------- */
+/* --- creation --------------------------------------------------------------------------------- */
 
 static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settings,
 			  uint16_t probes[HS_SIZE_CANDIDATES])
@@ -41,9 +41,9 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->cc_algo = ALGORITHMS[config->congestion_control % 3];
 	settings->max_tx_udp_payload_size = most;
 	settings->no_tx_udp_payload_size_shaping = !config->probes_mtu;
-	/* What the interface carries is known, whether the rest of the path does is not. A size that no
-	 * datagram has is never sent, and no PMTUD this way: with `no_pmtud`, ngtcp2 before 1.12 fails
-	 * an assertion when a client's packets come from its first address again. */
+	/* The interface's MTU is known, that of the rest of the path is not. No PMTUD means to
+	 * probe for a size that no datagram has: with `no_pmtud`, ngtcp2 before 1.12 fails an
+	 * assertion when a client's packets arrive from its first address again. */
 	int ip_version = c->path->local.any.sa_family == AF_INET ? 4 : 6;
 	size_t count = config->probes_mtu ? hs_size_candidates(most, ip_version, probes) : 0;
 	if (!count)
@@ -54,8 +54,8 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->handshake_timeout = config->handshake_timeout_ns;
 }
 
-/* Both sides say what they can speak; a server, which it would go on with, other than the client's
- * first. */
+/* Both sides list the versions that they support; a server also those that it prefers to the
+ * client's first. */
 static void set_versions(ngtcp2_settings *settings, uint32_t versions[HS_QUIC_VERSIONS],
 			 const struct hs_connection *c, uint32_t client_chosen)
 {
@@ -96,7 +96,7 @@ static struct hs_connection *new_connection(struct hs_quic *q, struct hs_path *p
 	c->tls = tls;
 	hs_tls_hold(tls);
 	hs_path_begin(c, path);
-	if (hs_datagrams_new(c) || hs_number_take(q, c)) {
+	if (hs_datagrams_new(c) || hs_number_allocate(q, c)) {
 		hs_path_end(c);
 		hs_tls_free(tls);
 		free(c->datagrams);
@@ -137,12 +137,12 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 		params.retry_scid_present = 1;
 	}
 	params.stateless_reset_token_present = 1;
-	ngtcp2_path way = hs_ngtcp2_path(path);
-	/* A client's first flight goes to the connection ID that the client picked. */
+	ngtcp2_path endpoints = hs_ngtcp2_path(path);
+	/* A client's first flight is sent to the connection ID that the client chose. */
 	if (hs_new_cid(c, &scid, params.stateless_reset_token) ||
 	    hs_path_offer_preferred(c, &params) ||
 	    (hs_cids_add(&q->cids, c, hd->dcid.data, hd->dcid.datalen) && !original_dcid) ||
-	    ngtcp2_conn_server_new(&c->conn, &hd->scid, &scid, &way, hd->version,
+	    ngtcp2_conn_server_new(&c->conn, &hd->scid, &scid, &endpoints, hd->version,
 				   &hs_server_callbacks, &settings, &params, NULL, c) ||
 	    hs_tls_session(c, 1, c->config.early_data)) {
 		hs_connection_free(c);
@@ -152,7 +152,7 @@ struct hs_connection *hs_connection_accept(struct hs_listener *listener, struct 
 	return c;
 }
 
-/* A client's half of the handshake. Returns 0, or -1. */
+/* Create the client side of the handshake. Returns 0, or -1. */
 static int begin_client(struct hs_connection *c, uint32_t version,
 			const struct hs_quic_resume *resume)
 {
@@ -171,10 +171,10 @@ static int begin_client(struct hs_connection *c, uint32_t version,
 	/* RFC 9000 section 7.2: "This Destination Connection ID MUST be at least 8 bytes in length"
 	 * and "MUST be unpredictable". */
 	dcid.datalen = HS_CID_MAX_BYTES;
-	ngtcp2_path way = hs_ngtcp2_path(c->path);
+	ngtcp2_path path = hs_ngtcp2_path(c->path);
 	if (gnutls_rnd(GNUTLS_RND_NONCE, dcid.data, dcid.datalen) ||
 	    hs_new_cid(c, &scid, unused_token) ||
-	    ngtcp2_conn_client_new(&c->conn, &dcid, &scid, &way, version, &hs_client_callbacks,
+	    ngtcp2_conn_client_new(&c->conn, &dcid, &scid, &path, version, &hs_client_callbacks,
 				   &settings, &params, NULL, c) ||
 	    hs_tls_session(c, 0, resume->early_data))
 		return -1;
@@ -199,7 +199,7 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 		return NULL;
 	}
 	hs_resume_begin(c, resume);
-	hs_make_due(c);
+	hs_schedule(c);
 	return c;
 }
 
@@ -216,7 +216,7 @@ int hs_connection_begin_again(struct hs_connection *c)
 	c->conn = NULL;
 	c->session = NULL;
 	int failed = begin_client(c, c->next_version, &NOTHING);
-	if (failed) { /* there is always one to ask */
+	if (failed) { /* there is always one to try */
 		ngtcp2_conn *new_conn = c->conn;
 		gnutls_session_t new_session = c->session;
 		c->conn = old_conn;
@@ -250,7 +250,7 @@ void hs_connection_free(struct hs_connection *c)
 	hs_half_open_end(c);
 	if (c->listener)
 		hs_listener_release(q, c->listener);
-	hs_number_give(q, c);
+	hs_number_release(q, c);
 	hs_path_end(c);
 	hs_tls_free(c->tls);
 	free(c->server_name);
@@ -259,7 +259,7 @@ void hs_connection_free(struct hs_connection *c)
 	free(c);
 }
 
-/* --- reading, and time ------------------------------------------------------------------------ */
+/* --- reading and timers ----------------------------------------------------------------------- */
 
 void hs_connection_read(struct hs_connection *c, const struct hs_received *datagram)
 {
@@ -274,15 +274,15 @@ void hs_connection_read(struct hs_connection *c, const struct hs_received *datag
 	c->rx_datagrams++;
 	c->rx_bytes += datagram->bytes;
 	c->rx_ecn_ce += datagram->ecn == 3;
-	ngtcp2_path way = hs_ngtcp2_path(datagram->path);
+	ngtcp2_path path = hs_ngtcp2_path(datagram->path);
 	ngtcp2_pkt_info info = { .ecn = datagram->ecn };
 	hs_stops_begin(c->q);
 	hs_packets_of(c);
-	int result = ngtcp2_conn_read_pkt(c->conn, &way, &info, datagram->data, datagram->bytes,
+	int result = ngtcp2_conn_read_pkt(c->conn, &path, &info, datagram->data, datagram->bytes,
 					  c->q->now_ns);
 	hs_stops_end(c);
-	hs_close_heed(c, result);
-	hs_make_due(c);
+	hs_close_on_error(c, result);
+	hs_schedule(c);
 	hs_packets_of(NULL);
 }
 
@@ -293,8 +293,8 @@ void hs_connection_expire(struct hs_connection *c)
 		return;
 	}
 	hs_packets_of(c);
-	hs_close_heed(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
-	hs_make_due(c);
+	hs_close_on_error(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
+	hs_schedule(c);
 	hs_packets_of(NULL);
 }
 
@@ -306,8 +306,8 @@ void hs_connection_set_timer(struct hs_connection *c)
 
 /* --- writing ---------------------------------------------------------------------------------- */
 
-/* ngtcp2 leaves an Initial packet short where 0-RTT is to fill up its datagram, also when the
- * congestion window then lets none follow; and "a server MUST discard an Initial packet that is
+/* ngtcp2 leaves an Initial packet short where 0-RTT is to fill its datagram, even if the
+ * congestion window then forbids 0-RTT; and "a server MUST discard an Initial packet that is
  * carried in a UDP datagram with a payload that is smaller than the smallest allowed maximum
  * datagram size of 1200 bytes" (RFC 9000 section 14.1). */
 static int may_send_data(struct hs_connection *c)
@@ -315,16 +315,16 @@ static int may_send_data(struct hs_connection *c)
 	return c->state != HS_OPENING || c->listener || ngtcp2_conn_get_cwnd_left(c->conn);
 }
 
-/* One packet, with whatever streams and datagrams fit into it: every other one takes datagrams
- * first. Returns its size, 0 for none, or an error. */
-static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
+/* Write one packet with the streams and datagrams that fit into it; datagrams come first in
+ * every other packet. Returns its size, 0 for none, or an error. */
+static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *path, ngtcp2_pkt_info *info,
 				 uint8_t *out, size_t room)
 {
 	int streams_may_go = may_send_data(c), datagrams_may_go = c->datagrams != NULL;
 	for (;;) {
 		struct hs_stream *s = streams_may_go ? hs_stream_next(c) : NULL;
 		if (datagrams_may_go && (!s || hs_datagrams_are_first(c))) {
-			ngtcp2_ssize bytes = hs_datagrams_write(c, way, info, out, room);
+			ngtcp2_ssize bytes = hs_datagrams_write(c, path, info, out, room);
 			if (bytes == HS_NO_DATAGRAM)
 				datagrams_may_go = 0;
 			else if (bytes != NGTCP2_ERR_WRITE_MORE)
@@ -342,8 +342,9 @@ static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtc
 				hs_stream_stop_listing(s);
 				continue;
 			}
-			/* RFC 9000 section 4.1: flow control is about bytes. An end without any needs no
-			 * credit, and ngtcp2 would close the packet at the first stream that does. */
+			/* RFC 9000 section 4.1: flow control counts bytes. A FIN without bytes
+			 * needs no credit, but ngtcp2 would finish the packet at the first
+			 * stream that does. */
 			if (offered && !ngtcp2_conn_get_max_data_left(c->conn)) {
 				hs_stream_starve(s);
 				continue;
@@ -351,7 +352,7 @@ static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtc
 			flags = NGTCP2_WRITE_STREAM_FLAG_MORE |
 				(fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0);
 		}
-		ngtcp2_ssize bytes = ngtcp2_conn_writev_stream(c->conn, way, info, out, room,
+		ngtcp2_ssize bytes = ngtcp2_conn_writev_stream(c->conn, path, info, out, room,
 							       &taken, flags, s ? s->id : -1,
 							       pieces, count, c->q->now_ns);
 		if (s && taken >= 0)
@@ -373,7 +374,7 @@ static ngtcp2_ssize write_packet(struct hs_connection *c, ngtcp2_path *way, ngtc
 	}
 }
 
-/* Keys are updated before AES-GCM's limit is reached (RFC 9001 section 6.6). */
+/* Update keys before AES-GCM's limit is reached (RFC 9001 section 6.6). */
 static void update_key_if_due(struct hs_connection *c)
 {
 	if (c->tx_datagrams < c->key_update_at || c->state != HS_OPEN)
@@ -383,8 +384,9 @@ static void update_key_if_due(struct hs_connection *c)
 
 int hs_connection_update_key(struct hs_connection *c)
 {
-	/* RFC 9001 section 6.1: "An endpoint MUST NOT initiate a key update prior to having confirmed the
-	 * handshake". ngtcp2 fails an assertion where a client's own Finished is not out yet. */
+	/* RFC 9001 section 6.1: "An endpoint MUST NOT initiate a key update prior to having
+	 * confirmed the handshake". ngtcp2 fails an assertion if a client's own Finished was not
+	 * sent yet. */
 	if (c->state != HS_OPEN || !c->is_confirmed ||
 	    ngtcp2_conn_initiate_key_update(c->conn, c->q->now_ns))
 		return -1;
@@ -398,7 +400,7 @@ static void pace(struct hs_connection *c)
 	ngtcp2_conn_info info;
 	ngtcp2_conn_get_conn_info(c->conn, &info);
 	int is_paced = c->config.congestion_control == 2 || info.smoothed_rtt >= PACED_RTT_NS;
-	/* Only this call makes ngtcp2 pace. */
+	/* ngtcp2 paces only if this is called. */
 	if (is_paced && c->state == HS_OPEN)
 		ngtcp2_conn_update_pkt_tx_time(c->conn, c->q->now_ns);
 }
@@ -414,15 +416,15 @@ static int write_packets(struct hs_connection *c, int share)
 	hs_datagrams_measure(c);
 	hs_path_try_wanted(c);
 	while (written < share && c->state <= HS_OPEN) {
-		ngtcp2_path_storage way;
+		ngtcp2_path_storage storage;
 		ngtcp2_pkt_info info = { 0 };
 		size_t room;
 		uint8_t *out = wire->verbs->reserve(wire, &room);
 		if (!out)
 			return -1;
 		room = hs_size_room(c, room);
-		ngtcp2_path_storage_zero(&way);
-		ngtcp2_ssize bytes = write_packet(c, &way.path, &info, out, room);
+		ngtcp2_path_storage_zero(&storage);
+		ngtcp2_ssize bytes = write_packet(c, &storage.path, &info, out, room);
 		if (bytes < 0) {
 			hs_close_fail(c, (int)bytes);
 			return written;
@@ -431,7 +433,7 @@ static int write_packets(struct hs_connection *c, int share)
 		if (bytes == 0)
 			break;
 		hs_datagrams_take_turns(c);
-		struct hs_path *path = hs_path_for(c, &way.path);
+		struct hs_path *path = hs_path_for(c, &storage.path);
 		c->tx_datagrams++;
 		c->tx_bytes += (uint64_t)bytes;
 		if (path) {
@@ -457,7 +459,7 @@ int hs_connection_write(struct hs_connection *c, int share)
 	return written;
 }
 
-/* --- for the caller --------------------------------------------------------------------------- */
+/* --- interface for the caller ----------------------------------------------------------------- */
 
 struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,
 					    struct hs_fifo_producer *rx,
@@ -487,7 +489,7 @@ void hs_connection_allow_stream(struct hs_connection *c, int is_unidirectional)
 		ngtcp2_conn_extend_max_streams_uni(c->conn, 1);
 	else
 		ngtcp2_conn_extend_max_streams_bidi(c->conn, 1);
-	hs_make_due(c);
+	hs_schedule(c);
 }
 
 uint32_t hs_connection_number(const struct hs_connection *c)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Datagrams of a connection (RFC 9221): messages that are sent once, and may be lost. They lie in
- * two FIFOs (hs_fifo_write_message) that the application shares.
+ * Datagrams of a connection (RFC 9221): messages that are sent once, and may be lost. They are
+ * stored in two FIFOs (hs_fifo_write_message) shared with the application.
  */
 #include "quic/internal.h"
 
@@ -11,8 +11,8 @@ enum {
 	/* RFC 9221 section 3: "it is RECOMMENDED to send the special value 65535 [...] to indicate
 	 * that this endpoint accepts any DATAGRAM frame that fits inside a QUIC packet." */
 	ANY_FRAME_BYTES = 65535,
-	/* A short header with the longest packet number, but for its connection ID, and the AEAD's
-	 * tag (RFC 9000 section 17.3, RFC 9001 section 5.3). */
+	/* A short header with the longest packet number, without its connection ID, and the
+	 * AEAD's tag (RFC 9000 section 17.3, RFC 9001 section 5.3). */
 	PACKET_BYTES = 1 + 4 + 16,
 	MOST_IN_1_BYTE = 63, /* as a variable-length integer (RFC 9000 section 16) */
 	MOST_IN_2_BYTES = 16383,
@@ -50,7 +50,7 @@ void hs_datagrams_open(struct hs_connection *c)
 	d->rx = rx;
 	d->tx = tx;
 	hs_datagrams_measure(c);
-	hs_touch(c, HS_PENDING_DATAGRAMS); /* also without a limit, for the FIFOs' sake */
+	hs_touch(c, HS_PENDING_DATAGRAMS); /* even if 0: the application needs the FIFOs */
 }
 
 /* --- receiving -------------------------------------------------------------------------------- */
@@ -60,11 +60,11 @@ int hs_datagrams_receive(struct hs_connection *c, int is_early, const uint8_t *d
 	struct hs_datagrams *d = c->datagrams;
 	if (!d)
 		return 0;
-	/* What comes before the handshake is complete may be a replay (RFC 9001 section 9.2), and a
-	 * message has no place for a flag that says so. */
+	/* Data received before the handshake is complete may be a replay (RFC 9001 section 9.2),
+	 * and a message has no flag to say so. */
 	int taken = d->rx && !is_early ? hs_fifo_write_message(d->rx, data, bytes) : 0;
 	if (taken < 0)
-		return -1; /* rubbish in the application's memory */
+		return -1; /* invalid data in the application's memory */
 	if (taken) {
 		d->counters.received++;
 		hs_touch(c, HS_PENDING_READABLE);
@@ -137,7 +137,7 @@ static void drop_to(struct hs_connection *c, int64_t end)
 	hs_touch(c, HS_PENDING_WRITABLE);
 }
 
-ngtcp2_ssize hs_datagrams_write(struct hs_connection *c, ngtcp2_path *way, ngtcp2_pkt_info *info,
+ngtcp2_ssize hs_datagrams_write(struct hs_connection *c, ngtcp2_path *path, ngtcp2_pkt_info *info,
 				uint8_t *out, size_t room)
 {
 	struct hs_datagrams *d = c->datagrams;
@@ -148,16 +148,16 @@ ngtcp2_ssize hs_datagrams_write(struct hs_connection *c, ngtcp2_path *way, ngtcp
 		return HS_NO_DATAGRAM;
 	while ((end = hs_fifo_peek_message(d->tx, spans, &message_bytes)) > 0 &&
 	       message_bytes > d->limit_bytes) {
-		/* The path carries less than it did when the application wrote it. */
+		/* The path's MTU has shrunk since the application wrote it. */
 		d->counters.tx_dropped++;
 		drop_to(c, end);
 	}
-	if (end <= 0) /* rubbish in the application's memory ends its connection */
+	if (end <= 0) /* invalid data in the application's memory ends its connection */
 		return end ? NGTCP2_ERR_INTERNAL : HS_NO_DATAGRAM;
 	ngtcp2_vec pieces[] = { { spans[0].base, spans[0].bytes }, { spans[1].base, spans[1].bytes } };
 	size_t count = spans[1].bytes ? 2 : spans[0].bytes ? 1 : 0;
 	int accepted = 0;
-	ngtcp2_ssize bytes = ngtcp2_conn_writev_datagram(c->conn, way, info, out, room, &accepted,
+	ngtcp2_ssize bytes = ngtcp2_conn_writev_datagram(c->conn, path, info, out, room, &accepted,
 							 NGTCP2_WRITE_DATAGRAM_FLAG_MORE, 0,
 							 pieces, count, c->q->now_ns);
 	if (accepted) {
@@ -167,12 +167,12 @@ ngtcp2_ssize hs_datagrams_write(struct hs_connection *c, ngtcp2_path *way, ngtcp
 	return bytes;
 }
 
-/* --- for the caller --------------------------------------------------------------------------- */
+/* --- interface for the caller ----------------------------------------------------------------- */
 
 void hs_connection_send_datagrams(struct hs_connection *c)
 {
 	if (c->state == HS_OPEN)
-		hs_make_due(c);
+		hs_schedule(c);
 }
 
 void hs_connection_datagram_counters(const struct hs_connection *c,

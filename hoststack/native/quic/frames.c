@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Frames that ngtcp2 does not tell of, looked for in packets that were decrypted or are about to be
- * encrypted: STOP_SENDING, which ngtcp2 answers with RESET_STREAM by itself (before 1.22 nobody is
- * told), NEW_CONNECTION_ID, for hs_path_is_too_early, ACK, for hs_size_acked, and how many bytes of
- * streams go out, for what goes again. */
+ * Frames for which ngtcp2 has no callback, parsed from decrypted packets and packets about to be
+ * encrypted: STOP_SENDING, which ngtcp2 answers with RESET_STREAM by itself (before 1.22 without a
+ * callback), NEW_CONNECTION_ID, for hs_path_is_too_early, ACK, for hs_size_acked, and the sizes of
+ * STREAM frames, to count retransmitted bytes.
+ */
 #include "quic/internal.h"
 #include "quic/varint.h"
 
@@ -61,7 +62,7 @@ static int skip_sized(struct hs_cursor *c)
 	return hs_take_varint(c, &bytes) && skip(c, bytes);
 }
 
-/* RFC 9000 section 19.3. With `size` NULL nobody wants to know the ranges. */
+/* RFC 9000 section 19.3. With `size` NULL the ranges are skipped. */
 static int take_ack(struct hs_cursor *c, int has_ecn, struct hs_size *size)
 {
 	uint64_t last, ranges, length, gap;
@@ -85,11 +86,11 @@ static int skip_stream(struct hs_cursor *c, uint8_t type)
 {
 	if (!skip_varints(c, type & STREAM_HAS_OFFSET ? 2 : 1))
 		return 0;
-	return type & STREAM_HAS_LENGTH ? skip_sized(c) : 0; /* 0: it goes on to the end */
+	return type & STREAM_HAS_LENGTH ? skip_sized(c) : 0; /* 0: it extends to the packet's end */
 }
 
-/* Over a frame that is not STOP_SENDING. Returns 0 at the end, and for what is not understood:
- * ngtcp2 closes the connection for that. */
+/* Skip a frame other than STOP_SENDING. Returns 0 at the end, and for an invalid frame: ngtcp2
+ * closes the connection for that. */
 static int skip_frame(struct hs_cursor *c, uint8_t type)
 {
 	if (type >= STREAM && type <= STREAM_LAST)
@@ -132,7 +133,7 @@ static void note(struct hs_quic *q, uint64_t stream_id, uint64_t code)
 		uint32_t room = q->stop_room ? q->stop_room * 2 : 16;
 		void *stops = realloc(q->stops, room * sizeof(*q->stops));
 		if (!stops)
-			return; /* the sender finds out when it sends more */
+			return; /* without memory the stop is noticed when more is sent */
 		q->stops = stops;
 		q->stop_room = room;
 	}
@@ -150,7 +151,8 @@ void hs_frames_look(struct hs_quic *q, struct hs_size *size, const uint8_t *fram
 				return;
 			note(q, stream_id, code);
 		} else if (type == ACK || type == ACK_ECN) {
-			/* The first one: ngtcp2 reads no others of a packet, and each may name thousands. */
+			/* Only the first one: ngtcp2 ignores the others in a packet, and each
+			 * may list thousands of ranges. */
 			if (!take_ack(&c, type == ACK_ECN, size))
 				return;
 			size = NULL;

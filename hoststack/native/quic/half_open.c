@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Handshakes of peers that are under way. Anybody can begin one, and most of what a handshake costs
- * is due before the peer has shown anything but its address. So there is room for a fixed number, a
- * part of it for each source that has proven its address, and the oldest handshake makes room for
- * the newest: an honest one is complete after a round trip.
+ * Handshakes of peers in progress. Anyone can begin one, and most of a handshake's cost arises
+ * before the peer has proven more than its address. So the total number is limited, each source
+ * with a proven address has its own limit within that, and the newest handshake replaces the
+ * oldest: an honest one is complete after a round trip.
  *
- * A source is an IPv4 address or an IPv6 /64: who has one address of a /64 usually has them all.
- * Addresses that are not proven belong to no source, or anybody could use up another's part.
+ * A source is an IPv4 address or an IPv6 /64, because a host with one address of a /64 usually has
+ * them all. Unproven addresses belong to no source; otherwise anyone could exhaust another source's
+ * limit.
  */
 #include "quic/internal.h"
 
@@ -18,16 +19,17 @@
 enum {
 	BUCKETS = 256,
 	KEY_BYTES = 9, /* the kind of address, and 4 or 8 bytes of it */
-	/* A source whose part is used up may still begin so many handshakes in a second in place of older
-	 * ones, from ports that have none under way: an attacker behind a NAT does not shut out its
-	 * neighbours until it uses thousands of ports. They cost the worker a fifth of its time. */
+	/* A source at its limit may still begin this many handshakes per second in place of
+	 * older ones, from ports that have none in progress: an attacker behind a NAT does not
+	 * lock out its neighbours until it uses thousands of ports. They cost the worker a fifth
+	 * of its time. */
 	REPLACEMENTS_PER_SECOND = 512,
-	/* The same, from other ports. */
+	/* The same, from ports that have some in progress. */
 	REPLACEMENTS_OF_BUSY_PORTS = 128,
 };
 
 #define SECOND_NS 1000000000ULL
-/* A handshake that has taken so long makes room for a port that has others under way, too. */
+/* A handshake older than this may be replaced even by a port that has others in progress. */
 #define REPLACED_AFTER_NS (3 * SECOND_NS)
 
 struct hs_source {
@@ -123,7 +125,7 @@ void hs_half_open_free(struct hs_half_open *all)
 	free(all);
 }
 
-/* --- beginning and end ------------------------------------------------------------------------ */
+/* --- creation and destruction ----------------------------------------------------------------- */
 
 void hs_half_open_begin(struct hs_connection *c, int is_proven)
 {
@@ -136,7 +138,7 @@ void hs_half_open_begin(struct hs_connection *c, int is_proven)
 	c->newer = NULL;
 	*(all->last ? &all->last->newer : &all->first) = c;
 	all->last = c;
-	/* Without memory it counts as one of no source. */
+	/* Without memory it is counted without a source. */
 	struct hs_source *source = is_proven ? need_source(all, &c->path->remote) : NULL;
 	c->source = source;
 	if (!source)
@@ -173,7 +175,7 @@ void hs_half_open_end(struct hs_connection *c)
 		leave_source(all, c);
 }
 
-/* --- room for another ------------------------------------------------------------------------- */
+/* --- replacing handshakes --------------------------------------------------------------------- */
 
 static uint16_t port_of(const union hs_address *address)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * TLS messages of the peer, as they come in CRYPTO frames. GnuTLS checks what TLS asks for and leaves
- * to its caller what QUIC asks for, and ngtcp2 asserts what it expects of GnuTLS. So GnuTLS is given
- * whole messages only, each at the encryption level and in the place where QUIC allows it.
+ * TLS messages of the peer, received in CRYPTO frames. GnuTLS checks the rules of TLS and leaves
+ * those of QUIC to its caller, and ngtcp2 has assertions about the behaviour of GnuTLS. So GnuTLS
+ * is passed whole messages only, each at the encryption level and in the order that QUIC allows.
  */
 #include "quic/internal.h"
 #include "quic/varint.h"
@@ -24,8 +24,8 @@ enum {
 	ALPN = 16,
 	EARLY_DATA = 42,
 	TRANSPORT_PARAMETERS = 57,
-	/* Transport parameters below this are looked at for duplicates: all that RFC 9000, 9221 and 9368
-	 * define. */
+	/* Transport parameters below this are checked for duplicates: all those of RFC 9000,
+	 * 9221 and 9368. */
 	KNOWN_PARAMETERS = 64,
 	HEADER_BYTES = 4, /* of a message: type, length */
 	VERSION_BYTES = 2,
@@ -41,8 +41,9 @@ static const uint8_t RETRY_RANDOM[RANDOM_BYTES] = {
 	0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 };
 
-/* The order in which messages come, each once; a hello may be repeated, tickets may. 0: the peer
- * does not send such a message at this level. */
+/* The position of a message in the handshake. Each occurs once, except that a hello may be
+ * repeated and tickets may follow each other. 0: the peer may not send such a message at this
+ * level. */
 static enum hs_handshake_step step_of(int is_server, ngtcp2_encryption_level level, uint8_t type)
 {
 	switch (level) {
@@ -71,7 +72,7 @@ static enum hs_handshake_step step_of(int is_server, ngtcp2_encryption_level lev
 	}
 }
 
-/* Other errors than that of TLS would not end a connection that is in its first packets. */
+/* Only a TLS error ends a connection during its first packets, so every refusal is one. */
 static int refuse(struct hs_connection *c, int error, const char *why)
 {
 	c->failure = why;
@@ -90,7 +91,7 @@ static int malformed(struct hs_connection *c)
 	return alert(c, GNUTLS_A_DECODE_ERROR, "The peer sent a malformed TLS message");
 }
 
-/* --- whether a message may come now ------------------------------------------------------------- */
+/* --- order of messages ------------------------------------------------------------------------ */
 
 /* RFC 9001 section 6: "Endpoints MUST treat the receipt of a TLS KeyUpdate message as a connection
  * error of type 0x010a, equivalent to a fatal TLS alert of unexpected_message"; RFC 8446 section 4
@@ -112,7 +113,7 @@ static int expect(struct hs_connection *c, ngtcp2_encryption_level level, uint8_
 	return 0;
 }
 
-/* --- what is in it ------------------------------------------------------------------------------ */
+/* --- contents of messages --------------------------------------------------------------------- */
 
 static int take_number(struct hs_cursor *at, size_t bytes, size_t *out)
 {
@@ -124,7 +125,7 @@ static int take_number(struct hs_cursor *at, size_t bytes, size_t *out)
 	return 1;
 }
 
-/* A vector: its length in so many bytes, and as many bytes as that says. */
+/* A vector: a length field of `length_bytes`, then that many bytes. */
 static int take_vector(struct hs_cursor *at, size_t length_bytes, struct hs_cursor *out)
 {
 	size_t bytes;
@@ -148,7 +149,7 @@ static int skip_bytes(struct hs_cursor *at, size_t bytes)
 struct extensions {
 	struct hs_cursor parameters, early_data;
 	uint8_t has_parameters, has_alpn, has_early_data;
-	uint8_t has_duplicate; /* of the transport parameters */
+	uint8_t has_duplicate; /* among the transport parameters */
 };
 
 static int read_extensions(struct hs_cursor *list, struct extensions *out)
@@ -173,7 +174,7 @@ static int read_extensions(struct hs_cursor *list, struct extensions *out)
 }
 
 /* RFC 9000 section 7.4: "An endpoint SHOULD treat receipt of duplicate transport parameters as a
- * connection error of type TRANSPORT_PARAMETER_ERROR." What is malformed in them ngtcp2 finds. */
+ * connection error of type TRANSPORT_PARAMETER_ERROR." ngtcp2 detects malformed ones. */
 static int has_duplicate_parameter(struct hs_cursor at)
 {
 	uint64_t seen = 0, id, bytes;
@@ -205,8 +206,8 @@ static int check_extensions(struct hs_connection *c, const struct extensions *fo
 		return refuse(c, NGTCP2_ERR_TRANSPORT_PARAM,
 			      "The peer sent a transport parameter twice");
 	/* Section 8.1: "endpoints MUST immediately close a connection [...] with a
-	 * no_application_protocol TLS alert (QUIC error code 0x0178) if an application protocol is not
-	 * negotiated." GnuTLS compares the names, if there are any. */
+	 * no_application_protocol TLS alert (QUIC error code 0x0178) if an application protocol
+	 * is not negotiated." GnuTLS compares the names if the extension is there. */
 	if (!found->has_alpn)
 		return alert(c, GNUTLS_A_NO_APPLICATION_PROTOCOL,
 			     c->listener ? "The client offered no application protocol (ALPN)" :
@@ -226,11 +227,12 @@ static int check_client_hello(struct hs_connection *c, struct hs_cursor at)
 	if (session_id.at < session_id.end)
 		return refuse(c, NGTCP2_ERR_PROTO,
 			      "The client asked for TLS's middlebox compatibility mode");
-	/* One of an old TLS may end without extensions. */
+	/* A ClientHello of an old TLS version may have no extensions. */
 	if (at.at < at.end &&
 	    (!take_vector(&at, 2, &list) || at.at < at.end || !read_extensions(&list, &found)))
 		return malformed(c);
-	/* RFC 8446 section 4.2.10: it must not be in the second one; its keys are there already. */
+	/* RFC 8446 section 4.2.10: early_data is forbidden in the second one, whose keys exist
+	 * already. */
 	if (found.has_early_data && c->tls_messages.hellos)
 		return alert(c, GNUTLS_A_ILLEGAL_PARAMETER,
 			     "The client offered early data after a HelloRetryRequest");
@@ -301,7 +303,7 @@ static int check(struct hs_connection *c, uint8_t type, struct hs_cursor content
 	}
 }
 
-/* --- messages out of frames --------------------------------------------------------------------- */
+/* --- messages from frames --------------------------------------------------------------------- */
 
 /* A bit for each level and direction. */
 static uint8_t key_bits(gnutls_record_encryption_level_t level, int has_rx, int has_tx)
@@ -323,14 +325,14 @@ static int deliver(struct hs_connection *c, ngtcp2_encryption_level level, const
 	else
 		h->step = (uint8_t)step;
 	failed = ngtcp2_crypto_recv_crypto_data_cb(c->conn, level, 0, message, bytes, c);
-	/* Without keys GnuTLS has answered with a HelloRetryRequest. */
+	/* GnuTLS made no keys, so it has answered with a HelloRetryRequest. */
 	if (!failed && c->listener && step == HS_STEP_HELLO &&
 	    h->keys & key_bits(GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE, 1, 1))
 		h->step = HS_STEP_HELLO;
 	return failed;
 }
 
-/* A message's length, header and all; what is not known yet is not in it. */
+/* The length of a message including its header; 0 while the header is incomplete. */
 static size_t length_of(const uint8_t *message, size_t bytes)
 {
 	return bytes < HEADER_BYTES ? HEADER_BYTES :
@@ -338,7 +340,7 @@ static size_t length_of(const uint8_t *message, size_t bytes)
 						      (size_t)message[2] << 8 | message[3]);
 }
 
-/* Add to the message that is incomplete. Returns how many bytes were taken; 0 without memory. */
+/* Append to the incomplete message. Returns how many bytes were used; 0 without memory. */
 static size_t keep(struct hs_handshake *h, const uint8_t *data, size_t bytes)
 {
 	size_t left = length_of(h->message, h->bytes) - h->bytes;
@@ -363,7 +365,7 @@ static void forget_message(struct hs_handshake *h)
 	h->bytes = h->room = 0;
 }
 
-/* The next message, or a part of it. Returns 0, or an error of ngtcp2's. */
+/* Process the next message, or a part of it. Returns 0, or an ngtcp2 error. */
 static int take_message(struct hs_connection *c, ngtcp2_encryption_level level,
 			const uint8_t *data, size_t bytes, size_t *taken)
 {
@@ -416,8 +418,8 @@ int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_l
 {
 	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
 	struct hs_connection *c = ref->user_data;
-	/* ngtcp2 fails assertions where keys come before the peer's transport parameters, a server's
-	 * first keys and a client's last, and where they come twice. */
+	/* ngtcp2 fails assertions if keys arrive before the peer's transport parameters (a
+	 * server's first keys, a client's last), or if keys arrive twice. */
 	int needs_parameters = level == GNUTLS_ENCRYPTION_LEVEL_APPLICATION ||
 			       (c->listener && level == GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE);
 	if (needs_parameters && !ngtcp2_conn_get_remote_transport_params(c->conn))
@@ -425,8 +427,8 @@ int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_l
 	uint8_t keys = key_bits(level, rx != NULL, tx != NULL);
 	int has_them = c->tls_messages.keys & keys;
 	c->tls_messages.keys |= keys;
-	/* After a HelloRetryRequest GnuTLS offers early data once more, which it must not (RFC 8446
-	 * section 4.1.2), with other keys. Servers refuse that, or don't take what comes. */
+	/* After a HelloRetryRequest GnuTLS offers early data again with other keys, which it
+	 * must not (RFC 8446 section 4.1.2). Servers refuse that, or drop the data. */
 	if (has_them)
 		return level == GNUTLS_ENCRYPTION_LEVEL_EARLY ? 0 : GNUTLS_E_INTERNAL_ERROR;
 	return hs_chacha_on_secrets(session, level, rx, tx, bytes);

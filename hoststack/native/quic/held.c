@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * 0-RTT packets that came before the ClientHello which they need: the network has changed their
- * order, or the path of their Initial packet is still being looked up. RFC 9000 section 5.2.2: "If
+ * 0-RTT packets that arrived before the ClientHello that they depend on: the network has reordered
+ * them, or the path of their Initial packet is still being looked up. RFC 9000 section 5.2.2: "If
  * the packet is a 0-RTT packet, the server MAY buffer a limited number of these packets in
- * anticipation of a late-arriving Initial packet." They wait for a while, in a store of a fixed size,
- * whose oldest make room: a flood of packets that no connection wants costs nothing else.
+ * anticipation of a late-arriving Initial packet." They are held for a limited time in a store of a
+ * fixed size, which drops the oldest: a flood of unwanted packets costs nothing else.
  */
 #include "quic/internal.h"
 
@@ -19,7 +19,7 @@ enum {
 };
 
 struct hs_held {
-	uint8_t *data; /* NULL: it was taken */
+	uint8_t *data; /* NULL: it was removed */
 	uint32_t bytes;
 	uint8_t ecn;
 	uint64_t until_ns;
@@ -92,7 +92,7 @@ void hs_held_add(struct hs_quic *q, const struct hs_received *datagram,
 	store->bytes += datagram->bytes;
 }
 
-void hs_held_give(struct hs_connection *c)
+void hs_held_deliver(struct hs_connection *c)
 {
 	struct hs_quic *q = c->q;
 	struct hs_held_store *store = q->held;
@@ -101,7 +101,8 @@ void hs_held_give(struct hs_connection *c)
 		if (!held->data ||
 		    hs_cids_find(&q->cids, held->dcid.data, held->dcid.datalen) != c)
 			continue;
-		/* A connection ID that a client has just drawn at random names the client, and so its path. */
+		/* The connection ID that a client has just generated at random identifies the
+		 * client, and so its path. */
 		struct hs_received datagram = { held->data, held->bytes, held->ecn, c->path, NULL };
 		hs_connection_read(c, &datagram);
 		take_out(store, held);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Packets, each as it passes encryption or decryption: counted, and looked into. ngtcp2's callbacks
- * for that know no connection, so it is named before a call that may come here.
+ * Packets as they pass encryption or decryption: counted and inspected. ngtcp2's callbacks for that
+ * have no connection argument, so a caller sets it first.
  */
 #include "quic/internal.h"
 
@@ -11,21 +11,21 @@ enum {
 	TYPES = 4,
 };
 
-static _Thread_local struct hs_connection *at_hand;
+static _Thread_local struct hs_connection *current;
 
 void hs_packets_of(struct hs_connection *c)
 {
-	at_hand = c;
+	current = c;
 }
 
-/* The header is not protected when the callbacks see it. */
+/* The callbacks see the header without protection. */
 static enum hs_quic_packet type_of(const uint8_t *header, size_t bytes)
 {
 	if (!(header[0] & HS_QUIC_LONG_HEADER))
 		return HS_QUIC_PACKET_1RTT;
 	int is_v2 = bytes > 4 && (uint32_t)header[1] << 24 == (NGTCP2_PROTO_VER_V2 & 0xff000000) &&
 		    header[4] == (NGTCP2_PROTO_VER_V2 & 0xff);
-	/* Initial, 0-RTT, Handshake, Retry; in version 2 one more each (RFC 9369 section 3.2). */
+	/* Initial, 0-RTT, Handshake, Retry; version 2 adds one (RFC 9369 section 3.2). */
 	return (enum hs_quic_packet)((header[0] >> TYPE_SHIFT) - is_v2) & (TYPES - 1);
 }
 
@@ -33,9 +33,9 @@ int hs_encrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 	       const uint8_t *plaintext, size_t bytes, const uint8_t *nonce, size_t nonce_bytes,
 	       const uint8_t *header, size_t header_bytes)
 {
-	/* Without content it is the tag of a Retry packet that is checked. */
-	if (at_hand && bytes && header_bytes) {
-		struct hs_connection *c = at_hand;
+	/* Without content this verifies the tag of a Retry packet. */
+	if (current && bytes && header_bytes) {
+		struct hs_connection *c = current;
 		enum hs_quic_packet type = type_of(header, header_bytes);
 		c->tx_packets[type]++;
 		c->q->counters.tx_packets[type]++;
@@ -55,10 +55,10 @@ int hs_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto
 {
 	int failed = hs_chacha_decrypt(out, aead, context, ciphertext, bytes, nonce, nonce_bytes,
 				       header, header_bytes);
-	if (!at_hand || !header_bytes || bytes < AEAD_TAG_BYTES)
+	if (!current || !header_bytes || bytes < AEAD_TAG_BYTES)
 		return failed;
-	struct hs_connection *c = at_hand;
-	if (failed) { /* ngtcp2 says nothing of packets that it leaves out */
+	struct hs_connection *c = current;
+	if (failed) { /* ngtcp2 does not report packets that it ignores */
 		c->q->counters.drops[HS_QUIC_DROP_UNDECRYPTABLE]++;
 		return failed;
 	}

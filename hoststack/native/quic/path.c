@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The paths of a connection: the one that it uses, and the one that it moves to (RFC 9000
- * section 9).
+ * The paths of a connection: the current one, and those of a migration (RFC 9000 section 9).
  */
 #include "quic/internal.h"
 
@@ -15,14 +14,14 @@ ngtcp2_path hs_ngtcp2_path(struct hs_path *path)
 	};
 }
 
-static int is_path(struct hs_path *path, const ngtcp2_path *way)
+static int is_path(struct hs_path *path, const ngtcp2_path *endpoints)
 {
 	ngtcp2_path own = hs_ngtcp2_path(path);
-	return ngtcp2_path_eq(&own, way);
+	return ngtcp2_path_eq(&own, endpoints);
 }
 
-/* Keep a path in a slot, in place of the one that was in it; either may be NULL. */
-static void keep(struct hs_path **slot, struct hs_path *path)
+/* Store a path in a slot, in place of the previous one; either may be NULL. */
+static void assign(struct hs_path **slot, struct hs_path *path)
 {
 	if (path)
 		path->references++;
@@ -33,69 +32,71 @@ static void keep(struct hs_path **slot, struct hs_path *path)
 
 void hs_path_begin(struct hs_connection *c, struct hs_path *path)
 {
-	keep(&c->path, path);
+	assign(&c->path, path);
 }
 
 void hs_path_end(struct hs_connection *c)
 {
-	keep(&c->path, NULL);
-	keep(&c->last_path, NULL);
-	keep(&c->next_path, NULL);
-	keep(&c->wanted_path, NULL);
+	assign(&c->path, NULL);
+	assign(&c->last_path, NULL);
+	assign(&c->next_path, NULL);
+	assign(&c->wanted_path, NULL);
 }
 
 static void move(struct hs_connection *c, struct hs_path *path)
 {
 	if (path == c->path)
 		return;
-	/* It goes back there if the new one turns out to be none. */
-	keep(&c->last_path, c->path);
-	keep(&c->path, path);
+	/* The connection returns there if the new path fails. */
+	assign(&c->last_path, c->path);
+	assign(&c->path, path);
 	c->path_changes++;
 	hs_size_begin(c);
 	hs_touch(c, HS_PENDING_PATH_CHANGED);
 }
 
-struct hs_path *hs_path_for(struct hs_connection *c, const ngtcp2_path *way)
+struct hs_path *hs_path_for(struct hs_connection *c, const ngtcp2_path *endpoints)
 {
-	if (is_path(c->path, way))
+	if (is_path(c->path, endpoints))
 		return c->path;
 	union hs_address local = { 0 }, remote = { 0 };
-	memcpy(&local, way->local.addr, way->local.addrlen);
-	memcpy(&remote, way->remote.addr, way->remote.addrlen);
+	memcpy(&local, endpoints->local.addr, endpoints->local.addrlen);
+	memcpy(&remote, endpoints->remote.addr, endpoints->remote.addrlen);
 	struct hs_path *path = hs_paths_by_address(&c->q->wire->paths, &local, &remote);
-	/* The connection has moved, or this is only a probe. */
-	if (path && ngtcp2_path_eq(ngtcp2_conn_get_path(c->conn), way))
+	/* The connection has moved there; otherwise this is only a probe. */
+	if (path && ngtcp2_path_eq(ngtcp2_conn_get_path(c->conn), endpoints))
 		move(c, path);
 	return path;
 }
 
-/* ngtcp2 (1.11) takes the probe of a preferred address before it has a connection ID to answer with, and
- * from then on takes each that the client gives, finds itself not allowed to send, and gives it back:
- * for ever, once in a PTO. The client's later probes are answered if it does not see this one. */
+/* ngtcp2 (1.11) accepts the probe of a preferred address before it has a connection ID to answer
+ * with. From then on it uses each one that the client provides, finds that it may not send, and
+ * retires it: endlessly, once per PTO. If it does not see this probe, it answers the client's
+ * later ones. */
 int hs_path_is_too_early(const struct hs_connection *c, struct hs_path *path)
 {
 	if (!c->listener || c->has_peer_cids || path == c->path ||
 	    !ngtcp2_conn_get_dcid(c->conn)->datalen)
 		return 0;
-	ngtcp2_path own = hs_ngtcp2_path(c->path), way = hs_ngtcp2_path(path);
-	way.remote = own.remote;
-	return !ngtcp2_path_eq(&own, &way);
+	ngtcp2_path own = hs_ngtcp2_path(c->path), other = hs_ngtcp2_path(path);
+	other.remote = own.remote;
+	return !ngtcp2_path_eq(&own, &other);
 }
 
-void hs_path_validated(struct hs_connection *c, const ngtcp2_path *way, uint32_t flags, int is_good)
+void hs_path_validated(struct hs_connection *c, const ngtcp2_path *endpoints, uint32_t flags,
+		       int is_good)
 {
 	struct hs_path *path = c->next_path;
-	if (!path || !is_path(path, way))
+	if (!path || !is_path(path, endpoints))
 		return;
 	if (is_good)
 		move(c, path);
 	else if (!(flags & NGTCP2_PATH_VALIDATION_FLAG_PREFERRED_ADDR))
 		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
-	keep(&c->next_path, NULL);
+	assign(&c->next_path, NULL);
 }
 
-/* --- connection IDs, for listing ---------------------------------------------------------------- */
+/* --- connection IDs, for listing -------------------------------------------------------------- */
 
 static size_t put_cid(uint8_t *out, const ngtcp2_cid *cid)
 {
@@ -121,7 +122,7 @@ size_t hs_connection_remote_cid(const struct hs_connection *c, uint8_t *out)
 	return put_cid(out, ngtcp2_conn_get_dcid(c->conn));
 }
 
-/* --- our own migration ------------------------------------------------------------------------ */
+/* --- active migration ------------------------------------------------------------------------- */
 
 int hs_connection_migrate(struct hs_connection *c, uint32_t path_id)
 {
@@ -132,15 +133,15 @@ int hs_connection_migrate(struct hs_connection *c, uint32_t path_id)
 		return HS_MIGRATION_TOO_LATE;
 	if (ngtcp2_conn_get_remote_transport_params(c->conn)->disable_active_migration)
 		return HS_MIGRATION_FORBIDDEN;
-	keep(&c->wanted_path, path);
-	hs_make_due(c);
+	assign(&c->wanted_path, path);
+	hs_schedule(c);
 	return 0;
 }
 
 void hs_connection_stay(struct hs_connection *c)
 {
 	if (c->wanted_path) {
-		keep(&c->wanted_path, NULL);
+		assign(&c->wanted_path, NULL);
 		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
 	}
 }
@@ -149,15 +150,15 @@ void hs_path_try_wanted(struct hs_connection *c)
 {
 	if (!c->wanted_path)
 		return;
-	ngtcp2_path way = hs_ngtcp2_path(c->wanted_path);
-	switch (ngtcp2_conn_initiate_migration(c->conn, &way, c->q->now_ns)) {
+	ngtcp2_path path = hs_ngtcp2_path(c->wanted_path);
+	switch (ngtcp2_conn_initiate_migration(c->conn, &path, c->q->now_ns)) {
 	case 0:
-		keep(&c->next_path, c->wanted_path);
-		keep(&c->wanted_path, NULL);
+		assign(&c->next_path, c->wanted_path);
+		assign(&c->wanted_path, NULL);
 		break;
 	case NGTCP2_ERR_INVALID_STATE: /* RFC 9000 section 9: not before the handshake is confirmed */
 	case NGTCP2_ERR_CONN_ID_BLOCKED:
-		break; /* the peer's HANDSHAKE_DONE or NEW_CONNECTION_ID is still to come */
+		break; /* wait for the peer's HANDSHAKE_DONE or NEW_CONNECTION_ID */
 	default:
 		hs_connection_stay(c);
 	}
@@ -187,7 +188,7 @@ int hs_path_offer_preferred(struct hs_connection *c, ngtcp2_transport_params *pa
 	return hs_new_cid(c, &out->cid, out->stateless_reset_token);
 }
 
-/* The path to one of the server's addresses, if there is a way; NULL otherwise. */
+/* The path to one of the server's addresses; NULL without a route. */
 static struct hs_path *find(struct hs_connection *c, const ngtcp2_preferred_addr *theirs, int is_v4)
 {
 	struct hs_quic *q = c->q;
@@ -212,7 +213,7 @@ void hs_path_select_preferred(struct hs_connection *c, const ngtcp2_preferred_ad
 		path = find(c, theirs, !is_v4);
 	if (!path)
 		return;
-	ngtcp2_path way = hs_ngtcp2_path(path);
-	ngtcp2_path_copy(out, &way);
-	keep(&c->next_path, path);
+	ngtcp2_path endpoints = hs_ngtcp2_path(path);
+	ngtcp2_path_copy(out, &endpoints);
+	assign(&c->next_path, path);
 }

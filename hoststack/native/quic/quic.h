@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The native QUIC engine: ngtcp2 for the state machine, GnuTLS for TLS, and a turn that takes a
- * burst of datagrams, moves every connection on, and fills the way out, in one call.
+ * The native QUIC engine: ngtcp2 for the state machine, GnuTLS for TLS, and a turn that, in one
+ * call, receives a burst of datagrams, processes the connections, and fills the wire's output.
  *
- * Stream data lies in FIFOs (fifo.h) that the application shares. Received bytes go from the
- * decryption buffer into the rx FIFO; packets are written from the tx FIFO, which keeps the bytes
- * until they are acknowledged.
+ * Stream data lies in FIFOs (fifo.h) shared with the application. Received bytes are copied from
+ * the decryption buffer into the rx FIFO. Packets are written from the tx FIFO, which stores the
+ * bytes until they are acknowledged.
  *
- * One thread at a time. Times are nanoseconds on a clock of the caller's. Pointers to connections
- * and streams are good until the turn after the one that reported HS_QUIC_FORGOTTEN or
+ * One thread at a time. Times are nanoseconds on the caller's clock. Pointers to connections and
+ * streams are valid until the turn after the one that reported HS_QUIC_FORGOTTEN or
  * HS_QUIC_STREAM_CLOSED.
  */
 #ifndef HS_QUIC_H
@@ -28,15 +28,16 @@ struct hs_fifo_consumer;
 
 enum {
 	HS_QUIC_SECRET_BYTES = 32,
-	HS_QUIC_MAX_ALPN = 8, /* GnuTLS's limits, as the next */
+	HS_QUIC_MAX_ALPN = 8, /* limits of GnuTLS, as is the next */
 	HS_QUIC_ALPN_BYTES = 31,
 	HS_QUIC_REASON_BYTES = 256,
-	HS_QUIC_TOKEN_BYTES = 512, /* longer ones are not kept */
+	HS_QUIC_TOKEN_BYTES = 512, /* longer tokens are ignored */
 	HS_QUIC_NO_RETRY = 0x7fffffff, /* as `retry_above`: never */
 	HS_QUIC_DATAGRAMS = -1, /* in place of a stream's ID: the connection's datagrams */
 };
 
-/* The numbers are EventKind's (hoststack/quic/seam.py); those from 100 on are between engine and Python. */
+/* The numbers are those of EventKind (hoststack/quic/seam.py); those from 100 on are internal to
+ * the engine and its Python part. */
 enum hs_quic_event_kind {
 	HS_QUIC_ACCEPTED = 1,
 	HS_QUIC_CONNECTED = 2,
@@ -62,19 +63,19 @@ struct hs_quic_event {
 	uint32_t kind;
 	uint32_t connection; /* its number */
 	int64_t stream_id; /* -1: about the connection */
-	/* The application's code of RESET and STOPPED; of DATAGRAMS_READY the limit; of ACCEPTED,
-	 * CONNECTED and HANDSHAKE_DONE bits of enum hs_quic_handshake. */
+	/* The application's code for RESET and STOPPED; the limit for DATAGRAMS_READY; bits of
+	 * enum hs_quic_handshake for ACCEPTED, CONNECTED and HANDSHAKE_DONE. */
 	uint64_t info;
 	struct hs_stream *stream; /* NULL: about the connection */
 };
 
 enum hs_quic_handshake {
-	HS_QUIC_IS_EARLY = 1, /* it is not complete yet: HANDSHAKE_DONE follows */
+	HS_QUIC_IS_EARLY = 1, /* not complete yet: HANDSHAKE_DONE follows */
 	HS_QUIC_IS_RESUMED = 2,
-	HS_QUIC_WAS_REJECTED = 4, /* early data were sent, and go again */
+	HS_QUIC_WAS_REJECTED = 4, /* early data were sent, and are sent again */
 };
 
-/* Why a datagram was dropped before any connection could use it, or with its connection. */
+/* Why a datagram was dropped, alone or with its connection. */
 enum hs_quic_drop {
 	HS_QUIC_DROP_MALFORMED,
 	HS_QUIC_DROP_UNKNOWN_CID,
@@ -87,31 +88,32 @@ enum hs_quic_drop {
 	HS_QUIC_DROP_BAD_TOKEN,
 	HS_QUIC_DROP_CLOSING,
 	HS_QUIC_DROP_EARLY_PROBE,
-	HS_QUIC_DROP_UNDECRYPTABLE, /* packets: changed under way, or forged */
-	HS_QUIC_DROP_REPLACED, /* handshakes that were given up for newer ones */
-	HS_QUIC_DROPS, /* how many there are */
+	HS_QUIC_DROP_UNDECRYPTABLE, /* packets: damaged in transit, or forged */
+	HS_QUIC_DROP_REPLACED, /* handshakes that were abandoned for newer ones */
+	HS_QUIC_DROPS, /* the number of values */
 };
 
-/* Kinds of packets (RFC 9000 section 17); Retry and Version Negotiation are counted by themselves. */
+/* Kinds of packets (RFC 9000 section 17); Retry and Version Negotiation have their own counters. */
 enum hs_quic_packet {
 	HS_QUIC_PACKET_INITIAL,
 	HS_QUIC_PACKET_0RTT,
 	HS_QUIC_PACKET_HANDSHAKE,
 	HS_QUIC_PACKET_1RTT,
-	HS_QUIC_PACKETS, /* how many kinds */
-	/* Datagrams in a turn, counted by powers of two: 0, 1, 2 and 3, 4 to 7, ..., 64 and more. */
+	HS_QUIC_PACKETS, /* the number of kinds */
+	/* Datagrams in a turn, counted by powers of two: 0, 1, 2 and 3, 4 to 7, ..., 64 and
+	 * more. */
 	HS_QUIC_TURN_SIZES = 8,
 };
 
-/* What happened in a worker's life. Another thread may read this while the engine runs: one thread
- * writes words of 64 bits at their natural alignment, which nobody sees half written. They are not
- * of one moment. */
+/* Counters of a worker. Another thread may read them while the engine runs: one thread writes
+ * naturally aligned 64-bit words, so no word is read half written. Different words may be from
+ * different moments. */
 struct hs_quic_counters {
 	uint64_t turns;
 	uint64_t empty_turns;
 	uint64_t rx_datagrams;
 	uint64_t tx_datagrams;
-	uint64_t tx_full; /* turns that ended because the way out was full */
+	uint64_t tx_full; /* turns that ended because the wire was full */
 	uint64_t accepted;
 	uint64_t connected;
 	uint64_t closed;
@@ -119,35 +121,35 @@ struct hs_quic_counters {
 	uint64_t version_negotiations; /* sent */
 	uint64_t stateless_resets; /* sent */
 	uint64_t key_updates; /* begun by this side */
-	uint64_t black_holes; /* connections that fell back to 1,200 bytes; once each time */
-	uint64_t connections; /* there are now */
-	uint64_t half_open; /* handshakes of peers that are under way now */
-	uint64_t rx_packets[HS_QUIC_PACKETS]; /* that could be decrypted */
+	uint64_t black_holes; /* times that a connection fell back to 1,200 bytes */
+	uint64_t connections; /* current number */
+	uint64_t half_open; /* current number of peers' handshakes in progress */
+	uint64_t rx_packets[HS_QUIC_PACKETS]; /* those that could be decrypted */
 	uint64_t tx_packets[HS_QUIC_PACKETS];
-	uint64_t rx_in_turns[HS_QUIC_TURN_SIZES]; /* turns that received so many datagrams */
+	uint64_t rx_in_turns[HS_QUIC_TURN_SIZES]; /* turns that received this many datagrams */
 	uint64_t tx_in_turns[HS_QUIC_TURN_SIZES];
 	uint64_t drops[HS_QUIC_DROPS];
 };
 
-/* What one connection is told; sizes in bytes. */
+/* The settings of one connection; sizes in bytes. */
 struct hs_quic_config {
-	uint64_t first_window_bytes; /* of a stream; all of its rx FIFO once the peer makes use of it */
+	uint64_t first_window_bytes; /* of a stream; all of its rx FIFO once the peer uses it */
 	uint64_t connection_window_bytes;
 	uint64_t max_streams_bidi;
 	uint64_t max_streams_uni;
 	uint64_t idle_timeout_ns; /* 0: none */
 	uint64_t handshake_timeout_ns;
 	uint64_t keep_alive_ns; /* 0: none */
-	uint64_t packets_per_key; /* sent, before keys are updated */
-	uint64_t datagram_fifo_bytes; /* each way, for DATAGRAM frames; 0: not offered */
-	uint32_t max_datagram_bytes; /* 0: what the path carries */
+	uint64_t packets_per_key; /* the key is updated after this many sent packets */
+	uint64_t datagram_fifo_bytes; /* each direction, for DATAGRAM frames; 0: not offered */
+	uint32_t max_datagram_bytes; /* 0: as much as the path carries */
 	uint32_t max_connections;
 	uint8_t congestion_control; /* 0 reno, 1 cubic, 2 bbr */
-	uint8_t probes_mtu; /* PMTUD; without it the path's size is taken for granted */
+	uint8_t probes_mtu; /* PMTUD; without it the interface's MTU is assumed for the path */
 	uint8_t follows_preferred; /* a client moves to the server's preferred address */
 	uint8_t early_data; /* a server offers 0-RTT */
-	uint32_t retry_above; /* handshakes under way from which on Retry is asked for */
-	uint32_t half_open_per_source; /* of them, those of one proven address or IPv6 /64 */
+	uint32_t retry_above; /* Retry is required from this many handshakes in progress on */
+	uint32_t half_open_per_source; /* the limit for one proven address or IPv6 /64 */
 	uint32_t version; /* the client's first choice */
 	/* A server's preferred addresses (RFC 9000 section 9.6); port 0: none. */
 	uint16_t preferred_v4_port;
@@ -176,12 +178,12 @@ struct hs_quic_statistics {
 	uint64_t tx_bytes;
 	uint64_t acked_bytes; /* of streams */
 	uint64_t streams;
-	uint64_t datagram_bytes; /* the size that is sent now */
-	uint64_t rx_ecn_ce; /* datagrams that came marked */
+	uint64_t datagram_bytes; /* the current size limit */
+	uint64_t rx_ecn_ce; /* datagrams received with the CE mark */
 	uint64_t path_changes;
 	uint64_t rtt_variance_ns;
 	uint64_t ssthresh_bytes; /* all ones: none yet */
-	uint64_t resent_bytes; /* of streams, that went more than once */
+	uint64_t resent_bytes; /* of streams, sent more than once */
 	uint64_t rx_packets[HS_QUIC_PACKETS];
 	uint64_t tx_packets[HS_QUIC_PACKETS];
 };
@@ -191,74 +193,78 @@ struct hs_datagram_counters {
 	uint64_t sent;
 	uint64_t received;
 	uint64_t rx_dropped; /* the FIFO was full */
-	uint64_t tx_dropped; /* the path carries less than it did */
+	uint64_t tx_dropped; /* the path's MTU has shrunk */
 };
 
 struct hs_quic_turn {
 	struct hs_quic_event *events;
 	uint32_t event_count;
-	uint32_t parked; /* datagrams of unknown paths, see hs_quic_parked_key */
+	uint32_t unresolved; /* datagrams of unknown paths, see hs_quic_unresolved_key */
 	uint32_t received;
 	uint32_t sent;
-	uint8_t more; /* there is work left that waits for nothing */
-	uint8_t blocked; /* datagrams wait for the way out */
-	uint64_t deadline_ns; /* when to call again though nothing came; all ones: never */
+	uint8_t more; /* there is work left that can continue at once */
+	uint8_t blocked; /* datagrams are queued because the wire is full */
+	uint64_t deadline_ns; /* when to call again even if nothing arrives; all ones: never */
 };
 
-/* Makes the FIFOs of a stream that the peer opened: rx where `rx` is not NULL, tx likewise. They
- * stay until the stream is closed. With HS_QUIC_DATAGRAMS in place of a stream's ID they are the
- * connection's, for messages. Returns 0, or -1 if there is no room: the stream is refused. */
+/* Creates the FIFOs of a stream that the peer opened: rx if `rx` is not NULL, tx likewise. They
+ * must exist until the stream is closed. With HS_QUIC_DATAGRAMS in place of a stream's ID they
+ * are the connection's, for messages. Returns 0, or -1 if there is no room: the stream is
+ * refused. */
 typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stream_id,
 				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 
-/* Finds the path to another address of the peer's. Returns its id, or -1 if there is no way. */
+/* Finds the path to another address of the peer. Returns its id, or -1 without a route. */
 typedef int64_t (*hs_quic_find_path)(void *owner, uint32_t connection, uint8_t ip_version,
 				     const uint8_t *remote_ip, uint16_t remote_port);
 
 /* `cid_prefix` is 4 bytes (bpf/steer.h), `secret` HS_QUIC_SECRET_BYTES: workers that share it
- * know each other's tokens and resets. The wire is the engine's from now on. NULL without memory. */
+ * recognise each other's tokens and resets. The engine owns the wire from now on. NULL without
+ * memory. */
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
 			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
 			    void *owner);
 void hs_quic_free(struct hs_quic *q);
 
-/* One burst in, one burst out, and again while there is something to do, up to so many bursts; then,
- * for `spin_ns`, look for more without sleeping. With `bursts` 1 time stands still. */
+/* Receive one burst and send one burst, and repeat while there is work, up to `bursts` times;
+ * then poll for more work for `spin_ns` without sleeping. With `bursts` 1 the time does not
+ * change during the turn. */
 void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
 		  struct hs_quic_turn *out);
 uint64_t hs_quic_deadline(struct hs_quic *q);
 
-/* A datagram of an unknown path waits for the caller to say which path that is: the path's id, or
- * -1 to drop it. The next turn takes it. */
-const uint8_t *hs_quic_parked_key(struct hs_quic *q, uint32_t index);
-void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id);
+/* The key of a datagram with an unknown path. The caller resolves it to a path's id, or to -1 to
+ * drop the datagram; the next turn reads it. */
+const uint8_t *hs_quic_unresolved_key(struct hs_quic *q, uint32_t index);
+void hs_quic_resolve_path(struct hs_quic *q, uint32_t index, int64_t path_id);
 
 /* TLS. PEM texts end in a zero byte; `certificate` and `key` may be NULL for a client, `ca` NULL
- * means the system's. `alpn` is a list as in TLS: length, name, length, name. Returns NULL and
- * writes one line into `error` where something is wrong. */
+ * means the system's. `alpn` is a list as in TLS: length, name, length, name. On failure returns
+ * NULL and writes one line into `error`. */
 struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
 			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
 			  size_t error_bytes);
-/* Have a server ask its clients for certificates, and check them against `ca`, NULL for the system's,
- * if it verifies. Returns 0, or -1 and one line in `error`. */
+/* Make a server request certificates from its clients and, if it verifies, check them against
+ * `ca`, NULL for the system's. Returns 0, or -1 and one line in `error`. */
 int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,
 		       size_t error_bytes);
-/* Allow these ciphers only, by GnuTLS's names with ":+" between them; their order decides, for a server
- * also over what its clients prefer. Returns 0, or -1 and one line in `error`. */
+/* Allow only these ciphers, by GnuTLS's names with ":+" between them, in order of preference; a
+ * server's order overrides its clients'. Returns 0, or -1 and one line in `error`. */
 int hs_tls_set_ciphers(struct hs_tls *tls, const char *ciphers, char *error, size_t error_bytes);
-void hs_tls_free(struct hs_tls *tls); /* connections that use it keep it */
+void hs_tls_free(struct hs_tls *tls); /* freed after the last connection that uses it */
 
 /* `ip` is 4 or 16 bytes, all zeros for any. */
 struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
 				   uint16_t port, struct hs_tls *tls,
 				   const struct hs_quic_config *config);
-/* The listener and its private key are freed when its last connection is. */
+/* The listener and its private key are freed after its last connection. */
 void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener);
-/* Whether a listener of that number is there, or a connection of it. */
+/* Whether a listener with that number exists, or a connection of it. */
 int hs_quic_has_listener(const struct hs_quic *q, uint32_t number);
 
-/* What a client knows of a server from before: of a ticket (hs_connection_ticket) the session and
- * the parameters, and a token (hs_connection_token). Each may be missing: then it has 0 bytes. */
+/* A client's data of earlier connections to a server: the session and the parameters of a ticket
+ * (hs_connection_ticket), and a token (hs_connection_token). Each may be missing: then it has 0
+ * bytes. */
 struct hs_quic_resume {
 	const uint8_t *session;
 	const uint8_t *parameters;
@@ -266,8 +272,8 @@ struct hs_quic_resume {
 	uint32_t session_bytes;
 	uint32_t parameters_bytes;
 	uint32_t token_bytes;
-	uint8_t early_data; /* send before the handshake is complete, where the ticket allows it */
-	uint8_t keeps; /* tickets and tokens are wanted */
+	uint8_t early_data; /* send before the handshake is complete, if the ticket allows it */
+	uint8_t keeps; /* store tickets and tokens */
 };
 
 /* Begin a connection along a path; NULL without memory. `server_name` may be a host name or an
@@ -276,7 +282,7 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 				      const char *server_name,
 				      const struct hs_quic_config *config,
 				      const struct hs_quic_resume *resume, uint64_t now_ns);
-/* The last ticket that came (HS_QUIC_TICKET tells); the session is good until the next turn.
+/* The last ticket received (after HS_QUIC_TICKET); the session is valid until the next turn.
  * Returns 0, or -1 if there is none. */
 struct hs_quic_ticket {
 	const uint8_t *session;
@@ -286,26 +292,26 @@ struct hs_quic_ticket {
 	uint8_t parameters[256];
 };
 int hs_connection_ticket(const struct hs_connection *c, struct hs_quic_ticket *out);
-/* The last token of a NEW_TOKEN frame, at most HS_QUIC_TOKEN_BYTES; returns its length. */
+/* The last token received in a NEW_TOKEN frame, at most HS_QUIC_TOKEN_BYTES; returns its length. */
 size_t hs_connection_token(const struct hs_connection *c, uint8_t *out);
-/* The peer's certificate as DER, once the handshake is complete; NULL if it showed none, or if the
- * session was resumed. Good until the next turn. */
+/* The peer's certificate as DER, once the handshake is complete; NULL if it presented none, or
+ * if the session was resumed. Valid until the next turn. */
 const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes);
-/* GnuTLS's name of what encrypts packets, once the handshake is complete. */
+/* GnuTLS's name of the cipher for packets, once the handshake is complete. */
 const char *hs_connection_cipher(const struct hs_connection *c);
 int hs_connection_is_resumed(const struct hs_connection *c);
 struct hs_connection *hs_quic_connection(struct hs_quic *q, uint32_t number);
 uint32_t hs_connection_number(const struct hs_connection *c);
-/* The number of the listener that it came in on; -1 for a connection of ours. */
+/* The number of the listener that accepted it; -1 for a client's connection. */
 int64_t hs_connection_listener(const struct hs_connection *c);
 uint32_t hs_listener_number(const struct hs_listener *listener);
 uint32_t hs_connection_path(const struct hs_connection *c);
 enum {
-	HS_QUIC_CIDS = 16, /* ngtcp2 (1.11) gives a peer 8 at most, besides the handshake's */
+	HS_QUIC_CIDS = 16, /* ngtcp2 (1.11) issues 8 at most, besides the handshake's */
 	HS_QUIC_CIDS_BYTES = HS_QUIC_CIDS * 21,
 };
-/* The connection IDs that lead here, or, of the peer's, the one that packets carry now, each behind
- * its length. Returns how many bytes of HS_QUIC_CIDS_BYTES that is. */
+/* The connection's local connection IDs or, for the peer's, the one in use, each preceded by its
+ * length. Returns the number of bytes, at most HS_QUIC_CIDS_BYTES. */
 size_t hs_connection_local_cids(const struct hs_connection *c, uint8_t *out);
 size_t hs_connection_remote_cid(const struct hs_connection *c, uint8_t *out);
 /* The negotiated protocol; returns its length, 0 for none. */
@@ -314,19 +320,19 @@ void hs_connection_close_info(const struct hs_connection *c, struct hs_quic_clos
 void hs_connection_statistics(const struct hs_connection *c, struct hs_quic_statistics *out);
 void hs_connection_close(struct hs_connection *c, uint64_t code, const uint8_t *reason,
 			 size_t reason_bytes);
-/* Move a connection of ours to another local endpoint (RFC 9000 section 9), as soon as the peer has
- * confirmed the handshake and given a connection ID for it. The path has another local endpoint, and
- * the same remote one. HS_QUIC_PATH_CHANGED or HS_QUIC_MIGRATION_FAILED follows, unless this
- * returns why not. */
+/* Migrate a client's connection to another local endpoint (RFC 9000 section 9), as soon as the
+ * peer has confirmed the handshake and provided a connection ID for it. The path has another
+ * local endpoint, and the same remote one. HS_QUIC_PATH_CHANGED or HS_QUIC_MIGRATION_FAILED
+ * follows, unless this returns a refusal. */
 enum hs_migration_refusal {
-	HS_MIGRATION_OF_SERVER = 1, /* only a client may */
+	HS_MIGRATION_OF_SERVER = 1, /* only a client may migrate */
 	HS_MIGRATION_TOO_LATE,
 	HS_MIGRATION_FORBIDDEN, /* by the peer: disable_active_migration */
 };
 int hs_connection_migrate(struct hs_connection *c, uint32_t path_id);
-/* Do not, if it has not begun; HS_QUIC_MIGRATION_FAILED follows then. */
+/* Cancel a migration that has not begun; HS_QUIC_MIGRATION_FAILED follows. */
 void hs_connection_stay(struct hs_connection *c);
-/* Begin a key update; -1 while the last one is not confirmed yet (RFC 9001 section 6.5). */
+/* Begin a key update; -1 while the last one is unconfirmed (RFC 9001 section 6.5). */
 int hs_connection_update_key(struct hs_connection *c);
 
 /* The application wrote a message into the tx FIFO of the connection's datagrams. */
@@ -334,7 +340,7 @@ void hs_connection_send_datagrams(struct hs_connection *c);
 void hs_connection_datagram_counters(const struct hs_connection *c,
 				     struct hs_datagram_counters *out);
 
-/* The peer may open one more stream, for one that is closed and that the application has taken. */
+/* Allow the peer one more stream, for one that is closed and that the application has accepted. */
 void hs_connection_allow_stream(struct hs_connection *c, int is_unidirectional);
 
 /* NULL while the peer's limit forbids it. A unidirectional stream has no `rx`. */

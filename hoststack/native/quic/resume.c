@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Sessions that are resumed, and what is sent before the handshake is complete: 0-RTT (RFC 9001
- * section 4.6, RFC 8446 section 2.3).
+ * Session resumption, and data sent before the handshake is complete: 0-RTT (RFC 9001 section 4.6,
+ * RFC 8446 section 2.3).
  */
 #include "memory/mix.h"
 #include "quic/internal.h"
@@ -13,11 +13,11 @@
 enum {
 	PARAMETERS_BYTES = 256,
 	LIFETIME_BYTES = 4, /* at the beginning of NewSessionTicket (RFC 8446 section 4.6.1) */
-	REPLAY_SLOTS = 8192, /* first flights that are remembered; a power of two */
+	REPLAY_SLOTS = 8192, /* remembered first flights; a power of two */
 	REPLAY_PROBES = 8,
 };
 
-/* --- a client: what it keeps for the next connection -------------------------------------------- */
+/* --- client: tickets and tokens --------------------------------------------------------------- */
 
 static void forget_ticket(struct hs_connection *c)
 {
@@ -25,8 +25,8 @@ static void forget_ticket(struct hs_connection *c)
 	c->ticket = (gnutls_datum_t){ NULL, 0 };
 }
 
-/* GnuTLS calls before it reads the message, when the lifetime is at hand, and when it has the
- * ticket. */
+/* GnuTLS calls this before it reads the message, which contains the lifetime, and again when it
+ * has the ticket. */
 static int on_ticket(gnutls_session_t session, unsigned int type, unsigned int when,
 		     unsigned int incoming, const gnutls_datum_t *message)
 {
@@ -95,14 +95,15 @@ void hs_resume_free(struct hs_connection *c)
 	free(c->token);
 }
 
-/* --- a client: the next connection -------------------------------------------------------------- */
+/* --- client: resuming ------------------------------------------------------------------------- */
 
 void hs_resume_begin(struct hs_connection *c, const struct hs_quic_resume *resume)
 {
 	if (c->keeps_tickets)
 		gnutls_handshake_set_hook_function(c->session, GNUTLS_HANDSHAKE_NEW_SESSION_TICKET,
 											   GNUTLS_HOOK_BOTH, on_ticket);
-	/* What GnuTLS or ngtcp2 can't use makes the handshake a full one, no failure. */
+	/* If GnuTLS or ngtcp2 can't use the data, the handshake is a full one; that is not a
+	 * failure. */
 	if (!resume->session_bytes ||
 	    gnutls_session_set_data(c->session, resume->session, resume->session_bytes))
 		return;
@@ -119,7 +120,7 @@ int hs_connection_is_resumed(const struct hs_connection *c)
 	return gnutls_session_is_resumed(c->session) != 0;
 }
 
-/* The same stream again, from its first byte: the tx FIFO still has all of it. */
+/* Reopen the stream and send from its first byte: the tx FIFO still has all of it. */
 static int reopen_stream(struct hs_stream *s)
 {
 	ngtcp2_conn *conn = s->connection->conn;
@@ -132,12 +133,12 @@ static int reopen_stream(struct hs_stream *s)
 	return 0;
 }
 
-/* RFC 9001 section 4.6.2: "When 0-RTT is rejected, all connection characteristics that the client
- * assumed might be incorrect. This includes the choice of application protocol, transport
- * parameters, and any application configuration. The client therefore MUST reset the state of all
- * streams, including application state bound to those streams." Of the applications' state only
- * the bytes are ours: they go again, unless the streams are not allowed any more. The application
- * protocol is looked at above. */
+/* RFC 9001 section 4.6.2: "When 0-RTT is rejected, all connection characteristics that the
+ * client assumed might be incorrect. This includes the choice of application protocol, transport
+ * parameters, and any application configuration. The client therefore MUST reset the state of
+ * all streams, including application state bound to those streams." The only application state
+ * here is the bytes: they are sent again, unless the new limits forbid the streams. The caller
+ * checks the application protocol. */
 static int reopen_streams(struct hs_connection *c)
 {
 	struct hs_stream *s = c->streams;
@@ -163,7 +164,7 @@ int hs_resume_completed(struct hs_connection *c)
 	return ngtcp2_conn_tls_early_data_rejected(c->conn) || reopen_streams(c) ? -1 : 0;
 }
 
-/* --- a server: replays -------------------------------------------------------------------------- */
+/* --- server: replays -------------------------------------------------------------------------- */
 
 struct hs_replays {
 	gnutls_anti_replay_t window;
@@ -174,8 +175,8 @@ struct hs_replays {
 	} seen[REPLAY_SLOTS];
 };
 
-/* RFC 8446 section 8.2: "ClientHello recording". What finds no room is taken for a replay: then
- * the handshake is one without early data. */
+/* RFC 8446 section 8.2: "ClientHello recording". Without room, it is treated as a replay: then
+ * the handshake has no early data. */
 static int note_first_flight(void *pointer, time_t until, const gnutls_datum_t *key,
 			     const gnutls_datum_t *data __attribute__((unused)))
 {
@@ -224,13 +225,14 @@ void hs_resume_free_replays(struct hs_quic *q)
 	free(q->replays);
 }
 
-/* Once the version is agreed on, before GnuTLS reads the client's ticket. */
+/* Called once the version is negotiated, before GnuTLS reads the client's ticket. */
 int hs_resume_offer(struct hs_connection *c)
 {
 	uint32_t version = ngtcp2_conn_get_negotiated_version(c->conn);
 	uint8_t *bytes = c->listener->ticket_keys[version == hs_versions[0] ? 0 : 1];
 	gnutls_datum_t key = { bytes, HS_QUIC_TICKET_KEY_BYTES };
-	/* A ticket does not say whose certificate was shown: each connection has to show it. */
+	/* A ticket does not record whose certificate was presented: each connection has to
+	 * present it. */
 	if (c->tls->asks_clients)
 		return 0;
 	if (gnutls_session_ticket_enable_server(c->session, &key))
@@ -246,9 +248,10 @@ int hs_resume_offer(struct hs_connection *c)
 	return gnutls_record_set_max_early_data_size(c->session, 0xffffffff);
 }
 
-/* A key for each version (RFC 9369 section 5). The key of a listener's tickets comes from the secret that workers share, and from what early
- * data rely on: a ticket of a time when other protocols were spoken, other ciphers used or
- * more was allowed can't be read, so that its early data are refused (RFC 8446 section 4.2.10, RFC 9000 section 7.4.1). */
+/* A key for each version (RFC 9369 section 5). The key of a listener's tickets is derived from
+ * the secret that workers share, and from what early data depend on: a ticket from a time with
+ * other protocols, other ciphers or higher limits can't be decrypted, so its early data are
+ * refused (RFC 8446 section 4.2.10, RFC 9000 section 7.4.1). */
 int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
 {
 	static const char LABEL[] = "hoststack session tickets";

@@ -1,28 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How large a connection's datagrams may be. ngtcp2 probes for the path's MTU (RFC 8899), but never
- * takes back what a probe has proven. A path that carries less than it did swallows every large
- * packet then: a black hole. Here it is found by what the peer acknowledges of large packets, the
- * connection falls back to 1,200 bytes, and larger sizes are tried again later.
+ * The size of a connection's datagrams. ngtcp2 probes for the path's MTU (RFC 8899), but never
+ * lowers it again. A path whose MTU shrinks then drops every large packet: a black hole. This file
+ * detects that by missing acknowledgements of large packets; the connection falls back to 1,200
+ * bytes, and tries larger sizes again later.
  */
 #include "quic/internal.h"
 
 #include <string.h>
 
 enum {
-	/* RFC 9000 section 14: every path of QUIC's carries this. */
+	/* RFC 9000 section 14: every QUIC path carries this size. */
 	BASE_BYTES = 1200,
 	IPV4_HEADERS_BYTES = 28, /* IP and UDP */
 	IPV6_HEADERS_BYTES = 48,
-	WINDOW = HS_SIZE_WORDS * 64, /* packets whose size is remembered */
-	/* Three probe timeouts in a row take 1 + 2 + 4 PTOs; the third is due by then. */
+	WINDOW = HS_SIZE_WORDS * 64, /* packets whose size is recorded */
+	/* Three probe timeouts in a row take 1 + 2 + 4 PTOs; the third has been sent by then. */
 	SILENT_PTOS = 6,
 };
 
 #define FIRST_RAISE_NS 10000000000ULL
 #define LAST_RAISE_NS 600000000000ULL /* RFC 8899 section 5.1.1: PMTU_RAISE_TIMER */
 
-/* The MTUs of paths that are usual: Ethernet, PPPoE, tunnels, IPv6's least. */
+/* Common path MTUs: Ethernet, PPPoE, tunnels, IPv6's minimum. */
 static const uint16_t USUAL_MTUS[] = { 1500, 1492, 1400, 1280 };
 
 size_t hs_size_candidates(uint32_t most, int ip_version, uint16_t out[HS_SIZE_CANDIDATES])
@@ -39,10 +39,10 @@ size_t hs_size_candidates(uint32_t most, int ip_version, uint16_t out[HS_SIZE_CA
 	return n;
 }
 
-/* --- what is known of packets that were sent ---------------------------------------------------- */
+/* --- records of sent packets ------------------------------------------------------------------ */
 
-/* The number of a packet that is about to be sent: `last_bytes` of it are in its header, and it is
- * above all before it (RFC 9000 section 12.3). */
+/* The full number of a packet about to be sent: its header has the last `last_bytes` of it, and
+ * it is above all earlier ones (RFC 9000 section 12.3). */
 static uint64_t full_number(uint64_t least, const uint8_t *last_bytes, size_t bytes)
 {
 	uint64_t truncated = 0, span = (uint64_t)1 << (8 * bytes);
@@ -73,13 +73,13 @@ void hs_size_sent(struct hs_connection *c, const uint8_t *header, size_t header_
 				      number_bytes);
 	uint64_t *word = &size->large[number / 64 % HS_SIZE_WORDS];
 	uint64_t bit = (uint64_t)1 << (number % 64);
-	/* More is in flight than is remembered: whether it arrives can't be told. */
+	/* More packets are in flight than are recorded: it is unknown whether this one arrives. */
 	if (*word & bit && number - WINDOW > size->largest_acked)
 		size->silent_since_ns = 0;
 	forget_from(size, size->next_number, number + 1);
 	size->next_number = number + 1;
-	/* While a size is tried only that counts; what is larger than what ngtcp2 has proven is a probe
-	 * of its own, and may be lost. */
+	/* During a trial only packets of that size count. A packet larger than ngtcp2's proven
+	 * size is a probe of its own, and may be lost. */
 	if (packet_bytes <= (size->trial_bytes ? size->limit : BASE_BYTES) ||
 	    packet_bytes > ngtcp2_conn_get_path_max_tx_udp_payload_size(c->conn))
 		return;
@@ -91,7 +91,7 @@ void hs_size_sent(struct hs_connection *c, const uint8_t *header, size_t header_
 
 void hs_size_acked(struct hs_size *size, uint64_t first, uint64_t last)
 {
-	if (last >= size->next_number) /* a lie: ngtcp2 closes the connection */
+	if (last >= size->next_number) /* never sent: ngtcp2 closes the connection for that */
 		return;
 	if (last > size->largest_acked)
 		size->largest_acked = last;
@@ -110,9 +110,9 @@ void hs_size_acked(struct hs_size *size, uint64_t first, uint64_t last)
 	}
 }
 
-/* --- falling back, and trying again -------------------------------------------------------------- */
+/* --- falling back, and raising the size again ------------------------------------------------- */
 
-/* What there is to try above the limit, the largest first. */
+/* The sizes to try above the limit, the largest first. */
 static size_t sizes_to_try(const struct hs_connection *c, uint16_t out[HS_SIZE_CANDIDATES])
 {
 	uint32_t most = (uint32_t)ngtcp2_conn_get_path_max_tx_udp_payload_size(c->conn);
@@ -132,7 +132,7 @@ static void raise_later(struct hs_connection *c)
 									  LAST_RAISE_NS;
 }
 
-/* The next packet may be so large, one alone: if it gets lost its data go again, in small ones. */
+/* Allow one packet of the next size: if it is lost, its data are sent again in small packets. */
 static void try_next(struct hs_connection *c)
 {
 	struct hs_size *size = &c->size;
@@ -155,7 +155,7 @@ static void on_proof(struct hs_connection *c)
 	size->silent_since_ns = 0;
 	if (!size->limit || !(size->trial_bytes || size->may_be_late))
 		return;
-	size->limit = size->trial_bytes; /* 0: there was no black hole, it was only late */
+	size->limit = size->trial_bytes; /* 0: no black hole, just a late acknowledgement */
 	size->may_be_late = 0;
 	size->trial_bytes = 0;
 	size->tried = 0;
@@ -207,7 +207,7 @@ void hs_size_begin(struct hs_connection *c)
 	c->size.may_be_late = 0;
 }
 
-/* --- how large ------------------------------------------------------------------------------------ */
+/* --- current size ----------------------------------------------------------------------------- */
 
 static uint32_t least(uint32_t a, uint32_t b)
 {
@@ -217,7 +217,7 @@ static uint32_t least(uint32_t a, uint32_t b)
 static uint32_t limit_of(const struct hs_connection *c)
 {
 	uint32_t bytes = UINT32_MAX;
-	/* It may have come here along a path that carries more. */
+	/* The datagrams of this connection may have arrived here on a path that carries more. */
 	if (c->path->max_datagram_bytes >= BASE_BYTES)
 		bytes = c->path->max_datagram_bytes;
 	return c->size.limit ? least(bytes, c->size.limit) : bytes;
@@ -231,9 +231,9 @@ uint32_t hs_size_now(const struct hs_connection *c)
 size_t hs_size_room(const struct hs_connection *c, size_t room)
 {
 	uint32_t limit = limit_of(c);
-	/* ngtcp2 fills up a handshake's datagrams to 1,200 bytes. Where one is larger already, it fails an
-	 * assertion for a packet that is too short to have its number protected: a PING that follows an
-	 * Initial packet. */
+	/* ngtcp2 pads a handshake's datagrams to 1,200 bytes. If a datagram is already larger,
+	 * it fails an assertion for a packet too short for header protection: a PING that
+	 * follows an Initial packet. */
 	if (!c->has_written_open)
 		limit = BASE_BYTES;
 	if (c->size.trial_bytes && !c->size.was_large)

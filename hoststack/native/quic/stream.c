@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 enum {
-	/* What ngtcp2 is offered at once: more than any packet holds. */
+	/* How much ngtcp2 is offered at once: more than fits into any packet. */
 	OFFER_BYTES = 65536,
 };
 
@@ -20,7 +20,7 @@ struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_loca
 	s->rx = rx;
 	s->tx = tx;
 	s->tx_is_over = !tx;
-	s->has_told_finished = !tx;
+	s->has_reported_finished = !tx;
 	if (rx && rx->size_bytes > c->config.first_window_bytes)
 		s->ungranted = rx->size_bytes - c->config.first_window_bytes;
 	s->next = c->streams;
@@ -66,7 +66,8 @@ void hs_stream_stop_listing(struct hs_stream *s)
 	if (!s->is_listed)
 		return;
 	s->is_listed = 0;
-	/* Only the ends say which list it is in, so that one list can go into the other as it is. */
+	/* Only the list's ends tell the two lists apart, so that one can be appended to the
+	 * other as it is. */
 	struct hs_stream_list *list = c->starved.first == s || c->starved.last == s ? &c->starved :
 										      &c->to_send;
 	if (s->previous_to_send)
@@ -79,7 +80,8 @@ void hs_stream_stop_listing(struct hs_stream *s)
 		list->last = s->previous_to_send;
 }
 
-/* Streams that wait for the connection's window go first once it has moved: they waited longest. */
+/* Once the connection's window has moved, streams that were waiting for it are served first:
+ * they waited longest. */
 struct hs_stream *hs_stream_next(struct hs_connection *c)
 {
 	struct hs_stream_list *starved = &c->starved, *to_send = &c->to_send;
@@ -99,7 +101,7 @@ void hs_stream_starve(struct hs_stream *s)
 {
 	struct hs_connection *c = s->connection;
 	hs_stream_stop_listing(s);
-	/* One that had some of the last credit comes after all others. */
+	/* A stream that got some of the last credit is served after all others. */
 	append(s->has_had_credit ? &c->to_send : &c->starved, s);
 	s->has_had_credit = 0;
 }
@@ -113,10 +115,11 @@ void hs_stream_rotate(struct hs_connection *c)
 	}
 }
 
-/* How many bytes wait, or -1 for rubbish in the FIFO's shared block. *at_end: no others follow. */
+/* How many bytes are unsent, or -1 for invalid data in the FIFO's shared block. *at_end: none
+ * follow. */
 static int64_t waiting(struct hs_stream *s, int *at_end)
 {
-	/* In this order: what is written before the end is set is seen. */
+	/* In this order: bytes that were written before the end was set are seen. */
 	*at_end = hs_fifo_eof(s->tx);
 	return hs_fifo_available(s->tx, s->tx_next);
 }
@@ -128,7 +131,7 @@ void hs_stream_look(struct hs_stream *s)
 		return;
 	int64_t bytes = waiting(s, &at_end);
 	if (bytes < 0)
-		hs_stream_reset(s, 0); /* the application's memory holds rubbish: its stream ends */
+		hs_stream_reset(s, 0); /* invalid data in the application's memory */
 	else if ((bytes > 0 || at_end) && !s->is_listed)
 		append(&s->connection->to_send, s);
 }
@@ -162,7 +165,7 @@ void hs_stream_was_sent(struct hs_stream *s, size_t taken, size_t offered, int f
 		s->fin_went_alone = taken == 0;
 		hs_stream_stop_listing(s);
 	} else if (taken == offered) {
-		/* More may have come in the meantime. */
+		/* More may have been written in the meantime. */
 		int at_end;
 		if (waiting(s, &at_end) <= 0 && !at_end)
 			hs_stream_stop_listing(s);
@@ -173,14 +176,15 @@ static void finish_sending(struct hs_stream *s)
 {
 	hs_stream_stop_listing(s);
 	s->tx_is_over = 1;
-	if (!s->has_told_finished) {
-		s->has_told_finished = 1;
+	if (!s->has_reported_finished) {
+		s->has_reported_finished = 1;
 		hs_touch_stream(s, HS_PENDING_SEND_FINISHED);
 	}
 }
 
-/* Whether it is worth waking a writer: for a quarter of the FIFO, or when no acknowledgement is
- * under way that would bring more. One that is woken for each writes as little each time. */
+/* Whether waking a writer is worthwhile: for a quarter of the FIFO, or if no outstanding
+ * acknowledgement would free more. A writer that is woken for each acknowledgement writes that
+ * little each time. */
 static int has_much_room(struct hs_stream *s)
 {
 	if (s->tx_acked == s->tx_next)
@@ -201,8 +205,9 @@ void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
 	} else {
 		s->fin_is_acked = 1;
 	}
-	/* A FIN that went with the last bytes is acknowledged with them. One that went alone is
-	 * told by a call without bytes, unless a loss made ngtcp2 send it together with others. */
+	/* A FIN sent with the last bytes is acknowledged together with them. For one sent alone,
+	 * ngtcp2 calls back without bytes, unless a loss made it send the FIN again together
+	 * with bytes. */
 	if (s->has_sent_fin && s->tx_acked == s->tx_next &&
 	    (!s->fin_went_alone || s->fin_is_acked ||
 	     ngtcp2_conn_get_stream_loss_count(s->connection->conn, s->id)))
@@ -215,7 +220,7 @@ void hs_stream_send_ready(struct hs_stream *s)
 		return;
 	hs_stream_look(s);
 	if (s->is_listed)
-		hs_make_due(s->connection);
+		hs_schedule(s->connection);
 }
 
 void hs_stream_reset(struct hs_stream *s, uint64_t code)
@@ -226,7 +231,7 @@ void hs_stream_reset(struct hs_stream *s, uint64_t code)
 	if (!s->is_gone)
 		ngtcp2_conn_shutdown_stream_write(s->connection->conn, 0, s->id, code);
 	finish_sending(s);
-	hs_make_due(s->connection);
+	hs_schedule(s->connection);
 }
 
 void hs_stream_on_stopped(struct hs_stream *s, uint64_t code)
@@ -241,7 +246,7 @@ void hs_stream_on_stopped(struct hs_stream *s, uint64_t code)
 
 /* --- receiving -------------------------------------------------------------------------------- */
 
-/* Move the windows over what the application is done with. */
+/* Extend the windows by what the application has consumed. */
 static void credit(struct hs_stream *s, uint64_t offset)
 {
 	if (offset <= s->credited)
@@ -253,8 +258,8 @@ static void credit(struct hs_stream *s, uint64_t offset)
 		ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, more);
 }
 
-/* A window begins small, and takes in all of the FIFO as soon as a peer makes use of it: within its
- * first flight, so that it never waits for that. */
+/* A window begins small, and is extended to the whole FIFO as soon as a peer uses it: within its
+ * first flight, so that it never has to wait. */
 static void widen_if_used(struct hs_stream *s, uint64_t received)
 {
 	if (!s->ungranted || s->has_rx_end || received < s->connection->config.first_window_bytes / 4)
@@ -263,8 +268,8 @@ static void widen_if_used(struct hs_stream *s, uint64_t received)
 	s->ungranted = 0;
 }
 
-/* A stream is over when ngtcp2 is done with it and the application has what came. The peer may open
- * another one when the caller says so (hs_connection_allow_stream). */
+/* A stream is over when ngtcp2 has closed it and the application has read everything. The caller
+ * decides when the peer may open another one (hs_connection_allow_stream). */
 static void end_if_over(struct hs_stream *s)
 {
 	if (!s->is_gone || (s->pending & HS_PENDING_STREAM_CLOSED))
@@ -304,12 +309,12 @@ void hs_stream_consumed(struct hs_stream *s)
 		return;
 	int64_t head = hs_fifo_head(s->rx);
 	if (head < 0) {
-		hs_stream_stop_sending(s, 0); /* rubbish in the application's memory */
+		hs_stream_stop_sending(s, 0); /* invalid data in the application's memory */
 		return;
 	}
 	credit(s, (uint64_t)head);
 	end_if_over(s);
-	hs_make_due(s->connection);
+	hs_schedule(s->connection);
 }
 
 static void discard(struct hs_stream *s)
@@ -327,7 +332,7 @@ void hs_stream_stop_sending(struct hs_stream *s, uint64_t code)
 	if (!s->is_gone && !s->has_rx_end)
 		ngtcp2_conn_shutdown_stream_read(s->connection->conn, 0, s->id, code);
 	discard(s);
-	hs_make_due(s->connection);
+	hs_schedule(s->connection);
 }
 
 void hs_stream_on_reset(struct hs_stream *s, uint64_t code)
@@ -345,7 +350,7 @@ void hs_stream_on_reset(struct hs_stream *s, uint64_t code)
 void hs_stream_on_gone(struct hs_stream *s)
 {
 	s->is_gone = 1;
-	/* Everything is acknowledged, or was given up. */
+	/* Everything was acknowledged, or abandoned. */
 	if (!s->tx_is_over)
 		finish_sending(s);
 	end_if_over(s);

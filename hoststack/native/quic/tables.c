@@ -11,7 +11,7 @@ enum {
 	LEAST_CONNECTIONS = 64,
 };
 
-/* --- connections by connection ID ------------------------------------------------------------ */
+/* --- connections by connection ID ------------------------------------------------------------- */
 
 static int random_seed(uint64_t seed[2])
 {
@@ -35,7 +35,8 @@ void hs_cids_free(struct hs_cid_table *table)
 	free(table->buckets);
 }
 
-/* Keyed: a client picks the connection ID of its first packets, and must not pick the bucket. */
+/* Keyed: a client chooses the connection ID of its first packets, and must not choose the
+ * bucket. */
 static uint32_t hash(const struct hs_cid_table *table, const uint8_t *cid, size_t bytes)
 {
 	uint64_t words[3] = { 0 };
@@ -66,7 +67,7 @@ static void grow(struct hs_cid_table *table)
 	uint32_t mask = table->mask * 2 + 1;
 	struct hs_cid_entry **buckets = calloc((size_t)mask + 1, sizeof(*buckets));
 	if (!buckets)
-		return; /* longer chains will do */
+		return; /* continue with longer chains */
 	for (uint32_t i = 0; i <= table->mask; i++) {
 		struct hs_cid_entry *entry = table->buckets[i];
 		while (entry) {
@@ -138,7 +139,7 @@ void hs_cids_remove_all(struct hs_cid_table *table, struct hs_connection *c)
 	}
 }
 
-/* --- streams by connection and stream ID ------------------------------------------------------- */
+/* --- streams by connection and stream ID ------------------------------------------------------ */
 
 int hs_streams_init(struct hs_stream_table *table)
 {
@@ -157,7 +158,7 @@ void hs_streams_free(struct hs_stream_table *table)
 	free(table->buckets);
 }
 
-/* Keyed: a peer picks the numbers of its streams. */
+/* Keyed: a peer chooses the numbers of its streams. */
 static uint32_t hash_stream(const struct hs_stream_table *table, const struct hs_connection *c,
 			    int64_t id)
 {
@@ -184,7 +185,7 @@ static void grow_streams(struct hs_stream_table *table)
 	larger.mask = table->mask * 2 + 1;
 	larger.buckets = calloc((size_t)larger.mask + 1, sizeof(*larger.buckets));
 	if (!larger.buckets)
-		return; /* longer chains will do */
+		return; /* continue with longer chains */
 	for (uint32_t i = 0; i <= table->mask; i++) {
 		struct hs_stream *s = table->buckets[i];
 		while (s) {
@@ -301,7 +302,7 @@ void hs_heap_remove(struct hs_quic *q, struct hs_connection *c)
 
 /* --- connections by number -------------------------------------------------------------------- */
 
-int hs_number_take(struct hs_quic *q, struct hs_connection *c)
+int hs_number_allocate(struct hs_quic *q, struct hs_connection *c)
 {
 	if (q->free_count) {
 		c->number = q->free_numbers[--q->free_count];
@@ -327,7 +328,7 @@ int hs_number_take(struct hs_quic *q, struct hs_connection *c)
 	return 0;
 }
 
-void hs_number_give(struct hs_quic *q, struct hs_connection *c)
+void hs_number_release(struct hs_quic *q, struct hs_connection *c)
 {
 	q->connections[c->number] = NULL;
 	q->free_numbers[q->free_count++] = c->number;

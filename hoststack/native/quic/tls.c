@@ -52,7 +52,7 @@ static int load_own(struct hs_tls *tls, const char *certificate, const char *key
 						   GNUTLS_X509_FMT_PEM);
 }
 
-/* The list as TLS has it: length, name, length, name. */
+/* The list as in TLS: length, name, length, name. */
 static int load_alpn(struct hs_tls *tls, const uint8_t *names, size_t bytes)
 {
 	tls->alpn_names = malloc(bytes ? bytes : 1);
@@ -152,8 +152,8 @@ static ngtcp2_conn *conn_of(ngtcp2_crypto_conn_ref *ref)
 	return c->conn;
 }
 
-/* SNI carries host names only (RFC 6066 section 3), which have no underscores: servers with GnuTLS
- * refuse those. */
+/* SNI carries only host names (RFC 6066 section 3), which have no underscores: servers with
+ * GnuTLS refuse those. */
 static int is_name(const char *server_name)
 {
 	uint8_t address[16];
@@ -161,8 +161,8 @@ static int is_name(const char *server_name)
 	       inet_pton(AF_INET6, server_name, address) != 1;
 }
 
-/* GnuTLS looks at what a certificate may be used for (RFC 5280 section 4.2.1.12) only if it is told
- * what this is. */
+/* GnuTLS checks the purpose of a certificate (RFC 5280 section 4.2.1.12) only if it is passed
+ * one. */
 static void verify_server(struct hs_connection *c)
 {
 	c->expected[0] = (gnutls_typed_vdata_st){ .type = GNUTLS_DT_DNS_HOSTNAME,
@@ -185,7 +185,7 @@ static int set_up_client(struct hs_connection *c)
 	return failed;
 }
 
-/* Whether a client that has to show no certificate may go on is decided elsewhere. */
+/* Whether a client may continue without a required certificate is decided elsewhere. */
 static int verify_client(gnutls_session_t session)
 {
 	static gnutls_typed_vdata_st PURPOSE = {
@@ -207,7 +207,7 @@ static int set_up_server(struct hs_connection *c)
 		gnutls_certificate_server_set_request(c->session, c->tls->requires_clients ?
 									  GNUTLS_CERT_REQUIRE :
 									  GNUTLS_CERT_REQUEST);
-		/* Who is trusted here is not told to everybody who asks. */
+		/* Do not disclose the trusted CAs to every client. */
 		gnutls_certificate_send_x509_rdn_sequence(c->session, 1);
 	}
 	if (c->tls->asks_clients && c->tls->verifies)

@@ -7,16 +7,16 @@
 #include <time.h>
 
 enum {
-	LEAST_SHARE = 32, /* packets that a connection may send at least, when several want to */
+	LEAST_SHARE = 32, /* packets per connection, at least, when several have data */
 	LEAST_EVENTS = 256,
-	MOST_TURN_NS = 1000000, /* other tasks want to run, too */
-	BULK_DATAGRAMS = 16, /* so many in a turn, and more will follow */
+	MOST_TURN_NS = 1000000, /* leave time for other tasks */
+	BULK_DATAGRAMS = 16, /* a turn with this many is part of a bulk transfer */
 	LINGER_NS = 20000,
 };
 
-/* --- who has to be looked at ------------------------------------------------------------------ */
+/* --- scheduling ------------------------------------------------------------------------------- */
 
-void hs_make_due(struct hs_connection *c)
+void hs_schedule(struct hs_connection *c)
 {
 	struct hs_quic *q = c->q;
 	if (c->is_due)
@@ -31,7 +31,7 @@ void hs_make_due(struct hs_connection *c)
 	q->last_due = c;
 }
 
-static void undue(struct hs_connection *c)
+static void unschedule(struct hs_connection *c)
 {
 	struct hs_quic *q = c->q;
 	if (!c->is_due)
@@ -71,10 +71,11 @@ void hs_touch_stream(struct hs_stream *s, uint32_t pending)
 	hs_touch(c, 0);
 }
 
-/* --- in --------------------------------------------------------------------------------------- */
+/* --- receiving -------------------------------------------------------------------------------- */
 
-/* RFC 9000 section 10.3.1: "An endpoint detects a potential Stateless Reset using the trailing 16
- * bytes of the UDP datagram." It has no connection ID of ours. The table has the peers' tokens, too. */
+/* RFC 9000 section 10.3.1: "An endpoint detects a potential Stateless Reset using the trailing
+ * 16 bytes of the UDP datagram." It has no connection ID of ours. The table also contains the
+ * peers' tokens. */
 static struct hs_connection *find_reset(const struct hs_quic *q, const struct hs_received *datagram)
 {
 	if (datagram->bytes < HS_QUIC_LEAST_RESET_BYTES)
@@ -83,7 +84,7 @@ static struct hs_connection *find_reset(const struct hs_quic *q, const struct hs
 	return hs_cids_find(&q->cids, token, NGTCP2_STATELESS_RESET_TOKENLEN);
 }
 
-static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
+static void read_datagram(struct hs_quic *q, const struct hs_received *datagram)
 {
 	ngtcp2_version_cid ids = { 0 };
 	struct hs_connection *c;
@@ -109,33 +110,33 @@ static void take_datagram(struct hs_quic *q, const struct hs_received *datagram)
 			c = find_reset(q, datagram);
 	}
 	if (!c)
-		hs_take_unknown(q, datagram, &ids);
+		hs_read_unmatched(q, datagram, &ids);
 	else if (!datagram->path)
-		hs_park(q, datagram);
+		hs_queue_unknown_path(q, datagram);
 	else if (c->is_half_open && ids.version)
-		hs_take_early(c, datagram, &ids);
+		hs_read_early(c, datagram, &ids);
 	else if (c->state != HS_OVER)
 		hs_connection_read(c, datagram);
 }
 
-static void take_parked(struct hs_quic *q)
+static void read_resolved(struct hs_quic *q)
 {
-	struct hs_parked parked[HS_WIRE_BURST];
-	uint32_t count = q->parked_count;
-	memcpy(parked, q->parked, count * sizeof(parked[0]));
-	q->parked_count = 0;
+	struct hs_unresolved queued[HS_WIRE_BURST];
+	uint32_t count = q->unresolved_count;
+	memcpy(queued, q->unresolved, count * sizeof(queued[0]));
+	q->unresolved_count = 0;
 	for (uint32_t i = 0; i < count; i++) {
 		struct hs_path *path = NULL;
-		if (parked[i].is_admitted && parked[i].path_id >= 0)
-			path = hs_paths_by_id(&q->wire->paths, (uint32_t)parked[i].path_id);
+		if (queued[i].is_resolved && queued[i].path_id >= 0)
+			path = hs_paths_by_id(&q->wire->paths, (uint32_t)queued[i].path_id);
 		if (path) {
-			struct hs_received datagram = { parked[i].data, parked[i].bytes,
-							parked[i].ecn, path, parked[i].key };
-			take_datagram(q, &datagram);
+			struct hs_received datagram = { queued[i].data, queued[i].bytes,
+							queued[i].ecn, path, queued[i].key };
+			read_datagram(q, &datagram);
 		} else {
 			q->counters.drops[HS_QUIC_DROP_NO_PATH]++;
 		}
-		free(parked[i].data);
+		free(queued[i].data);
 	}
 }
 
@@ -145,9 +146,9 @@ static int receive(struct hs_quic *q)
 	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
 	if (n <= 0)
 		return 0;
-	q->counters.rx_datagrams += (uint64_t)n; /* those that are parked are counted here, once */
+	q->counters.rx_datagrams += (uint64_t)n; /* unresolved ones are counted here, once */
 	for (int i = 0; i < n; i++)
-		take_datagram(q, &burst[i]);
+		read_datagram(q, &burst[i]);
 	q->wire->verbs->release(q->wire);
 	return n;
 }
@@ -161,14 +162,14 @@ static void fire_timers(struct hs_quic *q)
 		hs_touch(c, 0);
 		hs_connection_set_timer(c);
 		if (c->heap_place && c->deadline_ns <= q->now_ns)
-			hs_heap_set(q, c, q->now_ns + 1); /* once a turn, whatever it says */
+			hs_heap_set(q, c, q->now_ns + 1); /* at most once a turn */
 	}
 }
 
-/* --- out -------------------------------------------------------------------------------------- */
+/* --- sending ---------------------------------------------------------------------------------- */
 
-/* A share for each connection in turn, until a burst is full. Returns how many packets; *is_full
- * when the way out takes no more. */
+/* Write a share for each connection, round robin, until a burst is full. Returns how many
+ * packets; *is_full if the wire has no more room. */
 static int transmit(struct hs_quic *q, int *is_full)
 {
 	int written = 0, due = 0;
@@ -184,16 +185,16 @@ static int transmit(struct hs_quic *q, int *is_full)
 			*is_full = 1;
 			break;
 		}
-		undue(c);
+		unschedule(c);
 		written += n;
 		if (n >= share || c->close_is_due)
-			hs_make_due(c); /* it has more to say, after the others */
+			hs_schedule(c); /* it has more to send, after the others */
 		hs_connection_set_timer(c);
 	}
 	return written;
 }
 
-/* --- what there is to tell -------------------------------------------------------------------- */
+/* --- events ----------------------------------------------------------------------------------- */
 
 static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connection *c,
 		      struct hs_stream *s, uint64_t info)
@@ -202,7 +203,7 @@ static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connecti
 		uint32_t room = q->event_room ? q->event_room * 2 : LEAST_EVENTS;
 		void *events = realloc(q->events, room * sizeof(*q->events));
 		if (!events)
-			abort(); /* nothing holds without events, and less memory than this is none */
+			abort(); /* the engine can't work without events */
 		q->events = events;
 		q->event_room = room;
 	}
@@ -210,7 +211,7 @@ static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connecti
 		(struct hs_quic_event){ kind, c->number, s ? s->id : -1, info, s };
 }
 
-static void tell_stream(struct hs_quic *q, struct hs_stream *s)
+static void report_stream(struct hs_quic *q, struct hs_stream *s)
 {
 	static const struct {
 		uint32_t bit;
@@ -240,14 +241,14 @@ static void tell_stream(struct hs_quic *q, struct hs_stream *s)
 	s->pending = 0;
 }
 
-static void tell_streams(struct hs_quic *q, struct hs_connection *c)
+static void report_streams(struct hs_quic *q, struct hs_connection *c)
 {
 	struct hs_stream *s = c->touched_streams;
 	c->touched_streams = NULL;
 	c->touched_end = &c->touched_streams;
 	while (s) {
 		struct hs_stream *next = s->next_touched;
-		tell_stream(q, s);
+		report_stream(q, s);
 		s = next;
 	}
 }
@@ -261,12 +262,12 @@ static uint64_t handshake_info(const struct hs_connection *c, int is_early)
 	       (c->was_early_rejected ? HS_QUIC_WAS_REJECTED : 0);
 }
 
-static void tell(struct hs_quic *q, struct hs_connection *c)
+static void report(struct hs_quic *q, struct hs_connection *c)
 {
 	uint32_t pending = c->pending;
 	c->pending = 0;
 	c->is_touched = 0;
-	/* First: who hears of a connection may send at once. */
+	/* First, because the application may send as soon as it knows the connection. */
 	if (pending & HS_PENDING_DATAGRAMS)
 		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
 	if (pending & HS_PENDING_ESTABLISHED)
@@ -279,7 +280,7 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 	if (pending & HS_PENDING_TOKEN)
 		add_event(q, HS_QUIC_TOKEN, c, NULL, 0);
 	if (c->state != HS_OPENING || c->is_early)
-		tell_streams(q, c);
+		report_streams(q, c);
 	if (pending & HS_PENDING_READABLE)
 		add_event(q, HS_QUIC_READABLE, c, NULL, 0);
 	if (pending & HS_PENDING_WRITABLE)
@@ -294,7 +295,7 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 		add_event(q, HS_QUIC_CLOSED, c, NULL, 0);
 	if (pending & HS_PENDING_FORGOTTEN) {
 		add_event(q, HS_QUIC_FORGOTTEN, c, NULL, 0);
-		undue(c);
+		unschedule(c);
 		hs_heap_remove(q, c);
 		hs_cids_remove_all(&q->cids, c);
 		c->is_dead = 1;
@@ -304,19 +305,19 @@ static void tell(struct hs_quic *q, struct hs_connection *c)
 	}
 }
 
-static void tell_all(struct hs_quic *q)
+static void report_all(struct hs_quic *q)
 {
 	struct hs_connection *c = q->touched;
 	q->touched = NULL;
 	q->touched_end = &q->touched;
 	while (c) {
 		struct hs_connection *next = c->next_touched;
-		tell(q, c);
+		report(q, c);
 		c = next;
 	}
 }
 
-static void bury_the_dead(struct hs_quic *q)
+static void free_closed(struct hs_quic *q)
 {
 	while (q->dead_streams) {
 		struct hs_stream *s = q->dead_streams;
@@ -344,8 +345,8 @@ uint64_t hs_quic_deadline(struct hs_quic *q)
 	return q->heap_count ? q->heap[1]->deadline_ns : UINT64_MAX;
 }
 
-/* How long to look for more when there was nothing. With something to tell, only as long as
- * bulk data flows: waking the application for a few packets at a time costs more than they do. */
+/* How long to poll for more work. With events to report, only while bulk data arrive: waking the
+ * application for a few packets at a time costs more than it gains. */
 static uint64_t patience_ns(const struct hs_quic *q, const struct hs_quic_turn *turn,
 			    uint32_t spin_ns)
 {
@@ -354,21 +355,21 @@ static uint64_t patience_ns(const struct hs_quic *q, const struct hs_quic_turn *
 	return turn->received >= BULK_DATAGRAMS ? LINGER_NS : 0;
 }
 
-/* ngtcp2 ends the process where a connection's time goes back, and the caller's clock was read before
- * the last turn's bursts went on with ours. */
+/* ngtcp2 aborts if a connection's time goes backwards. The caller may have read its clock before
+ * the last turn advanced the time. */
 void hs_quic_advance(struct hs_quic *q, uint64_t now_ns)
 {
 	if (q->now_ns < now_ns)
 		q->now_ns = now_ns;
 }
 
-/* Bursts in and out, until there is nothing more, or the turn has had its share. */
+/* Receive and send bursts until there is no more work, or the turn's limit is reached. */
 static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
 		       struct hs_quic_turn *out)
 {
 	uint64_t now_ns = q->now_ns;
 	const struct hs_wire_verbs *wire = q->wire->verbs;
-	int is_clocked = bursts > 1; /* else time stands still during the turn */
+	int is_clocked = bursts > 1; /* otherwise the time does not change during the turn */
 	uint64_t began_ns = is_clocked ? monotonic_ns() : 0, idle_since_ns = began_ns;
 	for (;;) {
 		int is_full = 0;
@@ -379,10 +380,10 @@ static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
 		out->received += (uint32_t)received;
 		out->sent += (uint32_t)sent;
 		q->counters.tx_full += (uint64_t)is_full;
-		/* What is full and sent nothing waits for the network. */
+		/* An engine that is full and sent nothing has to wait for the network. */
 		out->blocked = waiting || (is_full && !sent);
-		out->more = received == HS_WIRE_BURST || q->parked_count || q->first_due;
-		if (out->blocked || q->parked_count || !is_clocked)
+		out->more = received == HS_WIRE_BURST || q->unresolved_count || q->first_due;
+		if (out->blocked || q->unresolved_count || !is_clocked)
 			break;
 		uint64_t mono_ns = monotonic_ns();
 		q->now_ns = now_ns + (mono_ns - began_ns);
@@ -408,13 +409,13 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 		  struct hs_quic_turn *out)
 {
 	memset(out, 0, sizeof(*out));
-	bury_the_dead(q);
+	free_closed(q);
 	q->event_count = 0;
 	hs_quic_advance(q, now_ns);
 	hs_held_expire(q);
-	take_parked(q);
+	read_resolved(q);
 	run_bursts(q, bursts, spin_ns, out);
-	tell_all(q);
+	report_all(q);
 	q->counters.turns++;
 	q->counters.rx_in_turns[turn_size(out->received)]++;
 	q->counters.tx_in_turns[turn_size(out->sent)]++;
@@ -422,11 +423,11 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 	q->counters.tx_datagrams += out->sent;
 	out->events = q->events;
 	out->event_count = q->event_count;
-	out->parked = q->parked_count;
+	out->unresolved = q->unresolved_count;
 	out->deadline_ns = hs_quic_deadline(q);
 }
 
-/* --- beginning and end ------------------------------------------------------------------------ */
+/* --- creation and destruction ----------------------------------------------------------------- */
 
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
 			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
@@ -457,15 +458,15 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 
 void hs_quic_free(struct hs_quic *q)
 {
-	bury_the_dead(q);
+	free_closed(q);
 	for (uint32_t i = 0; i < q->connection_top; i++) {
 		if (q->connections[i])
 			hs_connection_free(q->connections[i]);
 	}
 	while (q->listeners)
 		hs_quic_unlisten(q, q->listeners);
-	for (uint32_t i = 0; i < q->parked_count; i++)
-		free(q->parked[i].data);
+	for (uint32_t i = 0; i < q->unresolved_count; i++)
+		free(q->unresolved[i].data);
 	hs_held_free(q);
 	hs_half_open_free(q->handshakes);
 	hs_resume_free_replays(q);
@@ -494,17 +495,17 @@ void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
 	out->half_open = __atomic_load_n(&q->half_open, __ATOMIC_RELAXED);
 }
 
-/* --- datagrams of unknown paths ---------------------------------------------------------------- */
+/* --- datagrams of unknown paths --------------------------------------------------------------- */
 
-const uint8_t *hs_quic_parked_key(struct hs_quic *q, uint32_t index)
+const uint8_t *hs_quic_unresolved_key(struct hs_quic *q, uint32_t index)
 {
-	return index < q->parked_count ? q->parked[index].key : NULL;
+	return index < q->unresolved_count ? q->unresolved[index].key : NULL;
 }
 
-void hs_quic_admit(struct hs_quic *q, uint32_t index, int64_t path_id)
+void hs_quic_resolve_path(struct hs_quic *q, uint32_t index, int64_t path_id)
 {
-	if (index < q->parked_count) {
-		q->parked[index].is_admitted = 1;
-		q->parked[index].path_id = path_id;
+	if (index < q->unresolved_count) {
+		q->unresolved[index].is_resolved = 1;
+		q->unresolved[index].path_id = path_id;
 	}
 }

@@ -8,13 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What is left to be read. */
+/* The unread bytes. */
 struct hs_cursor {
 	const uint8_t *at;
 	const uint8_t *end;
 };
 
-/* Returns 0 where the bytes end before the integer does. */
+/* Returns 0 if the bytes end within the integer. */
 static inline int hs_take_varint(struct hs_cursor *c, uint64_t *out)
 {
 	if (c->at == c->end)

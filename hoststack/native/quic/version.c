@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Which version a connection speaks (RFC 9368). A server takes the version that its client likes
- * best, as aioquic does, where ngtcp2 goes by the server's list alone. A client that began with a
- * version which the server does not know begins again with another.
+ * Version negotiation of a connection (RFC 9368). A server chooses the version that its client
+ * prefers, as aioquic does; ngtcp2 by itself goes by the server's list alone. A client whose
+ * version the server does not support restarts with another one.
  */
 #include "quic/internal.h"
 #include "quic/varint.h"
@@ -25,10 +25,10 @@ void hs_version_order(uint32_t versions[HS_QUIC_VERSIONS], uint32_t first)
 	}
 }
 
-/* --- a server ----------------------------------------------------------------------------------- */
+/* --- server ----------------------------------------------------------------------------------- */
 
-/* Of the versions that a client can go on with, leave those that it likes better than the one that it
- * chose: "in descending order of preference" (section 3). The others become that one. */
+/* Of the versions in a client's list, keep those that it prefers to the one that it chose: "in
+ * descending order of preference" (section 3). Overwrite the others with the chosen one. */
 static void leave_preferred(uint8_t *information, size_t bytes)
 {
 	int has_chosen = 0;
@@ -53,14 +53,14 @@ int hs_version_negotiate(struct hs_connection *c, const uint8_t *parameters, siz
 			leave_preferred(copy + (at.at - copy), (size_t)length);
 		at.at += length;
 	}
-	/* When GnuTLS comes to them, ngtcp2 has them already. */
+	/* When GnuTLS reads the parameters later, ngtcp2 already has them. */
 	int failed = ngtcp2_conn_decode_and_set_remote_transport_params(c->conn, copy, bytes);
 	free(copy);
 	return failed;
 }
 
-/* RFC 9369 section 5: "Servers MUST validate the originating version of any session ticket or token and
- * not accept one issued from a different version." So each version has a secret of its own. */
+/* RFC 9369 section 5: "Servers MUST validate the originating version of any session ticket or
+ * token and not accept one issued from a different version." So each version has its own secret. */
 void hs_version_token_secret(const struct hs_quic *q, uint32_t version,
 			     uint8_t secret[HS_QUIC_SECRET_BYTES])
 {
@@ -69,7 +69,7 @@ void hs_version_token_secret(const struct hs_quic *q, uint32_t version,
 		secret[0] ^= 1;
 }
 
-/* --- a client ----------------------------------------------------------------------------------- */
+/* --- client ----------------------------------------------------------------------------------- */
 
 int hs_version_is_first(const struct hs_connection *c)
 {

@@ -127,7 +127,7 @@ uint64_t hs_wire_udp_too_large(struct hs_wire *wire)
 	return own(wire)->too_large;
 }
 
-/* --- in --------------------------------------------------------------------------------------- */
+/* --- receiving -------------------------------------------------------------------------------- */
 
 /* The size of a message's segments (UDP_GRO), or the whole size if it is one datagram. */
 static uint32_t segment_size(struct msghdr *header, uint32_t bytes)
@@ -241,7 +241,7 @@ static void release(struct hs_wire *wire)
 	(void)wire; /* the next recvmmsg reuses the slots */
 }
 
-/* --- out -------------------------------------------------------------------------------------- */
+/* --- sending ---------------------------------------------------------------------------------- */
 
 static uint8_t *reserve(struct hs_wire *wire, size_t *room)
 {
@@ -433,7 +433,7 @@ static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out
 	return 0;
 }
 
-/* --- beginning and end ------------------------------------------------------------------------ */
+/* --- creation and destruction ----------------------------------------------------------------- */
 
 static void free_wire(struct hs_wire *wire)
 {

@@ -62,8 +62,8 @@ struct hs_wire {
 	const struct hs_wire_verbs *verbs;
 	struct hs_paths paths;
 	struct hs_wire_counters counters;
-	uint8_t admitted[HS_PATH_KEY_BYTES]; /* the key of the path that was looked up last */
-	uint8_t has_admitted;
+	uint8_t resolved_key[HS_PATH_KEY_BYTES]; /* the key of the path that was looked up last */
+	uint8_t has_resolved_key;
 };
 
 #endif

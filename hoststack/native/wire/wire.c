@@ -35,8 +35,8 @@ void hs_wire_set_key(struct hs_wire *wire, uint32_t path_id, const uint8_t *key)
 	if (!path)
 		return;
 	hs_paths_set_key(&wire->paths, path, key);
-	memcpy(wire->admitted, key, HS_PATH_KEY_BYTES);
-	wire->has_admitted = 1;
+	memcpy(wire->resolved_key, key, HS_PATH_KEY_BYTES);
+	wire->has_resolved_key = 1;
 }
 
 void hs_wire_set_size(struct hs_wire *wire, uint32_t path_id, uint32_t max_datagram_bytes)

@@ -201,8 +201,8 @@ static int flush(struct hs_wire *wire)
 static int is_for_us(const struct hs_wire *wire, const struct hs_frame_flow *flow)
 {
 	struct hs_frame_flow known;
-	memcpy(&known, wire->admitted, sizeof(known));
-	return wire->has_admitted && known.ip_version == flow->ip_version &&
+	memcpy(&known, wire->resolved_key, sizeof(known));
+	return wire->has_resolved_key && known.ip_version == flow->ip_version &&
 	       !memcmp(known.local_mac, flow->local_mac, sizeof(known.local_mac)) &&
 	       !memcmp(known.local_ip, flow->local_ip, sizeof(known.local_ip));
 }

@@ -318,7 +318,7 @@ class NativeEngine:
         wire, quic, turn = self._wire, self._quic, self._turn
         handed = wire.before_turn(self._paths, self._now_ns)
         lib.hs_quic_turn(quic, self._now_ns, wire.bursts, round(spin_s * _SECOND_NS), turn)
-        blocked = wire.after_turn(self._paths, quic, turn.parked) or bool(turn.blocked)
+        blocked = wire.after_turn(self._paths, quic, turn.unresolved) or bool(turn.blocked)
         events = self._events(turn.events, turn.event_count)
         if self._closed_listeners:
             self._forget_listeners()

@@ -106,18 +106,18 @@ class DirectWire(_EnginesWire):
             header = ffi.NULL if route.header is None else ffi.from_buffer(route.header)
             lib.hs_wire_set_header(self.wire, number, header)
 
-    def after_turn(self, paths: PathTable, quic: Any, parked: int) -> bool:
-        """Find out what paths the parked datagrams came along."""
-        for index in range(parked):
+    def after_turn(self, paths: PathTable, quic: Any, unresolved: int) -> bool:
+        """Find out what paths the unresolved datagrams came along."""
+        for index in range(unresolved):
             key = bytes(
-                quic_ffi.buffer(quic_lib.hs_quic_parked_key(quic, index), lib.HS_PATH_KEY_BYTES)
+                quic_ffi.buffer(quic_lib.hs_quic_unresolved_key(quic, index), lib.HS_PATH_KEY_BYTES)
             )
             path = self._wire.admit(key)
             number = None if path is None else paths.number(path)
             if path is not None and number is not None:
                 lib.hs_wire_set_key(self.wire, number, key)
                 self.prepare(path, number)
-                quic_lib.hs_quic_admit(quic, index, number)
+                quic_lib.hs_quic_resolve_path(quic, index, number)
         self._wire.after_turn()
         return False
 
@@ -170,7 +170,7 @@ class HandedWire(_EnginesWire):
         """Tell the C side what a path carries."""
         lib.hs_wire_set_size(self.wire, number, self._link.max_datagram_bytes(path))
 
-    def after_turn(self, paths: PathTable, quic: Any, parked: int) -> bool:
+    def after_turn(self, paths: PathTable, quic: Any, unresolved: int) -> bool:
         """Send what the turn wrote; whether something has to wait."""
         burst: list[Outgoing] = []
         while True:
