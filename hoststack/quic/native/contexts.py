@@ -1,4 +1,4 @@
-"""Listeners, connections and streams of the native engine, as the session layer holds them."""
+"""Listeners, connections and streams of the native engine, as the session layer uses them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MAX_ALPN_BYTES: Final = 255
 
 
 _PACKET_KINDS: Final = ("initial", "0rtt", "handshake", "1rtt")
-#: ssthresh before the first loss.
+#: The value of ssthresh before the first loss.
 _NONE: Final = (1 << 64) - 1
 
 
 def packets_by_kind(counts: Any) -> dict[str, int]:
-    """By name; `counts` is one for each of enum hs_quic_packet."""
+    """Return the counts by packet name; `counts` has one for each value of enum hs_quic_packet."""
     return {kind: count for kind, count in zip(_PACKET_KINDS, counts, strict=True) if count}
 
 
@@ -45,7 +45,7 @@ class NativeListener:
 
 
 class NativeConnection:
-    """A connection. `pointer` is None once the C side has forgotten it."""
+    """A connection. `pointer` is None once the C side has freed it."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class NativeConnection:
         return ConnectionIds(tuple(_behind_lengths(local)), *_behind_lengths(remote))
 
     def statistics(self) -> dict[str, int | float]:
-        """RTT in seconds, sizes in bytes; the last ones once the connection is over."""
+        """Return statistics: RTT in seconds, sizes in bytes. After the end, those at the end."""
         if self.pointer is not None:
             figures = ffi.new("struct hs_quic_statistics *")
             lib.hs_connection_statistics(self.pointer, figures)
@@ -128,11 +128,12 @@ class NativeConnection:
         return self._statistics
 
     def note_handshake(self, info: int) -> None:
-        """Bits of enum hs_quic_handshake: how far it is, and how it went."""
+        """Store the progress and outcome of the handshake, bits of enum hs_quic_handshake."""
         early_data: EarlyData = "none"
         if info & lib.HS_QUIC_IS_EARLY:
             self.handshake = Handshake("pending")
-            # A client learns the protocol in the handshake; here it is the one that it asks for.
+            # A client learns the protocol in the handshake; until then this is the one that it
+            # requests.
             if self.listener is not None:
                 self._read_alpn()
             return
@@ -154,7 +155,7 @@ class NativeConnection:
         self.alpn = bytes(ffi.buffer(room, size)).decode(errors="replace") if size else None
 
     def keep_ticket(self) -> None:
-        """Remember the ticket that has come."""
+        """Store the ticket that was received."""
         ticket = ffi.new("struct hs_quic_ticket *")
         if self._sessions is None or lib.hs_connection_ticket(self.pointer, ticket):
             return
@@ -166,33 +167,33 @@ class NativeConnection:
         )
 
     def keep_token(self) -> None:
-        """Remember the token that has come."""
+        """Store the token that was received."""
         room = ffi.new("uint8_t[]", lib.HS_QUIC_TOKEN_BYTES)
         size = lib.hs_connection_token(self.pointer, room)
         if self._sessions is not None and size:
             self._sessions.keep_token(bytes(ffi.buffer(room, size)))
 
     def read_close_info(self) -> CloseInfo:
-        """Why the connection ended."""
+        """Read why the connection ended."""
         info = ffi.new("struct hs_quic_close_info *")
         lib.hs_connection_close_info(self.pointer, info)
         reason = bytes(ffi.buffer(info.reason, info.reason_bytes)).decode(errors="replace")
         return CloseInfo(info.code, bool(info.is_application), reason, bool(info.by_peer))
 
     def forget(self) -> None:
-        """The C side's memory goes."""
+        """Drop the references to the C side's memory."""
         self.statistics()
         self._current_path()
         self.pointer = None
         for stream in self.streams.values():
             stream.pointer = None
-        # No cycle is left: FIFOs, and what is shared with a process that is gone, go now and not
-        # with some later garbage collection.
+        # This leaves no reference cycle: FIFOs, and memory shared with an ended process, are freed
+        # now, not by a later garbage collection.
         self.streams.clear()
 
 
 class NativeStream:
-    """A stream and its FIFOs, which live as long as the C side uses them."""
+    """A stream and its FIFOs, which exist as long as the C side uses them."""
 
     __slots__ = ("connection", "pointer", "rx", "session", "stream_id", "tx")
 
@@ -208,10 +209,10 @@ class NativeStream:
 
 
 def producer_of(fifo: Fifo | None) -> Any:
-    """`struct hs_fifo_producer *` of a FIFO."""
+    """Return the `struct hs_fifo_producer *` of a FIFO."""
     return ffi.cast("struct hs_fifo_producer *", fifo.producer_address if fifo is not None else 0)
 
 
 def consumer_of(fifo: Fifo | None) -> Any:
-    """`struct hs_fifo_consumer *` of a FIFO."""
+    """Return the `struct hs_fifo_consumer *` of a FIFO."""
     return ffi.cast("struct hs_fifo_consumer *", fifo.consumer_address if fifo is not None else 0)

@@ -1,7 +1,7 @@
 """The native engine: ngtcp2 and GnuTLS in C, a whole burst in one call (native/quic/quic.h).
 
-Python decides here, and carries nothing: it says what a path is, makes the FIFOs of new streams,
-and turns what the call reports into the seam's events.
+Python makes the decisions, and touches no packet: it resolves paths, creates the FIFOs of new
+streams, and turns the events of a call into the seam's events.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from hoststack.quic.tls import TlsConfig, TlsConfigError, checked_server_name
 
 _CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
 _SECOND_NS: Final = 1_000_000_000
-#: A deadline in seconds is a rounded one. It must not come before the one in nanoseconds.
+#: A deadline in seconds is rounded. It must not be earlier than the one in nanoseconds.
 _ROUNDING_NS: Final = 1000
 _NEVER: Final = (1 << 64) - 1
 
@@ -69,7 +69,7 @@ _HANDSHAKE_KINDS: Final = (EventKind.ACCEPTED, EventKind.CONNECTED, EventKind.HA
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
 def hs_python_make_fifos(owner: Any, number: int, stream_id: int, rx: Any, tx: Any) -> int:
-    """Called in the middle of a turn, for a stream that a peer opened, or for datagrams."""
+    """Create FIFOs for a stream opened by a peer, or for datagrams. Called during a turn."""
     engine: NativeEngine = ffi.from_handle(owner)
     return engine._make_fifos(number, stream_id, rx, tx)
 
@@ -78,7 +78,7 @@ def hs_python_make_fifos(owner: Any, number: int, stream_id: int, rx: Any, tx: A
 def hs_python_find_path(
     owner: Any, number: int, ip_version: int, remote_ip: Any, remote_port: int
 ) -> int:
-    """Called in the middle of a turn, for an address that a server prefers."""
+    """Find the path to a server's preferred address. Called during a turn."""
     engine: NativeEngine = ffi.from_handle(owner)
     host = ip_address(bytes(ffi.buffer(remote_ip, 4 if ip_version == 4 else 16)))
     return engine._find_path(number, (str(host), remote_port))
@@ -179,7 +179,7 @@ class NativeEngine:
             self._forget_listeners()
 
     def _forget_listeners(self) -> None:
-        """Closed ones whose last connection is gone."""
+        """Forget closed listeners whose last connection is gone."""
         for number in list(self._closed_listeners):
             if not lib.hs_quic_has_listener(self._quic, number):
                 self._closed_listeners.remove(number)
@@ -337,7 +337,7 @@ class NativeEngine:
         return number
 
     def _connection(self, number: int) -> NativeConnection:
-        """The connection of a number, known from now on if it is a peer's new one."""
+        """Return the connection with that number; create it if it is a peer's new one."""
         connection = self._connections.get(number)
         if connection is None:
             pointer = lib.hs_quic_connection(self._quic, number)
@@ -421,7 +421,7 @@ class NativeEngine:
 
 
 def _c_resume(sessions: ServerSessions | None, config: QuicConfig) -> tuple[Any, list[Any]]:
-    """struct hs_quic_resume, with what is known of a server, and what it points at."""
+    """Return struct hs_quic_resume for a known server, and the buffers that it points to."""
     if sessions is None:
         return ffi.new("struct hs_quic_resume *"), []
     ticket = sessions.take()
@@ -452,7 +452,7 @@ def _c_config(config: QuicConfig) -> Any:
     return ffi.new(
         "struct hs_quic_config *",
         {
-            # A FIFO is a power of two, and the window is what it holds.
+            # A FIFO's size is a power of two, and the window is that size.
             "first_window_bytes": Fifo.rounded_up(config.least_rx_bytes),
             "connection_window_bytes": config.connection_window_bytes,
             "max_streams_bidi": config.max_streams_bidi,
@@ -483,7 +483,7 @@ def _c_config(config: QuicConfig) -> Any:
 
 
 def _preferred(config: QuicConfig) -> dict[str, Any]:
-    """The server's preferred addresses, as struct hs_quic_config has them."""
+    """Return the server's preferred addresses, as fields of struct hs_quic_config."""
     fields: dict[str, Any] = {}
     for endpoint in preferred_endpoints(config):
         host = ip_address(endpoint.host)

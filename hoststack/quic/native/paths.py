@@ -1,4 +1,4 @@
-"""Paths, as the native engine numbers them, and how its bursts come and go."""
+"""The native engine's path numbers, and how it receives and sends bursts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hoststack.native.quic._quic import ffi as quic_ffi
 from hoststack.native.quic._quic import lib as quic_lib
 from hoststack.native.wire._wire import ffi, lib
 
-#: Paths that are kept; one that a connection uses always is.
+#: The most paths in the table; those that a connection uses are not evicted.
 MAX_PATHS: Final = 1 << 16
-#: Paths that are looked at in one turn when routes changed, or to tell what was sent.
+#: Paths to examine in one turn, after a change of routes or to report what was sent.
 _SLICE: Final = 256
 _SWEEP_EVERY_NS: Final = 100_000_000
 
 
 class PathTable:
-    """The numbers that the C side knows paths by."""
+    """The numbers by which the C side identifies paths."""
 
     def __init__(self, wire: Any) -> None:
         self._wire = wire
@@ -28,7 +28,7 @@ class PathTable:
         self.by_id: list[Path] = []
 
     def number(self, path: Path) -> int | None:
-        """A path's number, one that is new if need be; None if no more can be used at once."""
+        """Return a path's number, allocating one if needed; None if all are in use."""
         known = self._ids.get(path)
         if known is not None and self.by_id[known] is path:
             return known
@@ -47,7 +47,7 @@ class PathTable:
         if number == len(self.by_id):
             self.by_id.append(path)
         else:
-            # It may be another path's, which nobody used any more.
+            # The number may belong to a path that was evicted.
             self._ids.pop(self.by_id[number], None)
             self.by_id[number] = path
         self._ids[path] = number
@@ -55,20 +55,20 @@ class PathTable:
 
 
 class _EnginesWire:
-    """What both kinds of wires have."""
+    """Shared by both kinds of wires."""
 
     wire: Any
 
     @property
     def address(self) -> int:
-        """Of struct hs_wire, for another module of cffi's."""
+        """The address of struct hs_wire, for another cffi module."""
         return int(ffi.cast("uintptr_t", self.wire))
 
 
 class DirectWire(_EnginesWire):
     """A wire implemented in C. This keeps its routes current."""
 
-    #: Bursts that one turn may take and send, while there is something to do.
+    #: The most bursts that one turn may receive and send.
     bursts: Final = 8
 
     def __init__(self, wire: Wire) -> None:
@@ -83,7 +83,7 @@ class DirectWire(_EnginesWire):
         self._told: list[int] = []
 
     def before_turn(self, paths: PathTable, now_ns: int) -> int:
-        """Bring routes up to date; nothing is handed over."""
+        """Update routes; the wire receives by itself."""
         if self._generation != self._wire.generation:
             self._generation = self._wire.generation
             self._stale = len(paths.by_id)
@@ -97,7 +97,7 @@ class DirectWire(_EnginesWire):
         return 0
 
     def prepare(self, path: Path, number: int) -> None:
-        """Tell the C side how datagrams go along a path."""
+        """Tell the C side how to send datagrams along a path."""
         route = self._wire.route(path)
         lib.hs_wire_set_size(self.wire, number, route.max_datagram_bytes)
         if route.flow is not None:
@@ -107,7 +107,7 @@ class DirectWire(_EnginesWire):
             lib.hs_wire_set_header(self.wire, number, header)
 
     def after_turn(self, paths: PathTable, quic: Any, unresolved: int) -> bool:
-        """Find out what paths the unresolved datagrams came along."""
+        """Resolve the paths of the datagrams that the engine queued."""
         for index in range(unresolved):
             key = bytes(
                 quic_ffi.buffer(quic_lib.hs_quic_unresolved_key(quic, index), lib.HS_PATH_KEY_BYTES)
@@ -122,13 +122,13 @@ class DirectWire(_EnginesWire):
         return False
 
     def _sweep(self, paths: PathTable) -> None:
-        """Tell the link what was sent along its paths, some of them at a time."""
+        """Report to the link what was sent along its paths, a slice of them at a time."""
         end = min(self._swept + _SLICE, len(paths.by_id))
         self._told.extend([0] * (end - len(self._told)))
         for number in range(self._swept, end):
             sent = lib.hs_wire_path_sent(self.wire, number)
             path = paths.by_id[number]
-            # The number may be another path's since: then the count began anew.
+            # If the number was given to another path since, the count has restarted.
             if sent > self._told[number] and self._wire.note_sent(path, sent - self._told[number]):
                 self.prepare(path, number)
             self._told[number] = sent
@@ -136,10 +136,9 @@ class DirectWire(_EnginesWire):
 
 
 class HandedWire(_EnginesWire):
-    """The wire of a link that is written in Python: bursts are handed over before a turn and
-    taken after it."""
+    """The wire of a link written in Python: bursts are handed over before and after a turn."""
 
-    #: Time stands still during a turn, as a clock that jumps wants it.
+    #: The time does not change during a turn: a test's clock may jump.
     bursts: Final = 1
 
     def __init__(self, link: Link) -> None:
@@ -153,7 +152,7 @@ class HandedWire(_EnginesWire):
         self._held: list[Any] = []
 
     def before_turn(self, paths: PathTable, now_ns: int) -> int:
-        """Hand over what has come; how many datagrams that were."""
+        """Pass received datagrams to the C side; return how many."""
         received: Sequence[Received] = self._link.receive(BURST)
         self._held.clear()
         for data, path, ecn in received:
@@ -167,11 +166,11 @@ class HandedWire(_EnginesWire):
         return len(received)
 
     def prepare(self, path: Path, number: int) -> None:
-        """Tell the C side what a path carries."""
+        """Tell the C side the largest datagram for a path."""
         lib.hs_wire_set_size(self.wire, number, self._link.max_datagram_bytes(path))
 
     def after_turn(self, paths: PathTable, quic: Any, unresolved: int) -> bool:
-        """Send what the turn wrote; whether something has to wait."""
+        """Send what the turn wrote; return whether some datagrams are still queued."""
         burst: list[Outgoing] = []
         while True:
             data = lib.hs_wire_handed_take(self.wire, len(burst), self._bytes, self._path)

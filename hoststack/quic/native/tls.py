@@ -1,4 +1,4 @@
-"""TLS configuration for GnuTLS, which the native engine uses."""
+"""TLS configuration of GnuTLS, for the native engine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 _ERROR_BYTES: Final = 256
-#: Configurations that are kept ready. Loading the system's CAs takes longer than a handshake.
+#: The most cached configurations. Loading the system's CAs takes longer than a handshake.
 _KEPT: Final = 64
 
 
 class ClientContexts:
-    """GnuTLS credentials of clients, by the configuration that they were made of.
+    """A cache of GnuTLS credentials of clients, by configuration.
 
-    Those with a private key are not kept: the last connection that uses one frees it, as with a
-    listener's.
+    Credentials with a private key are not cached: the last connection that uses them frees them, as
+    with a listener's.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class ClientContexts:
         )
 
     def get(self, tls: TlsConfig, alpn: Sequence[str]) -> Any:
-        """`struct hs_tls *`; raises TlsConfigError."""
+        """Return a `struct hs_tls *`; raises TlsConfigError."""
         if tls.private_key is not None:
             return make_context(tls, alpn, is_server=False)
-        # Equal ones are the same if all is in them: each connect of another process brings its own.
-        # What a path leads to may have changed since.
+        # Cache only configurations that contain all data, so that equal ones mean the same: each
+        # connect of another process passes a new object. The file at a path may have changed since.
         is_whole = tls.ca is None or isinstance(tls.ca, bytes)
         key = (tls if is_whole else id(tls), tuple(alpn))
         found = self._made.get(key)
@@ -47,7 +47,10 @@ class ClientContexts:
 
 
 def make_context(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any:
-    """`struct hs_tls *`, which listeners and connections hold on to; raises TlsConfigError."""
+    """Create a `struct hs_tls *`, to which listeners and connections add references.
+
+    Raises TlsConfigError.
+    """
     certificate = key = ffi.NULL
     if tls.chain and tls.private_key is not None:
         pem = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in tls.chain)
