@@ -1,1 +1,1 @@
-"""`hoststack trace`: what XDP and the engines of running processes do, live, by way of bcc."""
+"""`hoststack trace`: live statistics of XDP and of the engines of running processes, using bcc."""

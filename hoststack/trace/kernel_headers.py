@@ -1,4 +1,4 @@
-"""The kernel's headers for bcc, which compiles against them."""
+"""Find the kernel headers that bcc compiles against."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-#: Where bcc looks for another tree than the running kernel's.
+#: The variable by which bcc uses another tree than the running kernel's.
 _VARIABLE: Final = "BCC_KERNEL_SOURCE"
 _SOURCES: Final = Path("/usr/src")
 _MODULES: Final = Path("/lib/modules")
-#: What Linux calls an architecture in its sources.
+#: The names of architectures in Linux's source tree.
 _ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
 
 
 @contextmanager
 def headers() -> Iterator[None]:
-    """Have bcc find headers as long as the block lasts: the running kernel's, or else the newest
-    that are installed, which describe the few things that we look at in the same way.
+    """Make bcc use the running kernel's headers, or else the newest that are installed.
 
-    Raises OSError where there are none.
+    The few structures that the probes read are the same in both. Lasts until the end of the block.
+    Raises OSError if no headers are installed.
     """
     if _VARIABLE in os.environ or _has_own():
         yield
@@ -41,7 +41,7 @@ def headers() -> Iterator[None]:
 
 
 def find() -> str:
-    """Where the headers are that `headers` takes. Raises OSError where there are none."""
+    """Return the folder that `headers` uses. Raises OSError if there is none."""
     if _VARIABLE in os.environ:
         return f"{os.environ[_VARIABLE]} ({_VARIABLE})"
     if _has_own():
@@ -50,13 +50,13 @@ def find() -> str:
 
 
 def _has_own() -> bool:
-    """Whether bcc finds the running kernel's by itself."""
+    """Return whether bcc finds the running kernel's headers by itself."""
     build = _MODULES / os.uname().release / "build"
     return build.is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists()
 
 
 def _newest() -> list[Path]:
-    """The folders of the newest version that is there as a whole. Raises OSError."""
+    """Return the folders of the newest complete version. Raises OSError."""
     trees = {}
     for path in (*_SOURCES.glob("linux-headers-*"), *_MODULES.glob("*/build")):
         folder = path.resolve()
@@ -72,15 +72,15 @@ def _newest() -> list[Path]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The folders that make a whole tree, this one first; empty where it is none.
+    """Return the folders that make a complete tree, this one first; empty if it is incomplete.
 
     Debian has the headers of a kernel in two folders: linux-headers-6.12.117+deb13-amd64, which is
-    configured for one kind of machine and whose Makefile names the other, and
+    configured for one architecture and whose Makefile names the other, and
     linux-headers-6.12.117+deb13-common.
     """
     machine = os.uname().machine
     if not (folder / "include/generated").is_dir():
-        return []  # not configured: the common part of another one
+        return []  # not configured: the common part of another tree
     if (folder / "arch").is_dir() and not (
         folder / "arch" / _ARCHITECTURES.get(machine, machine)
     ).is_dir():
@@ -94,7 +94,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _named(folder: Path) -> Path | None:
-    """The folder whose Makefile this one's includes."""
+    """Return the folder whose Makefile this one's includes."""
     try:
         text = (folder / "Makefile").read_text(encoding="utf-8")
     except OSError:
@@ -104,7 +104,7 @@ def _named(folder: Path) -> Path | None:
 
 
 def _merge(target: Path, folders: Sequence[Path]) -> None:
-    """Make one tree of links to what is in several; the first one's files win."""
+    """Make one tree of links to the files of several; earlier folders take precedence."""
     target.mkdir()
     entries: dict[str, list[Path]] = {}
     for folder in folders:

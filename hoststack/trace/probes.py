@@ -1,7 +1,7 @@
-"""The probes: attached by bcc, and what they counted.
+"""The probes, attached by bcc, and their counters.
 
-bcc is Debian's python3-bpfcc, which lies in the system's Python and is imported from there: what
-PyPI calls bcc is something else.
+bcc is Debian's python3-bpfcc, which is imported from the system's Python: the package named bcc on
+PyPI is a different one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIGURES: Final = ("turn_ns", "received", "sent")
 
 
 class Redirect(NamedTuple):
-    """`error` is an errno, 0 for a redirect that went well."""
+    """`error` is an errno, 0 for a successful redirect."""
 
     prog_id: int
     ifindex: int
@@ -41,7 +41,7 @@ class Redirect(NamedTuple):
 
 
 class XdpException(NamedTuple):
-    """A packet that a program's verdict could not be done with, or that it aborted."""
+    """A packet whose verdict could not be carried out, or for which the program aborted."""
 
     prog_id: int
     ifindex: int
@@ -49,8 +49,7 @@ class XdpException(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Turns of a process in which a figure had so many bits: it was from 2^(bits-1) to 2^bits - 1,
-    or 0."""
+    """Turns of a process in which a figure had `bits` bits: from 2^(bits-1) to 2^bits - 1, or 0."""
 
     pid: int
     figure: str
@@ -59,7 +58,7 @@ class Slot(NamedTuple):
 
 @dataclass
 class Counts:
-    """What was counted, from the beginning or between two moments."""
+    """Counts since the beginning, or between two moments."""
 
     redirects: dict[Redirect, int] = field(default_factory=dict)
     exceptions: dict[XdpException, int] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class Counts:
     """By process and figure."""
 
     def since(self, before: Counts) -> Counts:
-        """What was added."""
+        """Return the difference to an earlier reading."""
         return Counts(
             _difference(self.redirects, before.redirects),
             _difference(self.exceptions, before.exceptions),
@@ -82,8 +81,10 @@ def _difference(now: Mapping[Any, int], before: Mapping[Any, int]) -> dict[Any, 
 
 
 def engine_files(pids: Collection[int]) -> dict[Path, list[int]]:
-    """The files of native engines that processes have mapped, as we can open them, and which
-    processes those are; of some processes, or of all if none are named."""
+    """Return the native engine files that processes have mapped, with the ids of those processes.
+
+    The paths can be opened by this process. Covers the processes `pids`, or all if it is empty.
+    """
     found: dict[tuple[int, int], tuple[Path, list[int]]] = {}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or (pids and int(process.name) not in pids):
@@ -99,7 +100,7 @@ def engine_files(pids: Collection[int]) -> dict[Path, list[int]]:
             path = Path(f"{process}/root/{mapped}")  # as that process sees it
             try:
                 about = path.stat()
-            except OSError:  # it was built anew since
+            except OSError:  # the file was rebuilt since
                 continue
             _, users = found.setdefault((about.st_dev, about.st_ino), (path, []))
             if int(process.name) not in users:
@@ -108,13 +109,13 @@ def engine_files(pids: Collection[int]) -> dict[Path, list[int]]:
 
 
 def _plain(path: Path) -> Path:
-    """The path without /proc/PID/root, where that is the same file: not for a container's."""
+    """Return the path without /proc/PID/root if that is the same file: not so for a container's."""
     plain = path.resolve()
     return plain if plain.exists() and plain.samefile(path) else path
 
 
 class Probes:
-    """Attached, as long as they are not closed or this process ends."""
+    """Attached probes, until they are closed or this process ends."""
 
     def __init__(self, program: Any, processes: Collection[int]) -> None:
         """Use `attach`."""
@@ -123,7 +124,7 @@ class Probes:
         """Those with a native engine, when it began."""
 
     def read(self) -> Counts:
-        """What was counted so far."""
+        """Return the counts so far."""
         table = self._program.__getitem__
         return Counts(
             {
@@ -141,10 +142,10 @@ class Probes:
 
 @contextmanager
 def attach(pids: Collection[int]) -> Iterator[Probes]:
-    """Attach the probes; nothing of them is left at the end of the block.
+    """Attach the probes; detach them at the end of the block.
 
-    The turns of the processes `pids` count, or of all that have a native engine, also of those that
-    begin later if they use the same file. Raises OSError with what is missing.
+    Counts the turns of the processes `pids`, or of all that have a native engine, including those
+    that start later and use the same file. Raises OSError saying what is missing.
     """
     if os.geteuid() != 0:
         raise OSError(errno.EPERM, "tracing takes root: run it with sudo")
@@ -159,7 +160,7 @@ def attach(pids: Collection[int]) -> Iterator[Probes]:
     try:
         with headers():
             program = bcc.BPF(text=_source(), cflags=_flags(bool(pids)))
-    except Exception as error:  # bcc raises bare ones
+    except Exception as error:  # bcc raises plain Exception
         raise OSError(errno.EIO, f"bcc can't compile or load the probes: {error}") from None
     try:
         for pid in pids:
@@ -175,10 +176,10 @@ def _attach_to(program: Any, path: Path) -> None:
     try:
         program.attach_uprobe(name=str(path), sym=_TURN, fn_name="turn_begins")
         program.attach_uretprobe(name=str(path), sym=_TURN, fn_name="turn_ends")
-    except Exception as error:  # bcc raises bare ones
+    except Exception as error:  # bcc raises plain Exception
         if path.exists():
             raise OSError(errno.EIO, f"{path} can't be traced: {error}") from None
-        # The container or process that it was seen through has ended while bcc compiled.
+        # The process or container by whose root the file was found has ended while bcc compiled.
 
 
 def _import_bcc() -> Any:
@@ -201,7 +202,7 @@ def _import_bcc() -> Any:
 
 
 def _mount_tracefs() -> None:
-    """Where nobody has mounted tracefs: for this process alone."""
+    """If tracefs is not mounted, mount it for this process only."""
     if (_TRACEFS / "events").is_dir() or Path("/sys/kernel/debug/tracing/events").is_dir():
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -223,7 +224,7 @@ def _source() -> str:
 def _flags(some_pids: bool) -> list[str]:
     try:
         from hoststack.native.quic._quic import ffi
-    except ImportError:  # there are only XDP's tracepoints then
+    except ImportError:  # then there are only XDP's tracepoints
         received, sent = 0, 0
     else:
         received, sent = (ffi.offsetof("struct hs_quic_turn", n) for n in ("received", "sent"))
@@ -232,7 +233,7 @@ def _flags(some_pids: bool) -> list[str]:
 
 
 def _own_engine() -> list[Path]:
-    """Our own file, for processes that begin later."""
+    """Return our own file, for processes that start later."""
     spec = importlib.util.find_spec("hoststack.native.quic._quic")
     return [Path(spec.origin)] if spec is not None and spec.origin else []
 

@@ -1,4 +1,4 @@
-"""What was counted, for people and for programs."""
+"""The counts as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyxdp
 from hoststack.native.wire._wire import ffi
 from hoststack.trace.probes import FIGURES, Counts
 
-#: What a redirect to an AF_XDP socket failed of (the kernel's net/xdp/xsk.c).
+#: Why a redirect to an AF_XDP socket failed, by errno (the kernel's net/xdp/xsk.c).
 _REASONS: Final = {
     errno.ENOMEM: "the FILL ring was empty: the reader is behind",
     errno.ENOBUFS: "the RX ring was full: the reader is behind",
@@ -48,12 +48,12 @@ def _program(prog_id: int) -> _Program:
             return _Program(
                 program.name, int(ffi.from_buffer("struct hs_steer_config *", raw).workers)
             )
-    except pyxdp.PyxdpError:  # it is gone
+    except pyxdp.PyxdpError:  # the program is gone
         return _Program("?", 0)
 
 
 def as_json(counts: Counts, seconds: float, programs: Collection[int] | None) -> dict[str, Any]:
-    """One object, of everything or of what these XDP programs and all processes did."""
+    """Return one object with all counts, or with those of these XDP programs and all processes."""
     return {
         "seconds": round(seconds, 3),
         "redirects": [row for row in _redirects(counts, programs) if "error" not in row],
@@ -109,7 +109,7 @@ def _process(counts: Counts, pid: int) -> dict[str, Any]:
 
 
 def note_names(pids: Iterable[int], programs: Iterable[int]) -> None:
-    """Have a look at processes and XDP programs while they are there."""
+    """Look up the names of processes and XDP programs while they exist."""
     for pid in pids:
         _command(pid)
     for prog_id in programs:
@@ -126,7 +126,7 @@ def _command(pid: int) -> str:
 
 
 def as_text(found: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of what `as_json` returned."""
+    """Return the lines for what `as_json` returned."""
     yield f"--- {found['seconds']:.1f} s ---"
     for row in found["redirects"]:
         yield f"redirected  {_socket(row)}{row['count']:>12}"

@@ -1,12 +1,11 @@
-/* What `hoststack trace` has the kernel count, in bcc's dialect of C: the XDP tracepoints, and the
- * native engine's turn by uprobes. hoststack/trace/probes.py compiles it, with
- *   RECEIVED_OFFSET, SENT_OFFSET  of the members in struct hs_quic_turn
- *   SOME_PIDS                     defined where only the processes in `pids` count
+/* The probes of `hoststack trace`, in bcc's dialect of C: the XDP tracepoints, and the native
+ * engine's turn by uprobes. hoststack/trace/probes.py compiles it, with
+ *   RECEIVED_OFFSET, SENT_OFFSET  offsets of the members in struct hs_quic_turn
+ *   SOME_PIDS                     defined to count only the processes in `pids`
  */
 #include <uapi/linux/ptrace.h>
 
-/* A redirect: of which program, on which interface, to which index of its map, and with what end
- * (0 or a negative errno). */
+/* A redirect: its program, interface, map index, and result (0 or a negative errno). */
 struct redirect {
 	u32 prog_id;
 	u32 ifindex;
@@ -21,7 +20,7 @@ struct exception {
 	u32 zero;
 };
 
-/* A turn that has begun. */
+/* A turn in progress. */
 struct turn {
 	u64 start_ns;
 	u64 out; /* struct hs_quic_turn * */
@@ -29,7 +28,7 @@ struct turn {
 
 enum figure { TURN_NS, RECEIVED, SENT };
 
-/* How many turns of a process had a figure with so many bits. */
+/* How many turns of a process had a figure with this many bits. */
 struct slot {
 	u32 pid;
 	u16 figure;
