@@ -2,10 +2,10 @@
 /*
  * Steers QUIC packets into AF_XDP sockets by their connection ID.
  *
- * Destination address and port are looked up; then the connection ID says which worker has the
- * connection, wherever RSS put the packet. A port of plain datagrams is one worker's. A socket
- * receives from its own queue alone, so each worker has one on every queue. All that is not ours
- * passes to the kernel.
+ * It looks up the destination address and port; then the connection ID says which worker has the
+ * connection, whatever queue RSS chose. A port of plain datagrams belongs to one worker. A socket
+ * receives only from its own queue, so each worker has one on every queue. All other packets pass to
+ * the kernel.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -50,7 +50,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, HS_STEER_MAX_QUEUES); /* the loader makes it queues * workers */
+	__uint(max_entries, HS_STEER_MAX_QUEUES); /* the loader sets it to queues * workers */
 	__type(key, __u32);
 	__type(value, __u32);
 } hs_sockets SEC(".maps");
@@ -62,7 +62,7 @@ struct {
 	__type(value, __u64);
 } hs_verdicts SEC(".maps");
 
-/* What is left of a packet. */
+/* The unparsed part of a packet. */
 struct cursor {
 	void *at;
 	void *end;
@@ -75,7 +75,7 @@ struct vlan_tag {
 
 struct extension {
 	__u8 next;
-	__u8 length; /* in 8 bytes, the first 8 left out */
+	__u8 length; /* in units of 8 bytes, without the first 8 */
 	__u8 type;
 	__u8 segments_left; /* in a routing header */
 };
@@ -110,7 +110,7 @@ static __always_inline void *take(struct cursor *c, __u64 bytes)
 	return at;
 }
 
-/* The functions below return 0, or with `verdict + 1` why the packet passes. */
+/* The functions below return 0, or `verdict + 1` if the packet passes to the kernel's stack. */
 
 static __always_inline int parse_ethernet(struct cursor *c, __be16 *type, int *is_group)
 {
@@ -178,7 +178,8 @@ static __always_inline int parse_ipv6(struct cursor *c, struct hs_steer_port *to
 			return HS_STEER_PASSED_NOT_UDP + 1;
 		if ((void *)(extension + 1) > c->end)
 			return HS_STEER_PASSED_MALFORMED + 1;
-		/* With segments left we are not the last stop (RFC 8200 section 4.4). */
+		/* With segments left this host is not the final destination (RFC 8200 section
+		 * 4.4). */
 		if (next == IPPROTO_ROUTING && extension->segments_left)
 			return HS_STEER_PASSED_EXTENSION + 1;
 		bytes = (extension->length + 1) * 8;
@@ -190,7 +191,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct hs_steer_port *to
 	return HS_STEER_PASSED_EXTENSION + 1;
 }
 
-/* What a port of ours is for, and whether it is on any address; NULL for others. */
+/* The use of a port of ours, and whether it is open on any address; NULL for other ports. */
 static __always_inline __u32 *find_use(const struct hs_steer_port *to, int *is_any)
 {
 	struct hs_steer_port any = *to;
@@ -203,8 +204,8 @@ static __always_inline __u32 *find_use(const struct hs_steer_port *to, int *is_a
 	return bpf_map_lookup_elem(&hs_ports, &any);
 }
 
-/* Whether the kernel would send a packet to another machine, or refuse to. It says so only where it
- * forwards at all: elsewhere what comes here is for this machine. */
+/* Whether the kernel would forward a packet to another machine, or refuse to. The kernel can
+ * tell only if forwarding is enabled: otherwise every packet is for this machine. */
 static __always_inline int is_passed_on(struct xdp_md *ctx, const struct cursor *network,
 					const struct hs_steer_port *to)
 {
@@ -230,7 +231,7 @@ static __always_inline int is_passed_on(struct xdp_md *ctx, const struct cursor 
 	       found != BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
-/* Whether a connection ID of HS_CID_BYTES is one of ours, and whose it is. */
+/* Whether a connection ID of HS_CID_BYTES is one of ours, and of which worker. */
 static __always_inline int find_worker(const __u8 *cid, const struct hs_steer_config *config,
 				       __u32 *worker)
 {
@@ -254,12 +255,12 @@ static __always_inline int redirect(__u32 queue, __u32 worker, __u32 workers, __
 	return action;
 }
 
-/* Whether the payload has `bytes` bytes. Its own length counts, for padding may follow it; the
- * verifier wants to see the packet's end as well. */
+/* Whether the payload has `bytes` bytes. Check both its own length, because padding may follow
+ * it, and the packet's end, which the verifier requires. */
 #define HAS_BYTES(c, payload_bytes, bytes) \
 	((payload_bytes) >= (bytes) && (c)->at + (bytes) <= (c)->end)
 
-/* The invariants of all QUIC versions (RFC 8999), and the short header of versions 1 and 2. */
+/* Uses the invariants of all QUIC versions (RFC 8999), and the short header of versions 1 and 2. */
 static __always_inline int steer(struct cursor *c, __u32 payload_bytes, __u32 queue,
 				 const struct hs_steer_config *config)
 {
@@ -329,7 +330,8 @@ int hs_steer(struct xdp_md *ctx)
 	use = find_use(&to, &is_any);
 	if (!use)
 		return pass(HS_STEER_PASSED_OTHER_PORT);
-	/* A port on any address is not the only one that wants these. */
+	/* A port on any address does not claim broadcast and multicast, which others may want
+	 * too. */
 	if (is_group)
 		return pass(HS_STEER_PASSED_GROUP);
 	udp_bytes = bpf_ntohs(udp->len);
