@@ -62,7 +62,7 @@ class Datagrams:
         if self._tx is None:
             return "this side offers no datagrams: set QuicConfig.datagram_fifo_bytes"
         if not self.max_bytes:
-            return "the peer takes no datagrams (RFC 9221): use a stream"
+            return "the peer accepts no datagrams (RFC 9221): use a stream"
         return (
             f"a datagram of {size_bytes} bytes: this peer and path allow at most {self.max_bytes} "
             "(Connection.max_datagram_bytes)"

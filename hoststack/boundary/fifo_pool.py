@@ -92,8 +92,8 @@ class _Segment:
 class _FreeBlocks:
     """The free blocks of one size, by segment.
 
-    The oldest segment is used first, so that the others become empty. Finalizers may add a block
-    in the middle of any method here.
+    The oldest segment is used first, so that the others become empty. A finalizer may call `add` in
+    the middle of any method here.
     """
 
     def __init__(self) -> None:
@@ -103,11 +103,12 @@ class _FreeBlocks:
         return sum(map(len, list(self._by_segment.values())))
 
     def add(self, block: _Block) -> None:
-        """A block is free."""
+        """Add a free block."""
         self._by_segment.setdefault(block.name.segment, []).append(block)
 
     def take(self) -> _Block | None:
-        """Return a block, if there is one: of a segment the one that was used last."""
+        """Remove and return a block of the oldest segment that has one, the one freed last; None if
+        there is none."""
         for number in sorted(self._by_segment):
             blocks = self._by_segment[number]
             if blocks:
@@ -115,7 +116,7 @@ class _FreeBlocks:
         return None
 
     def drop(self, segment: int) -> None:
-        """The segment goes."""
+        """Forget the blocks of a segment that is dropped."""
         self._by_segment.pop(segment, None)
 
 

@@ -223,8 +223,8 @@ class KernelSockets:
                 ),
             )
             try:
-                anybody = (UNSPECIFIED[":" in port.local[0]], 0)
-                connection = UdpConnection(port, port.local, anybody, application, config)
+                any_peer = (UNSPECIFIED[":" in port.local[0]], 0)
+                connection = UdpConnection(port, port.local, any_peer, application, config)
             except BaseException:
                 port.close()
                 raise

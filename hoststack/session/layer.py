@@ -164,7 +164,7 @@ class SessionLayer:
         for port in self.ports.in_use():
             if port.use == "listener":
                 # A client may consider its handshake complete while it is not here; closing its
-                # connection takes the port. The end of the process frees it.
+                # connection needs the port. The end of the process frees it.
                 self.ports.hold(port.local)
         for session in self.sessions:
             if isinstance(session, ListenerSession):
@@ -454,7 +454,7 @@ class SessionLayer:
             self._refuse(context, _REFUSED, "the application is busy")
             return
         if self.sessions.refusal(listener.application) is not None:
-            self._refuse(context, _REFUSED, "the application takes no more")
+            self._refuse(context, _REFUSED, "the application accepts no more")
             return
         if not isinstance(context, CutConnection):
             # LocalScope checked the rules of a cut-through connection before it was made.

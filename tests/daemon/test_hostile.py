@@ -128,7 +128,7 @@ def test_peers_do_not_get_more_either() -> None:
                 await bad.receive_some()
             async with client.connect(URI, tls=CLIENT_TLS) as another:
                 info = await another.wait_closed()
-                assert (info.by_peer, info.reason) == (True, "the application takes no more")
+                assert (info.by_peer, info.reason) == (True, "the application accepts no more")
             async for theirs in accepted.streams():
                 assert isinstance(theirs, hoststack.Stream)
                 assert await theirs.receive_some() == b"good"

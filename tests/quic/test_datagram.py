@@ -133,7 +133,7 @@ def test_who_offers_none() -> None:
     async def main() -> None:
         async with meeting(MemoryNetwork(), QuicConfig(), CONFIG) as (_, _, accepted, connected):
             assert connected.max_datagram_bytes == accepted.max_datagram_bytes == 0
-            with pytest.raises(ValueError, match="the peer takes no datagrams"):
+            with pytest.raises(ValueError, match="the peer accepts no datagrams"):
                 await connected.send_datagram(b"x")
             for refused in (accepted.send_datagram(b"x"), accepted.receive_datagram()):
                 with pytest.raises(ValueError, match=r"QuicConfig\.datagram_fifo_bytes"):

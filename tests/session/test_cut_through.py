@@ -308,7 +308,7 @@ def test_datagrams_go_both_ways_and_none_is_lost() -> None:
 
 def test_datagrams_take_two() -> None:
     async def script(scene: Scene) -> None:
-        with pytest.raises(ValueError, match="the peer takes no datagrams"):
+        with pytest.raises(ValueError, match="the peer accepts no datagrams"):
             await scene.connected.send_datagram(b"x")
         with pytest.raises(ValueError, match="this side offers no datagrams"):
             await scene.accepted.send_datagram(b"x")
