@@ -21,7 +21,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("words", nargs="*", metavar="COMMAND", help="the command (default: prompt)")
     parser.add_argument(
-        "--socket", default=DEFAULT_PATH, metavar="PATH", help="the daemon's (default: %(default)s)"
+        "--socket", default=DEFAULT_PATH, metavar="PATH", help="its socket (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="answers as JSON")
     parser.set_defaults(run=_run)
@@ -32,27 +32,27 @@ def _run(options: argparse.Namespace) -> int:
     if options.words:
         return 0 if shell.do(" ".join(options.words)) else 1
     if sys.stdin.isatty():
-        # Only here: readline looks at the terminal when it is imported.
+        # Imported here: readline queries the terminal when it is imported.
         from hoststack.cli.prompt import prompt
 
         prompt(shell)
         return 0
-    # All of them, whether one fails or not, as lines at the prompt.
+    # Run all of them, as at the prompt, even if one fails.
     done = [shell.do(line.strip()) for line in sys.stdin if line.strip()]
     return 0 if all(done) else 1
 
 
 class Shell:
-    """Runs lines, and prints what comes."""
+    """Runs lines, and prints their answers."""
 
     def __init__(self, path: str, *, as_json: bool) -> None:
-        """Raises OSError where no daemon listens."""
+        """Connect; raises OSError if no daemon listens."""
         self._path = path
         self._as_json = as_json
         self._client = ControlClient(path)
 
     def do(self, line: str) -> bool:
-        """Run a line; whether it did what it should. Raises ConnectionError."""
+        """Run a line; return whether it succeeded. Raises ConnectionError."""
         try:
             text = self._client.run(line, as_json=self._as_json)
         except CommandError as error:
@@ -67,6 +67,6 @@ class Shell:
         return self._client.complete(line)
 
     def interrupt(self) -> None:
-        """Have the daemon give up the command that runs, by going away and coming back."""
+        """Cancel the running command, by disconnecting from the daemon and connecting again."""
         self._client.close()
         self._client = ControlClient(self._path)

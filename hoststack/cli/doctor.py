@@ -1,4 +1,4 @@
-"""`hoststack doctor [IFACE]`: what this machine has, what it lacks for AF_XDP, and the fixes."""
+"""`hoststack doctor [IFACE]`: what this machine lacks for AF_XDP, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add `doctor` to the command line."""
     parser = commands.add_parser(
         "doctor",
-        help="look for what AF_XDP lacks on this machine, and say how to fix it",
-        description="Looks at kernel, privilege, libraries and interfaces, and says what to do"
-        " about each thing found wanting. Changes nothing. Exit status 0 only if the best link,"
-        " af_xdp, works.",
+        help="check what AF_XDP lacks on this machine, and say how to fix it",
+        description="Checks kernel, privilege, libraries and interfaces, and says how to fix what"
+        " is missing. Changes nothing. Exit status 0 only if the best link, af_xdp, works.",
     )
     parser.add_argument(
         "interface",
         nargs="?",
         metavar="IFACE",
-        help="the interface to look at (default: all that are up, one of which has to do)",
+        help="the interface to check (default: all that are up, of which one has to work)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; 0 if AF_XDP works, else 1."""
+    """Print the findings; return 0 if AF_XDP works, else 1."""
     machine = list(machine_checks.findings())
     _show("this machine", machine)
     names = [options.interface] if options.interface else nic_checks.interfaces_up()

@@ -1,4 +1,4 @@
-"""What the doctor found: one line, and where it is wanting, the fix."""
+"""A finding of the doctor: one line, and the fix if something is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Severity(enum.Enum):
-    """GOOD needs nothing; a HINT could be better; with BAD, AF_XDP does not work."""
+    """GOOD is fine; a HINT could be better; BAD keeps AF_XDP from working."""
 
     GOOD = enum.auto()
     HINT = enum.auto()
@@ -15,7 +15,7 @@ class Severity(enum.Enum):
 
 
 class Finding(NamedTuple):
-    """`subject` is a word or two; `fix` is what to do, empty where there is nothing to."""
+    """`subject` is a word or two; `fix` is what to do, empty if there is nothing to do."""
 
     severity: Severity
     subject: str
@@ -24,15 +24,15 @@ class Finding(NamedTuple):
 
 
 def good(subject: str, text: str) -> Finding:
-    """As it should be."""
+    """Return a finding about something that is as it should be."""
     return Finding(Severity.GOOD, subject, text)
 
 
 def hint(subject: str, text: str, fix: str) -> Finding:
-    """Works, and could be better."""
+    """Return a finding about something that works, and could be better."""
     return Finding(Severity.HINT, subject, text, fix)
 
 
 def bad(subject: str, text: str, fix: str) -> Finding:
-    """Keeps AF_XDP from working."""
+    """Return a finding about something that keeps AF_XDP from working."""
     return Finding(Severity.BAD, subject, text, fix)

@@ -1,4 +1,4 @@
-"""The doctor's look at the machine: kernel, privilege, libraries, the steering program."""
+"""The doctor's checks of the machine: kernel, privilege, libraries, the steering program."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _CAPABILITIES: Final = {
     "CAP_BPF": 39,
 }
 _AF_XDP: Final = 44
-# bpf_link for XDP came with 5.9; what we test on is 6.1 and later.
+# bpf_link for XDP exists since 5.9; we test on 6.1 and later.
 _OLDEST_KERNEL: Final = (5, 9)
 _LEAST_MEMLOCK_BYTES: Final = 64 << 20
 _LEFT_OUT: Final = "left out of the build (HOSTSTACK_WITHOUT)"
 
 
 def findings() -> Iterator[Finding]:
-    """All that concerns the machine, whatever the interface."""
+    """Yield all findings about the machine, whatever the interface."""
     yield _kernel()
     yield _af_xdp()
     yield _capabilities()
@@ -67,9 +67,9 @@ def _af_xdp() -> Finding:
                 "use a kernel with CONFIG_XDP_SOCKETS=y, as Debian's has",
             )
         if error.errno != errno.EPERM:
-            return bad("AF_XDP", f"no socket can be made: {error.strerror}", "see the kernel's log")
-        return bad("AF_XDP", "sockets may not be made", "run as root, or with CAP_NET_RAW")
-    return good("AF_XDP", "sockets can be made")
+            return bad("AF_XDP", f"socket() fails: {error.strerror}", "see the kernel's log")
+        return bad("AF_XDP", "creating a socket is forbidden", "run as root, or with CAP_NET_RAW")
+    return good("AF_XDP", "sockets can be created")
 
 
 def _effective_capabilities() -> int:
@@ -85,7 +85,7 @@ def _has(name: str) -> bool:
 
 def _capabilities() -> Finding:
     missing = [name for name in ("CAP_NET_ADMIN", "CAP_NET_RAW") if not _has(name)]
-    # CAP_SYS_ADMIN still stands for CAP_BPF (capabilities(7)).
+    # CAP_SYS_ADMIN includes CAP_BPF (capabilities(7)).
     if not _has("CAP_BPF") and not _has("CAP_SYS_ADMIN"):
         missing.append("CAP_BPF")
     if missing:
@@ -94,7 +94,7 @@ def _capabilities() -> Finding:
             f"without {', '.join(missing)}",
             "run as root, or grant them, e.g. with `systemd-run -p AmbientCapabilities=...`",
         )
-    return good("privilege", "CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are there")
+    return good("privilege", "CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are present")
 
 
 def _locked_memory() -> Finding:
@@ -116,7 +116,7 @@ def _native_engine() -> Finding:
     why_not = why_not_native()
     if why_not:
         reason, _, fix = why_not.partition(": ")
-        return hint(subject, f"{reason}; the aioquic engine does its work", fix)
+        return hint(subject, f"{reason}; the aioquic engine is used instead", fix)
     from hoststack.native.quic._quic import ffi, lib
 
     versions = (
@@ -152,11 +152,11 @@ def _steering_program() -> Finding:
             "install clang, libbpf-dev and linux-libc-dev, then build again (`make build`)",
         )
     if not pyxdp.available()[0]:
-        return hint(subject, "the XDP program is there, untried", "see pyxdp above")
+        return hint(subject, "the XDP program is present, but untested", "see pyxdp above")
     try:
         pyxdp.Program.load(program.read_bytes()).close()
     except pyxdp.NoPrivilegeError:
-        return hint(subject, "the XDP program is there, untried", "see privilege above")
+        return hint(subject, "the XDP program is present, but untested", "see privilege above")
     except pyxdp.PyxdpError as error:
         return bad(subject, error.strerror or str(error), "report this, with the kernel's version")
     return good(subject, "the kernel accepts the XDP program")
@@ -167,7 +167,7 @@ def _jit() -> Finding:
     try:
         enabled = setting.read_text(encoding="ascii").strip() != "0"
     except OSError:
-        return hint("BPF JIT", "not told in this network namespace", "ask outside of it")
+        return hint("BPF JIT", "not visible in this network namespace", "check outside of it")
     if enabled:
         return good("BPF JIT", "on")
     return hint("BPF JIT", "off: the XDP program is interpreted", f"`echo 1 > {setting}`")
@@ -187,5 +187,5 @@ def _kernel_headers() -> Finding:
         found = kernel_headers.find()
     except OSError as error:
         fix = str(error.strerror).partition(": ")[2]
-        return hint(subject, "no kernel headers: only tracing wants them", fix)
+        return hint(subject, "no kernel headers: only tracing needs them", fix)
     return good(subject, f"for tracing with bcc: {found}")

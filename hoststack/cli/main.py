@@ -1,4 +1,4 @@
-"""The `hoststack` command: dispatches to its subcommands."""
+"""The `hoststack` command, which runs its subcommands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXIT_INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line, with a subparser for each command; `run` of its result does the work."""
+    """Return the parser, with a subparser for each command; its result's `run` does the work."""
     parser = argparse.ArgumentParser(
         prog="hoststack", description="A QUIC host stack for Linux over XDP and AF_XDP."
     )
@@ -29,10 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 0 done, 1 it did not work, 2 usage."""
+    """Run a command line; return the exit status: 0 success, 1 failure, 2 usage."""
     options = build_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names from outside may have characters that the terminal's encoding has not.
+        # Names from outside may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = options.run(options)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; what is left in the buffer must not fail again.
+        # The reader of our output is gone; flushing the rest of the buffer must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The doctor's look at an interface: state, driver, mode, queues, MTU, programs on it."""
+"""The doctor's checks of an interface: state, driver, mode, queues, MTU, programs on it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _names() -> list[str]:
 
 
 def interfaces_up() -> list[str]:
-    """The interfaces of this network namespace that are up, but for loopback."""
+    """Return the interfaces of this network namespace that are up, except loopback."""
     return [name for name in _names() if pyxdp.describe_interface(name).is_up]
 
 
 def findings(name: str) -> Iterator[Finding]:
-    """All that concerns one interface; a single finding where it does not exist."""
+    """Yield all findings about one interface; only one if it does not exist."""
     try:
         nic = pyxdp.describe_interface(name)
     except pyxdp.NoInterfaceError:
@@ -55,7 +55,7 @@ def _state(nic: pyxdp.Interface) -> Finding:
 def _mode(nic: pyxdp.Interface) -> Finding:
     driver = nic.driver or "a driver without a name"
     if nic.xdp_features is None:
-        return hint("mode", f"{driver}; the kernel does not tell if native", "just try it")
+        return hint("mode", f"{driver}; the kernel does not tell if native", "try it")
     if {"basic", "redirect"} <= nic.xdp_features:
         return good("mode", f"{driver}: native")
     return hint("mode", f"{driver}: generic only", "for speed, use a NIC whose driver has XDP")
@@ -63,8 +63,8 @@ def _mode(nic: pyxdp.Interface) -> Finding:
 
 def _zero_copy(nic: pyxdp.Interface) -> Finding:
     if nic.xdp_features is not None and "xsk-zerocopy" in nic.xdp_features:
-        return good("zero-copy", "the driver has it")
-    return good("zero-copy", "the driver has none: packets are copied")
+        return good("zero-copy", "the driver supports it")
+    return good("zero-copy", "the driver does not support it: packets are copied")
 
 
 def _mtu(nic: pyxdp.Interface) -> Finding:

@@ -1,4 +1,4 @@
-"""The prompt of `hoststack ctl`: history, and completion that comes from the daemon."""
+"""The prompt of `hoststack ctl`: history, and completion by the daemon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HISTORY_LINES: Final = 1000
 
 
 def prompt(shell: Shell) -> None:
-    """Run lines until `quit` or the end of input; raises ConnectionError if the daemon goes."""
+    """Run lines until `quit` or the end of input; raises ConnectionError if the daemon ends."""
     history = _history_path()
     _read_history(history)
     readline.set_completer_delims(" \t")
@@ -31,7 +31,7 @@ def prompt(shell: Shell) -> None:
 
 
 def _prompt_once(shell: Shell) -> bool:
-    """One line; whether to go on."""
+    """Run one line; return whether to continue."""
     try:
         line = input(_PROMPT).strip()
     except EOFError:
@@ -53,7 +53,7 @@ def _prompt_once(shell: Shell) -> bool:
 
 
 class _Completer:
-    """What readline calls for each word that the one at the cursor may become."""
+    """readline's completer: called repeatedly for the completions of the word at the cursor."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
@@ -85,13 +85,13 @@ def _write_history(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(path)
     except OSError as error:
-        print(f"hoststack: the history was not kept: {error.strerror}", file=sys.stderr)
+        print(f"hoststack: the history was not saved: {error.strerror}", file=sys.stderr)
 
 
 def _forget_secret(line: str) -> None:
-    """A file keeps no secrets: whoever wants such a line again types it again.
+    """Remove a line with a secret from the history, so that no file has it.
 
-    The commands that take one begin with `app`, and all words may be cut short.
+    The commands with secrets begin with `app`, and all words may be abbreviated.
     """
     last = readline.get_current_history_length()
     words = line.split()

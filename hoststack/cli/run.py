@@ -30,18 +30,18 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "run",
         help="serve applications in other processes",
         description="Owns the interface, runs a worker process for each receive queue, and serves"
-        " applications that attach. Options win over the file. Ends with SIGTERM or Ctrl-C.",
+        " applications that attach. Options override the file. Ends with SIGTERM or Ctrl-C.",
     )
     parser.add_argument("-i", "--interface", metavar="IFACE")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with any of the settings")
     parser.add_argument("--workers", type=int, metavar="N")
     parser.add_argument("--socket", metavar="PATH", help="where applications attach")
-    parser.add_argument("--cli-socket", metavar="PATH", help="where `hoststack ctl` does")
+    parser.add_argument("--cli-socket", metavar="PATH", help="where `hoststack ctl` attaches")
     parser.add_argument("--link", choices=get_args(LinkName))
     parser.add_argument("--mode", choices=get_args(XdpMode), help="XDP's")
     parser.add_argument("--engine", choices=get_args(EngineName))
     parser.add_argument("--group", help="the group whose members may attach")
-    parser.add_argument("--user", help="whom workers become, if this is root")
+    parser.add_argument("--user", help="the user that workers become, if this is root")
     parser.add_argument("--max-applications", type=int, metavar="N")
     parser.add_argument("--max-sessions", type=int, metavar="N")
     parser.add_argument("--fifo-memory-bytes", type=int, metavar="N")

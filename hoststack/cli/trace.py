@@ -21,11 +21,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add `trace` to the command line."""
     parser = commands.add_parser(
         "trace",
-        help="show what XDP and the engines of running processes do, live",
-        description="Attaches to what runs, changes nothing in it and leaves nothing behind. Shows"
-        " each second's redirects and redirect errors of XDP programs, and histograms of the native"
-        " engine's turns; a summary at the end. Ends with Ctrl-C. Takes root, python3-bpfcc and"
-        " kernel headers.",
+        help="show live what XDP and the engines of running processes do",
+        description="Attaches to running processes without changing them. Shows each second's"
+        " redirects and redirect errors of XDP programs, and histograms of the native engine's"
+        " turns; a summary at the end. Ends with Ctrl-C. Needs root, python3-bpfcc and kernel"
+        " headers.",
     )
     parser.add_argument("-i", "--interface", metavar="IFACE", help="XDP on this interface only")
     parser.add_argument(
@@ -53,13 +53,13 @@ def _pid(text: str) -> int:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError("ask for a time above 0, of a day at most")
+        raise argparse.ArgumentTypeError("name a time above 0, of a day at most")
     return value
 
 
 def _run(options: argparse.Namespace) -> int:
     view = _View(options.interface, options.json)
-    # They end the waiting below, not whatever is under way.
+    # These signals end the waiting below, and interrupt nothing else.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         with attach(options.pid) as probes:
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class _View:
-    """Prints counts in the form that was asked for."""
+    """Prints counts in the requested format."""
 
     def __init__(self, interface: str | None, is_json: bool) -> None:
         self._interface = interface
@@ -97,7 +97,7 @@ class _View:
         self._look()
 
     def _look(self) -> set[int] | None:
-        """The programs that the interface carries, or has carried; None: any."""
+        """Return the programs that the interface has, or has had; None means any."""
         if self._interface is None:
             return None
         for program in pyxdp.attached_programs(self._interface):

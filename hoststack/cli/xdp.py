@@ -1,4 +1,4 @@
-"""`hoststack xdp load|unload|status`: the steering program of an interface, kept in place."""
+"""`hoststack xdp load|unload|status`: an interface's steering program, pinned."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "xdp",
         help="load, unload or show an interface's steering program",
-        description="A stack loads the steering program itself and takes it along when it ends."
-        " Loaded by hand it stays until it is unloaded, and stacks on that interface use it.",
+        description="A stack loads the steering program itself and unloads it when it ends."
+        " A program that `load` loaded stays until `unload`, and stacks on that interface use it.",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
@@ -37,7 +37,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     load.set_defaults(run=_load)
 
-    unloading = verbs.add_parser("unload", help="take off the program that `load` put there")
+    unloading = verbs.add_parser("unload", help="remove the program that `load` loaded")
     unloading.add_argument("interface", metavar="IFACE")
     unloading.set_defaults(run=_unload)
 
@@ -78,7 +78,7 @@ def _load(options: argparse.Namespace) -> int:
 
 
 def _adopt_or_clear(name: str) -> Steering | None:
-    """What was loaded before; the pins of an interface that is gone are removed."""
+    """Return the program loaded before; removes pins of an interface that no longer exists."""
     try:
         return Steering.adopt(name)
     except LinkError as error:
@@ -91,19 +91,19 @@ def _adopt_or_clear(name: str) -> Steering | None:
 def _unload(options: argparse.Namespace) -> int:
     name: str = options.interface
     if unload(name):
-        print(f"{name}: the program is off")
+        print(f"{name}: the program is removed")
         return 0
     for program in pyxdp.attached_programs(name):
         if program.name == PROGRAM_NAME:
             raise LinkError(
                 errno.EBUSY,
-                f"the program on {name} (id {program.program_id}) belongs to a stack that runs; it"
-                " goes when that ends",
+                f"the program on {name} (id {program.program_id}) belongs to a stack that runs,"
+                " which removes it when it ends",
             )
         raise LinkError(
             errno.EBUSY,
-            f"{name} carries another's program, {program.name!r} (id {program.program_id}), which"
-            f" is left alone; `ip link set dev {name} xdp off` removes it",
+            f"{name} has another program, {program.name!r} (id {program.program_id}), which"
+            f" is not removed; `ip link set dev {name} xdp off` removes it",
         )
     print(f"{name}: there was no program to unload")
     return 0

@@ -150,7 +150,7 @@ def test_the_native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == Finding(
         Severity.HINT,
         "native engine",
-        "it was not built; the aioquic engine does its work",
+        "it was not built; the aioquic engine is used instead",
         "install it",
     )
 

@@ -101,7 +101,7 @@ def test_foreign_program_is_left_alone(hoststack: Run, veth: Veth) -> None:
         assert "'count_all'" in error
         status, _, error = hoststack("xdp", "unload", veth.left)
         assert status == 1
-        assert "left alone" in error
+        assert "is not removed" in error
         status, _, error = hoststack("xdp", "status", veth.left)
         assert status == 1
         assert "it carries 'count_all'" in error
