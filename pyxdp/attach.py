@@ -182,7 +182,7 @@ def refuse_foreign(interface: str) -> None:
         called = f" {program.name!r}" if program.name else ""
         raise ForeignProgramError(
             f"{interface} carries the XDP program{called} (id {program.program_id},"
-            f" {program.mode} mode) already, which is left alone; if nobody needs it, end its"
+            f" {program.mode} mode) already, which is left alone; if it is not needed, end its"
             f" owner or remove it with `ip link set dev {interface} xdp off`",
             program.program_id,
             program.name,
@@ -213,7 +213,7 @@ def attach(program_fd: int, interface: str, mode: WantedMode = "auto") -> XdpLin
     if error == errno.ERANGE or (error == errno.EINVAL and mode == "native"):
         raise PyxdpError(
             error,
-            f"{what}: the driver does not take it, most often because of the MTU or the number of"
+            f"{what}: the driver refuses it, most often because of the MTU or the number of"
             " queues; lower the MTU, or use generic mode",
         )
     raise os_error(what, error)

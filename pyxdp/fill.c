@@ -30,9 +30,9 @@ static int acquire(const struct pyxdp_umem *umem, struct pyxdp_queue *queue)
 	uint32_t mine = ++queue->acquisitions << HOLDER_BITS | holder_number(umem);
 
 	for (int i = 0; i < TRIES + YIELDS; i++) {
-		uint32_t nobody = 0;
+		uint32_t unlocked = 0;
 
-		if (__atomic_compare_exchange_n(&queue->shared_lock->word, &nobody, mine, 0,
+		if (__atomic_compare_exchange_n(&queue->shared_lock->word, &unlocked, mine, 0,
 						__ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
 			queue->acquired = mine;
 			return 1;

@@ -102,7 +102,7 @@ class Program:
                     opened[0], map_name.encode(), entries
                 )
                 if error_number < 0:
-                    raise ObjectError(-error_number, f"{where} has no map {map_name!r} to size")
+                    raise ObjectError(-error_number, f"{where} has no map {map_name!r}")
             error_number = library.pyxdp_object_load(opened[0])
             if error_number in (-errno.EPERM, -errno.EACCES) and os.geteuid() != 0:
                 raise NoPrivilegeError(
@@ -139,7 +139,7 @@ class Program:
                 map_name = ffi.string(room).decode()
                 map_fd = library.pyxdp_object_map_fd(loaded, room)
                 if map_fd < 0:
-                    raise os_error(f"cannot take map {map_name}", -map_fd)
+                    raise os_error(f"cannot open map {map_name}", -map_fd)
                 program.maps[map_name] = Map(map_fd, map_name)
                 index += 1
         except BaseException:

@@ -89,7 +89,7 @@ class SharedUmem(_MemfdUmem):
         if not 1 <= workers <= queues:
             raise ValueError(f"workers are 1 to as many as queues ({queues}), not {workers}")
         if min(rx_frames, tx_frames) < 1:
-            raise ValueError("there is no use in a UMEM without frames to receive or to send")
+            raise ValueError("a UMEM needs frames to receive and to send")
         shape = SharedShape(
             queues=queues,
             workers=workers,

@@ -127,7 +127,7 @@ class Umem:
     def owned_frames(self) -> dict[str, int]:
         """Return the number of frames by owner: free, fill, rx, reserved, tx. Only with `debug`."""
         if not self.debug:
-            raise ValueError("only a UMEM with debug=True keeps account of its frames' owners")
+            raise ValueError("only a UMEM with debug=True tracks the owners of its frames")
         library = require()
         return {
             name: int(library.pyxdp_umem_owned(self.c_umem, owner))
@@ -146,7 +146,7 @@ class Umem:
             raise FrameOwnershipError(
                 errno.EPROTO,
                 f"{what}: the frame at {seen.addr:#x} should be {expected}, but it is"
-                f" {names.get(int(seen.found), 'unknown')}; somebody uses it twice",
+                f" {names.get(int(seen.found), 'unknown')}; it is used twice",
             )
         if -error == errno.EINVAL:
             raise ValueError(

@@ -158,13 +158,13 @@ class Socket:
         if error == -errno.EBUSY:
             raise QueueBusyError(
                 errno.EBUSY,
-                f"{what}: another AF_XDP socket has it; `ss --xdp -e -p` tells whose, end that or"
-                " take another queue",
+                f"{what}: another AF_XDP socket uses it; `ss --xdp -e -p` shows which; end that or"
+                " use another queue",
             )
         if error == -errno.ESHUTDOWN:
             raise PyxdpError(
                 errno.ESHUTDOWN,
-                f"{what}: this UMEM had it before and its frames went with it; make a new UMEM",
+                f"{what}: this UMEM used it before and its frames are lost; make a new UMEM",
             )
         if error == -errno.EINVAL:
             raise NoInterfaceError(
@@ -215,7 +215,7 @@ class Socket:
         PyxdpError with errno ENOPROTOOPT if the kernel has no busy polling.
         """
         result = self._library.pyxdp_socket_busy_poll(self.c_socket, microseconds, budget)
-        self._checked(result, "cannot have the driver polled")
+        self._checked(result, "cannot enable busy polling")
 
     def _checked(self, result: int, what: str) -> int:
         if result < 0:
@@ -257,7 +257,7 @@ class Socket:
             raise ValueError("the last burst's frames were neither sent nor released")
         result = self._library.pyxdp_tx_reserve(self.c_socket, burst.descs, min(n, burst.capacity))
         if result < 0:
-            self._checked(result, "taking frames to send")
+            self._checked(result, "reserving frames to send")
         burst.count = result
         return burst
 

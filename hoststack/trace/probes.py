@@ -148,14 +148,14 @@ def attach(pids: Collection[int]) -> Iterator[Probes]:
     that start later and use the same file. Raises OSError saying what is missing.
     """
     if os.geteuid() != 0:
-        raise OSError(errno.EPERM, "tracing takes root: run it with sudo")
+        raise OSError(errno.EPERM, "tracing needs root: run it with sudo")
     bcc = _import_bcc()
     missing = [pid for pid in pids if not Path(f"/proc/{pid}").exists()]
     if missing:
         raise OSError(errno.ESRCH, f"there is no process {missing[0]}")
     files = engine_files(pids)
     if pids and not files:
-        raise OSError(errno.ESRCH, f"{_list(pids)}: no native engine is at work there")
+        raise OSError(errno.ESRCH, f"{_list(pids)}: no native engine is running there")
     _mount_tracefs()
     try:
         with headers():
@@ -188,7 +188,7 @@ def _import_bcc() -> Any:
         return found
     spec = PathFinder.find_spec("bcc", [_DIST_PACKAGES])
     if spec is None or spec.loader is None:
-        raise OSError(errno.ENOENT, "tracing takes bcc: install python3-bpfcc")
+        raise OSError(errno.ENOENT, "tracing needs bcc: install python3-bpfcc")
     module = importlib.util.module_from_spec(spec)
     sys.modules["bcc"] = module
     try:
@@ -213,7 +213,8 @@ def _mount_tracefs() -> None:
     ):
         number = ctypes.get_errno()
         raise OSError(
-            number, f"tracefs can't be mounted ({os.strerror(number)}): has the kernel tracepoints?"
+            number,
+            f"tracefs can't be mounted ({os.strerror(number)}): the kernel may lack tracepoints",
         )
 
 

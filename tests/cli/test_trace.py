@@ -257,7 +257,7 @@ def test_bad_options(words: Sequence[str]) -> None:
     ("words", "said"),
     [
         (["--pid", "4194303"], "there is no process 4194303"),
-        (["--pid", str(os.getpid())], "no native engine is at work there"),
+        (["--pid", str(os.getpid())], "no native engine is running there"),
         (["-i", "nosuch"], "nosuch"),
     ],
 )
@@ -277,7 +277,7 @@ def test_root_is_asked_for(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert main(["trace"]) == 1
-    assert "tracing takes root" in capsys.readouterr().err
+    assert "tracing needs root" in capsys.readouterr().err
 
 
 def test_bcc_is_asked_for(

@@ -187,7 +187,7 @@ def test_a_ring_with_an_index_that_can_not_be(
 ) -> None:
     def script(villain: Villain, foreign: list[int]) -> None:
         misdeed(villain)
-        assert villain.why_it_left() == "an index in the event ring's shared block is impossible"
+        assert villain.why_it_left() == "an index in the event ring's shared block is invalid"
 
     with_a_villain(daemon, script)
 

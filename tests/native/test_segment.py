@@ -61,7 +61,7 @@ def _sealed_for_growth_alone() -> int:
         (_unsealed, "could be shrunk"),
         (_sealed_for_growth_alone, "could be shrunk"),
         (lambda: make_segment("empty", 0), "could be shrunk"),
-        (lambda: os.open("/dev/zero", os.O_RDWR), "no memfd"),
+        (lambda: os.open("/dev/zero", os.O_RDWR), "not a memfd"),
     ],
 )
 def test_what_is_none_is_not_mapped(make: Callable[[], int], why: str) -> None:

@@ -137,7 +137,7 @@ def test_each_worker_sends_on_its_queue(maker: Maker) -> None:
                 assert receive(maker.peers[index], 32) == packets[start : start + 32]
             assert worker.umem.free_frames + worker.sockets[index].reap() <= TX_FRAMES
             assert worker.umem.free_frames == TX_FRAMES
-            with pytest.raises(ValueError, match="taking frames"):
+            with pytest.raises(ValueError, match="reserving frames"):
                 worker.sockets[1 - index].tx_alloc()
     finally:
         for worker in workers:

@@ -504,7 +504,7 @@ def test_polling_the_driver_takes_privilege(veth: Veth) -> None:
     with open_pair(veth) as pair:
         os.seteuid(65534)
         try:
-            with pytest.raises(pyxdp.NoPrivilegeError, match="cannot have the driver polled"):
+            with pytest.raises(pyxdp.NoPrivilegeError, match="cannot enable busy polling"):
                 pair.right.busy_poll(50)
         finally:
             os.seteuid(0)

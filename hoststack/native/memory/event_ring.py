@@ -80,5 +80,5 @@ class EventRing:
 
     def _checked(self, result: int) -> int:
         if result < 0:
-            raise EventRingCorruptError("an index in the event ring's shared block is impossible")
+            raise EventRingCorruptError("an index in the event ring's shared block is invalid")
         return result

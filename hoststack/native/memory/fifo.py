@@ -27,7 +27,7 @@ class FifoOverflowError(ValueError):
 
 def _raise(error: int) -> int:
     if error == lib.HS_FIFO_CORRUPT:
-        raise FifoCorruptError("an index in the FIFO's shared block is impossible")
+        raise FifoCorruptError("an index in the FIFO's shared block is invalid")
     raise FifoOverflowError("an offset is outside of the FIFO")
 
 

@@ -39,7 +39,7 @@ def map_segment(fd: int) -> mmap.mmap:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         size_bytes = os.fstat(fd).st_size
     except OSError:
-        raise ValueError("a descriptor that was sent is no memfd") from None
+        raise ValueError("a received descriptor is not a memfd") from None
     if not seals & fcntl.F_SEAL_SHRINK or not size_bytes:
-        raise ValueError("a memfd that was sent could be shrunk")
+        raise ValueError("a received memfd could be shrunk")
     return mmap.mmap(fd, size_bytes)

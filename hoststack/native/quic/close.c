@@ -174,9 +174,9 @@ void hs_close_on_error(struct hs_connection *c, int result)
 		break;
 	case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
 		if (!c->next_version)
-			end_silently(c, "The server speaks no version of QUIC that is spoken here");
+			end_silently(c, "The server and the client have no QUIC version in common");
 		else if (hs_connection_begin_again(c))
-			end_silently(c, "No memory to begin again with another version");
+			end_silently(c, "No memory to restart with another version");
 		break;
 	case NGTCP2_ERR_DROP_CONN:
 		c->q->counters.drops[HS_QUIC_DROP_UNREADABLE_INITIAL]++;

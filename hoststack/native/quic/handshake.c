@@ -283,7 +283,7 @@ static int check_ticket(struct hs_connection *c, struct hs_cursor at)
 	if (found.has_early_data && found.early_data.end - found.early_data.at == sizeof(ALL) &&
 	    memcmp(found.early_data.at, ALL, sizeof(ALL)))
 		return refuse(c, NGTCP2_ERR_PROTO,
-			      "The server's ticket limits early data, which QUIC does not do");
+			      "The server's ticket limits early data, which QUIC forbids");
 	return 0;
 }
 

@@ -243,7 +243,7 @@ void hs_tls_failure(struct hs_connection *c, char *out, size_t room)
 	gnutls_datum_t text = { 0 };
 	out[0] = 0;
 	if (c->listener && c->tls->requires_clients && !gnutls_certificate_get_peers(c->session, NULL)) {
-		snprintf(out, room, "A client has to show a certificate here");
+		snprintf(out, room, "The server requires a client certificate");
 		return;
 	}
 	unsigned int status = c->listener ? c->client_flaws :

@@ -18,7 +18,8 @@ enum {
 
 _Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_TX_NO_NEXT_HOP,
 	       "drops have numbers of their own");
-_Static_assert((int)HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM < (int)HS_WIRE_KINDS_OF_DROP, "and a place each");
+_Static_assert((int)HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM < (int)HS_WIRE_KINDS_OF_DROP,
+	       "every drop has a counter");
 _Static_assert(sizeof(struct hs_frame_flow) == HS_PATH_KEY_BYTES, "a flow is a path's key");
 _Static_assert(sizeof(struct pyxdp_desc) == sizeof(struct hs_frame_desc), "both are xdp_desc");
 

@@ -445,10 +445,10 @@ def _c_config(config: QuicConfig) -> Any:
     if config.congestion_control not in _CONGESTION_CONTROLS:
         raise ValueError(
             f"the native engine has no congestion control {config.congestion_control!r}: "
-            f"take one of {', '.join(_CONGESTION_CONTROLS)}"
+            f"choose one of {', '.join(_CONGESTION_CONTROLS)}"
         )
     if config.version not in QUIC_VERSIONS:
-        raise ValueError(f"there is no QUIC version {config.version}: take 1 or 2")
+        raise ValueError(f"there is no QUIC version {config.version}: choose 1 or 2")
     return ffi.new(
         "struct hs_quic_config *",
         {
