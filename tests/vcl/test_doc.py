@@ -69,5 +69,5 @@ def test_it_tells_of(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in dir(vcl.Session) if not n.startswith("_")])
-def test_it_tells_of_the_face(name: str) -> None:
-    assert re.search(rf"\b{name}\b", TEXT.split("## The Pythonic face")[1].split("\n## ")[0])
+def test_it_describes_session_objects(name: str) -> None:
+    assert re.search(rf"\b{name}\b", TEXT.split("## Session objects")[1].split("\n## ")[0])
