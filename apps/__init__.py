@@ -1,1 +1,1 @@
-"""Programs on the public API of hoststack."""
+"""Programs that use hoststack's public API."""

@@ -1,4 +1,4 @@
-"""`make demo`: quic_echo between two network namespaces over AF_XDP, with the proof on screen; then
+"""`make demo`: quic_echo between two network namespaces over AF_XDP, with counters as proof; then
 the same with a daemon on each side.
 
 Without root, or where namespaces or BPF are forbidden: the same over UDP sockets on loopback.
@@ -34,18 +34,18 @@ STREAM_MBYTES: Final = 8
 PORT: Final = 4433
 LOAD: Final = ["nclients", f"{CONNECTIONS}/{STREAMS}", "test-bytes:assert"]
 
-#: Namespaces are named after this and the process, so that runs do not meet.
+#: Namespaces are named after this and the process, so that runs do not collide.
 _PREFIX: Final = "hsdemo"
 #: The kernel's counters of UDP over IPv4 and IPv6; all must stay at zero.
 _KERNEL_COUNTERS: Final = ("InDatagrams", "NoPorts", "InErrors", "OutDatagrams")
 
 
 class NotHereError(DemoError):
-    """AF_XDP can't be shown on this machine, or not by this user; the message says why."""
+    """AF_XDP can't be shown on this machine, or by this user; the message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 if all bytes came and the proof holds."""
+    """Run the demo; return 0 if all bytes arrived and the proof holds."""
     argparse.ArgumentParser(prog="demo", description=__doc__).parse_args(arguments)
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_af_xdp(server: Side, client: Side) -> int:
-    """Transfer over AF_XDP, and print figures and proof; the exit status."""
+    """Transfer over AF_XDP, and print figures and proof; return the exit status."""
     print("quic_echo over AF_XDP, in two network namespaces joined by a veth pair:\n")
     result = transfer(server, client)
     show_figures(result)
@@ -77,7 +77,7 @@ def show_af_xdp(server: Side, client: Side) -> int:
 
 
 def show_udp(server: Side, client: Side) -> int:
-    """Transfer over UDP sockets, and print figures; the exit status."""
+    """Transfer over UDP sockets, and print figures; return the exit status."""
     show_figures(transfer(server, client))
     show_figures(show_daemons(server, client, LOAD, STREAM_MBYTES))
     print("\nEvery byte came and was right. As root, `make demo` shows it over AF_XDP.")
@@ -85,9 +85,10 @@ def show_udp(server: Side, client: Side) -> int:
 
 
 def transfer(server: Side, client: Side) -> Result:
-    """Run quic_echo on both sides to a good end. Raises DemoError, and NotHereError before it."""
+    """Run quic_echo on both sides to a good end. Raises DemoError, or NotHereError if it can't
+    start."""
     host = f"quic://{server.address}"
-    # On loopback, which is everybody's, the kernel picks a port.
+    # On loopback, which all programs share, the kernel picks a port.
     server_words = server.quic_echo(["uri", f"{host}:{PORT if server.namespace else 0}", *LOAD])
     with start(server, server_words) as serving:
         port, said = until_it_listens(serving)
@@ -104,12 +105,13 @@ def transfer(server: Side, client: Side) -> Result:
 
 
 def _no_server(side: Side, why: str) -> DemoError:
-    """Without AF_XDP there are still UDP sockets to show, and nothing without these."""
+    """Return the error of a failed server: without AF_XDP the demo falls back to UDP sockets,
+    without these it fails."""
     return NotHereError(why) if side.interface else DemoError(f"no server: {why}")
 
 
 def kernel_udp(side: Side) -> dict[str, int]:
-    """What the kernel's UDP counted in a namespace that was made for this, both IP versions."""
+    """Return the kernel's UDP counters in a namespace of the demo, both IP versions."""
     lines = run(*side.inside(["cat", "/proc/net/snmp", "/proc/net/snmp6"])).splitlines()
     names, values = (line.split()[1:] for line in lines if line.startswith("Udp: "))
     counters = dict(zip(names, map(int, values), strict=True))
@@ -142,7 +144,7 @@ def show_figures(result: Result) -> None:
 
 
 def show_proof(result: Result) -> list[str]:
-    """Print XDP's counters against the kernel's; what contradicts the claim."""
+    """Print XDP's counters beside the kernel's; return what contradicts the claim."""
     flaws: list[str] = []
     rows: list[tuple[str, dict[str, int]]] = []
     links = {role: report["link_statistics"] for role, report in result.reports.items()}
@@ -162,17 +164,18 @@ def show_proof(result: Result) -> list[str]:
     for role, link in links.items():
         redirected = link["xdp_redirected_by_cid"] + link["xdp_redirected_as_new"]
         if not 0 < link["rx_datagrams"] <= redirected:
-            flaws.append(f"the {role} received what XDP did not redirect")
+            flaws.append(f"the {role} received datagrams that XDP did not redirect")
         if link["xdp_redirect_failed"]:
             flaws.append(f"redirects failed at the {role}")
         if any(result.kernel[role].values()):
-            flaws.append(f"the kernel's UDP had a part at the {role}")
+            flaws.append(f"the kernel's UDP handled datagrams at the {role}")
     return flaws
 
 
 @contextlib.contextmanager
 def two_namespaces() -> Iterator[tuple[Side, Side]]:
-    """Server and client, joined by a veth pair; gone with the block. Raises NotHereError."""
+    """Server and client, joined by a veth pair, for the length of the block. Raises
+    NotHereError."""
     if os.geteuid() != 0:
         raise NotHereError("it needs root, and this is an ordinary user")
     _sweep()
@@ -185,7 +188,7 @@ def two_namespaces() -> Iterator[tuple[Side, Side]]:
             _make_namespaces(undo, server, client)
             yield server, client
         finally:
-            # Nothing interrupts the clearing up.
+            # Signals must not interrupt the cleanup.
             _ignore_signals(True)
 
 
@@ -194,7 +197,7 @@ def _make_namespaces(undo: contextlib.ExitStack, server: Side, client: Side) -> 
         for side in (server, client):
             undo.callback(_delete_namespace, side.namespace)
             run("ip", "netns", "add", side.namespace)
-        # A queue for each of a daemon's workers.
+        # One queue for each of a daemon's workers.
         queues = ("numrxqueues", str(WORKERS), "numtxqueues", str(WORKERS))
         peer = ("peer", "name", client.interface, "netns", client.namespace, *queues)
         link = ("link", "add", server.interface, *queues, "type", "veth", *peer)

@@ -26,10 +26,10 @@ PORT = 4434
 
 
 def show_daemons(server: Side, client: Side, load: list[str], stream_mbytes: int) -> Result:
-    """A daemon on each side, and a transfer between applications of both. Raises DemoError."""
+    """Transfer between applications of two daemons. Raises DemoError."""
     print("\nTwo daemons, each with two worker processes; quic_echo attaches to them:\n")
     with tempfile.TemporaryDirectory(prefix="hsdemo-") as folder:
-        # Workers and applications of other users have to get there.
+        # Workers and applications of other users need access.
         Path(folder).chmod(0o755)
         with daemon(server, folder) as api, daemon(client, folder) as other_api:
             result = _transfer(
@@ -46,7 +46,7 @@ def show_daemons(server: Side, client: Side, load: list[str], stream_mbytes: int
 
 @contextlib.contextmanager
 def daemon(side: Side, folder: str) -> Iterator[str]:
-    """`hoststack run` in its place, until the end of the block; where applications attach."""
+    """Run `hoststack run` for the length of the block; return where applications attach."""
     api, cli = (f"{folder}/{side.role}.{kind}" for kind in ("api", "cli"))
     words = ["run", *(["-i", side.interface] if side.interface else ["--link", "udp"])]
     words += ["--workers", str(WORKERS), "--socket", api, "--cli-socket", cli]
@@ -96,7 +96,7 @@ def _transfer(
 
 
 def _ctl(side: Side, folder: str, command: str) -> str:
-    """What the debug CLI of a side's daemon says."""
+    """Return the output of a command of a daemon's debug CLI."""
     return run(
         *side.inside([sys.executable, "-m", "hoststack.cli.main", "ctl"]),
         "--socket",

@@ -1,4 +1,4 @@
-"""The two sides of `make demo`, and the programs that run there."""
+"""The two sides of `make demo`, and their programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE_S: Final = 120
 
 
 class DemoError(Exception):
-    """The demo did not come to its end; the message is for the user."""
+    """The demo failed; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Side:
     interface: str = ""
 
     def inside(self, words: Sequence[str]) -> list[str]:
-        """A command line in the namespace; unlike `ip netns exec`, it leaves /sys as it is."""
+        """Return a command line for the namespace; unlike `ip netns exec`, it keeps /sys."""
         enter = ["nsenter", f"--net=/run/netns/{self.namespace}"] if self.namespace else []
         return [*enter, *words]
 
     def quic_echo(self, words: Sequence[str]) -> list[str]:
-        """The words of quic_echo for this side."""
+        """Return quic_echo's command line for this side."""
         link = ["interface", self.interface] if self.interface else ["link", "udp"]
         return [*link, self.role, *words]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The JSON reports of both sides, and what the kernel's UDP counted in each namespace."""
+    """The JSON reports of both sides, and the kernel's UDP counters in each namespace."""
 
     reports: dict[str, dict[str, Any]]
     kernel: dict[str, dict[str, int]]
@@ -47,7 +47,7 @@ class Result:
 
 @contextlib.contextmanager
 def start(side: Side, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """quic_echo in its place; ended with the block."""
+    """Run quic_echo in its place for the length of the block."""
     line = side.inside([sys.executable, "-m", "apps.quic_echo", "json", *words])
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -59,9 +59,9 @@ def start(side: Side, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def until_it_listens(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Read what a server says on stderr: its port, empty if it ended, and all that came before.
+    """Read a server's stderr; return its port, empty if it ended, and all lines before.
 
-    Shows the user why the server has no better link or engine.
+    Prints why the server has no better link or engine.
     """
     assert process.stderr is not None
     said: list[str] = []
@@ -74,13 +74,13 @@ def until_it_listens(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def show_fallback(line: str) -> None:
-    """Print a program's line that says why it takes second best."""
+    """Print a program's line that says why it uses a fallback."""
     if " instead of " in line:
         print(f"    {line.strip()}", flush=True)
 
 
 def finish(side: Side, process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The report of a program that ended well; raises DemoError."""
+    """Return the report of a program that succeeded; raises DemoError."""
     try:
         out, err = process.communicate(timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -98,7 +98,7 @@ def show_command(side: Side, words: Sequence[str]) -> None:
 
 
 def run(*words: str) -> str:
-    """Run a command; its output. Raises DemoError with what it said."""
+    """Run a command; return its output. Raises DemoError with its messages."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError as error:

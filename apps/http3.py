@@ -1,4 +1,4 @@
-"""HTTP/3 (RFC 9114) on hoststack's streams: aioquic's HTTP/3 layer, and what carries its bytes."""
+"""HTTP/3 (RFC 9114) over hoststack's streams: aioquic's HTTP/3 layer, and its transport."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from hoststack import (
 logger = logging.getLogger(__name__)
 
 ALPN: Final = "h3"
-#: What is taken from a stream at once, and what is worth a DATA frame of its own.
+#: Bytes read from a stream at once, and sent in one DATA frame.
 CHUNK_BYTES: Final = 256 * 1024
 
 #: The control stream and QPACK's two (RFC 9114 section 6.2, RFC 9204 section 4.2).
 _CRITICAL_STREAMS: Final = 3
-#: How much of one frame may lie here until the rest of it comes: aioquic sets no bound.
+#: How much of one frame may be buffered until the rest of it arrives: aioquic sets no limit.
 _MAX_HELD_BYTES: Final = 64 * 1024
-#: How much may wait for a peer that takes nothing from a critical stream.
+#: How much may be queued for a peer that does not read a critical stream.
 _MAX_PENDING_BYTES: Final = 64 * 1024
 
-#: A part of a message that a peer sends.
+#: A part of a message from the peer.
 Part = HeadersReceived | DataReceived
 Responder = Callable[["Exchange"], Awaitable[None]]
 
 
 class Http3Error(trio.BrokenResourceError):
-    """The peer broke HTTP/3's rules, so this side closes the connection with `code`."""
+    """The peer violated HTTP/3, so this side closes the connection with `code`."""
 
     def __init__(self, code: int, reason: str) -> None:
         detail = f": {printable(reason)}" if reason else ""
@@ -58,12 +58,12 @@ class Http3Error(trio.BrokenResourceError):
 
 
 class _StaticEncoder:
-    """Compresses header sections with QPACK's static table alone.
+    """Compresses header sections with only QPACK's static table.
 
     aioquic's encoder inserts entries into the dynamic table while it encodes a section, and the
     section refers to them at once. The insertions travel on another stream, and may come later:
     the receiver has to wait for them (RFC 9204 section 2.1.2), which some clients don't. An encoder
-    that is never told that the peer has a table has no entries to refer to.
+    that is not told the peer's table capacity has no entries to refer to.
     """
 
     def __init__(self, encoder: pylsqpack.Encoder) -> None:
@@ -80,10 +80,10 @@ class _StaticEncoder:
 
 
 class _Quic:
-    """What H3Connection takes for a QuicConnection: it keeps what is to be sent until it is."""
+    """H3Connection's QuicConnection: it queues data until it is sent."""
 
     _quic_logger = None
-    #: A peer with HTTP datagrams (RFC 9297) must allow QUIC's. Whether it does is not known here.
+    #: A peer with HTTP datagrams (RFC 9297) must allow QUIC's. This class does not know if it does.
     _remote_max_datagram_frame_size = 65535
 
     def __init__(
@@ -99,7 +99,7 @@ class _Quic:
         self._has_pending = {stream_id: trio.Event() for stream_id in self.streams}
 
     def get_next_available_stream_id(self, is_unidirectional: bool = False) -> int:
-        assert is_unidirectional, "requests bring their own streams"
+        assert is_unidirectional, "requests have streams already"
         return self._unused_ids.popleft()
 
     def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
@@ -124,7 +124,7 @@ class _Quic:
             self._connection.close_now(error_code, reason_phrase)
 
     async def flush(self, stream_id: int) -> None:
-        """Hand over what is to be sent on a stream; waits while the stream has no room."""
+        """Send the queued data of a stream; blocks while the stream has no room."""
         stream = self.streams[stream_id]
         pending = self._pending.pop(stream_id, ())
         for data in pending:
@@ -134,14 +134,14 @@ class _Quic:
             await stream.send_eof()
 
     async def flush_forever(self, stream_id: int) -> None:
-        """The same for a critical stream, whenever there is something."""
+        """Send the data of a critical stream whenever there is some."""
         while True:
             await self._has_pending[stream_id].wait()
             self._has_pending[stream_id] = trio.Event()
             await self.flush(stream_id)
 
     def forget(self, stream_id: int) -> None:
-        """Nothing more is sent on a stream."""
+        """Drop a stream's queue: nothing more is sent on it."""
         del self.streams[stream_id]
         self._pending.pop(stream_id, None)
         self._ended.discard(stream_id)
@@ -164,9 +164,9 @@ class Exchange:
         return self._stream.stream_id
 
     async def receive(self) -> Part | None:
-        """The next part of the peer's message, None at its end.
+        """Return the next part of the peer's message, None at its end.
 
-        Takes from the stream only when it is called, so a peer is slowed down to its reader.
+        Reads from the stream only when it is called, so the reader's speed limits the peer.
         Raises BrokenResourceError (Http3Error, StreamResetError, ConnectionClosedError).
         """
         while not self._parts:
@@ -184,13 +184,13 @@ class Exchange:
         await self._flush(end_stream)
 
     async def send_data(self, data: bytes, *, end_stream: bool = False) -> None:
-        """Send some of the content; returns when the stream has taken it."""
+        """Send some of the content; returns when the stream has accepted it."""
         self._http._h3.send_data(self.stream_id, data, end_stream)
         await self._flush(end_stream)
 
     async def aclose(self, code: int = ErrorCode.H3_NO_ERROR) -> None:
-        """Finish. What is not done in either direction is given up with a code; that a message of
-        this side is not all is H3_INTERNAL_ERROR if nothing else."""
+        """Finish. An unfinished direction is aborted with a code, which is H3_INTERNAL_ERROR for
+        this side's message unless another one is given."""
         if not self._has_sent_end:
             is_fault = code == ErrorCode.H3_NO_ERROR
             self._stream.reset(ErrorCode.H3_INTERNAL_ERROR if is_fault else code)
@@ -214,9 +214,9 @@ class Exchange:
         self._http._feed(StreamDataReceived(data, self._has_end, self.stream_id))
 
     async def _wait_while_blocked(self) -> None:
-        """Until QPACK's encoder stream brings what a header section refers to.
+        """Wait until QPACK's encoder stream has delivered what a header section refers to.
 
-        Meanwhile nothing is read, for it would have to be held.
+        Nothing is read meanwhile, because it would have to be buffered.
         """
         with trio.CancelScope() as self._blocked:
             raise ConnectionClosedError(await self._stream.connection.wait_closed())
@@ -231,7 +231,7 @@ class Exchange:
 
 
 class Http3Connection:
-    """HTTP/3 on a connection. Made by `over`; `run` it beside what uses it."""
+    """HTTP/3 on a connection. Use `over`, and run `run` in a task beside its users."""
 
     def __init__(
         self, connection: Connection, critical: list[SendStream], *, is_client: bool
@@ -245,17 +245,17 @@ class Http3Connection:
 
     @classmethod
     async def over(cls, connection: Connection, *, is_client: bool) -> Http3Connection:
-        """HTTP/3 over a connection whose ALPN said so; raises ConnectionClosedError."""
+        """Start HTTP/3 on a connection that negotiated it; raises ConnectionClosedError."""
         critical = [
             await connection.open_stream(unidirectional=True) for _ in range(_CRITICAL_STREAMS)
         ]
         return cls(connection, critical, is_client=is_client)
 
     async def run(self, respond: Responder | None = None) -> None:
-        """Serve the connection until it is over, however that comes about.
+        """Serve the connection until it is over, for whatever reason.
 
-        A server gives `respond`, which is called with each request in a task of its own. What is
-        wrong with one request ends that request alone.
+        A server passes `respond`, which is called with each request in a task of its own. A fault
+        in one request ends only that request.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -280,7 +280,7 @@ class Http3Connection:
         try:
             await exchange.send_headers(headers, end_stream=True)
         except StreamStoppedError:
-            pass  # A server may answer before it knows the end (RFC 9114 section 4.1).
+            pass  # A server may answer before the request's end (RFC 9114 section 4.1).
         except BaseException:
             await exchange.aclose(ErrorCode.H3_REQUEST_CANCELLED)
             raise
@@ -300,7 +300,7 @@ class Http3Connection:
             await exchange.aclose(code)
 
     async def _read_unidirectional(self, stream: ReceiveStream) -> None:
-        # Cancelled, this leaves the stream as it is: to stop a critical one would be an error.
+        # When cancelled, leave the stream alone: stopping a critical one would be an error.
         data = b"..."
         while data:
             try:
@@ -339,7 +339,7 @@ class Http3Connection:
         return stream is not None and stream.blocked
 
     def _feed(self, event: StreamDataReceived | StreamReset | StopSendingReceived) -> None:
-        """Give H3Connection what came, and what it makes of that to whom it is for."""
+        """Pass an event to H3Connection, and its results to their exchanges."""
         for found in self._h3.handle_event(event):
             self._route(found)
         stream = self._h3._stream.get(event.stream_id)
@@ -349,7 +349,7 @@ class Http3Connection:
             raise self._quic.error
 
     def _route(self, event: H3Event) -> None:
-        # What a server pushes is nobody's, and so are the ends of streams that were forgotten.
+        # Server pushes have no exchange, nor have the ends of streams that were forgotten.
         if isinstance(event, Part) and event.stream_id in self._exchanges:
             self._exchanges[event.stream_id]._put(event)
 

@@ -1,4 +1,4 @@
-"""An HTTP/3 client on hoststack: gets URLs and says how fast they came. See docs/http3.md."""
+"""An HTTP/3 client: downloads URLs and prints how fast they arrived. See docs/http3.md."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import hoststack
 from apps.http3 import ALPN, Exchange, Http3Connection
 
 _HTTPS_PORT: Final = 443
-#: What URLs may hold as it is; all else is percent-encoded (RFC 3986 section 2).
+#: Characters allowed in URLs; all others are percent-encoded (RFC 3986 section 2).
 _URL_CHARACTERS: Final = "%/?:@!$&'()*+,;=~"
 
 
 class MistakeError(ValueError):
-    """Something in the command line that can't be used; the message is for the user."""
+    """An error in the command line; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """Host and port as URIs have them."""
+        """Host and port in URI syntax."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
     def request(self) -> list[tuple[bytes, bytes]]:
-        """The header section that asks for it."""
+        """Return the header section of the request."""
         return [
             (b":method", b"GET"),
             (b":scheme", b"https"),
@@ -58,14 +58,14 @@ class Target:
 
 
 class Download:
-    """Gets targets, and notes what failed."""
+    """Downloads targets, and records failures."""
 
     def __init__(self, tls: hoststack.TlsConfig) -> None:
         self.has_failed = False
         self._tls = tls
 
     async def visit(self, stack: hoststack.Stack, targets: Sequence[Target]) -> None:
-        """All targets of one host over one connection, in parallel."""
+        """Download all targets of one host over one connection, in parallel."""
         authority = targets[0].authority
         try:
             async with stack.connect(
@@ -121,7 +121,7 @@ class Download:
 
 
 async def _receive(exchange: Exchange, output: Path | None) -> tuple[int, int]:
-    """The status and the content's bytes, which go to the output if all is well."""
+    """Return status and content size; the content goes to the output if the request succeeded."""
     status = 0
     size_bytes = 0
     file = None
@@ -131,7 +131,7 @@ async def _receive(exchange: Exchange, output: Path | None) -> tuple[int, int]:
                 size_bytes += len(part.data)
                 if file is not None:
                     await file.write(part.data)
-            elif status < 200:  # Else these are trailers.
+            elif status < 200:  # A second section after a final status is trailers.
                 status = int(dict(part.headers)[b":status"])
                 if output is not None and 200 <= status < 300:
                     file = await trio.open_file(output, "wb")
@@ -144,7 +144,7 @@ async def _receive(exchange: Exchange, output: Path | None) -> tuple[int, int]:
 
 
 def parse_target(url: str, output: Path | None) -> Target:
-    """Take a URL apart; raises MistakeError. An output that is a folder gets a file in it."""
+    """Parse a URL; raises MistakeError. An output that is a folder gets a file in it."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -153,7 +153,7 @@ def parse_target(url: str, output: Path | None) -> Target:
     if parts.scheme != "https" or not parts.hostname:
         raise MistakeError(f"{url!r}: write it as https://HOST[:PORT]/PATH")
     if parts.username is not None:
-        raise MistakeError(f"{url!r}: there is no way to log in here: leave the user out")
+        raise MistakeError(f"{url!r}: user names are not supported: leave the user out")
     path = quote(parts.path or "/", safe=_URL_CHARACTERS)
     if parts.query:
         path += "?" + quote(parts.query, safe=_URL_CHARACTERS)
@@ -167,18 +167,18 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="http3_client", description=__doc__)
     parser.add_argument("urls", metavar="URL", nargs="+", help="https://HOST[:PORT]/PATH")
     trust = parser.add_mutually_exclusive_group()
-    trust.add_argument("--insecure", action="store_true", help="take any certificate")
+    trust.add_argument("--insecure", action="store_true", help="accept any certificate")
     trust.add_argument("--ca", metavar="FILE", help="trust these authorities, PEM")
     parser.add_argument(
         "--output", metavar="F", type=Path, help="a file, or a folder for a file of each URL"
     )
     parser.add_argument(
-        "--session-file", metavar="F", type=Path, help="resume sessions that are kept in this file"
+        "--session-file", metavar="F", type=Path, help="resume sessions that this file stores"
     )
     parser.add_argument(
         "--early-data",
         action="store_true",
-        help="ask in the first flight (0-RTT) where that can be",
+        help="send requests in the first flight (0-RTT) if possible",
     )
     parser.add_argument("--engine", choices=("auto", "native", "aioquic"), default="auto")
     return parser.parse_args(words)
@@ -196,12 +196,12 @@ def _targets(arguments: argparse.Namespace) -> list[Target]:
 
 
 async def _get_all(arguments: argparse.Namespace, targets: Sequence[Target]) -> bool:
-    """Whether all went well. Raises TlsConfigError, ValueError and LinkError."""
+    """Return whether everything succeeded. Raises TlsConfigError, ValueError and LinkError."""
     sessions = None
     if arguments.session_file is not None:
         sessions = hoststack.SessionCache.load(arguments.session_file)
     elif arguments.early_data:
-        raise MistakeError("--early-data: give --session-file too, for it takes a ticket of before")
+        raise MistakeError("--early-data: give --session-file too, as it needs an earlier ticket")
     download = Download(
         hoststack.TlsConfig(ca=arguments.ca, verify=not arguments.insecure, sessions=sessions)
     )
@@ -221,7 +221,7 @@ async def _get_all(arguments: argparse.Namespace, targets: Sequence[Target]) -> 
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit status is 0 if all URLs were had, 2 for a mistake in it."""
+    """Run a command line; return 0 if all URLs were downloaded, 2 for an error in it."""
     arguments = _parse(words)
     status = 1
     try:
@@ -231,7 +231,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"http3_client: {group.exceptions[0]}", file=sys.stderr)
         status = 2
     except* BrokenPipeError:
-        # Whoever read our output has gone; what is left in the buffer must not fail again.
+        # The reader of our output is gone; flushing the rest of the buffer must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except* (ValueError, OSError) as group:
         print(f"http3_client: {group.exceptions[0]}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""An HTTP/3 server on hoststack: the files of a folder, and `/N` for N bytes. See docs/http3.md."""
+"""An HTTP/3 server: the files of a folder, and `/N` for N bytes. See docs/http3.md."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from apps.http3 import ALPN, CHUNK_BYTES, Exchange, Http3Connection
 logger = logging.getLogger(__name__)
 
 
-#: A path that asks for that many bytes; more digits than these are no number of bytes.
+#: A path that requests that many bytes; a number with more digits is not valid.
 _GENERATED: Final = re.compile(rb"/([0-9]{1,15})")
 _INDEX: Final = b"index.html"
 _FALLBACK_TYPE: Final = "application/octet-stream"
-#: What opening says of a path that is not there for us.
+#: Errors of open(2) that mean "not found" to a client.
 _NOT_THERE: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG, errno.ENXIO)
 )
-#: Byte i of what is generated is i & 0xff, as quic_echo's. CHUNK_BYTES is a multiple of 256.
+#: Byte i of generated content is i & 0xff, as in quic_echo. CHUNK_BYTES is a multiple of 256.
 _PATTERN: Final = bytes(range(256)) * (CHUNK_BYTES // 256)
 
 
 class Content(Protocol):
-    """What a response carries. It is read piece by piece, and in order."""
+    """The content of a response, read piece by piece and in order."""
 
     size_bytes: int
     content_type: str
 
     async def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes or fewer; none where there are no more. Raises OSError."""
+        """Return `count` bytes or fewer; none at the end. Raises OSError."""
 
     def close(self) -> None: ...
 
 
 class Generated:
-    """As many bytes as were asked for."""
+    """Generated content of the requested size."""
 
     content_type = _FALLBACK_TYPE
 
@@ -69,7 +69,7 @@ class Generated:
 
 
 class File:
-    """An open file. Its size is taken once: a response has to say it first."""
+    """An open file. Its size is read once: a response announces it first."""
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
@@ -85,10 +85,10 @@ class File:
 
 
 class Site:
-    """A folder, and how requests are answered from it."""
+    """Answers requests from a folder."""
 
     def __init__(self, root: str) -> None:
-        """Raises OSError for a folder that can't be opened."""
+        """Open the folder; raises OSError."""
         self._root = os.fsencode(os.path.realpath(root))
         self._root_fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -96,7 +96,7 @@ class Site:
         """Answer one request."""
         request = await exchange.receive()
         if not isinstance(request, HeadersReceived):
-            return  # It ended before it was one.
+            return  # The stream ended before a complete request.
         fields = dict(request.headers)
         method = fields[b":method"]
         if method not in (b"GET", b"HEAD"):
@@ -115,7 +115,7 @@ class Site:
             content.close()
 
     async def _find(self, target: bytes) -> Content:
-        """Raises OSError; ENOENT for all that is not below the folder."""
+        """Return the content of a path; raises OSError, ENOENT for all outside of the folder."""
         path = target.partition(b"?")[0]
         generated = _GENERATED.fullmatch(path)
         if generated is not None:
@@ -123,19 +123,19 @@ class Site:
         return await trio.to_thread.run_sync(self._open, _names(path))
 
     def _open(self, names: Sequence[bytes]) -> File:
-        # Links are followed here, and must lead to a place below the folder ...
+        # Resolve links here: they must lead to a place below the folder ...
         real = os.path.realpath(os.path.join(self._root, *names), strict=True)
         inner = os.path.relpath(real, self._root).split(b"/")
         if inner[0] in (b"..", b"."):
             raise _not_found(real)
-        # ... and nowhere on the way down, should one have been put there since.
+        # ... and follow none on the way down, in case one was created since.
         folder = os.dup(self._root_fd)
         try:
             for name in inner[:-1]:
                 below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
                 os.close(folder)
                 folder = below
-            # A FIFO that nobody writes to must not hold the thread.
+            # Opening a FIFO without a writer must not block the thread.
             fd = os.open(inner[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         finally:
             os.close(folder)
@@ -146,7 +146,7 @@ class Site:
 
 
 def _names(path: bytes) -> list[bytes]:
-    """The names on the way from the folder to the file; raises OSError for a way out of it."""
+    """Split a path into names; raises OSError if it leaves the folder."""
     decoded = unquote_to_bytes(path)
     if not decoded.startswith(b"/") or b"\0" in decoded:
         raise _not_found(path)
@@ -172,7 +172,7 @@ async def _send_content(exchange: Exchange, content: Content, method: bytes) -> 
     while has_content and sent < content.size_bytes:
         data = await content.read(sent, min(CHUNK_BYTES, content.size_bytes - sent))
         if not data:
-            # The length was promised: only a reset says that this is not all.
+            # The length was announced: only a reset says that the content is incomplete.
             raise trio.BrokenResourceError("the file became shorter while it was sent")
         sent += len(data)
         await exchange.send_data(data, end_stream=sent == content.size_bytes)
@@ -181,7 +181,7 @@ async def _send_content(exchange: Exchange, content: Content, method: bytes) -> 
 async def _send_status(
     exchange: Exchange, status: int, method: bytes, extra: Sequence[tuple[bytes, bytes]] = ()
 ) -> None:
-    """A response that is no more than its status."""
+    """Send a response with a status and nothing else."""
     text = f"{status}\n".encode()
     headers = [
         (b":status", str(status).encode()),
@@ -203,7 +203,7 @@ async def serve_connection(site: Site, connection: hoststack.Connection) -> None
         connection.close_now(ErrorCode.H3_INTERNAL_ERROR)
         if isinstance(error, trio.BrokenResourceError):
             raise
-        # Whatever one peer brings about, the others are served on.
+        # A fault with one peer must not end the service for the others.
         logger.exception("%r ended", connection)
     except BaseException:  # the server ends
         connection.close_now(ErrorCode.H3_INTERNAL_ERROR, "the server ends")
@@ -211,8 +211,8 @@ async def serve_connection(site: Site, connection: hoststack.Connection) -> None
 
 
 def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststack.Stack]:
-    """A daemon's, or one of its own."""
-    # All that is answered can be asked again without harm, so that a replay does none (RFC 8470).
+    """Return a daemon's stack, or an embedded one."""
+    # All requests are safe to repeat, so a replay of early data does no harm (RFC 8470).
     config = hoststack.QuicConfig(early_data=True, preferred_addresses=tuple(arguments.preferred))
     if arguments.socket is not None:
         return hoststack.attach(arguments.socket, name="http3_server", config=config)
@@ -222,8 +222,8 @@ def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststa
 
 
 async def _serve(arguments: argparse.Namespace, site: Site) -> None:
-    """For ever. Raises UriError, TlsConfigError, ValueError, LinkError and AttachError, also in
-    groups, and trio.BrokenResourceError when a daemon ends."""
+    """Serve for ever. Raises UriError, TlsConfigError, ValueError, LinkError and AttachError, also
+    in groups, and trio.BrokenResourceError when a daemon ends."""
     if arguments.cert is None and arguments.key is None:
         tls = hoststack.TlsConfig.self_signed(["localhost"])
         print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
@@ -242,7 +242,7 @@ async def _serve(arguments: argparse.Namespace, site: Site) -> None:
 
 
 async def _serve_until_signal(arguments: argparse.Namespace) -> int:
-    """The exit status: 1 for what can't be served, and 128 and a signal's number as shells do."""
+    """Return the exit status: 1 for an error, and 128 plus a signal's number as shells do."""
     status = 0
     try:
         site = Site(arguments.root)
@@ -265,7 +265,7 @@ async def _serve_until_signal(arguments: argparse.Namespace) -> int:
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="http3_server", description=__doc__)
     parser.add_argument("uri", metavar="quic://ADDRESS:PORT", help="port 0 picks a free one")
-    parser.add_argument("--root", metavar="FOLDER", required=True, help="what is served")
+    parser.add_argument("--root", metavar="FOLDER", required=True, help="the folder to serve")
     parser.add_argument("--cert", metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--key", metavar="FILE", help="its private key, PEM")
     parser.add_argument(
@@ -273,13 +273,13 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="ADDRESS:PORT",
         action="append",
         default=[],
-        help="where clients are to come after the handshake; once for IPv4, once for IPv6",
+        help="where clients move after the handshake; once for IPv4, once for IPv6",
     )
     parser.add_argument("--interface", metavar="IFACE", help="AF_XDP on this interface")
     parser.add_argument("--link", choices=("auto", "af_xdp", "udp"), default="auto")
     parser.add_argument("--engine", choices=("auto", "native", "aioquic"), default="auto")
     parser.add_argument(
-        "--socket", metavar="PATH", help="attach to the daemon there: link and engine are its own"
+        "--socket", metavar="PATH", help="attach to that daemon, which has the link and the engine"
     )
     arguments = parser.parse_args(words)
     own = arguments.interface is not None or arguments.link != "auto" or arguments.engine != "auto"
@@ -289,7 +289,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command line; its exit status."""
+    """Run a command line; return its exit status."""
     arguments = _parse(words)
     logging.basicConfig(format="http3_server: %(message)s", level=logging.WARNING)
     return trio.run(_serve_until_signal, arguments)

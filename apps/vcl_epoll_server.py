@@ -1,5 +1,5 @@
-"""A server on VCL's epoll: `python -m apps.vcl_epoll_server quic://ADDRESS:PORT` sends back what
-comes on each stream, of as many connections as there are, in one thread."""
+"""An echo server with VCL's epoll: `python -m apps.vcl_epoll_server quic://ADDRESS:PORT` serves the
+streams of any number of connections in one thread."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def watch(vep: int, session: int, flags: int, op: int = v.EPOLL_CTL_ADD) -> None
 
 
 def echo(vep: int, stream: int, waiting: dict[int, memoryview]) -> None:
-    """Until there is nothing to read, or no room to write; the rest comes with the next event."""
+    """Echo until there is nothing to read, or no room to write; the next event continues."""
     while True:
         if stream in waiting:
             count = v.vppcom_session_write(stream, waiting[stream])
@@ -40,7 +40,7 @@ def echo(vep: int, stream: int, waiting: dict[int, memoryview]) -> None:
                 waiting[stream] = memoryview(bytes(BUFFER[:count]))
             elif count == -errno.EAGAIN:
                 return None
-        if count <= 0:  # the end, or the peer has gone
+        if count <= 0:  # the end, or the peer is gone
             v.vppcom_session_close(stream)
             return None
 

@@ -11,12 +11,12 @@ from apps.quic_echo.connections import drive
 from apps.quic_echo.record import Record
 from hoststack import ConnectError, Connection, Stack, TlsConfig
 
-#: Handshakes that go on at once; more would time out behind each other.
+#: Concurrent handshakes; more would time out in each other's queue.
 _SIMULTANEOUS_CONNECTS: Final = 32
 
 
 async def run_client(record: Record, stack: Stack) -> None:
-    """Until all connections are closed. Raises UriError and TlsConfigError."""
+    """Run until all connections are closed. Raises UriError and TlsConfigError."""
     client = _Client(record, stack)
     async with trio.open_nursery() as nursery:
         record.timing.first("qconnect")

@@ -19,7 +19,7 @@ async def drive(record: Record, connection: Connection) -> None:
             else:
                 await _accept_streams(record, connection, name)
         except* ConnectionClosedError:
-            pass  # _close tells why.
+            pass  # _close reports why.
         await _close(record, connection, name)
     except BaseException:  # Cancelled, by itself or in a group
         connection.close_now(1, "interrupted")

@@ -1,4 +1,4 @@
-"""The threads of a run (`nthreads`): each has a trio loop, a stack and a Record of its own."""
+"""The threads of a run (`nthreads`): each has its own trio loop, stack and Record."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from apps.quic_echo.timing import Timing
 
 
 class Goal:
-    """A number of connections, to which all threads count; each is told when it is reached."""
+    """A number of connections that all threads count together; each is notified at the goal."""
 
     def __init__(self, wanted: int | None) -> None:
-        """None: there is no such number."""
+        """None means that there is no goal."""
         self._wanted = wanted
         self._lock = threading.Lock()
         self._reached = 0
         self._waiting: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
 
     def join(self) -> trio.Event:
-        """An event of this thread's loop."""
+        """Return an event of this thread's loop that is set at the goal."""
         event = trio.Event()
         with self._lock:
             self._waiting.append((trio.lowlevel.current_trio_token(), event))
@@ -34,7 +34,7 @@ class Goal:
         return event
 
     def count(self) -> bool:
-        """One more; whether that was the last one."""
+        """Count one more; return whether the goal is reached."""
         with self._lock:
             self._reached += 1
             if self._reached != self._wanted:
@@ -45,7 +45,7 @@ class Goal:
 
 
 class Crew:
-    """All threads of a run, and what they make together."""
+    """All threads of a run, and their results."""
 
     def __init__(self, options: Options, timing: Timing) -> None:
         self.options = options
@@ -56,14 +56,14 @@ class Crew:
         self._is_stopped = False
 
     def join(self, record: Record) -> None:
-        """The calling thread's loop runs this record's part: `stop` ends it."""
+        """Register the calling thread's record, so that `stop` ends its loop."""
         with self._lock:
             self._loops.append((trio.lowlevel.current_trio_token(), record.scope))
             if self._is_stopped:
                 record.scope.cancel()
 
     def stop(self) -> None:
-        """End the run, whatever still goes on in whichever thread."""
+        """End the run in all threads."""
         with self._lock:
             self._is_stopped = True
             for token, scope in self._loops:
@@ -78,7 +78,7 @@ class Crew:
         return sum(record.rx_bytes for record in self.records)
 
     def total(self) -> Record:
-        """What all of them did, once they are done."""
+        """Return the sum of their records, once they are done."""
         first, *others = self.records
         for record in others:
             first.tx_bytes += record.tx_bytes
@@ -95,7 +95,7 @@ class Crew:
 
 
 def _shares(options: Options) -> list[Options]:
-    """What each thread is to do. A server's threads take what comes, all to one goal."""
+    """Return each thread's options. A server's threads count to one common goal."""
     if options.is_server or options.connections is None:
         return [options] * options.threads
     each, rest = divmod(options.connections, options.threads)
@@ -103,5 +103,5 @@ def _shares(options: Options) -> list[Options]:
 
 
 def _call_soon(token: trio.lowlevel.TrioToken, call: Callable[[], None]) -> None:
-    with contextlib.suppress(trio.RunFinishedError):  # That thread is done.
+    with contextlib.suppress(trio.RunFinishedError):  # That thread has ended.
         token.run_sync_soon(call)

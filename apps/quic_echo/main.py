@@ -1,4 +1,4 @@
-"""The program: from its words to its report and exit status."""
+"""The program: from its arguments to its report and exit status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from apps.quic_echo.usage import USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status that USAGE describes."""
+    """Run a command line; return the exit status that USAGE describes."""
     timing = Timing()
     words = sys.argv[1:] if arguments is None else arguments
     try:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         return _run(options, timing)
     except BrokenPipeError:
-        # Whoever read our output has gone; what is left in the buffer must not fail again.
+        # The reader of our output is gone; flushing the rest of the buffer must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options, timing: Timing) -> int:
-    # A handshake that failed, and the like, this program tells in its own words.
+    # This program reports failed handshakes and the like itself.
     logging.basicConfig(
         format="quic_echo: %(name)s: %(message)s",
         level=logging.INFO if options.log_level > 1 else logging.CRITICAL,
     )
     if options.log_level:
-        # Why it is not a better link or engine.
+        # These say why a link or engine is not a better one.
         for name in ("hoststack.link.auto", "hoststack.worker.engines"):
             logging.getLogger(name).setLevel(logging.WARNING)
     crew = Crew(options, timing)
@@ -85,7 +85,7 @@ async def _run_until_done(crew: Crew) -> None:
 
 
 async def _run_member(crew: Crew, record: Record) -> None:
-    """One thread's part; what ends it early ends the others, too."""
+    """Run one thread's part; an early end of it ends the others, too."""
     crew.join(record)
     try:
         await _run_role(record)
@@ -117,7 +117,7 @@ async def _run_role(record: Record) -> None:
         if stack.link_reason and options.socket_name is not None:
             record.log(1, stack.link_reason)
         try:
-            # The stack is outside, so that it can tell the peers of an end before it goes.
+            # The stack is outside, so that it can send the connections' ends before it closes.
             with record.scope:
                 await (run_server if options.is_server else run_client)(record, stack)
         finally:
@@ -129,7 +129,7 @@ async def _run_role(record: Record) -> None:
 def _stack(
     options: Options, config: hoststack.QuicConfig
 ) -> AbstractAsyncContextManager[hoststack.Stack]:
-    """A daemon's stack, or one of our own."""
+    """Return a daemon's stack, or an embedded one."""
     if options.socket_name is not None:
         return hoststack.attach(
             options.socket_name,
@@ -161,7 +161,7 @@ async def _watch_signals(
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception of a group of groups."""
+    """Return the first exception of a group of groups."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import hoststack
 from apps.quic_echo.timing import EVENTS
 
-#: What the side that opens streams sends on each if it is told nothing.
+#: The default of what the side that opens streams sends on each.
 DEFAULT_TX_BYTES: Final = 64 << 10
 
 Close = Literal["Y", "N", "W"]
@@ -18,7 +18,7 @@ Check = Literal["off", "count", "assert"]
 
 
 class UsageError(ValueError):
-    """Words that make no sense; the message says which, and what to write instead."""
+    """Invalid words; the message says which, and what to write instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +33,20 @@ class Options:
     engine: Literal["auto", "native", "aioquic"] = "auto"
     busy_poll_us: int = 0
     socket_name: str | None = None
-    """Where the daemon is whose stack this uses; None: a stack of its own."""
+    """The socket of the daemon whose stack this uses; None for an embedded stack."""
     namespace: str | None = None
     secret: str | None = None
     scopes: frozenset[Literal["local", "global"]] = frozenset({"global"})
     threads: int = 1
-    """Each with a trio loop and an attachment of its own."""
+    """Each with its own trio loop and attachment."""
     connections: int | None = None
-    """How many there will be; None: a server that runs until it is stopped."""
+    """The number of connections; None for a server that runs until it is stopped."""
     streams: int | None = None
-    """How many in each connection; None: as many as the peer opens."""
+    """The number in each connection; None for as many as the peer opens."""
     tx_bytes: int | None = None
-    """What to send on each stream; None reflects what comes."""
+    """What to send on each stream; None reflects what arrives."""
     rx_bytes: int | None = None
-    """What to expect on each stream; None takes what comes until the peer's end."""
+    """What to expect on each stream; None reads until the peer's end."""
     check: Check = "off"
     fifo_bytes: int = 1 << 20
     rx_buf_bytes: int = 1 << 20
@@ -76,12 +76,12 @@ class Options:
 
     @property
     def opens_streams(self) -> bool:
-        """Whether this side opens the streams, and not the peer."""
+        """Whether this side opens the streams, not the peer."""
         return self.is_server == self.is_serverstream
 
 
 def parse_options(words: Sequence[str]) -> Options:
-    """Parse the words behind the program's name; raises UsageError."""
+    """Parse the words after the program's name; raises UsageError."""
     given: dict[str, Any] = {}
     rest = list(words)
     while rest:
@@ -107,7 +107,7 @@ def parse_options(words: Sequence[str]) -> Options:
 
 
 def size_of(word: str, text: str) -> int:
-    """The size in bytes that follows a word; raises UsageError."""
+    """Parse the size in bytes after a word; raises UsageError."""
     try:
         return hoststack.parse_size(text)
     except ValueError as error:
@@ -115,7 +115,7 @@ def size_of(word: str, text: str) -> int:
 
 
 def _completed(options: Options, given: dict[str, Any]) -> Options:
-    """Fill in what depends on other words, and refuse what contradicts itself."""
+    """Fill in what depends on other words, and refuse contradictions."""
     filled: dict[str, Any] = {}
     _check_daemon(options, given)
     if options.interface is None and options.link == "af_xdp":
@@ -128,7 +128,7 @@ def _completed(options: Options, given: dict[str, Any]) -> Options:
         filled["stream_close"] = "Y" if options.opens_streams else "W"
     if options.connection_close is None:
         filled["connection_close"] = "W" if options.is_server else "Y"
-    # A server that accepts streams and waits for the close takes as many as come.
+    # A server that accepts streams and waits for the close accepts any number.
     counts_streams = not options.is_server or options.connection_close == "Y"
     if options.streams is None and (options.opens_streams or counts_streams):
         filled["streams"] = 1
@@ -142,7 +142,7 @@ def _completed(options: Options, given: dict[str, Any]) -> Options:
 
 
 def _amounts(options: Options, given: dict[str, Any]) -> dict[str, int | None]:
-    """TX and RX: who opens a stream sends and wants it back, who accepts one reflects."""
+    """Return TX and RX: the opener of a stream sends and expects an echo, the acceptor reflects."""
     if not options.opens_streams:
         if not options.is_unidirectional:
             return {}
@@ -154,7 +154,7 @@ def _amounts(options: Options, given: dict[str, Any]) -> dict[str, int | None]:
     tx_bytes = DEFAULT_TX_BYTES if options.tx_bytes is None else options.tx_bytes
     if options.is_unidirectional:
         if options.rx_bytes:
-            raise UsageError("uni: nothing can come back on a stream of one's own; leave RX out")
+            raise UsageError("uni: nothing can come back on our own streams; leave RX out")
         return {"tx_bytes": tx_bytes, "rx_bytes": 0}
     return {"tx_bytes": tx_bytes, "rx_bytes": given.get("rx_bytes", tx_bytes)}
 
@@ -167,11 +167,11 @@ def _check_daemon(options: Options, given: dict[str, Any]) -> None:
         return
     for field, word in _OWN_STACK.items():
         if field in given:
-            raise UsageError(f"{word!r} is the daemon's to say: leave it out with socket-name")
+            raise UsageError(f"{word!r} is the daemon's setting: leave it out with socket-name")
     if not options.is_server and options.threads > (options.connections or 1):
         raise UsageError(
-            f"nthreads {options.threads}: there is nothing to do for more threads than "
-            "connections; say nclients"
+            f"nthreads {options.threads}: more threads than connections would have nothing to do; "
+            "say nclients",
         )
 
 
@@ -180,11 +180,11 @@ def _check_closing(options: Options) -> None:
         return
     if options.tx_bytes == 0:
         raise UsageError(
-            f"sclose={options.stream_close} with TX=0: the peer would never hear of the "
-            "streams; take sclose=Y"
+            f"sclose={options.stream_close} with TX=0: the peer would never notice the "
+            "streams; use sclose=Y"
         )
     if options.is_unidirectional and options.stream_close == "W":
-        raise UsageError("sclose=W with uni: the peer has nothing to close; take sclose=Y")
+        raise UsageError("sclose=W with uni: the peer has nothing to close; use sclose=Y")
 
 
 def _check_security(options: Options) -> None:
@@ -202,7 +202,7 @@ def _set(given: dict[str, Any], word: str, fields: dict[str, Any]) -> None:
             raise UsageError(f"{word!r} contradicts a word before it")
 
 
-#: From a word, the text of its value and the field of Options: the fields that it sets.
+#: From a word, its value's text and the field of Options: returns the fields that it sets.
 _Convert = Callable[[str, str, str], dict[str, Any]]
 
 
@@ -270,7 +270,7 @@ def _time(word: str, text: str, field: str) -> dict[str, Any]:
     return {field: start, "end_event": end}
 
 
-#: What is said of a stack of one's own: field and word.
+#: Words about an embedded stack: field and word.
 _OWN_STACK: Final = {
     "interface": "interface",
     "link": "link",
@@ -279,7 +279,7 @@ _OWN_STACK: Final = {
     "busy_poll_us": "busy-poll",
 }
 
-#: What is said of an application of a daemon.
+#: Words about an application of a daemon.
 _OF_DAEMONS: Final = {
     "namespace": "appns",
     "secret": "secret",

@@ -1,4 +1,4 @@
-"""Lines about a run that still goes on: every N seconds, or on a terminal in place."""
+"""Progress lines during a run: every N seconds, or updated in place on a terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import trio
 
 from apps.quic_echo.crew import Crew
 
-#: A transfer that is done before that needs no progress line.
+#: A transfer that ends before this needs no progress line.
 _PATIENCE_S: Final = 2.0
 _REFRESH_S: Final = 0.5
 
 
 async def show_progress(crew: Crew) -> None:
-    """Until cancelled. On stderr, for stdout is the report's."""
+    """Show progress until cancelled, on stderr, because stdout is for the report."""
     every_s = crew.options.stats_s
     if every_s:
         await _repeat(crew, every_s, lambda line: f"quic_echo: {line}\n")
@@ -42,7 +42,7 @@ async def _repeat(crew: Crew, every_s: float, decorate: Callable[[str], str]) ->
 
 
 def progress_line(seconds: float, tx_bytes: int, rx_bytes: int, crew: Crew) -> str:
-    """What went on in the last seconds, and how far the whole is."""
+    """Return the rates of the last seconds, and the share of the total."""
     line = f"TX {_rate(tx_bytes, seconds)}, RX {_rate(rx_bytes, seconds)}"
     options = crew.options
     if options.connections and options.streams and options.tx_bytes is not None:

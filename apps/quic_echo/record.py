@@ -1,4 +1,4 @@
-"""What a run did: bytes, sessions, events, and what went wrong."""
+"""The results of a run: bytes, sessions, events, and failures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import trio
 from apps.quic_echo.options import Options
 from apps.quic_echo.timing import Timing
 
-#: How many failures are told one by one, and how many wrong bytes.
+#: How many failures are reported one by one, and how many wrong bytes.
 _TOLD: Final = 10
 
 
 @dataclass
 class Count:
-    """Of QUIC connections and of streams."""
+    """A count of QUIC connections and one of streams."""
 
     q: int = 0
     s: int = 0
@@ -32,23 +32,23 @@ class Counts:
     connected: Count = field(default_factory=Count)
     accepted: Count = field(default_factory=Count)
     closed: Count = field(default_factory=Count)
-    """The peer closed it in order."""
+    """Sessions that the peer closed in order."""
     reset: Count = field(default_factory=Count)
-    """It ended in another way."""
+    """Sessions that ended in another way."""
     active: Count = field(default_factory=Count)
-    """This side closed it."""
+    """Sessions that this side closed."""
     clean: Count = field(default_factory=Count)
-    """Discarded: left open until the program ends."""
+    """Sessions left open until the program ends."""
 
 
 def _tell(text: str) -> None:
-    """A line on stderr, in one piece: other threads tell theirs, too."""
+    """Print a line on stderr, in one piece: other threads print theirs, too."""
     sys.stderr.write(f"quic_echo: {text}\n")
     sys.stderr.flush()
 
 
 class ConnectionGoal(Protocol):
-    """How many connections all threads are to have, together (crew.py)."""
+    """How many connections all threads are to have together (crew.py)."""
 
     def join(self) -> trio.Event: ...
     def count(self) -> bool: ...
@@ -63,7 +63,7 @@ class Record:
         self.options = options
         self.timing = timing
         self.stop = stop
-        """Ends the run, whatever still goes on."""
+        """Cancelling it ends the run."""
         self.goal = goal
         self.counts = Counts()
         self.tx_bytes = 0
@@ -77,17 +77,17 @@ class Record:
         self.engine_counters: dict[str, Any] = {}
         self.link_statistics: dict[str, int] = {}
         self.scope = trio.CancelScope()
-        # Byte i of a stream is i & 0xff, as VPP's: any slice of it starts within 256 bytes.
+        # Byte i of a stream is i & 0xff, as in VPP: any slice of it starts within 256 bytes.
         size = max(options.tx_buf_bytes, options.rx_buf_bytes) + 256
         self.pattern = (bytes(range(256)) * (size // 256 + 1))[:size]
 
     def log(self, level: int, text: str) -> None:
-        """A line on stderr, if so much is wanted."""
+        """Print a line on stderr, if the log level includes it."""
         if level <= self.options.log_level:
             _tell(text)
 
     def fail(self, text: str, status: int = 1) -> None:
-        """Note something that went wrong, and tell it once."""
+        """Record a failure, and report it once."""
         self.exit_status = self.exit_status or status
         if text not in self.failures:
             self.failure_count += 1
@@ -96,7 +96,7 @@ class Record:
                 _tell(text)
 
     def interrupt(self, signal_number: int) -> None:
-        """End the run because of a signal; the exit status is as shells have it."""
+        """End the run because of a signal; the exit status is the one that shells use."""
         self.exit_status = 128 + signal_number
         self.failures.append(f"ended by {signal.Signals(signal_number).name}")
         self.failure_count += 1
@@ -104,12 +104,12 @@ class Record:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there was ever a connection, so that there is something to report."""
+        """Whether there has been a connection, so that there is something to report."""
         return bool(self.counts.connected.q or self.counts.accepted.q)
 
     def check_bytes(self, name: str, offset: int, data: memoryview) -> None:
-        """Compare what came at an offset of a stream with what was to come."""
-        # A comparison of memoryviews goes byte by byte; this one is a memcmp.
+        """Compare bytes received at an offset of a stream with the pattern."""
+        # Comparing memoryviews goes byte by byte; this is a memcmp.
         if self.pattern.startswith(data, offset & 0xFF):
             return
         for index, byte in enumerate(data):
@@ -121,7 +121,7 @@ class Record:
                 self.log(
                     1,
                     f"{name} byte {offset + index} was {byte:#04x}, expected {expected:#04x}"
-                    + ("; further ones are not told" if self.wrong_bytes == _TOLD else ""),
+                    + ("; further ones are not reported" if self.wrong_bytes == _TOLD else ""),
                 )
         self.fail("test-bytes: wrong bytes came")
         if self.options.check == "assert":

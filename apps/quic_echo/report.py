@@ -1,4 +1,4 @@
-"""The report at the end, as text with VPP's words or as JSON with VPP's keys."""
+"""The report at the end, as text in VPP's format or as JSON with VPP's keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apps.quic_echo.record import Count, Record
 
 
 def text_report(record: Record) -> str:
-    """For people; why it failed was said on stderr when it did."""
+    """Return the report for people; stderr has the reasons of failures already."""
     options, counts = record.options, record.counts
     seconds = record.timing.between_s(options.start_event, options.end_event)
     lines = [f"Timing {options.start_event}:{options.end_event}"]
@@ -40,7 +40,7 @@ def text_report(record: Record) -> str:
 
 
 def json_report(record: Record) -> str:
-    """For programs: one JSON object, whatever happened."""
+    """Return the report for programs: one JSON object, whatever happened."""
     options, timing, counts = record.options, record.timing, record.counts
     seconds = timing.between_s(options.start_event, options.end_event)
     report: dict[str, Any] = {
@@ -77,7 +77,7 @@ def json_report(record: Record) -> str:
 
 
 def json_failure(status: int, text: str) -> str:
-    """The JSON object of a run that did not even start."""
+    """Return the JSON object of a run that did not even start."""
     return json.dumps({"results": {"has_failed": status, "fail_descr": text}}, indent=2)
 
 

@@ -1,4 +1,4 @@
-"""The server: echoes, or does whatever TX and RX say, for all who connect."""
+"""The server: echoes to all clients, or does what TX and RX say."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hoststack import Stack, TlsConfig
 
 
 async def run_server(record: Record, stack: Stack) -> None:
-    """Until as many connections as are expected are done; for ever if that is not known.
+    """Serve until the expected connections are done; for ever if their number is unknown.
 
-    Raises UriError, TlsConfigError, and LinkError where the port can't be had.
+    Raises UriError, TlsConfigError, and LinkError where the port is not available.
     """
     options = record.options
     if options.certificate is None:

@@ -25,20 +25,20 @@ class Timing:
         self.first("start")
 
     def first(self, event: str) -> None:
-        """An event that the first of several occurrences decides."""
+        """Record an event whose first occurrence counts."""
         self.at_s.setdefault(event, time.monotonic())
 
     def last(self, event: str) -> None:
-        """An event that the last of several occurrences decides."""
+        """Record an event whose last occurrence counts."""
         self.at_s[event] = time.monotonic()
 
     def between_s(self, start: str, end: str) -> float:
-        """Seconds from one event to another; 0 if one did not happen."""
+        """Return the seconds from one event to another; 0 if one did not happen."""
         if start not in self.at_s or end not in self.at_s:
             return 0.0
         return self.at_s[end] - self.at_s[start]
 
     def since_start_s(self) -> dict[str, float]:
-        """When every event happened, counted from the start of the program."""
+        """Return the times of all events since the start of the program."""
         start = self.at_s["start"]
         return {event: self.at_s[event] - start for event in EVENTS if event in self.at_s}

@@ -14,12 +14,12 @@ from hoststack import (
     StreamStoppedError,
 )
 
-#: A thousand streams that get little each need no buffer of a megabyte each.
+#: Small at first: a thousand streams with little data need no buffer of a megabyte each.
 _FIRST_BUFFER_BYTES = 16384
 
 
 class Transfer:
-    """Sends, receives, reflects and checks on one stream as the options say."""
+    """Sends, receives, reflects and checks data of one stream as the options say."""
 
     def __init__(self, record: Record, stream: Stream | SendStream | ReceiveStream) -> None:
         self._record = record
@@ -34,8 +34,8 @@ class Transfer:
         self._is_finishing = False
 
     async def run(self) -> None:
-        """Until both directions are done. What goes wrong is in the record afterwards, and the peer
-        gets a reset: the end of what it got is not the end of it all."""
+        """Run until both directions are done. Failures are recorded, and the peer gets a reset, as
+        its received data is incomplete."""
         is_whole = False
         try:
             async with trio.open_nursery() as nursery:
@@ -80,7 +80,7 @@ class Transfer:
         await self._finish(stream)
 
     async def _receive(self, stream: ReceiveStream) -> None:
-        """Take what comes until the peer's end; check it, and reflect it if that is wanted."""
+        """Read until the peer's end; check the data, and reflect it if requested."""
         record, options = self._record, self._options
         echo = self._sender if self._reflects else None
         view = memoryview(bytearray(min(options.rx_buf_bytes, _FIRST_BUFFER_BYTES)))
@@ -98,7 +98,7 @@ class Transfer:
                 self._count_sent(size)
             if options.rx_bytes is not None and self._received >= options.rx_bytes:
                 if self._received > options.rx_bytes:
-                    # Throw away the rest, however long it is.
+                    # Discard the rest, however long it is.
                     stream.stop_sending(1)
                     break
                 if options.stream_close == "N":
@@ -120,7 +120,7 @@ class Transfer:
             try:
                 await stream.wait_acknowledged()
             except ConnectionClosedError as error:
-                # A peer that has all may close in order without a last acknowledgement.
+                # A peer that has everything may close in order without a last acknowledgement.
                 if error.code:
                     raise
         if not self._received:
@@ -149,7 +149,7 @@ class Transfer:
             self._record.fail(f"{self._name}: {self._received} of {expected} bytes came")
 
     def _on_connection_closed(self, error: BaseException) -> None:
-        """The connection ended below the stream: in order if all was done that is known of."""
+        """Handle the end of the connection: in order if all known work was done."""
         is_clean = isinstance(error, ConnectionClosedError) and error.code == 0
         has_all = self._options.rx_bytes in (None, self._received)
         has_sent = self._options.tx_bytes in (None, self._sent)

@@ -1,4 +1,4 @@
-"""What `quic_echo --help` says."""
+"""The text of `quic_echo --help`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Where
   interface IFACE     AF_XDP on this interface; as root, or with CAP_BPF, CAP_NET_ADMIN and
                       CAP_NET_RAW
   link L              auto, af_xdp or udp; without an interface it is udp, the kernel's sockets;
-                      auto takes af_xdp where it works, and says why where not
+                      auto uses af_xdp where it works, and says why where not
   mode M              of XDP: auto, native (in the driver) or generic (anywhere)
   engine E            of QUIC: auto, native (in C, where it was built) or aioquic
   busy-poll N         look for datagrams without end, N microseconds (1 to 1000) at a time, instead
@@ -28,34 +28,34 @@ Where
                       share its connections; a server's get connections in turns
   global-scope, local-scope, all-scope
                       the network (the default), the other applications of the namespace, or both
-  uri URI             the server's address; VPP's older quic://ADDRESS/PORT is taken too
+  uri URI             the server's address; VPP's older quic://ADDRESS/PORT is accepted too
 
 How much
   nclients N[/M]      N connections first, and once all are open, M streams in each (1/1);
-                      also nclient. A server that is told N exits after N connections, and one
-                      that is not told runs until Ctrl-C
+                      also nclient. A server with N exits after N connections, and one without
+                      runs until Ctrl-C
   quic-streams M      M streams in each connection
-  TX=N|RX             send N bytes on each stream; TX=RX reflects what comes
+  TX=N|RX             send N bytes on each stream; TX=RX reflects what arrives
   RX=N                expect N bytes on each stream
                       The side that opens streams: TX=64K, and RX as TX. The other: TX=RX, and
-                      RX is what comes until the peer's end of the stream
+                      RX is what arrives until the peer's end of the stream
   uni                 unidirectional streams: the side that opens them sends, the other receives
   quic-setup S        default: the client opens the streams; serverstream: the server does.
-                      Tell both sides the same of uni and quic-setup
+                      Give both sides the same uni and quic-setup
 
 How
-  test-bytes[:assert] check every byte that comes; with assert the first wrong one ends the run
+  test-bytes[:assert] check every byte that arrives; with assert the first wrong one ends the run
   sclose=Y|N|W        a stream's end: Y send it when TX is done, N send none, W wait for the
                       peer's first. Default: Y for the side that opens streams, else W
   qclose=Y|N|W        a connection's close, in the same way. Default: client Y, server W
   fifo-size N         receive and transmit FIFO of each stream, so its flow-control window (1M)
-  rx-buf N            bytes taken at once from a stream (1M)
-  tx-buf N            bytes given at once to a stream (1M)
+  rx-buf N            bytes read at once from a stream (1M)
+  tx-buf N            bytes written at once to a stream (1M)
   connect-timeout N   seconds that a handshake may take (10)
-  idle-timeout N      seconds of silence after which a connection is given up (30)
+  idle-timeout N      seconds of silence after which a connection is closed (30)
 
 Certificates
-  cert FILE key FILE  of the server, PEM; without them it makes a certificate of its own
+  cert FILE key FILE  of the server, PEM; without them it creates a self-signed certificate
   verify              the client checks the server's certificate by the system's authorities;
                       it does NOT check it by default
   ca FILE             check it by these authorities, PEM
@@ -65,17 +65,17 @@ Certificates
 What it prints
   time START:END      time between two events (qconnect:lastbyte):
                         start        the program starts
-                        qconnect     the first connection is asked for
-                        qconnected   the last connection is there
-                        sconnect     the first stream is asked for
-                        sconnected   the last stream is there
+                        qconnect     the first connection is started
+                        qconnected   the last connection is established
+                        sconnect     the first stream is requested
+                        sconnected   the last stream is open
                         lastbyte     the last byte was received; where none is expected: the
                                      last that was sent is acknowledged
                         exit         the program ends
   stats N             throughput every N seconds
-  log=N               0 the report alone, 1 also what is unusual (default), 2 every session
+  log=N               0 only the report, 1 also what is unusual (default), 2 every session
   json                the report as JSON, also when it failed
 
-Exit status: 0 all bytes came and all sessions were closed in order; 1 not so; 2 these words make
-no sense; 130 Ctrl-C (143 SIGTERM), with a report. docs/quic_echo.md has examples.
+Exit status: 0 all bytes arrived and all sessions were closed in order; 1 otherwise; 2 invalid
+words; 130 Ctrl-C (143 SIGTERM), with a report. docs/quic_echo.md has examples.
 """

@@ -118,4 +118,4 @@ def test_a_proof_with_flaws() -> None:
     for counter in GOOD.kernel["server"]:
         flawed = copy.deepcopy(GOOD)
         flawed.kernel["server"][counter] = 1
-        assert demo.show_proof(flawed) == ["the kernel's UDP had a part at the server"]
+        assert demo.show_proof(flawed) == ["the kernel's UDP handled datagrams at the server"]

@@ -193,7 +193,7 @@ def test_our_client_resumes_at_servers_of_others(
     if engine == "aioquic":
         refused = client(engine, *words, "--early-data")
         assert refused.returncode == 1
-        assert "take the native one" in refused.stderr
+        assert "use the native one" in refused.stderr
         return
     early = client(engine, *words, "--early-data")
     assert early.returncode == 0, early.stderr
