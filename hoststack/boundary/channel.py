@@ -147,9 +147,7 @@ class Channel:
 
     def _receive_one(self) -> tuple[bytes, list[int]]:
         try:
-            data, control, flags, _ = self._socket.recvmsg(
-                MAX_MESSAGE_BYTES, self._control_bytes, socket.MSG_CMSG_CLOEXEC
-            )
+            data, control, flags, _ = self._read()
         except BlockingIOError:
             raise
         except OSError as error:
@@ -168,6 +166,15 @@ class Channel:
             close_all(fds)
             return data, []
         return data, list(fds)
+
+    def _read(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+        arguments = MAX_MESSAGE_BYTES, self._control_bytes, socket.MSG_CMSG_CLOEXEC
+        try:
+            return self._socket.recvmsg(*arguments)
+        except ConnectionResetError:
+            # The other end closed with unread messages. The kernel reports that once, ahead of
+            # what is queued here (unix_release_sock).
+            return self._socket.recvmsg(*arguments)
 
     async def receive(self) -> list[tuple[bytes, list[int]]]:
         """Wait for messages, and return as `receive_now`."""

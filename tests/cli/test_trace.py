@@ -236,7 +236,8 @@ def test_text_for_people() -> None:
             assert client("TX=1M", running.uri).returncode == 0
             out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (0, "")
-    assert "XDP redirected nothing" in out
+    # It counts for the whole machine, where others may redirect meanwhile.
+    assert "XDP redirected nothing" in out or "\nredirected" in out
     assert f"process {running.process.pid}: " in out
     assert "duration of a turn, ns" in out
     assert "####" in out

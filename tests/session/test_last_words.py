@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from itertools import permutations
 
 import pytest
@@ -12,6 +14,7 @@ import hoststack
 from hoststack import TlsConfig
 from hoststack.boundary import messages as m
 from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.codec import encode
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.remote_application import Limits, RemoteApplication
@@ -94,3 +97,19 @@ def test_a_notice_of_a_worker(order: tuple[str, ...]) -> None:
         assert ours.is_gone
 
     trio.run(main)
+
+
+def test_messages_of_an_end_that_closed_with_unread_ones() -> None:
+    """The kernel reports ECONNRESET ahead of what is queued."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here, there = Channel(ours), Channel(theirs)
+    here.send(b"unread")
+    for data in (b"1", b"2", b"3"):
+        there.send(data)
+    there.close()
+    received: list[tuple[bytes, list[int]]] = []
+    with contextlib.suppress(ChannelClosedError):
+        while len(received) < 10:
+            received += here.receive_now()
+    assert [data for data, _ in received] == [b"1", b"2", b"3"]
+    here.close()
