@@ -126,6 +126,8 @@ class Evil:
         )
         self._attachment.send(attaching.encode(hello))
         about = attaching.decode_answer(self._wait()[0])
+        if isinstance(about, attaching.Refused):
+            raise ChannelClosedError(about.text)
         assert isinstance(about, attaching.Attached), about
         while len(self.workers) < about.workers:
             data, fds = self._wait()
