@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -21,14 +21,15 @@ from hoststack.boundary.application import Application
 from hoststack.boundary.protocols import PROTOCOLS, not_supported
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.boundary.uri import Uri, parse_uri
-from hoststack.link.auto import choose_link
 from hoststack.link.base import Link
 from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig, check_protocols
 from hoststack.quic.tls import TlsConfig, checked_server_name
-from hoststack.session.namespaces import Namespaces
-from hoststack.session.rules import Rules
-from hoststack.worker.engines import EngineName, engine_maker
-from hoststack.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from hoststack.session.namespaces import Namespaces
+    from hoststack.session.rules import Rules
+    from hoststack.worker.engines import EngineName
+    from hoststack.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -311,6 +312,11 @@ async def open_stack(
     whole core (docs/performance.md). Raises LinkError if the requested link is unavailable, and
     ValueError for an engine that is unavailable or can't poll busily.
     """
+    # Programs that attach to a daemon need no links and no engines.
+    from hoststack.link.auto import choose_link
+    from hoststack.worker.engines import engine_maker
+    from hoststack.worker.worker import Worker
+
     if isinstance(link, str):
         chosen, reason = choose_link(interface, link, mode=mode, busy_poll_us=busy_poll_us)
     else:

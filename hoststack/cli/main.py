@@ -6,31 +6,33 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Final
 
-from hoststack.cli import ctl, doctor, run, trace, xdp
+#: Each is a module here; one is imported when it is asked for.
+COMMANDS: Final = ("run", "xdp", "doctor", "ctl", "trace")
 
 #: As shells report a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser, with a subparser for each command; its result's `run` does the work."""
     parser = argparse.ArgumentParser(
         prog="hoststack", description="A QUIC host stack for Linux over XDP and AF_XDP."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    run.add_command(commands)
-    xdp.add_command(commands)
-    doctor.add_command(commands)
-    ctl.add_command(commands)
-    trace.add_command(commands)
+    for name in names:
+        import_module(f"hoststack.cli.{name}").add_command(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status: 0 success, 1 failure, 2 usage."""
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    named = [name for name in COMMANDS if [name] == words[:1]]
+    options = build_parser(named or COMMANDS).parse_args(words)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names from outside may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")

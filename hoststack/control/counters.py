@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.control.grammar import Command
 from hoststack.control.sessions import describe_path
 from hoststack.control.worker_side import Data, WorkerSide
-from hoststack.link.xdp.steering import Steering
 from hoststack.session.session import ConnectionSession, ListenerSession
+
+if TYPE_CHECKING:
+    from hoststack.link.xdp.steering import Steering
 
 #: Counters of a link that are no errors: what it moved, and how;
 _TOTALS: Final = frozenset(

@@ -6,13 +6,11 @@ import errno
 import socket
 from typing import Any, Protocol
 
-from hoststack.control.counters import describe_program
 from hoststack.control.worker_side import Data
 from hoststack.daemon.config import DaemonConfig
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.kernel.sockets import open_kernel_socket
 from hoststack.link.udp.group import UdpGroup
-from hoststack.link.xdp.shared import SharedAfXdp
 
 
 class LinkPart(Protocol):
@@ -94,24 +92,6 @@ class UdpPart(UdpGroup):
         return {}
 
 
-class AfXdpPart(SharedAfXdp):
-    """The af_xdp link: the program, the UMEM and all sockets of an interface."""
-
-    name = "af_xdp"
-    #: See LinkPart: the port reservation.
-    sockets_of_port = 1
-
-    def socket_of(self, worker: int, endpoint: Endpoint) -> int:
-        """See LinkPart; workers have their sockets from the start."""
-        return -1
-
-    def describe(self) -> Data:
-        """See LinkPart."""
-        if self.trouble:
-            return {"trouble": self.trouble}
-        return describe_program(self.steering) | {"fill_levels": self.fill_levels()}
-
-
 def make_link_part(config: DaemonConfig, rotation: int) -> tuple[LinkPart, str]:
     """Return the link of a configuration, and why it is not a better one.
 
@@ -129,9 +109,12 @@ def make_link_part(config: DaemonConfig, rotation: int) -> tuple[LinkPart, str]:
     return UdpPart(config.workers, host=config.host, rotation=rotation), reason
 
 
-def _make_af_xdp(config: DaemonConfig, rotation: int) -> AfXdpPart:
+def _make_af_xdp(config: DaemonConfig, rotation: int) -> LinkPart:
     if config.interface is None:
         raise LinkError(errno.EINVAL, "AF_XDP needs an interface (-i IFACE)")
+    # A daemon over UDP sockets does without libxdp.
+    from hoststack.daemon.af_xdp_part import AfXdpPart
+
     return AfXdpPart.open(
         config.interface,
         config.workers,

@@ -23,11 +23,15 @@ _NATIVE: Final = (
     "hoststack.link.udp.wire",
     "hoststack.link.xdp.wire",
 )
-#: Modules that libraries and Python itself import lazily.
-_LATE: Final = ("cryptography.hazmat.backends.openssl.backend",)
+#: Modules that are imported where they are first used, by libraries and by us.
+_LATE: Final = (
+    "cryptography.hazmat.backends.openssl.backend",
+    "hoststack.link.kernel.rtnetlink",
+)
 
 
 def load_everything() -> None:
     """Import everything that a worker may need."""
-    for name in (*_LATE, *(() if why_not_native() else _NATIVE)):
+    engine = ("hoststack.quic.aioquic.engine",) if why_not_native() else _NATIVE
+    for name in (*_LATE, *engine):
         importlib.import_module(name)

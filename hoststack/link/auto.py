@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hoststack.link.base import Link, LinkError
 from hoststack.link.udp.link import UdpLink
-from hoststack.link.xdp.link import AfXdpLink
-from hoststack.link.xdp.rings import XdpMode
+
+if TYPE_CHECKING:
+    from hoststack.link.xdp.rings import XdpMode
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def _choose(interface: str | None, wanted: LinkName, mode: XdpMode) -> tuple[Lin
     try:
         if interface is None:
             raise LinkError(errno.EINVAL, "AF_XDP needs an interface: name one")
+        from hoststack.link.xdp.link import AfXdpLink
+
         return AfXdpLink.open(interface, mode=mode), ""
     except LinkError as error:
         if wanted == "af_xdp" or error.errno == errno.ENODEV:

@@ -10,7 +10,6 @@ from typing import Final, Literal, get_args
 
 from hoststack.link.base import Link
 from hoststack.native.build_record import left_out
-from hoststack.quic.aioquic.engine import AioquicEngine
 from hoststack.quic.seam import CidConfig, Engine, EngineOwner
 
 logger = logging.getLogger(__name__)
@@ -88,4 +87,6 @@ def engine_maker(
         from hoststack.quic.native.engine import NativeEngine
 
         return lambda owner: NativeEngine(link, owner, cid, secret)
+    from hoststack.quic.aioquic.engine import AioquicEngine
+
     return lambda owner: AioquicEngine(link, owner, cid, secret)
