@@ -138,7 +138,8 @@ def test_connections_of_ours(veth_pair: VethPair, family: str) -> None:
                 await connection.send_datagram(b"first")
                 data, address = await heard(there)
                 assert data == b"first"
-                assert a.sent() == 0
+                # The neighbour may have answered before it went.
+                assert a.sent() <= 1
                 for number in range(1000):
                     there.sendto(b"%d" % number, address)
                     assert await connection.receive_datagram() == b"%d" % number
