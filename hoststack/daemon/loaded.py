@@ -27,11 +27,11 @@ _NATIVE: Final = (
 _LATE: Final = (
     "cryptography.hazmat.backends.openssl.backend",
     "hoststack.link.kernel.rtnetlink",
+    "hoststack.quic.aioquic.engine",
 )
 
 
 def load_everything() -> None:
     """Import everything that a worker may need."""
-    engine = ("hoststack.quic.aioquic.engine",) if why_not_native() else _NATIVE
-    for name in (*_LATE, *engine):
+    for name in (*_LATE, *(() if why_not_native() else _NATIVE)):
         importlib.import_module(name)

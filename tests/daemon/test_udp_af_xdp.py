@@ -56,10 +56,10 @@ def ask_until_answered(peer: socket.socket, where: tuple[str, int]) -> bytes:
 
 
 def test_a_listener_has_the_datagrams_of_all_queues(daemon: Daemon, pair: VethPair) -> None:
-    """Below 1024, which no worker could open. When its worker dies another one has the port."""
+    """Below 1024, which no worker could open. When its worker dies, another one serves the port."""
 
     async def serve(connection: hoststack.Connection) -> None:
-        workers.add(connection.handle >> 32)
+        workers.append(connection.handle >> 32)
         async for data in connection.datagrams():
             await connection.send_datagram(data * 2)
 
@@ -80,8 +80,8 @@ def test_a_listener_has_the_datagrams_of_all_queues(daemon: Daemon, pair: VethPa
                 listener = await stack.listen("udp://0.0.0.0:99")
                 nursery.start_soon(accept, listener)
                 await trio.to_thread.run_sync(ask_all)
-                assert len(workers) == 1
-                (owner,) = workers
+                before = len(workers)
+                (owner,) = set(workers)
                 kills.append(owner)
                 os.kill(daemon.worker_pid(owner), signal.SIGKILL)
                 (peer,) = peers(pair.b, 1)
@@ -90,7 +90,8 @@ def test_a_listener_has_the_datagrams_of_all_queues(daemon: Daemon, pair: VethPa
                         ask_until_answered, peer, (pair.a.ipv4, 99)
                     )
                 assert answer == b"anybody?" * 2
-                assert workers == {0, 1}
+                # By the other one, or by the one that replaced the owner before it noticed.
+                assert len(workers) > before
                 nursery.cancel_scope.cancel()
 
     def ask_all() -> None:
@@ -101,7 +102,7 @@ def test_a_listener_has_the_datagrams_of_all_queues(daemon: Daemon, pair: VethPa
                     peer.sendto(data, (pair.a.ipv4, 99))
                     assert peer.recv(65536) == data * 2
 
-    workers: set[int] = set()
+    workers: list[int] = []
     kills: list[int] = []
     trio.run(main)
     found = verdicts(daemon)
