@@ -85,7 +85,8 @@ class Villain:
         rings = self.worker.rings
         (at,) = struct.unpack_from("<Q", rings, PRODUCER)
         struct.pack_into("<QII", rings, EVENTS + (at % RING_ENTRIES) * 16, handle, code, 0)
-        struct.pack_into("<Q", rings, PRODUCER, at + 1)
+        # In native order it is one store; "<Q" writes octets, and the worker may read between them.
+        struct.pack_into("@Q", rings, PRODUCER, at + 1)
         self.wake()
 
     def wake(self) -> None:
@@ -93,7 +94,7 @@ class Villain:
             os.write(self.worker.wake_ups[0], b"x")
 
     def fifo(self, name: Any, place: int, index: int) -> None:
-        struct.pack_into("<Q", self.worker.segments[name.segment], name.offset + place, index)
+        struct.pack_into("@Q", self.worker.segments[name.segment], name.offset + place, index)
 
     def why_it_left(self) -> str:
         """Once it is thrown out."""
