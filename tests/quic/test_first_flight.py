@@ -377,13 +377,20 @@ def test_0rtt_in_the_burst_of_its_initial(server_engine: Any, burst: int) -> Non
                 nursery.start_soon(relay.run)
                 relay.begin(1)
                 assert await ask_at(client, tls, relay.port, b"first") == "none"
-                relay.begin(burst)
-                data = os.urandom(12_000)
-                assert await ask_at(client, tls, relay.port, data) == "accepted"
-                counters = server.counters()
-                assert "unknown_cid" not in counters.dropped
-                if server_engine == "native":
-                    assert counters.rx_packets["0rtt"] >= burst // 2
+                # Where this process is held up, the handshake is over before the data are sent.
+                for _ in range(5):
+                    relay.begin(burst)
+                    data = os.urandom(12_000)
+                    assert await ask_at(client, tls, relay.port, data) == "accepted"
+                    counters = server.counters()
+                    assert "unknown_cid" not in counters.dropped
+                    if (
+                        server_engine != "native"
+                        or counters.rx_packets.get("0rtt", 0) >= burst // 2
+                    ):
+                        break
+                else:
+                    pytest.fail("no 0-RTT packet was read")
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
