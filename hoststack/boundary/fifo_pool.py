@@ -256,7 +256,6 @@ class FifoPool:
         if block is not None:
             block.is_with_application = False
             self._free_if_unused(block)
-            self.drop_unused()
 
     def close(self) -> None:
         """Release everything for an application that is gone. A segment's memory lives until its

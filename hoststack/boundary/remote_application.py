@@ -154,10 +154,7 @@ class RemoteApplication(Application):
 
     def notify(self, notice: Notice) -> None:
         if self.gone is None:
-            try:
-                self._channel.send(encode(notice, self._pool.hand_out))
-            except Exception as error:
-                self.on_fault(error)
+            self._send_message(notice)
 
     def raise_event(self, handle: int, code: EventCode) -> None:
         if self.gone is None:
@@ -319,7 +316,10 @@ class RemoteApplication(Application):
             self.on_fault(error)
 
     def _send_segment_gone(self, number: int) -> None:
+        self._send_message(SegmentGone(number))
+
+    def _send_message(self, message: Notice | SegmentGone) -> None:
         try:
-            self._channel.send(encode(SegmentGone(number)))
+            self._channel.send(encode(message, self._pool.hand_out))
         except Exception as error:
             self.on_fault(error)

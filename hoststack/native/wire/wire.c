@@ -24,11 +24,6 @@ int64_t hs_wire_add_path(struct hs_wire *wire, uint8_t ip_version, const uint8_t
 	return path ? (int64_t)path->id : -1;
 }
 
-uint32_t hs_wire_path_count(const struct hs_wire *wire)
-{
-	return wire->paths.count;
-}
-
 void hs_wire_set_key(struct hs_wire *wire, uint32_t path_id, const uint8_t *key)
 {
 	struct hs_path *path = hs_paths_by_id(&wire->paths, path_id);

@@ -19,7 +19,6 @@ enum { HS_PATH_KEY_BYTES = 64 }; /* what identifies the path of a received datag
 int64_t hs_wire_add_path(struct hs_wire *wire, uint8_t ip_version, const uint8_t *local_ip,
 			 uint16_t local_port, const uint8_t *remote_ip, uint16_t remote_port,
 			 uint32_t scope);
-uint32_t hs_wire_path_count(const struct hs_wire *wire);
 /* These ignore a number that is no path's. */
 void hs_wire_set_key(struct hs_wire *wire, uint32_t path_id, const uint8_t *key);
 void hs_wire_set_size(struct hs_wire *wire, uint32_t path_id, uint32_t max_datagram_bytes);
