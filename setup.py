@@ -248,6 +248,7 @@ class MissingParts(Command):
 setup(
     cffi_modules=[
         "hoststack/native/_build.py:memory",
+        "hoststack/native/_build.py:session",
         "hoststack/native/_build.py:wire",
         "hoststack/native/_build.py:quic",
         "pyxdp/_build.py:ffibuilder",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import trio
 from cryptography import x509
@@ -16,6 +15,7 @@ from hoststack.api.errors import ConnectionClosedError, MigrationError
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.boundary import messages as m
 from hoststack.link.base import Endpoint
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import ABORTED_CODE, MAX_REASON_CHARACTERS, CloseInfo, EarlyData
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ class Connection(trio.abc.AsyncResource):
         self._handshake = notice.handshake
         self._info: CloseInfo | None = None
         self._is_closing = False
-        self._accepted: deque[Stream | ReceiveStream] = deque()
-        self._streams: dict[int, SendStream | ReceiveStream] = {}
+        self._side = router.hold(notice.handle)
+        """Its struct hs_end_connection (native/session/end.h)."""
+        self._held: dict[int, Any] = {}
+        """What streams of a worker in another process need until they are accepted."""
+        self._openers = (trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot())
+        """Tasks that wait for the peer to allow a bidirectional, or unidirectional, stream."""
         self._sleepers = trio.lowlevel.ParkingLot()
         self._datagrams = Datagrams(self._signal_sent, self._signal_consumed, self._check)
 
@@ -125,15 +129,13 @@ class Connection(trio.abc.AsyncResource):
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check()
-        reply = await self._router.call(
-            lambda token: m.OpenStream(token, self.handle, unidirectional)
-        )
-        if not isinstance(reply, SendStream):
+        try:
+            return await self._router.open_stream(self, unidirectional=unidirectional)
+        except OSError as error:
             self._check()
-            if isinstance(reply, m.Failed) and reply.errno != errno.ENOTCONN:
-                raise OSError(reply.errno, reply.text)
-            raise trio.ClosedResourceError("this connection was closed")
-        return reply
+            if error.errno != errno.ENOTCONN:
+                raise
+        raise trio.ClosedResourceError("this connection was closed")
 
     async def streams(self) -> AsyncIterator[Stream | ReceiveStream]:
         """Iterate over the streams that the peer opens, in order.
@@ -144,7 +146,7 @@ class Connection(trio.abc.AsyncResource):
         """
         while True:
             await trio.lowlevel.checkpoint()
-            while not self._accepted:
+            while (stream := self._router.accept(self)) is None:
                 if self._is_closing:
                     return
                 if self._info is not None:
@@ -152,9 +154,6 @@ class Connection(trio.abc.AsyncResource):
                         return
                     raise ConnectionClosedError(self._info)
                 await self._sleepers.park()
-            stream = self._accepted.popleft()
-            # From now on, the peer gets credit for another stream when this one is closed.
-            self._router.signal_taken(stream.handle)
             yield stream
 
     @property
@@ -345,30 +344,22 @@ class Connection(trio.abc.AsyncResource):
             raise ConnectionClosedError(self._info)
 
     def _has_unacknowledged(self) -> bool:
-        return any(
-            isinstance(stream, SendStream) and stream._is_unacknowledged
-            for stream in self._streams.values()
-        )
+        """Return whether finished streams have data that is not acknowledged; if so, `_on_wake`
+        follows."""
+        return bool(lib.hs_end_unacknowledged(self._side, True))
 
     def _is_cut_short(self) -> bool:
-        return any(
-            isinstance(stream, SendStream) and stream._is_cut_short
-            for stream in self._streams.values()
-        )
+        return bool(lib.hs_end_cut_short(self._side))
 
     # --- from the router ---
 
-    def _on_stream_accepted(self, stream: Stream | ReceiveStream) -> None:
-        self._accepted.append(stream)
+    def _on_wake(self) -> None:
+        """Wake tasks: a stream can be accepted, or all data is acknowledged."""
         self._sleepers.unpark_all()
 
     def _on_handshake_done(self, notice: m.HandshakeDone) -> None:
         self._handshake = notice.handshake
         self._sleepers.unpark_all()
-
-    def _on_send_finished(self) -> None:
-        if self._is_closing:
-            self._sleepers.unpark_all()
 
     def _on_path_changed(self, notice: m.PathChanged) -> None:
         self._local, self._remote = notice.local, notice.remote
@@ -379,7 +370,6 @@ class Connection(trio.abc.AsyncResource):
 
     def _on_closed(self, info: CloseInfo) -> None:
         self._info = info
-        for stream in self._accepted:
-            self._router.signal_taken(stream.handle)
-        self._sleepers.unpark_all()
+        for waiting in (self._sleepers, *self._openers):
+            waiting.unpark_all()
         self._datagrams.wake()

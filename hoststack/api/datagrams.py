@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
-from hoststack.api.halves import breaks_if_corrupt
 from hoststack.boundary import messages as m
+
+from hoststack.native.memory.fifo import FifoCorruptError
 
 if TYPE_CHECKING:
     from hoststack.native.memory.fifo import Fifo
+
+
+@contextmanager
+def breaks_if_corrupt(what: str) -> Iterator[None]:
+    """Turn FifoCorruptError into trio.BrokenResourceError: the other side of a FIFO may be another
+    application (cut-through), which can write invalid data there."""
+    try:
+        yield
+    except FifoCorruptError as error:
+        raise trio.BrokenResourceError(f"the other side broke this {what}'s FIFO") from error
 
 
 class Datagrams:

@@ -1,22 +1,26 @@
-"""The application's side of the boundary: sends requests, and dispatches notices and events."""
+"""The application's side of the boundary: sends requests, dispatches notices, wakes tasks."""
 
 from __future__ import annotations
 
 import errno
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from hoststack.api.connection import Connection
-from hoststack.api.errors import ConnectionClosedError
 from hoststack.api.listener import Listener
-from hoststack.api.stream import ReceiveStream, SendStream, Stream, StreamBase
+from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import ApplicationSide
+from hoststack.native.memory.fifo import Fifo
+from hoststack.native.session._session import ffi, lib
 
 Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | SendStream
+
+#: Wake-ups that are taken with one call.
+_WAKES: Final = 256
 
 
 class _Call:
@@ -25,6 +29,21 @@ class _Call:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.reply: Reply | None = None
+
+
+class _Held:
+    """A stream of a worker in another process: its struct hs_end, and what that needs to exist."""
+
+    __slots__ = ("connection", "end", "is_taken", "rx", "tx")
+
+    def __init__(
+        self, connection: Connection, end: Any, rx: Fifo | None, tx: Fifo | None
+    ) -> None:
+        self.connection = connection
+        self.end = end
+        self.rx = rx
+        self.tx = tx
+        self.is_taken = False
 
 
 class Router:
@@ -36,7 +55,15 @@ class Router:
         self._calls: dict[int, _Call] = {}
         self._listeners: dict[int, Listener] = {}
         self._connections: dict[int, Connection] = {}
-        self._streams: dict[int, SendStream | ReceiveStream] = {}
+        self._held: dict[int, _Held] = {}
+        """Streams of workers in other processes, by handle, until they are over."""
+        self._sleepers: dict[int, trio.lowlevel.Task] = {}
+        """Tasks that wait for a stream, by key (native/session/end.h)."""
+        self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
+        """The same, where several may wait."""
+        self._keys = ffi.new("uint64_t[]", _WAKES)
+        self._accepted = ffi.new("struct hs_accepted *")
+        self.act = application.act
         self._early_datagrams: dict[int, m.DatagramsReady] = {}
         """For connections whose own notice has not arrived yet."""
         self._notices: dict[type, Callable[[Any], None]] = {
@@ -49,6 +76,7 @@ class Router:
             m.ListenerLost: self._on_listener_lost,
             m.HandshakeDone: self._on_handshake_done,
             m.StreamAccepted: self._on_stream_accepted,
+            m.StreamsAvailable: self._on_streams_available,
             m.DatagramsReady: self._on_datagrams_ready,
             m.PathChanged: self._on_path_changed,
             m.Migrated: self._on_migrated,
@@ -101,12 +129,111 @@ class Router:
         for listener in list(self._listeners.values()):
             listener.close()
 
-    def forget_stream(self, stream: StreamBase) -> None:
-        """Stop dispatching events to a stream."""
-        # A later stream may have the handle of one that ended long ago.
-        if self._streams.get(stream.handle) is stream:
-            del self._streams[stream.handle]
-        stream.connection._streams.pop(stream.handle, None)
+    # --- waiting ---
+
+    async def sleep(self, key: int) -> None:
+        """Wait for what a stream waits for; one task at a time."""
+        self._sleepers[key] = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._sleepers[key]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def park(self, key: int) -> None:
+        """Wait as `sleep` does, with any number of tasks."""
+        await self._lots.setdefault(key, trio.lowlevel.ParkingLot()).park()
+
+    def _wake(self) -> None:
+        side, keys, sleepers = self._application.side, self._keys, self._sleepers
+        while count := lib.hs_side_take(side, keys, _WAKES):
+            for key in ffi.unpack(keys, count):
+                task = sleepers.pop(key, None)
+                if task is not None:
+                    trio.lowlevel.reschedule(task)
+                elif key in self._lots:
+                    self._lots.pop(key).unpark_all()
+                elif (connection := self._connections.get(key >> 2)) is not None:
+                    connection._on_wake()
+
+    # --- streams ---
+
+    def hold(self, handle: int) -> Any:
+        """Return the struct hs_end_connection of a new connection."""
+        if self._application.plane is not None:
+            return self._application.plane.hold(handle)
+        made = lib.hs_end_connection_new(self._application.side, handle)
+        return ffi.gc(made, lib.hs_end_connection_drop)
+
+    def accept(self, connection: Connection) -> Stream | ReceiveStream | None:
+        """Return the next stream that the peer opened; None if there is none yet."""
+        accepted = self._accepted
+        if not lib.hs_end_accept(connection._side, accepted):
+            return None
+        handle = accepted.handle
+        held = None
+        if self._application.plane is None:
+            held = connection._held.pop(handle)
+            held.is_taken = True
+            end = held.end
+            # From now on, the peer gets credit for another stream when this one is over.
+            self._application.signal_taken(handle)
+        else:
+            end = ffi.gc(accepted.end, lib.hs_end_drop)
+            if accepted.hints:
+                self.act(handle, accepted.hints)
+        kind = Stream if accepted.has_tx else ReceiveStream
+        return kind(self, connection, end, handle, accepted.stream_id, held)
+
+    async def open_stream(
+        self, connection: Connection, *, unidirectional: bool
+    ) -> Stream | SendStream:
+        """Open a stream; waits while the peer's limit forbids it. Raises OSError."""
+        plane = self._application.plane
+        if plane is None:
+            reply = await self.call(
+                lambda token: m.OpenStream(token, connection.handle, unidirectional)
+            )
+            if isinstance(reply, m.Failed):
+                raise OSError(reply.errno, reply.text)
+            assert isinstance(reply, SendStream)
+            return reply
+        waiting = connection._openers[unidirectional]
+        opened = None
+        if not waiting:
+            opened = self._open_here(connection, unidirectional)
+            if opened is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        while opened is None:
+            await waiting.park()
+            opened = self._open_here(connection, unidirectional)
+            self.wake_opener(connection, unidirectional)
+        end, handle, stream_id = opened
+        kind = SendStream if unidirectional else Stream
+        return kind(self, connection, end, handle, stream_id)
+
+    def _open_here(
+        self, connection: Connection, unidirectional: bool
+    ) -> tuple[Any, int, int] | None:
+        plane = self._application.plane
+        assert plane is not None
+        return plane.open_here(
+            self._application, connection.handle, unidirectional=unidirectional
+        )
+
+    def wake_opener(self, connection: Connection, unidirectional: bool) -> None:
+        """Have the next task that waits to open a stream try, if the peer allows one."""
+        waiting = connection._openers[unidirectional]
+        plane = self._application.plane
+        if waiting and plane is not None and plane.may_open(connection.handle, unidirectional):
+            waiting.unpark(count=1)
+
+    def forget_if_over(self, handle: int) -> None:
+        """Forget a stream that nothing can happen to any more."""
+        held = self._held.get(handle)
+        if held is not None and lib.hs_end_is_over(held.end):
+            del self._held[handle]
 
     # --- in ---
 
@@ -117,11 +244,14 @@ class Router:
             except Exception as error:
                 self._application.on_bad_notice(notice, error)
         for handle, code, _ in self._application.take_events():
-            stream = self._streams.get(handle)
-            if stream is not None:
-                stream._on_event(code)
+            held = self._held.get(handle)
+            if held is not None:
+                is_room = code == m.EventCode.WRITABLE
+                event = lib.HS_STREAM_WRITABLE if is_room else lib.HS_STREAM_READABLE
+                lib.hs_end_report(held.end, event, 0, 0)
             elif handle in self._connections:
                 self._connections[handle]._datagrams.on_event(code)
+        self._wake()
 
     def _reply(self, token: int, reply: Reply) -> None:
         call = self._calls.get(token)
@@ -139,9 +269,7 @@ class Router:
         elif isinstance(reply, Connection):
             reply.close_now()
         elif isinstance(reply, SendStream):
-            reply.reset()
-            if isinstance(reply, Stream):
-                reply.stop_sending()
+            reply._close(aborts=True)
 
     def _on_failed(self, notice: m.Failed) -> None:
         self._reply(notice.token, notice)
@@ -193,29 +321,40 @@ class Router:
             text = "the worker reported a stream of an unknown connection"
             self._reply(notice.token, m.Failed(notice.token, errno.EPROTO, text))
             return
-        stream: Stream | SendStream
-        if notice.rx is None:
-            stream = SendStream(self, connection, notice)
-        else:
-            stream = Stream(self, connection, notice)
-        self._add_stream(connection, stream)
+        held = self._hold_stream(connection, notice, is_peers=False)
+        kind = SendStream if notice.rx is None else Stream
+        stream = kind(self, connection, held.end, notice.handle, notice.stream_id, held)
         self._reply(notice.token, stream)
 
     def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
         connection = self._connections.get(notice.connection)
-        if connection is None:
-            return
-        stream: Stream | ReceiveStream
-        if notice.tx is None:
-            stream = ReceiveStream(self, connection, notice)
-        else:
-            stream = Stream(self, connection, notice)
-        self._add_stream(connection, stream)
-        connection._on_stream_accepted(stream)
+        if connection is not None:
+            held = self._hold_stream(connection, notice, is_peers=True)
+            connection._held[notice.handle] = held
 
-    def _add_stream(self, connection: Connection, stream: SendStream | ReceiveStream) -> None:
-        self._streams[stream.handle] = stream
-        connection._streams[stream.handle] = stream
+    def _hold_stream(
+        self, connection: Connection, notice: m.StreamReady | m.StreamAccepted, *, is_peers: bool
+    ) -> _Held:
+        rx, tx = notice.rx, notice.tx
+        made = lib.hs_end_new(
+            connection._side,
+            notice.handle,
+            notice.stream_id,
+            is_peers,
+            ffi.cast("struct hs_fifo_consumer *", rx.consumer_address if rx is not None else 0),
+            ffi.cast("struct hs_fifo_producer *", tx.producer_address if tx is not None else 0),
+        )
+        if not made:
+            raise MemoryError("no memory for a stream")
+        held = _Held(connection, ffi.gc(made, lib.hs_end_drop), rx, tx)
+        self._held[notice.handle] = held
+        return held
+
+    def _on_streams_available(self, notice: m.StreamsAvailable) -> None:
+        connection = self._connections.get(notice.handle)
+        if connection is not None:
+            for unidirectional in (False, True):
+                self.wake_opener(connection, unidirectional)
 
     def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
         connection = self._connections.get(notice.handle)
@@ -236,23 +375,30 @@ class Router:
         connection = self._connections.pop(notice.handle, None)
         if connection is None:
             return
-        for stream in list(connection._streams.values()):
-            self.forget_stream(stream)
-            stream._on_broken(ConnectionClosedError(notice.info))
         connection._on_closed(notice.info)
+        if self._application.plane is None:
+            self._on_lost(connection)
+
+    def _on_lost(self, connection: Connection) -> None:
+        """Break the streams of a connection of a worker in another process."""
+        lib.hs_end_connection_gone(connection._side)
+        for handle, held in list(self._held.items()):
+            if held.connection is connection:
+                del self._held[handle]
+                if handle in connection._held:
+                    self._application.signal_taken(handle)
 
     def _on_stream_reset(self, notice: m.StreamReset) -> None:
-        stream = self._streams.get(notice.handle)
-        if isinstance(stream, ReceiveStream):
-            stream._on_reset(notice.code)
+        self._report(notice.handle, lib.HS_STREAM_RESET, notice.code)
 
     def _on_stream_stopped(self, notice: m.StreamStopped) -> None:
-        stream = self._streams.get(notice.handle)
-        if isinstance(stream, SendStream):
-            stream._on_stopped(notice.code)
+        self._report(notice.handle, lib.HS_STREAM_STOPPED, notice.code)
 
     def _on_send_finished(self, notice: m.SendFinished) -> None:
-        stream = self._streams.get(notice.handle)
-        if isinstance(stream, SendStream):
-            stream._on_send_finished()
-            stream.connection._on_send_finished()
+        self._report(notice.handle, lib.HS_STREAM_FINISHED, 0)
+
+    def _report(self, handle: int, event: int, code: int) -> None:
+        held = self._held.get(handle)
+        if held is not None:
+            lib.hs_end_report(held.end, event, code, code)
+            self.forget_if_over(handle)

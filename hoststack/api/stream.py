@@ -1,38 +1,83 @@
-"""Streams of a connection, as trio streams."""
+"""Streams of a connection, as trio streams.
+
+A stream's state and its bytes are in C (native/session/end.h): an operation is a call there, and a
+checkpoint. Only a task that has to wait is known here.
+"""
 
 from __future__ import annotations
 
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
-from hoststack.api.errors import StreamResetError, StreamStoppedError
-from hoststack.api.halves import ReceivingHalf, SendingHalf
-from hoststack.boundary import messages as m
+from hoststack.api.errors import (
+    ConnectionClosedError,
+    StreamResetError,
+    StreamStoppedError,
+)
+from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import ABORTED_CODE
 
 if TYPE_CHECKING:
     from hoststack.api.connection import Connection
     from hoststack.api.router import Router
 
-#: The notices about a new stream.
-Opened = m.StreamReady | m.StreamAccepted
+#: Most bytes that `receive_some` returns without a size.
+RECEIVE_BYTES: Final = 256 * 1024
+#: Up to so many bytes are copied once more rather than looked at in two calls.
+_FEW_BYTES: Final = 8192
+
+_ROOM: Final = ffi.new("uint8_t[]", _FEW_BYTES)
+_ROOM_BYTES: Final = ffi.buffer(_ROOM)
+_HINTS: Final = int(lib.HS_END_BYTES_BITS)
+_BYTES: Final = (1 << _HINTS) - 1
+_WAIT: Final = int(lib.HS_END_WAIT)
+_MUCH: Final = int(lib.HS_END_MUCH)
+_CLOSED: Final = int(lib.HS_END_CLOSED)
+_RESET: Final = int(lib.HS_END_RESET)
+_STOPPED: Final = int(lib.HS_END_STOPPED)
+_GONE: Final = int(lib.HS_END_GONE)
+_FOR_BYTES: Final = int(lib.HS_WAIT_READ)
+_FOR_ROOM: Final = int(lib.HS_WAIT_WRITE)
+_FOR_FINISHED: Final = int(lib.HS_WAIT_FINISHED)
+_CORRUPT: Final = "the other side broke this stream's FIFO"
 
 
 class StreamBase(trio.abc.AsyncResource):
-    """Base of all streams: identity, access to the worker, and the handling of exceptions.
+    """Base of all streams: identity, waiting, and the handling of exceptions."""
 
-    A stream's halves refer to the router but not to the stream, so that no cycle holds the FIFOs of
-    an unused stream.
-    """
+    __slots__ = (
+        "__weakref__",
+        "_connection",
+        "_end",
+        "_handle",
+        "_held",
+        "_is_receiving",
+        "_is_sending",
+        "_router",
+        "_stream_id",
+    )
 
-    def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
+    def __init__(
+        self,
+        router: Router,
+        connection: Connection,
+        end: Any,
+        handle: int,
+        stream_id: int,
+        held: object = None,
+    ) -> None:
+        """`end` is the struct hs_end, `held` what it needs to exist."""
         self._router = router
         self._connection = connection
-        self._handle = opened.handle
-        self._stream_id = opened.stream_id
+        self._end = end
+        self._handle = handle
+        self._stream_id = stream_id
+        self._held = held
+        self._is_receiving = False
+        self._is_sending = False
 
     @property
     def connection(self) -> Connection:
@@ -62,8 +107,8 @@ class StreamBase(trio.abc.AsyncResource):
         if error is None:
             await self.aclose()
         else:
-            self._abort()
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._close(aborts=True)
+            await cancel_shielded_checkpoint()
 
     async def aclose(self) -> None:
         """Close the stream as its class describes. In a cancelled scope, as with
@@ -73,40 +118,43 @@ class StreamBase(trio.abc.AsyncResource):
         or received before, with `ABORTED_CODE`.
         """
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await checkpoint_if_cancelled()
         except BaseException:
-            self._abort()
+            self._close(aborts=True)
             raise
         self._close()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        await cancel_shielded_checkpoint()
 
-    def _close(self) -> None:
-        raise NotImplementedError
+    def _close(self, *, aborts: bool = False) -> None:
+        result = lib.hs_end_close(self._end, aborts, ABORTED_CODE)
+        if result:
+            self._act(result, ABORTED_CODE, ABORTED_CODE if aborts else 0)
+        self._router.forget_if_over(self._handle)
 
-    def _abort(self) -> None:
-        raise NotImplementedError
+    def _state(self) -> Any:
+        state = ffi.new("struct hs_end_state *")
+        lib.hs_end_state(self._end, state)
+        return state
 
-    def _forget_if_over(self) -> None:
-        """Remove a stream that can have no more events from the router."""
-        if self._is_over:
-            self._router.forget_stream(self)
+    def _act(self, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
+        """Do what an operation's result asks for."""
+        self._router.act(self._handle, hints >> _HINTS, reset_code, stop_code)
 
-    @property
-    def _is_over(self) -> bool:
-        raise NotImplementedError
+    def _error(self, result: int) -> Exception:
+        """Return the exception for an operation that ended with an enum hs_end_result."""
+        if result == _GONE:
+            info = self._connection.close_info
+            assert info is not None
+            return ConnectionClosedError(info)
+        if result == _CLOSED:
+            return trio.ClosedResourceError("this stream was closed")
+        return trio.BrokenResourceError(_CORRUPT)
 
 
 class SendStream(StreamBase, trio.abc.SendStream):
     """A stream that only sends: a unidirectional one that this side opened."""
 
-    def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
-        super().__init__(router, connection, opened)
-        assert opened.tx is not None
-        self._sending = SendingHalf(
-            opened.tx,
-            partial(router.signal_sent, opened.handle),
-            lambda code: router.post(m.ResetStream(opened.handle, code)),
-        )
+    __slots__ = ()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; returns when all of it is in the stack's buffer.
@@ -118,11 +166,67 @@ class SendStream(StreamBase, trio.abc.SendStream):
         Raises StreamStoppedError, ConnectionClosedError (both BrokenResourceError),
         ClosedResourceError, BusyResourceError.
         """
-        await self._sending.send_all(data)
+        if self._is_sending:
+            raise _busy("sending on")
+        self._is_sending = True
+        try:
+            if type(data) is not bytes:
+                data = memoryview(data).cast("B")
+            try:
+                await checkpoint_if_cancelled()
+            except BaseException:
+                if data:
+                    lib.hs_end_set_cut(self._end, True)
+                raise
+            pointer = data if type(data) is bytes else ffi.from_buffer("uint8_t[]", data)
+            result = lib.hs_end_write(self._end, pointer, len(data))
+            if result < 0:
+                raise self._sending_error(result)
+            taken = result & _BYTES
+            if taken == len(data):
+                if taken:
+                    self._act(result)
+            elif await self._send_rest(memoryview(data)[taken:], result):
+                return
+            await cancel_shielded_checkpoint()
+        finally:
+            self._is_sending = False
+
+    async def _send_rest(self, data: memoryview, result: int) -> bool:
+        """Send what had no room at once; return whether this slept, and so was a checkpoint."""
+        was_cut, has_slept = self._state().is_cut, False
+        lib.hs_end_set_cut(self._end, True)
+        while True:
+            if result >> _HINTS:
+                # The worker may have had its turn, and made room, or ended the stream.
+                self._act(result)
+            else:
+                await self._router.sleep(self._handle << 2 | _FOR_ROOM)
+                has_slept = True
+            result = lib.hs_end_write(self._end, ffi.from_buffer("uint8_t[]", data), len(data))
+            if result < 0:
+                raise self._sending_error(result)
+            data = data[result & _BYTES :]
+            if not data:
+                break
+        self._act(result)
+        lib.hs_end_set_cut(self._end, was_cut)
+        return has_slept
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until a small `send_all` would not block; raises as `send_all` does."""
-        await self._sending.wait_send_all_might_not_block()
+        if self._is_sending:
+            raise _busy("sending on")
+        self._is_sending = True
+        try:
+            await checkpoint_if_cancelled()
+            while (room := lib.hs_end_writable(self._end)) == 0:
+                await self._router.sleep(self._handle << 2 | _FOR_ROOM)
+            if room < 0:
+                raise self._sending_error(room)
+            await cancel_shielded_checkpoint()
+        finally:
+            self._is_sending = False
 
     async def send_eof(self) -> None:
         """Finish the sending direction (FIN); raises as `send_all` does.
@@ -130,18 +234,36 @@ class SendStream(StreamBase, trio.abc.SendStream):
         After an interrupted `send_all` it resets the stream (`ABORTED_CODE`) instead, and raises
         trio.BrokenResourceError.
         """
-        await self._sending.send_eof()
+        if self._is_sending:
+            raise _busy("sending on")
+        await trio.lowlevel.checkpoint()
+        state = self._state()
+        if state.tx:
+            raise self._sending_error(state.tx)
+        if state.is_cut and not state.is_ended:
+            self.reset(ABORTED_CODE)
+            raise trio.BrokenResourceError(
+                "an earlier send_all was interrupted, so a FIN would make incomplete data look "
+                f"complete: this side reset the stream (code {ABORTED_CODE:#x})"
+            )
+        self._act(lib.hs_end_finish(self._end))
 
     async def wait_acknowledged(self) -> None:
         """Wait until the peer has acknowledged every byte and the FIN.
 
         Use it after `send_eof` or `aclose`. Raises BrokenResourceError if that cannot happen.
         """
-        await self._sending.wait_finished()
+        await checkpoint_if_cancelled()
+        while (result := lib.hs_end_wait_finished(self._end)) == 0:
+            await self._router.park(self._handle << 2 | _FOR_FINISHED)
+        if result < 0:
+            raise self._sending_error(result)
+        await cancel_shielded_checkpoint()
 
     def reset(self, code: int = 0) -> None:
         """Stop sending at once with an application code (RESET_STREAM); never blocks."""
-        self._sending.reset(code)
+        self._act(lib.hs_end_reset(self._end, code), code)
+        self._router.forget_if_over(self._handle)
 
     async def aclose(self) -> None:
         """Finish sending: written data still reaches the peer, followed by the FIN.
@@ -151,50 +273,21 @@ class SendStream(StreamBase, trio.abc.SendStream):
         """
         await super().aclose()
 
-    def _close(self) -> None:
-        self._sending.close()
-        self._forget_if_over()
-
-    def _abort(self) -> None:
-        self._sending.abort()
-        self._forget_if_over()
-
-    @property
-    def _is_cut_short(self) -> bool:
-        return self._sending.is_cut_short and not self._sending.is_over
-
-    # --- from the router ---
-
-    def _on_event(self, code: int) -> None:
-        self._sending.wake()
-
-    def _on_stopped(self, code: int) -> None:
-        self._sending.fail(StreamStoppedError(code))
-
-    def _on_send_finished(self) -> None:
-        self._sending.is_finished = True
-        self._sending.wake()
-        self._forget_if_over()
-
-    def _on_broken(self, error: trio.BrokenResourceError) -> None:
-        self._sending.fail(error)
-
-    @property
-    def _is_over(self) -> bool:
-        return self._sending.is_over
-
-    @property
-    def _is_unacknowledged(self) -> bool:
-        return self._sending.is_ended and not self._sending.is_finished
+    def _sending_error(self, result: int) -> Exception:
+        if result == _STOPPED:
+            return StreamStoppedError(self._state().stop_code)
+        if result == _RESET:
+            code = self._state().stop_code
+            return trio.BrokenResourceError(f"this side reset the stream (code {code:#x})")
+        if result == _CLOSED and self._state().tx != _CLOSED:
+            return trio.ClosedResourceError("this stream's end was sent already")
+        return self._error(result)
 
 
 class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     """A stream that only receives: a unidirectional one that the peer opened."""
 
-    def __init__(self, router: Router, connection: Connection, opened: Opened) -> None:
-        super().__init__(router, connection, opened)
-        assert opened.rx is not None
-        self._receiving = ReceivingHalf(opened.rx, partial(router.signal_consumed, opened.handle))
+    __slots__ = ()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive the next bytes, at least one; b"" only at the end of the stream.
@@ -202,12 +295,79 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         Raises StreamResetError, ConnectionClosedError (both BrokenResourceError),
         ClosedResourceError, BusyResourceError.
         """
-        return await self._receiving.receive_some(max_bytes)
+        if max_bytes is None:
+            max_bytes = RECEIVE_BYTES
+        elif not isinstance(max_bytes, int):
+            raise TypeError("max_bytes must be an integer")
+        elif max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
+        if self._is_receiving:
+            raise _busy("receiving from")
+        self._is_receiving = True
+        try:
+            await checkpoint_if_cancelled()
+            data = self._read(max_bytes)
+            if data is None:
+                while data is None:
+                    await self._router.sleep(self._handle << 2 | _FOR_BYTES)
+                    data = self._read(max_bytes)
+            else:
+                await cancel_shielded_checkpoint()
+            return data
+        finally:
+            self._is_receiving = False
+
+    def _read(self, max_bytes: int) -> bytes | None:
+        """Return the next bytes; none at the end, None if there are none yet."""
+        few = max_bytes if max_bytes < _FEW_BYTES else _FEW_BYTES
+        result = lib.hs_end_read(self._end, _ROOM, few, max_bytes > few)
+        if result > 0:
+            count = result & _BYTES
+            if result != count:
+                self._act(result)
+            return _ROOM_BYTES[:count]  # type: ignore[no-any-return]
+        if result == _WAIT:
+            return None
+        if not result:
+            return b""
+        if result != _MUCH:
+            raise self._receiving_error(result)
+        place = ffi.new("uint8_t **")
+        count = lib.hs_end_look(self._end, max_bytes, place)
+        if count < 0:
+            raise self._receiving_error(count)
+        data: bytes = ffi.buffer(place[0], count)[:]
+        result = lib.hs_end_skip(self._end, count)
+        if result < 0:
+            raise self._receiving_error(result)
+        if result >> _HINTS:
+            self._act(result)
+        return data
 
     async def receive_into(self, buffer: bytearray | memoryview) -> int:
         """Receive into a buffer, and return the number of bytes; 0 only at the end of the stream.
         Raises as `receive_some`."""
-        return await self._receiving.receive_into(buffer)
+        if not len(buffer):
+            raise ValueError("the buffer must have room for 1 byte or more")
+        if self._is_receiving:
+            raise _busy("receiving from")
+        self._is_receiving = True
+        try:
+            await checkpoint_if_cancelled()
+            target = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
+            result = lib.hs_end_read(self._end, target, len(buffer), False)
+            if result != _WAIT:
+                await cancel_shielded_checkpoint()
+            while result == _WAIT:
+                await self._router.sleep(self._handle << 2 | _FOR_BYTES)
+                result = lib.hs_end_read(self._end, target, len(buffer), False)
+            if result < 0:
+                raise self._receiving_error(result)
+            if result >> _HINTS:
+                self._act(result)
+            return int(result & _BYTES)
+        finally:
+            self._is_receiving = False
 
     @property
     def may_be_replayed(self) -> bool:
@@ -217,43 +377,23 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def stop_sending(self, code: int = 0) -> None:
         """Ask the peer to stop sending, with an application code (STOP_SENDING)."""
-        if not self._receiving.has_end:
-            self._router.post(m.StopSending(self._handle, code))
+        self._act(lib.hs_end_stop(self._end, code), stop_code=code)
 
     async def aclose(self) -> None:
         """Stop receiving. A peer that has not finished gets a STOP_SENDING: with code 0, or with
         `ABORTED_CODE` in a cancelled scope and when an exception leaves the `async with` block."""
         await super().aclose()
 
-    def _close(self) -> None:
-        self._stop_receiving(0)
-
-    def _abort(self) -> None:
-        self._stop_receiving(ABORTED_CODE)
-
-    def _stop_receiving(self, code: int) -> None:
-        self.stop_sending(code)
-        self._receiving.close()
-        self._forget_if_over()
-
-    # --- from the router ---
-
-    def _on_event(self, code: int) -> None:
-        self._receiving.wake()
-
-    def _on_reset(self, code: int) -> None:
-        self._receiving.fail(StreamResetError(code))
-
-    @property
-    def _is_over(self) -> bool:
-        return self._receiving.is_closed
-
-    def _on_broken(self, error: trio.BrokenResourceError) -> None:
-        self._receiving.fail(error)
+    def _receiving_error(self, result: int) -> Exception:
+        if result == _RESET:
+            return StreamResetError(self._state().reset_code)
+        return self._error(result)
 
 
 class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
     """A bidirectional stream; each half can be finished separately."""
+
+    __slots__ = ()
 
     async def aclose(self) -> None:
         """Finish both directions: written data still reaches the peer, followed by the FIN;
@@ -264,24 +404,6 @@ class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
         """
         await StreamBase.aclose(self)
 
-    def _close(self) -> None:
-        self._sending.close()
-        self._stop_receiving(0)
 
-    def _abort(self) -> None:
-        self._sending.abort()
-        self._stop_receiving(ABORTED_CODE)
-
-    @property
-    def _is_over(self) -> bool:
-        return self._sending.is_over and self._receiving.is_closed
-
-    def _on_event(self, code: int) -> None:
-        if code == m.EventCode.WRITABLE:
-            self._sending.wake()
-        else:
-            self._receiving.wake()
-
-    def _on_broken(self, error: trio.BrokenResourceError) -> None:
-        self._sending.fail(error)
-        self._receiving.fail(error)
+def _busy(what: str) -> trio.BusyResourceError:
+    return trio.BusyResourceError(f"another task is {what} this stream already")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from hoststack.boundary.containment import contained
 from hoststack.boundary.fifo_pool import FifoSize
@@ -19,12 +19,17 @@ from hoststack.boundary.messages import Connect, EventCode, Notice, Request
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.fifo import Fifo
+from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 
 #: Entries of an event ring. The producer queues what does not fit.
 RING_ENTRIES = 4096
 
+_SEND: Final = int(lib.HS_END_SEND)
+_CREDIT: Final = int(lib.HS_END_CREDIT)
+_CREDIT_NOW: Final = int(lib.HS_END_CREDIT_NOW)
+_WAKES: Final = int(lib.HS_END_WAKES)
 
 #: Longest delay of a signal that is not urgent: the peer still has most of its window.
 LAZY_S = 0.001
@@ -37,6 +42,22 @@ def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
         return None
     version = (request.config or QuicConfig()).version
     return cache.of(engine, request.server_name, request.remote, request.tls, request.alpn, version)
+
+
+class Plane(Protocol):
+    """Streams of a worker in this process, for its applications."""
+
+    def hold(self, handle: int) -> Any:
+        """Return the struct hs_end_connection of a connection."""
+
+    def open_here(
+        self, application: Application, handle: int, *, unidirectional: bool
+    ) -> tuple[Any, int, int] | None:
+        """Open a stream: its struct hs_end, handle and ID. Returns None while the peer's limit
+        forbids it: StreamsAvailable follows. Raises OSError."""
+
+    def may_open(self, handle: int, unidirectional: bool) -> bool:
+        """Return whether a connection's peer may allow another stream."""
 
 
 class Wakeable(Protocol):
@@ -111,7 +132,12 @@ class ApplicationSide(Protocol):
     """What the application's objects use: one worker, or several presented as one."""
 
     wake_application: Callable[[], None]
+    side: Any
+    """Its struct hs_side (native/session/end.h): what it waits for."""
+    plane: Plane | None
+    """The worker's streams, if the worker is in this process."""
 
+    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None: ...
     def request(self, request: Request) -> None: ...
     def signal_sent(self, handle: int) -> None: ...
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None: ...
@@ -139,7 +165,10 @@ class Application:
         self.wake_application: Callable[[], None] = _no_wake_up
         self.max_sessions: int | None = None
         """Most listeners, connections and streams together; None: any number."""
-        self.sessions_in_use = 0
+        self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
+        self.plane: Plane | None = None
+        self.streams: Any = None
+        """The struct hs_application (native/session/session.h) of an attached one."""
         self.max_ports: int | None = None
         """Most ports of the network that it may listen on; None: any number."""
         self.max_fifo_bytes: int | None = None
@@ -152,6 +181,17 @@ class Application:
         self._notices: deque[Notice] = deque()
 
     # --- the application's side ---
+
+    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
+        """Do what an operation on a stream asks for (enum hs_end_hint)."""
+        if hints & _SEND:
+            self.worker.turn_over()
+        elif hints & _CREDIT_NOW:
+            self.worker.wake()
+        elif hints & _CREDIT:
+            self.worker.wake_within(LAZY_S)
+        if hints & _WAKES:
+            self.wake_application()
 
     def request(self, request: Request) -> None:
         """Send a request to the worker; replies are notices."""
@@ -205,6 +245,15 @@ class Application:
         raise error
 
     # --- the worker's side ---
+
+    @property
+    def sessions_in_use(self) -> int:
+        """Its listeners, connections and streams."""
+        return int(lib.hs_application_sessions(self.streams)) if self.streams is not None else 0
+
+    def count_sessions(self, more: int) -> None:
+        """Count sessions that it has now, or no longer has."""
+        lib.hs_application_count(self.streams, more)
 
     def arm(self) -> bool:
         """Ask for a wake-up before the worker sleeps; return whether it has work already."""
@@ -279,7 +328,7 @@ class Application:
 
     def flush(self) -> bool:
         """Wake the application if it has notices or events; return whether it had."""
-        if not self._notices and self._up.is_idle:
+        if not self._notices and self._up.is_idle and not lib.hs_side_has(self.side):
             return False
         self.wake_application()
         return True

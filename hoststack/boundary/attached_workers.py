@@ -19,6 +19,7 @@ from hoststack.boundary.application import known_sessions
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.handle import worker_of
 from hoststack.boundary.protocols import PROTOCOLS
+from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import CloseInfo
 from hoststack.quic.session_cache import ServerSessions
 
@@ -27,6 +28,13 @@ _FIRST_OWN_TOKEN: Final = 1 << 60
 #: RFC 9000 section 20.1: INTERNAL_ERROR.
 _INTERNAL_ERROR: Final = 1
 _GONE: Final = "the worker died"
+
+_SEND: Final = int(lib.HS_END_SEND)
+_CREDIT: Final = int(lib.HS_END_CREDIT)
+_CREDIT_NOW: Final = int(lib.HS_END_CREDIT_NOW)
+_WAKES: Final = int(lib.HS_END_WAKES)
+_MUST_RESET: Final = int(lib.HS_END_MUST_RESET)
+_MUST_STOP: Final = int(lib.HS_END_MUST_STOP)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +66,8 @@ class AttachedWorkers:
         """Start without workers; `engine` is the name of the engine that all of them run."""
         self._engine = engine
         self.wake_application: Callable[[], None] = lambda: None
+        self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
+        self.plane = None
         self._workers: dict[int, AttachedWorker] = {}
         self._next: deque[int] = deque()
         self._absent: set[int] = set()
@@ -147,6 +157,19 @@ class AttachedWorkers:
         worker = self._workers.get(worker_of(handle))
         if worker is not None:
             worker.signal_consumed(handle, is_urgent)
+
+    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
+        """Do what an operation on a stream asks for (enum hs_end_hint), with its codes."""
+        if hints & _MUST_RESET:
+            self.request(m.ResetStream(handle, reset_code))
+        if hints & _MUST_STOP:
+            self.request(m.StopSending(handle, stop_code))
+        if hints & _SEND:
+            self.signal_sent(handle)
+        if hints & (_CREDIT | _CREDIT_NOW):
+            self.signal_consumed(handle, bool(hints & _CREDIT_NOW))
+        if hints & _WAKES:
+            self.wake_application()
 
     def signal_taken(self, handle: int) -> None:
         worker = self._workers.get(worker_of(handle))

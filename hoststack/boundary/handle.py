@@ -15,6 +15,11 @@ def worker_of(handle: int) -> int:
     return handle >> 32
 
 
+def is_stream(handle: int) -> bool:
+    """Return whether a handle is a stream's: these have the highest bit of the index set."""
+    return bool(handle & 0x8000_0000)
+
+
 def index_of(handle: int) -> int:
     """Return the index of a handle's session in its worker's table."""
     return handle & _INDEX_MASK

@@ -234,6 +234,14 @@ class StreamAccepted:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamsAvailable:
+    """The peer allows more streams on a connection of an application in this process, which waited
+    for that."""
+
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
 class DatagramsReady:
     """A connection carries datagrams of up to `max_bytes` from now on, in these FIFOs of messages.
     Events about them carry the connection's handle. Sent again when the limit changes."""
@@ -312,6 +320,7 @@ Notice = (
     | ListenerLost
     | HandshakeDone
     | StreamAccepted
+    | StreamsAvailable
     | DatagramsReady
     | PathChanged
     | Migrated

@@ -1,7 +1,7 @@
-"""Builds the C core with cffi in API mode: one shared object each for memory, wires and engine.
+"""Builds the C core with cffi in API mode: one shared object each for memory, sessions, wires and engine.
 
-The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory and
-wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL. Where
+The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory, sessions
+and wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL. Where
 one of these is missing, setup.py says what to install; it leaves the engine out where
 HOSTSTACK_WITHOUT asks for that.
 """
@@ -19,6 +19,7 @@ _ROOT: Final = _HERE.parent.parent
 _INCLUDE: Final = (_HERE, _ROOT / "bpf", _ROOT / "pyxdp")
 
 MEMORY_SOURCES: Final = ("memory/fifo.c", "memory/event_ring.c")
+SESSION_SOURCES: Final = ("session/plane.c", "session/end.c", "session/pool.c", "memory/fifo.c")
 WIRE_SOURCES: Final = (
     "wire/wire.c",
     "wire/paths.c",
@@ -43,6 +44,7 @@ QUIC_SOURCES: Final = (
     "quic/handshake.c",
     "quic/packets.c",
     "quic/frames.c",
+    "quic/sessions.c",
     "quic/stream.c",
     "quic/datagram.c",
     "quic/path.c",
@@ -56,9 +58,10 @@ QUIC_SOURCES: Final = (
 QUIC_LIBRARIES: Final = ("ngtcp2_crypto_gnutls", "ngtcp2", "gnutls", "crypto")
 
 _QUIC_CALLBACKS: Final = """
-extern "Python" int hs_python_make_fifos(void *owner, uint32_t connection, int64_t stream_id,
-                                         struct hs_fifo_producer **rx,
-                                         struct hs_fifo_consumer **tx);
+extern "Python" int hs_python_make_datagram_fifos(void *owner, uint32_t connection,
+                                                  struct hs_fifo_producer **rx,
+                                                  struct hs_fifo_consumer **tx);
+extern "Python" void *hs_python_find_session(void *owner, uint32_t connection);
 extern "Python" int64_t hs_python_find_path(void *owner, uint32_t connection,
                                             uint8_t ip_version, const uint8_t *remote_ip,
                                             uint16_t remote_port);
@@ -70,6 +73,15 @@ typedef struct {
 } ngtcp2_info;
 const ngtcp2_info *ngtcp2_version(int least_version);
 const char *gnutls_check_version(const char *least_version);
+"""
+
+
+_SESSION_CALLBACKS: Final = """
+extern "Python" void hs_python_command(void *owner, uint64_t handle, uint32_t command,
+                                       uint64_t code);
+extern "Python" int hs_python_make_stream_fifos(void *owner, uint64_t connection_key,
+                                                uint64_t handle, struct hs_fifo_producer **rx,
+                                                struct hs_fifo_consumer **tx);
 """
 
 
@@ -107,6 +119,12 @@ def _builder(
 
 memory = _builder(
     "hoststack.native.memory._memory", ("memory/fifo.h", "memory/event_ring.h"), MEMORY_SOURCES
+)
+session = _builder(
+    "hoststack.native.session._session",
+    ("session/transport.h", "session/end.h", "session/session.h"),
+    SESSION_SOURCES,
+    declarations=_SESSION_CALLBACKS,
 )
 wire = _builder(
     "hoststack.native.wire._wire",

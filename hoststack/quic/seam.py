@@ -29,13 +29,14 @@ class EventKind(enum.IntEnum):
     ACCEPTED = 1  #: connection: a peer's, for the application; info None
     CONNECTED = 2  #: connection: ours, for the application; info None
     CLOSED = 3  #: connection is over, for whatever reason; info CloseInfo. Its last event.
-    STREAM_OPENED = 4  #: stream: the peer opened it; info None
+    STREAM_OPENED = 4  #: stream: the peer opened it; info None. Events of streams are reported by
+    #: a transport in Python alone.
     READABLE = 5  #: stream: its rx FIFO got bytes or its end; connection: got datagrams; info None
     WRITABLE = 6  #: stream or connection: its tx FIFO got room; info None
     RESET = 7  #: stream: the peer sent RESET_STREAM; info the application's code
     STOPPED = 8  #: stream: the peer sent STOP_SENDING; info the application's code
     STREAM_CLOSED = 9  #: stream: both directions are finished and acknowledged; its last event.
-    #: `Transport.allow_stream` lets the peer open another in its place.
+    #: `StreamsInPython.allow_stream` lets the peer open another in its place.
     STREAMS_AVAILABLE = 10  #: connection: the peer allows more streams; info None
     SEND_FINISHED = 11  #: stream: the peer acknowledged all data and the end (FIN or reset)
     DATAGRAMS_READY = 12  #: connection: its FIFOs exist; info the largest datagram, for now.
@@ -389,6 +390,16 @@ class EngineOwner(Protocol):
     def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
         """Make the FIFOs of a connection's datagrams: rx, tx. Raises as `make_stream_fifos`."""
 
+    stream_verbs: int
+    """The address of struct hs_session_verbs (native/session/transport.h), for an engine in C."""
+
+    def stream_owner(self, connection: ConnectionContext) -> int:
+        """Return the address of the session plane's connection, for an engine in C: its peer opens
+        its first stream. Returns 0 if no application has it; raises OSError and MemoryError."""
+
+    def end_streams(self, connection: ConnectionContext) -> None:
+        """End the streams of a connection: the engine forgets it. Idempotent."""
+
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> object | None:
         """Return a link's Path to another address of the peer's; None if there is no route."""
 
@@ -435,6 +446,37 @@ class Transport(Protocol):
 
     name: str
 
+    def send_datagrams(self, connection: ConnectionContext) -> None:
+        """Send: the application wrote a message into the connection's tx FIFO."""
+
+    def update_key(self, connection: ConnectionContext) -> None:
+        """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
+
+    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
+        """Close at once with the application's code; CLOSED follows."""
+
+    def shutdown(self, code: int, reason: str) -> None:
+        """Close every connection. An engine sends the CONNECTION_CLOSE packets in a last `turn`."""
+
+
+class StreamsInC(Protocol):
+    """A transport whose streams are in C: the session plane calls it there, and nothing of them is
+    reported as events."""
+
+    @property
+    def stream_verbs(self) -> int:
+        """The address of struct hs_transport_verbs (native/session/transport.h)."""
+
+    def stream_transport(self, connection: ConnectionContext) -> int:
+        """Return the address by which the verbs know a connection."""
+
+    def set_session(self, connection: ConnectionContext, address: int) -> None:
+        """Tell the connection what the session plane calls it."""
+
+
+class StreamsInPython(Protocol):
+    """A transport whose streams are in Python: it reports what happens to them as events."""
+
     def open_stream(
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> StreamContext | None:
@@ -454,23 +496,11 @@ class Transport(Protocol):
         For a stream that it refused, a transport does it by itself.
         """
 
-    def send_datagrams(self, connection: ConnectionContext) -> None:
-        """Send: the application wrote a message into the connection's tx FIFO."""
-
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         """Send RESET_STREAM: the rest of the tx FIFO is discarded."""
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
         """Send STOP_SENDING: data that arrives on the stream from now on is discarded."""
-
-    def update_key(self, connection: ConnectionContext) -> None:
-        """Change the keys (RFC 9001 section 6), unless the last change is not confirmed yet."""
-
-    def close(self, connection: ConnectionContext, code: int, reason: str) -> None:
-        """Close at once with the application's code; CLOSED follows."""
-
-    def shutdown(self, code: int, reason: str) -> None:
-        """Close every connection. An engine sends the CONNECTION_CLOSE packets in a last `turn`."""
 
 
 class Engine(Transport, Protocol):

@@ -61,7 +61,7 @@ class Connector:
         """Find the path to the peer, then start the handshake."""
         # Register it before the task runs, so that an immediate Cancel finds it.
         self._searches[application, request.token] = trio.CancelScope()
-        application.sessions_in_use += 1  # reserved for the connection
+        application.count_sessions(1)  # reserved for the connection
         self._spawn(self._search, application, request, config)
 
     async def _search(
@@ -95,7 +95,7 @@ class Connector:
                 self.began(application, request, connection)
             finally:
                 del self._searches[application, request.token]
-                application.sessions_in_use -= 1
+                application.count_sessions(-1)
         # The worker may be asleep: it has a handshake to start, or a failure to report.
         application.worker.wake()
 

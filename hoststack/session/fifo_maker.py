@@ -10,7 +10,7 @@ from hoststack.boundary.shared_fifo import make_fifos_between
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext, Fifos
 from hoststack.session.session import ConnectionSession, ListenerSession, SessionTable
-from hoststack.session.stream_opener import NO_ROOM
+from hoststack.session.streams import Streams
 from hoststack.transport.local.cut_through import CutConnection
 
 #: Returns the session of a connection or, before it has one, the session of its listener.
@@ -20,29 +20,26 @@ PayerOf = Callable[[ConnectionContext], ConnectionSession | ListenerSession | No
 class FifoMaker:
     """Allocates FIFOs for the transports of one worker."""
 
-    def __init__(self, sessions: SessionTable, payer_of: PayerOf) -> None:
+    def __init__(self, sessions: SessionTable, streams: Streams, payer_of: PayerOf) -> None:
         self._sessions = sessions
+        self._streams = streams
         self._payer_of = payer_of
 
     def make_stream_fifos(
         self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
     ) -> Fifos:
         """Allocate the FIFOs of a stream; see EngineOwner."""
-        session = self._payer(connection)
+        payer = self._payer(connection)
+        known = self._streams.begin(connection, payer.application)
         if is_peers:
-            self._check_sessions(session)
-        config = connection.config
-        sizes = []
-        if has_rx:
-            sizes.append(FifoSize(config.rx_fifo_bytes, config.least_rx_bytes))
-        if has_tx:
-            sizes.append(FifoSize(config.tx_fifo_bytes, config.least_tx_bytes))
+            self._streams.check_room(known)
         try:
-            made = session.application.make_fifos(sizes, connection if is_peers else None)
+            return self._streams.make_fifos(
+                known, has_rx=has_rx, has_tx=has_tx, is_peers=is_peers
+            )
         except (OSError, MemoryError):
             self._sessions.refused["fifo_memory"] += is_peers
             raise
-        return Fifos(made[0] if has_rx else None, made[-1] if has_tx else None)
 
     def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
         """Allocate both FIFOs for datagrams; see EngineOwner."""
@@ -59,8 +56,8 @@ class FifoMaker:
         """Allocate FIFOs shared by both sides of a cut-through connection, at the request of
         `asking`."""
         ours, theirs = self._payer(asking), self._payer(other)
-        if isinstance(theirs, ConnectionSession) and not self._sessions.may_open(theirs):
-            raise OSError(errno.ENOMEM, NO_ROOM)
+        if isinstance(theirs, ConnectionSession):
+            self._streams.check_room(self._streams.announce(theirs))
         return make_fifos_between({theirs.application: other, ours.application: None}, sizes)
 
     def _payer(self, connection: ConnectionContext) -> ConnectionSession | ListenerSession:
@@ -68,11 +65,3 @@ class FifoMaker:
         if session is None:
             raise OSError(errno.ESHUTDOWN, "the listener is gone")
         return session
-
-    def _check_sessions(self, session: ConnectionSession | ListenerSession) -> None:
-        refusal = self._sessions.refusal(session.application)
-        if refusal is not None:
-            raise OSError(errno.EMFILE, refusal)
-        if isinstance(session, ConnectionSession) and not self._sessions.may_open(session):
-            self._sessions.refused["session_share"] += 1
-            raise OSError(errno.EMFILE, "the connection has as many streams as it may have now")

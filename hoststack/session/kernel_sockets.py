@@ -148,7 +148,7 @@ class KernelSockets:
         if key in self._connecting:
             raise ImpossibleRequestError(f"it used the token {request.token} twice")
         self._connecting[key] = trio.CancelScope()
-        application.sessions_in_use += 1  # reserved for the connection
+        application.count_sessions(1)  # reserved for the connection
         self._spawn(run_alone, application, self._connect, application, request, config)
 
     async def _connect(
@@ -169,7 +169,7 @@ class KernelSockets:
             application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
         finally:
             del self._connecting[key]
-            application.sessions_in_use -= 1
+            application.count_sessions(-1)
             application.worker.wake()
 
     async def _connect_tcp(

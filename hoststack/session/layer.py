@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
+from hoststack.boundary.handle import is_stream
 from hoststack.link.base import Endpoint, Link, Path
-from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import (
     ABORTED_CODE,
     CloseInfo,
@@ -27,7 +27,8 @@ from hoststack.quic.seam import (
     Event,
     EventKind,
     QuicConfig,
-    StreamContext,
+    StreamsInC,
+    StreamsInPython,
     Transport,
 )
 from hoststack.session.connection_news import tell_news, tell_statistics
@@ -45,10 +46,10 @@ from hoststack.session.session import (
     ListenerSession,
     SessionState,
     SessionTable,
-    StreamSession,
 )
 from hoststack.session.stream_opener import StreamOpener
-from hoststack.transport.local.cut_through import CutConnection, CutStream, CutThrough, is_cut
+from hoststack.session.streams import Streams
+from hoststack.transport.local.cut_through import CutConnection, CutThrough, is_cut
 from hoststack.transport.local.ports import LocalPorts
 
 #: Application close code of refused connections: the number of CONNECTION_REFUSED (RFC 9000 section
@@ -80,7 +81,9 @@ class SessionLayer:
         self.applications: list[Application] = []
         self.namespaces = Namespaces()
         self.rules = Rules()
-        fifos = FifoMaker(self.sessions, self._payer)
+        self.streams = Streams(worker, first_session, self.sessions, self._stream_transport)
+        self.stream_verbs = self.streams.verbs
+        fifos = FifoMaker(self.sessions, self.streams, self._payer)
         self.make_stream_fifos = fifos.make_stream_fifos
         self.make_datagram_fifos = fifos.make_datagram_fifos
         self.engine = make_engine(self)
@@ -97,7 +100,7 @@ class SessionLayer:
             self.cut_through, self._listeners, self._connector, local_ports, self.rules
         )
         self._migrator = Migrator(link, self.engine, self.ports, spawn)
-        self._opener = StreamOpener(self.sessions, self._transport, self._add_stream)
+        self._opener = StreamOpener(self.sessions, self.streams)
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
             m.Bind: self._bind,
@@ -122,19 +125,14 @@ class SessionLayer:
             EventKind.PATH_CHANGED: self._on_path_changed,
             EventKind.MIGRATION_FAILED: self._on_migration_failed,
         }
-        self._fifo_events: dict[EventKind, Callable[[StreamSession | ConnectionSession], None]] = {
+        self._datagram_events: dict[EventKind, Callable[[ConnectionSession], None]] = {
             EventKind.READABLE: self._on_readable,
             EventKind.WRITABLE: self._on_writable,
-        }
-        self._stream_events: dict[EventKind, Callable[[StreamSession, Any], None]] = {
-            EventKind.RESET: self._on_reset,
-            EventKind.STOPPED: self._on_stopped,
-            EventKind.SEND_FINISHED: self._on_send_finished,
-            EventKind.STREAM_CLOSED: self._on_stream_closed,
         }
 
     def attach(self, application: Application) -> None:
         """Start to serve an application."""
+        self.streams.attach(application)
         self.applications.append(application)
 
     def detach(
@@ -153,10 +151,14 @@ class SessionLayer:
             elif isinstance(session, ConnectionSession):
                 self._close(session, code, "the application is gone")
         if is_gone:
-            self.sessions.forget_untaken(application)
-            self.applications.remove(application)
+            self._forget(application)
         else:
             self._leaving.append(application)
+
+    def _forget(self, application: Application) -> None:
+        self.sessions.forget_untaken(application)
+        self.streams.forget_untaken(application)
+        self.applications.remove(application)
 
     def stop_listening(self) -> None:
         """Close all listeners and refuse new sessions; existing connections continue."""
@@ -180,6 +182,10 @@ class SessionLayer:
         self.kernel.shutdown(code, reason)
         self.engine.shutdown(code, reason)
 
+    def end_streams(self, connection: ConnectionContext) -> None:
+        """End the streams of a connection that its engine forgets; see EngineOwner."""
+        self.streams.close(connection)
+
     def connections(self) -> list[ConnectionContext]:
         """Return all live connections; cut-through ones with both sides."""
         return [
@@ -194,6 +200,9 @@ class SessionLayer:
             return self.kernel
         return self.cut_through if isinstance(connection, CutConnection) else self.engine
 
+    def _stream_transport(self, connection: ConnectionContext) -> StreamsInC | StreamsInPython:
+        return cast("StreamsInC | StreamsInPython", self._transport(connection))
+
     # --- a turn's two halves -----------------------------------------------------------------
 
     def wants_turn(self) -> bool:
@@ -203,6 +212,7 @@ class SessionLayer:
 
     def take_from_applications(self) -> None:
         """Process the applications' requests and signals; called before the engine's turn."""
+        self.streams.collect()
         for application in list(self.applications):
             for request in application.take_requests():
                 try:
@@ -222,10 +232,15 @@ class SessionLayer:
         # Handling an event may cause others.
         while more := self.cut_through.take_events() + self.kernel.take_events():
             self._give(more)
-        woken = [application.flush() for application in list(self.applications)]
+        woken = [self._flush(application) for application in list(self.applications)]
         if self._leaving:
             self._remove_detached()
         return any(woken)
+
+    def _flush(self, application: Application) -> bool:
+        if application.is_remote:
+            self.streams.tell(application)
+        return application.flush()
 
     def _give(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -245,17 +260,13 @@ class SessionLayer:
         session.application.on_fault(error)
 
     def _give_one(self, kind: EventKind, context: Any, info: Any) -> None:
-        on_fifo, on_stream = self._fifo_events.get(kind), self._stream_events.get(kind)
-        if on_fifo is not None:
-            session = self.sessions.get(context.session)
-            if isinstance(session, StreamSession | ConnectionSession):
-                on_fifo(session)
-        elif on_stream is not None:
-            session = self.sessions.get(context.session)
-            if isinstance(session, StreamSession):
-                on_stream(session, info)
-        elif kind is EventKind.STREAM_OPENED:
-            self._on_stream_opened(cast(StreamContext, context))
+        on_datagrams = self._datagram_events.get(kind)
+        if hasattr(context, "stream_id"):
+            self.streams.on_event(kind, context, info or 0)
+        elif on_datagrams is not None:
+            session = self._connection(context)
+            if session is not None:
+                on_datagrams(session)
         else:
             self._connection_events[kind](cast(ConnectionContext, context), info)
 
@@ -264,33 +275,20 @@ class SessionLayer:
         left = {session.application for session in self.sessions}
         for application in self._leaving:
             if application not in left:
-                self.sessions.forget_untaken(application)
-                self.applications.remove(application)
+                self._forget(application)
         self._leaving = [a for a in self._leaving if a in left]
 
     def _on_signal(self, application: Application, handle: int, code: int) -> None:
-        if code == m.EventCode.TAKEN:
-            self._on_taken(application, handle)
-            return
         # An unknown session, or another application's, is no error: signals may be late.
-        session = self.sessions.owned(application, handle, StreamSession)
-        if session is None:
+        if is_stream(handle):
+            self._is_engine_due |= self.streams.signal(application, handle, code)
+        else:
             self._on_connection_signal(application, handle, code)
-            return
-        stream = session.context
-        # Arm before the transport looks, so that later writes and reads send a new signal. With
-        # cut-through the two applications arm for each other; the layer must not do so.
-        arms = not is_cut(stream)
-        if code == m.EventCode.SENT and stream.tx is not None:
-            if arms:
-                stream.tx.arm_read()
-            self._transport(stream.connection).send_ready(stream)
-        elif code == m.EventCode.CONSUMED and stream.rx is not None:
-            if arms:
-                stream.rx.arm_write()
-            self._transport(stream.connection).consumed(stream)
 
     def _on_connection_signal(self, application: Application, handle: int, code: int) -> None:
+        if code == m.EventCode.TAKEN:
+            self.sessions.take(application, handle)
+            return
         session = self.sessions.owned(application, handle, ConnectionSession)
         if session is None:
             return
@@ -305,26 +303,18 @@ class SessionLayer:
             # Only a peer on this stack waits for room: datagrams have no flow control on the wire.
             self.cut_through.datagrams_consumed(context)
 
-    def _on_taken(self, application: Application, handle: int) -> None:
-        session = self.sessions.take(application, handle)
-        if isinstance(session, StreamSession) and session.state is SessionState.CLOSED:
-            self._allow_stream(session)
-
-    def _allow_stream(self, session: StreamSession) -> None:
-        """Return credit for a peer's stream that is closed and that the program has accepted. The
-        peer gets none earlier, so that streams cannot pile up for a slow application."""
-        if session.connection.state is not SessionState.CLOSED:
-            connection, stream = session.connection.context, session.context
-            self._transport(connection).allow_stream(
-                connection, unidirectional=bool(stream.stream_id & 2)
-            )
-            self._is_engine_due = True
-
     # --- for the engine, in the middle of its turn -------------------------------------------
 
     def find_path(self, connection: ConnectionContext, remote: tuple[str, int]) -> Path | None:
         """Return the path to another address of a peer; see EngineOwner."""
         return self._migrator.path_to(connection, Endpoint(*remote))
+
+    def stream_owner(self, connection: ConnectionContext) -> int:
+        """Return the address of the plane's connection; see EngineOwner."""
+        payer = self._payer(connection)
+        if payer is None:
+            return 0
+        return self.streams.address_of(self.streams.begin(connection, payer.application))
 
     def _payer(self, context: ConnectionContext) -> ConnectionSession | ListenerSession | None:
         """Return a connection's session or, if it has none yet within a turn, its listener's."""
@@ -386,19 +376,6 @@ class SessionLayer:
         self._migrator.cancel(application, request)
         self._opener.cancel(application, request)
 
-    def _add_stream(
-        self, connection: ConnectionSession, stream: StreamContext, *, is_peers: bool = False
-    ) -> tuple[int, int, int, Fifo | None, Fifo | None]:
-        session = self.sessions.add(
-            StreamSession(connection.application, SessionState.READY, stream, connection, is_peers)
-        )
-        # With cut-through, the two applications arm for each other.
-        if stream.tx is not None and not isinstance(connection.context, CutConnection):
-            stream.tx.arm_read()
-        if stream.rx is not None and not isinstance(connection.context, CutConnection):
-            stream.rx.arm_write()
-        return connection.handle, session.handle, stream.stream_id, stream.rx, stream.tx
-
     def _close_connection(self, application: Application, request: m.CloseConnection) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
         if session is not None:
@@ -410,16 +387,10 @@ class SessionLayer:
             self._transport(session.context).close(session.context, code, reason)
 
     def _reset_stream(self, application: Application, request: m.ResetStream) -> None:
-        session = self.sessions.owned(application, request.handle, StreamSession)
-        if session is not None:
-            stream = session.context
-            self._transport(stream.connection).reset_stream(stream, request.code)
+        self.streams.reset(application, request.handle, request.code)
 
     def _stop_sending(self, application: Application, request: m.StopSending) -> None:
-        session = self.sessions.owned(application, request.handle, StreamSession)
-        if session is not None:
-            stream = session.context
-            self._transport(stream.connection).stop_sending(stream, request.code)
+        self.streams.stop(application, request.handle, request.code)
 
     def _update_key(self, application: Application, request: m.UpdateKey) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
@@ -468,6 +439,7 @@ class SessionLayer:
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
+        self.streams.announce(session)
         self._tell_datagrams(context)
         session.application.notify(
             m.Accepted(
@@ -488,6 +460,7 @@ class SessionLayer:
         session = self._connection(context)
         if session is not None and session.state is SessionState.CONNECTING:
             session.move_to(SessionState.READY)
+            self.streams.announce(session)
             self._tell_datagrams(context)
             session.application.notify(
                 m.Connected(
@@ -518,12 +491,14 @@ class SessionLayer:
     def _on_closed(self, context: ConnectionContext, info: CloseInfo) -> None:
         session = self._connection(context)
         if session is None:
+            self.streams.close(context)
             return
         info = info.within_bounds()
         self._opener.on_closed(session)
         self._migrator.on_closed(context)
-        for stream in list(session.streams.values()):
-            self._remove_stream(stream)
+        if session.application.is_remote:
+            self.streams.tell(session.application)  # before it hears of the end
+        self.streams.close(context)
         self.sessions.remove(session)
         if isinstance(context, CutConnection):
             self._local_scope.on_closed(session, context)
@@ -536,6 +511,9 @@ class SessionLayer:
         session = self._connection(context)
         if session is not None:
             self._opener.on_available(session)
+            if session.waits_for_credit:
+                session.waits_for_credit = False
+                session.application.notify(m.StreamsAvailable(session.handle))
 
     def _on_path_changed(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
@@ -556,45 +534,14 @@ class SessionLayer:
             session.new_datagram_limit = limit_bytes
             tell_news(session)
 
-    # --- events of streams -------------------------------------------------------------------
+    # --- events of datagrams -----------------------------------------------------------------
 
-    def _on_stream_opened(self, stream: StreamContext) -> None:
-        connection = self._connection(stream.connection)
-        if connection is None:
-            return
-        about = self._add_stream(connection, stream, is_peers=True)
-        connection.application.notify(m.StreamAccepted(*about))
-
-    def _on_readable(self, session: StreamSession | ConnectionSession) -> None:
+    def _on_readable(self, session: ConnectionSession) -> None:
         rx = session.context.rx
         if rx is not None and (is_cut(session.context) or rx.take_read_armed()):
             session.application.raise_event(session.handle, m.EventCode.READABLE)
 
-    def _on_writable(self, session: StreamSession | ConnectionSession) -> None:
+    def _on_writable(self, session: ConnectionSession) -> None:
         tx = session.context.tx
         if tx is not None and (is_cut(session.context) or tx.take_write_armed()):
             session.application.raise_event(session.handle, m.EventCode.WRITABLE)
-
-    def _on_reset(self, session: StreamSession, code: int) -> None:
-        if not session.was_reset:
-            session.was_reset = True
-            session.application.notify(m.StreamReset(session.handle, code))
-
-    def _on_stopped(self, session: StreamSession, code: int) -> None:
-        if not session.was_stopped:
-            session.was_stopped = True
-            session.application.notify(m.StreamStopped(session.handle, code))
-
-    def _on_send_finished(self, session: StreamSession, _: None) -> None:
-        session.application.notify(m.SendFinished(session.handle))
-
-    def _on_stream_closed(self, session: StreamSession, _: None) -> None:
-        self._remove_stream(session)
-        if session.is_peers and not session.is_untaken:
-            self._allow_stream(session)
-
-    def _remove_stream(self, session: StreamSession) -> None:
-        # The application still has the FIFOs, and can read what they contain.
-        self.sessions.remove(session)
-        if isinstance(session.context, CutStream):
-            session.context.let_go()

@@ -1,4 +1,4 @@
-"""Sessions: listeners, connections and streams are all sessions, as in VPP.
+"""Sessions of listeners and connections. Streams are sessions as well, in the plane: streams.py.
 
 `TRANSITIONS` is the table of a session's states. A session is in the SessionTable from its creation
 to its last event. Its index is reused only after many others, so that a late message about a closed
@@ -15,8 +15,7 @@ from typing import Final, TypeVar
 
 from hoststack.boundary.application import Application
 from hoststack.boundary.handle import index_of, make_handle, worker_of
-from hoststack.boundary.shares import may_have
-from hoststack.quic.seam import ConnectionContext, ListenerContext, StreamContext
+from hoststack.quic.seam import ConnectionContext, ListenerContext
 
 
 class SessionState(enum.Enum):
@@ -76,43 +75,39 @@ class ConnectionSession(Session):
     context: ConnectionContext
     listener: ListenerSession | None = None
     """The listener that accepted it; None for a client connection."""
-    streams: dict[int, StreamSession] = field(default_factory=dict)
     is_unnoted: bool = False
     """Whether its application has not read the last PathChanged or DatagramsReady yet."""
     has_new_path: bool = False
     """Whether a PathChanged follows when it has."""
     new_datagram_limit: int | None = None
-
-
-@dataclass(slots=True, eq=False)
-class StreamSession(Session):
-    context: StreamContext
-    connection: ConnectionSession
-    is_peers: bool = False
-    """Whether the peer opened it."""
-    was_reset: bool = False
-    """Whether its application was notified of a reset. A peer may send it again."""
-    was_stopped: bool = False
+    waits_for_credit: bool = False
+    """Whether its application, in this process, waits to open a stream."""
 
 
 #: Most connections that wait for the program's accept at one listener; more are refused.
 MOST_UNTAKEN: Final = 1024
 
-AnySession = ListenerSession | ConnectionSession | StreamSession
-T = TypeVar("T", ListenerSession, ConnectionSession, StreamSession)
+AnySession = ListenerSession | ConnectionSession
+T = TypeVar("T", ListenerSession, ConnectionSession)
 
 
 def chain(session: AnySession) -> Iterator[AnySession]:
-    """Yield a session and the ones that it belongs to: stream, connection, listener."""
+    """Yield a session and the one that it belongs to: connection, listener."""
     yield session
-    if isinstance(session, StreamSession):
-        yield from chain(session.connection)
-    elif isinstance(session, ConnectionSession) and session.listener is not None:
+    if isinstance(session, ConnectionSession) and session.listener is not None:
         yield session.listener
 
 
+def no_room(application: Application) -> str:
+    """Return why an application may have no more sessions, as a line for the user."""
+    return (
+        f"the application has the {application.max_sessions} sessions that it may have: close "
+        "some, or raise max-sessions"
+    )
+
+
 class SessionTable:
-    """All sessions of one worker, by index."""
+    """The listeners and connections of one worker, by index."""
 
     #: Number of freed indices that are kept unused before the oldest is reused.
     REUSE_DISTANCE = 1024
@@ -139,16 +134,7 @@ class SessionTable:
         if not self.is_full_for(application):
             return None
         self.refused["max_sessions"] += 1
-        return (
-            f"the application has the {application.max_sessions} sessions that it may have: close "
-            "some, or raise max-sessions"
-        )
-
-    def may_open(self, connection: ConnectionSession) -> bool:
-        """Return whether a peer may open another stream on its connection."""
-        application = connection.application
-        most, used = application.max_sessions, application.sessions_in_use
-        return most is None or may_have(most, most - used, len(connection.streams), 1)
+        return no_room(application)
 
     def add(self, session: T) -> T:
         """Add a session; set its handle, and that of its context."""
@@ -158,12 +144,9 @@ class SessionTable:
             index = self._next
             self._next += 1
         self._by_index[index] = session
-        session.application.sessions_in_use += 1
+        session.application.count_sessions(1)
         session.handle = session.context.session = make_handle(self._worker, index)
-        if isinstance(session, StreamSession):
-            session.connection.streams[session.handle] = session
-            session.is_untaken = session.is_peers
-        elif isinstance(session, ConnectionSession) and session.listener is not None:
+        if isinstance(session, ConnectionSession) and session.listener is not None:
             session.is_untaken = session.listener.is_counting
             session.listener.untaken += session.is_untaken
         return session
@@ -208,8 +191,6 @@ class SessionTable:
         """Remove a session; its context's `session` becomes -1."""
         session.move_to(SessionState.CLOSED)
         session.context.session = -1
-        if isinstance(session, StreamSession):
-            session.connection.streams.pop(session.handle)
         index = index_of(session.handle)
         del self._by_index[index]
         if session.is_untaken:
@@ -218,7 +199,7 @@ class SessionTable:
             self._give_back(session)
 
     def _give_back(self, session: AnySession) -> None:
-        session.application.sessions_in_use -= 1
+        session.application.count_sessions(-1)
         self._free.append(index_of(session.handle))
 
     def __iter__(self) -> Iterator[AnySession]:

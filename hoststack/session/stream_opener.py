@@ -1,96 +1,115 @@
-"""Opening streams at an application's request, as soon as the peer's limits allow it."""
+"""Requests of applications in other processes to open streams, until the peer's limits allow it."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.native.memory.fifo import Fifo
-from hoststack.quic.seam import ConnectionContext, StreamContext, Transport
-from hoststack.session.connector import error_text
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
+from hoststack.session.streams import Streams
 
-NO_ROOM: Final = (
-    "the application's FIFOs use all the memory that they may: close streams, or raise "
-    "fifo-memory-bytes in the daemon's settings"
-)
-#: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
-_NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _CLOSED: Final = "the connection is closed"
 
-#: The fields of m.StreamReady without its token.
-About = tuple[int, int, int, Fifo | None, Fifo | None]
+
+@dataclass(slots=True)
+class _Waiting:
+    """A connection's requests, by token, oldest first; for each direction."""
+
+    bidirectional: dict[int, None] = field(default_factory=dict)
+    unidirectional: dict[int, None] = field(default_factory=dict)
+
+    def of(self, *, unidirectional: bool) -> dict[int, None]:
+        return self.unidirectional if unidirectional else self.bidirectional
 
 
 class StreamOpener:
-    """Requests for streams, until they are open."""
+    """Requests for streams. One that waits counts as a session of its application."""
 
-    def __init__(
-        self,
-        sessions: SessionTable,
-        transport_of: Callable[[ConnectionContext], Transport],
-        add_stream: Callable[[ConnectionSession, StreamContext], About],
-    ) -> None:
+    def __init__(self, sessions: SessionTable, streams: Streams) -> None:
         self._sessions = sessions
-        self._transport_of = transport_of
-        self._add_stream = add_stream
-        self._waiting: dict[ConnectionSession, list[m.OpenStream]] = {}
+        self._streams = streams
+        self._waiting: dict[ConnectionSession, _Waiting] = {}
+        self._by_token: dict[tuple[Application, int], tuple[ConnectionSession, bool]] = {}
 
     def start(self, application: Application, request: m.OpenStream) -> None:
         """Open a stream now, or queue the request until the peer allows it."""
         session = self._sessions.owned(application, request.connection, ConnectionSession)
         if session is None or session.state is not SessionState.READY:
             application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
-        else:
-            self._waiting.setdefault(session, []).append(request)
-            self.on_available(session)
+            return
+        waiting = self._waiting.get(session)
+        others = waiting.of(unidirectional=request.unidirectional) if waiting is not None else ()
+        if others or not self._open(session, request.token, request.unidirectional):
+            self._wait(session, request)
+
+    def _wait(self, session: ConnectionSession, request: m.OpenStream) -> None:
+        application = session.application
+        refusal = self._sessions.refusal(application)
+        key = application, request.token
+        if refusal is not None or key in self._by_token:
+            text = refusal or "its token is in use"
+            application.notify(m.Failed(request.token, errno.EMFILE, text))
+            return
+        application.count_sessions(1)
+        waiting = self._waiting.setdefault(session, _Waiting())
+        waiting.of(unidirectional=request.unidirectional)[request.token] = None
+        self._by_token[key] = session, request.unidirectional
+
+    def _forget(self, session: ConnectionSession, token: int, unidirectional: bool) -> None:
+        del self._by_token[session.application, token]
+        del self._waiting[session].of(unidirectional=unidirectional)[token]
+        session.application.count_sessions(-1)
 
     def cancel(self, application: Application, request: m.Cancel) -> None:
         """Cancel a queued request."""
-        for session, waiting in self._waiting.items():
-            if session.application is application:
-                waiting[:] = [w for w in waiting if w.token != request.token]
+        found = self._by_token.get((application, request.token))
+        if found is not None:
+            session, unidirectional = found
+            self._forget(session, request.token, unidirectional)
 
     def on_closed(self, session: ConnectionSession) -> None:
         """Fail the queued requests of a connection that is closed."""
-        for request in self._waiting.pop(session, []):
-            session.application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
+        waiting = self._waiting.get(session)
+        if waiting is None:
+            return
+        for unidirectional in (False, True):
+            for token in list(waiting.of(unidirectional=unidirectional)):
+                self._forget(session, token, unidirectional)
+                session.application.notify(m.Failed(token, errno.ENOTCONN, _CLOSED))
+        del self._waiting[session]
 
     def on_available(self, session: ConnectionSession) -> None:
         """Open as many queued streams as the peer's limits allow, in order for each direction."""
-        blocked = {False: False, True: False}
-        still_waiting: list[m.OpenStream] = []
-        for request in self._waiting.pop(session, []):
-            stream = None
-            if not blocked[request.unidirectional]:
-                try:
-                    stream = self._open(session, request.unidirectional)
-                except OSError as error:
-                    failed = m.Failed(request.token, error.errno or 0, error_text(error))
-                    session.application.notify(failed)
-                    continue
-            if stream is not None:
-                about = self._add_stream(session, stream)
-                session.application.notify(m.StreamReady(request.token, *about))
-            else:
-                blocked[request.unidirectional] = True
-                still_waiting.append(request)
-        if still_waiting:
-            self._waiting[session] = still_waiting
+        waiting = self._waiting.get(session)
+        if waiting is None:
+            return
+        for unidirectional in (False, True):
+            queued = waiting.of(unidirectional=unidirectional)
+            while queued:
+                token = next(iter(queued))
+                # The place of the request becomes the stream's.
+                session.application.count_sessions(-1)
+                is_open = self._open(session, token, unidirectional)
+                session.application.count_sessions(1)
+                if not is_open:
+                    break
+                self._forget(session, token, unidirectional)
+        if not waiting.bidirectional and not waiting.unidirectional:
+            del self._waiting[session]
 
-    def _open(self, session: ConnectionSession, unidirectional: bool) -> StreamContext | None:
-        """Open a stream; see Transport. Raises OSError if the application has no room for it."""
-        refusal = self._sessions.refusal(session.application)
-        if refusal is not None:
-            raise OSError(errno.EMFILE, refusal)
-        transport = self._transport_of(session.context)
+    def _open(self, session: ConnectionSession, token: int, unidirectional: bool) -> bool:
+        """Open a stream and answer; return False while the peer's limit forbids it."""
         try:
-            return transport.open_stream(session.context, unidirectional=unidirectional)
-        except (OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_MEMORY:
-                raise
-            self._sessions.refused["fifo_memory"] += 1
-            raise OSError(errno.ENOMEM, NO_ROOM) from None
+            opened = self._streams.open_remote(session, unidirectional=unidirectional)
+        except OSError as error:
+            text = error.strerror or str(error)
+            session.application.notify(m.Failed(token, error.errno or 0, text))
+            return True
+        if opened is None:
+            return False
+        handle, stream_id, fifos = opened
+        session.application.notify(m.StreamReady(token, session.handle, handle, stream_id, *fifos))
+        return True

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from hoststack.boundary.application import Application
+from hoststack.boundary.application import LAZY_S, Application
 from hoststack.link.base import Link
 from hoststack.quic.seam import ABORTED_CODE, Engine, EngineOwner, Turn
 from hoststack.session.layer import SessionLayer
@@ -168,6 +168,7 @@ class Worker:
             self.layer.give_to_applications(turn.events)
             if turn.blocked or not turn.more:
                 break
+        self.layer.streams.close_all()
 
     async def _loop(self) -> None:
         in_a_row = 0
@@ -207,6 +208,8 @@ class Worker:
             self._turned = None
         if self.layer.wants_turn():
             self._is_woken = True
+        elif self.layer.streams.has_credit:
+            self.wake_within(LAZY_S)
         if self._idle is not None and not self.layer.connections():
             self._idle.set()
             self._idle = None

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quic/internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define UNUSED __attribute__((unused))
@@ -136,12 +137,21 @@ static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 	struct hs_fifo_producer *rx = NULL;
 	struct hs_fifo_consumer *tx = NULL;
 	int is_uni = !ngtcp2_is_bidi_stream(stream_id);
-	if (c->q->make_fifos(c->q->owner, c->number, stream_id, &rx, is_uni ? NULL : &tx) || !rx ||
-	    (!is_uni && !tx))
-		return refuse_stream(conn, stream_id);
-	struct hs_stream *s = hs_stream_new(c, stream_id, 0, rx, tx);
+	struct hs_quic *q = c->q;
+	if (!c->streams_owner)
+		c->streams_owner = q->find_session(q->owner, c->number);
+	struct hs_stream *s = hs_stream_new(c, stream_id, 0);
 	if (!s)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
+	void *session = c->streams_owner ? q->sessions->open(c->streams_owner, s, stream_id, &rx,
+							     is_uni ? NULL : &tx) :
+					   NULL;
+	if (!session) {
+		hs_stream_unlink(s);
+		free(s);
+		return refuse_stream(conn, stream_id);
+	}
+	hs_stream_set_session(s, session, rx, tx);
 	ngtcp2_conn_set_stream_user_data(conn, stream_id, s);
 	if (c->state == HS_OPENING && !c->is_early) {
 		/* Before the handshake is complete all data is 0-RTT. The application decides
@@ -149,7 +159,7 @@ static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 		c->is_early = 1;
 		hs_touch(c, HS_PENDING_ESTABLISHED);
 	}
-	hs_touch_stream(s, HS_PENDING_OPENED);
+	hs_touch_stream(s, HS_STREAM_OPENED);
 	return 0;
 }
 
@@ -178,7 +188,7 @@ static int stream_close(ngtcp2_conn *conn, UNUSED uint32_t flags, int64_t stream
 	if (stream_user_data)
 		hs_stream_on_gone(stream_user_data);
 	else if (!ngtcp2_conn_is_local_stream(conn, stream_id))
-		hs_connection_allow_stream(user_data, !ngtcp2_is_bidi_stream(stream_id));
+		hs_allow_stream(user_data, !ngtcp2_is_bidi_stream(stream_id));
 	return 0;
 }
 

@@ -461,37 +461,6 @@ int hs_connection_write(struct hs_connection *c, int share)
 
 /* --- interface for the caller ----------------------------------------------------------------- */
 
-struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,
-					    struct hs_fifo_producer *rx,
-					    struct hs_fifo_consumer *tx)
-{
-	int64_t id;
-	if (c->state != HS_OPEN && !(c->state == HS_OPENING && c->is_early))
-		return NULL;
-	int failed = is_unidirectional ? ngtcp2_conn_open_uni_stream(c->conn, &id, NULL) :
-					 ngtcp2_conn_open_bidi_stream(c->conn, &id, NULL);
-	if (failed)
-		return NULL;
-	struct hs_stream *s = hs_stream_new(c, id, 1, rx, tx);
-	if (!s) {
-		ngtcp2_conn_shutdown_stream(c->conn, 0, id, 0);
-		return NULL;
-	}
-	ngtcp2_conn_set_stream_user_data(c->conn, id, s);
-	return s;
-}
-
-void hs_connection_allow_stream(struct hs_connection *c, int is_unidirectional)
-{
-	if (c->state > HS_OPEN)
-		return;
-	if (is_unidirectional)
-		ngtcp2_conn_extend_max_streams_uni(c->conn, 1);
-	else
-		ngtcp2_conn_extend_max_streams_bidi(c->conn, 1);
-	hs_schedule(c);
-}
-
 uint32_t hs_connection_number(const struct hs_connection *c)
 {
 	return c->number;

@@ -13,6 +13,7 @@
  *   quic/callbacks.c   the callbacks of ngtcp2
  *   quic/packets.c     packets as they pass encryption: counted and inspected
  *   quic/frames.c      frames for which ngtcp2 has no callback
+ *   quic/sessions.c    the engine as the session plane calls it
  *   quic/stream.c      streams and their FIFOs
  *   quic/datagram.c    datagrams and their FIFOs
  *   quic/path.c        the path of a connection, and migration
@@ -35,6 +36,7 @@
 
 #include "memory/fifo.h"
 #include "quic/quic.h"
+#include "session/transport.h"
 #include "steer.h"
 #include "wire/verbs.h"
 
@@ -94,19 +96,14 @@ struct hs_listener {
 	uint8_t ticket_keys[HS_QUIC_VERSIONS][HS_QUIC_TICKET_KEY_BYTES]; /* in the order of hs_versions */
 };
 
-/* Pending events of a connection or a stream, as bits. */
+/* Pending events of a connection, as bits. */
 enum hs_pending {
 	HS_PENDING_ESTABLISHED = 1 << 0,
 	HS_PENDING_STREAMS_AVAILABLE = 1 << 1,
 	HS_PENDING_CLOSED = 1 << 2,
 	HS_PENDING_FORGOTTEN = 1 << 3,
-	HS_PENDING_OPENED = 1 << 4,
 	HS_PENDING_READABLE = 1 << 5,
-	HS_PENDING_RESET = 1 << 6,
-	HS_PENDING_STOPPED = 1 << 7,
 	HS_PENDING_WRITABLE = 1 << 8,
-	HS_PENDING_SEND_FINISHED = 1 << 9,
-	HS_PENDING_STREAM_CLOSED = 1 << 10,
 	HS_PENDING_DATAGRAMS = 1 << 11,
 	HS_PENDING_PATH_CHANGED = 1 << 12,
 	HS_PENDING_MIGRATION_FAILED = 1 << 13,
@@ -122,6 +119,7 @@ struct hs_stream_list {
 
 struct hs_stream {
 	struct hs_connection *connection;
+	void *session; /* the plane's; NULL: it is not told of the stream */
 	int64_t id;
 	struct hs_stream *next, *previous; /* in the connection's list */
 	struct hs_stream *next_in_bucket;
@@ -137,7 +135,7 @@ struct hs_stream {
 	uint64_t stop_code;
 	uint64_t own_reset_code;
 	uint64_t own_stop_code;
-	uint32_t pending; /* enum hs_pending */
+	uint32_t pending; /* enum hs_stream_event */
 	unsigned int is_local : 1;
 	unsigned int is_listed : 1; /* in one of its connection's lists */
 	unsigned int has_had_credit : 1; /* of the connection's window, since it became starved */
@@ -214,6 +212,7 @@ struct hs_connection {
 	ngtcp2_crypto_conn_ref ref;
 	struct hs_tls *tls;
 	struct hs_listener *listener; /* NULL: a client's connection */
+	void *streams_owner; /* the plane's session; NULL: none yet */
 	char *server_name;
 	struct hs_path *path;
 	struct hs_path *last_path; /* the previous one; any of these three may be NULL */
@@ -289,6 +288,8 @@ struct hs_unresolved {
 
 struct hs_quic {
 	struct hs_wire *wire;
+	const struct hs_session_verbs *sessions;
+	hs_quic_find_session find_session;
 	hs_quic_make_fifos make_fifos;
 	hs_quic_find_path find_path;
 	void *owner;
@@ -332,7 +333,11 @@ struct hs_quic {
 /* quic/turn.c */
 void hs_schedule(struct hs_connection *c);
 void hs_touch(struct hs_connection *c, uint32_t pending);
-void hs_touch_stream(struct hs_stream *s, uint32_t pending);
+void hs_touch_stream(struct hs_stream *s, uint32_t events);
+
+/* quic/sessions.c */
+/* Allow the peer one more stream. */
+void hs_allow_stream(struct hs_connection *c, int is_unidirectional);
 
 /* quic/accept.c: a datagram that matches no connection */
 void hs_read_unmatched(struct hs_quic *q, const struct hs_received *datagram,
@@ -454,9 +459,16 @@ void hs_frames_look(struct hs_quic *q, struct hs_size *size, const uint8_t *fram
 uint64_t hs_frames_stream_bytes(const uint8_t *frames, size_t bytes);
 
 /* quic/stream.c */
-struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,
-				struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx);
+struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local);
+void hs_stream_set_session(struct hs_stream *s, void *session, struct hs_fifo_producer *rx,
+			   struct hs_fifo_consumer *tx);
 void hs_stream_unlink(struct hs_stream *s);
+/* The application wrote into the tx FIFO, or set its end. */
+void hs_stream_send_ready(struct hs_stream *s);
+/* The application read from the rx FIFO. */
+void hs_stream_consumed(struct hs_stream *s);
+void hs_stream_reset(struct hs_stream *s, uint64_t code);
+void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);
 /* The next stream to send from; NULL if none can. */
 struct hs_stream *hs_stream_next(struct hs_connection *c);
 /* It has bytes, but the connection's window is empty: serve streams that need no credit first. */

@@ -7,9 +7,12 @@
  * the decryption buffer into the rx FIFO. Packets are written from the tx FIFO, which stores the
  * bytes until they are acknowledged.
  *
- * One thread at a time. Times are nanoseconds on the caller's clock. Pointers to connections and
- * streams are valid until the turn after the one that reported HS_QUIC_FORGOTTEN or
- * HS_QUIC_STREAM_CLOSED.
+ * Streams are the session plane's (session/transport.h): the engine tells it of them, and does what
+ * it asks.
+ *
+ * One thread at a time. Times are nanoseconds on the caller's clock. Pointers to connections are
+ * valid until the turn after the one that reported HS_QUIC_FORGOTTEN, and pointers to streams until
+ * HS_STREAM_OVER.
  */
 #ifndef HS_QUIC_H
 #define HS_QUIC_H
@@ -25,6 +28,7 @@ struct hs_listener;
 struct hs_tls;
 struct hs_fifo_producer;
 struct hs_fifo_consumer;
+struct hs_session_verbs; /* session/transport.h */
 
 enum {
 	HS_QUIC_SECRET_BYTES = 32,
@@ -33,7 +37,6 @@ enum {
 	HS_QUIC_REASON_BYTES = 256,
 	HS_QUIC_TOKEN_BYTES = 512, /* longer tokens are ignored */
 	HS_QUIC_NO_RETRY = 0x7fffffff, /* as `retry_above`: never */
-	HS_QUIC_DATAGRAMS = -1, /* in place of a stream's ID: the connection's datagrams */
 };
 
 /* The numbers are those of EventKind (hoststack/quic/seam.py); those from 100 on are internal to
@@ -42,14 +45,9 @@ enum hs_quic_event_kind {
 	HS_QUIC_ACCEPTED = 1,
 	HS_QUIC_CONNECTED = 2,
 	HS_QUIC_CLOSED = 3,
-	HS_QUIC_STREAM_OPENED = 4,
-	HS_QUIC_READABLE = 5,
+	HS_QUIC_READABLE = 5, /* datagrams, as is the next */
 	HS_QUIC_WRITABLE = 6,
-	HS_QUIC_RESET = 7,
-	HS_QUIC_STOPPED = 8,
-	HS_QUIC_STREAM_CLOSED = 9,
 	HS_QUIC_STREAMS_AVAILABLE = 10,
-	HS_QUIC_SEND_FINISHED = 11,
 	HS_QUIC_DATAGRAMS_READY = 12,
 	HS_QUIC_PATH_CHANGED = 13,
 	HS_QUIC_MIGRATION_FAILED = 14,
@@ -62,11 +60,9 @@ enum hs_quic_event_kind {
 struct hs_quic_event {
 	uint32_t kind;
 	uint32_t connection; /* its number */
-	int64_t stream_id; /* -1: about the connection */
-	/* The application's code for RESET and STOPPED; the limit for DATAGRAMS_READY; bits of
-	 * enum hs_quic_handshake for ACCEPTED, CONNECTED and HANDSHAKE_DONE. */
+	/* The limit for DATAGRAMS_READY; bits of enum hs_quic_handshake for ACCEPTED, CONNECTED
+	 * and HANDSHAKE_DONE. */
 	uint64_t info;
-	struct hs_stream *stream; /* NULL: about the connection */
 };
 
 enum hs_quic_handshake {
@@ -207,12 +203,14 @@ struct hs_quic_turn {
 	uint64_t deadline_ns; /* when to call again even if nothing arrives; all ones: never */
 };
 
-/* Creates the FIFOs of a stream that the peer opened: rx if `rx` is not NULL, tx likewise. They
- * must exist until the stream is closed. With HS_QUIC_DATAGRAMS in place of a stream's ID they
- * are the connection's, for messages. Returns 0, or -1 if there is no room: the stream is
- * refused. */
-typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, int64_t stream_id,
-				  struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
+/* Creates the FIFOs of a connection's datagrams, for messages. They must exist until the connection
+ * is forgotten. Returns 0, or -1 if there is no room. */
+typedef int (*hs_quic_make_fifos)(void *owner, uint32_t connection, struct hs_fifo_producer **rx,
+				  struct hs_fifo_consumer **tx);
+
+/* The session of a connection whose peer opens a stream (hs_connection_set_session); NULL: its
+ * streams are refused. */
+typedef void *(*hs_quic_find_session)(void *owner, uint32_t connection);
 
 /* Finds the path to another address of the peer. Returns its id, or -1 without a route. */
 typedef int64_t (*hs_quic_find_path)(void *owner, uint32_t connection, uint8_t ip_version,
@@ -222,8 +220,11 @@ typedef int64_t (*hs_quic_find_path)(void *owner, uint32_t connection, uint8_t i
  * recognise each other's tokens and resets. The engine owns the wire from now on. NULL without
  * memory. */
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
-			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
-			    void *owner);
+			    const struct hs_session_verbs *sessions,
+			    hs_quic_find_session find_session, hs_quic_make_fifos make_fifos,
+			    hs_quic_find_path find_path, void *owner);
+/* The address of struct hs_transport_verbs, for the plane. */
+uint64_t hs_quic_transport_verbs(void);
 void hs_quic_free(struct hs_quic *q);
 
 /* Receive one burst and send one burst, and repeat while there is work, up to `bursts` times;
@@ -340,20 +341,8 @@ void hs_connection_send_datagrams(struct hs_connection *c);
 void hs_connection_datagram_counters(const struct hs_connection *c,
 				     struct hs_datagram_counters *out);
 
-/* Allow the peer one more stream, for one that is closed and that the application has accepted. */
-void hs_connection_allow_stream(struct hs_connection *c, int is_unidirectional);
-
-/* NULL while the peer's limit forbids it. A unidirectional stream has no `rx`. */
-struct hs_stream *hs_connection_open_stream(struct hs_connection *c, int is_unidirectional,
-					    struct hs_fifo_producer *rx,
-					    struct hs_fifo_consumer *tx);
-int64_t hs_stream_id(const struct hs_stream *s);
-/* The application wrote into the tx FIFO, or set its end. */
-void hs_stream_send_ready(struct hs_stream *s);
-/* The application read from the rx FIFO. */
-void hs_stream_consumed(struct hs_stream *s);
-void hs_stream_reset(struct hs_stream *s, uint64_t code);
-void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);
+/* What the plane calls the connection. */
+void hs_connection_set_session(struct hs_connection *c, void *session);
 
 void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out);
 

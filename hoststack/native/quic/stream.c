@@ -8,8 +8,7 @@ enum {
 	OFFER_BYTES = 65536,
 };
 
-struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local,
-				struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx)
+struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local)
 {
 	struct hs_stream *s = calloc(1, sizeof(*s));
 	if (!s)
@@ -17,12 +16,6 @@ struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_loca
 	s->connection = c;
 	s->id = id;
 	s->is_local = is_local != 0;
-	s->rx = rx;
-	s->tx = tx;
-	s->tx_is_over = !tx;
-	s->has_reported_finished = !tx;
-	if (rx && rx->size_bytes > c->config.first_window_bytes)
-		s->ungranted = rx->size_bytes - c->config.first_window_bytes;
 	s->next = c->streams;
 	if (s->next)
 		s->next->previous = s;
@@ -30,6 +23,19 @@ struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_loca
 	c->stream_count++;
 	hs_streams_add(&c->q->streams, s);
 	return s;
+}
+
+void hs_stream_set_session(struct hs_stream *s, void *session, struct hs_fifo_producer *rx,
+			   struct hs_fifo_consumer *tx)
+{
+	uint64_t first_bytes = s->connection->config.first_window_bytes;
+	s->session = session;
+	s->rx = rx;
+	s->tx = tx;
+	s->tx_is_over = !tx;
+	s->has_reported_finished = !tx;
+	if (rx && rx->size_bytes > first_bytes)
+		s->ungranted = rx->size_bytes - first_bytes;
 }
 
 void hs_stream_unlink(struct hs_stream *s)
@@ -178,7 +184,7 @@ static void finish_sending(struct hs_stream *s)
 	s->tx_is_over = 1;
 	if (!s->has_reported_finished) {
 		s->has_reported_finished = 1;
-		hs_touch_stream(s, HS_PENDING_SEND_FINISHED);
+		hs_touch_stream(s, HS_STREAM_FINISHED);
 	}
 }
 
@@ -201,7 +207,7 @@ void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes)
 		s->tx_acked = offset + bytes;
 		s->connection->acked_bytes += bytes;
 		if (hs_fifo_drop_to(s->tx, s->tx_acked) == 0 && has_much_room(s))
-			hs_touch_stream(s, HS_PENDING_WRITABLE);
+			hs_touch_stream(s, HS_STREAM_WRITABLE);
 	} else {
 		s->fin_is_acked = 1;
 	}
@@ -240,7 +246,7 @@ void hs_stream_on_stopped(struct hs_stream *s, uint64_t code)
 	if (s->tx_is_over)
 		return;
 	s->stop_code = code;
-	hs_touch_stream(s, HS_PENDING_STOPPED);
+	hs_touch_stream(s, HS_STREAM_STOPPED);
 	finish_sending(s);
 }
 
@@ -269,14 +275,14 @@ static void widen_if_used(struct hs_stream *s, uint64_t received)
 }
 
 /* A stream is over when ngtcp2 has closed it and the application has read everything. The caller
- * decides when the peer may open another one (hs_connection_allow_stream). */
+ * decides when the peer may open another one (hs_allow_stream). */
 static void end_if_over(struct hs_stream *s)
 {
-	if (!s->is_gone || (s->pending & HS_PENDING_STREAM_CLOSED))
+	if (!s->is_gone || (s->pending & HS_STREAM_OVER))
 		return;
 	if (s->rx && !s->is_discarding && s->credited != s->rx->tail)
 		return;
-	hs_touch_stream(s, HS_PENDING_STREAM_CLOSED);
+	hs_touch_stream(s, HS_STREAM_OVER);
 }
 
 int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data, size_t bytes,
@@ -298,7 +304,7 @@ int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data,
 	}
 	if (!s->is_discarding) {
 		widen_if_used(s, offset + bytes);
-		hs_touch_stream(s, HS_PENDING_READABLE);
+		hs_touch_stream(s, HS_STREAM_READABLE);
 	}
 	return 0;
 }
@@ -342,7 +348,7 @@ void hs_stream_on_reset(struct hs_stream *s, uint64_t code)
 	s->has_rx_end = 1;
 	if (!s->is_discarding) {
 		s->reset_code = code;
-		hs_touch_stream(s, HS_PENDING_RESET);
+		hs_touch_stream(s, HS_STREAM_RESET);
 		discard(s);
 	}
 }
@@ -369,9 +375,4 @@ void hs_stream_rewind(struct hs_stream *s)
 	if (s->rx && s->is_discarding)
 		ngtcp2_conn_shutdown_stream_read(conn, 0, s->id, s->own_stop_code);
 	hs_stream_look(s);
-}
-
-int64_t hs_stream_id(const struct hs_stream *s)
-{
-	return s->id;
 }

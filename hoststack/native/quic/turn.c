@@ -58,10 +58,10 @@ void hs_touch(struct hs_connection *c, uint32_t pending)
 	c->q->touched_end = &c->next_touched;
 }
 
-void hs_touch_stream(struct hs_stream *s, uint32_t pending)
+void hs_touch_stream(struct hs_stream *s, uint32_t events)
 {
 	struct hs_connection *c = s->connection;
-	s->pending |= pending;
+	s->pending |= events;
 	if (!s->is_touched) {
 		s->is_touched = 1;
 		s->next_touched = NULL;
@@ -197,7 +197,7 @@ static int transmit(struct hs_quic *q, int *is_full)
 /* --- events ----------------------------------------------------------------------------------- */
 
 static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connection *c,
-		      struct hs_stream *s, uint64_t info)
+		      uint64_t info)
 {
 	if (q->event_count == q->event_room) {
 		uint32_t room = q->event_room ? q->event_room * 2 : LEAST_EVENTS;
@@ -207,38 +207,23 @@ static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connecti
 		q->events = events;
 		q->event_room = room;
 	}
-	q->events[q->event_count++] =
-		(struct hs_quic_event){ kind, c->number, s ? s->id : -1, info, s };
+	q->events[q->event_count++] = (struct hs_quic_event){ kind, c->number, info };
 }
 
 static void report_stream(struct hs_quic *q, struct hs_stream *s)
 {
-	static const struct {
-		uint32_t bit;
-		uint32_t kind;
-	} ORDER[] = {
-		{ HS_PENDING_OPENED, HS_QUIC_STREAM_OPENED },
-		{ HS_PENDING_READABLE, HS_QUIC_READABLE },
-		{ HS_PENDING_RESET, HS_QUIC_RESET },
-		{ HS_PENDING_STOPPED, HS_QUIC_STOPPED },
-		{ HS_PENDING_WRITABLE, HS_QUIC_WRITABLE },
-		{ HS_PENDING_SEND_FINISHED, HS_QUIC_SEND_FINISHED },
-		{ HS_PENDING_STREAM_CLOSED, HS_QUIC_STREAM_CLOSED },
-	};
-	for (size_t i = 0; i < sizeof(ORDER) / sizeof(ORDER[0]); i++) {
-		if (s->pending & ORDER[i].bit)
-			add_event(q, ORDER[i].kind, s->connection, s,
-				  ORDER[i].kind == HS_QUIC_RESET ? s->reset_code : s->stop_code);
-	}
+	uint32_t events = s->pending;
 	s->is_touched = 0;
-	if (s->pending & HS_PENDING_STREAM_CLOSED) {
+	s->pending = 0;
+	if (s->session && events)
+		q->sessions->report(s->session, events, s->reset_code, s->stop_code);
+	if (events & HS_STREAM_OVER) {
 		if (!s->is_gone)
 			ngtcp2_conn_set_stream_user_data(s->connection->conn, s->id, NULL);
 		hs_stream_unlink(s);
 		s->next = q->dead_streams;
 		q->dead_streams = s;
 	}
-	s->pending = 0;
 }
 
 static void report_streams(struct hs_quic *q, struct hs_connection *c)
@@ -269,32 +254,32 @@ static void report(struct hs_quic *q, struct hs_connection *c)
 	c->is_touched = 0;
 	/* First, because the application may send as soon as it knows the connection. */
 	if (pending & HS_PENDING_DATAGRAMS)
-		add_event(q, HS_QUIC_DATAGRAMS_READY, c, NULL, hs_datagrams_limit(c));
+		add_event(q, HS_QUIC_DATAGRAMS_READY, c, hs_datagrams_limit(c));
 	if (pending & HS_PENDING_ESTABLISHED)
-		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c, NULL,
+		add_event(q, c->listener ? HS_QUIC_ACCEPTED : HS_QUIC_CONNECTED, c,
 			  handshake_info(c, pending & HS_PENDING_HANDSHAKE || c->state == HS_OPENING));
 	if (pending & HS_PENDING_HANDSHAKE && c->state == HS_OPEN)
-		add_event(q, HS_QUIC_HANDSHAKE_DONE, c, NULL, handshake_info(c, 0));
+		add_event(q, HS_QUIC_HANDSHAKE_DONE, c, handshake_info(c, 0));
 	if (pending & HS_PENDING_TICKET)
-		add_event(q, HS_QUIC_TICKET, c, NULL, 0);
+		add_event(q, HS_QUIC_TICKET, c, 0);
 	if (pending & HS_PENDING_TOKEN)
-		add_event(q, HS_QUIC_TOKEN, c, NULL, 0);
+		add_event(q, HS_QUIC_TOKEN, c, 0);
 	if (c->state != HS_OPENING || c->is_early)
 		report_streams(q, c);
 	if (pending & HS_PENDING_READABLE)
-		add_event(q, HS_QUIC_READABLE, c, NULL, 0);
+		add_event(q, HS_QUIC_READABLE, c, 0);
 	if (pending & HS_PENDING_WRITABLE)
-		add_event(q, HS_QUIC_WRITABLE, c, NULL, 0);
+		add_event(q, HS_QUIC_WRITABLE, c, 0);
 	if (pending & HS_PENDING_PATH_CHANGED && c->state == HS_OPEN)
-		add_event(q, HS_QUIC_PATH_CHANGED, c, NULL, 0);
+		add_event(q, HS_QUIC_PATH_CHANGED, c, 0);
 	if (pending & HS_PENDING_MIGRATION_FAILED && c->state == HS_OPEN)
-		add_event(q, HS_QUIC_MIGRATION_FAILED, c, NULL, 0);
+		add_event(q, HS_QUIC_MIGRATION_FAILED, c, 0);
 	if (pending & HS_PENDING_STREAMS_AVAILABLE && c->state == HS_OPEN)
-		add_event(q, HS_QUIC_STREAMS_AVAILABLE, c, NULL, 0);
+		add_event(q, HS_QUIC_STREAMS_AVAILABLE, c, 0);
 	if (pending & HS_PENDING_CLOSED)
-		add_event(q, HS_QUIC_CLOSED, c, NULL, 0);
+		add_event(q, HS_QUIC_CLOSED, c, 0);
 	if (pending & HS_PENDING_FORGOTTEN) {
-		add_event(q, HS_QUIC_FORGOTTEN, c, NULL, 0);
+		add_event(q, HS_QUIC_FORGOTTEN, c, 0);
 		unschedule(c);
 		hs_heap_remove(q, c);
 		hs_cids_remove_all(&q->cids, c);
@@ -430,8 +415,9 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 /* --- creation and destruction ----------------------------------------------------------------- */
 
 struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, const uint8_t *secret,
-			    hs_quic_make_fifos make_fifos, hs_quic_find_path find_path,
-			    void *owner)
+			    const struct hs_session_verbs *sessions,
+			    hs_quic_find_session find_session, hs_quic_make_fifos make_fifos,
+			    hs_quic_find_path find_path, void *owner)
 {
 	struct hs_quic *q = calloc(1, sizeof(*q));
 	struct hs_half_open *handshakes = hs_half_open_new();
@@ -446,6 +432,8 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 	}
 	q->handshakes = handshakes;
 	q->wire = wire;
+	q->sessions = sessions;
+	q->find_session = find_session;
 	q->make_fifos = make_fifos;
 	q->find_path = find_path;
 	q->owner = owner;

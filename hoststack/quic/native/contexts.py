@@ -64,7 +64,6 @@ class NativeConnection:
         self._sessions = sessions
         self.rx: Fifo | None = None
         self.tx: Fifo | None = None
-        self.streams: dict[int, NativeStream] = {}
         self._paths = paths
         self._path = self._current_path()
         self._statistics: dict[str, int | float] = {}
@@ -185,27 +184,6 @@ class NativeConnection:
         self.statistics()
         self._current_path()
         self.pointer = None
-        for stream in self.streams.values():
-            stream.pointer = None
-        # This leaves no reference cycle: FIFOs, and memory shared with an ended process, are freed
-        # now, not by a later garbage collection.
-        self.streams.clear()
-
-
-class NativeStream:
-    """A stream and its FIFOs, which exist as long as the C side uses them."""
-
-    __slots__ = ("connection", "pointer", "rx", "session", "stream_id", "tx")
-
-    def __init__(
-        self, connection: NativeConnection, stream_id: int, rx: Fifo | None, tx: Fifo | None
-    ) -> None:
-        self.session = -1
-        self.connection = connection
-        self.stream_id = stream_id
-        self.rx = rx
-        self.tx = tx
-        self.pointer: Any = None
 
 
 def producer_of(fifo: Fifo | None) -> Any:

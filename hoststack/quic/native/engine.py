@@ -18,7 +18,6 @@ from hoststack.quic.cid import CidGenerator
 from hoststack.quic.native.contexts import (
     NativeConnection,
     NativeListener,
-    NativeStream,
     consumer_of,
     packets_by_kind,
     producer_of,
@@ -34,10 +33,8 @@ from hoststack.quic.seam import (
     EngineOwner,
     Event,
     EventKind,
-    Fifos,
     ListenerContext,
     QuicConfig,
-    StreamContext,
     Turn,
     check_protocols,
     preferred_endpoints,
@@ -68,10 +65,17 @@ _HANDSHAKE_KINDS: Final = (EventKind.ACCEPTED, EventKind.CONNECTED, EventKind.HA
 
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
-def hs_python_make_fifos(owner: Any, number: int, stream_id: int, rx: Any, tx: Any) -> int:
-    """Create FIFOs for a stream opened by a peer, or for datagrams. Called during a turn."""
+def hs_python_make_datagram_fifos(owner: Any, number: int, rx: Any, tx: Any) -> int:
+    """Create the FIFOs of a connection's datagrams. Called during a turn."""
     engine: NativeEngine = ffi.from_handle(owner)
-    return engine._make_fifos(number, stream_id, rx, tx)
+    return engine._make_datagram_fifos(number, rx, tx)
+
+
+@ffi.def_extern(error=ffi.NULL)  # type: ignore[untyped-decorator]
+def hs_python_find_session(owner: Any, number: int) -> Any:
+    """Find the session of a connection whose peer opens its first stream. Called during a turn."""
+    engine: NativeEngine = ffi.from_handle(owner)
+    return ffi.cast("void *", engine._find_session(number))
 
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
@@ -101,7 +105,9 @@ class NativeEngine:
                 ffi.cast("struct hs_wire *", self._wire.address),
                 CidGenerator(cid).prefix,
                 secret,
-                lib.hs_python_make_fifos,
+                ffi.cast("struct hs_session_verbs *", owner.stream_verbs),
+                lib.hs_python_find_session,
+                lib.hs_python_make_datagram_fifos,
                 lib.hs_python_find_path,
                 self._handle,
             ),
@@ -219,54 +225,25 @@ class NativeEngine:
         self._connections[lib.hs_connection_number(pointer)] = connection
         return connection
 
-    def open_stream(
-        self, connection: ConnectionContext, *, unidirectional: bool
-    ) -> StreamContext | None:
-        opening = cast(NativeConnection, connection)
-        if opening.pointer is None:
-            return None
-        rx, tx = self._owner.make_stream_fifos(
-            connection, has_rx=not unidirectional, has_tx=True, is_peers=False
-        )
-        pointer = lib.hs_connection_open_stream(
-            opening.pointer, unidirectional, producer_of(rx), consumer_of(tx)
-        )
-        if not pointer:
-            return None
-        stream = NativeStream(opening, lib.hs_stream_id(pointer), rx, tx)
-        stream.pointer = pointer
-        opening.streams[stream.stream_id] = stream
-        return stream
-
-    def send_ready(self, stream: StreamContext) -> None:
-        pointer = cast(NativeStream, stream).pointer
-        if pointer is not None:
-            lib.hs_stream_send_ready(pointer)
-
-    def consumed(self, stream: StreamContext) -> None:
-        pointer = cast(NativeStream, stream).pointer
-        if pointer is not None:
-            lib.hs_stream_consumed(pointer)
-
-    def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
-        pointer = cast(NativeConnection, connection).pointer
-        if pointer is not None:
-            lib.hs_connection_allow_stream(pointer, unidirectional)
-
     def send_datagrams(self, connection: ConnectionContext) -> None:
         pointer = cast(NativeConnection, connection).pointer
         if pointer is not None:
             lib.hs_connection_send_datagrams(pointer)
 
-    def reset_stream(self, stream: StreamContext, code: int) -> None:
-        pointer = cast(NativeStream, stream).pointer
-        if pointer is not None:
-            lib.hs_stream_reset(pointer, code)
+    @property
+    def stream_verbs(self) -> int:
+        """The address of struct hs_transport_verbs."""
+        return int(lib.hs_quic_transport_verbs())
 
-    def stop_sending(self, stream: StreamContext, code: int) -> None:
-        pointer = cast(NativeStream, stream).pointer
-        if pointer is not None:
-            lib.hs_stream_stop_sending(pointer, code)
+    def stream_transport(self, connection: ConnectionContext) -> int:
+        """Return the address by which the verbs know a connection."""
+        return int(ffi.cast("uintptr_t", cast(NativeConnection, connection).pointer))
+
+    def set_session(self, connection: ConnectionContext, address: int) -> None:
+        """Tell the connection what the session plane calls it."""
+        lib.hs_connection_set_session(
+            cast(NativeConnection, connection).pointer, ffi.cast("void *", address)
+        )
 
     def update_key(self, connection: ConnectionContext) -> None:
         pointer = cast(NativeConnection, connection).pointer
@@ -346,24 +323,20 @@ class NativeEngine:
             self._connections[number] = connection
         return connection
 
-    def _make_fifos(self, number: int, stream_id: int, rx: Any, tx: Any) -> int:
+    def _make_datagram_fifos(self, number: int, rx: Any, tx: Any) -> int:
         connection = self._connection(number)
         try:
-            if stream_id == lib.HS_QUIC_DATAGRAMS:
-                fifos = Fifos(*self._owner.make_datagram_fifos(connection))
-                connection.rx, connection.tx = fifos
-            else:
-                fifos = self._owner.make_stream_fifos(
-                    connection, has_rx=bool(rx), has_tx=bool(tx), is_peers=True
-                )
-                connection.streams[stream_id] = NativeStream(connection, stream_id, *fifos)
+            connection.rx, connection.tx = self._owner.make_datagram_fifos(connection)
         except (OSError, MemoryError):
             return -1
-        if rx:
-            rx[0] = producer_of(fifos.rx)
-        if tx:
-            tx[0] = consumer_of(fifos.tx)
+        rx[0], tx[0] = producer_of(connection.rx), consumer_of(connection.tx)
         return 0
+
+    def _find_session(self, number: int) -> int:
+        try:
+            return self._owner.stream_owner(self._connection(number))
+        except (OSError, MemoryError):
+            return 0
 
     def _find_path(self, number: int, remote: tuple[str, int]) -> int:
         path = self._owner.find_path(self._connection(number), remote)
@@ -377,6 +350,7 @@ class NativeEngine:
             if entry.kind == lib.HS_QUIC_FORGOTTEN:
                 forgotten = self._connections.pop(entry.connection, None)
                 if forgotten is not None:
+                    self._owner.end_streams(forgotten)
                     forgotten.forget()
                 continue
             connection = self._connection(entry.connection)
@@ -387,26 +361,9 @@ class NativeEngine:
                 connection.keep_token()
                 continue
             kind = _KINDS[entry.kind]
-            if entry.stream_id >= 0:
-                stream = self._stream_event(connection, kind, entry)
-                info = entry.info if kind in (EventKind.RESET, EventKind.STOPPED) else None
-                events.append(Event(kind, stream, info))
-            else:
-                events.append(
-                    Event(kind, connection, self._connection_event(connection, kind, entry))
-                )
+            info = self._connection_event(connection, kind, entry)
+            events.append(Event(kind, connection, info))
         return events
-
-    def _stream_event(
-        self, connection: NativeConnection, kind: EventKind, entry: Any
-    ) -> NativeStream:
-        stream = connection.streams[entry.stream_id]
-        if kind is EventKind.STREAM_OPENED:
-            stream.pointer = entry.stream
-        elif kind is EventKind.STREAM_CLOSED:
-            stream.pointer = None
-            del connection.streams[entry.stream_id]
-        return stream
 
     def _connection_event(
         self, connection: NativeConnection, kind: EventKind, entry: Any

@@ -1,0 +1,506 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "session/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define BIT(wait) (1u << (wait))
+
+static int64_t hint(uint32_t bits)
+{
+	return (int64_t)bits << HS_END_BYTES_BITS;
+}
+
+/* --- wake-ups --------------------------------------------------------------------------------- */
+
+struct hs_side *hs_side_new(void)
+{
+	return calloc(1, sizeof(struct hs_side));
+}
+
+void hs_side_free(struct hs_side *side)
+{
+	free(side->wakes);
+	free(side);
+}
+
+int hs_side_has(const struct hs_side *side)
+{
+	return side->first != side->end;
+}
+
+uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n)
+{
+	uint32_t waiting = side->end - side->first;
+	if (n > waiting)
+		n = waiting;
+	memcpy(keys, side->wakes + side->first, n * sizeof(*keys));
+	side->first += n;
+	if (side->first == side->end)
+		side->first = side->end = 0;
+	return n;
+}
+
+/* At most one for each thing that somebody waits for, so the number of tasks bounds them. */
+static int wake(struct hs_side *side, uint64_t handle, enum hs_wait wait)
+{
+	if (side->end == side->room) {
+		uint32_t room = side->room ? side->room * 2 : 256;
+		uint64_t *grown = realloc(side->wakes, room * sizeof(*grown));
+		if (!grown)
+			abort(); /* whoever waits would wait for ever */
+		side->wakes = grown;
+		side->room = room;
+	}
+	side->wakes[side->end++] = handle << 2 | wait;
+	return HS_END_WAKES;
+}
+
+static uint32_t wake_end(struct hs_end *end, uint32_t bits)
+{
+	uint32_t hints = 0;
+	bits &= end->waits;
+	end->waits &= (uint8_t)~bits;
+	for (int wait = HS_WAIT_READ; wait <= HS_WAIT_FINISHED; wait++) {
+		if (bits & BIT(wait))
+			hints |= (uint32_t)wake(end->connection->side, end->handle, wait);
+	}
+	return hints;
+}
+
+/* --- connections ------------------------------------------------------------------------------ */
+
+struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t handle)
+{
+	struct hs_end_connection *c = calloc(1, sizeof(*c));
+	if (c) {
+		c->side = side;
+		c->handle = handle;
+	}
+	return c;
+}
+
+void hs_end_connection_drop(struct hs_end_connection *c)
+{
+	if (c->session)
+		hs_connection_session_dropped(c->session);
+	else
+		free(c); /* its streams are gone: each holds it */
+}
+
+void hs_end_append_untaken(struct hs_end *end)
+{
+	struct hs_end_connection *c = end->connection;
+	end->next_untaken = NULL;
+	if (c->last_untaken)
+		c->last_untaken->next_untaken = end;
+	else
+		c->first_untaken = end;
+	c->last_untaken = end;
+	c->untaken_count++;
+	if (c->waits_for_streams && c->side) {
+		c->waits_for_streams = 0;
+		wake(c->side, c->handle, HS_WAIT_STREAMS);
+	}
+}
+
+int hs_end_accept(struct hs_end_connection *c, struct hs_accepted *out)
+{
+	struct hs_end *end = c->first_untaken;
+	if (!end) {
+		c->waits_for_streams = 1;
+		return 0;
+	}
+	c->first_untaken = end->next_untaken;
+	if (!c->first_untaken)
+		c->last_untaken = NULL;
+	c->untaken_count--;
+	*out = (struct hs_accepted){ end, end->handle, end->id, 0, end->has_tx };
+	if (end->session)
+		out->hints = hs_session_taken(end->session);
+	return 1;
+}
+
+uint32_t hs_end_untaken(const struct hs_end_connection *c)
+{
+	return c->untaken_count;
+}
+
+uint32_t hs_end_unacknowledged(struct hs_end_connection *c, int waits)
+{
+	c->waits_for_finished = waits && c->unacknowledged;
+	return c->unacknowledged;
+}
+
+uint32_t hs_end_cut_short(const struct hs_end_connection *c)
+{
+	return c->cut_short;
+}
+
+void hs_end_connection_gone(struct hs_end_connection *c)
+{
+	c->is_gone = 1;
+	for (struct hs_end *end = c->ends; end; end = end->next) {
+		if (!end->rx_error)
+			end->rx_error = HS_END_GONE;
+		if (!end->tx_error)
+			end->tx_error = HS_END_GONE;
+		if (c->side)
+			wake_end(end, ~0u);
+	}
+	c->unacknowledged = c->cut_short = 0;
+}
+
+/* --- streams ---------------------------------------------------------------------------------- */
+
+void hs_end_init(struct hs_end *end, struct hs_end_connection *c, uint64_t handle, int64_t id)
+{
+	end->connection = c;
+	end->handle = handle;
+	end->id = id;
+	end->next = c->ends;
+	if (end->next)
+		end->next->previous = end;
+	c->ends = end;
+}
+
+void hs_end_unlink(struct hs_end *end)
+{
+	struct hs_end_connection *c = end->connection;
+	if (end->previous)
+		end->previous->next = end->next;
+	else
+		c->ends = end->next;
+	if (end->next)
+		end->next->previous = end->previous;
+	c->unacknowledged -= end->is_unacknowledged && !c->is_gone;
+	c->cut_short -= end->is_cut_short && !c->is_gone;
+}
+
+struct hs_end *hs_end_new(struct hs_end_connection *c, uint64_t handle, int64_t stream_id,
+			  int is_peers, struct hs_fifo_consumer *rx, struct hs_fifo_producer *tx)
+{
+	struct hs_end *end = calloc(1, sizeof(*end));
+	if (!end)
+		return NULL;
+	hs_end_init(end, c, handle, stream_id);
+	end->rx = rx;
+	end->tx = tx;
+	end->has_rx = rx != NULL;
+	end->has_tx = tx != NULL;
+	end->arms = 1;
+	if (is_peers)
+		hs_end_append_untaken(end);
+	return end;
+}
+
+void hs_end_drop(struct hs_end *end)
+{
+	if (end->session) {
+		hs_session_dropped(end->session);
+	} else {
+		hs_end_unlink(end);
+		free(end);
+	}
+}
+
+/* Keep the connection's counts. */
+static uint32_t count(struct hs_end *end)
+{
+	struct hs_end_connection *c = end->connection;
+	int is_open = end->has_tx && !end->tx_error && !end->is_finished;
+	unsigned int unacknowledged = is_open && end->is_ended;
+	unsigned int cut = is_open && !end->is_ended && end->is_cut;
+	if (c->is_gone)
+		return 0;
+	c->unacknowledged += unacknowledged;
+	c->unacknowledged -= end->is_unacknowledged;
+	c->cut_short += cut;
+	c->cut_short -= end->is_cut_short;
+	end->is_unacknowledged = unacknowledged & 1;
+	end->is_cut_short = cut & 1;
+	if (c->unacknowledged || !c->waits_for_finished)
+		return 0;
+	c->waits_for_finished = 0;
+	return (uint32_t)wake(c->side, c->handle, HS_WAIT_FINISHED);
+}
+
+void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code)
+{
+	uint32_t waits = 0;
+	if (events & HS_STREAM_RESET && end->has_rx && !end->rx_error) {
+		end->rx_error = HS_END_RESET;
+		end->reset_code = reset_code;
+	}
+	if (events & HS_STREAM_STOPPED && end->has_tx && !end->tx_error && !end->is_finished) {
+		end->tx_error = HS_END_STOPPED;
+		end->stop_code = stop_code;
+	}
+	if (events & HS_STREAM_FINISHED && !end->tx_error)
+		end->is_finished = 1;
+	if (events & (HS_STREAM_READABLE | HS_STREAM_RESET))
+		waits |= BIT(HS_WAIT_READ);
+	if (events & (HS_STREAM_WRITABLE | HS_STREAM_STOPPED))
+		waits |= BIT(HS_WAIT_WRITE);
+	if (events & (HS_STREAM_FINISHED | HS_STREAM_STOPPED))
+		waits |= BIT(HS_WAIT_FINISHED);
+	wake_end(end, waits);
+	if (events & (HS_STREAM_FINISHED | HS_STREAM_STOPPED))
+		count(end);
+}
+
+/* Whether all that the peer sent has been read: there is nothing to stop then. */
+static int has_all(const struct hs_end *end)
+{
+	return !end->rx || (hs_fifo_eof(end->rx) && hs_fifo_available(end->rx, end->rx->head) == 0);
+}
+
+void hs_end_state(const struct hs_end *end, struct hs_end_state *out)
+{
+	*out = (struct hs_end_state){
+		.handle = end->handle,
+		.stream_id = end->id,
+		.reset_code = end->reset_code,
+		.stop_code = end->stop_code,
+		.rx = !end->has_rx	       ? 1 :
+		      end->is_receiving_closed ? HS_END_CLOSED :
+						 end->rx_error,
+		.tx = !end->has_tx	     ? 1 :
+		      end->is_sending_closed ? HS_END_CLOSED :
+					       end->tx_error,
+		.is_ended = end->is_ended,
+		.is_finished = end->is_finished,
+		.is_cut = end->is_cut,
+		.has_all = (uint8_t)(end->rx_error || has_all(end)),
+	};
+}
+
+int hs_end_is_over(const struct hs_end *end)
+{
+	return (!end->has_rx || end->is_receiving_closed) &&
+	       (!end->has_tx || end->is_finished || end->tx_error);
+}
+
+int hs_end_is_closed(const struct hs_end *end)
+{
+	return (!end->has_rx || end->is_receiving_closed) &&
+	       (!end->has_tx || end->is_sending_closed);
+}
+
+/* --- receiving -------------------------------------------------------------------------------- */
+
+/* The windows may move by what was read. */
+static int64_t tell_consumed(struct hs_end *end, int64_t bytes)
+{
+	end->unannounced += (uint64_t)bytes;
+	int is_urgent = end->unannounced >= end->rx->size_bytes / 4;
+	if (end->session) {
+		if (is_urgent)
+			end->unannounced = 0;
+		int is_first = hs_session_consumed(end->session);
+		return hint(is_urgent ? HS_END_CREDIT_NOW : is_first ? HS_END_CREDIT : 0);
+	}
+	/* A signal in time, and another one if much more was read since. */
+	if (!hs_fifo_take_write_armed(end->rx) && !(is_urgent && end->has_told_lazily))
+		return 0;
+	if (is_urgent)
+		end->unannounced = 0;
+	end->has_told_lazily = !is_urgent;
+	return hint(is_urgent ? HS_END_CREDIT_NOW : HS_END_CREDIT);
+}
+
+int64_t hs_end_look(struct hs_end *end, size_t n, const uint8_t **out)
+{
+	struct hs_fifo_span spans[2];
+	if (end->is_receiving_closed || !end->rx)
+		return HS_END_CLOSED;
+	int64_t got = hs_fifo_spans(end->rx, end->rx->head, n, spans);
+	if (got < 0)
+		return got;
+	*out = spans[0].base;
+	return (int64_t)spans[0].bytes;
+}
+
+int64_t hs_end_skip(struct hs_end *end, size_t n)
+{
+	if (end->is_receiving_closed || !end->rx)
+		return HS_END_CLOSED;
+	int error = hs_fifo_drop_to(end->rx, end->rx->head + n);
+	return error ? error : tell_consumed(end, (int64_t)n);
+}
+
+int64_t hs_end_read(struct hs_end *end, uint8_t *out, size_t n, int wants_more)
+{
+	for (int is_armed = 0;; is_armed = 1) {
+		if (end->is_receiving_closed || !end->rx)
+			return HS_END_CLOSED;
+		/* In this order: bytes that were stored before the end was set are seen. */
+		int at_end = hs_fifo_eof(end->rx);
+		if (wants_more && hs_fifo_available(end->rx, end->rx->head) > (int64_t)n)
+			return HS_END_MUCH;
+		int64_t got = hs_fifo_read(end->rx, out, n);
+		if (got > 0)
+			return got | tell_consumed(end, got);
+		if (got < 0)
+			return got;
+		if (at_end)
+			return 0;
+		if (end->rx_error)
+			return end->rx_error;
+		if (is_armed || !end->arms)
+			break;
+		hs_fifo_arm_read(end->rx);
+	}
+	end->waits |= BIT(HS_WAIT_READ);
+	return HS_END_WAIT;
+}
+
+int64_t hs_end_stop(struct hs_end *end, uint64_t code)
+{
+	if (!end->has_rx || end->is_receiving_closed || end->rx_error || has_all(end))
+		return 0;
+	if (!end->session)
+		return hint(HS_END_MUST_STOP);
+	hs_session_stop(end->session, code);
+	return hint(HS_END_SEND);
+}
+
+int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code)
+{
+	int64_t hints = hs_end_stop(end, code);
+	end->is_receiving_closed = 1;
+	return hints | hint(wake_end(end, BIT(HS_WAIT_READ)));
+}
+
+/* --- sending ---------------------------------------------------------------------------------- */
+
+static int64_t tell_sent(struct hs_end *end)
+{
+	if (end->session)
+		hs_session_send_ready(end->session);
+	else if (!hs_fifo_take_read_armed(end->tx))
+		return 0;
+	return hint(HS_END_SEND);
+}
+
+static int64_t why_not_write(const struct hs_end *end)
+{
+	if (end->is_sending_closed || end->is_ended)
+		return HS_END_CLOSED;
+	if (end->tx_error)
+		return end->tx_error;
+	return end->tx ? 0 : HS_END_CLOSED;
+}
+
+int64_t hs_end_write(struct hs_end *end, const uint8_t *data, size_t n)
+{
+	int64_t done = 0, hints = 0, error = why_not_write(end);
+	if (error)
+		return error;
+	for (int is_armed = 0; n; is_armed = 1) {
+		int64_t taken = hs_fifo_write(end->tx, data, n);
+		if (taken < 0)
+			return taken;
+		if (taken)
+			hints |= tell_sent(end);
+		done += taken;
+		data += taken;
+		n -= (size_t)taken;
+		if (!n)
+			break;
+		end->waits |= BIT(HS_WAIT_WRITE);
+		if (is_armed || !end->arms)
+			break;
+		hs_fifo_arm_write(end->tx);
+	}
+	return done | hints;
+}
+
+int64_t hs_end_writable(struct hs_end *end)
+{
+	int64_t error = why_not_write(end);
+	if (error)
+		return error;
+	int64_t room = hs_fifo_writable(end->tx);
+	if (room == 0 && end->arms) {
+		hs_fifo_arm_write(end->tx);
+		room = hs_fifo_writable(end->tx);
+	}
+	if (room == 0)
+		end->waits |= BIT(HS_WAIT_WRITE);
+	return room;
+}
+
+int64_t hs_end_finish(struct hs_end *end)
+{
+	if (end->is_ended)
+		return 0;
+	if (end->tx_error || !end->tx)
+		return end->tx_error ? end->tx_error : HS_END_CLOSED;
+	end->is_ended = 1;
+	hs_fifo_set_eof(end->tx);
+	if (end->session)
+		hs_session_send_ready(end->session);
+	else
+		/* The worker is told even if the reader is not waiting (cut-through). */
+		(void)hs_fifo_take_read_armed(end->tx);
+	return hint(HS_END_SEND | count(end));
+}
+
+void hs_end_set_cut(struct hs_end *end, int is_cut)
+{
+	end->is_cut = is_cut != 0;
+	count(end);
+}
+
+int64_t hs_end_wait_finished(struct hs_end *end)
+{
+	if (end->is_finished)
+		return 1;
+	if (end->tx_error)
+		return end->tx_error;
+	end->waits |= BIT(HS_WAIT_FINISHED);
+	return 0;
+}
+
+int64_t hs_end_reset(struct hs_end *end, uint64_t code)
+{
+	int64_t hints = 0;
+	if (!end->has_tx)
+		return 0;
+	if (!end->is_finished && end->session) {
+		hs_session_reset(end->session, code);
+		hints = hint(HS_END_SEND);
+	} else if (!end->is_finished) {
+		hints = hint(HS_END_MUST_RESET);
+	}
+	if (!end->tx_error) {
+		end->tx_error = HS_END_RESET;
+		end->stop_code = code;
+	}
+	hints |= hint(wake_end(end, BIT(HS_WAIT_WRITE) | BIT(HS_WAIT_FINISHED)));
+	return hints | hint(count(end));
+}
+
+static int64_t close_sending(struct hs_end *end, int aborts, uint64_t code)
+{
+	int64_t hints = 0;
+	if (!end->has_tx || end->is_sending_closed)
+		return 0;
+	if (!end->tx_error && !end->is_ended && (aborts || end->is_cut))
+		hints = hs_end_reset(end, code);
+	else if (!end->tx_error)
+		hints = hs_end_finish(end);
+	end->is_sending_closed = 1;
+	return (hints > 0 ? hints : 0) | hint(wake_end(end, BIT(HS_WAIT_WRITE)));
+}
+
+int64_t hs_end_close(struct hs_end *end, int aborts, uint64_t code)
+{
+	int64_t hints = close_sending(end, aborts, code);
+	if (end->has_rx && !end->is_receiving_closed)
+		hints |= hs_end_close_receiving(end, aborts ? code : 0);
+	if (end->session)
+		hs_session_closed(end->session);
+	return hints;
+}

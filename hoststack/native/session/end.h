@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * An application's side of its streams: an `end` for each, over the FIFOs that it shares with the
+ * stack, and what the application waits for.
+ *
+ * No call blocks. One that can't go on notes what the stream waits for; when that has come, the
+ * stream's key is among the side's wake-ups (hs_side_take). A key is the handle times 4, plus an
+ * enum hs_wait. One thread at a time, but for hs_end_drop and hs_end_connection_drop.
+ */
+#ifndef HS_SESSION_END_H
+#define HS_SESSION_END_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct hs_fifo_producer;
+struct hs_fifo_consumer;
+struct hs_side;
+struct hs_end_connection;
+struct hs_end;
+
+enum hs_wait {
+	HS_WAIT_READ = 0,
+	HS_WAIT_WRITE = 1,
+	HS_WAIT_FINISHED = 2, /* of a connection: nothing is unacknowledged any more */
+	HS_WAIT_STREAMS = 3, /* of a connection: the peer opened one */
+};
+
+/* Results in place of a number of bytes, beside those of enum hs_fifo_error. */
+enum hs_end_result {
+	HS_END_WAIT = -10, /* nothing now; the end waits for it */
+	HS_END_CLOSED = -11, /* by the application, or its end is set */
+	HS_END_RESET = -12, /* receiving: by the peer; sending: by this side */
+	HS_END_STOPPED = -13, /* sending: by the peer */
+	HS_END_GONE = -14, /* the connection is closed */
+	HS_END_MUCH = -15, /* there is more: see hs_end_look */
+};
+
+/* Beside the number of bytes in a result: what the caller has to do next. */
+enum hs_end_hint {
+	HS_END_BYTES_BITS = 40,
+	HS_END_MASK = 0xff,
+	HS_END_SEND = 1 << 0, /* have the stack send soon */
+	HS_END_CREDIT = 1 << 1, /* have the stack extend the windows within a millisecond */
+	HS_END_CREDIT_NOW = 1 << 2, /* the peer may be waiting for it */
+	HS_END_WAKES = 1 << 3, /* there are wake-ups */
+	HS_END_MUST_RESET = 1 << 4, /* tell the worker, of another process, in a message */
+	HS_END_MUST_STOP = 1 << 5,
+};
+
+/* State of a stream for its application. */
+struct hs_end_state {
+	uint64_t handle;
+	int64_t stream_id;
+	uint64_t reset_code; /* why receiving ended, if `rx` says HS_END_RESET */
+	uint64_t stop_code; /* why sending ended: the peer's code or our own */
+	int32_t rx; /* 0, or a result that tells why no more bytes come; 1: there is no direction */
+	int32_t tx;
+	uint8_t is_ended; /* the end of sending is set */
+	uint8_t is_finished; /* and acknowledged */
+	uint8_t is_cut; /* a part of what was to be sent is missing */
+	uint8_t has_all; /* all that the peer sent has been read */
+};
+
+struct hs_side *hs_side_new(void);
+void hs_side_free(struct hs_side *side); /* after its connections */
+/* Whether there are wake-ups. */
+int hs_side_has(const struct hs_side *side);
+/* Copy and forget up to `n` keys of wake-ups, oldest first; returns how many. */
+uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n);
+
+/* --- connections ------------------------------------------------------------------------------ */
+
+/* Of a worker in another process. NULL without memory. */
+struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t handle);
+/* The application no longer uses it. */
+void hs_end_connection_drop(struct hs_end_connection *c);
+/* The next stream that the peer opened, which the application has from now on: the peer gets credit
+ * for another one when it is over. Returns 0 if there is none: the connection waits for one. */
+struct hs_accepted {
+	struct hs_end *end;
+	uint64_t handle;
+	int64_t stream_id;
+	uint32_t hints; /* enum hs_end_hint */
+	uint8_t has_tx;
+};
+int hs_end_accept(struct hs_end_connection *c, struct hs_accepted *out);
+/* How many streams wait to be accepted. */
+uint32_t hs_end_untaken(const struct hs_end_connection *c);
+/* How many streams have ended sending, but not all of it is acknowledged. With `waits`, HS_WAIT_FINISHED
+ * follows when there are none. */
+uint32_t hs_end_unacknowledged(struct hs_end_connection *c, int waits);
+/* How many streams of it are still open for sending though a part is missing. */
+uint32_t hs_end_cut_short(const struct hs_end_connection *c);
+/* The connection is closed, and so are its streams. */
+void hs_end_connection_gone(struct hs_end_connection *c);
+
+/* --- streams ---------------------------------------------------------------------------------- */
+
+/* A stream of a worker in another process, over FIFOs that exist as long as it does; those of a
+ * peer's stream wait for hs_end_accept. NULL without memory. */
+struct hs_end *hs_end_new(struct hs_end_connection *c, uint64_t handle, int64_t stream_id,
+			  int is_peers, struct hs_fifo_consumer *rx, struct hs_fifo_producer *tx);
+/* The application no longer uses it. */
+void hs_end_drop(struct hs_end *end);
+/* What happened to it: bits of enum hs_stream_event. */
+void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code);
+/* Whether nothing can happen to it any more, of a worker in another process. */
+int hs_end_is_over(const struct hs_end *end);
+void hs_end_state(const struct hs_end *end, struct hs_end_state *out);
+
+/* Read up to `n` bytes. Returns how many, 0 only at the end; or an error. If the caller wants more
+ * than these, and they are there, nothing is read (HS_END_MUCH). */
+int64_t hs_end_read(struct hs_end *end, uint8_t *out, size_t n, int wants_more);
+/* Where the next bytes lie, `n` at most; hs_end_skip drops them. Returns how many. */
+int64_t hs_end_look(struct hs_end *end, size_t n, const uint8_t **out);
+int64_t hs_end_skip(struct hs_end *end, size_t n);
+/* Write as much of `data` as fits; returns how much. If that is not all, HS_WAIT_WRITE follows
+ * when there is room. */
+int64_t hs_end_write(struct hs_end *end, const uint8_t *data, size_t n);
+/* How many bytes fit; with none the end waits for room. */
+int64_t hs_end_writable(struct hs_end *end);
+/* Set the end of sending; returns 0 with hints, or an error. Idempotent. */
+int64_t hs_end_finish(struct hs_end *end);
+/* Note whether a part of what was to be sent is missing: then the end can't be set. */
+void hs_end_set_cut(struct hs_end *end, int is_cut);
+/* Wait for HS_STREAM_FINISHED. Returns 1 if it has come, 0, or an error. */
+int64_t hs_end_wait_finished(struct hs_end *end);
+/* Reset sending, or stop receiving, with a code. Return hints. */
+int64_t hs_end_reset(struct hs_end *end, uint64_t code);
+int64_t hs_end_stop(struct hs_end *end, uint64_t code);
+/* Close both directions: set the end of sending, or reset it with `code` if a part is missing or
+ * `aborts` is set; stop receiving with `code` if `aborts` is set, else with 0. Returns hints.
+ * Idempotent. */
+int64_t hs_end_close(struct hs_end *end, int aborts, uint64_t code);
+/* Close receiving alone. */
+int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code);
+
+#endif

@@ -1,0 +1,920 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "session/internal.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct hs_plane {
+	hs_session_command_to command; /* NULL: the owner is gone */
+	hs_session_make_fifos make_fifos;
+	void *owner;
+	struct hs_pool *pool;
+	struct hs_stream_session **table; /* by index */
+	uint32_t room, top; /* indices below `top` were used */
+	uint32_t *freed; /* a ring of indices, oldest first */
+	uint32_t freed_first, freed_count, freed_room;
+	uint32_t first;
+	uint32_t worker;
+	uint32_t streams;
+	uint32_t references; /* the owner's, and one for each application */
+	uint8_t is_credit_due; /* since the last turn */
+	uint8_t is_released;
+	uint64_t refused[HS_SESSION_REFUSALS];
+	/* What applications have dropped: any thread may add to it. */
+	struct hs_stream_session *dropped_streams;
+	struct hs_connection_session *dropped_connections;
+};
+
+struct hs_application {
+	struct hs_plane *plane;
+	struct hs_side *side; /* NULL: in another process */
+	struct hs_stream_session *first_touched, *last_touched;
+	uint32_t references; /* the owner's, and one for each connection */
+	uint32_t sessions;
+	uint32_t most_sessions; /* 0: any number */
+};
+
+/* A finalizer may run in another thread, while this one is in C. */
+static pthread_mutex_t drop_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t collect_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* --- the plane -------------------------------------------------------------------------------- */
+
+struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_command_to command,
+			      hs_session_make_fifos make_fifos, void *owner)
+{
+	struct hs_plane *plane = calloc(1, sizeof(*plane));
+	if (!plane)
+		return NULL;
+	plane->pool = hs_pool_new();
+	if (!plane->pool) {
+		free(plane);
+		return NULL;
+	}
+	plane->worker = worker;
+	plane->first = first & ~(uint32_t)HS_SESSION_STREAM;
+	plane->command = command;
+	plane->make_fifos = make_fifos;
+	plane->owner = owner;
+	plane->references = 1;
+	return plane;
+}
+
+static void unref_plane(struct hs_plane *plane)
+{
+	if (--plane->references)
+		return;
+	for (uint32_t i = 0; i < plane->top; i++)
+		free(plane->table[i]);
+	hs_pool_free(plane->pool);
+	free(plane->table);
+	free(plane->freed);
+	free(plane);
+}
+
+void hs_plane_release(struct hs_plane *plane)
+{
+	plane->command = NULL;
+	plane->make_fifos = NULL;
+	plane->is_released = 1;
+	plane->references++;
+	hs_plane_collect(plane);
+	unref_plane(plane); /* the owner's */
+	unref_plane(plane);
+}
+
+void hs_plane_refused(const struct hs_plane *plane, uint64_t out[HS_SESSION_REFUSALS])
+{
+	memcpy(out, plane->refused, sizeof(plane->refused));
+}
+
+uint32_t hs_plane_streams(const struct hs_plane *plane)
+{
+	return plane->streams;
+}
+
+int hs_plane_has_credit(const struct hs_plane *plane)
+{
+	return plane->is_credit_due;
+}
+
+static int take_index(struct hs_plane *plane, struct hs_stream_session *s)
+{
+	if (plane->freed_count > HS_SESSION_REUSE) {
+		s->index = plane->freed[plane->freed_first];
+		plane->freed_first = (plane->freed_first + 1) % plane->freed_room;
+		plane->freed_count--;
+	} else {
+		if (plane->top == plane->room) {
+			uint32_t room = plane->room ? plane->room * 2 : 256;
+			void *grown = realloc(plane->table, room * sizeof(*plane->table));
+			if (!grown)
+				return -1;
+			plane->table = grown;
+			plane->room = room;
+		}
+		s->index = plane->top++;
+	}
+	plane->table[s->index] = s;
+	return 0;
+}
+
+static void give_index(struct hs_plane *plane, uint32_t index)
+{
+	plane->table[index] = NULL;
+	if (plane->freed_count == plane->freed_room) {
+		uint32_t room = plane->freed_room ? plane->freed_room * 2 : 2 * HS_SESSION_REUSE;
+		uint32_t *grown = malloc(room * sizeof(*grown));
+		if (!grown)
+			return; /* the index is not used again */
+		for (uint32_t i = 0; i < plane->freed_count; i++)
+			grown[i] = plane->freed[(plane->freed_first + i) % plane->freed_room];
+		free(plane->freed);
+		plane->freed = grown;
+		plane->freed_first = 0;
+		plane->freed_room = room;
+	}
+	plane->freed[(plane->freed_first + plane->freed_count++) % plane->freed_room] = index;
+}
+
+static uint64_t handle_of(const struct hs_plane *plane, uint32_t index)
+{
+	uint32_t low = ((plane->first + index) & ~(uint32_t)HS_SESSION_STREAM) |
+		       (uint32_t)HS_SESSION_STREAM;
+	return (uint64_t)plane->worker << 32 | low;
+}
+
+struct hs_stream_session *hs_session_find(struct hs_plane *plane, uint64_t handle)
+{
+	uint32_t low = (uint32_t)handle;
+	if (handle >> 32 != plane->worker || !(low & (uint32_t)HS_SESSION_STREAM))
+		return NULL;
+	uint32_t index = (low - plane->first) & ~(uint32_t)HS_SESSION_STREAM;
+	return index < plane->top ? plane->table[index] : NULL;
+}
+
+uint32_t hs_plane_next(const struct hs_plane *plane, uint32_t index, struct hs_session_about *out)
+{
+	for (; index < plane->top; index++) {
+		const struct hs_stream_session *s = plane->table[index];
+		uint64_t positions[2];
+		if (!s)
+			continue;
+		memset(out, 0, sizeof(*out));
+		out->handle = s->end.handle;
+		out->connection = s->connection->end.handle;
+		out->stream_id = s->end.id;
+		out->is_over = s->is_over;
+		if (s->rx) {
+			struct hs_fifo_consumer look = { .shared = s->rx->shared };
+			hs_fifo_look(&look, positions);
+			out->rx_bytes = s->rx->size_bytes;
+			out->rx_head = positions[0];
+			out->rx_tail = positions[1];
+			out->rx_eof = hs_fifo_eof(&look) != 0;
+		}
+		if (s->tx) {
+			hs_fifo_look(s->tx, positions);
+			out->tx_bytes = s->tx->size_bytes;
+			out->tx_head = positions[0];
+			out->tx_tail = positions[1];
+			out->tx_eof = hs_fifo_eof(s->tx) != 0;
+		}
+		return index + 1;
+	}
+	return 0;
+}
+
+/* --- applications ----------------------------------------------------------------------------- */
+
+struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side)
+{
+	struct hs_application *a = calloc(1, sizeof(*a));
+	if (!a)
+		return NULL;
+	a->plane = plane;
+	a->side = side;
+	a->references = 1;
+	plane->references++;
+	return a;
+}
+
+static void unref_application(struct hs_application *a)
+{
+	if (--a->references)
+		return;
+	unref_plane(a->plane);
+	free(a);
+}
+
+void hs_application_release(struct hs_application *a)
+{
+	unref_application(a);
+}
+
+uint32_t hs_application_sessions(const struct hs_application *a)
+{
+	return a->sessions;
+}
+
+void hs_application_count(struct hs_application *a, int32_t more)
+{
+	a->sessions += (uint32_t)more;
+}
+
+void hs_application_set_max(struct hs_application *a, uint32_t most)
+{
+	a->most_sessions = most;
+}
+
+int hs_application_is_full(struct hs_application *a)
+{
+	return a->most_sessions && a->sessions >= a->most_sessions;
+}
+
+uint32_t hs_application_events(struct hs_application *a, struct hs_session_event *out, uint32_t n)
+{
+	uint32_t count = 0;
+	while (count < n && a->first_touched) {
+		struct hs_stream_session *s = a->first_touched;
+		a->first_touched = s->next_touched;
+		if (!a->first_touched)
+			a->last_touched = NULL;
+		out[count++] = (struct hs_session_event){
+			.handle = s->end.handle,
+			.connection = s->connection->end.handle,
+			.stream_id = s->end.id,
+			.reset_code = s->end.reset_code,
+			.stop_code = s->end.stop_code,
+			.events = s->events,
+			.is_shared = s->connection->is_shared,
+		};
+		s->events = 0;
+		s->is_touched = 0;
+		hs_session_closed(s);
+	}
+	return count;
+}
+
+/* --- connections ------------------------------------------------------------------------------ */
+
+static int python_may_open(void *connection, int is_unidirectional)
+{
+	(void)connection;
+	(void)is_unidirectional;
+	return 0;
+}
+
+static void *python_open(void *connection, int is_unidirectional, void *session,
+			 struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx, int64_t *id)
+{
+	(void)connection;
+	(void)is_unidirectional;
+	(void)session;
+	(void)rx;
+	(void)tx;
+	(void)id;
+	return NULL;
+}
+
+static void command(struct hs_stream_session *s, uint32_t what, uint64_t code)
+{
+	struct hs_plane *plane = s->connection->application->plane;
+	if (plane->command)
+		plane->command(plane->owner, s->end.handle, what, code);
+}
+
+static void python_allow(void *connection, int is_unidirectional)
+{
+	struct hs_connection_session *c = connection;
+	struct hs_plane *plane = c->application->plane;
+	if (plane->command)
+		plane->command(plane->owner, c->key, HS_SESSION_ALLOW, is_unidirectional != 0);
+}
+
+static void python_send_ready(void *stream)
+{
+	command(stream, HS_SESSION_SEND_READY, 0);
+}
+
+static void python_consumed(void *stream)
+{
+	command(stream, HS_SESSION_CONSUMED, 0);
+}
+
+static void python_reset(void *stream, uint64_t code)
+{
+	command(stream, HS_SESSION_RESET, code);
+}
+
+static void python_stop(void *stream, uint64_t code)
+{
+	command(stream, HS_SESSION_STOP, code);
+}
+
+static void python_let_go(void *stream)
+{
+	command(stream, HS_SESSION_LET_GO, 0);
+}
+
+static const struct hs_transport_verbs PYTHON_VERBS = {
+	.may_open = python_may_open,
+	.open = python_open,
+	.allow = python_allow,
+	.send_ready = python_send_ready,
+	.consumed = python_consumed,
+	.reset = python_reset,
+	.stop = python_stop,
+	.let_go = python_let_go,
+};
+
+struct hs_connection_session *hs_connection_session_new(struct hs_application *a, uint64_t key,
+							uint64_t verbs, void *transport,
+							uint64_t rx_bytes, uint64_t tx_bytes)
+{
+	struct hs_connection_session *c = calloc(1, sizeof(*c));
+	if (!c)
+		return NULL;
+	c->end.side = a->side;
+	c->end.session = c;
+	c->application = a;
+	a->references++;
+	c->key = key;
+	c->verbs = verbs ? (const void *)(uintptr_t)verbs : &PYTHON_VERBS;
+	c->transport = verbs ? transport : c;
+	c->rx_bytes = hs_pool_rounded(rx_bytes);
+	c->tx_bytes = hs_pool_rounded(tx_bytes);
+	c->references = 1;
+	return c;
+}
+
+static void unref_connection(struct hs_connection_session *c)
+{
+	if (--c->references)
+		return;
+	unref_application(c->application);
+	free(c);
+}
+
+static void touch(struct hs_stream_session *s)
+{
+	struct hs_application *a = s->connection->application;
+	struct hs_connection_session *c = s->connection;
+	struct hs_stream_session **first = c->is_announced ? &a->first_touched : &c->first_touched;
+	struct hs_stream_session **last = c->is_announced ? &a->last_touched : &c->last_touched;
+	if (s->is_touched)
+		return;
+	s->is_touched = 1;
+	s->next_touched = NULL;
+	if (*last)
+		(*last)->next_touched = s;
+	else
+		*first = s;
+	*last = s;
+}
+
+void hs_connection_session_announce(struct hs_connection_session *c, uint64_t handle)
+{
+	struct hs_application *a = c->application;
+	if (c->is_announced)
+		return;
+	c->is_announced = 1;
+	c->end.handle = handle;
+	if (a->side) {
+		c->is_held = 1;
+		c->references++;
+	}
+	if (!c->first_touched)
+		return;
+	if (a->last_touched)
+		a->last_touched->next_touched = c->first_touched;
+	else
+		a->first_touched = c->first_touched;
+	a->last_touched = c->last_touched;
+	c->first_touched = c->last_touched = NULL;
+}
+
+void hs_connection_session_share(struct hs_connection_session *c)
+{
+	c->is_shared = 1;
+}
+
+uint32_t hs_connection_session_streams(const struct hs_connection_session *c)
+{
+	return c->streams;
+}
+
+struct hs_end_connection *hs_connection_session_hold(struct hs_connection_session *c)
+{
+	return &c->end;
+}
+
+/* --- the life of a stream --------------------------------------------------------------------- */
+
+/* Dynamic thresholds, as in boundary/shares.py. */
+static int may_have(uint64_t total, uint64_t left, uint64_t held, uint64_t asked)
+{
+	if (left < asked)
+		return 0;
+	uint64_t remains = left - asked;
+	if (remains >= total / 2)
+		return 1;
+	uint64_t reserve = total / 4 * held / (held + asked);
+	return remains >= reserve && (!held || held + asked <= left / 4);
+}
+
+int hs_session_may_add(struct hs_connection_session *c, int is_peers)
+{
+	struct hs_application *a = c->application;
+	struct hs_plane *plane = a->plane;
+	int refusal = 0;
+	if (hs_application_is_full(a))
+		refusal = HS_SESSION_MAX_SESSIONS;
+	else if (is_peers && a->most_sessions &&
+		 !may_have(a->most_sessions, a->most_sessions - a->sessions, c->streams, 1))
+		refusal = HS_SESSION_SHARE;
+	plane->refused[refusal]++;
+	return refusal;
+}
+
+static struct hs_stream_session *new_stream(struct hs_connection_session *c, int64_t id,
+					    int is_peers)
+{
+	struct hs_plane *plane = c->application->plane;
+	struct hs_stream_session *s = calloc(1, sizeof(*s));
+	if (!s || take_index(plane, s)) {
+		free(s);
+		return NULL;
+	}
+	s->connection = c;
+	s->end.session = s;
+	hs_end_init(&s->end, &c->end, handle_of(plane, s->index), id);
+	s->is_peers = is_peers != 0;
+	s->is_taken = !is_peers;
+	s->is_counted = 1;
+	c->application->sessions++;
+	c->streams++;
+	c->references++;
+	plane->streams++;
+	return s;
+}
+
+static void give_block(struct hs_pool *pool, void **block, uint64_t size_bytes, uint64_t used)
+{
+	if (*block)
+		hs_pool_give(pool, *block, size_bytes, used);
+	*block = NULL;
+}
+
+/* Give the FIFOs back: neither side uses them any more. */
+static void give_fifos(struct hs_stream_session *s)
+{
+	struct hs_pool *pool = s->connection->application->plane->pool;
+	if (s->is_outside)
+		return;
+	if (s->rx) {
+		hs_fifo_producer_close(s->rx);
+		give_block(pool, &s->rx_block, s->rx->size_bytes, s->rx->tail);
+	}
+	if (s->tx)
+		give_block(pool, &s->tx_block, s->tx->size_bytes, s->application_tx.tail);
+	s->rx = NULL;
+	s->tx = NULL;
+	s->end.rx = NULL;
+	s->end.tx = NULL;
+}
+
+static int take_fifos(struct hs_stream_session *s, int has_rx, int has_tx)
+{
+	struct hs_connection_session *c = s->connection;
+	struct hs_pool *pool = c->application->plane->pool;
+	uint64_t rx_bytes = 0, tx_bytes = 0;
+	if (has_rx)
+		s->rx_block = hs_pool_take(pool, c->rx_bytes, &rx_bytes);
+	if (has_tx)
+		s->tx_block = hs_pool_take(pool, c->tx_bytes, &tx_bytes);
+	if ((has_rx && !s->rx_block) || (has_tx && !s->tx_block)) {
+		give_block(pool, &s->rx_block, c->rx_bytes, 0);
+		give_block(pool, &s->tx_block, c->tx_bytes, 0);
+		return -1;
+	}
+	if (has_rx) {
+		hs_fifo_producer_open(&s->rx_side, s->rx_block, rx_bytes);
+		hs_fifo_consumer_open(&s->application_rx, s->rx_block, rx_bytes);
+		s->rx = &s->rx_side;
+		s->end.rx = &s->application_rx;
+	}
+	if (has_tx) {
+		hs_fifo_consumer_open(&s->tx_side, s->tx_block, tx_bytes);
+		hs_fifo_producer_open(&s->application_tx, s->tx_block, tx_bytes);
+		s->tx = &s->tx_side;
+		s->end.tx = &s->application_tx;
+	}
+	s->end.has_rx = has_rx != 0;
+	s->end.has_tx = has_tx != 0;
+	return 0;
+}
+
+static void free_stream(struct hs_stream_session *s)
+{
+	struct hs_connection_session *c = s->connection;
+	struct hs_plane *plane = c->application->plane;
+	give_fifos(s);
+	if (s->is_outside)
+		command(s, HS_SESSION_FREED, 0);
+	if (s->is_counted) {
+		c->application->sessions--;
+		c->streams--;
+	}
+	hs_end_unlink(&s->end);
+	give_index(plane, s->index);
+	plane->streams--;
+	free(s);
+	unref_connection(c);
+}
+
+/* Give back what a stream no longer needs; it may be freed. */
+void hs_session_closed(struct hs_stream_session *s)
+{
+	struct hs_connection_session *c = s->connection;
+	struct hs_application *a = c->application;
+	if (!s->is_over)
+		return;
+	if (s->is_counted && s->is_taken) {
+		s->is_counted = 0;
+		a->sessions--;
+		c->streams--;
+		if (s->is_peers && !c->is_closed) {
+			c->verbs->allow(c->transport, (s->end.id & 2) != 0);
+			a->plane->is_credit_due = 1;
+		}
+	}
+	if (!a->side) {
+		if (!s->is_touched && !s->is_counted)
+			free_stream(s);
+		return;
+	}
+	/* Until it is announced, the application has still to be told of it. */
+	int is_unknown = !s->is_in_use && !c->is_held && (c->is_announced || c->is_closed);
+	if (s->is_dropped || is_unknown)
+		free_stream(s);
+	else if (hs_end_is_closed(&s->end))
+		give_fifos(s);
+}
+
+uint32_t hs_session_taken(struct hs_stream_session *s)
+{
+	struct hs_plane *plane = s->connection->application->plane;
+	int was_due = plane->is_credit_due;
+	s->is_taken = 1;
+	s->is_in_use = 1;
+	hs_session_closed(s);
+	return plane->is_credit_due && !was_due ? HS_END_CREDIT : 0;
+}
+
+/* --- for transports --------------------------------------------------------------------------- */
+
+static void *peer_opened(void *connection_session, void *stream, int64_t id,
+			 struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx)
+{
+	struct hs_connection_session *c = connection_session;
+	struct hs_plane *plane = c->application->plane;
+	if (c->is_closed || hs_session_may_add(c, 1))
+		return NULL;
+	struct hs_stream_session *s = new_stream(c, id, 1);
+	if (!s)
+		return NULL;
+	int failed;
+	if (c->application->side) {
+		failed = take_fifos(s, 1, tx != NULL);
+	} else {
+		failed = !plane->make_fifos ||
+			 plane->make_fifos(plane->owner, c->key, s->end.handle, &s->rx,
+					   tx ? &s->tx : NULL);
+		s->is_outside = !failed;
+	}
+	if (failed) {
+		plane->refused[HS_SESSION_NO_MEMORY]++;
+		free_stream(s);
+		return NULL;
+	}
+	s->stream = stream;
+	*rx = s->rx;
+	if (tx)
+		*tx = s->tx;
+	return s;
+}
+
+void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t reset_code,
+		       uint64_t stop_code)
+{
+	struct hs_connection_session *c = s->connection;
+	if (events & HS_STREAM_OVER) {
+		s->stream = NULL;
+		s->is_over = 1;
+	}
+	if (c->application->side) {
+		hs_end_report(&s->end, events, reset_code, stop_code);
+		if (events & HS_STREAM_OPENED)
+			hs_end_append_untaken(&s->end);
+		hs_session_closed(s);
+		return;
+	}
+	/* A peer may send them again. */
+	if (s->end.rx_error)
+		events &= ~(uint32_t)HS_STREAM_RESET;
+	if (s->end.tx_error)
+		events &= ~(uint32_t)HS_STREAM_STOPPED;
+	if (events & HS_STREAM_RESET) {
+		s->end.rx_error = HS_END_RESET;
+		s->end.reset_code = reset_code;
+	}
+	if (events & HS_STREAM_STOPPED) {
+		s->end.tx_error = HS_END_STOPPED;
+		s->end.stop_code = stop_code;
+	}
+	s->events |= events;
+	touch(s);
+	hs_session_closed(s);
+}
+
+static void report(void *session, uint32_t events, uint64_t reset_code, uint64_t stop_code)
+{
+	hs_session_report(session, events, reset_code, stop_code);
+}
+
+uint64_t hs_plane_verbs(void)
+{
+	static const struct hs_session_verbs VERBS = { .open = peer_opened, .report = report };
+	return (uint64_t)(uintptr_t)&VERBS;
+}
+
+struct hs_stream_session *hs_session_add(struct hs_connection_session *c, int64_t stream_id,
+					 int is_peers, struct hs_fifo_producer *rx,
+					 struct hs_fifo_consumer *tx,
+					 struct hs_fifo_consumer *application_rx,
+					 struct hs_fifo_producer *application_tx)
+{
+	struct hs_stream_session *s = c->is_closed ? NULL : new_stream(c, stream_id, is_peers);
+	if (!s)
+		return NULL;
+	s->stream = s;
+	s->is_outside = 1;
+	s->end.arms = c->is_shared & 1;
+	s->rx = rx;
+	s->tx = tx;
+	s->end.rx = application_rx;
+	s->end.tx = application_tx;
+	s->end.has_rx = rx != NULL;
+	s->end.has_tx = tx != NULL;
+	return s;
+}
+
+static int open_on(struct hs_connection_session *c, int is_unidirectional,
+		   struct hs_stream_session *s)
+{
+	s->stream = c->verbs->open(c->transport, is_unidirectional, s, s->rx, s->tx, &s->end.id);
+	if (s->stream)
+		return 0;
+	s->is_outside = 0;
+	free_stream(s);
+	return HS_SESSION_CLOSED;
+}
+
+int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional)
+{
+	if (c->is_closed)
+		return HS_SESSION_CLOSED;
+	int refusal = hs_session_may_add(c, 0);
+	if (refusal)
+		return refusal;
+	return c->verbs->may_open(c->transport, is_unidirectional) ? 0 : HS_SESSION_NO_CREDIT;
+}
+
+int hs_session_open(struct hs_connection_session *c, int is_unidirectional,
+		    struct hs_opened *out)
+{
+	int refusal = hs_session_why_not(c, is_unidirectional);
+	if (refusal)
+		return refusal;
+	struct hs_stream_session *s = new_stream(c, -1, 0);
+	if (s && take_fifos(s, !is_unidirectional, 1)) {
+		free_stream(s);
+		s = NULL;
+	}
+	if (!s) {
+		c->application->plane->refused[HS_SESSION_NO_MEMORY]++;
+		return HS_SESSION_NO_MEMORY;
+	}
+	if (open_on(c, is_unidirectional, s))
+		return HS_SESSION_CLOSED;
+	s->is_in_use = 1;
+	*out = (struct hs_opened){ &s->end, s->end.handle, s->end.id };
+	return 0;
+}
+
+struct hs_stream_session *hs_session_open_over(struct hs_connection_session *c,
+					       int is_unidirectional, struct hs_fifo_producer *rx,
+					       struct hs_fifo_consumer *tx)
+{
+	struct hs_stream_session *s = hs_session_add(c, -1, 0, rx, tx, NULL, NULL);
+	return s && !open_on(c, is_unidirectional, s) ? s : NULL;
+}
+
+void hs_connection_session_close(struct hs_connection_session *c)
+{
+	c->references++; /* while this runs */
+	c->is_closed = 1;
+	hs_end_connection_gone(&c->end);
+	for (struct hs_end *end = c->end.ends, *next; end; end = next) {
+		struct hs_stream_session *s = end->session;
+		next = end->next;
+		if (s->stream)
+			c->verbs->let_go(s->stream);
+		s->stream = NULL;
+		s->is_over = 1;
+		if (c->application->side) {
+			s->is_taken = 1; /* its program can still take it */
+		} else {
+			s->events |= HS_STREAM_OVER;
+			touch(s);
+		}
+		hs_session_closed(s);
+	}
+	if (!c->is_announced)
+		c->first_touched = c->last_touched = NULL;
+	c->transport = NULL;
+	if (c->end.waits_for_streams && c->end.side)
+		c->end.waits_for_streams = 0;
+	unref_connection(c); /* the owner's */
+	unref_connection(c);
+}
+
+/* --- for applications in this process --------------------------------------------------------- */
+
+struct hs_end *hs_session_end(struct hs_stream_session *s)
+{
+	s->is_in_use = 1;
+	return &s->end;
+}
+
+int64_t hs_session_stream_id(const struct hs_stream_session *s)
+{
+	return s->end.id;
+}
+
+uint64_t hs_session_handle(const struct hs_stream_session *s)
+{
+	return s->end.handle;
+}
+
+void hs_session_send_ready(struct hs_stream_session *s)
+{
+	if (s->stream)
+		s->connection->verbs->send_ready(s->stream);
+}
+
+int hs_session_consumed(struct hs_stream_session *s)
+{
+	struct hs_plane *plane = s->connection->application->plane;
+	int is_first = !plane->is_credit_due;
+	if (!s->stream)
+		return 0;
+	s->connection->verbs->consumed(s->stream);
+	plane->is_credit_due = 1;
+	return is_first;
+}
+
+void hs_session_reset(struct hs_stream_session *s, uint64_t code)
+{
+	if (s->stream)
+		s->connection->verbs->reset(s->stream, code);
+}
+
+void hs_session_stop(struct hs_stream_session *s, uint64_t code)
+{
+	if (s->stream)
+		s->connection->verbs->stop(s->stream, code);
+}
+
+void hs_session_dropped(struct hs_stream_session *s)
+{
+	struct hs_plane *plane = s->connection->application->plane;
+	pthread_mutex_lock(&drop_lock);
+	s->next_dropped = plane->dropped_streams;
+	plane->dropped_streams = s;
+	int is_released = plane->is_released;
+	pthread_mutex_unlock(&drop_lock);
+	if (is_released)
+		hs_plane_collect(plane); /* no turn follows */
+}
+
+void hs_connection_session_dropped(struct hs_connection_session *c)
+{
+	struct hs_plane *plane = c->application->plane;
+	pthread_mutex_lock(&drop_lock);
+	c->next_dropped = plane->dropped_connections;
+	plane->dropped_connections = c;
+	int is_released = plane->is_released;
+	pthread_mutex_unlock(&drop_lock);
+	if (is_released)
+		hs_plane_collect(plane);
+}
+
+static void let_go(struct hs_connection_session *c)
+{
+	struct hs_end *end = c->end.first_untaken;
+	c->is_held = 0;
+	c->end.first_untaken = c->end.last_untaken = NULL;
+	c->end.untaken_count = 0;
+	while (end) {
+		struct hs_stream_session *s = end->session;
+		end = end->next_untaken;
+		s->is_dropped = 1;
+		s->is_taken = 1;
+		hs_session_closed(s);
+	}
+	unref_connection(c);
+}
+
+void hs_plane_collect(struct hs_plane *plane)
+{
+	pthread_mutex_lock(&collect_lock);
+	pthread_mutex_lock(&drop_lock);
+	struct hs_stream_session *s = plane->dropped_streams;
+	struct hs_connection_session *c = plane->dropped_connections;
+	plane->dropped_streams = NULL;
+	plane->dropped_connections = NULL;
+	pthread_mutex_unlock(&drop_lock);
+	plane->references++; /* while this runs */
+	while (s) {
+		struct hs_stream_session *next = s->next_dropped;
+		s->is_dropped = 1;
+		hs_session_closed(s);
+		s = next;
+	}
+	while (c) {
+		struct hs_connection_session *next = c->next_dropped;
+		let_go(c);
+		c = next;
+	}
+	plane->is_credit_due = 0;
+	unref_plane(plane);
+	pthread_mutex_unlock(&collect_lock);
+}
+
+void hs_application_forget_untaken(struct hs_application *a)
+{
+	struct hs_plane *plane = a->plane;
+	for (uint32_t i = 0; i < plane->top; i++) {
+		struct hs_stream_session *s = plane->table[i];
+		if (s && s->connection->application == a) {
+			s->is_taken = 1;
+			hs_session_closed(s);
+		}
+	}
+}
+
+/* --- for applications in other processes ------------------------------------------------------ */
+
+int hs_session_signal(struct hs_application *a, uint64_t handle, uint32_t signal, uint64_t code)
+{
+	struct hs_stream_session *s = hs_session_find(a->plane, handle);
+	/* It may be late, or another application's. */
+	if (!s || s->connection->application != a)
+		return 0;
+	if (signal == HS_SIGNAL_TAKEN) {
+		if (!s->is_taken)
+			hs_session_taken(s);
+		return 1;
+	}
+	if (!s->stream)
+		return 0;
+	/* Ask for the next signal before the transport looks. */
+	switch (signal) {
+	case HS_SIGNAL_SENT:
+		if (s->tx) {
+			if (!s->connection->is_shared)
+				hs_fifo_arm_read(s->tx);
+			s->connection->verbs->send_ready(s->stream);
+		}
+		break;
+	case HS_SIGNAL_CONSUMED:
+		if (s->rx) {
+			if (!s->connection->is_shared)
+				hs_fifo_arm_write(s->rx);
+			s->connection->verbs->consumed(s->stream);
+		}
+		break;
+	case HS_SIGNAL_RESET:
+		s->connection->verbs->reset(s->stream, code);
+		break;
+	case HS_SIGNAL_STOP:
+		s->connection->verbs->stop(s->stream, code);
+		break;
+	default:
+		return 0;
+	}
+	return 1;
+}

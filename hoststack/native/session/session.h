@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The session plane: the streams of one worker, between the transports that carry them and the
+ * applications that own them. Opening, accepting, ending, credit and forgetting happen here.
+ *
+ * Connections and listeners are sessions of the layer above (hoststack/session), which tells the
+ * plane of its connections. An application in this process uses its streams through end.h; what
+ * happens to the streams of one in another process is reported as events (hs_application_events).
+ *
+ * One thread at a time.
+ */
+#ifndef HS_SESSION_H
+#define HS_SESSION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct hs_plane;
+struct hs_application;
+struct hs_connection_session;
+struct hs_stream_session;
+struct hs_end;
+struct hs_end_connection;
+struct hs_side;
+struct hs_fifo_producer;
+struct hs_fifo_consumer;
+struct hs_transport_verbs;
+
+enum {
+	HS_SESSION_STREAM = 0x80000000, /* this bit of a handle's index says that it is a stream's */
+	HS_SESSION_REUSE = 1024, /* freed indices that are kept unused before the oldest is reused */
+};
+
+/* Why an application, or its peer, got no stream. */
+enum hs_session_refusal {
+	HS_SESSION_NO_CREDIT = 1, /* of the peer, for now */
+	HS_SESSION_MAX_SESSIONS = 2, /* of the application */
+	HS_SESSION_SHARE = 3, /* of the connection in these */
+	HS_SESSION_NO_MEMORY = 4,
+	HS_SESSION_CLOSED = 5,
+	HS_SESSION_REFUSALS = 6, /* the number of values */
+};
+
+/* What a transport that is written in Python has to do. */
+enum hs_session_command {
+	HS_SESSION_SEND_READY = 1,
+	HS_SESSION_CONSUMED = 2,
+	HS_SESSION_RESET = 3,
+	HS_SESSION_STOP = 4,
+	HS_SESSION_ALLOW = 5, /* about a connection, by its key; `code` is 1 for unidirectional ones */
+	HS_SESSION_LET_GO = 6, /* the stream's connection is closed */
+	HS_SESSION_FREED = 7, /* a stream whose FIFOs came from outside: nothing uses them any more */
+};
+typedef void (*hs_session_command_to)(void *owner, uint64_t handle, uint32_t command, uint64_t code);
+/* Makes the FIFOs of a stream that the peer of an application in another process opened. Returns 0,
+ * or -1 if there is no room. */
+typedef int (*hs_session_make_fifos)(void *owner, uint64_t connection_key, uint64_t handle,
+				     struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
+
+/* `first` is the first index. NULL without memory. */
+struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_command_to command,
+			      hs_session_make_fifos make_fifos, void *owner);
+/* Calls nothing in Python from now on; freed after its last application. */
+void hs_plane_release(struct hs_plane *plane);
+/* The address of struct hs_session_verbs, for a transport in C. */
+uint64_t hs_plane_verbs(void);
+/* How often streams were refused, by enum hs_session_refusal. */
+void hs_plane_refused(const struct hs_plane *plane, uint64_t out[HS_SESSION_REFUSALS]);
+uint32_t hs_plane_streams(const struct hs_plane *plane);
+/* Forget what applications have dropped; called before each turn. */
+void hs_plane_collect(struct hs_plane *plane);
+/* Whether a transport has had credit to give since then. */
+int hs_plane_has_credit(const struct hs_plane *plane);
+
+/* --- applications ----------------------------------------------------------------------------- */
+
+/* `side` is NULL for one in another process. */
+struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side);
+void hs_application_release(struct hs_application *a);
+/* Its sessions: all of them, and the most; 0: any number. */
+uint32_t hs_application_sessions(const struct hs_application *a);
+void hs_application_count(struct hs_application *a, int32_t more);
+void hs_application_set_max(struct hs_application *a, uint32_t most);
+int hs_application_is_full(struct hs_application *a);
+/* Count all that it has not taken as taken: it is gone. */
+void hs_application_forget_untaken(struct hs_application *a);
+
+/* What happened to streams of an application in another process. */
+struct hs_session_event {
+	uint64_t handle;
+	uint64_t connection; /* handle */
+	int64_t stream_id;
+	uint64_t reset_code;
+	uint64_t stop_code;
+	uint32_t events; /* enum hs_stream_event */
+	uint8_t is_shared; /* see hs_connection_session_share */
+};
+/* Take up to `n`, oldest first; returns how many. */
+uint32_t hs_application_events(struct hs_application *a, struct hs_session_event *out, uint32_t n);
+
+/* --- connections ------------------------------------------------------------------------------ */
+
+/* A connection of an application. `verbs` is the address of its transport's, 0 for one in Python;
+ * `key` names it in calls to the owner. Sizes are those of its streams' FIFOs. NULL without
+ * memory. */
+struct hs_connection_session *hs_connection_session_new(struct hs_application *a, uint64_t key,
+							uint64_t verbs, void *transport,
+							uint64_t rx_bytes, uint64_t tx_bytes);
+/* The application was told of it, under this handle: its streams may follow. */
+void hs_connection_session_announce(struct hs_connection_session *c, uint64_t handle);
+/* Its FIFOs are between two applications (cut-through), which tell each other when they wait. */
+void hs_connection_session_share(struct hs_connection_session *c);
+/* Its transport has closed it: its streams are gone, and so is the owner's reference. */
+void hs_connection_session_close(struct hs_connection_session *c);
+uint32_t hs_connection_session_streams(const struct hs_connection_session *c);
+/* The application's side of a connection in this process; hs_end_connection_drop gives it back. */
+struct hs_end_connection *hs_connection_session_hold(struct hs_connection_session *c);
+
+/* --- streams ---------------------------------------------------------------------------------- */
+
+/* Open a stream for an application in this process, which may wait for credit
+ * (HS_SESSION_NO_CREDIT). Returns 0 and the stream, or an enum hs_session_refusal. */
+struct hs_opened {
+	struct hs_end *end;
+	uint64_t handle;
+	int64_t stream_id;
+};
+int hs_session_open(struct hs_connection_session *c, int is_unidirectional,
+		    struct hs_opened *out);
+/* Why hs_session_open would not open one now, or 0. */
+int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional);
+/* Whether the application may have another stream in this connection, as far as sessions go: 0, or
+ * a refusal, which is counted. With `is_peers` the connection's share counts as well. */
+int hs_session_may_add(struct hs_connection_session *c, int is_peers);
+/* Add a stream over FIFOs that exist until HS_SESSION_FREED. The application's sides are for one in
+ * this process. NULL without memory. */
+struct hs_stream_session *hs_session_add(struct hs_connection_session *c, int64_t stream_id,
+					 int is_peers, struct hs_fifo_producer *rx,
+					 struct hs_fifo_consumer *tx,
+					 struct hs_fifo_consumer *application_rx,
+					 struct hs_fifo_producer *application_tx);
+/* Open a stream of a transport in C over such FIFOs; NULL on failure: they are not used then. */
+struct hs_stream_session *hs_session_open_over(struct hs_connection_session *c,
+					       int is_unidirectional, struct hs_fifo_producer *rx,
+					       struct hs_fifo_consumer *tx);
+struct hs_stream_session *hs_session_find(struct hs_plane *plane, uint64_t handle);
+/* For a transport in Python: see hs_session_verbs. */
+void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t reset_code,
+		       uint64_t stop_code);
+/* The application's side of a stream in this process; hs_end_drop gives it back. */
+struct hs_end *hs_session_end(struct hs_stream_session *s);
+uint64_t hs_session_handle(const struct hs_stream_session *s);
+int64_t hs_session_stream_id(const struct hs_stream_session *s);
+
+/* Commands of an application in another process about a stream of its own; others are ignored. */
+enum hs_session_signal {
+	HS_SIGNAL_SENT,
+	HS_SIGNAL_CONSUMED,
+	HS_SIGNAL_TAKEN, /* its program has accepted it */
+	HS_SIGNAL_RESET,
+	HS_SIGNAL_STOP,
+};
+/* Returns whether the transport may have something to send. */
+int hs_session_signal(struct hs_application *a, uint64_t handle, uint32_t signal, uint64_t code);
+
+struct hs_session_about {
+	uint64_t handle, connection;
+	int64_t stream_id;
+	uint64_t rx_bytes, rx_head, rx_tail, tx_bytes, tx_head, tx_tail; /* 0 bytes: no FIFO */
+	uint8_t rx_eof, tx_eof, is_over;
+};
+/* Describe the next stream from an index on; returns the index behind it, 0 if there is none. */
+uint32_t hs_plane_next(const struct hs_plane *plane, uint32_t index, struct hs_session_about *out);
+
+#endif
