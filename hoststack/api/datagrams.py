@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from hoststack.boundary import messages as m
-
 from hoststack.native.memory.fifo import FifoCorruptError
 
 if TYPE_CHECKING:

@@ -36,9 +36,7 @@ class _Held:
 
     __slots__ = ("connection", "end", "is_taken", "rx", "tx")
 
-    def __init__(
-        self, connection: Connection, end: Any, rx: Fifo | None, tx: Fifo | None
-    ) -> None:
+    def __init__(self, connection: Connection, end: Any, rx: Fifo | None, tx: Fifo | None) -> None:
         self.connection = connection
         self.end = end
         self.rx = rx
@@ -218,9 +216,7 @@ class Router:
     ) -> tuple[Any, int, int] | None:
         plane = self._application.plane
         assert plane is not None
-        return plane.open_here(
-            self._application, connection.handle, unidirectional=unidirectional
-        )
+        return plane.open_here(self._application, connection.handle, unidirectional=unidirectional)
 
     def wake_opener(self, connection: Connection, unidirectional: bool) -> None:
         """Have the next task that waits to open a stream try, if the peer allows one."""

@@ -51,7 +51,7 @@ class Plane(Protocol):
         """Return the struct hs_end_connection of a connection."""
 
     def open_here(
-        self, application: Application, handle: int, *, unidirectional: bool
+        self, application: object, handle: int, *, unidirectional: bool
     ) -> tuple[Any, int, int] | None:
         """Open a stream: its struct hs_end, handle and ID. Returns None while the peer's limit
         forbids it: StreamsAvailable follows. Raises OSError."""

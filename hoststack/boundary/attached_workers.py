@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import known_sessions
+from hoststack.boundary.application import Plane, known_sessions
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.handle import worker_of
 from hoststack.boundary.protocols import PROTOCOLS
@@ -67,7 +67,7 @@ class AttachedWorkers:
         self._engine = engine
         self.wake_application: Callable[[], None] = lambda: None
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
-        self.plane = None
+        self.plane: Plane | None = None
         self._workers: dict[int, AttachedWorker] = {}
         self._next: deque[int] = deque()
         self._absent: set[int] = set()

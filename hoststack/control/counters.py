@@ -119,7 +119,7 @@ def _errors(side: WorkerSide) -> dict[tuple[str, str], int]:
     counters = engine.counters
     found = {(f"quic-{engine.name}", reason): n for reason, n in counters.dropped.items()}
     found[f"quic-{engine.name}", "tx_full"] = counters.tx_full
-    for reason, count in side.worker.layer.sessions.refused.items():
+    for reason, count in side.worker.layer.refused.items():
         found["session", f"refused_{reason}" if reason != "faults" else reason] = count
     for name, count in link.statistics().items():
         # The engine's own counter for that is included above.

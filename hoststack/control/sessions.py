@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 import trio
 
-from hoststack.boundary.handle import make_handle
+from hoststack.boundary.handle import is_stream, make_handle
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
-from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import ConnectionContext
 from hoststack.session.session import (
     AnySession,
     ConnectionSession,
     ListenerSession,
-    StreamSession,
+    SessionState,
     chain,
 )
+from hoststack.session.streams import AboutStream, FifoState
 from hoststack.transport.local.cut_through import CutConnection, CutListener
 
+_READY: Final = SessionState.READY.value
 #: The default limit of a list's length.
 DEFAULT_LIMIT: Final = 50
 
@@ -40,23 +42,36 @@ async def show_session(command: Command, side: WorkerSide) -> Data:
     if "worker" in arguments and arguments["worker"] != side.index:
         return {**data, "left_out": True}
     for session in side.sessions:
-        data["states"][session.state.value] = data["states"].get(session.state.value, 0) + 1
+        _count_state(data["states"], session.state.value)
+    if len(side.streams):
+        data["states"][_READY] = data["states"].get(_READY, 0) + len(side.streams)
     if "index" in arguments:
         return {**data, "sessions": _one(side, int(arguments["index"]))}
     if verbose:
         limit = int(arguments.get("limit", DEFAULT_LIMIT))
-        chosen = list(side.sessions)[:limit]
         data["sessions"] = []
-        for place, session in enumerate(chosen):
+        for place, each in enumerate(islice(chain_all(side), limit)):
             if place % _SESSIONS_AT_ONCE == _SESSIONS_AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
-            data["sessions"].append(_describe(side, session, verbose))
-        data["more"] = len(side.sessions) - len(chosen)
+            described = _described(side, each, verbose)
+            if described is not None:
+                data["sessions"].append(described)
+        data["more"] = max(0, len(side.sessions) + len(side.streams) - limit)
     return data
 
 
+def chain_all(side: WorkerSide) -> Iterator[AnySession | AboutStream]:
+    """Yield listeners and connections, then streams."""
+    yield from side.sessions
+    yield from side.streams
+
+
+def _count_state(states: dict[str, int], state: str) -> None:
+    states[state] = states.get(state, 0) + 1
+
+
 def _counts(side: WorkerSide) -> dict[str, int]:
-    counts = {"listener": 0, "connection": 0, "stream": 0}
+    counts = {"listener": 0, "connection": 0, "stream": len(side.streams)}
     for session in side.sessions:
         counts[_type(session)] += 1
     return counts
@@ -64,16 +79,33 @@ def _counts(side: WorkerSide) -> dict[str, int]:
 
 def _one(side: WorkerSide, index: int) -> list[Described]:
     """Describe a session and all layers below it."""
-    session = side.sessions.get(make_handle(side.index, index))
-    if session is None:
+    handle = make_handle(side.index, index)
+    found: list[Described | None] = []
+    connection = side.sessions.get(handle)
+    if is_stream(handle):
+        stream = side.streams.find(handle)
+        if stream is not None:
+            found.append(_described(side, stream, 2))
+            connection = side.sessions.get(stream.connection)
+    if connection is not None:
+        found += [_described(side, each, 2) for each in chain(connection)]
+    described = [each for each in found if each is not None]
+    if not described:
         raise CommandError(f"there is no session with index {index}")
-    return [_describe(side, each, 2) for each in chain(session)]
+    return described
+
+
+def _described(
+    side: WorkerSide, session: AnySession | AboutStream, verbose: int
+) -> Described | None:
+    """Describe a session; None for a stream whose connection has ended meanwhile."""
+    if isinstance(session, AboutStream):
+        return _stream(side, session, verbose)
+    return _describe(side, session, verbose)
 
 
 def _type(session: AnySession) -> str:
-    if isinstance(session, ListenerSession):
-        return "listener"
-    return "connection" if isinstance(session, ConnectionSession) else "stream"
+    return "listener" if isinstance(session, ListenerSession) else "connection"
 
 
 def _describe(side: WorkerSide, session: AnySession, verbose: int) -> Described:
@@ -86,21 +118,19 @@ def _describe(side: WorkerSide, session: AnySession, verbose: int) -> Described:
     }
     if isinstance(session, ListenerSession):
         described["local"] = list(session.context.local)
-    elif isinstance(session, ConnectionSession):
-        described |= _connection(session, verbose)
     else:
-        described |= _stream(session)
+        described |= _connection(side, session, verbose)
     if verbose >= 2:
         described["chain"] = list(_chain(session, side))
     return described
 
 
-def _connection(session: ConnectionSession, verbose: int) -> Described:
+def _connection(side: WorkerSide, session: ConnectionSession, verbose: int) -> Described:
     context = session.context
     described = {
         **describe_path(context),
         "listener": session.listener.handle if session.listener is not None else None,
-        "streams": len(session.streams),
+        "streams": side.streams.count_of(context),
     }
     if verbose >= 2:
         ids = context.connection_ids()
@@ -117,32 +147,44 @@ def _connection(session: ConnectionSession, verbose: int) -> Described:
     return described
 
 
-def _stream(session: StreamSession) -> Described:
-    context = session.context
+def _stream(side: WorkerSide, stream: AboutStream, verbose: int) -> Described | None:
+    connection = side.sessions.get(stream.connection)
+    if not isinstance(connection, ConnectionSession):
+        return None
     # RFC 9000 section 2.1: the least significant bit tells the initiator, the second least
     # significant bit whether the stream is unidirectional.
-    stream_id = context.stream_id
-    return {
-        "connection": session.connection.handle,
+    stream_id = stream.stream_id
+    described: Described = {
+        "handle": stream.handle,
+        "type": "stream",
+        "state": _READY,
+        "application": connection.application.name,
+        "connection": stream.connection,
         "stream_id": stream_id,
         "initiator": "server" if stream_id & 1 else "client",
         "direction": "unidirectional" if stream_id & 2 else "bidirectional",
-        "rx": None if context.rx is None else _fifo(context.rx),
-        "tx": None if context.tx is None else _fifo(context.tx),
+        "rx": None if stream.rx is None else _fifo(stream.rx),
+        "tx": None if stream.tx is None else _fifo(stream.tx),
     }
+    if verbose >= 2:
+        described["chain"] = [
+            {"type": "stream", "handle": stream.handle},
+            *_chain(connection, side),
+        ]
+    return described
 
 
-def _fifo(fifo: Fifo) -> Described:
+def _fifo(fifo: FifoState) -> Described:
     """Describe a FIFO; the bytes below `head` of a tx FIFO were acknowledged."""
-    head, tail = fifo.positions
-    if not 0 <= tail - head <= fifo.size:
+    used = fifo.tail - fifo.head
+    if not 0 <= used <= fifo.size_bytes:
         # The application has written invalid indices.
-        return {"size": fifo.size, "head": None, "tail": None, "used": None, "eof": None}
+        return {"size": fifo.size_bytes, "head": None, "tail": None, "used": None, "eof": None}
     return {
-        "size": fifo.size,
-        "head": head,
-        "tail": tail,
-        "used": tail - head,
+        "size": fifo.size_bytes,
+        "head": fifo.head,
+        "tail": fifo.tail,
+        "used": used,
         "eof": fifo.eof,
     }
 

@@ -8,6 +8,7 @@ import trio
 
 from hoststack.api.stack import Stack, stack_on
 from hoststack.session.session import SessionTable
+from hoststack.session.streams import Streams
 from hoststack.worker.worker import Worker
 
 #: A command's result in one worker: JSON.
@@ -35,6 +36,10 @@ class WorkerSide:
     @property
     def sessions(self) -> SessionTable:
         return self.worker.layer.sessions
+
+    @property
+    def streams(self) -> Streams:
+        return self.worker.layer.streams
 
     def stack(self, name: str) -> Stack:
         """Return the internal application of that name, attached on first use."""

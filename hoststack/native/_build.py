@@ -1,9 +1,9 @@
-"""Builds the C core with cffi in API mode: one shared object each for memory, sessions, wires and engine.
+"""Builds the C core with cffi in API mode: a shared object for each part of it.
 
-The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory, sessions
-and wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and OpenSSL. Where
-one of these is missing, setup.py says what to install; it leaves the engine out where
-HOSTSTACK_WITHOUT asks for that.
+The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory,
+sessions and wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and
+OpenSSL. Where one of these is missing, setup.py says what to install; it leaves the engine out
+where HOSTSTACK_WITHOUT asks for that.
 """
 
 from __future__ import annotations

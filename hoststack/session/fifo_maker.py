@@ -34,9 +34,7 @@ class FifoMaker:
         if is_peers:
             self._streams.check_room(known)
         try:
-            return self._streams.make_fifos(
-                known, has_rx=has_rx, has_tx=has_tx, is_peers=is_peers
-            )
+            return self._streams.make_fifos(known, has_rx=has_rx, has_tx=has_tx, is_peers=is_peers)
         except (OSError, MemoryError):
             self._sessions.refused["fifo_memory"] += is_peers
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -157,7 +158,7 @@ class SessionLayer:
 
     def _forget(self, application: Application) -> None:
         self.sessions.forget_untaken(application)
-        self.streams.forget_untaken(application)
+        self.streams.forget(application)
         self.applications.remove(application)
 
     def stop_listening(self) -> None:
@@ -181,6 +182,11 @@ class SessionLayer:
         self.cut_through.shutdown(code, reason)
         self.kernel.shutdown(code, reason)
         self.engine.shutdown(code, reason)
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Refusals to applications and their peers, by reason."""
+        return self.sessions.refused + Counter(self.streams.refused)
 
     def end_streams(self, connection: ConnectionContext) -> None:
         """End the streams of a connection that its engine forgets; see EngineOwner."""
@@ -499,6 +505,8 @@ class SessionLayer:
         if session.application.is_remote:
             self.streams.tell(session.application)  # before it hears of the end
         self.streams.close(context)
+        if session.application.is_remote:
+            self.streams.tell(session.application)  # which gives the FIFOs back
         self.sessions.remove(session)
         if isinstance(context, CutConnection):
             self._local_scope.on_closed(session, context)

@@ -207,7 +207,7 @@ class Streams:
         return int(ffi.cast("uintptr_t", connection.pointer))
 
     def announce(self, session: ConnectionSession) -> StreamConnection:
-        """Note that a connection's application is told of it; its streams may follow. Idempotent."""
+        """Note that a connection's application is told of it: its streams may follow."""
         connection = self.begin(session.context, session.application)
         lib.hs_connection_session_announce(connection.pointer, session.handle)
         return connection
@@ -236,13 +236,17 @@ class Streams:
     # --- opening -----------------------------------------------------------------------------
 
     def open_here(
-        self, application: Application, handle: int, *, unidirectional: bool
+        self, application: object, handle: int, *, unidirectional: bool
     ) -> tuple[Any, int, int] | None:
         """Open a stream of an application in this process: its end (native/session/end.h), handle
         and ID. Returns None while the peer's limit forbids it: StreamsAvailable follows. Raises
         OSError, ENOTCONN for a connection that is closed."""
-        session = self._sessions.owned(application, handle, ConnectionSession)
-        if session is None or session.state is not SessionState.READY:
+        session = self._sessions.get(handle)
+        if (
+            not isinstance(session, ConnectionSession)
+            or session.application is not application
+            or session.state is not SessionState.READY
+        ):
             raise OSError(errno.ENOTCONN, _CLOSED)
         connection = self.announce(session)
         opened: tuple[Any, int, int] | None
@@ -462,9 +466,11 @@ class Streams:
             tx[0] = _consumer(fifos.tx)
         return 0
 
-    def forget_untaken(self, application: Application) -> None:
-        """Count all streams of an application that is gone as taken."""
+    def forget(self, application: Application) -> None:
+        """Give back what an application that is gone has not taken."""
         lib.hs_application_forget_untaken(application.streams)
+        if application.is_remote:
+            self.tell(application)
 
     def signal(self, application: Application, handle: int, code: int) -> bool:
         """Handle a signal about a stream; return whether the transport may have work now."""
@@ -527,13 +533,12 @@ class Streams:
         about = ffi.new("struct hs_session_about *")
         index = 0
         while index := lib.hs_plane_next(self._plane, index, about):
-            yield AboutStream(
-                about.handle,
-                about.connection,
-                about.stream_id,
-                _fifo_state(about.rx_bytes, about.rx_head, about.rx_tail, about.rx_eof),
-                _fifo_state(about.tx_bytes, about.tx_head, about.tx_tail, about.tx_eof),
-            )
+            yield _about(about)
+
+    def find(self, handle: int) -> AboutStream | None:
+        """Return what is known of a stream; None if there is none with that handle."""
+        about = ffi.new("struct hs_session_about *")
+        return _about(about) if lib.hs_plane_look(self._plane, handle, about) else None
 
     @property
     def has_credit(self) -> bool:
@@ -547,6 +552,16 @@ class Streams:
 
 def _in_c(transport: StreamsInC | StreamsInPython) -> StreamsInC | None:
     return cast(StreamsInC, transport) if hasattr(transport, "stream_verbs") else None
+
+
+def _about(about: Any) -> AboutStream:
+    return AboutStream(
+        about.handle,
+        about.connection,
+        about.stream_id,
+        _fifo_state(about.rx_bytes, about.rx_head, about.rx_tail, about.rx_eof),
+        _fifo_state(about.tx_bytes, about.tx_head, about.tx_tail, about.tx_eof),
+    )
 
 
 def _fifo_state(size_bytes: int, head: int, tail: int, eof: int) -> FifoState | None:

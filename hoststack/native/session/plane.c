@@ -154,36 +154,50 @@ struct hs_stream_session *hs_session_find(struct hs_plane *plane, uint64_t handl
 	return index < plane->top ? plane->table[index] : NULL;
 }
 
+static void describe(const struct hs_stream_session *s, struct hs_session_about *out)
+{
+	uint64_t positions[2];
+	memset(out, 0, sizeof(*out));
+	out->handle = s->end.handle;
+	out->connection = s->connection->end.handle;
+	out->stream_id = s->end.id;
+	if (s->rx) {
+		struct hs_fifo_consumer look = { .shared = s->rx->shared };
+		hs_fifo_look(&look, positions);
+		out->rx_bytes = s->rx->size_bytes;
+		out->rx_head = positions[0];
+		out->rx_tail = positions[1];
+		out->rx_eof = hs_fifo_eof(&look) != 0;
+	}
+	if (s->tx) {
+		hs_fifo_look(s->tx, positions);
+		out->tx_bytes = s->tx->size_bytes;
+		out->tx_head = positions[0];
+		out->tx_tail = positions[1];
+		out->tx_eof = hs_fifo_eof(s->tx) != 0;
+	}
+}
+
+/* Streams that are over are none for an observer: their application still has them. */
 uint32_t hs_plane_next(const struct hs_plane *plane, uint32_t index, struct hs_session_about *out)
 {
 	for (; index < plane->top; index++) {
 		const struct hs_stream_session *s = plane->table[index];
-		uint64_t positions[2];
-		if (!s)
-			continue;
-		memset(out, 0, sizeof(*out));
-		out->handle = s->end.handle;
-		out->connection = s->connection->end.handle;
-		out->stream_id = s->end.id;
-		out->is_over = s->is_over;
-		if (s->rx) {
-			struct hs_fifo_consumer look = { .shared = s->rx->shared };
-			hs_fifo_look(&look, positions);
-			out->rx_bytes = s->rx->size_bytes;
-			out->rx_head = positions[0];
-			out->rx_tail = positions[1];
-			out->rx_eof = hs_fifo_eof(&look) != 0;
+		if (s && !s->is_over) {
+			describe(s, out);
+			return index + 1;
 		}
-		if (s->tx) {
-			hs_fifo_look(s->tx, positions);
-			out->tx_bytes = s->tx->size_bytes;
-			out->tx_head = positions[0];
-			out->tx_tail = positions[1];
-			out->tx_eof = hs_fifo_eof(s->tx) != 0;
-		}
-		return index + 1;
 	}
 	return 0;
+}
+
+int hs_plane_look(struct hs_plane *plane, uint64_t handle, struct hs_session_about *out)
+{
+	const struct hs_stream_session *s = hs_session_find(plane, handle);
+	if (!s || s->is_over)
+		return 0;
+	describe(s, out);
+	return 1;
 }
 
 /* --- applications ----------------------------------------------------------------------------- */
@@ -521,7 +535,7 @@ static void free_stream(struct hs_stream_session *s)
 	struct hs_connection_session *c = s->connection;
 	struct hs_plane *plane = c->application->plane;
 	give_fifos(s);
-	if (s->is_outside)
+	if (s->is_outside && c->application->side)
 		command(s, HS_SESSION_FREED, 0);
 	if (s->is_counted) {
 		c->application->sessions--;
@@ -529,9 +543,19 @@ static void free_stream(struct hs_stream_session *s)
 	}
 	hs_end_unlink(&s->end);
 	give_index(plane, s->index);
-	plane->streams--;
+	if (!s->is_over)
+		plane->streams--;
 	free(s);
 	unref_connection(c);
+}
+
+/* The transport has forgotten it. */
+static void end_stream(struct hs_stream_session *s)
+{
+	if (!s->is_over)
+		s->connection->application->plane->streams--;
+	s->stream = NULL;
+	s->is_over = 1;
 }
 
 /* Give back what a stream no longer needs; it may be freed. */
@@ -610,10 +634,8 @@ void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t re
 		       uint64_t stop_code)
 {
 	struct hs_connection_session *c = s->connection;
-	if (events & HS_STREAM_OVER) {
-		s->stream = NULL;
-		s->is_over = 1;
-	}
+	if (events & HS_STREAM_OVER)
+		end_stream(s);
 	if (c->application->side) {
 		hs_end_report(&s->end, events, reset_code, stop_code);
 		if (events & HS_STREAM_OPENED)
@@ -732,8 +754,7 @@ void hs_connection_session_close(struct hs_connection_session *c)
 		next = end->next;
 		if (s->stream)
 			c->verbs->let_go(s->stream);
-		s->stream = NULL;
-		s->is_over = 1;
+		end_stream(s);
 		if (c->application->side) {
 			s->is_taken = 1; /* its program can still take it */
 		} else {

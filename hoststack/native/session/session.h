@@ -49,7 +49,9 @@ enum hs_session_command {
 	HS_SESSION_STOP = 4,
 	HS_SESSION_ALLOW = 5, /* about a connection, by its key; `code` is 1 for unidirectional ones */
 	HS_SESSION_LET_GO = 6, /* the stream's connection is closed */
-	HS_SESSION_FREED = 7, /* a stream whose FIFOs came from outside: nothing uses them any more */
+	/* Nothing uses the FIFOs of hs_session_add any more; for an application in another process
+	 * HS_STREAM_OVER says so. */
+	HS_SESSION_FREED = 7,
 };
 typedef void (*hs_session_command_to)(void *owner, uint64_t handle, uint32_t command, uint64_t code);
 /* Makes the FIFOs of a stream that the peer of an application in another process opened. Returns 0,
@@ -66,6 +68,7 @@ void hs_plane_release(struct hs_plane *plane);
 uint64_t hs_plane_verbs(void);
 /* How often streams were refused, by enum hs_session_refusal. */
 void hs_plane_refused(const struct hs_plane *plane, uint64_t out[HS_SESSION_REFUSALS]);
+/* How many streams are not over. */
 uint32_t hs_plane_streams(const struct hs_plane *plane);
 /* Forget what applications have dropped; called before each turn. */
 void hs_plane_collect(struct hs_plane *plane);
@@ -167,9 +170,11 @@ struct hs_session_about {
 	uint64_t handle, connection;
 	int64_t stream_id;
 	uint64_t rx_bytes, rx_head, rx_tail, tx_bytes, tx_head, tx_tail; /* 0 bytes: no FIFO */
-	uint8_t rx_eof, tx_eof, is_over;
+	uint8_t rx_eof, tx_eof;
 };
-/* Describe the next stream from an index on; returns the index behind it, 0 if there is none. */
+/* Describe a stream that is not over; returns 0 if there is none with that handle. */
+int hs_plane_look(struct hs_plane *plane, uint64_t handle, struct hs_session_about *out);
+/* Describe the next such stream from an index on; returns the index behind it, 0 if there is none. */
 uint32_t hs_plane_next(const struct hs_plane *plane, uint32_t index, struct hs_session_about *out);
 
 #endif
