@@ -206,7 +206,8 @@ class Router:
         while opened is None:
             await waiting.park()
             opened = self._open_here(connection, unidirectional)
-            self.wake_opener(connection, unidirectional)
+            if opened is not None:
+                self.wake_opener(connection, unidirectional)
         end, handle, stream_id = opened
         kind = SendStream if unidirectional else Stream
         return kind(self, connection, end, handle, stream_id)

@@ -46,6 +46,7 @@ _CLOSED: Final = "the connection is closed"
 #: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _NONE: Final = Fifos(None, None)
+_MOST_HANDLES: Final = 1 << 64
 _SIGNALS: Final = {
     int(m.EventCode.SENT): lib.HS_SIGNAL_SENT,
     int(m.EventCode.CONSUMED): lib.HS_SIGNAL_CONSUMED,
@@ -96,7 +97,7 @@ class AboutStream(NamedTuple):
 class StreamConnection:
     """A connection as the plane knows it."""
 
-    __slots__ = ("application", "context", "key", "pointer")
+    __slots__ = ("application", "context", "is_announced", "key", "pointer")
 
     def __init__(
         self, pointer: Any, key: int, application: Application, context: ConnectionContext
@@ -105,6 +106,7 @@ class StreamConnection:
         self.key = key
         self.application = application
         self.context = context
+        self.is_announced = False
 
 
 class Streams:
@@ -136,6 +138,8 @@ class Streams:
         self._keys = itertools.count(worker << 32)
         self._by_key: dict[int, StreamConnection] = {}
         self._by_context: dict[ConnectionContext, StreamConnection] = {}
+        self._announced: dict[int, tuple[Application, Any]] = {}
+        """What `hold` returns, until it is called: the connection may be closed by then."""
         self._fifos: dict[int, Fifos] = {}
         """FIFOs that were made here, by their stream's handle."""
         self._contexts: dict[int, tuple[StreamsInPython, StreamContext]] = {}
@@ -163,10 +167,9 @@ class Streams:
     def hold(self, handle: int) -> Any:
         """Return the application's side (native/session/end.h) of a connection in this process."""
         session = self._sessions.get(handle)
-        assert isinstance(session, ConnectionSession)
-        connection = self.announce(session)
-        held = lib.hs_connection_session_hold(connection.pointer)
-        return ffi.gc(held, lib.hs_end_connection_drop)
+        if isinstance(session, ConnectionSession):
+            self.announce(session)
+        return self._announced.pop(handle)[1]
 
     # --- connections -------------------------------------------------------------------------
 
@@ -209,7 +212,13 @@ class Streams:
     def announce(self, session: ConnectionSession) -> StreamConnection:
         """Note that a connection's application is told of it: its streams may follow."""
         connection = self.begin(session.context, session.application)
-        lib.hs_connection_session_announce(connection.pointer, session.handle)
+        if not connection.is_announced:
+            connection.is_announced = True
+            lib.hs_connection_session_announce(connection.pointer, session.handle)
+            if not session.application.is_remote:
+                end = lib.hs_connection_session_hold(connection.pointer)
+                held = ffi.gc(end, lib.hs_end_connection_drop)
+                self._announced[session.handle] = session.application, held
         return connection
 
     def close(self, context: ConnectionContext) -> None:
@@ -471,16 +480,28 @@ class Streams:
         lib.hs_application_forget_untaken(application.streams)
         if application.is_remote:
             self.tell(application)
+        for handle, (owner, _) in list(self._announced.items()):
+            if owner is application:
+                del self._announced[handle]
 
     def signal(self, application: Application, handle: int, code: int) -> bool:
         """Handle a signal about a stream; return whether the transport may have work now."""
-        return bool(lib.hs_session_signal(application.streams, handle, _SIGNALS[code], 0))
+        signal = _SIGNALS.get(code)
+        return signal is not None and self._signal(application, handle, signal, 0)
+
+    @staticmethod
+    def _signal(application: Application, handle: int, signal: int, code: int) -> bool:
+        if not 0 <= handle < _MOST_HANDLES:
+            return False
+        return bool(lib.hs_session_signal(application.streams, handle, signal, code))
 
     def reset(self, application: Application, handle: int, code: int) -> None:
-        lib.hs_session_signal(application.streams, handle, lib.HS_SIGNAL_RESET, code)
+        """Reset a stream of an application; nothing happens if it is not its own."""
+        self._signal(application, handle, lib.HS_SIGNAL_RESET, code)
 
     def stop(self, application: Application, handle: int, code: int) -> None:
-        lib.hs_session_signal(application.streams, handle, lib.HS_SIGNAL_STOP, code)
+        """Stop receiving on a stream of an application, as `reset`."""
+        self._signal(application, handle, lib.HS_SIGNAL_STOP, code)
 
     def tell(self, application: Application) -> None:
         """Notify an application in another process of what happened to its streams."""

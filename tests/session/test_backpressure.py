@@ -21,7 +21,7 @@ from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.boundary.resumption import RelayedSessions
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.event_ring import EventRing
-from hoststack.quic.seam import Event, EventKind
+from hoststack.native.session._session import lib
 from hoststack.quic.session_cache import Ticket
 from hoststack.session import session as session_module
 from hoststack.session.session import ConnectionSession
@@ -242,15 +242,15 @@ def test_a_path_that_changes_again_and_again_is_told_of_once() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "notice"),
-    [(EventKind.RESET, m.StreamReset), (EventKind.STOPPED, m.StreamStopped)],
+    [(lib.HS_STREAM_RESET, m.StreamReset), (lib.HS_STREAM_STOPPED, m.StreamStopped)],
 )
-def test_what_a_peer_says_of_a_stream_is_told_once(kind: EventKind, notice: type) -> None:
+def test_what_a_peer_says_of_a_stream_is_told_once(kind: int, notice: type) -> None:
     async def script(scene: Scene) -> None:
         layer = scene.server.layer
-        session = layer.sessions.get(scene.accepted_stream.handle)
-        assert session is not None
-        stream: Any = session.context
-        layer.give_to_applications([Event(kind, stream, code) for code in range(100)])
+        stream = lib.hs_session_find(layer.streams._plane, scene.accepted_stream.handle)
+        for code in range(100):
+            lib.hs_session_report(stream, kind, code, code)
+            layer.give_to_applications([])
         assert [type(each) for each in scene.owner.notices] == [notice]
 
     play(script)

@@ -343,6 +343,13 @@ def rubbish(fifo: Fifo, chance: random.Random) -> None:
     )
 
 
+def rx_of(scene: Scene, stream: Any) -> Fifo:
+    """The FIFO that a stream reads from."""
+    rx = scene.stack._worker.layer.streams._fifos[stream.handle].rx
+    assert rx is not None
+    return rx
+
+
 def test_rubbish_in_a_shared_fifo_breaks_that_stream_and_nothing_else() -> None:
     chance = random.Random(1)
 
@@ -350,7 +357,7 @@ def test_rubbish_in_a_shared_fifo_breaks_that_stream_and_nothing_else() -> None:
         broken = 0
         for _ in range(200):
             ours, theirs = await pair_of_streams(scene)
-            rubbish(theirs._receiving._rx, chance)
+            rubbish(rx_of(scene, theirs), chance)
             for move in (
                 lambda theirs=theirs: theirs.receive_some(),
                 lambda ours=ours: ours.send_all(b"x" * 10),

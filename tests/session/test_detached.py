@@ -15,6 +15,7 @@ from hoststack import TlsConfig
 from hoststack.boundary.fifo_pool import FifoPool
 from hoststack.boundary.remote_application import RemoteApplication
 from hoststack.link.memory import MemoryNetwork
+from hoststack.session.streams import StreamConnection
 from hoststack.worker import engines
 from tests.daemon.echoing import ask, echo
 from tests.support.attached import attached
@@ -40,11 +41,9 @@ async def _echo(connection: hoststack.Connection) -> None:
     "native" not in engines.available_engines(), reason="the native engine was not built"
 )
 def test_segments_go_with_the_last_fifo_and_not_with_a_garbage_collection() -> None:
-    from hoststack.quic.native.contexts import NativeStream
-
     def of_workers() -> list[object]:
         """What workers have of attached applications; the mappings of segments hang on these."""
-        kinds = (RemoteApplication, FifoPool, NativeStream)
+        kinds = (RemoteApplication, FifoPool, StreamConnection)
         found = [each for each in gc.get_objects() if isinstance(each, kinds)]
         return [each for each in found if id(each) not in of_other_tests]
 

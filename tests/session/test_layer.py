@@ -21,6 +21,14 @@ TLS = TlsConfig.self_signed(["localhost"])
 LOCAL = ("10.0.0.1", 4433)
 
 
+class ByMessages(Application):
+    """An application that is told of its streams as one in another process is."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.is_remote = True
+
+
 @dataclass
 class Notes:
     """An application that writes down what it is told."""
@@ -73,7 +81,7 @@ def play(script: Callable[[Scene], Any]) -> None:
             link = network.link(host)
             workers.append(Worker(link, engine_maker("auto", link)))
         server, client = workers
-        owner, intruder, caller = (Notes(Application(name)) for name in ("own", "intr", "call"))
+        owner, intruder, caller = (Notes(ByMessages(name)) for name in ("own", "intr", "call"))
         server.attach(owner.application)
         server.attach(intruder.application)
         client.attach(caller.application)

@@ -312,7 +312,7 @@ def test_what_a_collection_finds_comes_back_without_other_traffic() -> None:
             assert isinstance(application, RemoteApplication)
             stream = await connection.open_stream()
             assert isinstance(stream, hoststack.Stream)
-            cycle: list[object] = [stream._receiving._rx]
+            cycle: list[object] = [stream._held.rx]
             cycle.append(cycle)
             async with stream:
                 pass

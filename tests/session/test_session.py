@@ -16,13 +16,20 @@ from hoststack.session.session import (
     Session,
     SessionState,
     SessionTable,
-    StreamSession,
     chain,
 )
+from hoststack.session.streams import Streams
 
 
 def context() -> Any:
     return SimpleNamespace(session=-1)
+
+
+def attached(table: SessionTable, name: str = "a") -> Application:
+    """An application whose sessions are counted."""
+    application = Application(name)
+    Streams(0, 0, table, lambda _: pytest.fail("it has no connection")).attach(application)
+    return application
 
 
 def listener(application: Application) -> ListenerSession:
@@ -37,7 +44,7 @@ def test_a_handle_is_worker_and_index() -> None:
 
 def test_a_session_is_found_by_its_handle_alone() -> None:
     table = SessionTable(worker=3)
-    session = table.add(listener(Application("a")))
+    session = table.add(listener(attached(table)))
     assert worker_of(session.handle) == 3
     assert session.context.session == session.handle
     assert table.get(session.handle) is session
@@ -51,7 +58,7 @@ def test_a_session_is_found_by_its_handle_alone() -> None:
 
 def test_only_its_owner_and_its_kind_find_it() -> None:
     table = SessionTable(0)
-    owner = Application("owner")
+    owner = attached(table, "owner")
     session = table.add(listener(owner))
     assert table.owned(owner, session.handle, ListenerSession) is session
     assert table.owned(Application("other"), session.handle, ListenerSession) is None
@@ -60,7 +67,7 @@ def test_only_its_owner_and_its_kind_find_it() -> None:
 
 def test_an_index_comes_back_late() -> None:
     table = SessionTable(0)
-    application = Application("a")
+    application = attached(table)
     first = table.add(listener(application)).handle
     table.remove(table._by_index[index_of(first)])
     seen = set()
@@ -72,17 +79,19 @@ def test_an_index_comes_back_late() -> None:
     assert table.add(listener(application)).handle == first
 
 
-def test_the_chain_of_a_stream() -> None:
+def test_the_chain_of_a_connection() -> None:
     table = SessionTable(0)
-    application = Application("a")
+    application = attached(table)
     bottom = table.add(listener(application))
     connection = table.add(ConnectionSession(application, SessionState.READY, context(), bottom))
-    stream = table.add(StreamSession(application, SessionState.READY, context(), connection))
-    assert list(chain(stream)) == [stream, connection, bottom]
-    assert list(connection.streams.values()) == [stream]
-    assert set(table) == {stream, connection, bottom}
-    table.remove(stream)
-    assert not connection.streams
+    assert list(chain(connection)) == [connection, bottom]
+    assert list(chain(bottom)) == [bottom]
+    assert set(table) == {connection, bottom}
+    assert application.sessions_in_use == 2
+    table.remove(connection)
+    assert application.sessions_in_use == 2  # its notice is still there
+    table.take(application, connection.handle)
+    assert application.sessions_in_use == 1
 
 
 @pytest.mark.parametrize("before", SessionState)
