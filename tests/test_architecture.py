@@ -32,8 +32,8 @@ FLOORS = (
     Floor(("pyxdp",), "AF_XDP for Python: libxdp and libbpf through cffi; knows nothing of QUIC"),
     Floor(
         ("hoststack/native",),
-        "the C core, a shared object each: FIFOs and event rings (`memory/`), frames, sockets and "
-        "paths (`wire/`), the native engine (`quic/`)",
+        "the C core, a shared object each: FIFOs and event rings (`memory/`), the session plane "
+        "(`session/`), frames, sockets and paths (`wire/`), the native engine (`quic/`)",
     ),
     Floor(
         ("hoststack/link",),
