@@ -34,11 +34,18 @@ struct target {
 	struct input *in;
 };
 
-static int no_fifos(void *owner, uint32_t connection, int64_t stream_id,
-		    struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx)
+static void *no_session(void *owner, uint32_t connection)
 {
-	(void)owner, (void)connection, (void)stream_id, (void)rx, (void)tx;
+	(void)owner, (void)connection;
 	CHECK(!"a stream of a handshake that nobody could make");
+	return NULL;
+}
+
+static int no_fifos(void *owner, uint32_t connection, struct hs_fifo_producer **rx,
+		    struct hs_fifo_consumer **tx)
+{
+	(void)owner, (void)connection, (void)rx, (void)tx;
+	CHECK(!"datagrams of a handshake that nobody could make");
 	return -1;
 }
 
@@ -292,7 +299,7 @@ static void begin(struct target *t, uint8_t shape)
 		CHECK(tls);
 	}
 	t->wire = kept_wire(0);
-	t->q = hs_quic_new(t->wire, PREFIX, SECRET, no_fifos, no_path, t);
+	t->q = hs_quic_new(t->wire, PREFIX, SECRET, NULL, no_session, no_fifos, no_path, t);
 	CHECK(t->q);
 	for (uint32_t i = 0; i < PATHS; i++) {
 		uint8_t path_key[HS_PATH_KEY_BYTES] = { (uint8_t)(1 + i) };

@@ -14,7 +14,7 @@
 enum {
 	MOST_HISTORY = 16,
 	MOST_CHANGED_BYTES = 4096,
-	MOST_PASSED = 16,
+	CONSUMERS_INDEX = 64, /* where it lies in a FIFO's block */
 };
 
 #define PATIENCE_NS (60000 * MS_NS)
@@ -75,10 +75,10 @@ static void remember(struct network *net, int to, const uint8_t *data, uint32_t 
 static void scribble(struct network *net, struct flow *f, uint8_t how)
 {
 	uint64_t value = how & 1 ? take_64(&net->in) : take_8(&net->in);
-	if (how & 2)
-		memcpy(f->tx_block, &value, sizeof(value));
-	else
-		memcpy(f->rx_block + 64, &value, sizeof(value));
+	if (how & 2 && f->end->tx)
+		memcpy(f->end->tx->shared, &value, sizeof(value));
+	else if (!(how & 2) && f->end->rx)
+		memcpy((uint8_t *)f->end->rx->shared + CONSUMERS_INDEX, &value, sizeof(value));
 }
 
 static void act(struct pair *p, struct network *net, uint8_t which)
@@ -106,16 +106,16 @@ static void act(struct pair *p, struct network *net, uint8_t which)
 			return;
 		p->is_spoilt[f->id] = which == SCRIBBLE ? SCRIBBLED : GIVEN_UP;
 		if (which == RESET)
-			hs_stream_reset(f->stream, how);
+			hs_end_reset(f->end, how);
 		else if (which == STOP)
-			hs_stream_stop_sending(f->stream, how);
+			hs_end_stop(f->end, how);
 		net->may_linger |= which == STOP || (which == RESET && f->id & 2);
 		if (which != SCRIBBLE)
 			return;
 		net->may_end = 1;
 		scribble(net, f, how >> 3);
-		hs_stream_send_ready(f->stream);
-		hs_stream_consumed(f->stream);
+		hs_session_send_ready(f->end->session);
+		hs_session_consumed(f->end->session);
 	}
 }
 

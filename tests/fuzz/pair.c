@@ -19,6 +19,7 @@ enum {
 
 #define FIRST_NS (1ULL << 41)
 #define IDLE_NS (10000 * MS_NS)
+#define BIT_OF(bit) (UINT64_C(1) << (bit))
 
 static const uint8_t CLIENT_IP[4] = { 10, 0, 0, 2 };
 static const uint8_t SERVER_IPS[PAIR_PATHS / PAIR_PORTS][4] = { { 10, 0, 0, 1 }, { 10, 0, 0, 3 } };
@@ -41,22 +42,13 @@ static struct flow *new_flow(struct pair *p, int side, uint32_t connection, int6
 {
 	struct flow *f = take_memory(sizeof(*f));
 	int is_uni = id >= 0 && id & 2, is_own = (id & 1) == (side == SERVER);
-	int is_messages = id == HS_QUIC_DATAGRAMS;
-	CHECK(id >= HS_QUIC_DATAGRAMS && id < MOST_STREAM_NUMBERS);
-	f->pair = p;
+	CHECK(id >= PAIR_DATAGRAMS && id < MOST_STREAM_NUMBERS);
 	f->side = side;
 	f->connection = connection;
 	f->id = id;
 	f->has_rx = !is_uni || !is_own;
 	f->has_tx = !is_uni || is_own;
-	f->block_bytes = HS_FIFO_HEADER_BYTES +
-			 (is_messages ? p->shape.datagram_fifo_bytes : p->shape.fifo_bytes);
-	f->rx_block = take_memory(f->block_bytes);
-	f->tx_block = take_memory(f->block_bytes);
-	CHECK(!hs_fifo_producer_open(&f->rx_in, f->rx_block, f->block_bytes));
-	CHECK(!hs_fifo_consumer_open(&f->rx_out, f->rx_block, f->block_bytes));
-	CHECK(!hs_fifo_producer_open(&f->tx_in, f->tx_block, f->block_bytes));
-	CHECK(!hs_fifo_consumer_open(&f->tx_out, f->tx_block, f->block_bytes));
+	f->may_read = f->may_write = 1;
 	f->next = p->side[side].flows;
 	p->side[side].flows = f;
 	return f;
@@ -64,11 +56,22 @@ static struct flow *new_flow(struct pair *p, int side, uint32_t connection, int6
 
 static void free_flow(struct flow *f)
 {
+	if (f->end)
+		hs_end_drop(f->end);
 	hs_fifo_producer_close(&f->rx_in);
 	hs_fifo_producer_close(&f->tx_in);
 	free(f->rx_block);
 	free(f->tx_block);
 	free(f);
+}
+
+static void remove_flow(struct pair *p, struct flow *f)
+{
+	struct flow **at = &p->side[f->side].flows;
+	while (*at != f)
+		at = &(*at)->next;
+	*at = f->next;
+	free_flow(f);
 }
 
 static struct flow *find_flow(struct pair *p, int side, uint32_t connection, int64_t id)
@@ -83,25 +86,55 @@ static struct flow *find_flow(struct pair *p, int side, uint32_t connection, int
 struct flow *pair_flow(struct pair *p, int side, unsigned int which)
 {
 	struct flow *f = p->side[side].flows;
-	while (f && (!f->stream || which--))
+	while (f && (!f->end || f->is_lost || which--))
 		f = f->next;
 	return f;
 }
 
-static int make_fifos(void *owner, uint32_t connection, int64_t stream_id,
-		      struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx)
+static int make_fifos(void *owner, uint32_t connection, struct hs_fifo_producer **rx,
+		      struct hs_fifo_consumer **tx)
 {
 	struct pair *p = owner;
-	CHECK(!find_flow(p, p->turning, connection, stream_id));
-	if (p->distrusts && stream_id >= MOST_STREAM_NUMBERS)
-		return -1;
-	CHECK(stream_id == HS_QUIC_DATAGRAMS || (stream_id & 1) == (p->turning == CLIENT));
-	struct flow *f = new_flow(p, p->turning, connection, stream_id);
-	CHECK(rx && (tx != NULL) == f->has_tx);
+	size_t bytes = HS_FIFO_HEADER_BYTES + p->shape.datagram_fifo_bytes;
+	CHECK(rx && tx && !find_flow(p, p->turning, connection, PAIR_DATAGRAMS));
+	struct flow *f = new_flow(p, p->turning, connection, PAIR_DATAGRAMS);
+	f->rx_block = take_memory(bytes);
+	f->tx_block = take_memory(bytes);
+	CHECK(!hs_fifo_producer_open(&f->rx_in, f->rx_block, bytes));
+	CHECK(!hs_fifo_consumer_open(&f->rx_out, f->rx_block, bytes));
+	CHECK(!hs_fifo_producer_open(&f->tx_in, f->tx_block, bytes));
+	CHECK(!hs_fifo_consumer_open(&f->tx_out, f->tx_block, bytes));
 	*rx = &f->rx_in;
-	if (tx)
-		*tx = &f->tx_out;
+	*tx = &f->tx_out;
 	return 0;
+}
+
+static struct link *link_of(struct pair *p, int side, uint32_t connection)
+{
+	CHECK(connection < PAIR_NUMBERS);
+	return &p->side[side].links[connection];
+}
+
+/* The connection's session, a new one if it has none. */
+static struct hs_connection_session *session_of(struct pair *p, int side, uint32_t connection)
+{
+	struct link *link = link_of(p, side, connection);
+	struct hs_connection *c = hs_quic_connection(p->side[side].q, connection);
+	if (link->session)
+		return link->session;
+	CHECK(c && !link->held);
+	link->session = hs_connection_session_new(p->side[side].application, connection,
+						  hs_quic_transport_verbs(), c,
+						  p->shape.fifo_bytes, p->shape.fifo_bytes);
+	CHECK(link->session);
+	hs_connection_set_session(c, link->session);
+	return link->session;
+}
+
+static void *find_session(void *owner, uint32_t connection)
+{
+	struct pair *p = owner;
+	return session_of(p, p->turning, connection);
 }
 
 static int64_t find_path(void *owner, uint32_t connection, uint8_t ip_version,
@@ -116,56 +149,125 @@ static int64_t find_path(void *owner, uint32_t connection, uint8_t ip_version,
 	return is_known ? PAIR_PORTS : -1;
 }
 
+static void add_stream(struct pair *p, int side, uint32_t connection, struct hs_end *end,
+		       uint64_t handle, int64_t id)
+{
+	if (p->distrusts && id >= MOST_STREAM_NUMBERS) {
+		hs_end_close(end, 1, 0);
+		hs_end_drop(end);
+		return;
+	}
+	CHECK(!find_flow(p, side, connection, id));
+	struct flow *f = new_flow(p, side, connection, id);
+	f->end = end;
+	f->handle = handle;
+}
+
 static void open_streams(struct pair *p)
 {
 	struct side *client = &p->side[CLIENT];
+	uint32_t number = hs_connection_number(client->connection);
 	for (int i = 0; i < p->shape.streams; i++) {
 		int is_uni = p->shape.is_uni && i % 2;
 		int64_t id = (i / (p->shape.is_uni ? 2 : 1)) * 4 + (is_uni ? 2 : 0);
-		struct flow *f = new_flow(p, CLIENT, hs_connection_number(client->connection), id);
-		f->stream = hs_connection_open_stream(client->connection, is_uni,
-						      is_uni ? NULL : &f->rx_in, &f->tx_out);
-		if (!f->stream) { /* a hostile server allowed none */
-			CHECK(p->distrusts);
-			client->flows = f->next;
-			free_flow(f);
+		struct hs_opened opened;
+		if (hs_session_open(client->links[number].session, is_uni, &opened)) {
+			CHECK(p->distrusts); /* a hostile server allowed none */
 			continue;
 		}
-		CHECK(hs_stream_id(f->stream) == id);
+		CHECK(opened.stream_id == id);
+		add_stream(p, CLIENT, number, opened.end, opened.handle, id);
 	}
+}
+
+static void accept_streams(struct pair *p, int side, uint32_t connection)
+{
+	struct link *link = link_of(p, side, connection);
+	struct hs_accepted accepted;
+	if (!link->held || !link->may_accept)
+		return;
+	link->may_accept = 0;
+	while (hs_end_accept(link->held, &accepted)) {
+		CHECK((accepted.stream_id & 1) == (side == CLIENT));
+		CHECK(accepted.has_tx == !(accepted.stream_id & 2));
+		add_stream(p, side, connection, accepted.end, accepted.handle, accepted.stream_id);
+	}
+}
+
+/* A stream was given up. */
+static void lose(struct pair *p, struct flow *f, int64_t error)
+{
+	CHECK(error == HS_END_RESET || error == HS_END_STOPPED);
+	CHECK(p->is_spoilt[f->id] || p->distrusts);
+	p->is_spoilt[f->id] |= GIVEN_UP;
+}
+
+static void set_end(struct pair *p, struct flow *f)
+{
+	int64_t result = hs_end_finish(f->end);
+	if (result < 0)
+		lose(p, f, result);
+	f->has_set_end = 1;
+	f->is_send_finished = hs_end_wait_finished(f->end) == 1;
 }
 
 static void write_some(struct pair *p, struct flow *f)
 {
-	uint64_t left = p->shape.stream_bytes - f->written;
-	size_t n = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
 	if (!f->has_tx || f->has_set_end || p->is_spoilt[f->id] == SCRIBBLED)
 		return;
-	int64_t took = hs_fifo_write(&f->tx_in, pattern(f, f->side, f->written), n);
-	CHECK(took >= 0);
-	f->written += (uint64_t)took;
-	if (f->written == p->shape.stream_bytes) {
-		hs_fifo_set_eof(&f->tx_in);
-		f->has_set_end = 1;
+	while (f->may_write && f->written < p->shape.stream_bytes) {
+		uint64_t left = p->shape.stream_bytes - f->written;
+		size_t n = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
+		int64_t result = hs_end_write(f->end, pattern(f, f->side, f->written), n);
+		if (result < 0) {
+			lose(p, f, result);
+			f->may_write = 0;
+			return;
+		}
+		uint64_t took = (uint64_t)result & (BIT_OF(HS_END_BYTES_BITS) - 1);
+		CHECK(took <= n);
+		f->written += took;
+		f->may_write = took == n;
 	}
-	if (took || f->has_set_end)
-		hs_stream_send_ready(f->stream);
+	if (f->written == p->shape.stream_bytes)
+		set_end(p, f);
 }
 
+/* Whether there may be more. */
+static int note_read(struct pair *p, struct flow *f, const uint8_t *bytes, int64_t result)
+{
+	if (result == 0) {
+		f->has_read_end = 1;
+	} else if (result > 0) {
+		uint64_t n = (uint64_t)result & (BIT_OF(HS_END_BYTES_BITS) - 1);
+		CHECK(n && n <= CHUNK_BYTES);
+		CHECK(p->distrusts || !memcmp(bytes, pattern(f, !f->side, f->read), n));
+		f->read += n;
+		return 1;
+	} else if (result != HS_END_WAIT) {
+		lose(p, f, result);
+	}
+	f->may_read = 0;
+	return 0;
+}
+
+/* In place, or copied. */
 static void read_some(struct pair *p, struct flow *f)
 {
 	uint8_t chunk[CHUNK_BYTES];
-	int64_t n;
+	const uint8_t *there;
 	if (!f->has_rx || p->is_spoilt[f->id] == SCRIBBLED)
 		return;
-	int at_end = hs_fifo_eof(&f->rx_out);
-	while ((n = hs_fifo_read(&f->rx_out, chunk, sizeof(chunk))) > 0) {
-		CHECK(p->distrusts || !memcmp(chunk, pattern(f, !f->side, f->read), (size_t)n));
-		f->read += (uint64_t)n;
-		hs_stream_consumed(f->stream);
+	while (f->may_read) {
+		int64_t n = f->id & 2 ? hs_end_look(f->end, CHUNK_BYTES, &there) : 0;
+		CHECK(n >= 0);
+		if (n) {
+			note_read(p, f, there, n);
+			CHECK(hs_end_skip(f->end, (size_t)n) >= 0);
+		} else if (!note_read(p, f, chunk, hs_end_read(f->end, chunk, sizeof(chunk), 0))) {
+			return;
+		}
 	}
-	CHECK(n == 0);
-	f->has_read_end |= at_end != 0;
 }
 
 /* Messages say which they are: the network may lose any. */
@@ -204,82 +306,133 @@ static void read_messages(struct pair *p, struct flow *f)
 	CHECK(end == 0);
 }
 
+/* Every second stream is dropped as soon as the application has done with it. */
+static int is_dropped_early(const struct pair *p, const struct flow *f)
+{
+	return f->id & 4 && !p->is_spoilt[f->id] && (!f->has_tx || f->has_set_end) &&
+	       (!f->has_rx || f->has_read_end);
+}
+
+static void stream_is_over(struct pair *p, struct flow *f)
+{
+	struct hs_end_state state;
+	hs_end_state(f->end, &state);
+	if (state.rx == HS_END_RESET)
+		lose(p, f, state.rx);
+	if (state.tx == HS_END_RESET || state.tx == HS_END_STOPPED)
+		lose(p, f, state.tx);
+	if (!p->distrusts && !p->is_spoilt[f->id]) {
+		CHECK(!f->has_tx || (f->has_set_end && f->is_send_finished && state.is_finished));
+		CHECK(!f->has_rx || (f->has_read_end && f->read == p->shape.stream_bytes));
+		CHECK(state.has_all);
+	}
+}
+
+static void work_on_stream(struct pair *p, struct flow *f)
+{
+	struct side *s = &p->side[f->side];
+	if (f->is_lost)
+		return;
+	write_some(p, f);
+	if (!s->is_not_reading || f->end->session->is_over)
+		read_some(p, f);
+	if (f->end->session->is_over)
+		stream_is_over(p, f);
+	else if (!is_dropped_early(p, f))
+		return;
+	s->streams_over++;
+	hs_end_close(f->end, 0, 0);
+	remove_flow(p, f);
+}
+
 static void work(struct pair *p, int side)
 {
 	struct side *s = &p->side[side];
+	for (uint32_t i = 0; i < PAIR_NUMBERS; i++)
+		accept_streams(p, side, i);
 	if (s->is_closed)
 		return;
-	for (struct flow *f = s->flows; f; f = f->next) {
-		if (f->id == HS_QUIC_DATAGRAMS) {
-			write_messages(p, f);
-			read_messages(p, f);
-		}
-		if (!f->stream)
+	for (struct flow *f = s->flows, *next; f; f = next) {
+		next = f->next;
+		if (f->end) {
+			work_on_stream(p, f);
 			continue;
-		write_some(p, f);
-		if (!s->is_not_reading)
-			read_some(p, f);
+		}
+		write_messages(p, f);
+		read_messages(p, f);
+	}
+}
+
+/* The connection is closed. Some of its streams are dropped now, some when it is forgotten. */
+static void close_session(struct pair *p, int side, uint32_t connection)
+{
+	struct link *link = link_of(p, side, connection);
+	if (link->session)
+		hs_connection_session_close(link->session);
+	link->session = NULL;
+	for (struct flow *f = p->side[side].flows, *next; f; f = next) {
+		next = f->next;
+		if (f->connection != connection || !f->end)
+			continue;
+		f->is_lost = 1;
+		if (f->id & 4)
+			continue;
+		hs_end_close(f->end, 1, 0);
+		remove_flow(p, f);
 	}
 }
 
 static void forget_flows(struct pair *p, int side, uint32_t connection)
 {
-	for (struct flow **at = &p->side[side].flows; *at;) {
-		struct flow *f = *at;
-		if (f->connection == connection) {
-			*at = f->next;
-			free_flow(f);
-		} else {
-			at = &f->next;
-		}
+	struct link *link = link_of(p, side, connection);
+	close_session(p, side, connection);
+	if (link->held)
+		hs_end_connection_drop(link->held);
+	link->held = NULL;
+	for (struct flow *f = p->side[side].flows, *next; f; f = next) {
+		next = f->next;
+		if (f->connection == connection)
+			remove_flow(p, f);
 	}
 }
 
-static void stream_is_over(struct pair *p, struct flow *f)
+static void announce(struct pair *p, int side, uint32_t connection)
 {
-	struct side *s = &p->side[f->side];
-	read_some(p, f);
-	if (!p->distrusts && !p->is_spoilt[f->id]) {
-		CHECK(!f->has_tx || (f->has_set_end && f->is_send_finished));
-		CHECK(!f->has_rx || (f->has_read_end && f->read == p->shape.stream_bytes));
+	struct link *link = link_of(p, side, connection);
+	struct hs_connection_session *session = session_of(p, side, connection);
+	hs_connection_session_announce(session, connection);
+	link->held = hs_connection_session_hold(session);
+	link->may_accept = 1;
+}
+
+static struct flow *find_handle(struct pair *p, int side, uint64_t handle)
+{
+	struct flow *f = p->side[side].flows;
+	while (f && (!f->end || f->handle != handle))
+		f = f->next;
+	return f;
+}
+
+/* What the plane tells the application. */
+static void wake(struct pair *p, int side)
+{
+	uint64_t key;
+	while (hs_side_take(p->side[side].wakes, &key, 1)) {
+		if (key >> 2 < PAIR_NUMBERS) {
+			link_of(p, side, (uint32_t)(key >> 2))->may_accept = 1;
+			continue;
+		}
+		struct flow *f = find_handle(p, side, key >> 2);
+		if (!f)
+			continue; /* dropped since */
+		f->may_read |= (key & 3) == HS_WAIT_READ;
+		f->may_write |= (key & 3) == HS_WAIT_WRITE;
+		if ((key & 3) == HS_WAIT_FINISHED)
+			f->is_send_finished = hs_end_wait_finished(f->end) == 1;
 	}
-	s->streams_over++;
-	struct hs_connection *c = hs_quic_connection(s->q, f->connection);
-	if (c && (f->id & 1) == (f->side == CLIENT))
-		hs_connection_allow_stream(c, (f->id & 2) != 0);
-	struct flow **at = &s->flows;
-	while (*at != f)
-		at = &(*at)->next;
-	*at = f->next;
-	free_flow(f); /* "They stay until the stream is closed" (quic.h) */
 }
 
 /* --- what an engine tells ----------------------------------------------------------------------- */
-
-static void hear_of_stream(struct pair *p, int side, const struct hs_quic_event *event)
-{
-	struct flow *f = find_flow(p, side, event->connection, event->stream_id);
-	CHECK(f && event->stream && hs_stream_id(event->stream) == event->stream_id);
-	CHECK(f->stream == (event->kind == HS_QUIC_STREAM_OPENED ? NULL : event->stream));
-	f->stream = event->stream;
-	switch (event->kind) {
-	case HS_QUIC_RESET:
-	case HS_QUIC_STOPPED:
-		CHECK(p->is_spoilt[f->id] || p->distrusts);
-		p->is_spoilt[f->id] |= GIVEN_UP;
-		break;
-	case HS_QUIC_SEND_FINISHED:
-		CHECK(!f->is_send_finished);
-		f->is_send_finished = 1;
-		break;
-	case HS_QUIC_STREAM_CLOSED:
-		stream_is_over(p, f);
-		break;
-	default:
-		CHECK(event->kind == HS_QUIC_STREAM_OPENED || event->kind == HS_QUIC_READABLE ||
-		      event->kind == HS_QUIC_WRITABLE);
-	}
-}
 
 static void hear_of_connection(struct pair *p, int side, const struct hs_quic_event *event)
 {
@@ -288,7 +441,7 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 	struct hs_quic_ticket ticket;
 	uint8_t token[HS_QUIC_TOKEN_BYTES];
 	struct flow *f;
-	CHECK(c && hs_connection_number(c) == event->connection && !event->stream);
+	CHECK(c && hs_connection_number(c) == event->connection);
 	switch (event->kind) {
 	case HS_QUIC_ACCEPTED:
 	case HS_QUIC_CONNECTED:
@@ -298,6 +451,7 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 		s->is_established = 1;
 		s->is_closed = 0;
 		s->is_forgotten = 0;
+		announce(p, side, event->connection);
 		if (side == CLIENT)
 			open_streams(p);
 		break;
@@ -306,6 +460,7 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 		s->is_closed = 1;
 		hs_connection_close_info(c, &s->close);
 		CHECK(s->close.reason_bytes <= HS_QUIC_REASON_BYTES);
+		close_session(p, side, event->connection);
 		break;
 	case HS_QUIC_FORGOTTEN:
 		if (c == s->connection) {
@@ -316,7 +471,7 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 		forget_flows(p, side, event->connection);
 		break;
 	case HS_QUIC_DATAGRAMS_READY:
-		f = find_flow(p, side, event->connection, HS_QUIC_DATAGRAMS);
+		f = find_flow(p, side, event->connection, PAIR_DATAGRAMS);
 		CHECK(f);
 		f->largest_message = event->info;
 		break;
@@ -425,16 +580,13 @@ static uint64_t turn(struct pair *p, int side)
 	p->turning = side;
 	steady_set_time(p->now_ns);
 	uint32_t n = deliver(p, side, arrived);
+	hs_plane_collect(s->plane);
 	hs_quic_turn(s->q, p->now_ns, 1, 0, &out);
 	while (n)
 		free(arrived[--n]);
-	for (uint32_t i = 0; i < out.event_count; i++) {
-		const struct hs_quic_event *event = &out.events[i];
-		if (event->stream_id < 0)
-			hear_of_connection(p, side, event);
-		else
-			hear_of_stream(p, side, event);
-	}
+	for (uint32_t i = 0; i < out.event_count; i++)
+		hear_of_connection(p, side, &out.events[i]);
+	wake(p, side);
 	resolve_paths(p, side, out.unresolved);
 	carry_all(p, side);
 	work(p, side);
@@ -539,7 +691,14 @@ static void begin_side(struct pair *p, int side)
 	struct side *s = &p->side[side];
 	int is_server = side == SERVER;
 	s->wire = kept_wire(side);
-	s->q = hs_quic_new(s->wire, PREFIXES[side], SECRETS[side], make_fifos, find_path, p);
+	s->plane = hs_plane_new((uint32_t)side, 7, NULL, NULL, NULL);
+	s->wakes = hs_side_new();
+	CHECK(s->plane && s->wakes);
+	s->application = hs_application_new(s->plane, s->wakes);
+	CHECK(s->application);
+	s->q = hs_quic_new(s->wire, PREFIXES[side], SECRETS[side],
+			   (const void *)(uintptr_t)hs_plane_verbs(), find_session, make_fifos,
+			   find_path, p);
 	s->tls = new_tls(is_server);
 	CHECK(s->q);
 	for (int i = 0; i < PAIR_PATHS; i++) {
@@ -595,12 +754,20 @@ void pair_begin(struct pair *p, const struct pair_shape *shape)
 	CHECK(client->connection);
 }
 
+static void free_side(struct side *s)
+{
+	hs_quic_free(s->q);
+	hs_plane_collect(s->plane);
+	CHECK(!hs_plane_streams(s->plane) && !hs_application_sessions(s->application));
+	hs_plane_release(s->plane);
+	hs_application_release(s->application);
+	hs_side_free(s->wakes);
+}
+
 void pair_free(struct pair *p)
 {
-	for (int side = 0; side < SIDES; side++) {
-		hs_quic_free(p->side[side].q);
-		forget_flows(p, side, 0);
-	}
+	for (int side = 0; side < SIDES; side++)
+		free_side(&p->side[side]);
 	for (uint32_t i = 0; i < p->waiting_count; i++)
 		free(p->waiting[i].data);
 }

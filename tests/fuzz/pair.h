@@ -4,15 +4,19 @@
  * clock, and applications on both that send a pattern along streams and check what they read.
  * A target says what becomes of each datagram.
  *
+ * The applications use their streams through the session plane, in this process, and only when it
+ * has woken them: a wake-up that is lost leaves a transfer incomplete.
+ *
  * What is checked whatever happens: bytes that an application reads are those that the other wrote
- * (unless the target says that nothing may be trusted); a stream is told to be over when both
- * sides of it are; nothing is told of a connection after its end; no more turns than such a transfer
- * can take; at the end nothing is left in either engine.
+ * (unless the target says that nothing may be trusted); a stream is over when both sides of it are;
+ * nothing is reported about a connection after its end; no more turns than such a transfer can
+ * take; at the end nothing is left in either engine, nor in a plane.
  */
 #ifndef HS_FUZZ_PAIR_H
 #define HS_FUZZ_PAIR_H
 
 #include "quic/internal.h"
+#include "session/internal.h"
 #include "wire/handed.h"
 
 #define MS_NS 1000000ULL
@@ -29,6 +33,7 @@ enum {
 	PAIR_PORTS = 4,
 	PAIR_PATHS = 2 * PAIR_PORTS,
 	PAIR_CONNECTIONS = 16, /* that the server takes at once */
+	PAIR_NUMBERS = 64, /* of connections */
 };
 
 /* What an application did to a stream. */
@@ -54,28 +59,42 @@ struct pair_shape {
 	const struct hs_quic_resume *resume; /* NULL: it does not */
 };
 
-/* A stream as the application has it; with HS_QUIC_DATAGRAMS for its number, the connection's datagrams. */
+/* A stream as the application has it; with PAIR_DATAGRAMS for its ID, the connection's datagrams. */
+enum { PAIR_DATAGRAMS = -1 };
 struct flow {
 	struct flow *next;
-	struct pair *pair;
-	struct hs_stream *stream; /* NULL until it is told */
+	struct hs_end *end;
 	int64_t id;
+	uint64_t handle;
 	uint32_t connection;
 	int side;
-	uint8_t *rx_block, *tx_block;
-	size_t block_bytes;
-	struct hs_fifo_producer rx_in, tx_in;
-	struct hs_fifo_consumer rx_out, tx_out;
 	uint64_t written, read;
 	uint8_t has_rx, has_tx;
+	uint8_t may_read, may_write; /* cleared when the end waits */
 	uint8_t has_set_end, has_read_end, is_send_finished;
-	uint64_t largest_message; /* of the connection's datagrams */
+	uint8_t is_lost; /* the connection is closed */
+	/* Of datagrams. */
+	uint8_t *rx_block, *tx_block;
+	struct hs_fifo_producer rx_in, tx_in;
+	struct hs_fifo_consumer rx_out, tx_out;
+	uint64_t largest_message;
+};
+
+/* A connection's sessions. */
+struct link {
+	struct hs_connection_session *session; /* NULL: none yet, or closed */
+	struct hs_end_connection *held; /* by the application */
+	uint8_t may_accept;
 };
 
 struct side {
 	struct hs_quic *q;
 	struct hs_wire *wire;
 	struct hs_tls *tls;
+	struct hs_plane *plane;
+	struct hs_side *wakes;
+	struct hs_application *application;
+	struct link links[PAIR_NUMBERS]; /* by the connection's number */
 	struct flow *flows;
 	/* Of the connection that was told last. */
 	struct hs_connection *connection;
@@ -83,7 +102,6 @@ struct side {
 	uint8_t is_established, is_closed, is_forgotten;
 	uint8_t is_not_reading;
 	uint32_t streams_over;
-	uint32_t alive; /* connections told and not forgotten */
 };
 
 struct travelling {
