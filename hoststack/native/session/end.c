@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "session/internal.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define BIT(wait) (1u << (wait))
+
+/* A finalizer may run in another thread, while this one is in C. */
+static pthread_mutex_t drop_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int64_t hint(uint32_t bits)
 {
@@ -34,6 +38,8 @@ uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n)
 	uint32_t waiting = side->end - side->first;
 	if (n > waiting)
 		n = waiting;
+	if (!n)
+		return 0;
 	memcpy(keys, side->wakes + side->first, n * sizeof(*keys));
 	side->first += n;
 	if (side->first == side->end)
@@ -80,18 +86,49 @@ struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t h
 	return c;
 }
 
-void hs_end_connection_drop(struct hs_end_connection *c)
+/* Free what was dropped: streams, and the connection after its last one. Finalizers run in any
+ * order. Call this with the lock. */
+static void free_dropped(struct hs_end_connection *c)
+{
+	while (c->dropped) {
+		struct hs_end *end = c->dropped;
+		c->dropped = end->next_dropped;
+		hs_end_unlink(end);
+		free(end);
+	}
+	if (c->is_dropped && !c->ends)
+		free(c);
+}
+
+static void collect(struct hs_end_connection *c)
 {
 	if (c->session)
+		return; /* the plane does */
+	pthread_mutex_lock(&drop_lock);
+	free_dropped(c);
+	pthread_mutex_unlock(&drop_lock);
+}
+
+void hs_end_connection_drop(struct hs_end_connection *c)
+{
+	if (c->session) {
 		hs_connection_session_dropped(c->session);
-	else
-		free(c); /* its streams are gone: each holds it */
+		return;
+	}
+	pthread_mutex_lock(&drop_lock);
+	c->is_dropped = 1;
+	free_dropped(c);
+	pthread_mutex_unlock(&drop_lock);
 }
 
 void hs_end_append_untaken(struct hs_end *end)
 {
 	struct hs_end_connection *c = end->connection;
+	if (end->is_untaken)
+		return;
+	end->is_untaken = 1;
 	end->next_untaken = NULL;
+	end->previous_untaken = c->last_untaken;
 	if (c->last_untaken)
 		c->last_untaken->next_untaken = end;
 	else
@@ -104,17 +141,32 @@ void hs_end_append_untaken(struct hs_end *end)
 	}
 }
 
+static void remove_untaken(struct hs_end *end)
+{
+	struct hs_end_connection *c = end->connection;
+	if (!end->is_untaken)
+		return;
+	end->is_untaken = 0;
+	if (end->previous_untaken)
+		end->previous_untaken->next_untaken = end->next_untaken;
+	else
+		c->first_untaken = end->next_untaken;
+	if (end->next_untaken)
+		end->next_untaken->previous_untaken = end->previous_untaken;
+	else
+		c->last_untaken = end->previous_untaken;
+	c->untaken_count--;
+}
+
 int hs_end_accept(struct hs_end_connection *c, struct hs_accepted *out)
 {
+	collect(c);
 	struct hs_end *end = c->first_untaken;
 	if (!end) {
 		c->waits_for_streams = 1;
 		return 0;
 	}
-	c->first_untaken = end->next_untaken;
-	if (!c->first_untaken)
-		c->last_untaken = NULL;
-	c->untaken_count--;
+	remove_untaken(end);
 	*out = (struct hs_accepted){ end, end->handle, end->id, 0, end->has_tx };
 	if (end->session)
 		out->hints = hs_session_taken(end->session);
@@ -139,6 +191,7 @@ uint32_t hs_end_cut_short(const struct hs_end_connection *c)
 
 void hs_end_connection_gone(struct hs_end_connection *c)
 {
+	collect(c);
 	c->is_gone = 1;
 	for (struct hs_end *end = c->ends; end; end = end->next) {
 		if (!end->rx_error)
@@ -173,6 +226,7 @@ void hs_end_unlink(struct hs_end *end)
 		c->ends = end->next;
 	if (end->next)
 		end->next->previous = end->previous;
+	remove_untaken(end);
 	c->unacknowledged -= end->is_unacknowledged && !c->is_gone;
 	c->cut_short -= end->is_cut_short && !c->is_gone;
 }
@@ -183,6 +237,7 @@ struct hs_end *hs_end_new(struct hs_end_connection *c, uint64_t handle, int64_t 
 	struct hs_end *end = calloc(1, sizeof(*end));
 	if (!end)
 		return NULL;
+	collect(c);
 	hs_end_init(end, c, handle, stream_id);
 	end->rx = rx;
 	end->tx = tx;
@@ -196,12 +251,17 @@ struct hs_end *hs_end_new(struct hs_end_connection *c, uint64_t handle, int64_t 
 
 void hs_end_drop(struct hs_end *end)
 {
+	struct hs_end_connection *c = end->connection;
 	if (end->session) {
 		hs_session_dropped(end->session);
-	} else {
-		hs_end_unlink(end);
-		free(end);
+		return;
 	}
+	pthread_mutex_lock(&drop_lock);
+	end->next_dropped = c->dropped;
+	c->dropped = end;
+	if (c->is_dropped)
+		free_dropped(c);
+	pthread_mutex_unlock(&drop_lock);
 }
 
 /* Keep the connection's counts. */

@@ -63,7 +63,8 @@ struct hs_end_state {
 };
 
 struct hs_side *hs_side_new(void);
-void hs_side_free(struct hs_side *side); /* after its connections */
+/* After its connections are closed, and those of workers in other processes are dropped. */
+void hs_side_free(struct hs_side *side);
 /* Whether there are wake-ups. */
 int hs_side_has(const struct hs_side *side);
 /* Copy and forget up to `n` keys of wake-ups, oldest first; returns how many. */
@@ -73,7 +74,8 @@ uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n);
 
 /* Of a worker in another process. NULL without memory. */
 struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t handle);
-/* The application no longer uses it. */
+/* The application no longer uses it, but perhaps streams of it, which may be dropped before or
+ * after it. What it has not accepted counts as accepted. */
 void hs_end_connection_drop(struct hs_end_connection *c);
 /* The next stream that the peer opened, which the application has from now on: the peer gets credit
  * for another one when it is over. Returns 0 if there is none: the connection waits for one. */
@@ -85,10 +87,10 @@ struct hs_accepted {
 	uint8_t has_tx;
 };
 int hs_end_accept(struct hs_end_connection *c, struct hs_accepted *out);
-/* How many streams wait to be accepted. */
+/* How many streams wait to be accepted, with those that were dropped since the last one was. */
 uint32_t hs_end_untaken(const struct hs_end_connection *c);
 /* How many streams have ended sending, but not all of it is acknowledged. With `waits`, HS_WAIT_FINISHED
- * follows when there are none. */
+ * follows when there are none, unless the connection is closed before. */
 uint32_t hs_end_unacknowledged(struct hs_end_connection *c, int waits);
 /* How many streams of it are still open for sending though a part is missing. */
 uint32_t hs_end_cut_short(const struct hs_end_connection *c);
@@ -122,7 +124,8 @@ int64_t hs_end_write(struct hs_end *end, const uint8_t *data, size_t n);
 int64_t hs_end_writable(struct hs_end *end);
 /* Set the end of sending; returns 0 with hints, or an error. Idempotent. */
 int64_t hs_end_finish(struct hs_end *end);
-/* Note whether a part of what was to be sent is missing: then the end can't be set. */
+/* Note whether a part of what was to be sent is missing: then hs_end_close resets, unless the end
+ * is set already. */
 void hs_end_set_cut(struct hs_end *end, int is_cut);
 /* Wait for HS_STREAM_FINISHED. Returns 1 if it has come, 0, or an error. */
 int64_t hs_end_wait_finished(struct hs_end *end);

@@ -33,13 +33,17 @@ struct hs_end_connection {
 	uint8_t waits_for_streams;
 	uint8_t waits_for_finished;
 	uint8_t is_gone;
+	/* Of a worker in another process, and under a lock: any thread may drop. */
+	struct hs_end *dropped;
+	uint8_t is_dropped;
 };
 
 struct hs_end {
 	struct hs_end_connection *connection;
 	struct hs_stream_session *session; /* NULL: the worker is in another process */
 	struct hs_end *next, *previous; /* of the connection */
-	struct hs_end *next_untaken;
+	struct hs_end *next_untaken, *previous_untaken;
+	struct hs_end *next_dropped;
 	struct hs_fifo_consumer *rx; /* NULL: none, or no longer */
 	struct hs_fifo_producer *tx;
 	uint64_t handle;
@@ -59,6 +63,7 @@ struct hs_end {
 	unsigned int has_told_lazily : 1;
 	unsigned int is_unacknowledged : 1; /* counted by the connection, as is the next */
 	unsigned int is_cut_short : 1;
+	unsigned int is_untaken : 1;
 };
 
 struct hs_connection_session {
@@ -98,12 +103,13 @@ struct hs_stream_session {
 	unsigned int is_counted : 1; /* among the application's sessions */
 	unsigned int is_touched : 1;
 	unsigned int is_outside : 1; /* its FIFOs are not of the pool */
+	unsigned int is_told_over : 1; /* to an application in another process */
 };
 
 /* end.c */
 void hs_end_init(struct hs_end *end, struct hs_end_connection *c, uint64_t handle, int64_t id);
 void hs_end_append_untaken(struct hs_end *end);
-void hs_end_unlink(struct hs_end *end);
+void hs_end_unlink(struct hs_end *end); /* from all lists of its connection */
 /* Whether the application reads and writes no more. */
 int hs_end_is_closed(const struct hs_end *end);
 void hs_end_connection_free_wakes(struct hs_side *side);
@@ -124,7 +130,7 @@ void hs_connection_session_dropped(struct hs_connection_session *c);
 struct hs_pool;
 struct hs_pool *hs_pool_new(void);
 void hs_pool_free(struct hs_pool *pool);
-/* A block of zeros for a FIFO of `size_bytes`; NULL without memory. */
+/* A block for a FIFO of `size_bytes`, with a header of zeros; NULL without memory. */
 void *hs_pool_take(struct hs_pool *pool, uint64_t size_bytes, uint64_t *block_bytes);
 /* `used_bytes` is how much of it may have been written. */
 void hs_pool_give(struct hs_pool *pool, void *block, uint64_t size_bytes, uint64_t used_bytes);
