@@ -33,6 +33,7 @@ struct hs_application {
 	uint32_t references; /* the owner's, and one for each connection */
 	uint32_t sessions;
 	uint32_t most_sessions; /* 0: any number */
+	uint8_t is_gone; /* the owner's reference is: no one takes its events */
 };
 
 /* A finalizer may run in another thread, while this one is in C. */
@@ -222,8 +223,26 @@ static void unref_application(struct hs_application *a)
 	free(a);
 }
 
+/* No one takes the events of these streams. */
+static void forget_events(struct hs_stream_session **first, struct hs_stream_session **last)
+{
+	for (struct hs_stream_session *s = *first; s; s = s->next_touched)
+		s->is_touched = 0;
+	*first = *last = NULL;
+}
+
+/* The transports are not called: this may be a finalizer. */
 void hs_application_release(struct hs_application *a)
 {
+	a->is_gone = 1;
+	forget_events(&a->first_touched, &a->last_touched);
+	for (uint32_t i = 0; i < a->plane->top; i++) {
+		struct hs_stream_session *s = a->plane->table[i];
+		if (s && s->connection->application == a && s->connection->is_closed) {
+			s->is_taken = 1;
+			hs_session_closed(s);
+		}
+	}
 	unref_application(a);
 }
 
@@ -264,6 +283,7 @@ uint32_t hs_application_events(struct hs_application *a, struct hs_session_event
 			.events = s->events,
 			.is_shared = s->connection->is_shared,
 		};
+		s->is_told_over |= (s->events & HS_STREAM_OVER) != 0;
 		s->events = 0;
 		s->is_touched = 0;
 		hs_session_closed(s);
@@ -377,7 +397,7 @@ static void touch(struct hs_stream_session *s)
 	struct hs_connection_session *c = s->connection;
 	struct hs_stream_session **first = c->is_announced ? &a->first_touched : &c->first_touched;
 	struct hs_stream_session **last = c->is_announced ? &a->last_touched : &c->last_touched;
-	if (s->is_touched)
+	if (s->is_touched || a->is_gone)
 		return;
 	s->is_touched = 1;
 	s->next_touched = NULL;
@@ -399,6 +419,8 @@ void hs_connection_session_announce(struct hs_connection_session *c, uint64_t ha
 		c->is_held = 1;
 		c->references++;
 	}
+	if (a->is_gone)
+		forget_events(&c->first_touched, &c->last_touched);
 	if (!c->first_touched)
 		return;
 	if (a->last_touched)
@@ -452,6 +474,12 @@ int hs_session_may_add(struct hs_connection_session *c, int is_peers)
 	return refusal;
 }
 
+/* Whether the application, in this process, has dropped the connection: it accepts no streams. */
+static int is_left(const struct hs_connection_session *c)
+{
+	return c->application->side && c->is_announced && !c->is_held;
+}
+
 static struct hs_stream_session *new_stream(struct hs_connection_session *c, int64_t id,
 					    int is_peers)
 {
@@ -465,7 +493,8 @@ static struct hs_stream_session *new_stream(struct hs_connection_session *c, int
 	s->end.session = s;
 	hs_end_init(&s->end, &c->end, handle_of(plane, s->index), id);
 	s->is_peers = is_peers != 0;
-	s->is_taken = !is_peers;
+	s->is_taken = !is_peers || is_left(c);
+	s->is_dropped = is_peers && is_left(c);
 	s->is_counted = 1;
 	c->application->sessions++;
 	c->streams++;
@@ -535,7 +564,7 @@ static void free_stream(struct hs_stream_session *s)
 	struct hs_connection_session *c = s->connection;
 	struct hs_plane *plane = c->application->plane;
 	give_fifos(s);
-	if (s->is_outside && c->application->side)
+	if (s->is_outside && !s->is_told_over)
 		command(s, HS_SESSION_FREED, 0);
 	if (s->is_counted) {
 		c->application->sessions--;
@@ -638,7 +667,7 @@ void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t re
 		end_stream(s);
 	if (c->application->side) {
 		hs_end_report(&s->end, events, reset_code, stop_code);
-		if (events & HS_STREAM_OPENED)
+		if (events & HS_STREAM_OPENED && !s->is_in_use && !s->is_dropped)
 			hs_end_append_untaken(&s->end);
 		hs_session_closed(s);
 		return;
@@ -748,23 +777,25 @@ void hs_connection_session_close(struct hs_connection_session *c)
 {
 	c->references++; /* while this runs */
 	c->is_closed = 1;
+	if (!c->is_announced)
+		forget_events(&c->first_touched, &c->last_touched);
 	hs_end_connection_gone(&c->end);
 	for (struct hs_end *end = c->end.ends, *next; end; end = next) {
 		struct hs_stream_session *s = end->session;
 		next = end->next;
 		if (s->stream)
 			c->verbs->let_go(s->stream);
+		int was_over = s->is_over;
 		end_stream(s);
-		if (c->application->side) {
-			s->is_taken = 1; /* its program can still take it */
-		} else {
+		/* The program can still take a stream that it was told of. */
+		if (c->application->side || !c->is_announced || c->application->is_gone) {
+			s->is_taken = 1;
+		} else if (!was_over) {
 			s->events |= HS_STREAM_OVER;
 			touch(s);
 		}
 		hs_session_closed(s);
 	}
-	if (!c->is_announced)
-		c->first_touched = c->last_touched = NULL;
 	c->transport = NULL;
 	if (c->end.waits_for_streams && c->end.side)
 		c->end.waits_for_streams = 0;
@@ -845,13 +876,12 @@ void hs_connection_session_dropped(struct hs_connection_session *c)
 
 static void let_go(struct hs_connection_session *c)
 {
-	struct hs_end *end = c->end.first_untaken;
 	c->is_held = 0;
-	c->end.first_untaken = c->end.last_untaken = NULL;
-	c->end.untaken_count = 0;
-	while (end) {
+	for (struct hs_end *end = c->end.ends, *next; end; end = next) {
 		struct hs_stream_session *s = end->session;
-		end = end->next_untaken;
+		next = end->next;
+		if (s->is_in_use || !s->is_peers)
+			continue;
 		s->is_dropped = 1;
 		s->is_taken = 1;
 		hs_session_closed(s);
@@ -906,7 +936,7 @@ int hs_session_signal(struct hs_application *a, uint64_t handle, uint32_t signal
 	if (!s || s->connection->application != a)
 		return 0;
 	if (signal == HS_SIGNAL_TAKEN) {
-		if (!s->is_taken)
+		if (!s->is_taken && !a->side)
 			hs_session_taken(s);
 		return 1;
 	}

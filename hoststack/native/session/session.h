@@ -49,8 +49,8 @@ enum hs_session_command {
 	HS_SESSION_STOP = 4,
 	HS_SESSION_ALLOW = 5, /* about a connection, by its key; `code` is 1 for unidirectional ones */
 	HS_SESSION_LET_GO = 6, /* the stream's connection is closed */
-	/* Nothing uses the FIFOs of hs_session_add any more; for an application in another process
-	 * HS_STREAM_OVER says so. */
+	/* Nothing uses the FIFOs that were made for a stream any more. If an application in another
+	 * process was told of HS_STREAM_OVER, that said so. */
 	HS_SESSION_FREED = 7,
 };
 typedef void (*hs_session_command_to)(void *owner, uint64_t handle, uint32_t command, uint64_t code);
@@ -62,7 +62,8 @@ typedef int (*hs_session_make_fifos)(void *owner, uint64_t connection_key, uint6
 /* `first` is the first index. NULL without memory. */
 struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_command_to command,
 			      hs_session_make_fifos make_fifos, void *owner);
-/* Calls nothing in Python from now on; freed after its last application. */
+/* After all connections are closed. Calls nothing in Python from now on; freed after its last
+ * application. */
 void hs_plane_release(struct hs_plane *plane);
 /* The address of struct hs_session_verbs, for a transport in C. */
 uint64_t hs_plane_verbs(void);
@@ -79,6 +80,7 @@ int hs_plane_has_credit(const struct hs_plane *plane);
 
 /* `side` is NULL for one in another process. */
 struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side);
+/* What happens to its streams is no longer told; they, and the connections, go on. */
 void hs_application_release(struct hs_application *a);
 /* Its sessions: all of them, and the most; 0: any number. */
 uint32_t hs_application_sessions(const struct hs_application *a);
@@ -109,14 +111,17 @@ uint32_t hs_application_events(struct hs_application *a, struct hs_session_event
 struct hs_connection_session *hs_connection_session_new(struct hs_application *a, uint64_t key,
 							uint64_t verbs, void *transport,
 							uint64_t rx_bytes, uint64_t tx_bytes);
-/* The application was told of it, under this handle: its streams may follow. */
+/* The application was told of it, under this handle: its streams may follow. One in this process
+ * has the connection from now on, until it drops what hs_connection_session_hold returns. */
 void hs_connection_session_announce(struct hs_connection_session *c, uint64_t handle);
 /* Its FIFOs are between two applications (cut-through), which tell each other when they wait. */
 void hs_connection_session_share(struct hs_connection_session *c);
-/* Its transport has closed it: its streams are gone, and so is the owner's reference. */
+/* Its transport has closed it: its streams are gone, and so is the owner's reference. An
+ * application in another process that it was not announced to is told nothing of them. */
 void hs_connection_session_close(struct hs_connection_session *c);
 uint32_t hs_connection_session_streams(const struct hs_connection_session *c);
-/* The application's side of a connection in this process; hs_end_connection_drop gives it back. */
+/* The application's side of an announced connection in this process; hs_end_connection_drop gives
+ * it back, once. */
 struct hs_end_connection *hs_connection_session_hold(struct hs_connection_session *c);
 
 /* --- streams ---------------------------------------------------------------------------------- */
