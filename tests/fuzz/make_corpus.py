@@ -122,6 +122,152 @@ def fifo() -> Iterator[bytes]:
                 yield ring + lie + b"\0\5\0\x25" + b"\2\0\5"
 
 
+class Program:
+    """An input of the session target: operations, as that names them."""
+
+    def __init__(self, remote: int = 0, order: int = 0, first: int = 0) -> None:
+        """`remote` has a bit for each application, `order` is that in which all ends."""
+        self.data = bytes((first | remote << 2, order))
+
+    def _more(self, *data: int) -> Program:
+        self.data += bytes(data)
+        return self
+
+    def connection(self, *, in_python: bool = False, shared: bool = False) -> Program:
+        """Of the first application."""
+        kind = in_python << 6 | shared << 7
+        return self._more(0x16, kind + -kind % 3)
+
+    def peer_opens(self, how: int = 0, connection: int = 0) -> Program:
+        """`how`: 1 unidirectional, 2 without memory, 4 unreported."""
+        return self._more(0x20, connection, how)
+
+    def opens(self, how: int = 0, connection: int = 0) -> Program:
+        """`how`: 1 unidirectional, 2 without credit, 4 in vain."""
+        return self._more(0x22, connection, how)
+
+    def on_connection(self, *names: str) -> Program:
+        codes = {"accept": 3, "announce": 4, "close": 5, "count": 6, "drop": 7}
+        for name in names:
+            self._more(0x20 | codes[name], 0)
+        return self
+
+    def report(self, *names: str, stream: int = 0) -> Program:
+        bits = ("opened", "readable", "writable", "reset", "stopped", "finished", "over")
+        return self._more(0x40, stream, sum(1 << bits.index(name) for name in names))
+
+    def peer_sends(self, how: int = 64, stream: int = 0) -> Program:
+        """With its end if `how` is a multiple of 8."""
+        return self._more(0x41, stream, how)
+
+    def transport_sends(self, how: int = 64, stream: int = 0) -> Program:
+        return self._more(0x42, stream, how)
+
+    def scribbles(self, *data: int, stream: int = 0) -> Program:
+        return self._more(0x43, stream, *data)
+
+    def end(self, name: str, how: int = 0, stream: int = 0) -> Program:
+        names = (
+            *("read", "write", "finish", "close", "reset", "stop", "close_receiving"),
+            *("wait", "cut", "state", "drop"),
+        )
+        return self._more(0xC0 + names.index(name), stream, how)
+
+    def application(self, name: str, *data: int) -> Program:
+        codes = {"events": 0, "signal": 1, "wakes": 2, "forget": 3, "most": 4, "release": 5}
+        which = {"release": 0x81, "most": 12}.get(name, 24)
+        return self._more(0x10 | codes[name], which, *data)
+
+    def collect(self) -> Program:
+        return self._more(1)
+
+    def look(self) -> Program:
+        return self._more(0)
+
+
+def session() -> Iterator[bytes]:
+    for remote in (0, 1):
+        for in_python in (False, True):
+            for order in (0, 1, 4, 8, 15):
+
+                def start() -> Program:
+                    made = Program(remote, order, order & 3)  # noqa: B023
+                    return made.connection(in_python=in_python)  # noqa: B023
+
+                whole = start().on_connection("announce").peer_opens().peer_sends()
+                whole.application("events").on_connection("accept").end("read", 255).end("write", 9)
+                whole.application("signal", 2, 0).end("read", 1).end("finish").transport_sends()
+                whole.report("finished", "over").look().application("wakes").application("events")
+                yield whole.end("close").end("drop").collect().look().data
+                late = start().peer_opens(1).peer_sends().report("over").look()
+                late.on_connection("announce", "accept").application("events")
+                yield late.on_connection("accept").end("read", 255).end("state").data
+                own = start().on_connection("announce").opens().end("write", 255).end("wait")
+                own.end("cut", 1).end("stop").end("close").report("stopped", "finished", "over")
+                yield own.application("events").application("wakes").collect().data
+                cut = start().on_connection("announce").opens(1).peer_opens().application("events")
+                cut.on_connection("accept").end("write", 255, 0).end("reset", 7, 1).on_connection(
+                    "close", "count", "drop"
+                )
+                yield cut.application("wakes").application("forget").collect().data
+    refused = Program().application("most").connection().on_connection("announce")
+    yield refused.opens(2).opens(4).peer_opens().peer_opens(1).peer_opens().look().data
+    remote = Program(1).connection().on_connection("announce").peer_opens(2).opens(4).opens()
+    yield remote.scribbles(3, 255, 255, stream=1).transport_sends(stream=1).look().data
+
+
+def found_session() -> dict[str, bytes]:
+    """What the session target found."""
+
+    def start(remote: int = 0) -> Program:
+        return Program(remote).connection().on_connection("announce")
+
+    faults = {
+        "no_wake_up_yet": Program().application("wakes"),
+        "streams_of_a_dropped_connection": start()
+        .on_connection("drop")
+        .collect()
+        .peer_opens()
+        .report("over")
+        .peer_opens(),
+        "never_announced": Program(1).connection().peer_opens(),
+        "closed_after_its_end": start(1)
+        .peer_opens()
+        .report("over")
+        .application("events")
+        .on_connection("close")
+        .application("events"),
+        "opened_twice": start()
+        .peer_opens()
+        .report("opened")
+        .on_connection("accept", "accept")
+        .collect(),
+        "connection_dropped_first": start(1)
+        .peer_opens()
+        .application("events")
+        .on_connection("drop")
+        .end("drop"),
+        "dropped_untaken": start(1)
+        .peer_opens()
+        .application("events")
+        .end("drop")
+        .on_connection("accept"),
+        "signal_of_this_process": start()
+        .peer_opens()
+        .application("signal", 2, 0)
+        .on_connection("drop")
+        .collect(),
+        "application_left": start(1).peer_opens().application("release"),
+        "announced_to_no_one": Program(1)
+        .connection()
+        .peer_opens()
+        .application("release")
+        .on_connection("announce"),
+        "never_reported": start().peer_opens(4),
+    }
+    return {name: program.data for name, program in faults.items()}
+
+
 #: One of each frame type (RFC 9000 section 19), where a stream is meant: 0.
 FRAMES: Final = tuple(
     bytes.fromhex(text)
@@ -305,11 +451,12 @@ def plaintext() -> Iterator[bytes]:
 def seeds() -> dict[str, dict[str, bytes]]:
     """The whole corpus: for each target, files by name."""
     made = {}
-    for make in (frames, fifo, stops, tokens, turn, handshake, plaintext):
+    for make in (frames, fifo, session, stops, tokens, turn, handshake, plaintext):
         files = {f"seed_{i:03}": data for i, data in enumerate(make())}
         for name, text in FOUND.get(make.__name__, {}).items():
             files[f"found_{name}"] = bytes.fromhex(text)
         made[make.__name__] = files
+    made["session"] |= {f"found_{name}": data for name, data in found_session().items()}
     return made
 
 

@@ -64,27 +64,36 @@ class Target(NamedTuple):
 
 
 #: What has no ngtcp2 in it.
-_CORE_SOURCES: Final = (*_build.MEMORY_SOURCES, "wire/frames.c", "wire/udp.c")
-_QUIC_SOURCES: Final = tuple(dict.fromkeys((*_build.QUIC_SOURCES, *_build.WIRE_SOURCES)))
-_PAIR: Final = ("pair.c", "steady.c", "kept_wire.c")
+_CORE_SOURCES: Final = tuple(
+    dict.fromkeys(
+        (*_build.MEMORY_SOURCES, *_build.SESSION_SOURCES, "wire/frames.c", "wire/udp.c")
+    )
+)
+_QUIC_SOURCES: Final = tuple(
+    dict.fromkeys((*_build.QUIC_SOURCES, *_build.WIRE_SOURCES, *_build.SESSION_SOURCES))
+)
+_PAIR: Final = ("pair.c", "steady.c", "kept_wire.c", "heap_pool.c")
+_HEAP_POOL: Final = ("-Wl,--wrap=hs_pool_take", "-Wl,--wrap=hs_pool_give")
 TARGETS: Final = {
     target.name: target
     for target in (
         Target("frames", False),
         Target("fifo", False),
+        Target("session", False, ("heap_pool.c",), _HEAP_POOL),
         Target("stops", True, most_bytes=1472),
         Target("tokens", True, ("steady.c", "kept_wire.c")),
-        Target("turn", True, _PAIR),
+        Target("turn", True, _PAIR, _HEAP_POOL),
         Target(
             "handshake",
             True,
             _PAIR,
-            tuple(
-                f"-Wl,--wrap=ngtcp2_crypto_gnutls_configure_{role}_session"
-                for role in ("client", "server")
+            (
+                *_HEAP_POOL,
+                "-Wl,--wrap=ngtcp2_crypto_gnutls_configure_client_session",
+                "-Wl,--wrap=ngtcp2_crypto_gnutls_configure_server_session",
             ),
         ),
-        Target("plaintext", True, _PAIR, ("-Wl,--wrap=ngtcp2_crypto_encrypt_cb",)),
+        Target("plaintext", True, _PAIR, (*_HEAP_POOL, "-Wl,--wrap=ngtcp2_crypto_encrypt_cb")),
     )
 }
 

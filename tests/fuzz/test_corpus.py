@@ -27,6 +27,7 @@ from tests.fuzz.targets import (
 RUNS = {
     "frames": 60_000,
     "fifo": 40_000,
+    "session": 40_000,
     "stops": 60_000,
     "tokens": 8_000,
     "turn": 900,
@@ -61,6 +62,12 @@ PLANTS = {
         "tail - c->head > c->size_bytes",
         "tail - c->head > 2 * c->size_bytes",
         "fuzz_fifo.c",
+    ),
+    "session": Plant(
+        "session/plane.c",
+        "if (s->is_peers && !c->is_closed) {",
+        "if (!c->is_closed) {",
+        "not true: w.connections[i].allowed == w.connections[i].expected",
     ),
     "stops": Plant(
         "quic/frames.c",
