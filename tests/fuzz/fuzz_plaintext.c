@@ -110,6 +110,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		.keep_alive_ns = b & 0x20 ? 0 : 20 * MS_NS,
 		.datagram_fifo_bytes = c & 1 ? 2048 : 0,
 		.has_preferred = c >> 1 & 1,
+		.is_remote = { c >> 2 & 1, c >> 3 & 1 },
 	};
 	steady_begin(1);
 	memset(&hostile, 0, sizeof(hostile));

@@ -106,16 +106,15 @@ static void act(struct pair *p, struct network *net, uint8_t which)
 			return;
 		p->is_spoilt[f->id] = which == SCRIBBLE ? SCRIBBLED : GIVEN_UP;
 		if (which == RESET)
-			hs_end_reset(f->end, how);
+			pair_reset(p, f, how);
 		else if (which == STOP)
-			hs_end_stop(f->end, how);
+			pair_stop(p, f, how);
 		net->may_linger |= which == STOP || (which == RESET && f->id & 2);
 		if (which != SCRIBBLE)
 			return;
 		net->may_end = 1;
 		scribble(net, f, how >> 3);
-		hs_session_send_ready(f->end->session);
-		hs_session_consumed(f->end->session);
+		pair_poke(p, f);
 	}
 }
 
@@ -290,6 +289,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		.keep_alive_ns = b & 0x40 ? 500 * MS_NS : 0,
 		.datagram_fifo_bytes = c & 1 ? 2048 : 0,
 		.has_preferred = c >> 1 & 1,
+		.is_remote = { c >> 2 & 1, c >> 3 & 1 },
 	};
 	net.is_clean_until_open = b >> 7;
 	steady_begin(1);

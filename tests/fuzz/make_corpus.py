@@ -387,7 +387,7 @@ def turn() -> Iterator[bytes]:
     shapes = ((0x00, 0x95), (0x65, 0x1A), (0x89, 0xF4))  # the second: from the handshake on
     for i, actions in enumerate(one.values()):
         for a, b in shapes[i % 2 :]:
-            yield bytes((a, b, i % 4)) + act(PASS, i % 5) + actions + act(PASS, 3) + actions
+            yield bytes((a, b, i % 16)) + act(PASS, i % 5) + actions + act(PASS, 3) + actions
 
 
 #: Of the handshake's inputs: what becomes of a TLS message (enum action), and what is offered.
@@ -435,7 +435,7 @@ def plaintext() -> Iterator[bytes]:
     rng = random.Random(2)
     for i, frame in enumerate(FRAMES):
         # the hostile side, after the handshake; put in front of what its packet has
-        start = bytes((0x80 | i & 1, i % 3 << 2, i % 4, 0x10 | i % 5))
+        start = bytes((0x80 | i & 1, i % 3 << 2, i % 16, 0x10 | i % 5))
         yield start + bytes((len(frame),)) + frame
         yield start + bytes((3 * len(frame),)) + frame * 3
     for level in range(6):  # the handshake's own packets

@@ -38,6 +38,117 @@ static const uint8_t *pattern(const struct flow *f, int from, uint64_t offset)
 	return bytes + (offset + shift) % PATTERN_PERIOD;
 }
 
+/* What an application in another process tells its worker. */
+static int64_t act(struct pair *p, const struct flow *f, int64_t result, uint64_t code)
+{
+	struct hs_application *a = p->side[f->side].application;
+	uint32_t hints = result < 0 ? 0 : (uint32_t)(result >> HS_END_BYTES_BITS);
+	CHECK(f->shared || !(hints & (HS_END_MUST_RESET | HS_END_MUST_STOP)));
+	if (!f->shared)
+		return result;
+	if (hints & HS_END_SEND)
+		hs_session_signal(a, f->handle, HS_SIGNAL_SENT, 0);
+	if (hints & (HS_END_CREDIT | HS_END_CREDIT_NOW))
+		hs_session_signal(a, f->handle, HS_SIGNAL_CONSUMED, 0);
+	if (hints & HS_END_MUST_RESET)
+		hs_session_signal(a, f->handle, HS_SIGNAL_RESET, code);
+	if (hints & HS_END_MUST_STOP)
+		hs_session_signal(a, f->handle, HS_SIGNAL_STOP, code);
+	return result;
+}
+
+void pair_reset(struct pair *p, struct flow *f, uint64_t code)
+{
+	act(p, f, hs_end_reset(f->end, code), code);
+}
+
+void pair_stop(struct pair *p, struct flow *f, uint64_t code)
+{
+	act(p, f, hs_end_stop(f->end, code), code);
+}
+
+void pair_poke(struct pair *p, struct flow *f)
+{
+	if (f->shared) {
+		hs_session_signal(p->side[f->side].application, f->handle, HS_SIGNAL_SENT, 0);
+		hs_session_signal(p->side[f->side].application, f->handle, HS_SIGNAL_CONSUMED, 0);
+	} else {
+		hs_session_send_ready(f->end->session);
+		hs_session_consumed(f->end->session);
+	}
+}
+
+static void open_fifo(uint8_t **block, struct hs_fifo_producer *in, struct hs_fifo_consumer *out,
+		      uint32_t bytes)
+{
+	size_t block_bytes = HS_FIFO_HEADER_BYTES + bytes;
+	*block = take_memory(block_bytes);
+	CHECK(!hs_fifo_producer_open(in, *block, block_bytes));
+	CHECK(!hs_fifo_consumer_open(out, *block, block_bytes));
+}
+
+static struct shared *new_shared(struct side *s, uint32_t connection, int has_rx, int has_tx)
+{
+	struct shared *made = take_memory(sizeof(*made));
+	uint32_t bytes = s->pair->shape.fifo_bytes;
+	if (has_rx)
+		open_fifo(&made->rx_block, &made->rx_in, &made->rx_out, bytes);
+	if (has_tx)
+		open_fifo(&made->tx_block, &made->tx_in, &made->tx_out, bytes);
+	made->connection = connection;
+	made->next = s->shared;
+	s->shared = made;
+	return made;
+}
+
+static struct shared *find_shared(struct side *s, uint64_t handle)
+{
+	struct shared *shared = s->shared;
+	while (shared && shared->handle != handle)
+		shared = shared->next;
+	CHECK(shared);
+	return shared;
+}
+
+static void free_unused(struct side *s)
+{
+	for (struct shared **at = &s->shared; *at;) {
+		struct shared *shared = *at;
+		if (shared->end || !shared->is_over) {
+			at = &shared->next;
+			continue;
+		}
+		*at = shared->next;
+		hs_fifo_producer_close(&shared->rx_in);
+		hs_fifo_producer_close(&shared->tx_in);
+		free(shared->rx_block);
+		free(shared->tx_block);
+		free(shared);
+	}
+}
+
+/* For the plane: of a stream that the peer opened. */
+static int make_stream_fifos(void *owner, uint64_t key, uint64_t handle,
+			     struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx)
+{
+	struct side *s = owner;
+	struct shared *made = new_shared(s, (uint32_t)key, 1, tx != NULL);
+	CHECK(s->is_remote);
+	made->handle = handle;
+	*rx = &made->rx_in;
+	if (tx)
+		*tx = &made->tx_out;
+	return 0;
+}
+
+static void on_command(void *owner, uint64_t handle, uint32_t command, uint64_t code)
+{
+	struct shared *shared = find_shared(owner, handle);
+	(void)code;
+	CHECK(command == HS_SESSION_FREED && !shared->is_over);
+	shared->is_over = 1;
+}
+
 static struct flow *new_flow(struct pair *p, int side, uint32_t connection, int64_t id)
 {
 	struct flow *f = take_memory(sizeof(*f));
@@ -58,6 +169,8 @@ static void free_flow(struct flow *f)
 {
 	if (f->end)
 		hs_end_drop(f->end);
+	if (f->shared)
+		f->shared->end = NULL;
 	hs_fifo_producer_close(&f->rx_in);
 	hs_fifo_producer_close(&f->tx_in);
 	free(f->rx_block);
@@ -95,15 +208,11 @@ static int make_fifos(void *owner, uint32_t connection, struct hs_fifo_producer 
 		      struct hs_fifo_consumer **tx)
 {
 	struct pair *p = owner;
-	size_t bytes = HS_FIFO_HEADER_BYTES + p->shape.datagram_fifo_bytes;
+	uint32_t bytes = p->shape.datagram_fifo_bytes;
 	CHECK(rx && tx && !find_flow(p, p->turning, connection, PAIR_DATAGRAMS));
 	struct flow *f = new_flow(p, p->turning, connection, PAIR_DATAGRAMS);
-	f->rx_block = take_memory(bytes);
-	f->tx_block = take_memory(bytes);
-	CHECK(!hs_fifo_producer_open(&f->rx_in, f->rx_block, bytes));
-	CHECK(!hs_fifo_consumer_open(&f->rx_out, f->rx_block, bytes));
-	CHECK(!hs_fifo_producer_open(&f->tx_in, f->tx_block, bytes));
-	CHECK(!hs_fifo_consumer_open(&f->tx_out, f->tx_block, bytes));
+	open_fifo(&f->rx_block, &f->rx_in, &f->rx_out, bytes);
+	open_fifo(&f->tx_block, &f->tx_in, &f->tx_out, bytes);
 	*rx = &f->rx_in;
 	*tx = &f->tx_out;
 	return 0;
@@ -152,15 +261,57 @@ static int64_t find_path(void *owner, uint32_t connection, uint8_t ip_version,
 static void add_stream(struct pair *p, int side, uint32_t connection, struct hs_end *end,
 		       uint64_t handle, int64_t id)
 {
+	struct shared *shared = NULL;
+	if (p->side[side].is_remote) {
+		shared = find_shared(&p->side[side], handle);
+		CHECK(shared->end == end);
+		shared->is_taken = 1;
+	}
 	if (p->distrusts && id >= MOST_STREAM_NUMBERS) {
-		hs_end_close(end, 1, 0);
+		struct flow too_many = { .side = side, .handle = handle, .shared = shared };
+		act(p, &too_many, hs_end_close(end, 1, 0), 0);
 		hs_end_drop(end);
+		if (shared)
+			shared->end = NULL;
 		return;
 	}
 	CHECK(!find_flow(p, side, connection, id));
 	struct flow *f = new_flow(p, side, connection, id);
 	f->end = end;
 	f->handle = handle;
+	f->shared = shared;
+}
+
+static void new_remote_end(struct side *s, struct shared *shared, int64_t id, int is_peers)
+{
+	int has_rx = shared->rx_block != NULL, has_tx = shared->tx_block != NULL;
+	if (has_tx)
+		hs_fifo_arm_read(&shared->tx_out);
+	if (has_rx)
+		hs_fifo_arm_write(&shared->rx_in);
+	shared->end = hs_end_new(s->links[shared->connection].held, shared->handle, id, is_peers,
+				 has_rx ? &shared->rx_out : NULL, has_tx ? &shared->tx_in : NULL);
+	CHECK(shared->end);
+}
+
+/* Returns 0, or a refusal. */
+static int open_remote(struct side *s, uint32_t connection, int is_uni, struct hs_opened *out)
+{
+	struct hs_connection_session *c = s->links[connection].session;
+	int refusal = hs_session_why_not(c, is_uni);
+	if (refusal)
+		return refusal;
+	struct shared *shared = new_shared(s, connection, !is_uni, 1);
+	struct hs_stream_session *session = hs_session_open_over(
+		c, is_uni, is_uni ? NULL : &shared->rx_in, &shared->tx_out);
+	if (!session) {
+		shared->is_over = 1;
+		return HS_SESSION_CLOSED;
+	}
+	shared->handle = hs_session_handle(session);
+	new_remote_end(s, shared, hs_session_stream_id(session), 0);
+	*out = (struct hs_opened){ shared->end, shared->handle, hs_session_stream_id(session) };
+	return 0;
 }
 
 static void open_streams(struct pair *p)
@@ -171,7 +322,10 @@ static void open_streams(struct pair *p)
 		int is_uni = p->shape.is_uni && i % 2;
 		int64_t id = (i / (p->shape.is_uni ? 2 : 1)) * 4 + (is_uni ? 2 : 0);
 		struct hs_opened opened;
-		if (hs_session_open(client->links[number].session, is_uni, &opened)) {
+		int refusal = client->is_remote ?
+				      open_remote(client, number, is_uni, &opened) :
+				      hs_session_open(client->links[number].session, is_uni, &opened);
+		if (refusal) {
 			CHECK(p->distrusts); /* a hostile server allowed none */
 			continue;
 		}
@@ -191,6 +345,9 @@ static void accept_streams(struct pair *p, int side, uint32_t connection)
 		CHECK((accepted.stream_id & 1) == (side == CLIENT));
 		CHECK(accepted.has_tx == !(accepted.stream_id & 2));
 		add_stream(p, side, connection, accepted.end, accepted.handle, accepted.stream_id);
+		if (p->side[side].is_remote)
+			hs_session_signal(p->side[side].application, accepted.handle,
+					  HS_SIGNAL_TAKEN, 0);
 	}
 }
 
@@ -204,7 +361,7 @@ static void lose(struct pair *p, struct flow *f, int64_t error)
 
 static void set_end(struct pair *p, struct flow *f)
 {
-	int64_t result = hs_end_finish(f->end);
+	int64_t result = act(p, f, hs_end_finish(f->end), 0);
 	if (result < 0)
 		lose(p, f, result);
 	f->has_set_end = 1;
@@ -218,7 +375,8 @@ static void write_some(struct pair *p, struct flow *f)
 	while (f->may_write && f->written < p->shape.stream_bytes) {
 		uint64_t left = p->shape.stream_bytes - f->written;
 		size_t n = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
-		int64_t result = hs_end_write(f->end, pattern(f, f->side, f->written), n);
+		int64_t result =
+			act(p, f, hs_end_write(f->end, pattern(f, f->side, f->written), n), 0);
 		if (result < 0) {
 			lose(p, f, result);
 			f->may_write = 0;
@@ -263,10 +421,12 @@ static void read_some(struct pair *p, struct flow *f)
 		CHECK(n >= 0);
 		if (n) {
 			note_read(p, f, there, n);
-			CHECK(hs_end_skip(f->end, (size_t)n) >= 0);
-		} else if (!note_read(p, f, chunk, hs_end_read(f->end, chunk, sizeof(chunk), 0))) {
-			return;
+			CHECK(act(p, f, hs_end_skip(f->end, (size_t)n), 0) >= 0);
+			continue;
 		}
+		n = act(p, f, hs_end_read(f->end, chunk, sizeof(chunk), 0), 0);
+		if (!note_read(p, f, chunk, n))
+			return;
 	}
 }
 
@@ -333,16 +493,38 @@ static void work_on_stream(struct pair *p, struct flow *f)
 	struct side *s = &p->side[f->side];
 	if (f->is_lost)
 		return;
+	int is_over = f->shared ? f->shared->is_over : f->end->session->is_over;
 	write_some(p, f);
-	if (!s->is_not_reading || f->end->session->is_over)
+	if (!s->is_not_reading || is_over)
 		read_some(p, f);
-	if (f->end->session->is_over)
+	if (is_over)
 		stream_is_over(p, f);
 	else if (!is_dropped_early(p, f))
 		return;
 	s->streams_over++;
-	hs_end_close(f->end, 0, 0);
+	act(p, f, hs_end_close(f->end, 0, 0), 0);
+	CHECK(!is_over || hs_end_is_over(f->end) || p->is_spoilt[f->id] || p->distrusts);
 	remove_flow(p, f);
+}
+
+/* What the plane tells an application in another process. */
+static void hear_of_streams(struct side *s)
+{
+	struct hs_session_event event;
+	while (hs_application_events(s->application, &event, 1)) {
+		struct shared *shared = find_shared(s, event.handle);
+		uint32_t events = event.events;
+		CHECK(s->is_remote && !shared->is_over);
+		if (events & HS_STREAM_OPENED)
+			new_remote_end(s, shared, event.stream_id, 1);
+		if (events & HS_STREAM_READABLE && !hs_fifo_take_read_armed(&shared->rx_in))
+			events &= ~(uint32_t)HS_STREAM_READABLE;
+		if (events & HS_STREAM_WRITABLE && !hs_fifo_take_write_armed(&shared->tx_out))
+			events &= ~(uint32_t)HS_STREAM_WRITABLE;
+		if (shared->end)
+			hs_end_report(shared->end, events, event.reset_code, event.stop_code);
+		shared->is_over = (event.events & HS_STREAM_OVER) != 0;
+	}
 }
 
 static void work(struct pair *p, int side)
@@ -367,8 +549,12 @@ static void work(struct pair *p, int side)
 static void close_session(struct pair *p, int side, uint32_t connection)
 {
 	struct link *link = link_of(p, side, connection);
+	hear_of_streams(&p->side[side]);
 	if (link->session)
 		hs_connection_session_close(link->session);
+	hear_of_streams(&p->side[side]);
+	if (p->side[side].is_remote && link->held)
+		hs_end_connection_gone(link->held);
 	link->session = NULL;
 	for (struct flow *f = p->side[side].flows, *next; f; f = next) {
 		next = f->next;
@@ -377,7 +563,7 @@ static void close_session(struct pair *p, int side, uint32_t connection)
 		f->is_lost = 1;
 		if (f->id & 4)
 			continue;
-		hs_end_close(f->end, 1, 0);
+		act(p, f, hs_end_close(f->end, 1, 0), 0);
 		remove_flow(p, f);
 	}
 }
@@ -386,6 +572,13 @@ static void forget_flows(struct pair *p, int side, uint32_t connection)
 {
 	struct link *link = link_of(p, side, connection);
 	close_session(p, side, connection);
+	for (struct shared *shared = p->side[side].shared; shared; shared = shared->next) {
+		if (shared->connection != connection || !shared->end || shared->is_taken)
+			continue;
+		hs_session_signal(p->side[side].application, shared->handle, HS_SIGNAL_TAKEN, 0);
+		hs_end_drop(shared->end);
+		shared->end = NULL;
+	}
 	if (link->held)
 		hs_end_connection_drop(link->held);
 	link->held = NULL;
@@ -401,7 +594,10 @@ static void announce(struct pair *p, int side, uint32_t connection)
 	struct link *link = link_of(p, side, connection);
 	struct hs_connection_session *session = session_of(p, side, connection);
 	hs_connection_session_announce(session, connection);
-	link->held = hs_connection_session_hold(session);
+	link->held = p->side[side].is_remote ?
+			     hs_end_connection_new(p->side[side].wakes, connection) :
+			     hs_connection_session_hold(session);
+	CHECK(link->held);
 	link->may_accept = 1;
 }
 
@@ -417,6 +613,7 @@ static struct flow *find_handle(struct pair *p, int side, uint64_t handle)
 static void wake(struct pair *p, int side)
 {
 	uint64_t key;
+	hear_of_streams(&p->side[side]);
 	while (hs_side_take(p->side[side].wakes, &key, 1)) {
 		if (key >> 2 < PAIR_NUMBERS) {
 			link_of(p, side, (uint32_t)(key >> 2))->may_accept = 1;
@@ -590,6 +787,7 @@ static uint64_t turn(struct pair *p, int side)
 	resolve_paths(p, side, out.unresolved);
 	carry_all(p, side);
 	work(p, side);
+	free_unused(s);
 	CHECK(++p->turns < MOST_TURNS);
 	return out.more || out.unresolved || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
 }
@@ -691,10 +889,12 @@ static void begin_side(struct pair *p, int side)
 	struct side *s = &p->side[side];
 	int is_server = side == SERVER;
 	s->wire = kept_wire(side);
-	s->plane = hs_plane_new((uint32_t)side, 7, NULL, NULL, NULL);
+	s->pair = p;
+	s->is_remote = p->shape.is_remote[side];
+	s->plane = hs_plane_new((uint32_t)side, 7, on_command, make_stream_fifos, s);
 	s->wakes = hs_side_new();
 	CHECK(s->plane && s->wakes);
-	s->application = hs_application_new(s->plane, s->wakes);
+	s->application = hs_application_new(s->plane, s->is_remote ? NULL : s->wakes);
 	CHECK(s->application);
 	s->q = hs_quic_new(s->wire, PREFIXES[side], SECRETS[side],
 			   (const void *)(uintptr_t)hs_plane_verbs(), find_session, make_fifos,
@@ -758,6 +958,8 @@ static void free_side(struct side *s)
 {
 	hs_quic_free(s->q);
 	hs_plane_collect(s->plane);
+	free_unused(s);
+	CHECK(!s->shared);
 	CHECK(!hs_plane_streams(s->plane) && !hs_application_sessions(s->application));
 	hs_plane_release(s->plane);
 	hs_application_release(s->application);

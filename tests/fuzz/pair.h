@@ -4,8 +4,8 @@
  * clock, and applications on both that send a pattern along streams and check what they read.
  * A target says what becomes of each datagram.
  *
- * The applications use their streams through the session plane, in this process, and only when it
- * has woken them: a wake-up that is lost leaves a transfer incomplete.
+ * The applications use their streams through the session plane, in this process or as if they were
+ * in another one, and only when they are woken: a wake-up that is lost leaves a transfer incomplete.
  *
  * What is checked whatever happens: bytes that an application reads are those that the other wrote
  * (unless the target says that nothing may be trusted); a stream is over when both sides of it are;
@@ -55,6 +55,7 @@ struct pair_shape {
 	uint64_t keep_alive_ns;
 	uint32_t datagram_fifo_bytes;
 	uint8_t has_preferred; /* the server has another address, and the client goes there */
+	uint8_t is_remote[SIDES]; /* the application is "in another process" */
 	uint8_t early_data; /* is offered, and sent where the client resumes */
 	const struct hs_quic_resume *resume; /* NULL: it does not */
 };
@@ -64,6 +65,7 @@ enum { PAIR_DATAGRAMS = -1 };
 struct flow {
 	struct flow *next;
 	struct hs_end *end;
+	struct shared *shared; /* NULL: the application is in this process */
 	int64_t id;
 	uint64_t handle;
 	uint32_t connection;
@@ -78,6 +80,19 @@ struct flow {
 	struct hs_fifo_producer rx_in, tx_in;
 	struct hs_fifo_consumer rx_out, tx_out;
 	uint64_t largest_message;
+};
+
+/* The FIFOs of a stream of an application in another process. */
+struct shared {
+	struct shared *next;
+	struct hs_end *end; /* NULL: not yet, or dropped */
+	uint64_t handle;
+	uint32_t connection;
+	uint8_t *rx_block, *tx_block;
+	struct hs_fifo_producer rx_in, tx_in;
+	struct hs_fifo_consumer rx_out, tx_out;
+	uint8_t is_over; /* the plane uses them no more */
+	uint8_t is_taken;
 };
 
 /* A connection's sessions. */
@@ -96,6 +111,9 @@ struct side {
 	struct hs_application *application;
 	struct link links[PAIR_NUMBERS]; /* by the connection's number */
 	struct flow *flows;
+	struct shared *shared;
+	struct pair *pair;
+	uint8_t is_remote;
 	/* Of the connection that was told last. */
 	struct hs_connection *connection;
 	struct hs_quic_close_info close;
@@ -149,5 +167,10 @@ void pair_end(struct pair *p, int from);
 /* Frees both engines. */
 void pair_free(struct pair *p);
 struct flow *pair_flow(struct pair *p, int side, unsigned int which);
+/* What an application does with a stream. */
+void pair_reset(struct pair *p, struct flow *f, uint64_t code);
+void pair_stop(struct pair *p, struct flow *f, uint64_t code);
+/* It says that it has read and written. */
+void pair_poke(struct pair *p, struct flow *f);
 
 #endif
