@@ -212,8 +212,8 @@ def session() -> Iterator[bytes]:
                 yield cut.application("wakes").application("forget").collect().data
     refused = Program().application("most").connection().on_connection("announce")
     yield refused.opens(2).opens(4).peer_opens().peer_opens(1).peer_opens().look().data
-    remote = Program(1).connection().on_connection("announce").peer_opens(2).opens(4).opens()
-    yield remote.scribbles(3, 255, 255, stream=1).transport_sends(stream=1).look().data
+    hostile = Program(1).connection().on_connection("announce").peer_opens(2).opens(4).opens()
+    yield hostile.scribbles(3, 255, 255, stream=1).transport_sends(stream=1).look().data
 
 
 def found_session() -> dict[str, bytes]:

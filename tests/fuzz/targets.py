@@ -65,9 +65,7 @@ class Target(NamedTuple):
 
 #: What has no ngtcp2 in it.
 _CORE_SOURCES: Final = tuple(
-    dict.fromkeys(
-        (*_build.MEMORY_SOURCES, *_build.SESSION_SOURCES, "wire/frames.c", "wire/udp.c")
-    )
+    dict.fromkeys((*_build.MEMORY_SOURCES, *_build.SESSION_SOURCES, "wire/frames.c", "wire/udp.c"))
 )
 _QUIC_SOURCES: Final = tuple(
     dict.fromkeys((*_build.QUIC_SOURCES, *_build.WIRE_SOURCES, *_build.SESSION_SOURCES))

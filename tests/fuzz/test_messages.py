@@ -11,7 +11,7 @@ from hoststack.api.router import Router
 from hoststack.boundary import attaching, codec
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.daemon.attach_server import AttachServer
-from hoststack.session.session import SessionTable
+from hoststack.session.streams import Streams
 from tests.fuzz.messages import FoundError, fuzz
 
 SEED, ROUNDS = 20261130, 30
@@ -36,14 +36,10 @@ def _break_decoder(patch: pytest.MonkeyPatch) -> None:
 
 
 def _break_request(patch: pytest.MonkeyPatch) -> None:
-    right = SessionTable.owned
+    def stop(self: Streams, application: Any, handle: int, code: int) -> None:
+        raise KeyError(handle)
 
-    def owned(self: SessionTable, application: Any, handle: int, kind: Any) -> Any:
-        if handle % 2:
-            raise KeyError(handle)
-        return right(self, application, handle, kind)
-
-    patch.setattr(SessionTable, "owned", owned)
+    patch.setattr(Streams, "stop", stop)
 
 
 def _break_attaching(patch: pytest.MonkeyPatch) -> None:
