@@ -64,6 +64,29 @@ def test_nothing_is_touched_that_should_not_be(sanitizing_compiler: str, tmp_pat
     assert f"{ROUNDS} rounds" in done.stdout
 
 
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_what_finalizers_drop(sanitizing_compiler: str, sanitizers: str, tmp_path: Path) -> None:
+    program = tmp_path / "drop_threads"
+    names = ("session/plane.c", "session/end.c", "session/pool.c", "memory/fifo.c")
+    built = subprocess.run(
+        [
+            *[sanitizing_compiler, "-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"],
+            *["-Wno-tsan", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", f"-I{NATIVE}"],
+            *[str(HERE / "drop_threads.c"), *(str(NATIVE / name) for name in names)],
+            *["-pthread", "-o", str(program)],
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "cannot find" in built.stderr:
+        pytest.skip(f"gcc has no runtime of the sanitizers: {built.stderr.strip()}")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "rounds" in done.stdout
+
+
 #: What goes through the C of the native engine: its own features, a stock peer, peers that have the
 #: keys and send rubbish, and 100,000 datagrams from those that don't.
 ENGINE_TESTS = (

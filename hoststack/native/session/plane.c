@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
 #include "session/internal.h"
 
 #include <pthread.h>
@@ -36,9 +37,11 @@ struct hs_application {
 	uint8_t is_gone; /* the owner's reference is: no one takes its events */
 };
 
-/* A finalizer may run in another thread, while this one is in C. */
+/* A finalizer may run in another thread, while this one is in C. The second is taken first; with it
+ * nothing of a released plane is freed by another thread. An owner that is called while a plane
+ * collects may drop what is of another one, which is released. */
 static pthread_mutex_t drop_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_mutex_t collect_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t collect_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 /* --- the plane -------------------------------------------------------------------------------- */
 
@@ -62,6 +65,8 @@ struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_comman
 	return plane;
 }
 
+static void collect(struct hs_plane *plane);
+
 static void unref_plane(struct hs_plane *plane)
 {
 	if (--plane->references)
@@ -76,13 +81,15 @@ static void unref_plane(struct hs_plane *plane)
 
 void hs_plane_release(struct hs_plane *plane)
 {
+	pthread_mutex_lock(&collect_lock);
 	plane->command = NULL;
 	plane->make_fifos = NULL;
+	pthread_mutex_lock(&drop_lock);
 	plane->is_released = 1;
-	plane->references++;
-	hs_plane_collect(plane);
+	pthread_mutex_unlock(&drop_lock);
+	collect(plane);
 	unref_plane(plane); /* the owner's */
-	unref_plane(plane);
+	pthread_mutex_unlock(&collect_lock);
 }
 
 void hs_plane_refused(const struct hs_plane *plane, uint64_t out[HS_SESSION_REFUSALS])
@@ -234,6 +241,9 @@ static void forget_events(struct hs_stream_session **first, struct hs_stream_ses
 /* The transports are not called: this may be a finalizer. */
 void hs_application_release(struct hs_application *a)
 {
+	int is_released = a->plane->is_released; /* other threads may collect then */
+	if (is_released)
+		pthread_mutex_lock(&collect_lock);
 	a->is_gone = 1;
 	forget_events(&a->first_touched, &a->last_touched);
 	for (uint32_t i = 0; i < a->plane->top; i++) {
@@ -244,6 +254,8 @@ void hs_application_release(struct hs_application *a)
 		}
 	}
 	unref_application(a);
+	if (is_released)
+		pthread_mutex_unlock(&collect_lock);
 }
 
 uint32_t hs_application_sessions(const struct hs_application *a)
@@ -850,28 +862,40 @@ void hs_session_stop(struct hs_stream_session *s, uint64_t code)
 		s->connection->verbs->stop(s->stream, code);
 }
 
+/* Give something to the next turn to forget, or forget it now if none follows. Until it is in the
+ * list, its plane exists. */
+static void drop(struct hs_plane *plane, struct hs_stream_session *s,
+		 struct hs_connection_session *c)
+{
+	pthread_mutex_lock(&drop_lock);
+	int is_released = plane->is_released;
+	if (is_released) {
+		pthread_mutex_unlock(&drop_lock);
+		pthread_mutex_lock(&collect_lock);
+		pthread_mutex_lock(&drop_lock);
+	}
+	if (s) {
+		s->next_dropped = plane->dropped_streams;
+		plane->dropped_streams = s;
+	} else {
+		c->next_dropped = plane->dropped_connections;
+		plane->dropped_connections = c;
+	}
+	pthread_mutex_unlock(&drop_lock);
+	if (is_released) {
+		collect(plane);
+		pthread_mutex_unlock(&collect_lock);
+	}
+}
+
 void hs_session_dropped(struct hs_stream_session *s)
 {
-	struct hs_plane *plane = s->connection->application->plane;
-	pthread_mutex_lock(&drop_lock);
-	s->next_dropped = plane->dropped_streams;
-	plane->dropped_streams = s;
-	int is_released = plane->is_released;
-	pthread_mutex_unlock(&drop_lock);
-	if (is_released)
-		hs_plane_collect(plane); /* no turn follows */
+	drop(s->connection->application->plane, s, NULL);
 }
 
 void hs_connection_session_dropped(struct hs_connection_session *c)
 {
-	struct hs_plane *plane = c->application->plane;
-	pthread_mutex_lock(&drop_lock);
-	c->next_dropped = plane->dropped_connections;
-	plane->dropped_connections = c;
-	int is_released = plane->is_released;
-	pthread_mutex_unlock(&drop_lock);
-	if (is_released)
-		hs_plane_collect(plane);
+	drop(c->application->plane, NULL, c);
 }
 
 static void let_go(struct hs_connection_session *c)
@@ -889,9 +913,8 @@ static void let_go(struct hs_connection_session *c)
 	unref_connection(c);
 }
 
-void hs_plane_collect(struct hs_plane *plane)
+static void collect(struct hs_plane *plane)
 {
-	pthread_mutex_lock(&collect_lock);
 	pthread_mutex_lock(&drop_lock);
 	struct hs_stream_session *s = plane->dropped_streams;
 	struct hs_connection_session *c = plane->dropped_connections;
@@ -912,6 +935,12 @@ void hs_plane_collect(struct hs_plane *plane)
 	}
 	plane->is_credit_due = 0;
 	unref_plane(plane);
+}
+
+void hs_plane_collect(struct hs_plane *plane)
+{
+	pthread_mutex_lock(&collect_lock);
+	collect(plane);
 	pthread_mutex_unlock(&collect_lock);
 }
 
