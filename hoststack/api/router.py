@@ -62,6 +62,7 @@ class Router:
         self._keys = ffi.new("uint64_t[]", _WAKES)
         self._accepted = ffi.new("struct hs_accepted *")
         self.act = application.act
+        self.has_turned = application.before_sleep
         self._early_datagrams: dict[int, m.DatagramsReady] = {}
         """For connections whose own notice has not arrived yet."""
         self._notices: dict[type, Callable[[Any], None]] = {

@@ -306,12 +306,12 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         self._is_receiving = True
         try:
             await checkpoint_if_cancelled()
-            data = self._read(max_bytes)
-            if data is None:
-                while data is None:
+            has_slept = False
+            while (data := self._read(max_bytes)) is None:
+                if not self._router.has_turned():
                     await self._router.sleep(self._handle << 2 | _FOR_BYTES)
-                    data = self._read(max_bytes)
-            else:
+                    has_slept = True
+            if not has_slept:
                 await cancel_shielded_checkpoint()
             return data
         finally:
@@ -355,12 +355,13 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         try:
             await checkpoint_if_cancelled()
             target = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
-            result = lib.hs_end_read(self._end, target, len(buffer), False)
-            if result != _WAIT:
+            has_slept = False
+            while (result := lib.hs_end_read(self._end, target, len(buffer), False)) == _WAIT:
+                if not self._router.has_turned():
+                    await self._router.sleep(self._handle << 2 | _FOR_BYTES)
+                    has_slept = True
+            if not has_slept:
                 await cancel_shielded_checkpoint()
-            while result == _WAIT:
-                await self._router.sleep(self._handle << 2 | _FOR_BYTES)
-                result = lib.hs_end_read(self._end, target, len(buffer), False)
             if result < 0:
                 raise self._receiving_error(result)
             if result >> _HINTS:

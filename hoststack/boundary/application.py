@@ -138,6 +138,7 @@ class ApplicationSide(Protocol):
     """The worker's streams, if the worker is in this process."""
 
     def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None: ...
+    def before_sleep(self) -> bool: ...
     def request(self, request: Request) -> None: ...
     def signal_sent(self, handle: int) -> None: ...
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None: ...
@@ -167,6 +168,8 @@ class Application:
         """Most listeners, connections and streams together; None: any number."""
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
         self.plane: Plane | None = None
+        self._has_sent = False
+        """Whether streams have sent since the last `before_sleep`."""
         self.streams: Any = None
         """The struct hs_application (native/session/session.h) of an attached one."""
         self.max_ports: int | None = None
@@ -185,13 +188,23 @@ class Application:
     def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
         """Do what an operation on a stream asks for (enum hs_end_hint)."""
         if hints & _SEND:
-            self.worker.turn_over()
+            self._has_sent = True
+            self.worker.wake()
         elif hints & _CREDIT_NOW:
             self.worker.wake()
         elif hints & _CREDIT:
             self.worker.wake_within(LAZY_S)
         if hints & _WAKES:
             self.wake_application()
+
+    def before_sleep(self) -> bool:
+        """Send what a task has to send before it waits for the answer. Return whether the worker
+        had a turn, which may have brought what the task wants to wait for."""
+        if not self._has_sent:
+            return False
+        self._has_sent = False
+        self.worker.turn_over()
+        return True
 
     def request(self, request: Request) -> None:
         """Send a request to the worker; replies are notices."""

@@ -171,6 +171,10 @@ class AttachedWorkers:
         if hints & _WAKES:
             self.wake_application()
 
+    def before_sleep(self) -> bool:
+        """Return False: the workers were told of each write."""
+        return False
+
     def signal_taken(self, handle: int) -> None:
         worker = self._workers.get(worker_of(handle))
         if worker is not None:

@@ -1,9 +1,10 @@
-"""The engine worker: one task that runs the engine for the lifetime of the stack.
+"""The engine worker: runs the engine for the lifetime of the stack.
 
 In a turn the worker processes the applications' requests, receives a burst from the link, sends,
-and notifies the applications. Between turns it lets other tasks run, or sleeps until the link, an
-application or a deadline wakes it, unless it polls busily. There is no task, lock or timer per
-packet or connection.
+and notifies the applications. Turns have three causes, with a task each: datagrams that come, a
+deadline, and applications that have something to send. The last of these lets others say what they
+have before it runs a turn, so that what belongs together leaves in one packet. There is no task,
+lock or timer per packet or connection.
 """
 
 from __future__ import annotations
@@ -62,9 +63,16 @@ class Worker:
             )
         self._spin_s = spin_us / 1e6
         self._nursery: trio.Nursery | None = None
-        self._sleep_scope: trio.CancelScope | None = None
         self._is_woken = False
+        self._parked: trio.lowlevel.Task | None = None
+        """The task of `_loop`, while it waits for `wake`."""
         self._may_turn_over = False
+        self._is_blocked = False
+        """Whether datagrams wait until the link is writable."""
+        self._listening: trio.CancelScope | None = None
+        """Cancelled to wait for the link to be writable, not readable."""
+        self._timer: trio.CancelScope | None = None
+        """Its deadline is that of the next turn, or earlier."""
         self._lazy_deadline = math.inf
         self._error: BaseException | None = None
         self._idle: trio.Event | None = None
@@ -93,14 +101,20 @@ class Worker:
     def wake(self) -> None:
         """Schedule a turn: there is work."""
         self._is_woken = True
-        if self._sleep_scope is not None:
-            self._sleep_scope.cancel()
+        task, self._parked = self._parked, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     def wake_within(self, seconds: float) -> None:
         """Schedule a turn within this time, unless there is an earlier one."""
         self._lazy_deadline = min(self._lazy_deadline, trio.current_time() + seconds)
-        if self._sleep_scope is not None:
-            self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._lazy_deadline)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        # A timer that is early costs less than one that is set anew for each packet.
+        timer, deadline = self._timer, self._deadline()
+        if timer is not None and deadline < timer.deadline:
+            timer.deadline = deadline
 
     def turn_over(self) -> None:
         """Run a turn inline: scheduling the worker's task would take longer than sending.
@@ -108,28 +122,32 @@ class Worker:
         Only one inline turn runs until the worker's task has run: when many tasks send at the same
         time, data of the others is sent in one burst.
         """
-        if not self._may_turn_over:
+        if self._may_turn_over:
+            self._may_turn_over = False
+            self._run_turn()
+        else:
             self.wake()
-            return
-        self._may_turn_over = False
+
+    def _run_turn(self) -> None:
+        """Run a turn in any task."""
         try:
-            turn, has_woken = self._turn()
+            turn, _ = self._turn()
         except BaseException as error:
-            # This runs in a task of the application. Raise the error in the worker's task.
+            # Raise it in the worker's task.
             self._error = error
             self.wake()
-            return
-        # The worker may sleep on after this, so applications have to be armed to wake it again.
-        if (
-            turn.more
-            or turn.blocked
-            or has_woken
-            or self._is_woken
-            or self.layer.arm_applications()
-        ):
-            self.wake()
-        elif self._sleep_scope is not None:
-            self._sleep_scope.deadline = min(self._sleep_scope.deadline, self._deadline())
+        else:
+            if self._wants_more(turn):
+                self.wake()
+
+    def _wants_more(self, turn: Turn) -> bool:
+        """Note what a turn leaves; return whether another one can follow at once."""
+        if turn.blocked:
+            self._is_blocked = True
+            if self._listening is not None:
+                self._listening.cancel()
+        self._set_timer()
+        return turn.more or self._is_woken or self.layer.arm_applications()
 
     async def wait_turn(self) -> None:
         """Schedule a turn, and wait until it has run."""
@@ -149,9 +167,12 @@ class Worker:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.link.run)
+            if not self._spin_s:
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self._keep_time)
             task_status.started()
             try:
-                await self._loop()
+                await (self._spin() if self._spin_s else self._loop())
             finally:
                 self._nursery = None
                 self._may_turn_over = False
@@ -171,26 +192,69 @@ class Worker:
         self.layer.streams.close_all()
 
     async def _loop(self) -> None:
+        """Run the turns that `wake` asks for."""
+        self._is_woken = True
         in_a_row = 0
         while True:
             if self._error is not None:
                 raise self._error
-            turn, has_woken = self._turn(self._spin_s)
+            if not self._is_woken:
+                in_a_row = 0
+                self._may_turn_over = True
+                await self._park()
+                # Whoever woke this may have more to say, for example the end of a stream.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                continue
+            turn, has_woken = self._turn()
             in_a_row += 1
+            self._is_woken = self._wants_more(turn)
+            if turn.more or has_woken or in_a_row >= _MOST_IN_A_ROW:
+                in_a_row = 0
+                self._may_turn_over = True
+                await trio.lowlevel.checkpoint()
+
+    async def _park(self) -> None:
+        """Wait for `wake`."""
+        self._parked = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._parked = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _listen(self) -> None:
+        """Run a turn whenever the link is readable or, after one that was blocked, writable."""
+        while True:
+            with trio.CancelScope() as self._listening:
+                while not self._is_blocked:
+                    await self.link.wait_readable()
+                    self._may_turn_over = True
+                    self._run_turn()
+            self._listening = None
+            if self._is_blocked:
+                await self.link.wait_writable()
+                self._is_blocked = False
+                self._run_turn()
+
+    async def _keep_time(self) -> None:
+        """Run a turn at each deadline."""
+        while True:
+            with trio.CancelScope(deadline=self._deadline()) as self._timer:
+                await trio.sleep_forever()
+            if trio.current_time() >= self._deadline():
+                self._run_turn()
+
+    async def _spin(self) -> None:
+        """Run turns all the time."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            turn, has_woken = self._turn(self._spin_s)
             self._may_turn_over = not turn.blocked
-            # Yield twice: tasks woken by this turn may be scheduled before or after this one.
-            if turn.more or has_woken:
-                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
             if has_woken and not (turn.more or self._is_woken):
-                await trio.lowlevel.checkpoint()
-            if not (turn.more or self._is_woken or self.layer.arm_applications()):
-                in_a_row = 0
-                if self._spin_s:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    await self._sleep(blocked=turn.blocked)
-            elif in_a_row >= _MOST_IN_A_ROW:
-                in_a_row = 0
+                # Tasks woken by this turn may be scheduled after this one.
                 await trio.lowlevel.checkpoint()
             self._may_turn_over = False
 
@@ -215,18 +279,6 @@ class Worker:
             self._idle = None
         # Drop the events, so that a sleeping worker holds no closed contexts.
         return turn._replace(events=()), has_woken
-
-    async def _sleep(self, *, blocked: bool) -> None:
-        """Wait for the link, for a call of `wake`, or for the deadline."""
-        with trio.CancelScope(deadline=self._deadline()) as scope:
-            self._sleep_scope = scope
-            try:
-                if blocked:
-                    await self.link.wait_writable()
-                else:
-                    await self.link.wait_readable()
-            finally:
-                self._sleep_scope = None
 
     def _deadline(self) -> float:
         deadline = self.layer.engine.next_deadline

@@ -41,6 +41,10 @@ class Side:
         self.acts.append(hints)
         self.on_act()
 
+    def before_sleep(self) -> bool:
+        """No turn."""
+        return False
+
     def take_notices(self) -> list[Any]:
         """What the worker has said."""
         notices, self.notices = self.notices, []

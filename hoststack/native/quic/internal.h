@@ -128,6 +128,7 @@ struct hs_stream {
 	struct hs_fifo_producer *rx; /* NULL: send only */
 	struct hs_fifo_consumer *tx; /* NULL: receive only */
 	uint64_t credited; /* received bytes for which the windows were extended */
+	uint64_t credited_soon; /* those of which the peer was to hear soon */
 	uint64_t ungranted; /* of the rx FIFO: not in the stream's window yet */
 	uint64_t tx_next; /* the first byte that was not sent yet */
 	uint64_t tx_acked;
@@ -237,6 +238,12 @@ struct hs_connection {
 	uint64_t key_update_at; /* in packets sent */
 	uint64_t rx_datagrams, rx_bytes, tx_datagrams, tx_bytes, acked_bytes, rx_ecn_ce;
 	uint64_t rx_packets[HS_QUIC_PACKETS], tx_packets[HS_QUIC_PACKETS];
+	uint64_t credited, credited_soon; /* as of a stream, over all */
+	/* Of the peer's streams, by direction: how many it has opened, how many it may open, and how
+	 * many more it will hear of together. */
+	struct {
+		uint64_t opened, allowed, held_back;
+	} peers_streams[2];
 	uint64_t sent_stream_bytes; /* everything sent in STREAM frames */
 	uint64_t new_stream_bytes; /* sent for the first time */
 	uint32_t heap_place; /* from 1; 0: not in the heap */
@@ -336,8 +343,12 @@ void hs_touch(struct hs_connection *c, uint32_t pending);
 void hs_touch_stream(struct hs_stream *s, uint32_t events);
 
 /* quic/sessions.c */
-/* Allow the peer one more stream. */
-void hs_allow_stream(struct hs_connection *c, int is_unidirectional);
+/* Allow the peer one more stream. Returns whether it should hear of it soon. */
+int hs_allow_stream(struct hs_connection *c, int is_unidirectional);
+/* The peer has opened a stream. */
+void hs_count_opened(struct hs_connection *c, int64_t stream_id);
+/* Whether the peer has used so much of its limit on streams that it should get more. */
+int hs_streams_are_scarce(const struct hs_connection *c, int is_unidirectional);
 
 /* quic/accept.c: a datagram that matches no connection */
 void hs_read_unmatched(struct hs_quic *q, const struct hs_received *datagram,
@@ -465,8 +476,8 @@ void hs_stream_set_session(struct hs_stream *s, void *session, struct hs_fifo_pr
 void hs_stream_unlink(struct hs_stream *s);
 /* The application wrote into the tx FIFO, or set its end. */
 void hs_stream_send_ready(struct hs_stream *s);
-/* The application read from the rx FIFO. */
-void hs_stream_consumed(struct hs_stream *s);
+/* The application read from the rx FIFO. Returns whether the peer should hear of it soon. */
+int hs_stream_consumed(struct hs_stream *s);
 void hs_stream_reset(struct hs_stream *s, uint64_t code);
 void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);
 /* The next stream to send from; NULL if none can. */

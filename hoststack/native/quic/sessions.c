@@ -41,20 +41,57 @@ static void *open_stream(void *connection, int is_unidirectional, void *session,
 	return s;
 }
 
-void hs_allow_stream(struct hs_connection *c, int is_unidirectional)
+static uint64_t most_streams(const struct hs_connection *c, int is_unidirectional)
 {
-	if (c->state > HS_OPEN)
-		return;
-	if (is_unidirectional)
-		ngtcp2_conn_extend_max_streams_uni(c->conn, 1);
-	else
-		ngtcp2_conn_extend_max_streams_bidi(c->conn, 1);
-	hs_schedule(c);
+	return is_unidirectional ? c->config.max_streams_uni : c->config.max_streams_bidi;
 }
 
-static void allow(void *connection, int is_unidirectional)
+int hs_streams_are_scarce(const struct hs_connection *c, int is_unidirectional)
 {
-	hs_allow_stream(connection, is_unidirectional);
+	int direction = is_unidirectional != 0;
+	uint64_t most = most_streams(c, is_unidirectional);
+	uint64_t left = most + c->peers_streams[direction].allowed -
+			c->peers_streams[direction].opened;
+	return left <= most / 2;
+}
+
+/* A packet for each stream that is over would double the packets of short requests: the peer hears
+ * of several at once, while it has more than half of its limit left. */
+static int allow_held_back(struct hs_connection *c, int is_unidirectional)
+{
+	int direction = is_unidirectional != 0;
+	uint64_t more = c->peers_streams[direction].held_back;
+	if (!more || !hs_streams_are_scarce(c, is_unidirectional))
+		return 0;
+	c->peers_streams[direction].held_back = 0;
+	c->peers_streams[direction].allowed += more;
+	if (is_unidirectional)
+		ngtcp2_conn_extend_max_streams_uni(c->conn, more);
+	else
+		ngtcp2_conn_extend_max_streams_bidi(c->conn, more);
+	hs_schedule(c);
+	return 1;
+}
+
+int hs_allow_stream(struct hs_connection *c, int is_unidirectional)
+{
+	if (c->state > HS_OPEN)
+		return 0;
+	c->peers_streams[is_unidirectional != 0].held_back++;
+	return allow_held_back(c, is_unidirectional);
+}
+
+void hs_count_opened(struct hs_connection *c, int64_t stream_id)
+{
+	int is_unidirectional = !ngtcp2_is_bidi_stream(stream_id);
+	/* Opening a stream opens all lower ones of its kind (RFC 9000 section 3.2). */
+	c->peers_streams[is_unidirectional].opened = (uint64_t)stream_id / 4 + 1;
+	allow_held_back(c, is_unidirectional);
+}
+
+static int allow(void *connection, int is_unidirectional)
+{
+	return hs_allow_stream(connection, is_unidirectional);
 }
 
 static void send_ready(void *stream)
@@ -62,9 +99,9 @@ static void send_ready(void *stream)
 	hs_stream_send_ready(stream);
 }
 
-static void consumed(void *stream)
+static int consumed(void *stream)
 {
-	hs_stream_consumed(stream);
+	return hs_stream_consumed(stream);
 }
 
 static void reset(void *stream, uint64_t code)

@@ -259,6 +259,7 @@ static void credit(struct hs_stream *s, uint64_t offset)
 		return;
 	uint64_t more = offset - s->credited;
 	s->credited = offset;
+	s->connection->credited += more;
 	ngtcp2_conn_extend_max_offset(s->connection->conn, more);
 	if (!s->is_gone && !s->has_rx_end && !s->is_discarding)
 		ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, more);
@@ -309,18 +310,35 @@ int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data,
 	return 0;
 }
 
-void hs_stream_consumed(struct hs_stream *s)
+/* Whether the peer may soon be waiting for what was credited. ngtcp2 tells it when half of a window
+ * was. */
+static int is_credit_due(struct hs_stream *s)
+{
+	struct hs_connection *c = s->connection;
+	if (!s->has_rx_end && s->credited - s->credited_soon >= c->config.first_window_bytes / 4) {
+		s->credited_soon = s->credited;
+		return 1;
+	}
+	if (c->credited - c->credited_soon >= c->config.connection_window_bytes / 4) {
+		c->credited_soon = c->credited;
+		return 1;
+	}
+	return s->pending & HS_STREAM_OVER && !s->is_local && hs_streams_are_scarce(c, (s->id & 2) != 0);
+}
+
+int hs_stream_consumed(struct hs_stream *s)
 {
 	if (!s->rx || s->is_discarding || s->connection->state > HS_OPEN)
-		return;
+		return 0;
 	int64_t head = hs_fifo_head(s->rx);
 	if (head < 0) {
 		hs_stream_stop_sending(s, 0); /* invalid data in the application's memory */
-		return;
+		return 1;
 	}
 	credit(s, (uint64_t)head);
 	end_if_over(s);
 	hs_schedule(s->connection);
+	return is_credit_due(s);
 }
 
 static void discard(struct hs_stream *s)

@@ -331,12 +331,13 @@ static void command(struct hs_stream_session *s, uint32_t what, uint64_t code)
 		plane->command(plane->owner, s->end.handle, what, code);
 }
 
-static void python_allow(void *connection, int is_unidirectional)
+static int python_allow(void *connection, int is_unidirectional)
 {
 	struct hs_connection_session *c = connection;
 	struct hs_plane *plane = c->application->plane;
 	if (plane->command)
 		plane->command(plane->owner, c->key, HS_SESSION_ALLOW, is_unidirectional != 0);
+	return 1;
 }
 
 static void python_send_ready(void *stream)
@@ -344,9 +345,10 @@ static void python_send_ready(void *stream)
 	command(stream, HS_SESSION_SEND_READY, 0);
 }
 
-static void python_consumed(void *stream)
+static int python_consumed(void *stream)
 {
 	command(stream, HS_SESSION_CONSUMED, 0);
+	return 1;
 }
 
 static void python_reset(void *stream, uint64_t code)
@@ -611,8 +613,8 @@ void hs_session_closed(struct hs_stream_session *s)
 		a->sessions--;
 		c->streams--;
 		if (s->is_peers && !c->is_closed) {
-			c->verbs->allow(c->transport, (s->end.id & 2) != 0);
-			a->plane->is_credit_due = 1;
+			if (c->verbs->allow(c->transport, (s->end.id & 2) != 0))
+				a->plane->is_credit_due = 1;
 		}
 	}
 	if (!a->side) {
@@ -842,12 +844,10 @@ void hs_session_send_ready(struct hs_stream_session *s)
 int hs_session_consumed(struct hs_stream_session *s)
 {
 	struct hs_plane *plane = s->connection->application->plane;
-	int is_first = !plane->is_credit_due;
-	if (!s->stream)
+	if (!s->stream || !s->connection->verbs->consumed(s->stream) || plane->is_credit_due)
 		return 0;
-	s->connection->verbs->consumed(s->stream);
 	plane->is_credit_due = 1;
-	return is_first;
+	return 1;
 }
 
 void hs_session_reset(struct hs_stream_session *s, uint64_t code)

@@ -32,10 +32,12 @@ struct hs_transport_verbs {
 	 * transport's stream, and its ID; NULL on failure. */
 	void *(*open)(void *connection, int is_unidirectional, void *session,
 		      struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx, int64_t *id);
-	/* Allow the peer one more stream, for one that is over and that the program has taken. */
-	void (*allow)(void *connection, int is_unidirectional);
+	/* Allow the peer one more stream, for one that is over and that the program has taken.
+	 * Returns whether the peer should hear of it soon. */
+	int (*allow)(void *connection, int is_unidirectional);
 	void (*send_ready)(void *stream); /* the tx FIFO has new bytes, or its end */
-	void (*consumed)(void *stream); /* bytes were read from the rx FIFO */
+	/* Bytes were read from the rx FIFO. Returns as `allow`. */
+	int (*consumed)(void *stream);
 	void (*reset)(void *stream, uint64_t code);
 	void (*stop)(void *stream, uint64_t code);
 	/* The connection is closed: use the stream's FIFOs and its session no more. */
