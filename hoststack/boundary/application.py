@@ -17,7 +17,6 @@ from hoststack.boundary.containment import contained
 from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.boundary.messages import Connect, EventCode, Notice, Request
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
-from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import QuicConfig
@@ -85,42 +84,18 @@ def _no_wake_up() -> None:
     """Placeholder before the application sets `wake_application`."""
 
 
-class EventChannel:
-    """One direction of events: a ring, and a queue for what does not fit into it.
+class EventQueue:
+    """One direction of events within a process."""
 
-    An event only says that something changed, so the queue holds one of each kind for a session.
-    The number of sessions therefore bounds it, whatever a peer does.
-    """
-
-    def __init__(self, ring: EventRing) -> None:
-        self.ring = ring
-        self._waiting: dict[tuple[int, int], None] = {}
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, int, int]] = []
 
     def push(self, handle: int, code: EventCode) -> None:
-        if self._waiting or not self.ring.push(handle, int(code)):
-            self._waiting[handle, int(code)] = None
-
-    def settle(self) -> int:
-        """Move queued events into the ring while it has room; return how many are left."""
-        while self._waiting and self.ring.push(*(first := next(iter(self._waiting)))):
-            del self._waiting[first]
-        return len(self._waiting)
-
-    @property
-    def is_held_up(self) -> bool:
-        """Whether events are queued because the ring was full."""
-        return bool(self._waiting)
+        self.waiting.append((handle, int(code), 0))
 
     def pop_all(self) -> list[tuple[int, int, int]]:
-        popped = self.ring.pop_many(RING_ENTRIES)
-        while self._waiting:
-            self.settle()
-            popped += self.ring.pop_many(RING_ENTRIES)
+        popped, self.waiting = self.waiting, []
         return popped
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._waiting and not len(self.ring)
 
 
 class ImpossibleRequestError(Exception):
@@ -152,10 +127,7 @@ class ApplicationSide(Protocol):
 class Application:
     """An application attached to one worker: both sides of the boundary."""
 
-    def __init__(
-        self, name: str, down: EventRing | None = None, up: EventRing | None = None
-    ) -> None:
-        """Create an application, with new rings or with those shared with another process."""
+    def __init__(self, name: str) -> None:
         self.name = name
         self.namespace = DEFAULT_NAMESPACE
         self.scopes: frozenset[Scope] = frozenset({"global"})
@@ -178,8 +150,8 @@ class Application:
         """Most memory for its FIFOs; None: any."""
         self.is_remote = False
         """Whether it is in another process, and can only access shared segments."""
-        self._down = EventChannel(EventRing(RING_ENTRIES) if down is None else down)
-        self._up = EventChannel(EventRing(RING_ENTRIES) if up is None else up)
+        self._down = EventQueue()
+        self._up = EventQueue()
         self._requests: deque[Request] = deque()
         self._notices: deque[Notice] = deque()
 
@@ -325,6 +297,11 @@ class Application:
         its own, and take ownership of the descriptor. In one process this only closes it."""
         os.close(segment_fd)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it has neither requests nor signals."""
+        return not self._requests and not self._down.waiting
+
     def take_requests(self) -> list[Request]:
         requests = list(self._requests)
         self._requests.clear()
@@ -341,7 +318,7 @@ class Application:
 
     def flush(self) -> bool:
         """Wake the application if it has notices or events; return whether it had."""
-        if not self._notices and self._up.is_idle and not lib.hs_side_has(self.side):
+        if not self._notices and not self._up.waiting and not lib.hs_side_has(self.side):
             return False
         self.wake_application()
         return True

@@ -34,7 +34,7 @@ from hoststack.boundary.messages import (
     StopSending,
     StreamReady,
 )
-from hoststack.boundary.rings import open_rings
+from hoststack.boundary.rings import EventChannel, open_rings
 from hoststack.boundary.wake_up import WakeUp
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.fifo import Fifo
@@ -91,7 +91,9 @@ class AttachedWorker(Application):
             )
             self._wakes_worker = ours.enter_context(contextlib.closing(WakeUp(wake_worker_fd)))
             self._wakes_us = ours.enter_context(contextlib.closing(WakeUp(wake_fd)))
-            super().__init__(name, *open_rings(rings_fd))
+            super().__init__(name)
+            down, up = open_rings(rings_fd)
+            self._signals, self._events = EventChannel(down), EventChannel(up)
             ours.pop_all()
         self._released = _Released(self)
         self._fifos = SharedFifos(self._released.add)
@@ -120,13 +122,13 @@ class AttachedWorker(Application):
     def _signal(self, handle: int, code: EventCode) -> None:
         if not self.is_gone:
             try:
-                self._down.push(handle, code)
+                self._signals.push(handle, code)
                 self._wake_worker()
             except Exception as error:
                 self.give_up(error)
 
     def _wake_worker(self) -> None:
-        ring: EventRing = self._down.ring
+        ring: EventRing = self._signals.ring
         if not self.is_gone and ring.take_armed():
             self._wakes_worker.ring()
 
@@ -183,7 +185,7 @@ class AttachedWorker(Application):
 
     def take_events(self) -> list[tuple[int, int, int]]:
         try:
-            return super().take_events()
+            return self._events.pop_all()
         except Exception as error:
             self.give_up(error)
             return []
@@ -216,8 +218,8 @@ class AttachedWorker(Application):
     def arm_events(self) -> bool:
         """Ask for a wake-up before this side sleeps; return whether there are events already."""
         try:
-            self._up.ring.arm()
-            return bool(len(self._up.ring))
+            self._events.ring.arm()
+            return bool(len(self._events.ring))
         except Exception as error:
             self.give_up(error)
             return False
@@ -232,9 +234,9 @@ class AttachedWorker(Application):
     def settle(self) -> None:
         """Report freed FIFOs, and retry the signals that the ring had no room for."""
         self._release_fifos()
-        if self._down.is_held_up:
+        if self._signals.is_held_up:
             try:
-                self._down.settle()
+                self._signals.settle()
                 self._wake_worker()
             except Exception as error:
                 self.give_up(error)

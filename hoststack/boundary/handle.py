@@ -16,8 +16,8 @@ def worker_of(handle: int) -> int:
 
 
 def is_stream(handle: int) -> bool:
-    """Return whether a handle is a stream's: these have the highest bit of the index set."""
-    return bool(handle & 0x8000_0000)
+    """Return whether a handle is a stream's: those have odd indices."""
+    return bool(handle & 1)
 
 
 def index_of(handle: int) -> int:

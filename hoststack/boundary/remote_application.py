@@ -31,7 +31,7 @@ from hoststack.boundary.containment import contained, fault_text
 from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize
 from hoststack.boundary.messages import Connect, EventCode, Learned, Notice, Request
 from hoststack.boundary.resumption import RelayedSessions, TicketSeal
-from hoststack.boundary.rings import open_rings
+from hoststack.boundary.rings import EventChannel, open_rings
 from hoststack.boundary.wake_up import WakeUp
 from hoststack.native.memory.event_ring import EventRingCorruptError
 from hoststack.native.memory.fifo import Fifo, FifoCorruptError
@@ -95,7 +95,9 @@ class RemoteApplication(Application):
             self._wakes_application = ours.enter_context(
                 contextlib.closing(WakeUp(ends.wake_application_fd))
             )
-            super().__init__(name, *open_rings(ends.rings_fd))
+            super().__init__(name)
+            down, up = open_rings(ends.rings_fd)
+            self._signals, self._events = EventChannel(down), EventChannel(up)
             ours.pop_all()
         self.is_remote = True
         self.max_sessions = limits.sessions
@@ -118,6 +120,10 @@ class RemoteApplication(Application):
 
     # --- the worker's side -----------------------------------------------------------------
 
+    @property
+    def is_quiet(self) -> bool:
+        return False
+
     def take_requests(self) -> list[Request]:
         taken, self._incoming = self._incoming, []
         self._has_room.set()
@@ -139,7 +145,7 @@ class RemoteApplication(Application):
         if self.gone is not None:
             return []
         try:
-            signals = self._down.ring.pop_many(_SIGNALS_IN_TURN)
+            signals = self._signals.ring.pop_many(_SIGNALS_IN_TURN)
             is_crowded = len(signals) == _SIGNALS_IN_TURN
             if self._is_crowded and not is_crowded:
                 # It may be asleep with signals that the ring had no room for.
@@ -159,7 +165,7 @@ class RemoteApplication(Application):
     def raise_event(self, handle: int, code: EventCode) -> None:
         if self.gone is None:
             try:
-                self._up.push(handle, code)
+                self._events.push(handle, code)
                 self._has_raised = True
             except Exception as error:
                 self.on_fault(error)
@@ -168,8 +174,8 @@ class RemoteApplication(Application):
         self._pool.drop_unused()
         if self.gone is None and self._has_raised:
             try:
-                waiting = self._up.settle()
-                if self._up.ring.take_armed():
+                waiting = self._events.settle()
+                if self._events.ring.take_armed():
                     self._wakes_application.ring()
                 self._has_raised = bool(waiting)
             except Exception as error:
@@ -181,8 +187,8 @@ class RemoteApplication(Application):
         if self.gone is not None:
             return False
         try:
-            self._down.ring.arm()
-            return bool(len(self._down.ring)) or bool(self._incoming)
+            self._signals.ring.arm()
+            return bool(len(self._signals.ring)) or bool(self._incoming)
         except Exception as error:
             self.on_fault(error)
             return True

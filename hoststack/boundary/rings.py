@@ -13,11 +13,51 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
-from hoststack.boundary.application import RING_ENTRIES
+from hoststack.boundary.messages import EventCode
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import make_segment, map_segment
 
+#: Entries of an event ring. The producer queues what does not fit.
+RING_ENTRIES: Final = 4096
 _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
+
+
+class EventChannel:
+    """One direction of events: a ring, and a queue for what does not fit into it.
+
+    An event only says that something changed, so the queue holds one of each kind for a session.
+    The number of sessions therefore bounds it, whatever a peer does.
+    """
+
+    def __init__(self, ring: EventRing) -> None:
+        self.ring = ring
+        self._waiting: dict[tuple[int, int], None] = {}
+
+    def push(self, handle: int, code: EventCode) -> None:
+        if self._waiting or not self.ring.push(handle, int(code)):
+            self._waiting[handle, int(code)] = None
+
+    def settle(self) -> int:
+        """Move queued events into the ring while it has room; return how many are left."""
+        while self._waiting and self.ring.push(*(first := next(iter(self._waiting)))):
+            del self._waiting[first]
+        return len(self._waiting)
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether events are queued because the ring was full."""
+        return bool(self._waiting)
+
+    def pop_all(self) -> list[tuple[int, int, int]]:
+        popped = self.ring.pop_many(RING_ENTRIES)
+        while self._waiting:
+            self.settle()
+            popped += self.ring.pop_many(RING_ENTRIES)
+        return popped
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not len(self.ring)
 
 
 def make_rings(name: str) -> int:

@@ -93,10 +93,13 @@ def describe_program(steering: Steering) -> Data:
 async def show_app(command: Command, side: WorkerSide) -> Data:
     if command.arguments.get("namespaces"):
         return {"namespaces": side.worker.layer.namespaces.lines()}
-    kinds = {ListenerSession: "listeners", ConnectionSession: "connections"}
+    kinds: dict[type, str] = {ListenerSession: "listeners", ConnectionSession: "connections"}
     counts: Counter[tuple[object, str]] = Counter(
-        (session.application, kinds.get(type(session), "streams")) for session in side.sessions
+        (session.application, kinds[type(session)]) for session in side.sessions
     )
+    for session in side.sessions:
+        if isinstance(session, ConnectionSession):
+            counts[session.application, "streams"] += side.streams.count_of(session.context)
     return {
         "applications": [
             {
@@ -160,7 +163,7 @@ async def show_workers(command: Command, side: WorkerSide) -> Data:
         "engine": layer.engine.name,
         "enabled": layer.is_enabled,
         "applications": len(layer.applications),
-        "sessions": len(layer.sessions),
+        "sessions": len(layer.sessions) + len(layer.streams),
         "connections": counters.connections,
         "turns": counters.turns,
         "rx_datagrams": counters.rx_datagrams,

@@ -126,6 +126,11 @@ class KernelSockets:
         interface. Raises LinkError."""
         return canonical(address[0], self._interface), address[1]
 
+    @property
+    def has_events(self) -> bool:
+        """Whether `take_events` would return any."""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """Return the events since the last call, oldest first."""
         events, self._events = self._events, []

@@ -220,6 +220,8 @@ class SessionLayer:
         """Process the applications' requests and signals; called before the engine's turn."""
         self.streams.collect()
         for application in list(self.applications):
+            if application.is_quiet:
+                continue
             for request in application.take_requests():
                 try:
                     self._requests[type(request)](application, request)
@@ -234,10 +236,11 @@ class SessionLayer:
 
     def give_to_applications(self, events: Sequence[Event]) -> bool:
         """Dispatch a turn's events to the applications; return whether any was woken."""
-        self._give(events)
+        if events:
+            self._give(events)
         # Handling an event may cause others.
-        while more := self.cut_through.take_events() + self.kernel.take_events():
-            self._give(more)
+        while self.cut_through.has_events or self.kernel.has_events:
+            self._give(self.cut_through.take_events() + self.kernel.take_events())
         woken = [self._flush(application) for application in list(self.applications)]
         if self._leaving:
             self._remove_detached()

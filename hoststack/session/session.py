@@ -113,7 +113,8 @@ class SessionTable:
     REUSE_DISTANCE = 1024
 
     def __init__(self, worker: int, first: int = 0) -> None:
-        """Create an empty table; `first` is the first index that it uses."""
+        """Create an empty table; `first` is the first index that it uses, an even number. The odd
+        ones are for streams (streams.py)."""
         self._worker = worker
         self._by_index: dict[int, AnySession] = {}
         self._untaken: dict[int, AnySession] = {}
@@ -142,7 +143,7 @@ class SessionTable:
             index = self._free.popleft()
         else:
             index = self._next
-            self._next += 1
+            self._next += 2
         self._by_index[index] = session
         session.application.count_sessions(1)
         session.handle = session.context.session = make_handle(self._worker, index)

@@ -72,7 +72,8 @@ class Worker:
         self._listening: trio.CancelScope | None = None
         """Cancelled to wait for the link to be writable, not readable."""
         self._timer: trio.CancelScope | None = None
-        """Its deadline is that of the next turn, or earlier."""
+        self._timer_deadline = math.inf
+        """That of `_timer`: the next turn's, or earlier."""
         self._lazy_deadline = math.inf
         self._error: BaseException | None = None
         self._idle: trio.Event | None = None
@@ -112,9 +113,9 @@ class Worker:
 
     def _set_timer(self) -> None:
         # A timer that is early costs less than one that is set anew for each packet.
-        timer, deadline = self._timer, self._deadline()
-        if timer is not None and deadline < timer.deadline:
-            timer.deadline = deadline
+        deadline = self._deadline()
+        if deadline < self._timer_deadline and self._timer is not None:
+            self._timer_deadline = self._timer.deadline = deadline
 
     def turn_over(self) -> None:
         """Run a turn inline: scheduling the worker's task would take longer than sending.
@@ -240,7 +241,8 @@ class Worker:
     async def _keep_time(self) -> None:
         """Run a turn at each deadline."""
         while True:
-            with trio.CancelScope(deadline=self._deadline()) as self._timer:
+            self._timer_deadline = self._deadline()
+            with trio.CancelScope(deadline=self._timer_deadline) as self._timer:
                 await trio.sleep_forever()
             if trio.current_time() >= self._deadline():
                 self._run_turn()
@@ -260,25 +262,26 @@ class Worker:
 
     def _turn(self, spin_s: float = 0.0) -> tuple[Turn, bool]:
         """Run one turn; return its result, and whether it woke an application."""
+        layer = self.layer
         self._is_woken = False
         self._lazy_deadline = math.inf
-        self.layer.take_from_applications()
-        turn = self.layer.engine.turn(trio.current_time(), spin_s)
-        if self.layer.kernel.move_datagrams():
+        layer.take_from_applications()
+        turn = layer.engine.turn(trio.current_time(), spin_s)
+        if layer.kernel.move_datagrams():
             turn = turn._replace(blocked=True)
-        has_woken = self.layer.give_to_applications(turn.events)
+        has_woken = layer.give_to_applications(turn.events)
         if self._turned is not None:
             self._turned.set()
             self._turned = None
-        if self.layer.wants_turn():
+        if layer.wants_turn():
             self._is_woken = True
-        elif self.layer.streams.has_credit:
+        elif layer.streams.has_credit:
             self.wake_within(LAZY_S)
-        if self._idle is not None and not self.layer.connections():
+        if self._idle is not None and not layer.connections():
             self._idle.set()
             self._idle = None
         # Drop the events, so that a sleeping worker holds no closed contexts.
-        return turn._replace(events=()), has_woken
+        return turn._replace(events=()) if turn.events else turn, has_woken
 
     def _deadline(self) -> float:
         deadline = self.layer.engine.next_deadline

@@ -1,4 +1,4 @@
-"""A stream by itself: what the worker does within the application's own calls, and what it holds."""
+"""A stream by itself: what the worker does within the application's calls, and what it holds."""
 
 from __future__ import annotations
 

@@ -16,9 +16,11 @@ from hoststack.boundary import messages as m
 from hoststack.control.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
+from hoststack.native.memory._memory import ffi
 from hoststack.quic.seam import ConnectionIds
 from hoststack.session.session import ConnectionSession, ListenerSession
 from tests.control.conftest import Net
+from tests.support.attached import attached
 
 URI = "quic://10.0.0.1:1234"
 TLS = TlsConfig.self_signed(["localhost"])
@@ -279,19 +281,19 @@ def test_show_session(play: Play) -> None:
             assert lines[0].split() == ["Connection", "State", "Rx-f", "Tx-f"]
             assert lines[1].split() == ["[0:0][Q]", "listener", "10.0.0.1:1234", "LISTEN"]
             assert lines[2].split() == [
-                "[0:1][Q]",
+                "[0:2][Q]",
                 "conn",
                 f"10.0.0.1:1234->{local}",
                 "ESTABLISHED",
             ]
-            shown = "[0:2][Q] stream 0 bidirectional by the client, conn [0:1] ESTABLISHED 0 0"
+            shown = "[0:1][Q] stream 0 bidirectional by the client, conn [0:2] ESTABLISHED 0 0"
             assert lines[3].split() == shown.split()
             assert lines[4] == "Thread 0: active sessions 3"
 
             # One session alone, with all that it stands on.
-            shown = await net.server.ctl("show session thread 0 index 2")
+            shown = await net.server.ctl("show session thread 0 index 1")
             assert (
-                "chain stream [0:2] -> connection [0:1] -> listener [0:0] -> "
+                "chain stream [0:1] -> connection [0:2] -> listener [0:0] -> "
                 f"[U] 10.0.0.1:1234->{local} memory"
             ) in shown
             assert "chain listener [0:0] -> [U] 10.0.0.1:1234 memory" in shown
@@ -323,7 +325,7 @@ def test_connection_ids_are_shown(play: Play) -> None:
         mine = stack_on(net.client.sides[0].worker, "mine")
         async with mine.connect(URI, tls=TRUSTING) as connection:
             await trio.sleep(1)
-            [server] = (await net.server.json("show session thread 0 index 1"))["workers"]
+            [server] = (await net.server.json("show session thread 0 index 2"))["workers"]
             client = (await net.client.json("show session thread 0 index 0"))["workers"][0]
             theirs, ours = server["sessions"][0], client["sessions"][0]
             assert ours["remote_cid"] in theirs["local_cids"]
@@ -343,20 +345,19 @@ def test_a_corrupt_fifo_is_shown(play: Play) -> None:
     async def script(net: Net) -> None:
         await net.server.ctl(f"test echo server uri {URI}")
         side = net.client.sides[0]
-        mine = stack_on(side.worker, "mine")
-        async with mine.connect(URI, tls=TRUSTING) as connection:
+        async with (
+            attached([stack_on(side.worker, "here")], "elsewhere") as mine,
+            mine.connect(URI, tls=TRUSTING) as connection,
+        ):
             stream = await connection.open_stream()
-            session = side.sessions.get(stream.handle)
-            assert session is not None
-            rx = session.context.rx  # type: ignore[union-attr]
-            assert rx is not None
-            # What the application in another process could do to the shared block.
-            block = rx._memory
-            kept = bytes(block[:64])
-            block[:64] = b"\xff" * 64
+            # What an application in another process can do to the shared block.
+            shared = stream._held.rx._consumer.shared  # type: ignore[attr-defined]
+            block = ffi.buffer(ffi.cast("uint8_t *", shared), 64)
+            kept = block[:]
+            block[:] = b"\xff" * 64
             shown = await net.client.ctl("show session verbose 2 thread 0")
             assert "corrupt: the application has written invalid indices" in shown
-            block[:64] = kept
+            block[:] = kept
 
     play(script)
 

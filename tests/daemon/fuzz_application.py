@@ -30,7 +30,6 @@ import trio
 import hoststack
 from hoststack.boundary import attaching
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import RING_ENTRIES
 from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.codec import (
     CodecError,
@@ -41,6 +40,7 @@ from hoststack.boundary.codec import (
 )
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import map_segment
 from hoststack.quic.seam import QuicConfig

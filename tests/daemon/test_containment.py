@@ -405,7 +405,7 @@ def test_no_exception_leaves_what_a_worker_does_for_an_application(
                             patch.setattr(bench.layer, "_on_signal", raiser(error))
                         case "pop":
                             ring = SimpleNamespace(pop_many=raiser(error), arm=lambda: None)
-                            patch.setattr(application._down, "ring", ring)
+                            patch.setattr(application._signals, "ring", ring)
                         case "wake-up":
                             patch.setattr(application._wakes_worker, "clear", raiser(error))
                         case "receive":
@@ -443,9 +443,9 @@ def test_no_exception_leaves_what_is_told_to_an_application(
                         case "encode":
                             patch.setattr(remote_application, "encode", raiser(error))
                         case "push":
-                            patch.setattr(application._up, "push", raiser(error))
+                            patch.setattr(application._events, "push", raiser(error))
                         case "settle":
-                            patch.setattr(application._up, "settle", raiser(error))
+                            patch.setattr(application._events, "settle", raiser(error))
                         case "ring":
                             patch.setattr(application._wakes_application, "ring", raiser(error))
                         case "segment":

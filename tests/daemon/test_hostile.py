@@ -84,7 +84,7 @@ def test_an_application_has_so_many_sessions_and_no_more() -> None:
                         raise AssertionError
                 with pytest.raises(hoststack.LinkError, match="raise max-sessions"):
                     await limited.listen("quic://10.0.0.2:0", tls=SERVER_TLS)
-                assert client._worker.layer.sessions.refused["max_sessions"] == 3
+                assert client._worker.layer.refused["max_sessions"] == 3
                 # What ends makes room.
                 await first.send_all(b"x")
                 await first.send_eof()
@@ -133,7 +133,7 @@ def test_peers_do_not_get_more_either() -> None:
                 assert isinstance(theirs, hoststack.Stream)
                 assert await theirs.receive_some() == b"good"
                 break
-            assert server._worker.layer.sessions.refused["max_sessions"] == 2
+            assert server._worker.layer.refused["max_sessions"] == 2
 
     on_two_stacks(main)
 

@@ -18,10 +18,10 @@ import trio
 import hoststack
 from hoststack.boundary import attaching
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import RING_ENTRIES
 from hoststack.boundary.channel import Channel
 from hoststack.boundary.codec import SegmentCame, decode_notice, encode
 from hoststack.boundary.messages import EventCode
+from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import map_segment
 from tests.daemon.conftest import PATIENCE_S, Daemon

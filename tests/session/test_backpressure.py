@@ -14,11 +14,11 @@ from hoststack import Connection, QuicConfig, TlsConfig
 from hoststack.api.router import Router
 from hoststack.api.stack import Stack
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import RING_ENTRIES, EventChannel
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.boundary.resumption import RelayedSessions
+from hoststack.boundary.rings import RING_ENTRIES, EventChannel
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.session._session import lib
@@ -415,9 +415,9 @@ def test_signals_that_the_ring_has_no_room_for_come_though_nobody_is_told_of_any
             await trio.sleep(1)
             for handle in range(3 * RING_ENTRIES):
                 worker.signal_taken(handle)
-            assert worker._down.is_held_up
+            assert worker._signals.is_held_up
             await trio.sleep(1)
-            assert not worker._down.is_held_up
+            assert not worker._signals.is_held_up
             nursery.cancel_scope.cancel()
 
     run(main)

@@ -215,6 +215,6 @@ def test_more_events_than_the_ring_holds_wait() -> None:
             scene.owner.application._down.push(scene.accepted_stream.handle, m.EventCode.CONSUMED)
         scene.owner.application.worker.wake()
         await is_alive(scene)
-        assert scene.owner.application._down.is_idle
+        assert scene.owner.application.is_quiet
 
     play(script)

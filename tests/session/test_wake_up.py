@@ -143,7 +143,7 @@ def test_an_application_that_blocks_all_that_it_has_blocks_nobody() -> None:
                             end.send(b"x", socket.MSG_DONTWAIT)
                     fcntl.fcntl(fd, fcntl.F_SETFL, 0)
                 for _ in range(MANY):
-                    application._up.ring.arm()  # as the other process would, to be woken again
+                    application._events.ring.arm()  # as the other process would, to be woken again
                     application.raise_event(7, m.EventCode.READABLE)
                     application.flush()
                     application.notify(m.Failed(1, 1, "x"))
@@ -175,7 +175,7 @@ def test_a_worker_that_is_hostile_does_not_block_a_program() -> None:
         for fd in (ours[0], *ours[2:]):
             fcntl.fcntl(fd, fcntl.F_SETFL, 0)
         for _ in range(MANY):
-            worker._down.ring.arm()
+            worker._signals.ring.arm()
             worker.signal_sent(7)
             worker.clear_wake_up()
         worker.close()

@@ -7,6 +7,10 @@
 
 #include <stdlib.h>
 
+enum {
+	FEW_LEFT = 8, /* a peer that has this part of its limit left should get more */
+};
+
 static int is_usable(const struct hs_connection *c)
 {
 	return c->state == HS_OPEN || (c->state == HS_OPENING && c->is_early);
@@ -52,11 +56,11 @@ int hs_streams_are_scarce(const struct hs_connection *c, int is_unidirectional)
 	uint64_t most = most_streams(c, is_unidirectional);
 	uint64_t left = most + c->peers_streams[direction].allowed -
 			c->peers_streams[direction].opened;
-	return left <= most / 2;
+	return left <= most / FEW_LEFT + 1;
 }
 
 /* A packet for each stream that is over would double the packets of short requests: the peer hears
- * of several at once, while it has more than half of its limit left. */
+ * of several at once, while it has some of its limit left. */
 static int allow_held_back(struct hs_connection *c, int is_unidirectional)
 {
 	int direction = is_unidirectional != 0;

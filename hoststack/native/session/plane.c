@@ -148,17 +148,16 @@ static void give_index(struct hs_plane *plane, uint32_t index)
 
 static uint64_t handle_of(const struct hs_plane *plane, uint32_t index)
 {
-	uint32_t low = ((plane->first + index) & ~(uint32_t)HS_SESSION_STREAM) |
-		       (uint32_t)HS_SESSION_STREAM;
+	uint32_t low = plane->first + index * 2 + HS_SESSION_STREAM;
 	return (uint64_t)plane->worker << 32 | low;
 }
 
 struct hs_stream_session *hs_session_find(struct hs_plane *plane, uint64_t handle)
 {
 	uint32_t low = (uint32_t)handle;
-	if (handle >> 32 != plane->worker || !(low & (uint32_t)HS_SESSION_STREAM))
+	if (handle >> 32 != plane->worker || !(low & HS_SESSION_STREAM))
 		return NULL;
-	uint32_t index = (low - plane->first) & ~(uint32_t)HS_SESSION_STREAM;
+	uint32_t index = (low - plane->first) / 2;
 	return index < plane->top ? plane->table[index] : NULL;
 }
 

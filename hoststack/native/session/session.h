@@ -27,7 +27,7 @@ struct hs_fifo_consumer;
 struct hs_transport_verbs;
 
 enum {
-	HS_SESSION_STREAM = 0x80000000, /* this bit of a handle's index says that it is a stream's */
+	HS_SESSION_STREAM = 1, /* this bit of a handle says that it is a stream's */
 	HS_SESSION_REUSE = 1024, /* freed indices that are kept unused before the oldest is reused */
 };
 
@@ -59,7 +59,7 @@ typedef void (*hs_session_command_to)(void *owner, uint64_t handle, uint32_t com
 typedef int (*hs_session_make_fifos)(void *owner, uint64_t connection_key, uint64_t handle,
 				     struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 
-/* `first` is the first index. NULL without memory. */
+/* `first` is the first index, an even number: streams have the odd ones. NULL without memory. */
 struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_command_to command,
 			      hs_session_make_fifos make_fifos, void *owner);
 /* After all connections are closed. Calls nothing in Python from now on; freed after its last

@@ -168,6 +168,11 @@ class CutThrough:
         self._events: list[Event] = []
         self._clients: set[CutConnection] = set()
 
+    @property
+    def has_events(self) -> bool:
+        """Whether `take_events` would return any."""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """Return the events since the last call, oldest first."""
         events, self._events = self._events, []
