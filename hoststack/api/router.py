@@ -11,7 +11,7 @@ import trio
 
 from hoststack.api.connection import Connection
 from hoststack.api.listener import Listener
-from hoststack.api.stream import ReceiveStream, SendStream, Stream
+from hoststack.api.stream import FEW_BYTES, ReceiveStream, SendStream, Stream
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import ApplicationSide
 from hoststack.native.memory.fifo import Fifo
@@ -60,6 +60,9 @@ class Router:
         self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
         """The same, where several may wait."""
         self._keys = ffi.new("uint64_t[]", _WAKES)
+        self.room = ffi.new("uint8_t[]", FEW_BYTES)
+        """Where streams read to: another thread may have a router of its own."""
+        self.room_bytes = ffi.buffer(self.room)
         self._accepted = ffi.new("struct hs_accepted *")
         self.act = application.act
         self.has_turned = application.before_sleep

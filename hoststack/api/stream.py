@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 #: Most bytes that `receive_some` returns without a size.
 RECEIVE_BYTES: Final = 256 * 1024
 #: Up to so many bytes are copied once more rather than looked at in two calls.
-_FEW_BYTES: Final = 8192
+FEW_BYTES: Final = 8192
 
-_ROOM: Final = ffi.new("uint8_t[]", _FEW_BYTES)
-_ROOM_BYTES: Final = ffi.buffer(_ROOM)
 _HINTS: Final = int(lib.HS_END_BYTES_BITS)
 _BYTES: Final = (1 << _HINTS) - 1
 _WAIT: Final = int(lib.HS_END_WAIT)
@@ -319,13 +317,14 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def _read(self, max_bytes: int) -> bytes | None:
         """Return the next bytes; none at the end, None if there are none yet."""
-        few = max_bytes if max_bytes < _FEW_BYTES else _FEW_BYTES
-        result = lib.hs_end_read(self._end, _ROOM, few, max_bytes > few)
+        few = max_bytes if max_bytes < FEW_BYTES else FEW_BYTES
+        router = self._router
+        result = lib.hs_end_read(self._end, router.room, few, max_bytes > few)
         if result > 0:
             count = result & _BYTES
             if result != count:
                 self._act(result)
-            return _ROOM_BYTES[:count]  # type: ignore[no-any-return]
+            return router.room_bytes[:count]  # type: ignore[no-any-return]
         if result == _WAIT:
             return None
         if not result:
