@@ -45,6 +45,7 @@ LINKS: Final = ("af_xdp", "udp", "udp_single")
 #: Handshakes under way at once.
 AT_ONCE: Final = 64
 PING_BYTES: Final = 64
+REQUEST_BYTES: Final = 100
 #: Round trips that are measured in a row, of one contender, before it is the next one's turn.
 SLICE: Final = 300
 #: Round trips that are not counted: the first ones also find the way.
@@ -140,6 +141,41 @@ async def handshakes(stack: Stack, given: argparse.Namespace) -> Found:
         for _ in range(AT_ONCE):
             nursery.start_soon(one_after_the_other)
     return {"count": count, "seconds": trio.current_time() - start}
+
+
+async def requests(stack: Stack, given: argparse.Namespace) -> Found:
+    """REQUEST_BYTES on a stream of their own and as many back, `--at-once` of them at a time."""
+    count = 0
+    request = os.urandom(REQUEST_BYTES)
+
+    async def one_after_the_other(connection: Connection, end: float) -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            async with await connection.open_stream() as stream:
+                await stream.send_all(request)
+                await stream.send_eof()
+                answer = b"".join([part async for part in stream])
+            if answer != request:
+                sys.exit("ends: other bytes came back")
+            count += 1
+
+    async with stack.connect(given.uri, tls=_TLS) as connection:
+        before = [sum(cpu_seconds(pid)) for pid in (os.getpid(), given.server_pid)]
+        start = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(given.at_once):
+                nursery.start_soon(one_after_the_other, connection, start + given.seconds)
+        seconds = time.perf_counter() - start
+        after = [sum(cpu_seconds(pid)) for pid in (os.getpid(), given.server_pid)]
+    client_us, server_us = (
+        (now - was) / count * 1e6 for now, was in zip(after, before, strict=True)
+    )
+    return {
+        "count": count,
+        "seconds": seconds,
+        "client_us": client_us,
+        "server_us": server_us,
+    }
 
 
 async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
@@ -292,6 +328,7 @@ _ROLES: Final[dict[str, Callable[[Stack, argparse.Namespace], Awaitable[Found]]]
     "server": serve,
     "handshakes": handshakes,
     "ping_pong": ping_pong,
+    "requests": requests,
     "ping_slices": ping_slices,
     "upload": upload,
     "beside_idle": beside_idle,
@@ -318,6 +355,7 @@ def measure(
     busy_poll_us: int = 0,
     ciphers: Sequence[Cipher] = (),
     attached: Mapping[str, str] | None = None,
+    at_once: int = 1,
 ) -> Found:
     """A client in that role in namespace a, against a new server in b. Raises BenchError.
 
@@ -333,6 +371,7 @@ def measure(
     server_words = [*at.get("server", []), *(["--check"] if is_checked else [])]
     with running(command(pair.b, "server", *server_words)) as server:
         words = [f"--seconds={seconds}", f"--idle={idle}", f"--server-pid={server.pid}"]
+        words.append(f"--at-once={at_once}")
         words += [f"--cipher={cipher}" for cipher in ciphers]
         words += at.get("client", [])
         return run_to_json(command(pair.a, role, *words))[0]
@@ -352,6 +391,7 @@ def main() -> None:
     parser.add_argument("uri")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--idle", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--server-pid", type=int)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--busy-poll-us", type=int, default=0)

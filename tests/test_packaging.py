@@ -95,6 +95,7 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "*.so",
         "*.o",
         "_memory.c",
+        "_session.c",
         "_wire.c",
         "_quic.c",
         "_pyxdp.c",
@@ -237,7 +238,7 @@ def test_installed_without_both_parts(unpacked_sdist: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     installed = unpack_wheel(tmp_path)
     built = sorted(path.name.partition(".")[0] for path in installed.rglob("*.so"))
-    assert (built, list(installed.rglob("*.bpf.o"))) == (["_memory", "_wire"], [])
+    assert (built, list(installed.rglob("*.bpf.o"))) == (["_memory", "_session", "_wire"], [])
 
     in_a_namespace = ["unshare", "--net", "sh", "-ec", WITH_A_VETH_PAIR]
     asked = subprocess.run(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import trio
 
 from hoststack.boundary.uri import UriError
@@ -27,8 +25,6 @@ __all__ = [
     "TlsConfigError",
     "UriError",
 ]
-
-E = TypeVar("E", bound=Exception)
 
 
 class AttachError(OSError):
@@ -75,15 +71,3 @@ class StreamStoppedError(trio.BrokenResourceError):
     def __init__(self, code: int) -> None:
         super().__init__(f"the peer stopped reading the stream (code {code:#x})")
         self.code = code
-
-
-def renewed(error: E) -> E:
-    """Return a copy of an exception without its traceback, to raise a stored one repeatedly.
-
-    The traceback of a stored exception refers to the frames that refer to the exception. This cycle
-    would hold a stream's memory until a garbage collection.
-    """
-    again = type(error).__new__(type(error), *error.args)
-    again.__dict__.update(error.__dict__)
-    again.__cause__ = error.__cause__
-    return again

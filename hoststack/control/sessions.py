@@ -12,6 +12,7 @@ from hoststack.boundary.handle import is_stream, make_handle
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.quic.seam import ConnectionContext
+from hoststack.session.about_stream import AboutStream, FifoState
 from hoststack.session.session import (
     AnySession,
     ConnectionSession,
@@ -19,7 +20,6 @@ from hoststack.session.session import (
     SessionState,
     chain,
 )
-from hoststack.session.streams import AboutStream, FifoState
 from hoststack.transport.local.cut_through import CutConnection, CutListener
 
 _READY: Final = SessionState.READY.value

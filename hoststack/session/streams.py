@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
@@ -24,6 +24,7 @@ from hoststack.quic.seam import (
     StreamsInC,
     StreamsInPython,
 )
+from hoststack.session.about_stream import AboutStream, about_stream
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable, no_room
 from hoststack.transport.local.cut_through import CutStream, is_cut
 
@@ -72,26 +73,6 @@ def hs_python_make_stream_fifos(owner: Any, key: int, handle: int, rx: Any, tx: 
     """Make the FIFOs of a stream that the peer of an application in another process opened."""
     streams: Streams = ffi.from_handle(owner)
     return streams._make_fifos(key, handle, rx, tx)
-
-
-class FifoState(NamedTuple):
-    """Positions of a FIFO as its two sides wrote them, unchecked."""
-
-    size_bytes: int
-    head: int
-    tail: int
-    eof: bool
-
-
-class AboutStream(NamedTuple):
-    """A stream, for an observer."""
-
-    handle: int
-    connection: int
-    """The handle of its connection."""
-    stream_id: int
-    rx: FifoState | None
-    tx: FifoState | None
 
 
 class StreamConnection:
@@ -554,12 +535,12 @@ class Streams:
         about = ffi.new("struct hs_session_about *")
         index = 0
         while index := lib.hs_plane_next(self._plane, index, about):
-            yield _about(about)
+            yield about_stream(about)
 
     def find(self, handle: int) -> AboutStream | None:
         """Return what is known of a stream; None if there is none with that handle."""
         about = ffi.new("struct hs_session_about *")
-        return _about(about) if lib.hs_plane_look(self._plane, handle, about) else None
+        return about_stream(about) if lib.hs_plane_look(self._plane, handle, about) else None
 
     @property
     def has_credit(self) -> bool:
@@ -573,20 +554,6 @@ class Streams:
 
 def _in_c(transport: StreamsInC | StreamsInPython) -> StreamsInC | None:
     return cast(StreamsInC, transport) if hasattr(transport, "stream_verbs") else None
-
-
-def _about(about: Any) -> AboutStream:
-    return AboutStream(
-        about.handle,
-        about.connection,
-        about.stream_id,
-        _fifo_state(about.rx_bytes, about.rx_head, about.rx_tail, about.rx_eof),
-        _fifo_state(about.tx_bytes, about.tx_head, about.tx_tail, about.tx_eof),
-    )
-
-
-def _fifo_state(size_bytes: int, head: int, tail: int, eof: int) -> FifoState | None:
-    return FifoState(size_bytes, head, tail, bool(eof)) if size_bytes else None
 
 
 def _arm(fifos: Fifos, is_cut: bool) -> None:

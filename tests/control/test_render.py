@@ -111,7 +111,7 @@ def test_names_from_outside_are_shown_escaped(
                 "show app",
                 "show session",
                 "show session verbose 2",
-                "show session thread 0 index 1",
+                "show session thread 0 index 2",
                 "show quic verbose",
                 "show errors",
                 "show workers",
@@ -120,7 +120,7 @@ def test_names_from_outside_are_shown_escaped(
             ):
                 text = await net.server.ctl(line)
                 assert all(part.isprintable() for part in text.split("\n")), line
-                if line in ("show app", "show session thread 0 index 1"):
+                if line in ("show app", "show session thread 0 index 2"):
                     assert SHOWN in text
 
     play(script)

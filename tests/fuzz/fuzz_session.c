@@ -227,12 +227,13 @@ static void *open_stream(void *connection, int is_unidirectional, void *session,
 	return carry(s);
 }
 
-static void allow(void *connection, int is_unidirectional)
+static int allow(void *connection, int is_unidirectional)
 {
 	struct connection *c = connection;
 	(void)is_unidirectional;
 	CHECK(c->session && !c->is_closing);
 	c->allowed++;
+	return take_8(w.in) & 1;
 }
 
 /* What was written, as far as the application has not overwritten it. */
@@ -256,12 +257,13 @@ static void send_ready(void *stream)
 		send_some(carried->stream, CHUNK_BYTES);
 }
 
-static void consumed(void *stream)
+static int consumed(void *stream)
 {
 	struct carried *carried = stream;
 	struct stream *s = carried->stream;
 	CHECK(s->carried == carried && s->rx);
 	CHECK(hs_fifo_head(s->rx) >= 0 || s->is_spoilt);
+	return take_8(w.in) & 1;
 }
 
 static void reset(void *stream, uint64_t code)

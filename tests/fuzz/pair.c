@@ -593,7 +593,7 @@ static void announce(struct pair *p, int side, uint32_t connection)
 {
 	struct link *link = link_of(p, side, connection);
 	struct hs_connection_session *session = session_of(p, side, connection);
-	hs_connection_session_announce(session, connection);
+	hs_connection_session_announce(session, (uint64_t)connection << 1); /* streams are odd */
 	link->held = p->side[side].is_remote ?
 			     hs_end_connection_new(p->side[side].wakes, connection) :
 			     hs_connection_session_hold(session);
@@ -615,8 +615,8 @@ static void wake(struct pair *p, int side)
 	uint64_t key;
 	hear_of_streams(&p->side[side]);
 	while (hs_side_take(p->side[side].wakes, &key, 1)) {
-		if (key >> 2 < PAIR_NUMBERS) {
-			link_of(p, side, (uint32_t)(key >> 2))->may_accept = 1;
+		if (!(key >> 2 & HS_SESSION_STREAM)) {
+			link_of(p, side, (uint32_t)(key >> 3))->may_accept = 1;
 			continue;
 		}
 		struct flow *f = find_handle(p, side, key >> 2);

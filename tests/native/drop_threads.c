@@ -36,9 +36,16 @@ static void *open_stream(void *connection, int is_unidirectional, void *session,
 	return connection;
 }
 
-static void on_credit(void *connection, int is_unidirectional)
+static int on_credit(void *connection, int is_unidirectional)
 {
 	(void)connection, (void)is_unidirectional;
+	return 1;
+}
+
+static int on_consumed(void *stream)
+{
+	(void)stream;
+	return 1;
 }
 
 static void on_stream(void *stream)
@@ -56,7 +63,7 @@ static const struct hs_transport_verbs VERBS = {
 	.open = open_stream,
 	.allow = on_credit,
 	.send_ready = on_stream,
-	.consumed = on_stream,
+	.consumed = on_consumed,
 	.reset = on_code,
 	.stop = on_code,
 	.let_go = on_stream,

@@ -38,20 +38,27 @@ class Transport:
                 " struct hs_fifo_consumer *, int64_t *)",
                 self._open,
             ),
-            ffi.callback("void(void *, int)", lambda c, uni: self._note("allow", None, uni)),
-            *(ffi.callback(one, self._noting(name)) for name in ("send_ready", "consumed")),
+            ffi.callback("int(void *, int)", lambda c, uni: self._note("allow", None, uni)),
+            ffi.callback(one, self._noting("send_ready")),
+            ffi.callback("int(void *)", self._noting("consumed")),
             *(ffi.callback(two, self._noting(name)) for name in ("reset", "stop")),
             ffi.callback(one, self._noting("let_go")),
         ]
         self._verbs = ffi.new("struct hs_transport_verbs *", self._kept)
         self.verbs = int(ffi.cast("uintptr_t", self._verbs))
 
-    def _note(self, name: str, stream: Any, *more: int) -> None:
+    def _note(self, name: str, stream: Any, *more: int) -> int:
+        """Note a call; the peer should hear of what is credited."""
         number = () if stream is None else (int(ffi.cast("uintptr_t", stream)),)
         self.done.append((name, *number, *more))
+        return 1
 
     def _noting(self, name: str) -> Any:
-        return lambda stream, *more: self._note(name, stream, *more)
+        def note(stream: Any, *more: int) -> int | None:
+            noted = self._note(name, stream, *more)
+            return noted if name == "consumed" else None
+
+        return note
 
     def _open(self, _c: Any, is_uni: int, session: Any, _rx: Any, _tx: Any, stream_id: Any) -> Any:
         self.credit -= 1

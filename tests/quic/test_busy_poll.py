@@ -32,10 +32,11 @@ needs_native = pytest.mark.skipif(
 
 @needs_native
 def test_it_never_sleeps_and_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def asleep(self: Worker, **_: object) -> None:
+    async def asleep(self: Worker) -> None:
         raise AssertionError("a worker that polls busily went to sleep")
 
-    monkeypatch.setattr(Worker, "_sleep", asleep)
+    for name in ("_loop", "_listen", "_keep_time"):
+        monkeypatch.setattr(Worker, name, asleep)
 
     async def main() -> None:
         with trio.fail_after(15):

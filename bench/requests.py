@@ -1,0 +1,78 @@
+"""Requests of 100 bytes, each on a stream of its own, with as many bytes back, over udp.
+
+One connection between two processes; 100 requests at a time, and one at a time. Against aioquic's
+own asyncio streams.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any, Final
+
+from bench import ends
+from bench.lines import Expected, compared
+from bench.processes import run_to_json, running
+from bench.report import Benchmark, Found
+from bench.rounds import interleave, spread
+from hoststack.worker.engines import available_engines
+from tests.support import netns
+
+AT_ONCE: Final = (100, 1)
+EXPECTED: Final = Expected(">=", 2)
+_AIOQUIC: Final = "aioquic asyncio"
+_UNIT: Final = "per second"
+
+
+def _of_aioquic(pair: netns.VethPair, seconds: float, at_once: int) -> dict[str, Any]:
+    line = (sys.executable, "-m", "bench.aioquic_asyncio")
+    address = pair.b.ipv4
+    with running(pair.b.command(*line, "server", address)) as server:
+        words = ("requests", address, str(seconds), str(at_once), str(server.pid))
+        return run_to_json(pair.a.command(*line, *words))[0]
+
+
+def measure(rounds: int, seconds: float) -> Found:
+    """Requests a second of each, and the CPU time that one takes at each end."""
+    rows: list[dict[str, Any]] = []
+    lines = []
+    with netns.veth_pair() as pair:
+        for at_once in AT_ONCE:
+            runs = {
+                f"hoststack, {engine}": partial(
+                    ends.measure, pair, "requests", "udp", engine, seconds, at_once=at_once
+                )
+                for engine in available_engines()
+            }
+            runs[_AIOQUIC] = partial(_of_aioquic, pair, seconds, at_once)
+            case = f"{at_once} at a time"
+            found = interleave(runs, rounds, case)
+            rates = {
+                name: [one["count"] / one["seconds"] for one in all_]
+                for name, all_ in found.items()
+            }
+            for name, all_ in found.items():
+                rows.append({"what": name, "case": case, "figure": _UNIT, **spread(rates[name], 0)})
+                for end in ("server_us", "client_us"):
+                    figures = [one[end] for one in all_]
+                    rows.append(
+                        {"what": name, "case": case, "figure": f"CPU {end}", **spread(figures, 1)}
+                    )
+            lines.append(
+                compared(
+                    rates,
+                    "hoststack, native",
+                    _AIOQUIC,
+                    what=f"requests of {ends.REQUEST_BYTES} bytes, udp",
+                    case=case,
+                    unit=_UNIT,
+                    expected=EXPECTED,
+                )
+            )
+    return Found("as named", rows, lines)
+
+
+BENCHMARK: Final = Benchmark("requests", __doc__, measure, seconds=2.0)
+
+if __name__ == "__main__":
+    BENCHMARK.main()
