@@ -230,8 +230,10 @@ class Worker:
             with trio.CancelScope() as self._listening:
                 while not self._is_blocked:
                     await self.link.wait_readable()
-                    self._may_turn_over = True
-                    self._run_turn()
+                    if self._parked is not None:
+                        self._may_turn_over = True
+                        self._run_turn()
+                    # Else a turn is due, which also receives: one for both costs half.
             self._listening = None
             if self._is_blocked:
                 await self.link.wait_writable()
