@@ -183,3 +183,38 @@ def test_streams_that_wait_for_a_window_take_turns(make_pair: MakePair) -> None:
             assert max(rest[0]) < each * 4 // 5
 
     run(main)
+
+
+@pytest.mark.parametrize("few", [1, 2, 3, 8, 9])
+def test_many_tasks_that_want_streams_get_them_in_turn(make_pair: MakePair, few: int) -> None:
+    """The peer hears of credit now and then: never so late that it could not go on."""
+
+    async def echo(stream: Any) -> None:
+        async with stream:
+            await stream.send_all(await read_all(stream))
+
+    async def ask(connection: Connection, number: int) -> None:
+        async with await connection.open_stream() as stream:
+            await stream.send_all(b"%d" % number)
+            await stream.send_eof()
+            assert await read_all(stream) == b"%d" % number
+
+    async def main() -> None:
+        config = QuicConfig(max_streams_bidi=few)
+        async with (
+            make_pair(config=config, seed=few, reorder=0.3) as pair,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def serve() -> None:
+                async for stream in pair.accepted.streams():
+                    nursery.start_soon(echo, stream)
+
+            nursery.start_soon(serve)
+            with trio.fail_after(25):
+                async with trio.open_nursery() as asking:
+                    for number in range(100):
+                        asking.start_soon(ask, pair.connected, number)
+            nursery.cancel_scope.cancel()
+
+    run(main)

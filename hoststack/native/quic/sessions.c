@@ -88,8 +88,11 @@ int hs_allow_stream(struct hs_connection *c, int is_unidirectional)
 void hs_count_opened(struct hs_connection *c, int64_t stream_id)
 {
 	int is_unidirectional = !ngtcp2_is_bidi_stream(stream_id);
-	/* Opening a stream opens all lower ones of its kind (RFC 9000 section 3.2). */
-	c->peers_streams[is_unidirectional].opened = (uint64_t)stream_id / 4 + 1;
+	/* Opening a stream opens all lower ones of its kind (RFC 9000 section 3.2), which may come
+	 * later. */
+	uint64_t opened = (uint64_t)stream_id / 4 + 1;
+	if (c->peers_streams[is_unidirectional].opened < opened)
+		c->peers_streams[is_unidirectional].opened = opened;
 	allow_held_back(c, is_unidirectional);
 }
 
