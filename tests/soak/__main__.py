@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from tests.daemon.conftest import Daemon, run_daemon
@@ -146,6 +146,8 @@ def _soak() -> Iterator[tuple[Soak, Daemon]]:
             yield Soak(pair, daemon, undo), daemon
         except BaseException:
             print(daemon.log[-20_000:])
+            with suppress(Exception):
+                print(daemon.ctl("show errors"), daemon.ctl("show app"), sep="\n")
             raise
 
 
