@@ -218,3 +218,68 @@ def test_many_tasks_that_want_streams_get_them_in_turn(make_pair: MakePair, few:
             nursery.cancel_scope.cancel()
 
     run(main)
+
+
+async def answer_all(connection: Connection) -> None:
+    async def answer(stream: Any) -> None:
+        async with stream:
+            await stream.send_all(await read_all(stream))
+
+    async with trio.open_nursery() as nursery:
+        async for stream in connection.streams():
+            nursery.start_soon(answer, stream)
+
+
+async def ask(stream: Any) -> None:
+    async with stream:
+        await stream.send_all(b"a")
+        await stream.send_eof()
+        assert await read_all(stream) == b"a"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 16])
+def test_a_peer_may_open_all_its_streams_before_it_sends_anything(
+    make_pair: MakePair, most: int
+) -> None:
+    """The other side does not know of them, and thinks that the peer has credit left."""
+    config = QuicConfig(max_streams_bidi=most, idle_timeout_s=0)
+
+    async def main() -> None:
+        async with make_pair(config=config) as pair, trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, pair.accepted)
+            for _ in range(3):
+                with trio.fail_after(10):
+                    streams = [await pair.connected.open_stream() for _ in range(most)]
+                for stream in streams:
+                    await ask(stream)
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_stream_whose_first_packet_came_last_is_counted_once(make_pair: MakePair) -> None:
+    most = 16
+    config = QuicConfig(max_streams_bidi=most, idle_timeout_s=0)
+
+    async def main() -> None:
+        async with make_pair(config=config) as pair, trio.open_nursery() as nursery:
+            nursery.start_soon(answer_all, pair.accepted)
+            await trio.sleep(1)
+            first, *others = [await pair.connected.open_stream() for _ in range(most)]
+            pair.network.impairments.loss = 1
+            await first.send_all(b"a")
+            await trio.testing.wait_all_tasks_blocked()
+            pair.network.impairments.loss = 0
+            async with trio.open_nursery() as asking:
+                for stream in others:
+                    asking.start_soon(ask, stream)
+                await first.send_eof()
+                assert await read_all(first) == b"a"
+                await first.aclose()
+            for _ in range(3):
+                began = trio.current_time()
+                await ask(await pair.connected.open_stream())
+                assert trio.current_time() - began < 0.02  # it was not held back for long
+            nursery.cancel_scope.cancel()
+
+    run(main)

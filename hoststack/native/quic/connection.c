@@ -292,6 +292,7 @@ void hs_connection_expire(struct hs_connection *c)
 		hs_close_expire(c);
 		return;
 	}
+	hs_allow_late(c);
 	hs_packets_of(c);
 	hs_close_on_error(c, ngtcp2_conn_handle_expiry(c->conn, c->q->now_ns));
 	hs_schedule(c);
@@ -300,8 +301,12 @@ void hs_connection_expire(struct hs_connection *c)
 
 void hs_connection_set_timer(struct hs_connection *c)
 {
-	if (c->state <= HS_OPEN)
-		hs_heap_set(c->q, c, ngtcp2_conn_get_expiry(c->conn));
+	if (c->state > HS_OPEN)
+		return;
+	uint64_t expiry_ns = ngtcp2_conn_get_expiry(c->conn);
+	if (c->allow_at_ns && c->allow_at_ns < expiry_ns)
+		expiry_ns = c->allow_at_ns;
+	hs_heap_set(c->q, c, expiry_ns);
 }
 
 /* --- writing ---------------------------------------------------------------------------------- */

@@ -244,6 +244,7 @@ struct hs_connection {
 	struct {
 		uint64_t opened, allowed, held_back;
 	} peers_streams[2];
+	uint64_t allow_at_ns; /* when it hears of these at the latest; 0: no time is set */
 	uint64_t sent_stream_bytes; /* everything sent in STREAM frames */
 	uint64_t new_stream_bytes; /* sent for the first time */
 	uint32_t heap_place; /* from 1; 0: not in the heap */
@@ -345,6 +346,8 @@ void hs_touch_stream(struct hs_stream *s, uint32_t events);
 /* quic/sessions.c */
 /* Allow the peer one more stream. Returns whether it should hear of it soon. */
 int hs_allow_stream(struct hs_connection *c, int is_unidirectional);
+/* Allow the peer what was held back, when it is time to. */
+void hs_allow_late(struct hs_connection *c);
 /* The peer has opened a stream. */
 void hs_count_opened(struct hs_connection *c, int64_t stream_id);
 /* Whether the peer has used so much of its limit on streams that it should get more. */
