@@ -548,6 +548,9 @@ class Engine(Transport, Protocol):
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         """Receive a burst, send a burst; without events, look for datagrams for `spin_s`."""
 
+    def after_events(self) -> None:
+        """Called when all events of a turn were handled: what they were about may be freed."""
+
     @property
     def next_deadline(self) -> float | None:
         """When `turn` must be called even if nothing arrives, on the clock of `now`."""

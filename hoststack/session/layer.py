@@ -241,6 +241,7 @@ class SessionLayer:
         # Handling an event may cause others.
         while self.cut_through.has_events or self.kernel.has_events:
             self._give(self.cut_through.take_events() + self.kernel.take_events())
+        self.engine.after_events()
         woken = [self._flush(application) for application in list(self.applications)]
         if self._leaving:
             self._remove_detached()

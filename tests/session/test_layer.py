@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hoststack import QuicConfig, TlsConfig
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.link.memory import MemoryNetwork
-from hoststack.worker.engines import engine_maker
+from hoststack.worker.engines import available_engines, engine_maker
 from hoststack.worker.worker import Worker
 
 TLS = TlsConfig.self_signed(["localhost"])
@@ -216,5 +217,29 @@ def test_more_events_than_the_ring_holds_wait() -> None:
         scene.owner.application.worker.wake()
         await is_alive(scene)
         assert scene.owner.application.is_quiet
+
+    play(script)
+
+
+@pytest.mark.skipif("native" not in available_engines(), reason="the native engine was not built")
+def test_a_connection_is_there_until_its_last_events_were_handled() -> None:
+    """A worker that was held up sees a connection begin and end in one turn."""
+    from hoststack.native.quic._quic import lib
+
+    async def script(scene: Scene) -> None:
+        layer = scene.server.layer
+        engine: Any = layer.engine
+        [connection] = engine.connections()
+        number = lib.hs_connection_number(connection.pointer)
+        raw = [
+            SimpleNamespace(kind=kind, connection=number, info=0)
+            for kind in (lib.HS_QUIC_ACCEPTED, lib.HS_QUIC_FORGOTTEN)
+        ]
+        events = engine._events(raw, len(raw))
+        layer.sessions.remove(layer.sessions.get(connection.session))
+        layer.give_to_applications(events)
+        assert isinstance(scene.owner.notices[-1], m.Accepted)
+        assert connection.pointer is None
+        assert connection not in layer.streams._by_context
 
     play(script)

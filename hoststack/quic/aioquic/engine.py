@@ -299,6 +299,9 @@ class AioquicEngine:
             self._outbox.append((answer, path))
             self.counters.stateless_resets += 1
 
+    def after_events(self) -> None:
+        """See Engine: Python frees them."""
+
     def _long_header(self, data: bytes, path: Path, now: float) -> HostConnection | None:
         length = data[5]
         dcid = data[6 : 6 + length]

@@ -121,6 +121,8 @@ class NativeEngine:
         self._closed_listeners: list[int] = []
         """Numbers of those that connections may still use."""
         self._connections: dict[int, NativeConnection] = {}
+        self._forgotten: list[NativeConnection] = []
+        """The C side frees them when the next turn begins."""
         self._turn = ffi.new("struct hs_quic_turn *")
         self._now_ns = 0
 
@@ -307,6 +309,13 @@ class NativeEngine:
             sent=turn.sent,
         )
 
+    def after_events(self) -> None:
+        """Forget connections: this turn's events were the last about them."""
+        while self._forgotten:
+            forgotten = self._forgotten.pop()
+            self._owner.end_streams(forgotten)
+            forgotten.forget()
+
     def _number(self, path: Path) -> int | None:
         number = self._paths.number(path)
         if number is not None:
@@ -350,8 +359,7 @@ class NativeEngine:
             if entry.kind == lib.HS_QUIC_FORGOTTEN:
                 forgotten = self._connections.pop(entry.connection, None)
                 if forgotten is not None:
-                    self._owner.end_streams(forgotten)
-                    forgotten.forget()
+                    self._forgotten.append(forgotten)
                 continue
             connection = self._connection(entry.connection)
             if entry.kind == lib.HS_QUIC_TICKET:
