@@ -146,6 +146,41 @@ static void of_this_process(void)
 	hs_side_free(s.side);
 }
 
+static void *release_application(void *application)
+{
+	hs_application_release(application);
+	return NULL;
+}
+
+/* An application may be a finalizer's as well, while the plane serves others. */
+static void of_applications(void)
+{
+	struct stack s;
+	struct hs_application *others[THREADS];
+	pthread_t threads[THREADS];
+	struct hs_end *ends[ENDS];
+	begin(&s, NULL, NULL);
+	for (int k = 0; k < THREADS; k++) {
+		others[k] = hs_application_new(s.plane, NULL);
+		CHECK(others[k]);
+	}
+	for (int k = 0; k < THREADS; k++)
+		CHECK(!pthread_create(&threads[k], NULL, release_application, others[k]));
+	for (int i = 0; i < ENDS; i++) {
+		ends[i] = new_end(&s);
+		hs_plane_collect(s.plane);
+	}
+	for (int i = 0; i < ENDS; i++)
+		hs_end_drop(ends[i]);
+	hs_connection_session_close(s.connection);
+	hs_plane_release(s.plane);
+	hs_end_connection_drop(s.held);
+	hs_application_release(s.application);
+	for (int k = 0; k < THREADS; k++)
+		CHECK(!pthread_join(threads[k], NULL));
+	hs_side_free(s.side);
+}
+
 static void of_another_process(void)
 {
 	struct job jobs[THREADS];
@@ -211,6 +246,7 @@ int main(void)
 {
 	for (int i = 0; i < ROUNDS; i++) {
 		of_this_process();
+		of_applications();
 		of_another_process();
 		while_collecting();
 	}

@@ -25,11 +25,13 @@ struct hs_plane {
 	/* What applications have dropped: any thread may add to it. */
 	struct hs_stream_session *dropped_streams;
 	struct hs_connection_session *dropped_connections;
+	struct hs_application *released_applications;
 };
 
 struct hs_application {
 	struct hs_plane *plane;
 	struct hs_side *side; /* NULL: in another process */
+	struct hs_application *next_released;
 	struct hs_stream_session *first_touched, *last_touched;
 	uint32_t references; /* the owner's, and one for each connection */
 	uint32_t sessions;
@@ -237,12 +239,8 @@ static void forget_events(struct hs_stream_session **first, struct hs_stream_ses
 	*first = *last = NULL;
 }
 
-/* The transports are not called: this may be a finalizer. */
-void hs_application_release(struct hs_application *a)
+static void release(struct hs_application *a)
 {
-	int is_released = a->plane->is_released; /* other threads may collect then */
-	if (is_released)
-		pthread_mutex_lock(&collect_lock);
 	a->is_gone = 1;
 	forget_events(&a->first_touched, &a->last_touched);
 	for (uint32_t i = 0; i < a->plane->top; i++) {
@@ -253,8 +251,6 @@ void hs_application_release(struct hs_application *a)
 		}
 	}
 	unref_application(a);
-	if (is_released)
-		pthread_mutex_unlock(&collect_lock);
 }
 
 uint32_t hs_application_sessions(const struct hs_application *a)
@@ -861,10 +857,9 @@ void hs_session_stop(struct hs_stream_session *s, uint64_t code)
 		s->connection->verbs->stop(s->stream, code);
 }
 
-/* Give something to the next turn to forget, or forget it now if none follows. Until it is in the
- * list, its plane exists. */
-static void drop(struct hs_plane *plane, struct hs_stream_session *s,
-		 struct hs_connection_session *c)
+/* Begin to add to what the next turn forgets. Until it is there, its plane exists. Returns whether
+ * no turn follows: then end_drop forgets it. */
+static int begin_drop(struct hs_plane *plane)
 {
 	pthread_mutex_lock(&drop_lock);
 	int is_released = plane->is_released;
@@ -873,13 +868,11 @@ static void drop(struct hs_plane *plane, struct hs_stream_session *s,
 		pthread_mutex_lock(&collect_lock);
 		pthread_mutex_lock(&drop_lock);
 	}
-	if (s) {
-		s->next_dropped = plane->dropped_streams;
-		plane->dropped_streams = s;
-	} else {
-		c->next_dropped = plane->dropped_connections;
-		plane->dropped_connections = c;
-	}
+	return is_released;
+}
+
+static void end_drop(struct hs_plane *plane, int is_released)
+{
 	pthread_mutex_unlock(&drop_lock);
 	if (is_released) {
 		collect(plane);
@@ -889,12 +882,29 @@ static void drop(struct hs_plane *plane, struct hs_stream_session *s,
 
 void hs_session_dropped(struct hs_stream_session *s)
 {
-	drop(s->connection->application->plane, s, NULL);
+	struct hs_plane *plane = s->connection->application->plane;
+	int is_released = begin_drop(plane);
+	s->next_dropped = plane->dropped_streams;
+	plane->dropped_streams = s;
+	end_drop(plane, is_released);
 }
 
 void hs_connection_session_dropped(struct hs_connection_session *c)
 {
-	drop(c->application->plane, NULL, c);
+	struct hs_plane *plane = c->application->plane;
+	int is_released = begin_drop(plane);
+	c->next_dropped = plane->dropped_connections;
+	plane->dropped_connections = c;
+	end_drop(plane, is_released);
+}
+
+void hs_application_release(struct hs_application *a)
+{
+	struct hs_plane *plane = a->plane;
+	int is_released = begin_drop(plane);
+	a->next_released = plane->released_applications;
+	plane->released_applications = a;
+	end_drop(plane, is_released);
 }
 
 static void let_go(struct hs_connection_session *c)
@@ -917,8 +927,10 @@ static void collect(struct hs_plane *plane)
 	pthread_mutex_lock(&drop_lock);
 	struct hs_stream_session *s = plane->dropped_streams;
 	struct hs_connection_session *c = plane->dropped_connections;
+	struct hs_application *a = plane->released_applications;
 	plane->dropped_streams = NULL;
 	plane->dropped_connections = NULL;
+	plane->released_applications = NULL;
 	pthread_mutex_unlock(&drop_lock);
 	plane->references++; /* while this runs */
 	while (s) {
@@ -931,6 +943,11 @@ static void collect(struct hs_plane *plane)
 		struct hs_connection_session *next = c->next_dropped;
 		let_go(c);
 		c = next;
+	}
+	while (a) {
+		struct hs_application *next = a->next_released;
+		release(a);
+		a = next;
 	}
 	plane->is_credit_due = 0;
 	unref_plane(plane);

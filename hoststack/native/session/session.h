@@ -7,7 +7,7 @@
  * plane of its connections. An application in this process uses its streams through end.h; what
  * happens to the streams of one in another process is reported as events (hs_application_events).
  *
- * One thread at a time.
+ * One thread at a time, but for hs_application_release.
  */
 #ifndef HS_SESSION_H
 #define HS_SESSION_H
@@ -80,7 +80,8 @@ int hs_plane_has_credit(const struct hs_plane *plane);
 
 /* `side` is NULL for one in another process. */
 struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side);
-/* What happens to its streams is no longer told; they, and the connections, go on. */
+/* From the next turn on, what happens to its streams is no longer told; they, and the connections,
+ * go on. */
 void hs_application_release(struct hs_application *a);
 /* Its sessions: all of them, and the most; 0: any number. */
 uint32_t hs_application_sessions(const struct hs_application *a);
