@@ -231,9 +231,11 @@ class Router:
             waiting.unpark(count=1)
 
     def forget_if_over(self, handle: int) -> None:
-        """Forget a stream that nothing can happen to any more."""
+        """Forget a stream that nothing can happen to any more, and that the program has."""
         held = self._held.get(handle)
-        if held is not None and lib.hs_end_is_over(held.end):
+        if held is None or handle in held.connection._held:
+            return
+        if lib.hs_end_is_over(held.end):
             del self._held[handle]
 
     # --- in ---

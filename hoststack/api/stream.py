@@ -328,6 +328,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         if result == _WAIT:
             return None
         if not result:
+            self._router.forget_if_over(self._handle)
             return b""
         if result != _MUCH:
             raise self._receiving_error(result)
@@ -365,6 +366,8 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
                 raise self._receiving_error(result)
             if result >> _HINTS:
                 self._act(result)
+            elif not result:
+                self._router.forget_if_over(self._handle)
             return int(result & _BYTES)
         finally:
             self._is_receiving = False

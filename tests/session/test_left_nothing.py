@@ -301,6 +301,48 @@ def test_a_worker_keeps_nothing_of_a_stream_that_is_over(
     run(main)
 
 
+@pytest.mark.parametrize("unidirectional", [False, True])
+def test_a_stream_that_is_read_to_its_end_need_not_be_closed(
+    engine: str, *, unidirectional: bool
+) -> None:
+    """With each the application's memory for FIFOs would shrink until the connection ends."""
+
+    async def read_all(connection: hoststack.Connection) -> None:
+        async for stream in connection.streams():
+            assert b"".join([chunk async for chunk in stream]) == b"a"
+            if isinstance(stream, hoststack.Stream):
+                await stream.send_eof()
+            break
+
+    async def main() -> None:
+        async with (
+            network(engine) as (worker, _),
+            attached([worker], "server") as server,
+            attached([worker], "client") as client,
+            await server.listen(f"quic://{OTHER}:5000", tls=TLS) as listener,
+            client.connect(f"quic://{OTHER}:5000", tls=TRUSTING) as connection,
+            await listener.accept() as accepted,
+        ):
+            *_, one, other = worker._worker.layer.applications
+            assert isinstance(one, RemoteApplication) and isinstance(other, RemoteApplication)
+            for _ in range(5):
+                stream: hoststack.SendStream
+                if unidirectional:
+                    stream = await connection.open_stream(unidirectional=True)
+                else:
+                    stream = await connection.open_stream()
+                await stream.send_all(b"a")
+                await stream.send_eof()
+                await read_all(accepted)
+                if isinstance(stream, hoststack.Stream):
+                    assert await stream.receive_into(bytearray(1)) == 0
+                del stream
+                await trio.sleep(1)
+                assert (one.fifo_bytes, other.fifo_bytes) == (0, 0)
+
+    run(main)
+
+
 def test_what_a_collection_finds_comes_back_without_other_traffic() -> None:
     async def main() -> None:
         async with (

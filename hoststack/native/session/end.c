@@ -337,7 +337,9 @@ void hs_end_state(const struct hs_end *end, struct hs_end_state *out)
 
 int hs_end_is_over(const struct hs_end *end)
 {
-	return (!end->has_rx || end->is_receiving_closed) &&
+	if (end->waits & BIT(HS_WAIT_READ) && !end->is_receiving_closed)
+		return 0; /* its end has come, and the event that wakes the reader follows */
+	return (!end->has_rx || end->is_receiving_closed || end->rx_error || has_all(end)) &&
 	       (!end->has_tx || end->is_finished || end->tx_error);
 }
 
@@ -403,8 +405,10 @@ int64_t hs_end_read(struct hs_end *end, uint8_t *out, size_t n, int wants_more)
 			return got | tell_consumed(end, got);
 		if (got < 0)
 			return got;
-		if (at_end)
+		if (at_end) {
+			end->waits &= (uint8_t)~BIT(HS_WAIT_READ);
 			return 0;
+		}
 		if (end->rx_error)
 			return end->rx_error;
 		if (is_armed || !end->arms)
