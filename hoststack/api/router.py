@@ -209,7 +209,12 @@ class Router:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         while opened is None:
             await waiting.park()
-            opened = self._open_here(connection, unidirectional)
+            try:
+                opened = self._open_here(connection, unidirectional)
+            except OSError:
+                # The credit is the next one's.
+                self.wake_opener(connection, unidirectional)
+                raise
             if opened is not None:
                 self.wake_opener(connection, unidirectional)
         end, handle, stream_id = opened

@@ -183,6 +183,16 @@ class SessionLayer:
         self.kernel.shutdown(code, reason)
         self.engine.shutdown(code, reason)
 
+    def end(self) -> None:
+        """End what the last turns left, so that no task waits for it: they may have failed."""
+        self.streams.close_all()
+        info = CloseInfo(ABORTED_CODE, True, "the stack has ended", False)
+        for session in self.sessions:
+            if isinstance(session, ConnectionSession) and not self._connector.fail(session, info):
+                session.application.notify(m.Closed(session.handle, info))
+        for application in self.applications:
+            application.flush()
+
     @property
     def refused(self) -> Counter[str]:
         """Refusals to applications and their peers, by reason."""

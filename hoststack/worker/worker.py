@@ -180,17 +180,18 @@ class Worker:
 
     def close(self, code: int, reason: str) -> None:
         """Close all connections, and send that to the peers. The link's owner closes the link."""
-        engine = self.layer.engine
-        # Process pending requests first: for example a close with another code.
-        if self._nursery is not None:
-            self.layer.take_from_applications()
-        self.layer.shutdown(code, reason)
-        for _ in range(_LAST_TURNS):
-            turn = engine.turn(trio.current_time())
-            self.layer.give_to_applications(turn.events)
-            if turn.blocked or not turn.more:
-                break
-        self.layer.streams.close_all()
+        try:
+            # Process pending requests first: for example a close with another code.
+            if self._nursery is not None:
+                self.layer.take_from_applications()
+            self.layer.shutdown(code, reason)
+            for _ in range(_LAST_TURNS):
+                turn = self.layer.engine.turn(trio.current_time())
+                self.layer.give_to_applications(turn.events)
+                if turn.blocked or not turn.more:
+                    break
+        finally:
+            self.layer.end()
 
     async def _loop(self) -> None:
         """Run the turns that `wake` asks for."""
