@@ -25,6 +25,9 @@ _LAST_TURNS = 64
 #: Most turns in a row, without a checkpoint, while applications always have work.
 _MOST_IN_A_ROW = 8
 
+#: Between turns of deadlines that have passed while the link is not writable.
+_BLOCKED_S = 0.01
+
 #: Longest busy poll in microseconds: other tasks of the loop wait that long.
 MOST_SPIN_US = 1000
 
@@ -245,6 +248,10 @@ class Worker:
         """Run a turn at each deadline."""
         while True:
             self._timer_deadline = self._deadline()
+            if self._is_blocked:
+                # What is due may have to wait for the link.
+                least = trio.current_time() + _BLOCKED_S
+                self._timer_deadline = max(self._timer_deadline, least)
             with trio.CancelScope(deadline=self._timer_deadline) as self._timer:
                 await trio.sleep_forever()
             if trio.current_time() >= self._deadline():

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+import hoststack
 from hoststack.boundary.application import LAZY_S, Application
 from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
@@ -117,6 +118,37 @@ def test_who_always_wants_something_keeps_no_other_task_waiting() -> None:
         assert busy.turns_left > 800
 
     play(script)
+
+
+def test_what_is_due_waits_for_a_link_that_is_blocked() -> None:
+    async def never() -> None:
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        tls = hoststack.TlsConfig.self_signed(["10.0.0.1"])
+        async with (
+            hoststack.open_stack(link=network.link("10.0.0.1")) as server,
+            hoststack.open_stack(link=network.link("10.0.0.2")) as client,
+            await server.listen("quic://10.0.0.1:1", tls=tls),
+            client.connect(
+                "quic://10.0.0.1:1", tls=hoststack.TlsConfig(verify=False)
+            ) as connection,
+        ):
+            link, send = client.link, client.link.send
+            link.send = lambda burst: 0  # type: ignore[method-assign]
+            link.wait_writable = never  # type: ignore[method-assign]
+            stream = await connection.open_stream()
+            await stream.send_all(bytes(100_000))
+            before = turns(client._worker)
+            for _ in range(1000):
+                await trio.lowlevel.checkpoint()
+            assert turns(client._worker) < before + 100
+            await trio.sleep(1)
+            assert turns(client._worker) < before + 300
+            link.send = send  # type: ignore[method-assign]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_turn_that_fails_ends_the_worker_and_not_who_sends() -> None:
