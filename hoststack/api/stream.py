@@ -379,7 +379,10 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         return self.connection.early_data == "pending"
 
     def stop_sending(self, code: int = 0) -> None:
-        """Ask the peer to stop sending, with an application code (STOP_SENDING)."""
+        """Ask the peer to stop sending, with an application code (STOP_SENDING); never blocks.
+
+        What has arrived can still be received; after that, receiving raises BrokenResourceError.
+        """
         self._act(lib.hs_end_stop(self._end, code), stop_code=code)
 
     async def aclose(self) -> None:
@@ -390,6 +393,9 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     def _receiving_error(self, result: int) -> Exception:
         if result == _RESET:
             return StreamResetError(self._state().reset_code)
+        if result == _STOPPED:
+            code = self._state().reset_code
+            return trio.BrokenResourceError(f"this side stopped receiving (code {code:#x})")
         return self._error(result)
 
 

@@ -130,6 +130,30 @@ def test_reset_carries_its_code_after_the_bytes_that_came(make_pair: MakePair) -
     run(main)
 
 
+def test_who_stopped_receiving_waits_for_nothing(make_pair: MakePair) -> None:
+    async def receive(stream: Any) -> None:
+        with pytest.raises(trio.BrokenResourceError, match=r"stopped receiving \(code 0x7\)"):
+            await stream.receive_some()
+
+    async def main() -> None:
+        async with make_pair() as pair:
+            ours = await pair.connected.open_stream()
+            await ours.send_all(b"came")
+            theirs = await first_stream(pair.accepted)
+            assert await theirs.receive_some(2) == b"ca"
+            with trio.fail_after(5):
+                theirs.stop_sending(7)
+                assert await theirs.receive_some() == b"me"
+                await receive(theirs)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receive, ours)
+                    await trio.testing.wait_all_tasks_blocked()
+                    ours.stop_sending(7)
+                await receive(ours)
+
+    run(main)
+
+
 def test_stop_sending_carries_its_code(make_pair: MakePair) -> None:
     async def main() -> None:
         async with make_pair(SMALL) as pair:

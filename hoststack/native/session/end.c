@@ -423,10 +423,13 @@ int64_t hs_end_stop(struct hs_end *end, uint64_t code)
 {
 	if (!end->has_rx || end->is_receiving_closed || end->rx_error || has_all(end))
 		return 0;
+	end->rx_error = HS_END_STOPPED;
+	end->reset_code = code;
+	int64_t hints = hint(wake_end(end, BIT(HS_WAIT_READ)));
 	if (!end->session)
-		return hint(HS_END_MUST_STOP);
+		return hints | hint(HS_END_MUST_STOP);
 	hs_session_stop(end->session, code);
-	return hint(HS_END_SEND);
+	return hints | hint(HS_END_SEND);
 }
 
 int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code)

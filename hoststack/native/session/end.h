@@ -31,7 +31,7 @@ enum hs_end_result {
 	HS_END_WAIT = -10, /* nothing now; the end waits for it */
 	HS_END_CLOSED = -11, /* by the application, or its end is set */
 	HS_END_RESET = -12, /* receiving: by the peer; sending: by this side */
-	HS_END_STOPPED = -13, /* sending: by the peer */
+	HS_END_STOPPED = -13, /* sending: by the peer; receiving: by this side */
 	HS_END_GONE = -14, /* the connection is closed */
 	HS_END_MUCH = -15, /* there is more: see hs_end_look */
 };
@@ -52,7 +52,7 @@ enum hs_end_hint {
 struct hs_end_state {
 	uint64_t handle;
 	int64_t stream_id;
-	uint64_t reset_code; /* why receiving ended, if `rx` says HS_END_RESET */
+	uint64_t reset_code; /* why receiving ended: the peer's code or our own */
 	uint64_t stop_code; /* why sending ended: the peer's code or our own */
 	int32_t rx; /* 0, or a result that tells why no more bytes come; 1: there is no direction */
 	int32_t tx;
