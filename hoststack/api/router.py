@@ -21,6 +21,7 @@ Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | 
 
 #: Wake-ups that are taken with one call.
 _WAKES: Final = 256
+_ENDED: Final = "the stack has ended"
 
 
 class _Call:
@@ -51,6 +52,7 @@ class Router:
         self._application = application
         self._tokens = itertools.count(1)
         self._calls: dict[int, _Call] = {}
+        self._is_ended = False
         self._listeners: dict[int, Listener] = {}
         self._connections: dict[int, Connection] = {}
         self._held: dict[int, _Held] = {}
@@ -94,6 +96,9 @@ class Router:
     async def call(self, make_request: Callable[[int], m.Request]) -> Reply:
         """Send a request and wait for its reply; if cancelled, cancel the request."""
         token = next(self._tokens)
+        if self._is_ended:
+            await trio.lowlevel.checkpoint()
+            return m.Failed(token, errno.ECONNRESET, _ENDED)
         call = self._calls[token] = _Call()
         self._application.request(make_request(token))
         try:
@@ -130,6 +135,12 @@ class Router:
         """Close all listeners before the stack ends, so that callers in `accept` return."""
         for listener in list(self._listeners.values()):
             listener.close()
+
+    def end(self) -> None:
+        """Fail all calls, those to come as well: nothing answers them any more."""
+        self._is_ended = True
+        for token in list(self._calls):
+            self._reply(token, m.Failed(token, errno.ECONNRESET, _ENDED))
 
     # --- waiting ---
 

@@ -259,6 +259,7 @@ class EmbeddedStack(Stack):
         finally:
             router.close_listeners()
             self._worker.detach(application, is_gone=False, code=code)
+            router.end()
 
     @property
     def namespaces(self) -> Namespaces:
@@ -338,7 +339,10 @@ async def open_stack(
                 error = caught
             finally:
                 stack._router.close_listeners()
-                worker.close(code, "")
+                try:
+                    worker.close(code, "")
+                finally:
+                    stack._router.end()
                 nursery.cancel_scope.cancel()
     finally:
         chosen.close()

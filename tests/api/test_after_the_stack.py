@@ -101,6 +101,28 @@ def test_no_task_waits_for_a_stack_that_failed(use: str) -> None:
     run(main)
 
 
+def test_a_stack_that_has_ended_refuses_calls(make_pair: MakePair) -> None:
+    tls = TlsConfig.self_signed([SERVER])
+
+    async def wait_for_silence(stack: hoststack.Stack) -> None:
+        with trio.fail_after(5), pytest.raises(hoststack.ConnectError):
+            async with stack.connect("quic://10.0.0.9:1", tls=TlsConfig(verify=False)):
+                pass
+
+    async def main() -> None:
+        async with trio.open_nursery() as outside:
+            async with make_pair() as pair:
+                pair.network.link("10.0.0.9")  # it does not answer
+                outside.start_soon(wait_for_silence, pair.client)
+                await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                with pytest.raises(hoststack.LinkError):
+                    await pair.server.listen(f"quic://{SERVER}:1", tls=tls)
+                await wait_for_silence(pair.client)
+
+    run(main)
+
+
 def test_each_task_that_waits_for_a_stream_hears_that_there_is_no_room(
     make_pair: MakePair, transport: Transport
 ) -> None:
