@@ -324,7 +324,8 @@ def test_a_stream_that_is_read_to_its_end_need_not_be_closed(
             await listener.accept() as accepted,
         ):
             *_, one, other = worker._worker.layer.applications
-            assert isinstance(one, RemoteApplication) and isinstance(other, RemoteApplication)
+            assert isinstance(one, RemoteApplication)
+            assert isinstance(other, RemoteApplication)
             for _ in range(5):
                 stream: hoststack.SendStream
                 if unidirectional:
