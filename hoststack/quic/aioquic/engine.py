@@ -112,9 +112,7 @@ class AioquicEngine:
         configuration = client_configuration(
             tls, server_name, alpn, config, self._link.max_datagram_bytes(way)
         )
-        options = {}
-        if sessions is not None:
-            options = resume(configuration, sessions)
+        options = {} if sessions is None else resume(configuration, sessions)
         connection = HostConnection(
             configuration=configuration,
             config=config,
@@ -294,8 +292,7 @@ class AioquicEngine:
             self._reset_by_peer.append(connection)
             return
         self.counters.drop("unknown_cid")
-        answer = self._resets.answer(data, now)
-        if answer is not None:
+        if (answer := self._resets.answer(data, now)) is not None:
             self._outbox.append((answer, path))
             self.counters.stateless_resets += 1
 
