@@ -34,6 +34,7 @@ async def serve(connection: Connection) -> None:
             nursery.start_soon(answer, stream)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(
     "native" not in engines.available_engines(), reason="the native engine was not built"
 )
