@@ -35,14 +35,13 @@ class _Call:
 class _Held:
     """A stream of a worker in another process: its struct hs_end, and what that needs to exist."""
 
-    __slots__ = ("connection", "end", "is_taken", "rx", "tx")
+    __slots__ = ("connection", "end", "rx", "tx")
 
     def __init__(self, connection: Connection, end: Any, rx: Fifo | None, tx: Fifo | None) -> None:
         self.connection = connection
         self.end = end
         self.rx = rx
         self.tx = tx
-        self.is_taken = False
 
 
 class Router:
@@ -188,7 +187,6 @@ class Router:
         held = None
         if self._application.plane is None:
             held = connection._held.pop(handle)
-            held.is_taken = True
             end = held.end
             # From now on, the peer gets credit for another stream when this one is over.
             self._application.signal_taken(handle)

@@ -196,7 +196,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
         lib.hs_end_set_cut(self._end, True)
         while True:
             if result >> _HINTS:
-                # The worker may have had its turn, and made room, or ended the stream.
+                # The worker may have run a turn, and made room, or ended the stream.
                 self._act(result)
             else:
                 await self._router.sleep(self._handle << 2 | _FOR_ROOM)

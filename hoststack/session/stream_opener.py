@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import Final
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
+from hoststack.session.connector import error_text
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
-from hoststack.session.streams import Streams
-
-_CLOSED: Final = "the connection is closed"
+from hoststack.session.streams import CLOSED, Streams
 
 
 @dataclass(slots=True)
@@ -38,7 +36,7 @@ class StreamOpener:
         """Open a stream now, or queue the request until the peer allows it."""
         session = self._sessions.owned(application, request.connection, ConnectionSession)
         if session is None or session.state is not SessionState.READY:
-            application.notify(m.Failed(request.token, errno.ENOTCONN, _CLOSED))
+            application.notify(m.Failed(request.token, errno.ENOTCONN, CLOSED))
             return
         waiting = self._waiting.get(session)
         others = waiting.of(unidirectional=request.unidirectional) if waiting is not None else ()
@@ -78,7 +76,7 @@ class StreamOpener:
         for unidirectional in (False, True):
             for token in list(waiting.of(unidirectional=unidirectional)):
                 self._forget(session, token, unidirectional)
-                session.application.notify(m.Failed(token, errno.ENOTCONN, _CLOSED))
+                session.application.notify(m.Failed(token, errno.ENOTCONN, CLOSED))
         del self._waiting[session]
 
     def on_available(self, session: ConnectionSession) -> None:
@@ -105,8 +103,8 @@ class StreamOpener:
         try:
             opened = self._streams.open_remote(session, unidirectional=unidirectional)
         except OSError as error:
-            text = error.strerror or str(error)
-            session.application.notify(m.Failed(token, error.errno or 0, text))
+            failed = m.Failed(token, error.errno or 0, error_text(error))
+            session.application.notify(failed)
             return True
         if opened is None:
             return False

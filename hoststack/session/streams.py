@@ -43,7 +43,7 @@ NO_ROOM: Final = (
     "the application's FIFOs use all the memory that they may: close streams, or raise "
     "fifo-memory-bytes in the daemon's settings"
 )
-_CLOSED: Final = "the connection is closed"
+CLOSED: Final = "the connection is closed"
 #: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _NONE: Final = Fifos(None, None)
@@ -237,7 +237,7 @@ class Streams:
             or session.application is not application
             or session.state is not SessionState.READY
         ):
-            raise OSError(errno.ENOTCONN, _CLOSED)
+            raise OSError(errno.ENOTCONN, CLOSED)
         connection = self.announce(session)
         opened: tuple[Any, int, int] | None
         if connection.key in self._transports:
@@ -299,7 +299,7 @@ class Streams:
         if refusal == lib.HS_SESSION_NO_MEMORY:
             return OSError(errno.ENOMEM, NO_ROOM)
         if refusal == lib.HS_SESSION_CLOSED:
-            return OSError(errno.ENOTCONN, _CLOSED)
+            return OSError(errno.ENOTCONN, CLOSED)
         return OSError(errno.EMFILE, no_room(application))
 
     def _open_over_fifos(
@@ -330,7 +330,7 @@ class Streams:
             connection.pointer, unidirectional, _producer(fifos.rx), _consumer(fifos.tx)
         )
         if not session:
-            raise OSError(errno.ENOTCONN, _CLOSED)
+            raise OSError(errno.ENOTCONN, CLOSED)
         self._fifos[lib.hs_session_handle(session)] = fifos
         return session, fifos
 
@@ -386,7 +386,7 @@ class Streams:
             ffi.NULL if is_remote else _producer(tx),
         )
         if not session:
-            raise OSError(errno.ENOTCONN, _CLOSED)
+            raise OSError(errno.ENOTCONN, CLOSED)
         context.session = handle = lib.hs_session_handle(session)
         self._fifos[handle] = Fifos(rx, tx)
         self._contexts[handle] = transport, context

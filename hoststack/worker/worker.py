@@ -207,7 +207,7 @@ class Worker:
                 in_a_row = 0
                 self._may_turn_over = True
                 await self._park()
-                # Whoever woke this may have more to say, for example the end of a stream.
+                # The task that woke this may have more to send, for example the end of a stream.
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 continue
             turn, has_woken = self._turn()

@@ -54,7 +54,7 @@ static int wake(struct hs_side *side, uint64_t handle, enum hs_wait wait)
 		uint32_t room = side->room ? side->room * 2 : 256;
 		uint64_t *grown = realloc(side->wakes, room * sizeof(*grown));
 		if (!grown)
-			abort(); /* whoever waits would wait for ever */
+			abort(); /* its task would wait for ever */
 		side->wakes = grown;
 		side->room = room;
 	}

@@ -806,8 +806,6 @@ void hs_connection_session_close(struct hs_connection_session *c)
 		hs_session_closed(s);
 	}
 	c->transport = NULL;
-	if (c->end.waits_for_streams && c->end.side)
-		c->end.waits_for_streams = 0;
 	unref_connection(c); /* the owner's */
 	unref_connection(c);
 }
