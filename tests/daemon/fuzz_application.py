@@ -47,6 +47,7 @@ from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import Ticket
 from tests.daemon.conftest import Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
+from tests.support.shared_words import store
 
 _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
 #: Indices and flags, where a FIFO or a ring begins.
@@ -222,7 +223,7 @@ class Evil:
             handle, kind = self._any_handle(worker), self._rng.choice([3, 4, 3, 4, 0, 1, 2**31])
             struct.pack_into("<QII", worker.rings, at, handle, kind, 0)
             pushed += 1
-        struct.pack_into("<Q", worker.rings, 0, pushed & ((1 << 64) - 1))
+        store(worker.rings, 0, pushed & ((1 << 64) - 1))
         with contextlib.suppress(BlockingIOError):
             os.write(worker.wake_ups[0], b"x")
 

@@ -28,6 +28,7 @@ from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TRUSTING, echo_server
 from tests.daemon.fuzz_application import Worker
 from tests.daemon.test_lives import Load
+from tests.support.shared_words import store
 
 UP: Final = EventRing.block_bytes(RING_ENTRIES)
 """Where the ring of events to the application begins, behind that to the worker."""
@@ -85,8 +86,7 @@ class Villain:
         rings = self.worker.rings
         (at,) = struct.unpack_from("<Q", rings, PRODUCER)
         struct.pack_into("<QII", rings, EVENTS + (at % RING_ENTRIES) * 16, handle, code, 0)
-        # In native order it is one store; "<Q" writes octets, and the worker may read between them.
-        struct.pack_into("@Q", rings, PRODUCER, at + 1)
+        store(rings, PRODUCER, at + 1)
         self.wake()
 
     def wake(self) -> None:
@@ -94,7 +94,7 @@ class Villain:
             os.write(self.worker.wake_ups[0], b"x")
 
     def fifo(self, name: Any, place: int, index: int) -> None:
-        struct.pack_into("@Q", self.worker.segments[name.segment], name.offset + place, index)
+        store(self.worker.segments[name.segment], name.offset + place, index)
 
     def why_it_left(self) -> str:
         """Once it is thrown out."""
@@ -156,14 +156,18 @@ def with_a_villain(daemon: Daemon, script: Callable[[Villain, list[int]], None])
                 nursery.cancel_scope.cancel()
 
     pids = [daemon.worker_pid(index) for index in range(2)]
-    trio.run(main)
+    try:
+        trio.run(main)
+    except BaseException:
+        print(daemon.log)  # why it threw whom out
+        raise
     assert pids == [daemon.worker_pid(index) for index in range(2)]
     assert "Traceback" not in daemon.log
 
 
 def ring_tail(villain: Villain) -> None:
     (at,) = struct.unpack_from("<Q", villain.worker.rings, CONSUMER)
-    struct.pack_into("<Q", villain.worker.rings, PRODUCER, at + RING_ENTRIES + 1)
+    store(villain.worker.rings, PRODUCER, at + RING_ENTRIES + 1)
     villain.wake()
 
 
@@ -171,12 +175,12 @@ def ring_tail_goes_back(villain: Villain) -> None:
     villain.signal(villain.stream, EventCode.SENT)
     while not struct.unpack_from("<Q", villain.worker.rings, CONSUMER)[0]:
         assert villain.is_served()  # by turns, until one has looked at it
-    struct.pack_into("<Q", villain.worker.rings, PRODUCER, 0)
+    store(villain.worker.rings, PRODUCER, 0)
     villain.wake()
 
 
 def ring_head(villain: Villain) -> None:
-    struct.pack_into("<Q", villain.worker.rings, UP + CONSUMER, 1 << 63)
+    store(villain.worker.rings, UP + CONSUMER, 1 << 63)
     villain.fifo(villain.rx, WANTS_READ, 1)  # an event, please, when the echo is there
     villain.fifo(villain.tx, PRODUCER, 1)
     villain.signal(villain.stream, EventCode.SENT)
