@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
@@ -12,6 +11,7 @@ from cryptography import x509
 
 from hoststack.api.datagrams import Datagrams
 from hoststack.api.errors import ConnectionClosedError, MigrationError
+from hoststack.api.incoming import Incoming
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.boundary import messages as m
 from hoststack.link.base import Endpoint
@@ -137,24 +137,20 @@ class Connection(trio.abc.AsyncResource):
                 raise
         raise trio.ClosedResourceError("this connection was closed")
 
-    async def streams(self) -> AsyncIterator[Stream | ReceiveStream]:
-        """Iterate over the streams that the peer opens, in order.
+    def streams(self) -> Incoming[Stream | ReceiveStream]:
+        """Return the streams that the peer opens, in order, for `async for`.
 
-        Ends when the connection is closed with code 0 by either side; raises
+        The iteration ends when the connection is closed with code 0 by either side; it raises
         ConnectionClosedError when it ends in another way. Several tasks may iterate: each stream
         goes to one of them.
         """
-        while True:
-            await trio.lowlevel.checkpoint()
-            while (stream := self._router.accept(self)) is None:
-                if self._is_closing:
-                    return
-                if self._info is not None:
-                    if self._info.code == 0:
-                        return
-                    raise ConnectionClosedError(self._info)
-                await self._sleepers.park()
-            yield stream
+        return Incoming(self._next_stream, self._sleepers.park, self._sleepers.unpark_all)
+
+    def _next_stream(self) -> Stream | ReceiveStream | None:
+        stream = self._router.accept(self)
+        if stream is None:
+            self._check()
+        return stream
 
     @property
     def max_datagram_bytes(self) -> int:
@@ -180,18 +176,25 @@ class Connection(trio.abc.AsyncResource):
         await self._leave_early_data()
         return await self._datagrams.receive()
 
-    async def datagrams(self) -> AsyncIterator[bytes]:
-        """Iterate over the peer's datagrams. Ends and raises as `streams` does."""
-        while True:
-            try:
-                datagram = await self.receive_datagram()
-            except trio.ClosedResourceError:
-                return
-            except ConnectionClosedError as error:
-                if error.code == 0:
-                    return
-                raise
-            yield datagram
+    def datagrams(self) -> Incoming[bytes]:
+        """Return the peer's datagrams, for `async for`. Ends and raises as `streams` does."""
+        return Incoming(self._next_datagram, self._wait_for_datagram, self._wake_receivers)
+
+    def _next_datagram(self) -> bytes | None:
+        if self.early_data == "pending":
+            self._check()
+            return None
+        return self._datagrams.take()
+
+    async def _wait_for_datagram(self) -> None:
+        if self.early_data == "pending":
+            await self._sleepers.park()
+        else:
+            await self._datagrams.wait()
+
+    def _wake_receivers(self) -> None:
+        self._sleepers.unpark_all()
+        self._datagrams.wake()
 
     async def statistics(self) -> dict[str, int | float]:
         """Return the engine's figures: RTT (seconds), congestion window, bytes in flight and more.

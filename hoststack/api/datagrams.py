@@ -92,20 +92,20 @@ class Datagrams:
     async def receive(self) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
         has_slept = False
-        with breaks_if_corrupt("connection"):
-            while (message := self._read()) is None:
-                has_slept |= await self._wait_for_message()
+        while (message := self.take()) is None:
+            has_slept |= await self.wait()
         if not has_slept:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return message
 
-    def _read(self) -> bytes | None:
+    def take(self) -> bytes | None:
         """Return the next message, or None. Messages from before the peer's close can still be
         read."""
         if self._is_closed or self._rx is None:
             self._check()
             raise ValueError(self._refusal(0))
-        message = self._rx.read_message()
+        with breaks_if_corrupt("connection"):
+            message = self._rx.read_message()
         if message is None:
             self._check()
         elif self._rx.take_write_armed():
@@ -113,10 +113,13 @@ class Datagrams:
             self._signal_consumed()
         return message
 
-    async def _wait_for_message(self) -> bool:
+    async def wait(self) -> bool:
+        """Wait until a message may be there; return whether this slept, and so was a
+        checkpoint."""
         assert self._rx is not None
-        self._rx.arm_read()
-        must_sleep = not self._rx.readable
+        with breaks_if_corrupt("connection"):
+            self._rx.arm_read()
+            must_sleep = not self._rx.readable
         if must_sleep:
             await self._receivers.park()
         return must_sleep

@@ -81,8 +81,20 @@ class Stack:
         alpn: Sequence[str] = DEFAULT_ALPN,
         config: QuicConfig | None = None,
     ) -> AsyncIterator[Connection]:
-        """Connect to `quic://host:port`, and close the connection at the end of the block: with
-        code 0, or with `ABORTED_CODE` when an exception leaves it.
+        """Connect as `open_connection` does, and close the connection at the end of the block: with
+        code 0, or with `ABORTED_CODE` when an exception leaves it."""
+        async with await self.open_connection(uri, tls=tls, alpn=alpn, config=config) as connection:
+            yield connection
+
+    async def open_connection(
+        self,
+        uri: str,
+        *,
+        tls: TlsConfig | None = None,
+        alpn: Sequence[str] = DEFAULT_ALPN,
+        config: QuicConfig | None = None,
+    ) -> Connection:
+        """Connect to `quic://host:port`, and return the connection, which the caller closes.
 
         A name is looked up, and connections to all of its addresses race each other, started a
         quarter of a second apart, alternating between IPv6 and IPv4 (RFC 8305); the first one
@@ -124,8 +136,7 @@ class Stack:
             return reply
 
         addresses = await resolve(parsed, ConnectError)
-        async with await first_connection(addresses, connect_to, uri) as connection:
-            yield connection
+        return await first_connection(addresses, connect_to, uri)
 
     async def listen(
         self,
