@@ -37,6 +37,7 @@ _CLOSED: Final = int(lib.HS_END_CLOSED)
 _RESET: Final = int(lib.HS_END_RESET)
 _STOPPED: Final = int(lib.HS_END_STOPPED)
 _GONE: Final = int(lib.HS_END_GONE)
+_CUT: Final = int(lib.HS_END_CUT)
 _FOR_BYTES: Final = int(lib.HS_WAIT_READ)
 _FOR_ROOM: Final = int(lib.HS_WAIT_WRITE)
 _FOR_FINISHED: Final = int(lib.HS_WAIT_FINISHED)
@@ -235,16 +236,16 @@ class SendStream(StreamBase, trio.abc.SendStream):
         if self._is_sending:
             raise _busy("sending on")
         await trio.lowlevel.checkpoint()
-        state = self._state()
-        if state.tx:
-            raise self._sending_error(state.tx)
-        if state.is_cut and not state.is_ended:
+        result = lib.hs_end_finish(self._end)
+        if result == _CUT:
             self.reset(ABORTED_CODE)
             raise trio.BrokenResourceError(
                 "an earlier send_all was interrupted, so a FIN would make incomplete data look "
                 f"complete: this side reset the stream (code {ABORTED_CODE:#x})"
             )
-        self._act(lib.hs_end_finish(self._end))
+        if result < 0:
+            raise self._sending_error(result)
+        self._act(result)
 
     async def wait_acknowledged(self) -> None:
         """Wait until the peer has acknowledged every byte and the FIN.

@@ -500,10 +500,14 @@ int64_t hs_end_writable(struct hs_end *end)
 
 int64_t hs_end_finish(struct hs_end *end)
 {
+	if (end->is_sending_closed)
+		return HS_END_CLOSED;
 	if (end->is_ended)
 		return 0;
 	if (end->tx_error || !end->tx)
 		return end->tx_error ? end->tx_error : HS_END_CLOSED;
+	if (end->is_cut)
+		return HS_END_CUT;
 	end->is_ended = 1;
 	hs_fifo_set_eof(end->tx);
 	if (end->session)

@@ -34,6 +34,7 @@ enum hs_end_result {
 	HS_END_STOPPED = -13, /* sending: by the peer; receiving: by this side */
 	HS_END_GONE = -14, /* the connection is closed */
 	HS_END_MUCH = -15, /* there is more: see hs_end_look */
+	HS_END_CUT = -16, /* a part of what was to be sent is missing */
 };
 
 /* Beside the number of bytes in a result: what the caller has to do next. */
@@ -122,7 +123,7 @@ int64_t hs_end_skip(struct hs_end *end, size_t n);
 int64_t hs_end_write(struct hs_end *end, const uint8_t *data, size_t n);
 /* How many bytes fit; with none the end waits for room. */
 int64_t hs_end_writable(struct hs_end *end);
-/* Set the end of sending; returns 0 with hints, or an error. Idempotent. */
+/* Set the end of sending; returns 0 with hints, or an error. Idempotent, until it is closed. */
 int64_t hs_end_finish(struct hs_end *end);
 /* Note whether a part of what was to be sent is missing: then hs_end_close resets, unless the end
  * is set already. */
