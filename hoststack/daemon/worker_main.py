@@ -26,6 +26,7 @@ from hoststack.boundary.resumption import TicketSeal
 from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import orders
 from hoststack.daemon.commands import Commands
+from hoststack.daemon.heap import trim_heap
 from hoststack.daemon.loaded import load_everything
 from hoststack.daemon.log import log_to_stderr
 from hoststack.daemon.ports import PortClient
@@ -104,6 +105,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(worker.run)
         nursery.start_soon(channel.run)
+        nursery.start_soon(trim_heap)
         async with trio.open_nursery() as served:
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
             most_ports = ports_of_one(start.workers if start.link == "udp" else 1)
