@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: The default application protocol (ALPN, RFC 7301).
-DEFAULT_ALPN = ("hoststack",)
-
 Handler = Callable[[Connection], Awaitable[object]]
 
 
@@ -78,7 +75,7 @@ class Stack:
         uri: str,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
+        alpn: Sequence[str] = (),
         config: QuicConfig | None = None,
     ) -> AsyncIterator[Connection]:
         """Connect as `open_connection` does, and close the connection at the end of the block: with
@@ -91,7 +88,7 @@ class Stack:
         uri: str,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
+        alpn: Sequence[str] = (),
         config: QuicConfig | None = None,
     ) -> Connection:
         """Connect to `quic://host:port`, and return the connection, which the caller closes.
@@ -101,20 +98,21 @@ class Stack:
         established is used. A link-local address includes its interface:
         `quic://[fe80::1%eth0]:4433`.
 
-        Without `tls` the peer's certificate is checked against the system's CAs and the URI's
-        host. `tcp://` and `udp://` use kernel sockets and accept no `tls`: a TCP connection has one
-        stream, which `open_stream` returns, and UDP has only datagrams. `alpn` lists the
-        application protocols (RFC 7301), the preferred one first: the native engine offers at most
-        8 names of 31 ASCII characters, aioquic 32 of 255. Raises UriError, ValueError for names
-        that can't be offered, TlsConfigError for an invalid server name, ConnectError (no answer,
-        no route, refused, no common ALPN, an untrusted certificate), and OSError with ENOTSUP for a
-        feature that a protocol does not have.
+        For QUIC, `alpn` names the application protocols (RFC 7301), the preferred one first, for
+        example `["h3"]`: the native engine offers at most 8 names of 31 ASCII characters, aioquic
+        32 of 255. Without `tls` the peer's certificate is checked against the system's CAs and the
+        URI's host. `tcp://` and `udp://` use kernel sockets and accept neither `tls` nor `alpn`: a
+        TCP connection has one stream, which `open_stream` returns, and UDP has only datagrams.
+
+        Raises UriError, ValueError for no `alpn` or names that can't be offered, TlsConfigError for
+        an invalid server name, ConnectError (no answer, no route, refused, no common ALPN, an
+        untrusted certificate), and OSError with ENOTSUP for a feature that a protocol does not
+        have.
         """
         parsed = parse_uri(uri, PROTOCOLS)
-        _check_tls(parsed, tls)
+        self._check_security(parsed, tls, alpn, config)
         tls = tls or TlsConfig()
         if PROTOCOLS[parsed.scheme].tls:
-            check_protocols(alpn, config or self._config, self.engine_name)
             checked_server_name(tls.server_name or parsed.host)
         server_name = tls.server_name or parsed.host.partition("%")[0]
 
@@ -143,23 +141,21 @@ class Stack:
         uri: str,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
+        alpn: Sequence[str] = (),
         config: QuicConfig | None = None,
     ) -> Listener:
         """Listen on `quic://address:port`; port 0 picks a free one (see `Listener.local`). For a
         name, the first address is used.
 
-        QUIC needs `tls` with a certificate. `tcp://` and `udp://` accept none: their connections
-        have one stream that the peer opened, or datagrams from one peer. `alpn` is as in `connect`;
-        a client that offers none of these protocols is refused. Raises UriError, TlsConfigError,
-        ValueError for names that can't be offered, and LinkError if the port or address is
-        unavailable.
+        QUIC needs `tls` with a certificate, and `alpn` as in `open_connection`: a client that
+        offers none of these protocols is refused. `tcp://` and `udp://` accept neither: their
+        connections have one stream that the peer opened, or datagrams from one peer. Raises
+        UriError, TlsConfigError, ValueError for no `alpn` or names that can't be offered, and
+        LinkError if the port or address is unavailable.
         """
         parsed = parse_uri(uri, PROTOCOLS)
-        _check_tls(parsed, tls)
+        self._check_security(parsed, tls, alpn, config)
         own_tls = tls or TlsConfig()
-        if PROTOCOLS[parsed.scheme].tls:
-            check_protocols(alpn, config or self._config, self.engine_name)
         local = (await resolve(parsed, LinkError))[0]
         reply = await self._router.call(
             lambda token: m.Listen(
@@ -177,7 +173,7 @@ class Stack:
         handler: Handler,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
+        alpn: Sequence[str] = (),
         config: QuicConfig | None = None,
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
@@ -209,6 +205,19 @@ class Stack:
                     (handler_nursery or nursery).start_soon(_handle, handler, connection)
         if lost is not None:
             raise lost
+
+    def _check_security(
+        self,
+        uri: Uri,
+        tls: TlsConfig | None,
+        alpn: Sequence[str],
+        config: QuicConfig | None,
+    ) -> None:
+        """Raise ValueError or OSError for TLS settings that the protocol of `uri` can't use."""
+        if PROTOCOLS[uri.scheme].tls:
+            check_protocols(alpn, config or self._config, self.engine_name)
+        elif tls is not None or alpn:
+            raise not_supported(uri.scheme, "TLS here: omit `tls` and `alpn`, or use quic://")
 
 
 class EmbeddedStack(Stack):
@@ -359,8 +368,3 @@ async def open_stack(
         chosen.close()
     if error is not None:
         raise error
-
-
-def _check_tls(uri: Uri, tls: TlsConfig | None) -> None:
-    if tls is not None and not PROTOCOLS[uri.scheme].tls:
-        raise not_supported(uri.scheme, "TLS here: omit `tls`, or use quic://")

@@ -12,7 +12,7 @@ from hoststack.api.errors import ConnectError, UriError
 from hoststack.api.stream import SendStream, Stream
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.uri import parse_uri
-from hoststack.control.commands import ECHO_PROTOCOLS
+from hoststack.control.commands import ECHO_ALPN, ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.settings import with_fifos
 from hoststack.control.worker_side import Data, WorkerSide
@@ -120,8 +120,9 @@ class _Test:
             async with self._limit:
                 try:
                     tls = TlsConfig(verify=False) if self._features.tls else None
+                    alpn = ECHO_ALPN if self._features.tls else ()
                     connection = await closing.enter_async_context(
-                        self._stack.connect(self._uri, tls=tls, config=self._config)
+                        self._stack.connect(self._uri, tls=tls, alpn=alpn, config=self._config)
                     )
                 except (ConnectError, UriError) as error:
                     self._fail(getattr(error, "strerror", None) or str(error))

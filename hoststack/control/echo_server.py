@@ -15,7 +15,7 @@ from hoststack.api.stream import ReceiveStream, Stream
 from hoststack.boundary.containment import contained, fault_text
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.uri import parse_uri
-from hoststack.control.commands import ECHO_PROTOCOLS
+from hoststack.control.commands import ECHO_ALPN, ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.settings import with_fifos
 from hoststack.control.worker_side import Data, Server, WorkerSide
@@ -53,7 +53,8 @@ async def _start(side: WorkerSide, command: Command) -> Data:
         config = with_fifos(side.worker.layer.default_config, int(arguments["fifo_bytes"]))
     try:
         tls = TlsConfig.self_signed(["localhost"]) if features.tls else None
-        listener = await side.stack("echo_server").listen(uri, tls=tls, config=config)
+        alpn = ECHO_ALPN if features.tls else ()
+        listener = await side.stack("echo_server").listen(uri, tls=tls, alpn=alpn, config=config)
     except (LinkError, UriError) as error:
         raise CommandError(getattr(error, "strerror", None) or str(error)) from None
     server = side.servers[uri] = Server(listener.local)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hoststack.api.resolving import in_order
-from hoststack.api.stack import DEFAULT_ALPN
 from hoststack.boundary import messages as m
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.uri import UriError, parse_uri
@@ -133,12 +132,11 @@ def listen(worker: VclWorker, session: VclSession) -> None:
     tls = _tls(worker, session)
     if PROTOCOLS[session.protocol].tls and tls.certificate is None:
         raise error(errno.EINVAL, "a listener needs a certificate and its key")
+    alpn = _alpn(worker, session)
     session.state = State.CONNECTING
     worker.call(
         session,
-        lambda token: m.Listen(
-            token, local, tls, DEFAULT_ALPN, _config(worker, session), session.protocol
-        ),
+        lambda token: m.Listen(token, local, tls, alpn, _config(worker, session), session.protocol),
     )
     _wait_until_ready(worker, session)
 
@@ -215,7 +213,7 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
 
 
 def _begin_connect(worker: VclWorker, session: VclSession, remote: Address, name: str) -> None:
-    tls = _tls(worker, session)
+    tls, alpn = _tls(worker, session), _alpn(worker, session)
     session.remote, session.state = remote, State.CONNECTING
     worker.call(
         session,
@@ -224,7 +222,7 @@ def _begin_connect(worker: VclWorker, session: VclSession, remote: Address, name
             remote,
             name,
             tls,
-            DEFAULT_ALPN,
+            alpn,
             _config(worker, session),
             protocol=session.protocol,
         ),
@@ -280,6 +278,20 @@ def _tls(worker: VclWorker, session: VclSession) -> TlsConfig:
         return _made_tls(session.certificate, session.key, worker.config.tls_ca)
     except (TlsConfigError, ValueError, OSError) as caught:
         raise error(errno.EINVAL, str(caught)) from None
+
+
+def _alpn(worker: VclWorker, session: VclSession) -> tuple[str, ...]:
+    """Return the session's application protocols; raises EINVAL if QUIC has none."""
+    if not PROTOCOLS[session.protocol].tls:
+        return ()
+    names = session.alpn or worker.config.alpn
+    if not names:
+        raise error(
+            errno.EINVAL,
+            "QUIC needs an application protocol (ALPN): name it in the configuration, as in "
+            "`alpn h3`, or with vcl.Session(alpn=...)",
+        )
+    return names
 
 
 @lru_cache(maxsize=64)

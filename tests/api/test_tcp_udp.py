@@ -371,7 +371,7 @@ def test_connects_that_fail(on_stack: OnStack) -> None:
             await stack.listen("tcp://192.0.2.1:0")
         tls = TlsConfig(verify=False)
         with pytest.raises(OSError, match="tcp has no TLS here"):
-            async with stack.connect("tcp://127.0.0.1:1", tls=tls):
+            async with stack.connect("tcp://127.0.0.1:1", tls=tls, alpn=["test"]):
                 pass
 
     on_stack(main)

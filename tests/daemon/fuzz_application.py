@@ -303,7 +303,7 @@ class Evil:
         token = rng.randrange(1 << 40)
         kind = rng.choices(range(9), (2, 8, 2, 2, 1, 2, 2, 1, 1))[0]
         if kind == 0:
-            alpn = hoststack.api.stack.DEFAULT_ALPN
+            alpn = ("test",)
             return m.Connect(token, self._target, "127.0.0.1", TRUSTING, alpn, None)
         if kind == 1:
             return m.OpenStream(token, handle, rng.random() < 0.3)
@@ -338,7 +338,7 @@ class Evil:
                     self._any_place(worker),
                     rng.choice(["127.0.0.1", "", "\0", "ü", "x" * 4096]),
                     rng.choice([TRUSTING, TRUSTING, TLS]),
-                    rng.choice([hoststack.api.stack.DEFAULT_ALPN, (), ("",), ("x" * 300,), ("é",)]),
+                    rng.choice([("test",), (), ("",), ("x" * 300,), ("é",)]),
                     self._any_config(),
                     rng.choice([None, m.Known(ticket, rng.randbytes(40))]),
                     rng.choice(_PROTOCOLS),
@@ -418,7 +418,7 @@ class Good:
     async def move(self, client: hoststack.Stack, uri: str) -> None:
         data = os.urandom(400_000)
         while True:
-            async with client.connect(uri, tls=TRUSTING) as connection:
+            async with client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection:
                 for _ in range(5):
                     began = trio.current_time()
                     with trio.fail_after(MOST_ROUND_S):
@@ -453,7 +453,9 @@ async def _run(daemon: Daemon, seed: int, seconds: float) -> tuple[Good, Counter
         echo_server(server) as uri,
         trio.open_nursery() as nursery,
     ):
-        listener = await nursery.start(partial(local.serve, "quic://127.0.0.1:0", put_up, tls=TLS))
+        listener = await nursery.start(
+            partial(local.serve, "quic://127.0.0.1:0", put_up, tls=TLS, alpn=["test"])
+        )
         for _ in range(2):
             nursery.start_soon(good.move, client, uri)
         done = await trio.to_thread.run_sync(

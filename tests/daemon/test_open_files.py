@@ -48,7 +48,7 @@ def test_the_limit_is_raised() -> None:
 async def listen_until_refused(stack: hoststack.Stack) -> tuple[int, str]:
     for count in range(LIMIT):
         try:
-            await stack.listen("quic://127.0.0.1:0", tls=TLS)
+            await stack.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"])
         except LinkError as error:
             return count, f"{errno.errorcode[error.errno or 0]} {error}"
     raise AssertionError("nothing was refused")

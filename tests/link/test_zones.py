@@ -61,12 +61,13 @@ def test_stacks_say_what_is_wrong(scheme: str, zone: str) -> None:
 
     async def main() -> None:
         uri = f"{scheme}://[fe80::1{zone}]:4433"
+        tls, alpn = (TLS, ["test"]) if scheme == "quic" else (None, [])
         async with hoststack.open_stack(link="udp") as stack:
             with pytest.raises(ConnectError, match=said):
-                async with stack.connect(uri):
+                async with stack.connect(uri, alpn=alpn):
                     pytest.fail("there is no such place")
             with pytest.raises(LinkError, match=said):
-                await stack.listen(uri, tls=TLS if scheme == "quic" else None)
+                await stack.listen(uri, tls=tls, alpn=alpn)
 
     trio.run(main)
 
@@ -109,7 +110,11 @@ def serving(pair: VethPair, make_stack: MakeStack, zone: str) -> Iterator[dict[s
                     task_status: Any = trio.TASK_STATUS_IGNORED,
                 ) -> None:
                     await stack.serve(
-                        f"{scheme}://{uri}", handler, tls=tls, task_status=task_status
+                        f"{scheme}://{uri}",
+                        handler,
+                        tls=tls,
+                        alpn=["test"],
+                        task_status=task_status,
                     )
 
                 found[scheme] = (await nursery.start(serve)).local
@@ -146,7 +151,7 @@ async def talk(stack: hoststack.Stack, pair: VethPair, where: dict[str, Any], zo
         assert local[0] == f"{pair.a.link_local()}%{pair.a.ifname}"
         uri = f"{scheme}://[{pair.a.link_local()}{zone}]:{local[1]}"
         tls = TRUSTING if scheme == "quic" else None
-        async with stack.connect(uri, tls=tls) as connection:
+        async with stack.connect(uri, tls=tls, alpn=["test"]) as connection:
             assert connection.remote == (there, local[1])
             assert connection.local[0] == here
             if scheme == "udp":
@@ -173,7 +178,7 @@ def test_over_each_link(veth_pair: VethPair, link: LinkName, engine: str) -> Non
                 if link == "af_xdp":
                     await talk(stack, pair, where, "")
                     with pytest.raises(ConnectError, match="this stack uses right alone"):
-                        async with stack.connect("quic://[fe80::1%lo]:1"):
+                        async with stack.connect("quic://[fe80::1%lo]:1", alpn=["test"]):
                             pytest.fail("it is not there")
 
     def make_stack() -> Any:
