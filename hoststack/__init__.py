@@ -18,6 +18,7 @@ from hoststack.api.errors import (
 from hoststack.api.listener import Listener
 from hoststack.api.stack import EmbeddedStack, Stack, open_stack
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
+from hoststack.boundary.protocols import TcpConfig, UdpConfig
 from hoststack.quic.seam import ABORTED_CODE, CloseInfo, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
@@ -45,8 +46,10 @@ __all__ = [
     "Stream",
     "StreamResetError",
     "StreamStoppedError",
+    "TcpConfig",
     "TlsConfig",
     "TlsConfigError",
+    "UdpConfig",
     "UriError",
     "attach",
     "open_stack",

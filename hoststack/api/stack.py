@@ -18,7 +18,7 @@ from hoststack.api.resolving import Address, resolve
 from hoststack.api.router import Router
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.boundary.protocols import PROTOCOLS, not_supported
+from hoststack.boundary.protocols import CONFIGS, PROTOCOLS, Config, not_supported
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.boundary.uri import Uri, parse_uri
 from hoststack.link.base import Link
@@ -76,7 +76,7 @@ class Stack:
         *,
         tls: TlsConfig | None = None,
         alpn: Sequence[str] = (),
-        config: QuicConfig | None = None,
+        config: Config | None = None,
     ) -> AsyncIterator[Connection]:
         """Connect as `open_connection` does, and close the connection at the end of the block: with
         code 0, or with `ABORTED_CODE` when an exception leaves it."""
@@ -89,7 +89,7 @@ class Stack:
         *,
         tls: TlsConfig | None = None,
         alpn: Sequence[str] = (),
-        config: QuicConfig | None = None,
+        config: Config | None = None,
     ) -> Connection:
         """Connect to `quic://host:port`, and return the connection, which the caller closes.
 
@@ -103,6 +103,7 @@ class Stack:
         32 of 255. Without `tls` the peer's certificate is checked against the system's CAs and the
         URI's host. `tcp://` and `udp://` use kernel sockets and accept neither `tls` nor `alpn`: a
         TCP connection has one stream, which `open_stream` returns, and UDP has only datagrams.
+        `config` is a QuicConfig, TcpConfig or UdpConfig; without it the stack's, or the default.
 
         Raises UriError, ValueError for no `alpn` or names that can't be offered, TlsConfigError for
         an invalid server name, ConnectError (no answer, no route, refused, no common ALPN, an
@@ -110,7 +111,7 @@ class Stack:
         have.
         """
         parsed = parse_uri(uri, PROTOCOLS)
-        self._check_security(parsed, tls, alpn, config)
+        config = self._checked(parsed, tls, alpn, config)
         tls = tls or TlsConfig()
         if PROTOCOLS[parsed.scheme].tls:
             checked_server_name(tls.server_name or parsed.host)
@@ -124,7 +125,7 @@ class Stack:
                     server_name,
                     tls,
                     tuple(alpn),
-                    config or self._config,
+                    config,
                     protocol=parsed.scheme,
                 )
             )
@@ -142,7 +143,7 @@ class Stack:
         *,
         tls: TlsConfig | None = None,
         alpn: Sequence[str] = (),
-        config: QuicConfig | None = None,
+        config: Config | None = None,
     ) -> Listener:
         """Listen on `quic://address:port`; port 0 picks a free one (see `Listener.local`). For a
         name, the first address is used.
@@ -154,13 +155,11 @@ class Stack:
         LinkError if the port or address is unavailable.
         """
         parsed = parse_uri(uri, PROTOCOLS)
-        self._check_security(parsed, tls, alpn, config)
+        config = self._checked(parsed, tls, alpn, config)
         own_tls = tls or TlsConfig()
         local = (await resolve(parsed, LinkError))[0]
         reply = await self._router.call(
-            lambda token: m.Listen(
-                token, local, own_tls, tuple(alpn), config or self._config, parsed.scheme
-            )
+            lambda token: m.Listen(token, local, own_tls, tuple(alpn), config, parsed.scheme)
         )
         if isinstance(reply, m.Failed):
             raise LinkError(reply.errno, f"{uri}: {reply.text}")
@@ -174,7 +173,7 @@ class Stack:
         *,
         tls: TlsConfig | None = None,
         alpn: Sequence[str] = (),
-        config: QuicConfig | None = None,
+        config: Config | None = None,
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -206,18 +205,26 @@ class Stack:
         if lost is not None:
             raise lost
 
-    def _check_security(
-        self,
-        uri: Uri,
-        tls: TlsConfig | None,
-        alpn: Sequence[str],
-        config: QuicConfig | None,
-    ) -> None:
-        """Raise ValueError or OSError for TLS settings that the protocol of `uri` can't use."""
+    def _checked(
+        self, uri: Uri, tls: TlsConfig | None, alpn: Sequence[str], config: Config | None
+    ) -> Config | None:
+        """Return the settings for a connection or listener, None for the worker's default.
+
+        Raises TypeError, ValueError or OSError for what the protocol of `uri` can't use.
+        """
+        class_ = CONFIGS[uri.scheme]
+        if config is None and isinstance(self._config, class_):
+            config = self._config
+        if config is not None and not isinstance(config, class_):
+            raise TypeError(
+                f"{uri.scheme}:// needs a {class_.__name__}, not a {type(config).__name__}"
+            )
         if PROTOCOLS[uri.scheme].tls:
-            check_protocols(alpn, config or self._config, self.engine_name)
+            assert config is None or isinstance(config, QuicConfig)
+            check_protocols(alpn, config, self.engine_name)
         elif tls is not None or alpn:
             raise not_supported(uri.scheme, "TLS here: omit `tls` and `alpn`, or use quic://")
+        return config
 
 
 class EmbeddedStack(Stack):

@@ -17,7 +17,7 @@ from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.uri import parse_uri
 from hoststack.control.commands import ECHO_ALPN, ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
-from hoststack.control.settings import with_fifos
+from hoststack.control.settings import echo_config
 from hoststack.control.worker_side import Data, Server, WorkerSide
 from hoststack.quic.tls import TlsConfig
 
@@ -48,9 +48,7 @@ async def _start(side: WorkerSide, command: Command) -> Data:
         )
     if side.workers > 1 and not (features.is_kernels or parsed.port):
         raise CommandError(f"{uri}: each worker would use another port: name one")
-    config = None
-    if "fifo_bytes" in arguments:
-        config = with_fifos(side.worker.layer.default_config, int(arguments["fifo_bytes"]))
+    config = echo_config(command, side, parsed.scheme)
     try:
         tls = TlsConfig.self_signed(["localhost"]) if features.tls else None
         alpn = ECHO_ALPN if features.tls else ()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from hoststack.api.resolving import in_order
 from hoststack.boundary import messages as m
-from hoststack.boundary.protocols import PROTOCOLS
+from hoststack.boundary.protocols import CONFIGS, PROTOCOLS, Config, UdpConfig
 from hoststack.boundary.uri import UriError, parse_uri
-from hoststack.quic.seam import QuicConfig
+from hoststack.quic.seam import FifoConfig, QuicConfig
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
@@ -90,7 +90,8 @@ def open_endpoint(worker: VclWorker, session: VclSession, peer_host: str = "0.0.
     local = session.bound or ("::" if ":" in peer_host else "0.0.0.0", 0)
     session.has_addresses = True
     session.state = State.CONNECTING
-    worker.call(session, lambda token: m.Bind(token, local, _config(worker, session)))
+    config = UdpConfig(*_fifo_sizes(worker, session))
+    worker.call(session, lambda token: m.Bind(token, local, config))
     _wait_until_ready(worker, session)
 
 
@@ -255,18 +256,23 @@ def stream_connect(worker: VclWorker, session: VclSession, connection: VclSessio
     _wait_until_ready(worker, session)
 
 
-def _config(worker: VclWorker, session: VclSession) -> QuicConfig:
-    default = QuicConfig()
-    rx = session.rx_fifo_bytes or worker.config.rx_fifo_bytes
-    tx = session.tx_fifo_bytes or worker.config.tx_fifo_bytes
-    datagrams = max(rx or 0, tx or 0) if session.protocol == "udp" else 0
-    rx, tx = rx or default.rx_fifo_bytes, tx or default.tx_fifo_bytes
+def _config(worker: VclWorker, session: VclSession) -> Config:
+    sizes = _fifo_sizes(worker, session)
+    if session.protocol != "quic":
+        return CONFIGS[session.protocol](*sizes)
     return QuicConfig(
-        rx_fifo_bytes=rx,
-        tx_fifo_bytes=tx,
-        connection_window_bytes=max(default.connection_window_bytes, rx),
-        datagram_fifo_bytes=datagrams,
+        *sizes,
+        connection_window_bytes=max(QuicConfig().connection_window_bytes, sizes[0]),
         max_streams_bidi=STREAMS_PER_CONNECTION,
+    )
+
+
+def _fifo_sizes(worker: VclWorker, session: VclSession) -> tuple[int, int]:
+    """Return the sizes of the rx and the tx FIFO, in bytes."""
+    default = FifoConfig()
+    return (
+        session.rx_fifo_bytes or worker.config.rx_fifo_bytes or default.rx_fifo_bytes,
+        session.tx_fifo_bytes or worker.config.tx_fifo_bytes or default.tx_fifo_bytes,
     )
 
 

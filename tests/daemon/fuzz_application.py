@@ -39,7 +39,7 @@ from hoststack.boundary.codec import (
     encode,
 )
 from hoststack.boundary.fifo_pool import BlockName
-from hoststack.boundary.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.protocols import PROTOCOLS, Config, Protocol, TcpConfig, UdpConfig
 from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import map_segment
@@ -281,8 +281,21 @@ class Evil:
             ]
         )
 
-    def _any_config(self) -> QuicConfig | None:
+    def _any_config(self, protocol: Protocol) -> Config | None:
         rng = self._rng
+        if rng.random() < 0.02:
+            protocol = rng.choice(_PROTOCOLS)
+        if protocol == "udp":
+            return self._any_udp_config()
+        if protocol == "tcp":
+            return rng.choice(
+                [
+                    None,
+                    TcpConfig(connect_timeout_s=1),
+                    TcpConfig(1, 1, connect_timeout_s=1e-9),
+                    TcpConfig(1 << 32, connect_timeout_s=1),
+                ]
+            )
         return rng.choice(
             [
                 None,
@@ -293,8 +306,16 @@ class Evil:
                 QuicConfig(early_data=True, datagram_fifo_bytes=4096, handshake_timeout_s=1),
                 QuicConfig(preferred_addresses=("127.0.0.1:1",), version=2, handshake_timeout_s=1),
                 QuicConfig(congestion_control="vegas", handshake_timeout_s=1),
-                QuicConfig(datagram_fifo_bytes=1 << 26, idle_timeout_s=1e-9),
-                QuicConfig(datagram_fifo_bytes=1 << 32),
+            ]
+        )
+
+    def _any_udp_config(self) -> UdpConfig | None:
+        return self._rng.choice(
+            [
+                None,
+                UdpConfig(1, 1),
+                UdpConfig(1 << 26, 1 << 26, idle_timeout_s=1e-9),
+                UdpConfig(1 << 32, 4096),
             ]
         )
 
@@ -320,13 +341,14 @@ class Evil:
         if kind == 7:
             return m.Listen(token, ("127.0.0.1", 0), TRUSTING, (), None, protocol=protocol)
         if kind == 8:
-            return m.Bind(token, ("127.0.0.1", 0), self._any_config())
+            return m.Bind(token, ("127.0.0.1", 0), self._any_udp_config())
         blocks = [*worker.blocks, BlockName(0, 0, 4096)]
         return FifosReleased((rng.choice(blocks), rng.choice(blocks)))
 
     def _any_request(self, worker: Worker) -> m.Request | FifosReleased:
         rng = self._rng
         token, handle = rng.randrange(_TOKENS), self._any_handle(worker)
+        protocol = rng.choice(_PROTOCOLS)
         code = rng.choice([0, 7, (1 << 62) - 1])
         ticket = Ticket(rng.randbytes(rng.randrange(300)), rng.randbytes(50), "hq", 9e9)
         if self._is_sly and rng.random() < 0.8:
@@ -339,18 +361,20 @@ class Evil:
                     rng.choice(["127.0.0.1", "", "\0", "ü", "x" * 4096]),
                     rng.choice([TRUSTING, TRUSTING, TLS]),
                     rng.choice([("test",), (), ("",), ("x" * 300,), ("é",)]),
-                    self._any_config(),
+                    self._any_config(protocol),
                     rng.choice([None, m.Known(ticket, rng.randbytes(40))]),
-                    rng.choice(_PROTOCOLS),
+                    protocol,
                 ),
-                lambda: m.Bind(rng.randrange(1 << 40), self._any_place(worker), self._any_config()),
+                lambda: m.Bind(
+                    rng.randrange(1 << 40), self._any_place(worker), self._any_udp_config()
+                ),
                 lambda: m.Listen(
                     rng.randrange(1 << 40),
                     rng.choice([("127.0.0.1", 0), self._any_place(worker)]),
                     rng.choice([TLS, TRUSTING]),
                     ("hq",),
-                    self._any_config(),
-                    rng.choice(_PROTOCOLS),
+                    self._any_config(protocol),
+                    protocol,
                 ),
                 lambda: m.OpenStream(token, handle, rng.random() < 0.5),
                 lambda: m.OpenStream(token, handle, rng.random() < 0.5),

@@ -15,7 +15,7 @@ import trio
 
 import hoststack
 import pyxdp
-from hoststack import QuicConfig, Stack, TlsConfig
+from hoststack import Stack, TlsConfig, UdpConfig
 from hoststack.api.stack import EmbeddedStack
 from hoststack.link.base import Endpoint
 from hoststack.link.kernel.rtnetlink import Rtnetlink
@@ -26,7 +26,7 @@ from tests.support.netns import Side, VethPair, run
 pytestmark = pytest.mark.needs_root
 FAMILIES = ["ipv4", "ipv6"]
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_LARGE = QuicConfig(datagram_fifo_bytes=1 << 22)
+_LARGE = UdpConfig(1 << 22, 1 << 22)
 
 
 @pytest.fixture(autouse=True)

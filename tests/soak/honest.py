@@ -20,11 +20,11 @@ from typing import Final
 import trio
 
 import hoststack
-from hoststack import Connection, QuicConfig, Stack, TlsConfig
+from hoststack import Connection, QuicConfig, Stack, TlsConfig, UdpConfig
 
 #: What is abandoned leaves soon.
 CONFIG: Final = QuicConfig(idle_timeout_s=10, keep_alive_s=2)
-UDP_CONFIG: Final = QuicConfig(idle_timeout_s=10)
+UDP_CONFIG: Final = UdpConfig(idle_timeout_s=10)
 #: Longest round trip, and longest handshake with one, in seconds.
 LATE_S: Final = 8.0
 PERSISTENT: Final = 4
