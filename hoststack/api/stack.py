@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from hoststack.api.connection import Connection
-from hoststack.api.errors import ConnectError, LinkError
+from hoststack.api.errors import ConnectError, ListenError
 from hoststack.api.listener import Listener
 from hoststack.api.racing import first_connection
 from hoststack.api.resolving import Address, resolve
@@ -105,10 +105,9 @@ class Stack:
         TCP connection has one stream, which `open_stream` returns, and UDP has only datagrams.
         `config` is a QuicConfig, TcpConfig or UdpConfig; without it the stack's, or the default.
 
-        Raises UriError, ValueError for no `alpn` or names that can't be offered, TlsConfigError for
-        an invalid server name, ConnectError (no answer, no route, refused, no common ALPN, an
-        untrusted certificate), and OSError with ENOTSUP for a feature that a protocol does not
-        have.
+        Raises ConnectError, whose `kind` says why. For wrong arguments it raises UriError,
+        TypeError, ValueError (no `alpn`, or names that can't be offered), TlsConfigError (an
+        invalid server name), and OSError with ENOTSUP for a feature that a protocol does not have.
         """
         parsed = parse_uri(uri, PROTOCOLS)
         config = self._checked(parsed, tls, alpn, config)
@@ -150,19 +149,20 @@ class Stack:
 
         QUIC needs `tls` with a certificate, and `alpn` as in `open_connection`: a client that
         offers none of these protocols is refused. `tcp://` and `udp://` accept neither: their
-        connections have one stream that the peer opened, or datagrams from one peer. Raises
-        UriError, TlsConfigError, ValueError for no `alpn` or names that can't be offered, and
-        LinkError if the port or address is unavailable.
+        connections have one stream that the peer opened, or datagrams from one peer.
+
+        Raises ListenError if the port or address is unavailable (its `kind` says why), and for
+        wrong arguments what `open_connection` raises.
         """
         parsed = parse_uri(uri, PROTOCOLS)
         config = self._checked(parsed, tls, alpn, config)
         own_tls = tls or TlsConfig()
-        local = (await resolve(parsed, LinkError))[0]
+        local = (await resolve(parsed, ListenError))[0]
         reply = await self._router.call(
             lambda token: m.Listen(token, local, own_tls, tuple(alpn), config, parsed.scheme)
         )
         if isinstance(reply, m.Failed):
-            raise LinkError(reply.errno, f"{uri}: {reply.text}")
+            raise ListenError(reply.errno, f"{uri}: {reply.text}")
         assert isinstance(reply, Listener)
         return reply
 

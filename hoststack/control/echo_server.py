@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from hoststack.api.connection import Connection
-from hoststack.api.errors import LinkError, UriError
+from hoststack.api.errors import ListenError, UriError
 from hoststack.api.listener import Listener
 from hoststack.api.stream import ReceiveStream, Stream
 from hoststack.boundary.containment import contained, fault_text
@@ -53,7 +53,7 @@ async def _start(side: WorkerSide, command: Command) -> Data:
         tls = TlsConfig.self_signed(["localhost"]) if features.tls else None
         alpn = ECHO_ALPN if features.tls else ()
         listener = await side.stack("echo_server").listen(uri, tls=tls, alpn=alpn, config=config)
-    except (LinkError, UriError) as error:
+    except (ListenError, UriError) as error:
         raise CommandError(getattr(error, "strerror", None) or str(error)) from None
     server = side.servers[uri] = Server(listener.local)
     side.nursery.start_soon(_serve, side, uri, server, listener, no_echo)

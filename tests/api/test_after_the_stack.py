@@ -118,7 +118,7 @@ def test_a_stack_that_has_ended_refuses_calls(make_pair: MakePair) -> None:
                 outside.start_soon(wait_for_silence, pair.client)
                 await trio.testing.wait_all_tasks_blocked()
             with trio.fail_after(5):
-                with pytest.raises(hoststack.LinkError):
+                with pytest.raises(hoststack.ListenError):
                     await pair.server.listen(f"quic://{SERVER}:1", tls=tls, alpn=["test"])
                 await wait_for_silence(pair.client)
 

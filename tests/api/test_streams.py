@@ -314,7 +314,7 @@ def test_listening_twice_is_refused_and_after_closing_allowed(make_pair: MakePai
     async def main() -> None:
         async with make_pair() as pair:
             tls = hoststack.TlsConfig.self_signed(["localhost"])
-            with pytest.raises(hoststack.LinkError, match="listener"):
+            with pytest.raises(hoststack.ListenError, match="listener"):
                 await pair.server.listen(URI, tls=tls, alpn=["test"])
             listener = await pair.server.listen("quic://10.0.0.1:5000", tls=tls, alpn=["test"])
             await listener.aclose()

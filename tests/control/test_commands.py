@@ -215,7 +215,7 @@ def test_session_disable(play: Play) -> None:
                 async with mine.connect(URI, tls=TRUSTING, alpn=["test"]):
                     pass
             assert refused.value.errno == errno.EPERM
-            with pytest.raises(hoststack.LinkError, match="the session layer is disabled"):
+            with pytest.raises(hoststack.ListenError, match="the session layer is disabled"):
                 await mine.listen("quic://10.0.0.2:99", tls=TLS, alpn=["test"])
             # What is there goes on.
             stream = await connection.open_stream()

@@ -233,7 +233,7 @@ def test_members_of_a_group_get_connections_in_turns(daemon: Daemon) -> None:
 
             for index, stack in enumerate((one, other)):
                 nursery.start_soon(count, index, await stack.listen(URI, tls=TLS, alpn=["test"]))
-            with pytest.raises(hoststack.LinkError):
+            with pytest.raises(hoststack.ListenError):
                 await rival.listen(URI, tls=TLS, alpn=["test"])
             for _ in range(8):
                 async with client.connect(URI, alpn=["test"]) as connection:

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 import hoststack
-from hoststack import AttachError, ConnectionClosedError, LinkError, TlsConfig
+from hoststack import AttachError, ConnectionClosedError, ListenError, TlsConfig
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
 from tests.support.streams import exchange
@@ -105,7 +105,7 @@ def test_a_port_is_one_applications(daemon: Daemon) -> None:
                 await one.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]) as listener,
             ):
                 uri = "quic://{}:{}".format(*listener.local)
-                with pytest.raises(LinkError, match="listener"):
+                with pytest.raises(ListenError, match="listener"):
                     await other.listen(uri, tls=TLS, alpn=["test"])
                 await listener.aclose()
                 # The last of the workers may still be about to close it.
@@ -442,7 +442,7 @@ def test_while_it_drains_nothing_new_begins(make_daemon: MakeDaemon) -> None:
             ):
                 assert await ask(connection, b"before") == b"before"
                 daemon.process.send_signal(signal.SIGTERM)
-                with pytest.raises(LinkError, match="shutting down"):
+                with pytest.raises(ListenError, match="shutting down"):
                     await _listen_for_ever(server)  # until the worker has heard of it
                 with pytest.raises(hoststack.ConnectError, match="shutting down"):
                     async with server.connect(uri, tls=TRUSTING, alpn=["test"]):

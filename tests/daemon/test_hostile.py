@@ -82,7 +82,7 @@ def test_an_application_has_so_many_sessions_and_no_more() -> None:
                 with pytest.raises(hoststack.ConnectError, match="raise max-sessions"):
                     async with limited.connect(URI, tls=CLIENT_TLS, alpn=["test"]):
                         raise AssertionError
-                with pytest.raises(hoststack.LinkError, match="raise max-sessions"):
+                with pytest.raises(hoststack.ListenError, match="raise max-sessions"):
                     await limited.listen("quic://10.0.0.2:0", tls=SERVER_TLS, alpn=["test"])
                 assert client._worker.layer.refused["max_sessions"] == 3
                 # What ends makes room.

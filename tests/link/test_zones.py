@@ -13,7 +13,7 @@ import pytest
 import trio
 
 import hoststack
-from hoststack import ConnectError, Connection, LinkError, TlsConfig
+from hoststack import ConnectError, Connection, LinkError, ListenError, TlsConfig
 from hoststack.link import zones
 from tests.apps.echo_process import PATIENCE_S
 from tests.daemon.conftest import run_daemon
@@ -66,7 +66,7 @@ def test_stacks_say_what_is_wrong(scheme: str, zone: str) -> None:
             with pytest.raises(ConnectError, match=said):
                 async with stack.connect(uri, alpn=alpn):
                     pytest.fail("there is no such place")
-            with pytest.raises(LinkError, match=said):
+            with pytest.raises(ListenError, match=said):
                 await stack.listen(uri, tls=tls, alpn=alpn)
 
     trio.run(main)

@@ -16,8 +16,8 @@ from hoststack import (
     ConnectError,
     Connection,
     ConnectionClosedError,
-    LinkError,
     Listener,
+    ListenError,
     QuicConfig,
     SessionCache,
     Stack,
@@ -220,9 +220,9 @@ def test_what_can_not_be_had_is_said() -> None:
             hoststack.open_stack(link=network.link(SERVER), engine="aioquic") as other,
             hoststack.open_stack(link=network.link(CLIENT), engine="native") as stack,
         ):
-            with pytest.raises(LinkError, match="use the native one"):
+            with pytest.raises(ListenError, match="use the native one"):
                 await other.listen(URI, tls=server_tls("required"), alpn=["test"])
-            with pytest.raises(LinkError, match="leave out"):
+            with pytest.raises(ListenError, match="leave out"):
                 await stack.listen(
                     f"quic://{CLIENT}:1",
                     tls=server_tls("optional"),

@@ -147,7 +147,7 @@ def test_aioquic_offers_none() -> None:
         async with hoststack.open_stack(
             link=MemoryNetwork().link(SERVER), engine="aioquic", config=CONFIG
         ) as stack:
-            with pytest.raises(hoststack.LinkError, match=r"aioquic.*datagram_fifo_bytes"):
+            with pytest.raises(hoststack.ListenError, match=r"aioquic.*datagram_fifo_bytes"):
                 await stack.listen(URI, tls=TLS, alpn=["test"])
 
     run(main)

@@ -464,7 +464,7 @@ def test_addresses_that_are_none_are_refused(addresses: tuple[str, ...], text: s
         link.open_port(Endpoint(SERVER, 7777))
         async with hoststack.open_stack(link=link, engine="native") as stack:
             config = QuicConfig(preferred_addresses=addresses)
-            with pytest.raises(hoststack.LinkError, match=text):
+            with pytest.raises(hoststack.ListenError, match=text):
                 await stack.listen(URI, tls=TLS, alpn=["test"], config=config)
             assert open_ports(stack) == {7777}
 
@@ -476,7 +476,7 @@ def test_aioquic_prefers_none() -> None:
         async with hoststack.open_stack(
             link=MemoryNetwork().link(SERVER), engine="aioquic", config=PREFERRING
         ) as stack:
-            with pytest.raises(hoststack.LinkError, match=r"aioquic.*preferred_addresses"):
+            with pytest.raises(hoststack.ListenError, match=r"aioquic.*preferred_addresses"):
                 await stack.listen(URI, tls=TLS, alpn=["test"])
             assert open_ports(stack) == set()
 

@@ -209,7 +209,7 @@ def test_what_aioquic_can_not_do_is_said_when_it_is_asked_for(config: QuicConfig
         async with hoststack.open_stack(
             link=MemoryNetwork().link(SERVER), engine="aioquic", config=config
         ) as stack:
-            with pytest.raises(hoststack.LinkError, match=r"aioquic|version"):
+            with pytest.raises(hoststack.ListenError, match=r"aioquic|version"):
                 await stack.listen(URI, tls=TLS, alpn=["test"])
 
     run(main)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import hoststack
-from hoststack import ConnectError, LinkError, Stack, TlsConfig
+from hoststack import ConnectError, ListenError, Stack, TlsConfig
 from hoststack.boundary import messages as m
 from hoststack.boundary.scope import Scope
 from hoststack.link.memory import MemoryNetwork
@@ -200,7 +200,7 @@ def test_keys_that_serve(key: ec.EllipticCurvePrivateKey, engine: str) -> None:
 
     async def main(server: Stack, client: Stack) -> None:
         if engine == "aioquic" and tls.private_key.__class__ is key.__class__ and is_p521(key):
-            with pytest.raises(LinkError, match="P-521"):
+            with pytest.raises(ListenError, match="P-521"):
                 await server.listen(URI, tls=tls, alpn=["test"])
             with pytest.raises(ConnectError, match="P-521"):
                 async with client.connect(URI, tls=tls, alpn=["test"]):

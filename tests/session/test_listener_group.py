@@ -120,7 +120,7 @@ def test_who_is_not_of_the_group_is_refused(name: str, namespace: str, shares: b
             server.application(name, namespace=namespace, shares_listeners=shares) as two,
         ):
             listener = await one.listen(URI, tls=TLS, alpn=["test"])
-            with pytest.raises(hoststack.LinkError) as caught:
+            with pytest.raises(hoststack.ListenError) as caught:
                 await two.listen(URI, tls=TLS, alpn=["test"])
             assert caught.value.errno == errno.EADDRINUSE
             assert await who_gets_it(client, [listener]) == 0

@@ -126,7 +126,7 @@ def test_each_namespace_has_ports_of_its_own() -> None:
         ):
             assert picked.local[1] >= 49152
             assert await finds(blue, f"quic://{HOST}:{picked.local[1]}")
-            with pytest.raises(hoststack.LinkError, match="namespace 'blue'") as caught:
+            with pytest.raises(hoststack.ListenError, match="namespace 'blue'") as caught:
                 await blue.listen(URI, tls=TLS, alpn=["test"])
             assert caught.value.errno == errno.EADDRINUSE
 
@@ -180,7 +180,7 @@ def test_a_listener_that_gets_only_one_scope_gets_none() -> None:
             stack.application("b", scopes=["local"]) as local,
             await local.listen(URI, tls=TLS, alpn=["test"]),
         ):
-            with pytest.raises(hoststack.LinkError):
+            with pytest.raises(hoststack.ListenError):
                 await both.listen(URI, tls=TLS, alpn=["test"])
             # The network's port was given back.
             await (await stack.listen(URI, tls=TLS, alpn=["test"])).aclose()
