@@ -339,7 +339,7 @@ def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: Mak
         "async def main():\n"
         "    async with hoststack.attach(sys.argv[1]) as stack:\n"
         "        tls = hoststack.TlsConfig.self_signed(['127.0.0.1'])\n"
-        "        async with await stack.listen('quic://127.0.0.1:0', tls=tls) as listener:\n"
+        "        async with await stack.listen('quic://127.0.0.1:0', tls=tls, alpn=['test']) as listener:\n"
         "            print(listener.local[1], flush=True)\n"
         "            connection = await listener.accept()\n"
         "            await trio.sleep_forever()\n"
