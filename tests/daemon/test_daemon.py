@@ -266,7 +266,7 @@ async def main(path, uri):
     async with hoststack.attach(path, name="web", shares_listeners=True) as stack:
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: stack.serve(
-                uri, who, tls=tls, task_status=task_status))
+                uri, who, tls=tls, alpn=["test"], task_status=task_status))
             print("listening", flush=True)
 
 trio.run(main, *sys.argv[1:])
@@ -339,7 +339,8 @@ def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: Mak
         "async def main():\n"
         "    async with hoststack.attach(sys.argv[1]) as stack:\n"
         "        tls = hoststack.TlsConfig.self_signed(['127.0.0.1'])\n"
-        "        async with await stack.listen('quic://127.0.0.1:0', tls=tls, alpn=['test']) as listener:\n"
+        "        listening = stack.listen('quic://127.0.0.1:0', tls=tls, alpn=['test'])\n"
+        "        async with await listening as listener:\n"
         "            print(listener.local[1], flush=True)\n"
         "            connection = await listener.accept()\n"
         "            await trio.sleep_forever()\n"

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -101,22 +102,8 @@ def serving(pair: VethPair, make_stack: MakeStack, zone: str) -> Iterator[dict[s
         async with make_stack() as stack, trio.open_nursery() as nursery:
             found: dict[str, Any] = {}
             for scheme, handler in SERVICES.items():
-                tls = TLS if scheme == "quic" else None
-
-                async def serve(
-                    scheme: str = scheme,
-                    handler: Any = handler,
-                    tls: Any = tls,
-                    task_status: Any = trio.TASK_STATUS_IGNORED,
-                ) -> None:
-                    await stack.serve(
-                        f"{scheme}://{uri}",
-                        handler,
-                        tls=tls,
-                        alpn=["test"],
-                        task_status=task_status,
-                    )
-
+                tls, alpn = (TLS, ["test"]) if scheme == "quic" else (None, [])
+                serve = partial(stack.serve, f"{scheme}://{uri}", handler, tls=tls, alpn=alpn)
                 found[scheme] = (await nursery.start(serve)).local
             told.put((trio.lowlevel.current_trio_token(), found))
             await stop.wait()
@@ -150,8 +137,8 @@ async def talk(stack: hoststack.Stack, pair: VethPair, where: dict[str, Any], zo
     for scheme, local in where.items():
         assert local[0] == f"{pair.a.link_local()}%{pair.a.ifname}"
         uri = f"{scheme}://[{pair.a.link_local()}{zone}]:{local[1]}"
-        tls = TRUSTING if scheme == "quic" else None
-        async with stack.connect(uri, tls=tls, alpn=["test"]) as connection:
+        tls, alpn = (TRUSTING, ["test"]) if scheme == "quic" else (None, [])
+        async with stack.connect(uri, tls=tls, alpn=alpn) as connection:
             assert connection.remote == (there, local[1])
             assert connection.local[0] == here
             if scheme == "udp":
