@@ -23,7 +23,6 @@ from aioquic.asyncio.client import connect
 from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 
-from bench import ALPN
 from bench.ends import REQUEST_BYTES, cpu_seconds
 from hoststack import TlsConfig
 
@@ -32,7 +31,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 def _configuration(is_client: bool, datagram_bytes: int | None) -> QuicConfiguration:
-    configuration = QuicConfiguration(is_client=is_client, alpn_protocols=[ALPN])
+    configuration = QuicConfiguration(is_client=is_client, alpn_protocols=["bench"])
     if datagram_bytes is not None:
         configuration.max_datagram_size = datagram_bytes
     return configuration

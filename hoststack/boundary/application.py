@@ -8,18 +8,18 @@ and a socket instead.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hoststack.boundary.containment import contained
-from hoststack.boundary.fifo_pool import FifoSize
+from hoststack.boundary.fifo_pool import BlockName, FifoSize
+from hoststack.boundary.loading import Loaded
 from hoststack.boundary.messages import Connect, EventCode, Notice, Request
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
-from hoststack.quic.seam import QuicConfig
+from hoststack.quic.seam import Engine, QuicConfig
 from hoststack.quic.session_cache import ServerSessions
 
 #: Entries of an event ring. The producer queues what does not fit.
@@ -39,10 +39,8 @@ def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
     cache = request.tls.sessions
     if cache is None:
         return None
-    config = request.config if isinstance(request.config, QuicConfig) else QuicConfig()
-    return cache.of(
-        engine, request.server_name, request.remote, request.tls, request.alpn, config.version
-    )
+    version = (request.config or QuicConfig()).version
+    return cache.of(engine, request.server_name, request.remote, request.tls, request.alpn, version)
 
 
 class Plane(Protocol):
@@ -138,6 +136,11 @@ class Application:
         it shares none."""
         self.worker: Wakeable = _NoWorker()
         self.wake_application: Callable[[], None] = _no_wake_up
+        self.engine: Engine
+        """Its worker's, from when it is attached."""
+        self.slow_lane_s = 0.0
+        """How long requests of its own may take in this turn of the worker. Below 0 it has used
+        time of later turns."""
         self.max_sessions: int | None = None
         """Most listeners, connections and streams together; None: any number."""
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
@@ -244,7 +247,7 @@ class Application:
 
     def arm(self) -> bool:
         """Ask for a wake-up before the worker sleeps; return whether it has work already."""
-        return False
+        return self.has_requests
 
     def make_fifo(self, size_bytes: int) -> Fifo:
         """Allocate one FIFO for this application. Raises as `make_fifos`."""
@@ -292,22 +295,40 @@ class Application:
         """Whether many notices are queued because another process reads them too slowly."""
         return False
 
+    def add_segment(self, fd: int) -> int:
+        """Send a segment that it shares with another application (cut-through) to its process, and
+        take ownership of the descriptor; return the segment's number there."""
+        raise NotImplementedError
+
+    def remove_segment(self, number: int) -> None:
+        """Tell its process that a segment has no FIFOs left."""
+        raise NotImplementedError
+
     def adopt_fifo(
-        self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None
+        self,
+        fifo: Fifo,
+        name: BlockName,
+        free: Callable[[], None],
+        least_bytes: int,
+        owner: object | None,
     ) -> None:
-        """Register a FIFO that it shares with another application (cut-through) in a segment of
-        its own, and take ownership of the descriptor. In one process this only closes it."""
-        os.close(segment_fd)
+        """Charge it for a FIFO in a segment that it shares. `free` is called when both the worker
+        and its process have released the FIFO."""
+        raise NotImplementedError
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it has neither requests nor signals."""
-        return not self._requests and not self._down.waiting
+        """Whether it has no signals."""
+        return not self._down.waiting
 
-    def take_requests(self) -> list[Request]:
-        requests = list(self._requests)
-        self._requests.clear()
-        return requests
+    @property
+    def has_requests(self) -> bool:
+        """Whether `take_request` may return one."""
+        return bool(self._requests)
+
+    def take_request(self) -> Request | Loaded | None:
+        """Return the oldest request; None where a message was not one."""
+        return self._requests.popleft()
 
     def take_signals(self) -> list[tuple[int, int, int]]:
         return self._down.pop_all()

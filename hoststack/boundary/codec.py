@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, NamedTuple, cast
 
@@ -19,10 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from hoststack.boundary import messages as m
 from hoststack.boundary.containment import fault_text
 from hoststack.boundary.fifo_pool import BlockName
-from hoststack.boundary.protocols import Config, TcpConfig, UdpConfig, protocol_of
 from hoststack.link.zones import is_zone
 from hoststack.native.memory.fifo import Fifo
-from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
 #: Most bytes of one message. A certificate chain is the largest part of any.
@@ -66,17 +64,20 @@ class _TlsForm(NamedTuple):
     ciphers: tuple[str, ...]
 
 
-class _ConfigForm(NamedTuple):
-    """The settings of one protocol: msgpack does not tell which."""
+class Unparsed(NamedTuple):
+    """A request with certificates or keys that have yet to be parsed, which may take long."""
 
-    quic: QuicConfig | None = None
-    tcp: TcpConfig | None = None
-    udp: UdpConfig | None = None
+    request: m.Listen | m.Connect
+    """It lacks these."""
+    tls: _TlsForm
 
-    def config(self) -> Config:
-        """Return the settings; raises ValueError."""
-        [config] = (each for each in self if each is not None)
-        return config
+    @property
+    def token(self) -> int:
+        return self.request.token
+
+    def parse(self) -> m.Listen | m.Connect:
+        """Return the whole request, from any thread; raises TlsConfigError."""
+        return replace(self.request, tls=TlsConfig(**self.tls._asdict()))
 
 
 ToWorker = m.Request | FifosReleased
@@ -94,7 +95,6 @@ _LEAVES: Final[dict[Any, Any]] = {
     Fifo: BlockName,
 }
 _ENDPOINT: Final = tuple[str, int]
-_CONFIGS: Final = {*typing.get_args(Config), type(None)}
 
 
 def _form(annotation: Any) -> Any:
@@ -105,8 +105,6 @@ def _form(annotation: Any) -> Any:
     origin = typing.get_origin(annotation)
     if origin is dict:  # of statistics, which may be negative
         return annotation
-    if set(arguments) == _CONFIGS:
-        return _ConfigForm | None
     inner = tuple(_form(argument) for argument in arguments)
     if origin in (types.UnionType, typing.Union):
         return typing.Union[inner]  # noqa: UP007
@@ -129,8 +127,6 @@ class _Kind:
             for index, name in enumerate(self.names)
             if _ENDPOINT in (hints[name], *typing.get_args(hints[name]))
         ]
-        arguments = [set(typing.get_args(hints[name])) for name in self.names]
-        self.config = arguments.index(_CONFIGS) if _CONFIGS in arguments else None
 
 
 _KINDS: Final = [_Kind(class_, tag) for tag, class_ in enumerate(_TO_WORKER + _TO_APPLICATION)]
@@ -150,14 +146,12 @@ def encode(
             values[index] = name_of(value)
         elif isinstance(value, TlsConfig):
             values[index] = _tls_form(value)
-        elif index == kind.config and value is not None:
-            values[index] = _ConfigForm(**{protocol_of(value): value})
     return kind.tag + _ENCODER.encode(values)
 
 
-def decode_request(data: bytes) -> ToWorker:
+def decode_request(data: bytes) -> ToWorker | Unparsed:
     """Decode a message from an application; raises CodecError."""
-    return cast(ToWorker, _decode(data, 0, len(_TO_WORKER), None))
+    return cast(ToWorker | Unparsed, _decode(data, 0, len(_TO_WORKER), None))
 
 
 def decode_notice(data: bytes, open_fifo: Callable[[BlockName], Fifo]) -> ToApplication:
@@ -176,14 +170,16 @@ def _decode(
         for index in kind.endpoints:
             if values[index] is not None:
                 values[index] = _endpoint(*values[index])
+        pem: _TlsForm | None = None
         for index, value in enumerate(values):
             if isinstance(value, _TlsForm):
-                values[index] = TlsConfig(**value._asdict())
-            elif isinstance(value, _ConfigForm):
-                values[index] = value.config()
+                has_pem = any((value.certificate, value.key, value.ca))
+                pem = value if has_pem else None
+                values[index] = TlsConfig() if has_pem else TlsConfig(**value._asdict())
             elif isinstance(value, BlockName) and open_fifo is not None:
                 values[index] = open_fifo(value)
-        return kind.class_(*values)
+        message = kind.class_(*values)
+        return message if pem is None else Unparsed(message, pem)
     except Exception as error:
         # Any exception here is the sender's fault: RecursionError for deep nesting, MemoryError.
         raise CodecError(f"{kind.class_.__name__}: {fault_text(error)}") from None

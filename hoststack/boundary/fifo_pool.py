@@ -1,9 +1,8 @@
-"""The FIFOs of an application in another process: blocks of shared segments.
+"""The FIFOs of an application in another process: blocks of shared segments (arena.py).
 
-The worker creates segments on demand, up to a limit, and divides them into blocks. A block is free
-again when both sides have released it: the worker's FIFO object is gone, and the application has
-released its own, if it had the name. A segment without used blocks is dropped unless it is the
-only one, since each costs both processes an open file and address space.
+The worker creates segments on demand, up to a limit. A block is free again when both sides have
+released it: the worker's FIFO object is gone, and the application has released its own, if it had
+the name.
 
 Connections share the memory (shares.py): those that use little still get some when others get no
 more, and FIFOs become smaller before they are refused.
@@ -12,25 +11,17 @@ more, and FIFOs become smaller before they are refused.
 from __future__ import annotations
 
 import errno
-import itertools
 import mmap
 import os
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
+from hoststack.boundary.arena import Arena, block_bytes
 from hoststack.boundary.shares import may_have
 from hoststack.native.memory.fifo import Fifo
-from hoststack.native.memory.segment import make_segment, map_segment
-
-#: Size of a segment, unless a single FIFO is larger.
-SEGMENT_BYTES: Final = 64 << 20
-#: First number of segments with one FIFO, which another application maps as well.
-_FIRST_ALONE: Final = 1 << 31
-#: Free blocks of one size that keep their pages; pages of further ones go back to the kernel.
-_KEPT_FREE: Final = 16
-_PAGE_BYTES: Final = mmap.PAGESIZE
+from hoststack.native.memory.segment import map_segment
 
 
 class BlockName(NamedTuple):
@@ -63,61 +54,20 @@ class Share:
         """Memory that the same FIFOs would use at their smallest sizes."""
 
 
-class _Block:
-    """A block, in use or free."""
+class _Held:
+    """A FIFO in use. `free` is called when both sides have released it."""
 
-    __slots__ = ("is_with_application", "is_with_worker", "least_bytes", "memory", "name", "share")
+    __slots__ = ("free", "is_with_application", "is_with_worker", "least_bytes", "name", "share")
 
-    def __init__(self, name: BlockName, memory: mmap.mmap | None) -> None:
+    def __init__(
+        self, name: BlockName, free: Callable[[], None], least_bytes: int, share: Share
+    ) -> None:
         self.name = name
-        self.memory = memory
-        self.is_with_worker = False
+        self.free = free
+        self.is_with_worker = True
         self.is_with_application = False
-        self.share = Share()
-        self.least_bytes = 0
-
-
-class _Segment:
-    """A segment that is divided into blocks."""
-
-    __slots__ = ("memory", "next_offset", "number", "used_blocks")
-
-    def __init__(self, number: int, memory: mmap.mmap) -> None:
-        self.number = number
-        self.memory = memory
-        self.next_offset = 0
-        self.used_blocks = 0
-
-
-class _FreeBlocks:
-    """The free blocks of one size, by segment.
-
-    The oldest segment is used first, so that the others become empty. A finalizer may call `add` in
-    the middle of any method here.
-    """
-
-    def __init__(self) -> None:
-        self._by_segment: dict[int, list[_Block]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, list(self._by_segment.values())))
-
-    def add(self, block: _Block) -> None:
-        """Add a free block."""
-        self._by_segment.setdefault(block.name.segment, []).append(block)
-
-    def take(self) -> _Block | None:
-        """Remove and return a block of the oldest segment that has one, the one freed last; None if
-        there is none."""
-        for number in sorted(self._by_segment):
-            blocks = self._by_segment[number]
-            if blocks:
-                return blocks.pop()
-        return None
-
-    def drop(self, segment: int) -> None:
-        """Forget the blocks of a segment that is dropped."""
-        self._by_segment.pop(segment, None)
+        self.least_bytes = least_bytes
+        self.share = share
 
 
 class FifoPool:
@@ -139,16 +89,11 @@ class FifoPool:
         self._limit_bytes = limit_bytes
         self._on_segment = on_segment
         self._on_segment_gone = on_segment_gone
-        self._segments: dict[int, _Segment] = {}
-        self._numbers = itertools.count()
-        self._cut_from: _Segment | None = None
-        self._unused: set[int] = set()
-        """Candidates for `drop_unused`: segments that had no used blocks at some time."""
-        self._alone = itertools.count(_FIRST_ALONE)
+        self._next_segment = 0
+        self._arena = Arena(name, self.add_segment, on_segment_gone)
         self._used_bytes = 0
-        self._blocks: dict[BlockName, _Block] = {}
-        self._free: defaultdict[int, _FreeBlocks] = defaultdict(_FreeBlocks)
-        self._made: weakref.WeakKeyDictionary[Fifo, _Block] = weakref.WeakKeyDictionary()
+        self._held: dict[BlockName, _Held] = {}
+        self._made: weakref.WeakKeyDictionary[Fifo, _Held] = weakref.WeakKeyDictionary()
         self._shares: weakref.WeakKeyDictionary[object, Share] = weakref.WeakKeyDictionary()
 
     @property
@@ -158,7 +103,7 @@ class FifoPool:
 
     def has_room_for(self, *sizes_bytes: int) -> bool:
         """Return whether FIFOs of these sizes fit into the limit now."""
-        wanted = sum(_block_bytes(size) for size in sizes_bytes)
+        wanted = sum(block_bytes(size) for size in sizes_bytes)
         return self._used_bytes + wanted <= self._limit_bytes
 
     def make(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
@@ -183,8 +128,8 @@ class FifoPool:
         """Return the sizes that FIFOs may have now; raises PoolExhaustedError."""
         wanted = [size.wanted_bytes for size in sizes]
         least = [size.least_bytes for size in sizes]
-        most = sum(map(_block_bytes, wanted))
-        minimum = sum(map(_block_bytes, least))
+        most = sum(map(block_bytes, wanted))
+        minimum = sum(map(block_bytes, least))
         left = self._limit_bytes - self._used_bytes
         share = None if owner is None else self._shares.get(owner, Share())
         if most <= left and (share is None or self._may_have_all(share, most)):
@@ -208,37 +153,56 @@ class FifoPool:
         return share.used_bytes + size_bytes <= left // 4
 
     def _make_one(self, size_bytes: int, least_bytes: int, share: Share) -> Fifo:
-        rounded_bytes = Fifo.rounded_up(size_bytes)
-        block = self._free[rounded_bytes].take() or self._cut(rounded_bytes)
-        segment = self._segments[block.name.segment]
+        block = self._arena.take(size_bytes)
+        give_back = partial(self._arena.give_back, block)
         try:
-            fifo = Fifo(block.name.size_bytes, block.memory, block.name.offset)
+            fifo = block.fifo()
         except BaseException:
-            self._free[block.name.size_bytes].add(block)
+            give_back()
             raise
-        segment.used_blocks += 1
-        self._charge(fifo, block, least_bytes, share)
+        name = BlockName(block.segment.label, block.offset, block.size_bytes)
+        self._charge(fifo, name, give_back, least_bytes, share)
         return fifo
 
-    def _charge(self, fifo: Fifo, block: _Block, least_bytes: int, share: Share) -> None:
-        block.is_with_worker = True
-        block.least_bytes, block.share = _block_bytes(least_bytes), share
-        self._blocks[block.name] = block
-        self._used_bytes += _block_bytes(fifo.size)
-        share.used_bytes += _block_bytes(fifo.size)
-        share.least_bytes += block.least_bytes
-        self._made[fifo] = block
-        weakref.finalize(fifo, self._release_ours, block)
+    def _charge(
+        self,
+        fifo: Fifo,
+        name: BlockName,
+        free: Callable[[], None],
+        least_bytes: int,
+        share: Share,
+    ) -> None:
+        held = _Held(name, free, block_bytes(least_bytes), share)
+        self._held[name] = held
+        self._used_bytes += block_bytes(fifo.size)
+        share.used_bytes += block_bytes(fifo.size)
+        share.least_bytes += held.least_bytes
+        self._made[fifo] = held
+        weakref.finalize(fifo, self._release_ours, held)
 
     def adopt(
-        self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None = None
+        self,
+        fifo: Fifo,
+        name: BlockName,
+        free: Callable[[], None],
+        least_bytes: int,
+        owner: object | None = None,
     ) -> None:
-        """Name a FIFO that has its own segment, charge it as `make` does, and take ownership of
-        the segment's descriptor."""
-        name = BlockName(next(self._alone), 0, fifo.size)
-        share = self._share_of(owner)
-        self._charge(fifo, _Block(name, None), least_bytes, share)
-        self._on_segment(name.segment, segment_fd)
+        """Charge a FIFO in a segment that another application shares, as `make` does. `free` is
+        called when both sides have released it, maybe in a finalizer."""
+        self._charge(fifo, name, free, least_bytes, self._share_of(owner))
+
+    def add_segment(self, fd: int) -> int:
+        """Send a segment to the application, and take ownership of the descriptor; return the
+        number that it has there."""
+        number = self._next_segment
+        self._next_segment += 1
+        self._on_segment(number, fd)
+        return number
+
+    def remove_segment(self, number: int) -> None:
+        """Tell the application that a segment from `add_segment` has no FIFOs left."""
+        self._on_segment_gone(number)
 
     def name_of(self, fifo: Fifo) -> BlockName:
         """Return the name of a FIFO from `make` or `adopt`."""
@@ -246,91 +210,44 @@ class FifoPool:
 
     def hand_out(self, fifo: Fifo) -> BlockName:
         """Return the name of a FIFO for the application, which now has to release it as well."""
-        block = self._made[fifo]
-        block.is_with_application = True
-        return block.name
+        held = self._made[fifo]
+        held.is_with_application = True
+        return held.name
 
     def release(self, name: BlockName) -> None:
         """Release a FIFO for the application. Idempotent."""
-        block = self._blocks.get(name)
-        if block is not None:
-            block.is_with_application = False
-            self._free_if_unused(block)
+        held = self._held.get(name)
+        if held is not None:
+            held.is_with_application = False
+            self._free_if_unused(held)
 
     def close(self) -> None:
         """Release everything for an application that is gone. A segment's memory lives until its
         last FIFO is freed."""
         # This also breaks reference cycles.
         self._on_segment, self._on_segment_gone = _close_segment, _ignore_number
-        for block in list(self._blocks.values()):
-            block.is_with_application = False
-            self._free_if_unused(block)
-        self._segments.clear()
-        self._free.clear()
-        self._cut_from = None
-
-    def _cut(self, size_bytes: int) -> _Block:
-        stride = _block_bytes(size_bytes)
-        segment = self._cut_from
-        if segment is None or segment.next_offset + stride > len(segment.memory):
-            segment = self._cut_from = self._add_segment(max(SEGMENT_BYTES, stride))
-        name = BlockName(segment.number, segment.next_offset, size_bytes)
-        segment.next_offset += stride
-        return _Block(name, segment.memory)
-
-    def _add_segment(self, size_bytes: int) -> _Segment:
-        fd = make_segment(f"hoststack-{self._name}", size_bytes)
-        try:
-            segment = _Segment(next(self._numbers), map_segment(fd))
-        except BaseException:
-            os.close(fd)
-            raise
-        self._segments[segment.number] = segment
-        self._on_segment(segment.number, fd)
-        return segment
+        for held in list(self._held.values()):
+            held.is_with_application = False
+            self._free_if_unused(held)
+        self._arena.close()
 
     def drop_unused(self) -> None:
         """Drop the segments without FIFOs, except the last one; called once a turn."""
-        while self._unused and len(self._segments) > 1:
-            number = self._unused.pop()
-            segment = self._segments.get(number)
-            if segment is None or segment.used_blocks:
-                continue
-            del self._segments[number]
-            if segment is self._cut_from:
-                self._cut_from = None
-            for free in list(self._free.values()):
-                free.drop(number)
-            self._on_segment_gone(number)
+        self._arena.drop_unused()
 
-    def _release_ours(self, block: _Block) -> None:
-        block.is_with_worker = False
-        self._free_if_unused(block)
+    def _release_ours(self, held: _Held) -> None:
+        held.is_with_worker = False
+        self._free_if_unused(held)
 
-    def _free_if_unused(self, block: _Block) -> None:
-        if block.is_with_worker or block.is_with_application:
+    def _free_if_unused(self, held: _Held) -> None:
+        if held.is_with_worker or held.is_with_application:
             return
-        if self._blocks.pop(block.name, None) is None:
+        if self._held.pop(held.name, None) is None:
             return
-        self._used_bytes -= _block_bytes(block.name.size_bytes)
-        block.share.used_bytes -= _block_bytes(block.name.size_bytes)
-        block.share.least_bytes -= block.least_bytes
-        if block.memory is None:
-            return
-        free = self._free[block.name.size_bytes]
-        # Only this application sees the old contents. A new FIFO needs a header of zeros.
-        offset = block.name.offset
-        header_bytes = Fifo.block_bytes(block.name.size_bytes) - block.name.size_bytes
-        block.memory[offset : offset + header_bytes] = bytes(header_bytes)
-        if len(free) >= _KEPT_FREE:
-            block.memory.madvise(mmap.MADV_REMOVE, offset, _block_bytes(block.name.size_bytes))
-        free.add(block)
-        segment = self._segments.get(block.name.segment)
-        if segment is not None:
-            segment.used_blocks -= 1
-            # Not now: this may run in a finalizer, which interrupts any other code.
-            if not segment.used_blocks:
-                self._unused.add(segment.number)
+        self._used_bytes -= block_bytes(held.name.size_bytes)
+        held.share.used_bytes -= block_bytes(held.name.size_bytes)
+        held.share.least_bytes -= held.least_bytes
+        held.free()
 
 
 def _close_segment(number: int, fd: int) -> None:
@@ -340,11 +257,6 @@ def _close_segment(number: int, fd: int) -> None:
 
 def _ignore_number(number: int) -> None:
     """Do nothing: the application is gone."""
-
-
-def _block_bytes(size_bytes: int) -> int:
-    """Return the size of a FIFO's block in a segment: whole pages."""
-    return -(-Fifo.block_bytes(size_bytes) // _PAGE_BYTES) * _PAGE_BYTES
 
 
 class SharedFifos:
@@ -391,9 +303,6 @@ class SharedFifos:
         if known is not None:
             return known
         memory = self._segments.get(name.segment)
-        if name.segment >= _FIRST_ALONE:
-            # Its only FIFO holds the memory.
-            self._segments.pop(name.segment, None)
         if memory is None:
             raise ValueError(f"there is no segment {name.segment} for the FIFO")
         if isinstance(memory, OSError):

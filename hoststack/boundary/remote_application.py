@@ -11,7 +11,8 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +25,25 @@ from hoststack.boundary.codec import (
     FifosReleased,
     SegmentCame,
     SegmentGone,
+    ToWorker,
+    Unparsed,
     decode_request,
     encode,
 )
 from hoststack.boundary.containment import contained, fault_text
 from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize
-from hoststack.boundary.messages import Connect, EventCode, Learned, Notice, Request
+from hoststack.boundary.loading import Loaded, Loading
+from hoststack.boundary.messages import (
+    Cancel,
+    Connect,
+    EventCode,
+    Failed,
+    Learned,
+    Notice,
+    Request,
+)
+from hoststack.boundary.off_loop import OffLoop
+from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.resumption import RelayedSessions, TicketSeal
 from hoststack.boundary.rings import EventChannel, open_rings
 from hoststack.boundary.wake_up import WakeUp
@@ -39,8 +53,7 @@ from hoststack.quic.session_cache import ServerSessions
 
 logger = logging.getLogger("hoststack.worker")
 
-#: Most requests and signals of one application in one turn; the rest waits for the next.
-_REQUESTS_IN_TURN: Final = 256
+#: Most signals of one application in one turn; the rest waits for the next.
 _SIGNALS_IN_TURN: Final = 1024
 #: While as many notices are queued, datagrams of new UDP peers are dropped.
 _MANY_NOTICES: Final = 1024
@@ -84,7 +97,9 @@ class Ends:
 class RemoteApplication(Application):
     """An application in another process. Attach it to a worker, and run `run` to serve it."""
 
-    def __init__(self, name: str, ends: Ends, limits: Limits, seal: TicketSeal) -> None:
+    def __init__(
+        self, name: str, ends: Ends, limits: Limits, seal: TicketSeal, off_loop: OffLoop
+    ) -> None:
         """Wrap the descriptors. Raises OSError and ValueError for descriptors of the wrong kind,
         after closing them."""
         with contextlib.ExitStack() as ours:
@@ -107,11 +122,14 @@ class RemoteApplication(Application):
         self._peer_fifo_bytes = 0
         self._pool = FifoPool(name, limits.fifo_bytes, self._send_segment, self._send_segment_gone)
         self._seal = seal
-        self._incoming: list[bytes] = []
+        self._is_readable = False
+        """Whether its channel may have messages; `_receive` waits meanwhile."""
+        self._drained = trio.Event()
+        self._loading = Loading(off_loop)
+        self._loaded: deque[Loaded] = deque()
         self._has_raised = False
         self._is_crowded = False
         """Whether its ring of signals may have been full."""
-        self._has_room = trio.Event()
         self._scope = trio.CancelScope()
         self.gone: str | None = None
         """Why it was detached; None while it is served."""
@@ -124,22 +142,61 @@ class RemoteApplication(Application):
     def is_quiet(self) -> bool:
         return False
 
-    def take_requests(self) -> list[Request]:
-        taken, self._incoming = self._incoming, []
-        self._has_room.set()
-        requests: list[Request] = []
+    @property
+    def has_requests(self) -> bool:
+        if self.gone is not None:
+            return False
+        return bool(self._loaded) or (self._is_readable and not self._loading.is_full)
+
+    def take_request(self) -> Request | Loaded | None:
+        if self._loaded:
+            return self._loaded.popleft()
         try:
-            for data in taken:
-                message = decode_request(data)
-                if isinstance(message, FifosReleased):
-                    for name in message.names:
-                        self._pool.release(name)
-                        self._peer_fifo_bytes -= self._peer_blocks.pop(name, 0)
-                else:
-                    requests.append(message)
+            if self._channel.waiting <= _MOST_UNREAD and (received := self._channel.receive_now(1)):
+                return self._take(decode_request(received[0][0]))
+        except ChannelClosedError as error:
+            self.leave(self._why_ended or str(error))
         except Exception as error:
             self.on_fault(error)
-        return [] if self.gone is not None else requests
+        self._is_readable = False
+        self._drained.set()
+        return None
+
+    def _take(self, message: ToWorker | Unparsed) -> Request | None:
+        match message:
+            case FifosReleased(names=names):
+                for name in names:
+                    self._pool.release(name)
+                    self._peer_fifo_bytes -= self._peer_blocks.pop(name, 0)
+                return None
+            case Unparsed() if PROTOCOLS[message.request.protocol].tls:
+                self._loading.add(message, self.engine)
+                return None
+            case Unparsed():
+                return message.request  # without TLS, whatever it says
+            case Connect() if not self._has_credentials(message):
+                self._loading.add(message, self.engine)
+                return None
+            case Cancel(token=token):
+                self._loading.cancel(token)
+        return message
+
+    def _has_credentials(self, request: Connect) -> bool:
+        """Return whether the credentials of a connect cost little, or it needs none."""
+        if not PROTOCOLS[request.protocol].tls:
+            return True
+        try:
+            found = self.engine.find_credentials(request.tls, request.alpn, is_server=False)
+        except ValueError:
+            return False  # loading them reports it
+        return found is not None
+
+    def _on_loaded(self, done: Loaded | Failed) -> None:
+        if isinstance(done, Loaded):
+            self._loaded.append(done)
+        else:
+            self.notify(done)
+        self.worker.wake()
 
     def take_signals(self) -> list[tuple[int, int, int]]:
         if self.gone is not None:
@@ -188,7 +245,7 @@ class RemoteApplication(Application):
             return False
         try:
             self._signals.ring.arm()
-            return bool(len(self._signals.ring)) or bool(self._incoming)
+            return bool(len(self._signals.ring)) or self.has_requests
         except Exception as error:
             self.on_fault(error)
             return True
@@ -240,10 +297,21 @@ class RemoteApplication(Application):
             request.known, self._seal, lambda known: self.notify(Learned(token, known))
         )
 
+    def add_segment(self, fd: int) -> int:
+        return self._pool.add_segment(fd)
+
+    def remove_segment(self, number: int) -> None:
+        self._pool.remove_segment(number)
+
     def adopt_fifo(
-        self, fifo: Fifo, segment_fd: int, least_bytes: int, owner: object | None
+        self,
+        fifo: Fifo,
+        name: BlockName,
+        free: Callable[[], None],
+        least_bytes: int,
+        owner: object | None,
     ) -> None:
-        self._pool.adopt(fifo, segment_fd, least_bytes, owner)
+        self._pool.adopt(fifo, name, free, least_bytes, owner)
 
     @property
     def fifo_bytes(self) -> int:
@@ -260,7 +328,7 @@ class RemoteApplication(Application):
 
     def _on_end(self, error: ChannelClosedError) -> None:
         """Handle the close of one of its descriptors. The kernel closes them one after another, so
-        `_receive` first reads what it sent before, such as a close with a code, and then ends."""
+        what it sent before is read first, such as a close with a code."""
         if self._why_ended is None:
             self._why_ended = str(error)
         self._channel.abandon()
@@ -273,6 +341,7 @@ class RemoteApplication(Application):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send)
                     nursery.start_soon(self._receive)
+                    nursery.start_soon(self._loading.run, self._on_loaded)
                     nursery.start_soon(self._listen_to_wake_ups)
         finally:
             self.leave("the worker ends")
@@ -282,23 +351,14 @@ class RemoteApplication(Application):
             self._pool.close()
 
     async def _receive(self) -> None:
-        try:
-            while True:
-                for data, _ in await self._channel.receive():
-                    self._incoming.append(data)
-                self.worker.wake()
-                if len(self._incoming) >= _REQUESTS_IN_TURN:
-                    await self._wait_for_turn()
-                await self._channel.wait_sent(_MOST_UNREAD)
-        except ChannelClosedError as error:
-            while self._incoming:
-                self.worker.wake()
-                await self._wait_for_turn()
-            self.leave(self._why_ended or str(error))
-
-    async def _wait_for_turn(self) -> None:
-        self._has_room = trio.Event()
-        await self._has_room.wait()
+        """Have the worker read the channel, in its turns: reading costs time as well."""
+        while True:
+            await self._channel.wait_sent(_MOST_UNREAD)
+            await trio.lowlevel.wait_readable(self._channel)
+            self._drained = trio.Event()
+            self._is_readable = True
+            self.worker.wake()
+            await self._drained.wait()
 
     async def _send(self) -> None:
         try:

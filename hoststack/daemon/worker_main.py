@@ -21,6 +21,7 @@ import trio
 
 from hoststack.api.errors import LinkError
 from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.off_loop import OffLoop, Threads
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
 from hoststack.boundary.resumption import TicketSeal
 from hoststack.control.worker_side import WorkerSide
@@ -65,6 +66,7 @@ class _Applications:
     worker: Worker
     nursery: trio.Nursery
     seal: TicketSeal
+    off_loop: OffLoop
     most_ports: int
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
@@ -78,7 +80,7 @@ class _Applications:
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
         limits = Limits(order.fifo_bytes, order.sessions, self.most_ports)
         try:
-            application = RemoteApplication(order.name, ends, limits, self.seal)
+            application = RemoteApplication(order.name, ends, limits, self.seal, self.off_loop)
         except (OSError, ValueError) as error:
             # For example no memory to map its rings. The application sees its channel closed.
             logger.error("%s can't be served: %s", order.name, error)
@@ -102,6 +104,7 @@ async def _serve(
     channel: Channel, worker: Worker, ready: orders.Ready, start: orders.Start
 ) -> None:
     """Carry out the supervisor's orders until it says to end, or is gone."""
+    threads = Threads()
     async with trio.open_nursery() as nursery:
         await nursery.start(worker.run)
         nursery.start_soon(channel.run)
@@ -109,7 +112,8 @@ async def _serve(
         async with trio.open_nursery() as served:
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
             most_ports = ports_of_one(start.workers if start.link == "udp" else 1)
-            applications = _Applications(worker, served, TicketSeal(start.secret), most_ports)
+            seal = TicketSeal(start.secret)
+            applications = _Applications(worker, served, seal, threads, most_ports)
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)
@@ -118,6 +122,7 @@ async def _serve(
             worker.close(0, "the server ends")
             served.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
+    await threads.wait_ended()
 
 
 async def _obey(channel: Channel, applications: _Applications, commands: Commands) -> orders.Drain:

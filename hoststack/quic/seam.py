@@ -113,6 +113,15 @@ class ConnectionIds(NamedTuple):
     """The peer's, which our packets carry now."""
 
 
+class Credentials(NamedTuple):
+    """A TLS configuration that an engine has loaded, and the application protocols for it."""
+
+    tls: TlsConfig
+    alpn: Sequence[str]
+    context: object
+    """The engine's own."""
+
+
 class StreamContext(Protocol):
     """A stream, as the engine knows it."""
 
@@ -140,7 +149,7 @@ class ConnectionContext(Protocol):
     @property
     def listener(self) -> ListenerContext | None: ...
     @property
-    def config(self) -> FifoConfig:
+    def config(self) -> QuicConfig:
         """The configuration of `connect`, or of the `listen` that accepted it."""
 
     @property
@@ -199,40 +208,14 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FifoConfig:
-    """Sizes of FIFOs, which the settings of all protocols have: bytes, rounded up to a power of
-    two."""
+class QuicConfig:
+    """Settings of connections, for both engines. Sizes in bytes, times in seconds."""
 
     rx_fifo_bytes: int = 1 << 20
-    """The receive FIFO, of QUIC each stream's, whose flow-control window it is. An application in
-    another process gets smaller ones when its FIFOs use much of its limit."""
+    """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two. An
+    application in another process gets smaller ones when its FIFOs use much of its limit."""
     tx_fifo_bytes: int = 1 << 20
-    """The send FIFO; as `rx_fifo_bytes`."""
-
-    @property
-    def least_rx_bytes(self) -> int:
-        """A stream's receive FIFO where memory is scarce, and the first window of every stream: the
-        window grows to the whole FIFO as soon as the peer makes use of it."""
-        return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
-
-    @property
-    def least_tx_bytes(self) -> int:
-        """A stream's send FIFO where memory is scarce."""
-        return min(self.tx_fifo_bytes, LEAST_TX_FIFO_BYTES)
-
-    def __post_init__(self) -> None:
-        """Check the settings; raises ValueError."""
-        for name, (least, most) in _CONFIG_LIMITS.items():
-            value = getattr(self, name, None)
-            # Not `value < least`, which is false for NaN.
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"{name} is {least} to {most}, not {value}")
-
-
-@dataclass(frozen=True, slots=True)
-class QuicConfig(FifoConfig):
-    """Settings of QUIC connections, for both engines. Sizes in bytes, times in seconds."""
-
+    """A stream's send FIFO; as `rx_fifo_bytes`."""
     datagram_fifo_bytes: int = 0
     """FIFO of each direction for a connection's DATAGRAM frames (RFC 9221), rounded up to a power
     of two; 0 does not offer them. Only the native engine has them."""
@@ -241,7 +224,8 @@ class QuicConfig(FifoConfig):
     max_streams_bidi: int = 128
     max_streams_uni: int = 128
     idle_timeout_s: float = 30.0
-    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1)."""
+    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1). For peers of a listener over
+    UDP at least a second, and up to twice this."""
     handshake_timeout_s: float = 10.0
     """A connection whose handshake takes longer is closed with the reason NO_ANSWER."""
     congestion_control: str = "cubic"
@@ -283,8 +267,26 @@ class QuicConfig(FifoConfig):
     max_connections: int = 65536
     """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
 
+    @property
+    def least_rx_bytes(self) -> int:
+        """A stream's receive FIFO where memory is scarce, and the first window of every stream: the
+        window grows to the whole FIFO as soon as the peer makes use of it."""
+        return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
 
-#: Of the settings of all protocols.
+    @property
+    def least_tx_bytes(self) -> int:
+        """A stream's send FIFO where memory is scarce."""
+        return min(self.tx_fifo_bytes, LEAST_TX_FIFO_BYTES)
+
+    def __post_init__(self) -> None:
+        """Check the settings; raises ValueError."""
+        for name, (least, most) in _CONFIG_LIMITS.items():
+            value = getattr(self, name)
+            # Not `value < least`, which is false for NaN.
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} is {least} to {most}, not {value}")
+
+
 _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
     "rx_fifo_bytes": (1, 1 << 32),
     "tx_fifo_bytes": (1, 1 << 32),
@@ -295,7 +297,6 @@ _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
     "max_streams_uni": (0, 1 << 60),
     "idle_timeout_s": (0, 1e9),
     "handshake_timeout_s": (0, 1e9),
-    "connect_timeout_s": (0, 1e9),
     "keep_alive_s": (0, 1e9),
     "retry_above_half_open": (0, (1 << 30) - 1),
     "half_open_per_source": (1, (1 << 31) - 1),
@@ -429,15 +430,9 @@ def check_protocols(alpn: Sequence[str], config: QuicConfig | None, engine: str)
     if isinstance(alpn, str):
         raise ValueError(f"alpn is a list of application protocols: give [{alpn!r}]")
     most, most_bytes = _MOST_PROTOCOLS[engine]
-    if not alpn:
+    if not 0 < len(alpn) <= most:
         raise ValueError(
-            "QUIC needs an application protocol (ALPN): name the one that both sides speak, as in "
-            'alpn=["h3"]'
-        )
-    if len(alpn) > most:
-        raise ValueError(
-            f"the {engine} engine offers at most {most} application protocols (ALPN), not "
-            f"{len(alpn)}"
+            f"the {engine} engine needs 1 to {most} application protocols (ALPN), not {len(alpn)}"
         )
     for name in alpn:
         if not 0 < len(name) <= most_bytes or not name.isascii():
@@ -528,13 +523,22 @@ class Engine(Transport, Protocol):
     @property
     def counters(self) -> EngineCounters: ...
 
-    def listen(
-        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
-    ) -> ListenerContext:
-        """Accept connections on a local endpoint that the link has opened.
+    def find_credentials(
+        self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool
+    ) -> Credentials | None:
+        """Return the credentials for `listen` or `connect` if that costs little; None if
+        `load_credentials` has to load them."""
 
-        Raises TlsConfigError for a certificate or key that cannot be used.
-        """
+    def load_credentials(
+        self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool
+    ) -> Credentials:
+        """Load credentials, which may take long: call it in a thread. Raises ValueError for what
+        cannot be used."""
+
+    def listen(
+        self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
+    ) -> ListenerContext:
+        """Accept connections on a local endpoint that the link has opened. Raises ValueError."""
 
     def unlisten(self, listener: ListenerContext) -> None:
         """Accept no more connections; accepted ones continue."""
@@ -543,8 +547,7 @@ class Engine(Transport, Protocol):
         self,
         path: object,
         server_name: str,
-        tls: TlsConfig,
-        alpn: Sequence[str],
+        credentials: Credentials,
         config: QuicConfig,
         sessions: ServerSessions | None = None,
     ) -> ConnectionContext:

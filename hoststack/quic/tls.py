@@ -35,6 +35,11 @@ _CIPHERS: Final = get_args(Cipher)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 #: Peers refuse smaller keys.
 _LEAST_RSA_BITS: Final = 2048
+#: Each handshake signs with the key in the worker's loop, which costs the cube of its size: 4 ms
+#: with 4096 bits, 25 ms with 8192.
+_MOST_RSA_BITS: Final = 4096
+#: A signature is blinded with the public exponent; almost all keys have 65537 (17 bits).
+_MOST_EXPONENT_BITS: Final = 32
 #: RFC 1035 section 2.3.4; underscores occur in real names.
 _MOST_NAME_BYTES: Final = 253
 _LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -52,7 +57,7 @@ class TlsConfig:
     needs both, a client may have them. `ca` names the authorities to trust, the system's if it is
     None; `verify=False` accepts any certificate. `server_name` is the host name or address that the
     certificate must be for, if it is not the host that is connected to. Keys are EC (P-256, P-384,
-    P-521), Ed25519 or RSA of at least 2048 bits. Raises TlsConfigError.
+    P-521), Ed25519 or RSA of 2048 to 4096 bits. Raises TlsConfigError.
     """
 
     certificate: Source | None = None
@@ -197,10 +202,32 @@ def _load_chain(source: Source) -> tuple[x509.Certificate, ...]:
     return chain
 
 
+def _check_rsa_size(key: rsa.RSAPrivateKey, name: str) -> None:
+    if key.key_size < _LEAST_RSA_BITS:
+        raise TlsConfigError(
+            f"{name} has {key.key_size} bits, and peers refuse it: use {_LEAST_RSA_BITS} or more"
+        )
+    if key.key_size > _MOST_RSA_BITS:
+        raise TlsConfigError(
+            f"{name} has {key.key_size} bits, and each handshake would take as long as hundreds "
+            f"with a smaller one: use at most {_MOST_RSA_BITS}, or EC (P-256)"
+        )
+    if key.public_key().public_numbers().e.bit_length() > _MOST_EXPONENT_BITS:
+        raise TlsConfigError(f"{name} has an unusually large exponent: use a key with 65537")
+
+
 def _load_key(source: Source, leaf: x509.Certificate) -> PrivateKey:
     pem, name = _read(source, "key")
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
+        # The size first: checking a key takes seconds from some 8192 bits on.
+        key = serialization.load_pem_private_key(
+            pem, password=None, unsafe_skip_rsa_key_validation=True
+        )
+        if isinstance(key, rsa.RSAPrivateKey):
+            _check_rsa_size(key, name)
+            key = serialization.load_pem_private_key(pem, password=None)
+    except TlsConfigError:
+        raise
     except TypeError:
         raise TlsConfigError(
             f"{name} is protected by a password: write it without one (openssl pkey -in KEY)"
@@ -214,10 +241,6 @@ def _load_key(source: Source, leaf: x509.Certificate) -> PrivateKey:
     if isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, _CURVES):
         raise TlsConfigError(
             f"{name} is on the curve {key.curve.name}, which TLS 1.3 does not use: use P-256"
-        )
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _LEAST_RSA_BITS:
-        raise TlsConfigError(
-            f"{name} has {key.key_size} bits, and peers refuse it: use {_LEAST_RSA_BITS} or more"
         )
     if leaf.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
         raise TlsConfigError(

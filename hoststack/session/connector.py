@@ -12,10 +12,18 @@ from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application, ImpossibleRequestError
 from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.link.zones import on_interface
-from hoststack.quic.seam import NO_ANSWER, CloseInfo, ConnectionContext, Engine, QuicConfig
+from hoststack.quic.seam import (
+    NO_ANSWER,
+    CloseInfo,
+    ConnectionContext,
+    Credentials,
+    Engine,
+    QuicConfig,
+)
 from hoststack.session.ports import PortTable, check_size
 from hoststack.session.rules import Rules
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable
+from hoststack.session.slow_lane import HANDSHAKE_S, charged
 from hoststack.text import printable
 
 
@@ -28,6 +36,15 @@ class Spawn(Protocol):
 def error_text(error: Exception) -> str:
     """Return an error as one line for the user."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def credentials_for(
+    engine: Engine, request: m.Listen | m.Connect, *, is_server: bool
+) -> Credentials:
+    """Return the credentials for a request of an application in this process; raises ValueError."""
+    tls, alpn = request.tls, request.alpn
+    found = engine.find_credentials(tls, alpn, is_server=is_server)
+    return found or engine.load_credentials(tls, alpn, is_server=is_server)
 
 
 class Connector:
@@ -57,15 +74,25 @@ class Connector:
         if (application, token) in self._searches or (application, token) in self._contexts:
             raise ImpossibleRequestError(f"it used the token {token} twice")
 
-    def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
-        """Find the path to the peer, then start the handshake."""
+    def start(
+        self,
+        application: Application,
+        request: m.Connect,
+        config: QuicConfig,
+        credentials: Credentials | None,
+    ) -> None:
+        """Find the path to the peer, then start the handshake; without credentials, load them."""
         # Register it before the task runs, so that an immediate Cancel finds it.
         self._searches[application, request.token] = trio.CancelScope()
         application.count_sessions(1)  # reserved for the connection
-        self._spawn(self._search, application, request, config)
+        self._spawn(charged, application, self._search, application, request, config, credentials)
 
     async def _search(
-        self, application: Application, request: m.Connect, config: QuicConfig
+        self,
+        application: Application,
+        request: m.Connect,
+        config: QuicConfig,
+        credentials: Credentials | None,
     ) -> None:
         with self._searches[application, request.token]:
             try:
@@ -80,8 +107,7 @@ class Connector:
                 connection = self._engine.connect(
                     path,
                     request.server_name,
-                    request.tls,
-                    request.alpn,
+                    credentials or credentials_for(self._engine, request, is_server=False),
                     config,
                     application.sessions_for(request, self._engine.name),
                 )
@@ -92,6 +118,7 @@ class Connector:
                 self._sessions.refused["faults"] += 1
                 application.on_fault(error)
             else:
+                application.slow_lane_s -= HANDSHAKE_S
                 self.began(application, request, connection)
             finally:
                 del self._searches[application, request.token]
@@ -152,7 +179,7 @@ def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
     reason = printable(info.reason) or "no reason given"
     # CRYPTO_ERROR 0x0100-0x01ff carries a TLS alert (RFC 9001 section 4.8).
     if info.code == 0x178:
-        return errno.EPROTONOSUPPORT, (
+        return errno.EPROTO, (
             f"{where} speaks none of the application protocols (ALPN) that were offered: "
             "give both sides the same one"
         )

@@ -6,9 +6,9 @@ import errno
 from collections.abc import Callable, Sequence
 
 from hoststack.boundary.fifo_pool import FifoSize
-from hoststack.boundary.shared_fifo import make_fifos_between
+from hoststack.boundary.shared_fifo import FifosBetween
 from hoststack.native.memory.fifo import Fifo
-from hoststack.quic.seam import ConnectionContext, Fifos, QuicConfig
+from hoststack.quic.seam import ConnectionContext, Fifos
 from hoststack.session.session import ConnectionSession, ListenerSession, SessionTable
 from hoststack.session.streams import Streams
 from hoststack.transport.local.cut_through import CutConnection
@@ -24,6 +24,7 @@ class FifoMaker:
         self._sessions = sessions
         self._streams = streams
         self._payer_of = payer_of
+        self.between = FifosBetween()
 
     def make_stream_fifos(
         self, connection: ConnectionContext, *, has_rx: bool, has_tx: bool, is_peers: bool
@@ -41,9 +42,7 @@ class FifoMaker:
 
     def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
         """Allocate both FIFOs for datagrams; see EngineOwner."""
-        config = connection.config
-        assert isinstance(config, QuicConfig)
-        size_bytes = config.datagram_fifo_bytes
+        size_bytes = connection.config.datagram_fifo_bytes
         is_peers = connection.listener is not None
         rx, tx = self._payer(connection).application.make_fifos(
             [FifoSize(size_bytes, size_bytes)] * 2, connection if is_peers else None
@@ -58,7 +57,7 @@ class FifoMaker:
         ours, theirs = self._payer(asking), self._payer(other)
         if isinstance(theirs, ConnectionSession):
             self._streams.check_room(self._streams.announce(theirs))
-        return make_fifos_between({theirs.application: other, ours.application: None}, sizes)
+        return self.between.make({theirs.application: other, ours.application: None}, sizes)
 
     def _payer(self, connection: ConnectionContext) -> ConnectionSession | ListenerSession:
         session = self._payer_of(connection)

@@ -16,14 +16,15 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import Application, ImpossibleRequestError
+from hoststack.boundary.application import Application
 from hoststack.boundary.handle import is_stream
-from hoststack.boundary.protocols import CONFIGS, Config, UdpConfig
+from hoststack.boundary.loading import Loaded
 from hoststack.link.base import Endpoint, Link, Path
 from hoststack.quic.seam import (
     ABORTED_CODE,
     CloseInfo,
     ConnectionContext,
+    Credentials,
     Engine,
     EngineOwner,
     Event,
@@ -49,6 +50,7 @@ from hoststack.session.session import (
     SessionState,
     SessionTable,
 )
+from hoststack.session.slow_lane import SlowLane
 from hoststack.session.stream_opener import StreamOpener
 from hoststack.session.streams import Streams
 from hoststack.transport.local.cut_through import CutConnection, CutThrough, is_cut
@@ -79,13 +81,13 @@ class SessionLayer:
         self._is_draining = False
         """Whether `stop_listening` was called; new listeners and connections are refused then."""
         self.default_config = QuicConfig()
-        """For requests of QUIC without a config."""
+        """For requests without a config."""
         self.applications: list[Application] = []
         self.namespaces = Namespaces()
         self.rules = Rules()
         self.streams = Streams(worker, first_session, self.sessions, self._stream_transport)
         self.stream_verbs = self.streams.verbs
-        fifos = FifoMaker(self.sessions, self.streams, self._payer)
+        self._fifos = fifos = FifoMaker(self.sessions, self.streams, self._payer)
         self.make_stream_fifos = fifos.make_stream_fifos
         self.make_datagram_fifos = fifos.make_datagram_fifos
         self.engine = make_engine(self)
@@ -103,8 +105,10 @@ class SessionLayer:
         )
         self._migrator = Migrator(link, self.engine, self.ports, spawn)
         self._opener = StreamOpener(self.sessions, self.streams)
+        self._slow_lane = SlowLane(self._handle)
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
+            Loaded: self._on_loaded,
             m.Bind: self._bind,
             m.Connect: self._connect,
             m.OpenStream: self._opener.start,
@@ -134,6 +138,7 @@ class SessionLayer:
 
     def attach(self, application: Application) -> None:
         """Start to serve an application."""
+        application.engine = self.engine
         self.streams.attach(application)
         self.applications.append(application)
 
@@ -160,6 +165,7 @@ class SessionLayer:
     def _forget(self, application: Application) -> None:
         self.sessions.forget_untaken(application)
         self.streams.forget(application)
+        self._fifos.between.forget(application)
         self.applications.remove(application)
 
     def stop_listening(self) -> None:
@@ -230,20 +236,22 @@ class SessionLayer:
     def take_from_applications(self) -> None:
         """Process the applications' requests and signals; called before the engine's turn."""
         self.streams.collect()
+        self._slow_lane.run(self.applications)
         for application in list(self.applications):
             if application.is_quiet:
                 continue
-            for request in application.take_requests():
-                try:
-                    self._requests[type(request)](application, request)
-                except Exception as error:
-                    self.sessions.refused["faults"] += 1
-                    application.on_fault(error)
             for handle, code, _ in application.take_signals():
                 try:
                     self._on_signal(application, handle, code)
                 except Exception as error:
                     application.on_fault(error)
+
+    def _handle(self, application: Application, request: m.Request | Loaded) -> None:
+        try:
+            self._requests[type(request)](application, request)
+        except Exception as error:
+            self.sessions.refused["faults"] += 1
+            application.on_fault(error)
 
     def give_to_applications(self, events: Sequence[Event]) -> bool:
         """Dispatch a turn's events to the applications; return whether any was woken."""
@@ -253,6 +261,8 @@ class SessionLayer:
         while self.cut_through.has_events or self.kernel.has_events:
             self._give(self.cut_through.take_events() + self.kernel.take_events())
         self.engine.after_events()
+        if self._fifos.between.due:
+            self._fifos.between.drop_unused()
         woken = [self._flush(application) for application in list(self.applications)]
         if self._leaving:
             self._remove_detached()
@@ -360,39 +370,45 @@ class SessionLayer:
             return True
         return False
 
-    def _connect(self, application: Application, request: m.Connect) -> None:
+    def _on_loaded(self, application: Application, loaded: Loaded) -> None:
+        request, credentials = loaded
+        if isinstance(request, m.Listen):
+            self._listen(application, request, credentials)
+        else:
+            self._connect(application, request, credentials)
+
+    def _connect(
+        self,
+        application: Application,
+        request: m.Connect,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._connector.check_token(application, request.token)
         if not self._may_begin(application, request.token):
             return
-        config = self._config_of(request)
-        if isinstance(config, QuicConfig):
-            self._local_scope.start(application, request, config)
+        config = request.config or self.default_config
+        if request.protocol == "quic":
+            self._local_scope.start(application, request, config, credentials)
         else:
             self.kernel.connect(application, request, config)
 
     def _bind(self, application: Application, request: m.Bind) -> None:
         if self._may_begin(application, request.token):
-            self.kernel.bind(application, request, request.config or UdpConfig())
+            self.kernel.bind(application, request, request.config or self.default_config)
 
-    def _listen(self, application: Application, request: m.Listen) -> None:
+    def _listen(
+        self,
+        application: Application,
+        request: m.Listen,
+        credentials: Credentials | None = None,
+    ) -> None:
         if not self._may_begin(application, request.token):
             return
-        config = self._config_of(request)
-        if isinstance(config, QuicConfig):
-            self._listeners.listen(application, request, config)
+        config = request.config or self.default_config
+        if request.protocol == "quic":
+            self._listeners.listen(application, request, config, credentials)
         else:
             self.kernel.listen(application, request, config)
-
-    def _config_of(self, request: m.Connect | m.Listen) -> Config:
-        """Return the settings of a request's protocol."""
-        class_ = CONFIGS[request.protocol]
-        if request.config is None:
-            return self.default_config if class_ is QuicConfig else class_()
-        if type(request.config) is not class_:
-            raise ImpossibleRequestError(
-                f"it gave a {type(request.config).__name__} for {request.protocol}"
-            )
-        return request.config
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)

@@ -19,13 +19,14 @@ from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.link.zones import on_interface
 from hoststack.quic.seam import (
     ConnectionContext,
+    Credentials,
     Engine,
     ListenerContext,
     QuicConfig,
     check_protocols,
     preferred_endpoints,
 )
-from hoststack.session.connector import error_text
+from hoststack.session.connector import credentials_for, error_text
 from hoststack.session.ports import PortTable, check_size
 from hoststack.session.session import ListenerSession, SessionState, SessionTable
 from hoststack.transport.local.cut_through import CutListener
@@ -79,14 +80,21 @@ class Listeners:
             WeakKeyDictionary()
         )
 
-    def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
-        """Listen in each scope of the application, or join its group there."""
+    def listen(
+        self,
+        application: Application,
+        request: m.Listen,
+        config: QuicConfig,
+        credentials: Credentials | None,
+    ) -> None:
+        """Listen in each scope of the application, or join its group there. Without credentials,
+        load them."""
         local = Endpoint(*request.local)
         points: list[_Point] = []
         try:
             if "global" in application.scopes:
                 local = Endpoint(on_interface(local.host, self._link.interface_name), local.port)
-                points.append(self._network_point(application, request, config, local))
+                points.append(self._network_point(application, request, config, local, credentials))
                 # Use the port that was picked for port 0 in local scope as well.
                 local = Endpoint(*points[0].context.local)
             if "local" in application.scopes:
@@ -108,7 +116,12 @@ class Listeners:
         application.notify(m.Listening(request.token, session.handle, local))
 
     def _network_point(
-        self, application: Application, request: m.Listen, config: QuicConfig, local: Endpoint
+        self,
+        application: Application,
+        request: m.Listen,
+        config: QuicConfig,
+        local: Endpoint,
+        credentials: Credentials | None,
     ) -> _Point:
         found = self._network.get(local)
         if found is not None and found.may_be_joined_by(application):
@@ -118,7 +131,8 @@ class Listeners:
         try:
             check_size(self._link.max_datagram_bytes_of(local), f"the interface of {local.host}")
             self._ports.open_beside(local, preferred_endpoints(config))
-            context = self._engine.listen(local, request.tls, request.alpn, config)
+            credentials = credentials or credentials_for(self._engine, request, is_server=True)
+            context = self._engine.listen(local, credentials, config)
         except (LinkError, ValueError):
             self._ports.close_listener(local)
             raise

@@ -7,7 +7,7 @@ import errno
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.link.base import Endpoint, LinkError
-from hoststack.quic.seam import QuicConfig
+from hoststack.quic.seam import Credentials, QuicConfig
 from hoststack.session.connector import Connector, error_text
 from hoststack.session.listeners import Listeners
 from hoststack.session.rules import Rules
@@ -33,7 +33,13 @@ class LocalScope:
         self._ports = ports
         self._rules = rules
 
-    def start(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
+    def start(
+        self,
+        application: Application,
+        request: m.Connect,
+        config: QuicConfig,
+        credentials: Credentials | None,
+    ) -> None:
         """Connect to another application of the namespace if one listens, else to the network."""
         remote = Endpoint(*request.remote)
         listener = None
@@ -42,7 +48,7 @@ class LocalScope:
         if listener is not None:
             self._connect(application, request, config, listener)
         elif "global" in application.scopes:
-            self._connector.start(application, request, config)
+            self._connector.start(application, request, config, credentials)
         else:
             text = (
                 f"no application listens on {remote.host} port {remote.port} in namespace "

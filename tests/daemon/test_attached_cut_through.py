@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import trio
 
 import hoststack
 from hoststack import AttachError, Connection, QuicConfig, Stack, TlsConfig
+from hoststack.control.control_client import ControlClient
 
 TLS = TlsConfig.self_signed(["localhost"])
 URI = "quic://127.0.0.1:4433"
@@ -120,13 +122,11 @@ def test_streams_between_two_applications(daemon: Daemon) -> None:
             trio.open_nursery() as nursery,
         ):
             await nursery.start(
-                lambda task_status: server.serve(
-                    URI, echo, tls=TLS, alpn=["test"], task_status=task_status
-                )
+                lambda task_status: server.serve(URI, echo, tls=TLS, task_status=task_status)
             )
             # With two workers, one after the other.
             for _ in range(2):
-                async with client.connect(URI, alpn=["test"]) as connection:
+                async with client.connect(URI) as connection:
                     assert connection.remote == ("127.0.0.1", 4433)
                     async with trio.open_nursery() as streams:
                         for size in (0, 1, 16384, 16385, 1_000_000, 300_000) * 4:
@@ -141,13 +141,54 @@ def test_streams_between_two_applications(daemon: Daemon) -> None:
     run(script)
 
 
+def worker_files(daemon: Daemon) -> list[int]:
+    """Open files of each worker."""
+    shown = ControlClient(str(daemon.path.parent / "cli.sock")).run("show workers")
+    pids = re.findall(r"^ *\d+ +(\d+)", shown, re.MULTILINE)
+    assert pids, shown
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+
+
+def test_many_streams_take_no_descriptor_each_and_all_come_back(daemon: Daemon) -> None:
+    many = 300
+
+    async def script() -> None:
+        before = worker_files(daemon)
+        config = QuicConfig(rx_fifo_bytes=1024, tx_fifo_bytes=1024, max_streams_bidi=many)
+        async with daemon.attach("server", config=config) as server:
+            async with (
+                daemon.attach("client", config=config) as client,
+                await server.listen(URI, tls=TLS) as listener,
+                client.connect(URI) as connection,
+                await listener.accept() as accepted,
+            ):
+                attached = worker_files(daemon)
+                opened = [await connection.open_stream() for _ in range(many)]
+                for stream in opened:
+                    await stream.send_all(b"x")
+                incoming = accepted.streams()
+                taken = [await incoming.receive() for _ in range(many)]
+                assert all([await stream.receive_some() == b"x" for stream in taken])
+                with_streams = worker_files(daemon)
+                for one, other in zip(with_streams, attached, strict=True):
+                    assert one <= other + 2
+            # The server stays attached.
+            for stream in taken:
+                await stream.aclose()
+            del taken, stream
+        while worker_files(daemon) != before:
+            await trio.lowlevel.checkpoint()  # `run` has a limit
+
+    run(script)
+
+
 def test_resets_and_the_end_of_a_connection_with_their_codes(daemon: Daemon) -> None:
     async def script() -> None:
         async with (
             daemon.attach("server") as server,
             daemon.attach("client") as client,
-            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
-            client.connect(URI, alpn=["test"]) as connected,
+            await server.listen(URI, tls=TLS) as listener,
+            client.connect(URI) as connected,
             await listener.accept() as accepted,
         ):
             ours = await connected.open_stream()
@@ -175,8 +216,8 @@ def test_datagrams_between_two_applications(daemon: Daemon) -> None:
         async with (
             daemon.attach("server", config=config) as server,
             daemon.attach("client", config=config) as client,
-            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
-            client.connect(URI, alpn=["test"]) as connected,
+            await server.listen(URI, tls=TLS) as listener,
+            client.connect(URI) as connected,
             await listener.accept() as accepted,
             trio.open_nursery() as nursery,
         ):
@@ -205,10 +246,10 @@ def test_who_has_no_secret_is_refused(daemon: Daemon) -> None:
         async with (
             daemon.attach("server") as server,
             hoststack.attach(daemon.path, name="stranger", scopes=["local"]) as stranger,
-            await server.listen(URI, tls=TLS, alpn=["test"]),
+            await server.listen(URI, tls=TLS),
         ):
             with pytest.raises(hoststack.ConnectError, match="no application listens") as refused:
-                async with stranger.connect(URI, alpn=["test"]):
+                async with stranger.connect(URI):
                     pytest.fail("it is in another namespace")
             assert refused.value.errno == errno.ECONNREFUSED
 
@@ -232,11 +273,11 @@ def test_members_of_a_group_get_connections_in_turns(daemon: Daemon) -> None:
                     got[index] += 1
 
             for index, stack in enumerate((one, other)):
-                nursery.start_soon(count, index, await stack.listen(URI, tls=TLS, alpn=["test"]))
-            with pytest.raises(hoststack.ListenError):
-                await rival.listen(URI, tls=TLS, alpn=["test"])
+                nursery.start_soon(count, index, await stack.listen(URI, tls=TLS))
+            with pytest.raises(hoststack.LinkError):
+                await rival.listen(URI, tls=TLS)
             for _ in range(8):
-                async with client.connect(URI, alpn=["test"]) as connection:
+                async with client.connect(URI) as connection:
                     stream = await connection.open_stream()
                     await stream.send_all(b"x")
             assert got == [4, 4]
@@ -272,10 +313,7 @@ def test_many_short_streams_between_processes(daemon: Daemon) -> None:
     """Ends, bytes and wake-ups of two processes and the worker, in all orders."""
 
     async def script() -> None:
-        async with (
-            daemon.attach("server") as server,
-            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
-        ):
+        async with daemon.attach("server") as server, await server.listen(URI, tls=TLS) as listener:
             command = [sys.executable, "-c", _PEER, str(daemon.path), URI, "1000"]
             peer = await trio.lowlevel.open_process(command, cwd=ROOT)
             try:
@@ -292,7 +330,7 @@ def test_an_application_that_is_killed_closes_its_connections(daemon: Daemon) ->
         async with (
             daemon.attach("server") as server,
             daemon.attach("client") as client,
-            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+            await server.listen(URI, tls=TLS) as listener,
         ):
             peer = await trio.lowlevel.open_process(
                 [sys.executable, "-c", _PEER, str(daemon.path), URI, "sleep"], cwd=ROOT
@@ -308,7 +346,7 @@ def test_an_application_that_is_killed_closes_its_connections(daemon: Daemon) ->
                 await stream.receive_some()
             assert (await killed.wait_closed()).by_peer
             async with (
-                client.connect(URI, alpn=["test"]) as connection,
+                client.connect(URI) as connection,
                 await listener.accept() as accepted,
                 trio.open_nursery() as nursery,
             ):

@@ -22,8 +22,15 @@ from hoststack.boundary import attaching, codec, remote_application
 from hoststack.boundary import messages as m
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.channel import Channel
-from hoststack.boundary.codec import FifosReleased, SegmentCame, encode
+from hoststack.boundary.codec import (
+    FifosReleased,
+    SegmentCame,
+    Unparsed,
+    decode_request,
+    encode,
+)
 from hoststack.boundary.fifo_pool import BlockName
+from hoststack.boundary.loading import Loaded
 from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.control.unix_listener import unix_listener
 from hoststack.control.worker_side import WorkerSide
@@ -34,7 +41,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.seam import CloseInfo, Event, EventKind
 from hoststack.session.namespaces import Namespaces
 from tests.daemon.echoing import TLS, TRUSTING
-from tests.support.attached import SEAL, both_ends
+from tests.support.attached import SEAL, both_ends, inline
 from tests.support.exceptions import exceptions
 
 HOST = "10.0.0.1"
@@ -316,7 +323,7 @@ class Bench:
     async def application(self) -> AsyncIterator[tuple[RemoteApplication, AttachedWorker]]:
         """One that has left, or is thrown out, at the end of the block."""
         ends, other = both_ends("it")
-        application = RemoteApplication("it", ends, Limits(), SEAL)
+        application = RemoteApplication("it", ends, Limits(), SEAL, inline)
         over = trio.Event()
 
         async def serve() -> None:
@@ -379,7 +386,9 @@ def test_no_exception_leaves_the_handler_of_a_request(
         some = exceptions() if isinstance(request_, m.Cancel) else iter(SOME)
         for error in some:
             with monkeypatch.context() as patch:
-                patch.setitem(bench.layer._requests, type(request_), raiser(error))
+                has_keys = isinstance(decode_request(encode(request_)), Unparsed)
+                kind = Loaded if has_keys else type(request_)
+                patch.setitem(bench.layer._requests, kind, raiser(error))
                 await bench.thrown_out(encode(request_))
         assert await bench.is_well()
 

@@ -25,8 +25,7 @@ import sys, trio, hoststack
 
 async def main(path, uri):
     async with hoststack.attach(path, name="guest") as stack:
-        tls = hoststack.TlsConfig(verify=False)
-        async with stack.connect(uri, tls=tls, alpn=["echo"]) as connection:
+        async with stack.connect(uri, tls=hoststack.TlsConfig(verify=False)) as connection:
             stream = await connection.open_stream()
             await stream.send_all(b"hello")
             await stream.send_eof()

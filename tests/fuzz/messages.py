@@ -46,7 +46,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
 from hoststack.session.namespaces import Namespaces
-from tests.support.attached import SEAL
+from tests.support.attached import SEAL, inline
 
 HOST: Final = "10.0.0.1"
 TLS: Final = TlsConfig.self_signed([HOST])
@@ -336,7 +336,8 @@ async def _one_application(
 ) -> Counter[str]:
     done: Counter[str] = Counter()
     ends, (channel, *others) = _ends()
-    application = RemoteApplication("fuzz", ends, Limits(fifo_bytes=1 << 22, sessions=64), SEAL)
+    limits = Limits(fifo_bytes=1 << 22, sessions=64)
+    application = RemoteApplication("fuzz", ends, limits, SEAL, inline)
     other = AttachedWorker("fuzz", socket.socket(fileno=channel), *others)
     over = trio.Event()
 

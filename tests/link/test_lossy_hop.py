@@ -85,9 +85,7 @@ class Ends:
                     if next(ended) == until:
                         nursery.cancel_scope.cancel()
 
-                await nursery.start(
-                    partial(stack.serve, self.uri, handle, tls=self.tls, alpn=["test"])
-                )
+                await nursery.start(partial(stack.serve, self.uri, handle, tls=self.tls))
                 task_status.started(stack)
 
         return program
@@ -111,7 +109,7 @@ class Ends:
             trio.run(main)
 
     def connect(self, stack: Stack) -> Any:
-        return stack.connect(self.uri, tls=TlsConfig(verify=False), alpn=["test"])
+        return stack.connect(self.uri, tls=TlsConfig(verify=False))
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from hoststack.boundary import fifo_pool, shared_fifo
+from hoststack.boundary import arena, fifo_pool
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoPool, FifoSize, PoolExhaustedError, SharedFifos
-from hoststack.boundary.shared_fifo import make_fifos_between
+from hoststack.boundary.shared_fifo import FifosBetween
 from hoststack.native.memory.fifo import Fifo
 
 #: What a stream with the usual configuration asks for.
@@ -130,10 +130,10 @@ def test_a_pair_is_made_as_a_whole_or_not_at_all(
 ) -> None:
     pool = FifoPool("test", GIB, sink, forget)
     # Half a segment, so that there are several.
-    sizes = [FifoSize(fifo_pool.SEGMENT_BYTES // 2 - 4096, 4096)] * 3
+    sizes = [FifoSize(arena.SEGMENT_BYTES // 2 - 4096, 4096)] * 3
     gc.collect()
     before = open_files()
-    with failing(monkeypatch, fifo_pool, name, nth) as failure:
+    with failing(monkeypatch, arena, name, nth) as failure:
         try:
             made = pool.make(sizes, Owner())
         except (OSError, MemoryError):
@@ -143,7 +143,7 @@ def test_a_pair_is_made_as_a_whole_or_not_at_all(
             del made
     gc.collect()
     # A segment that is mapped has a descriptor of its own, and is there for the next FIFO.
-    assert open_files() == before + len(pool._segments)
+    assert open_files() == before + len(pool._arena.segments)
     assert pool.used_bytes == 0
     assert len(pool.make(sizes, Owner())) == 3
 
@@ -165,26 +165,29 @@ def test_fifos_between_two_applications_are_made_as_a_whole_or_not_at_all(
         application = Application("test")
         application.is_remote = True
         application.adopt_fifo = pool.adopt  # type: ignore[method-assign]
+        application.add_segment = pool.add_segment  # type: ignore[method-assign]
+        application.remove_segment = pool.remove_segment  # type: ignore[method-assign]
         application.choose_sizes = pool.choose  # type: ignore[method-assign]
         pools.append(pool)
         applications.append(application)
     sides: dict[Application, object | None] = {application: None for application in applications}
+    between = FifosBetween()
     gc.collect()
     before = open_files()
     owner, _, function = name.rpartition(".")
-    with failing(monkeypatch, os if owner else shared_fifo, function, nth) as failure:
+    with failing(monkeypatch, os if owner else arena, function, nth) as failure:
         try:
-            made = make_fifos_between(sides, STREAM)
+            made = between.make(sides, STREAM)
         except (OSError, MemoryError):
             assert failure.has_failed
-            assert not told
         else:
             assert not failure.has_failed
             del made
     gc.collect()
-    assert open_files() == before
+    # A segment that the applications know of is there for the next FIFO.
+    assert open_files() == before + len(told) // 2
     assert [pool.used_bytes for pool in pools] == [0, 0]
-    assert len(make_fifos_between(sides, STREAM)) == 2
+    assert len(between.make(sides, STREAM)) == 2
 
 
 def test_a_fifo_that_the_application_was_not_told_of_is_the_workers_alone() -> None:
@@ -200,7 +203,7 @@ def test_segments_without_fifos_go_but_one() -> None:
     gone: list[int] = []
     pool = FifoPool("test", GIB, sink, gone.append)
     # Each takes more than half a segment.
-    sizes = [FifoSize(fifo_pool.SEGMENT_BYTES // 2, 4096)] * 4
+    sizes = [FifoSize(arena.SEGMENT_BYTES // 2, 4096)] * 4
     gc.collect()
     before = open_files()
     made = pool.make(sizes)

@@ -21,7 +21,7 @@ from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import CloseInfo
-from tests.support.attached import SEAL, both_ends
+from tests.support.attached import SEAL, both_ends, inline
 
 HOST, OTHER = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{HOST}:4433"
@@ -46,13 +46,13 @@ def test_a_close_of_an_application(order: tuple[str, ...]) -> None:
             hoststack.open_stack(link=network.link(OTHER)) as stack,
             trio.open_nursery() as nursery,
         ):
-            listener = await server.listen(URI, tls=TLS, alpn=["test"])
+            listener = await server.listen(URI, tls=TLS)
             ends, ours = both_ends("brief")
-            remote = RemoteApplication("brief", ends, Limits(), SEAL)
+            remote = RemoteApplication("brief", ends, Limits(), SEAL, inline)
             stack._worker.attach(remote)
             nursery.start_soon(remote.run)
             trusting = TlsConfig(ca=TLS.certificate)
-            ours.request(m.Connect(1, (HOST, 4433), HOST, trusting, ("test",), None))
+            ours.request(m.Connect(1, (HOST, 4433), HOST, trusting, ("hoststack",), None))
             accepted = await listener.accept()
             stream = await accepted.open_stream()
             await stream.send_all(b"x")
@@ -86,7 +86,7 @@ def test_a_notice_of_a_worker(order: tuple[str, ...]) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ours.run)
-            remote = RemoteApplication("brief", theirs, Limits(), SEAL)
+            remote = RemoteApplication("brief", theirs, Limits(), SEAL, inline)
             for notice in said:
                 remote._channel.send(encode(notice, no_fifo))
             names = {"_wakes_us": "_wakes_application"}

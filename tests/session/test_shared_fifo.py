@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
 
 from hoststack.boundary.application import Application
+from hoststack.boundary.arena import SEGMENT_BYTES
 from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize, SharedFifos
-from hoststack.boundary.shared_fifo import make_fifos_between
+from hoststack.boundary.shared_fifo import FifosBetween
 from hoststack.native.memory.fifo import Fifo
 
 
@@ -34,6 +36,9 @@ class Remote:
         self.application = Application("test")
         self.application.is_remote = True
         self.application.adopt_fifo = self.pool.adopt  # type: ignore[method-assign]
+        self.application.add_segment = self.pool.add_segment  # type: ignore[method-assign]
+        self.application.remove_segment = self.pool.remove_segment  # type: ignore[method-assign]
+        self.application.make_fifos = self.pool.make  # type: ignore[method-assign]
 
     def opened(self, fifo: Fifo) -> Fifo:
         """The FIFO as the other process has it: by its name, over memory of its own."""
@@ -41,10 +46,16 @@ class Remote:
         return self.fifos.open(BlockName(*name))
 
 
-def make_fifo_between(one: Application, other: Application, size_bytes: int) -> Fifo:
+def make_fifo_between(
+    one: Application, other: Application, size_bytes: int, between: FifosBetween | None = None
+) -> Fifo:
     size = FifoSize(size_bytes, size_bytes)
-    (fifo,) = make_fifos_between({one: None, other: None}, [size])
+    (fifo,) = (between or FifosBetween()).make({one: None, other: None}, [size])
     return fifo
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_what_one_writes_the_other_reads_and_the_worker_looks_on() -> None:
@@ -87,25 +98,84 @@ def test_it_is_accounted_for_until_all_three_are_done_with_it() -> None:
     assert other.pool.used_bytes == 0
 
 
-def test_it_has_a_segment_to_itself_that_goes_with_it() -> None:
-    one, other = Remote(), Remote()
+def test_fifos_of_two_applications_share_a_segment_that_no_third_one_has() -> None:
+    between = FifosBetween()
+    one, other, third = Remote(1 << 30), Remote(1 << 30), Remote(1 << 30)
     (own,) = one.pool.make([FifoSize(4096, 4096)])
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(50):
-        fifo = make_fifo_between(one.application, other.application, 4096)
-        name = other.pool.name_of(fifo)
-        assert (name.offset, name.size_bytes) == (0, 4096)
-        there = other.opened(fifo)
-        one.opened(fifo)
+    before = open_files()
+    made = []
+    for _ in range(500):
+        fifo = make_fifo_between(one.application, other.application, 4096, between)
+        here, there = one.opened(fifo), other.opened(fifo)
         # Named again, it is the same one.
-        assert other.fifos.open(name) is there
-        # Nor does the other one's memory come along.
+        assert other.fifos.open(other.pool.name_of(fifo)) is there
+        made.append((fifo, here, there))
+    # One of the worker, and one of each application.
+    assert open_files() == before + 3
+    elsewhere = make_fifo_between(one.application, third.application, 4096, between)
+    for fifo in (own, elsewhere):
         with pytest.raises(ValueError, match="no segment"):
-            other.fifos.open(one.pool.name_of(own))
-        del fifo, there
+            other.fifos.open(one.pool.name_of(fifo)._replace(segment=7))
+    assert [len(each.fifos._segments) for each in (one, other, third)] == [3, 1, 1]
+    del elsewhere, fifo, here, there
+    made.clear()
+    assert {len(each.pool._held) for each in (other, third)} == {0}
+    # The memory is used again, but for the headers as it was.
+    fifo = make_fifo_between(one.application, other.application, 4096, between)
+    assert fifo.positions == (0, 0)
+    assert open_files() == before + 3 + 3
+
+
+def test_a_segment_is_given_back_when_one_of_the_two_leaves() -> None:
+    """And the other one has released its FIFOs: at once, without a garbage collection."""
+    between = FifosBetween()
+    one, other = Remote(), Remote()
+    before = open_files()
+    gc.disable()
+    try:
+        fifo = make_fifo_between(one.application, other.application, 4096, between)
+        here, there = one.opened(fifo), other.opened(fifo)
+        application = weakref.ref(one.application)
+        one.pool.close()
+        one.fifos._segments.clear()  # its process is gone
+        between.forget(one.application)
+        del here, fifo, one
+        between.drop_unused()
+        assert there.write(b"what the other still has") > 0
+        assert other.pool.used_bytes > 0
+        del there
+        between.drop_unused()
+        assert other.pool.used_bytes == 0
+        assert open_files() == before
+        assert not other.fifos._segments
+        assert not between._retired
+    finally:
+        gc.enable()
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert other.pool.used_bytes == 0
+    assert application() is None
+
+
+def test_unused_segments_go_but_one_of_each_pair() -> None:
+    between = FifosBetween()
+    one, other = Remote(1 << 30), Remote(1 << 30)
+    fifos = [
+        make_fifo_between(one.application, other.application, SEGMENT_BYTES // 2, between)
+        for _ in range(3)
+    ]
+    assert len(one.fifos._segments) == len(other.fifos._segments) == 3
+    del fifos
+    between.drop_unused()
+    assert len(one.fifos._segments) == len(other.fifos._segments) == 1
+
+
+def test_many_pairs_keep_no_segments() -> None:
+    between = FifosBetween()
+    one, others = Remote(), [Remote() for _ in range(70)]
+    before = open_files()
+    for other in others:
+        make_fifo_between(one.application, other.application, 4096, between)
+        between.drop_unused()
+    assert open_files() <= before + 3 * 64
 
 
 def test_an_application_that_connects_to_itself_learns_of_it_once() -> None:
@@ -120,10 +190,10 @@ def test_an_application_that_connects_to_itself_learns_of_it_once() -> None:
 
 
 def test_in_one_process_there_is_no_segment() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     fifo = make_fifo_between(Application("a"), Application("b"), 4096)
     assert fifo.write(b"x") == 1
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_one_of_the_two_may_live_in_the_worker() -> None:

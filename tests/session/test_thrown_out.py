@@ -22,7 +22,7 @@ from hoststack.boundary.channel import Channel
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
 from hoststack.boundary.rings import shared_ends
 from hoststack.link.memory import MemoryNetwork
-from tests.support.attached import SEAL
+from tests.support.attached import SEAL, inline
 
 HOST = "10.0.0.1"
 URI = f"quic://{HOST}:4433"
@@ -46,7 +46,7 @@ def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
             attached = _Daemon(Channel(ours, takes_fds=True), nursery, workers, "test")
             await nursery.start(attached.run, 1)
             stack = Stack(Router(workers), None, link_name="", link_reason="", engine_name="native")
-            listener = await stack.listen(URI, tls=TLS, alpn=["test"])
+            listener = await stack.listen(URI, tls=TLS)
             accepting: list[Any] = []
             nursery.start_soon(accept, listener, accepting)
             await trio.sleep(1)
@@ -57,7 +57,7 @@ def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
                 nursery.start_soon(serve, embedded, offer(daemon))
                 await trio.sleep(100)
                 assert not accepting
-                async with embedded.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]):
+                async with embedded.connect(URI, tls=TlsConfig(verify=False)):
                     await trio.sleep(1)
                     assert isinstance(accepting[0], Connection)
             else:
@@ -77,7 +77,7 @@ def offer(daemon: Channel) -> RemoteApplication:
         daemon.send(attaching.encode(attaching.WorkerOffered(0)), the_applications)
         channel, *others = (os.dup(fd) for fd in the_workers)
     ends = Ends(socket.socket(fileno=channel), *others)
-    return RemoteApplication("test", ends, Limits(), SEAL)
+    return RemoteApplication("test", ends, Limits(), SEAL, inline)
 
 
 async def serve(stack: hoststack.EmbeddedStack, application: RemoteApplication) -> None:

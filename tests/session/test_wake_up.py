@@ -21,7 +21,7 @@ from hoststack.boundary.remote_application import Ends, Limits, RemoteApplicatio
 from hoststack.boundary.rings import shared_ends
 from hoststack.boundary.wake_up import WakeUp
 from hoststack.link.memory import MemoryNetwork
-from tests.support.attached import SEAL, both_ends
+from tests.support.attached import SEAL, both_ends, inline
 
 #: More than any buffer of a socket holds.
 MANY = 5000
@@ -132,7 +132,7 @@ def test_an_application_that_blocks_all_that_it_has_blocks_nobody() -> None:
                 ours, theirs = shared_ends("x", made)
                 channel, *others = map(os.dup, ours)
                 application = RemoteApplication(
-                    "x", Ends(socket.socket(fileno=channel), *others), Limits(), SEAL
+                    "x", Ends(socket.socket(fileno=channel), *others), Limits(), SEAL, inline
                 )
                 nursery.start_soon(application.run)
                 stack._worker.attach(application)
@@ -149,15 +149,18 @@ def test_an_application_that_blocks_all_that_it_has_blocks_nobody() -> None:
                     application.notify(m.Failed(1, 1, "x"))
                 # Everybody else is served.
                 ends, other = both_ends("other")
-                well = RemoteApplication("other", ends, Limits(), SEAL)
+                well = RemoteApplication("other", ends, Limits(), SEAL, inline)
                 nursery.start_soon(well.run)
                 stack._worker.attach(well)
                 other._send(encode(m.GetStatistics(7, 1)))
                 with trio.fail_after(60):
                     other.take_messages(await other.channel.receive())
                 assert other.take_notices()
-                with trio.fail_after(60):
+                # Its requests are read when it reads, and then it is thrown out.
+                with trio.fail_after(60), socket.socket(fileno=os.dup(theirs[0])) as end:
                     while application.gone is None:
+                        with suppress(BlockingIOError):
+                            end.recv(65536, socket.MSG_DONTWAIT)
                         await trio.testing.wait_all_tasks_blocked(0.001)
                 stack._worker.detach(application)
                 stack._worker.detach(well)

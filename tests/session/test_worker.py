@@ -14,7 +14,7 @@ from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
-from tests.support.attached import SEAL, both_ends
+from tests.support.attached import SEAL, both_ends, inline
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -61,7 +61,7 @@ def test_who_sends_has_a_turn_at_once_and_the_next_ones_share_one() -> None:
 def test_an_application_elsewhere_is_heard_each_time_while_the_worker_sleeps() -> None:
     async def script(worker: Worker, _: Application) -> None:
         ends, elsewhere = both_ends("elsewhere")
-        remote = RemoteApplication("elsewhere", ends, Limits(), SEAL)
+        remote = RemoteApplication("elsewhere", ends, Limits(), SEAL, inline)
         worker.attach(remote)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(remote.run)
@@ -130,9 +130,9 @@ def test_what_is_due_waits_for_a_link_that_is_blocked() -> None:
         async with (
             hoststack.open_stack(link=network.link("10.0.0.1")) as server,
             hoststack.open_stack(link=network.link("10.0.0.2")) as client,
-            await server.listen("quic://10.0.0.1:1", tls=tls, alpn=["test"]),
+            await server.listen("quic://10.0.0.1:1", tls=tls),
             client.connect(
-                "quic://10.0.0.1:1", tls=hoststack.TlsConfig(verify=False), alpn=["test"]
+                "quic://10.0.0.1:1", tls=hoststack.TlsConfig(verify=False)
             ) as connection,
         ):
             link, send = client.link, client.link.send

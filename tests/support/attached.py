@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, asynccontextmanager
+from typing import TypeVar
 
 import trio
 
@@ -20,8 +21,15 @@ from hoststack.boundary.rings import shared_ends
 from hoststack.boundary.scope import Scope
 from hoststack.worker.worker import Worker
 
+T = TypeVar("T")
+
 #: Of all workers: they take each other's tickets, as a daemon's do.
 SEAL = TicketSeal(b"of the tests")
+
+
+async def inline(function: Callable[[], T], /) -> T:
+    """Runs it in the loop, whose clock may jump: a thread would take no time of that."""
+    return function()
 
 
 def both_ends(name: str) -> tuple[Ends, AttachedWorker]:
@@ -49,7 +57,7 @@ async def attached(
     async with trio.open_nursery() as nursery:
         for index, stack in enumerate(stacks):
             ends, attached_worker = both_ends(name)
-            remote = RemoteApplication(name, ends, limits or Limits(), SEAL)
+            remote = RemoteApplication(name, ends, limits or Limits(), SEAL, inline)
             remote.scopes = frozenset(scopes)
             nursery.start_soon(_serve, stack._worker, remote)
             workers.add(index, attached_worker)

@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import socket
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
@@ -54,6 +55,9 @@ _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 
 #: Paths in the table. Anyone can make us see many, by forging sources.
 _MAX_PATHS: Final = 16384
+#: How long the size of a local address is not asked again: pyroute2 takes milliseconds.
+_SIZE_HOLDS_S: Final = 1.0
+_MAX_OWN_SIZES: Final = 256
 
 #: The size assumed for a path without a route: QUIC works on none that carries less
 #: (RFC 9000 section 14).
@@ -155,6 +159,8 @@ class UdpLink:
         self._busy_poll_us = 0
         self._generation = 0
         """Changes when paths may carry less than before."""
+        self._own_sizes: dict[str, tuple[float, int]] = {}
+        """By local address: when the kernel was asked, and what its interface carries."""
         self._sockets: dict[Endpoint, _UdpSocket] = {}
         self._by_fd: dict[int, _UdpSocket] = {}
         self._epoll = select.epoll()
@@ -268,6 +274,16 @@ class UdpLink:
 
     def max_datagram_bytes_of(self, local: Endpoint) -> int:
         """See Link."""
+        asked = self._own_sizes.get(local.host)
+        now = time.monotonic()
+        if asked is None or now - asked[0] > _SIZE_HOLDS_S:
+            if len(self._own_sizes) >= _MAX_OWN_SIZES:
+                self._own_sizes.clear()
+            asked = self._own_sizes[local.host] = now, self._ask_own_size(local)
+        return asked[1]
+
+    @staticmethod
+    def _ask_own_size(local: Endpoint) -> int:
         address = ip_address(local.host)
         mtu_bytes = None
         if not address.is_unspecified:

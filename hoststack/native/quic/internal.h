@@ -72,9 +72,16 @@ struct hs_stream_table {
 	struct hs_stream **buckets;
 };
 
-struct hs_tls {
-	uint32_t references;
+/* Trusted CAs, and a certificate with its key. A garbage collection in any thread may release
+ * references, so they are counted atomically. */
+struct hs_credentials {
+	_Atomic uint32_t references;
 	gnutls_certificate_credentials_t credentials;
+};
+
+struct hs_tls {
+	_Atomic uint32_t references;
+	struct hs_credentials *shared;
 	gnutls_priority_t priority;
 	gnutls_datum_t alpn[HS_QUIC_MAX_ALPN];
 	uint32_t alpn_count;

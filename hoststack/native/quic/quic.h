@@ -241,10 +241,13 @@ void hs_quic_resolve_path(struct hs_quic *q, uint32_t index, int64_t path_id);
 
 /* TLS. PEM texts end in a zero byte; `certificate` and `key` may be NULL for a client, `ca` NULL
  * means the system's. `alpn` is a list as in TLS: length, name, length, name. On failure returns
- * NULL and writes one line into `error`. */
+ * NULL and writes one line into `error`. May be called in any thread: it may take long. */
 struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
 			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
 			  size_t error_bytes);
+/* Another configuration with the same CAs, certificate and key, which are not loaded again; NULL
+ * without memory. */
+struct hs_tls *hs_tls_like(const struct hs_tls *other, const uint8_t *alpn, size_t alpn_bytes);
 /* Make a server request certificates from its clients and, if it verifies, check them against
  * `ca`, NULL for the system's. Returns 0, or -1 and one line in `error`. */
 int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,

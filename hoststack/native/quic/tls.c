@@ -39,16 +39,17 @@ static gnutls_datum_t datum(const char *text)
 
 static int load_trust(struct hs_tls *tls, const char *ca)
 {
+	gnutls_certificate_credentials_t credentials = tls->shared->credentials;
 	if (!ca)
-		return gnutls_certificate_set_x509_system_trust(tls->credentials);
+		return gnutls_certificate_set_x509_system_trust(credentials);
 	gnutls_datum_t pem = datum(ca);
-	return gnutls_certificate_set_x509_trust_mem(tls->credentials, &pem, GNUTLS_X509_FMT_PEM);
+	return gnutls_certificate_set_x509_trust_mem(credentials, &pem, GNUTLS_X509_FMT_PEM);
 }
 
 static int load_own(struct hs_tls *tls, const char *certificate, const char *key)
 {
 	gnutls_datum_t chain = datum(certificate), private_key = datum(key);
-	return gnutls_certificate_set_x509_key_mem(tls->credentials, &chain, &private_key,
+	return gnutls_certificate_set_x509_key_mem(tls->shared->credentials, &chain, &private_key,
 						   GNUTLS_X509_FMT_PEM);
 }
 
@@ -70,42 +71,84 @@ static int load_alpn(struct hs_tls *tls, const uint8_t *names, size_t bytes)
 	return 0;
 }
 
+static void release_credentials(struct hs_credentials *shared)
+{
+	if (--shared->references)
+		return;
+	if (shared->credentials)
+		gnutls_certificate_free_credentials(shared->credentials);
+	free(shared);
+}
+
+static struct hs_tls *new_tls(struct hs_credentials *shared, int verify)
+{
+	struct hs_tls *tls = calloc(1, sizeof(*tls));
+	if (!tls)
+		return NULL;
+	tls->references = 1;
+	tls->verifies = verify != 0;
+	tls->shared = shared ? shared : calloc(1, sizeof(*tls->shared));
+	if (!tls->shared) {
+		free(tls);
+		return NULL;
+	}
+	tls->shared->references++;
+	return tls;
+}
+
+static int set_up(struct hs_tls *tls, const uint8_t *alpn, size_t alpn_bytes, const char **what)
+{
+	*what = "the priorities";
+	int failed = set_priority(tls, CIPHERS, "");
+	if (failed < 0)
+		return failed;
+	*what = "the list of application protocols (ALPN)";
+	return load_alpn(tls, alpn, alpn_bytes);
+}
+
+static int load(struct hs_tls *tls, const char *certificate, const char *key, const char *ca,
+		int trusts, const char **what)
+{
+	*what = "memory";
+	int failed = gnutls_certificate_allocate_credentials(&tls->shared->credentials);
+	if (failed < 0)
+		return failed;
+	*what = "the trusted CAs";
+	failed = trusts ? load_trust(tls, ca) : 0;
+	if (failed < 0)
+		return failed;
+	*what = "certificate and key";
+	return certificate && key ? load_own(tls, certificate, key) : 0;
+}
+
 struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
 			  int verify, const uint8_t *alpn, size_t alpn_bytes, char *error,
 			  size_t error_bytes)
 {
-	struct hs_tls *tls = calloc(1, sizeof(*tls));
+	struct hs_tls *tls = new_tls(NULL, verify);
 	const char *what = "memory";
 	int failed = GNUTLS_E_MEMORY_ERROR;
-	if (!tls)
-		goto fail;
-	tls->references = 1;
-	tls->verifies = verify != 0;
-	failed = gnutls_certificate_allocate_credentials(&tls->credentials);
-	if (failed < 0)
-		goto fail;
-	what = "the priorities";
-	failed = set_priority(tls, CIPHERS, "");
-	if (failed < 0)
-		goto fail;
-	what = "the trusted CAs";
-	failed = verify && !is_server ? load_trust(tls, ca) : 0;
-	if (failed < 0)
-		goto fail;
-	what = "certificate and key";
-	failed = certificate && key ? load_own(tls, certificate, key) : 0;
-	if (failed < 0)
-		goto fail;
-	what = "the list of application protocols (ALPN)";
-	failed = load_alpn(tls, alpn, alpn_bytes);
-	if (failed < 0)
-		goto fail;
-	return tls;
-fail:
+	if (tls)
+		failed = load(tls, certificate, key, ca, verify && !is_server, &what);
+	if (failed >= 0)
+		failed = set_up(tls, alpn, alpn_bytes, &what);
+	if (failed >= 0)
+		return tls;
 	snprintf(error, error_bytes, "GnuTLS can't use %s: %s", what, gnutls_strerror(failed));
 	if (tls)
 		hs_tls_free(tls);
 	return NULL;
+}
+
+struct hs_tls *hs_tls_like(const struct hs_tls *other, const uint8_t *alpn, size_t alpn_bytes)
+{
+	const char *what;
+	struct hs_tls *tls = new_tls(other->shared, other->verifies);
+	if (tls && set_up(tls, alpn, alpn_bytes, &what) < 0) {
+		hs_tls_free(tls);
+		return NULL;
+	}
+	return tls;
 }
 
 int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char *error,
@@ -138,8 +181,7 @@ void hs_tls_free(struct hs_tls *tls)
 {
 	if (--tls->references)
 		return;
-	if (tls->credentials)
-		gnutls_certificate_free_credentials(tls->credentials);
+	release_credentials(tls->shared);
 	if (tls->priority)
 		gnutls_priority_deinit(tls->priority);
 	free(tls->alpn_names);
@@ -228,7 +270,7 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 	c->ref.user_data = c;
 	gnutls_session_set_ptr(c->session, &c->ref);
 	if (gnutls_priority_set(c->session, c->tls->priority) ||
-	    gnutls_credentials_set(c->session, GNUTLS_CRD_CERTIFICATE, c->tls->credentials) ||
+	    gnutls_credentials_set(c->session, GNUTLS_CRD_CERTIFICATE, c->tls->shared->credentials) ||
 	    gnutls_alpn_set_protocols(c->session, c->tls->alpn, c->tls->alpn_count,
 				      GNUTLS_ALPN_MANDATORY |
 					      (is_server ? GNUTLS_ALPN_SERVER_PRECEDENCE : 0)))

@@ -29,7 +29,13 @@ from hoststack.quic.aioquic.half_open import HalfOpen
 from hoststack.quic.aioquic.resume import GivenTickets
 from hoststack.quic.aioquic.retry import RetryTokens, invalid_token
 from hoststack.quic.cid import CID_BYTES, CidGenerator
-from hoststack.quic.seam import QUIC_VERSIONS, EngineCounters, QuicConfig, check_protocols
+from hoststack.quic.seam import (
+    QUIC_VERSIONS,
+    Credentials,
+    EngineCounters,
+    QuicConfig,
+    check_protocols,
+)
 from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError, checked_server_name
 
 #: RFC 9000 section 14.1.
@@ -51,8 +57,9 @@ class Listener:
     """A listening endpoint; implements the seam's ListenerContext."""
 
     def __init__(
-        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+        self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> None:
+        tls, alpn, _ = credentials
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
         if tls.client_certificates != "none":
@@ -86,13 +93,10 @@ class Listener:
 
 
 def client_configuration(
-    tls: TlsConfig,
-    server_name: str,
-    alpn: Sequence[str],
-    config: QuicConfig,
-    max_datagram_bytes: int,
+    credentials: Credentials, server_name: str, config: QuicConfig, max_datagram_bytes: int
 ) -> QuicConfiguration:
     """Return aioquic's configuration for a connection of ours."""
+    tls, alpn, _ = credentials
     if config.early_data:
         raise ValueError(
             "the aioquic engine sends no early data as a client: use the native one, or leave out "
@@ -115,6 +119,11 @@ def client_configuration(
         configuration.certificate_chain = list(tls.chain[1:])
         configuration.private_key = tls.private_key
     return configuration
+
+
+def plain_credentials(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Credentials:
+    """Return credentials; aioquic has nothing to load before a handshake."""
+    return Credentials(tls, alpn, None)
 
 
 def _check_key(tls: TlsConfig) -> None:
@@ -194,9 +203,9 @@ class Acceptor:
         self._listeners: dict[tuple[str, int], Listener] = {}
 
     def listen(
-        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+        self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> Listener:
-        listener = self._listeners[local] = Listener(local, tls, alpn, config)
+        listener = self._listeners[local] = Listener(local, credentials, config)
         return listener
 
     def unlisten(self, listener: Listener) -> None:

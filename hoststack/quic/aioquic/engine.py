@@ -2,8 +2,7 @@
 
 It runs everywhere, and is the reference for the native engine. aioquic implements the protocol of
 each connection (connection.py); the two fast paths (receive.py, transmit.py) carry bulk data. This
-module finds connections by connection ID, accepts new ones, runs the timers, and shares the link
-fairly between connections.
+module finds connections by connection ID, accepts new ones, runs the timers, and shares the link.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from hoststack.quic.aioquic.accept import (
     Admitted,
     Listener,
     client_configuration,
+    plain_credentials,
 )
 from hoststack.quic.aioquic.begin import accepted_connection, has_read_hello, is_0rtt, is_known
 from hoststack.quic.aioquic.connection import HostConnection
@@ -41,6 +41,7 @@ from hoststack.quic.seam import (
     NO_ANSWER,
     CidConfig,
     ConnectionContext,
+    Credentials,
     EngineCounters,
     EngineOwner,
     Event,
@@ -52,7 +53,6 @@ from hoststack.quic.seam import (
     Turn,
 )
 from hoststack.quic.session_cache import ServerSessions
-from hoststack.quic.tls import TlsConfig
 
 logger = logging.getLogger(__name__)
 # aioquic logs a line for each handshake; without this, logging's last resort would print them.
@@ -91,10 +91,12 @@ class AioquicEngine:
 
     # --- calls -------------------------------------------------------------------------------
 
+    find_credentials = load_credentials = staticmethod(plain_credentials)
+
     def listen(
-        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
+        self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> ListenerContext:
-        return self._acceptor.listen(local, tls, alpn, config)
+        return self._acceptor.listen(local, credentials, config)
 
     def unlisten(self, listener: ListenerContext) -> None:
         self._acceptor.unlisten(cast(Listener, listener))
@@ -103,15 +105,13 @@ class AioquicEngine:
         self,
         path: object,
         server_name: str,
-        tls: TlsConfig,
-        alpn: Sequence[str],
+        credentials: Credentials,
         config: QuicConfig,
         sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
         way = cast(Path, path)
-        configuration = client_configuration(
-            tls, server_name, alpn, config, self._link.max_datagram_bytes(way)
-        )
+        size = self._link.max_datagram_bytes(way)
+        configuration = client_configuration(credentials, server_name, config, size)
         options = {} if sessions is None else resume(configuration, sessions)
         connection = HostConnection(
             configuration=configuration,

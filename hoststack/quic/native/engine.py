@@ -29,6 +29,7 @@ from hoststack.quic.seam import (
     CidConfig,
     CloseInfo,
     ConnectionContext,
+    Credentials,
     EngineCounters,
     EngineOwner,
     Event,
@@ -116,7 +117,7 @@ class NativeEngine:
         if not self._quic:
             raise MemoryError("no memory for the native engine")
         self._paths = PathTable(self._wire.wire)
-        self._tls = ClientContexts()
+        self._clients = ClientContexts()
         self._listeners: dict[int, NativeListener] = {}
         self._closed_listeners: list[int] = []
         """Numbers of those that connections may still use."""
@@ -156,18 +157,35 @@ class NativeEngine:
 
     # --- verbs -------------------------------------------------------------------------------
 
-    def listen(
-        self, local: tuple[str, int], tls: TlsConfig, alpn: Sequence[str], config: QuicConfig
-    ) -> ListenerContext:
+    def find_credentials(
+        self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool
+    ) -> Credentials | None:
+        if is_server:
+            return None
+        check_protocols(alpn, None, self.name)
+        found = self._clients.find(tls, alpn)
+        return Credentials(tls, alpn, found) if found is not None else None
+
+    def load_credentials(
+        self, tls: TlsConfig, alpn: Sequence[str], *, is_server: bool
+    ) -> Credentials:
+        check_protocols(alpn, None, self.name)
+        if not is_server:
+            return Credentials(tls, alpn, self._clients.load(tls, alpn))
         if not tls.chain:
             raise TlsConfigError("a server needs a certificate and a key: give both")
+        return Credentials(tls, alpn, make_context(tls, alpn, is_server=True))
+
+    def listen(
+        self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
+    ) -> ListenerContext:
+        tls, alpn, context = credentials
         check_protocols(alpn, config, self.name)
         if config.early_data and tls.client_certificates != "none":
             raise TlsConfigError(
                 "early data (0-RTT) come before a client has shown its certificate: leave out "
                 "early_data, or client_certificates"
             )
-        context = make_context(tls, alpn, is_server=True)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(
             self._quic, host.version, host.packed, local[1], context, _c_config(config)
@@ -197,14 +215,13 @@ class NativeEngine:
         self,
         path: object,
         server_name: str,
-        tls: TlsConfig,
-        alpn: Sequence[str],
+        credentials: Credentials,
         config: QuicConfig,
         sessions: ServerSessions | None = None,
     ) -> ConnectionContext:
+        _, alpn, context = credentials
         check_protocols(alpn, config, self.name)
         name = checked_server_name(server_name)
-        context = self._tls.get(tls, alpn)
         way = cast(Path, path)
         number = self._number(way)
         pointer = ffi.NULL

@@ -1,7 +1,8 @@
-"""TLS configuration of GnuTLS, for the native engine."""
+"""TLS credentials of GnuTLS, for the native engine."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,44 +13,72 @@ from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 
 _ERROR_BYTES: Final = 256
-#: The most cached configurations. Loading the system's CAs takes longer than a handshake.
+#: The most cached configurations.
 _KEPT: Final = 64
 
 
 class ClientContexts:
-    """A cache of GnuTLS credentials of clients, by configuration.
+    """A cache of `struct hs_tls *` of clients, by configuration.
 
     Credentials with a private key are not cached: the last connection that uses them frees them, as
-    with a listener's.
+    with a listener's. The system's CAs take some 25 ms to load and stay loaded.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._made: OrderedDict[tuple[object, tuple[str, ...]], tuple[TlsConfig, Any]] = (
             OrderedDict()
         )
+        self._system: Any = None
+        """A context with the system's CAs."""
 
-    def get(self, tls: TlsConfig, alpn: Sequence[str]) -> Any:
-        """Return a `struct hs_tls *`; raises TlsConfigError."""
+    def find(self, tls: TlsConfig, alpn: Sequence[str]) -> Any:
+        """Return a context that costs little; None if `load` has to make it."""
         if tls.private_key is not None:
-            return make_context(tls, alpn, is_server=False)
-        # Cache only configurations that contain all data, so that equal ones mean the same: each
-        # connect of another process passes a new object. The file at a path may have changed since.
-        is_whole = tls.ca is None or isinstance(tls.ca, bytes)
-        key = (tls if is_whole else id(tls), tuple(alpn))
-        found = self._made.get(key)
-        if found is None:
-            found = self._made[key] = (tls, make_context(tls, alpn, is_server=False))
+            return None
+        key = _key(tls, alpn)
+        with self._lock:
+            found = self._made.get(key)
+            if found is not None:
+                self._made.move_to_end(key)
+                return found[1]
+        if tls.ca is None and not tls.verify:
+            return self.load(tls, alpn)
+        if tls.ca is None and self._system is not None:
+            made = ffi.gc(lib.hs_tls_like(self._system, *_names(alpn)), lib.hs_tls_free)
+            if made:
+                _set_ciphers(made, tls)
+                return self._keep(tls, alpn, made)
+        return None
+
+    def load(self, tls: TlsConfig, alpn: Sequence[str]) -> Any:
+        """Make a context, in any thread; raises TlsConfigError."""
+        made = make_context(tls, alpn, is_server=False)
+        if tls.private_key is not None:
+            return made
+        if tls.ca is None and tls.verify:
+            self._system = made
+        return self._keep(tls, alpn, made)
+
+    def _keep(self, tls: TlsConfig, alpn: Sequence[str], made: Any) -> Any:
+        with self._lock:
+            self._made[_key(tls, alpn)] = tls, made
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
-        else:
-            self._made.move_to_end(key)
-        return found[1]
+        return made
+
+
+def _key(tls: TlsConfig, alpn: Sequence[str]) -> tuple[object, tuple[str, ...]]:
+    # Only configurations that contain all data are compared: each connect of another process
+    # passes a new object. The file at a path may have changed since.
+    is_whole = tls.ca is None or isinstance(tls.ca, bytes)
+    return (tls if is_whole else id(tls), tuple(alpn))
 
 
 def make_context(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any:
     """Create a `struct hs_tls *`, to which listeners and connections add references.
 
-    Raises TlsConfigError.
+    May be called in any thread: GnuTLS checks keys and CAs without the GIL. Raises TlsConfigError.
     """
     certificate = key = ffi.NULL
     if tls.chain and tls.private_key is not None:
@@ -71,11 +100,10 @@ def make_context(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any
 
 
 def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool, certificate: Any, key: Any) -> Any:
-    names = b"".join(_alpn_name(name) for name in alpn)
     ca = ffi.new("char[]", tls.ca_pem) if tls.ca_pem is not None else ffi.NULL
     error = ffi.new("char[]", _ERROR_BYTES)
     made = lib.hs_tls_new(
-        is_server, certificate, key, ca, tls.verify, names, len(names), error, _ERROR_BYTES
+        is_server, certificate, key, ca, tls.verify, *_names(alpn), error, _ERROR_BYTES
     )
     if not made:
         raise TlsConfigError(ffi.string(error).decode())
@@ -84,13 +112,19 @@ def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool, certificate: Any
         is_required = tls.client_certificates == "required"
         if lib.hs_tls_ask_clients(made, is_required, ca, error, _ERROR_BYTES):
             raise TlsConfigError(ffi.string(error).decode())
-    if tls.ciphers:
-        names_of_gnutls = ":+".join(cipher.upper() for cipher in tls.ciphers)
-        if lib.hs_tls_set_ciphers(made, names_of_gnutls.encode(), error, _ERROR_BYTES):
-            raise TlsConfigError(ffi.string(error).decode())
+    _set_ciphers(made, tls)
     return made
 
 
-def _alpn_name(name: str) -> bytes:
-    encoded = name.encode()
-    return bytes((len(encoded),)) + encoded
+def _set_ciphers(made: Any, tls: TlsConfig) -> None:
+    if tls.ciphers:
+        error = ffi.new("char[]", _ERROR_BYTES)
+        names_of_gnutls = ":+".join(cipher.upper() for cipher in tls.ciphers)
+        if lib.hs_tls_set_ciphers(made, names_of_gnutls.encode(), error, _ERROR_BYTES):
+            raise TlsConfigError(ffi.string(error).decode())
+
+
+def _names(alpn: Sequence[str]) -> tuple[bytes, int]:
+    encoded = [name.encode() for name in alpn]
+    names = b"".join(bytes((len(name),)) + name for name in encoded)
+    return names, len(names)
