@@ -222,8 +222,8 @@ def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststa
 
 
 async def _serve(arguments: argparse.Namespace, site: Site) -> None:
-    """Serve for ever. Raises UriError, TlsConfigError, ValueError, LinkError and AttachError, also
-    in groups, and trio.BrokenResourceError when a daemon ends."""
+    """Serve for ever. Raises UriError, TlsConfigError, ValueError, ListenError, LinkError and
+    AttachError, also in groups, and trio.BrokenResourceError when a daemon ends."""
     if arguments.cert is None and arguments.key is None:
         tls = hoststack.TlsConfig.self_signed(["localhost"])
         print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
@@ -255,7 +255,7 @@ async def _serve_until_signal(arguments: argparse.Namespace) -> int:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        ours = hoststack.LinkError, hoststack.AttachError
+        ours = hoststack.EndpointError, hoststack.LinkError, hoststack.AttachError
         text = error.strerror if isinstance(error, ours) else str(error)
         print(f"http3_server: {text}", file=sys.stderr)
         status = 1

@@ -48,7 +48,7 @@ def echo(vep: int, stream: int, waiting: dict[int, memoryview]) -> None:
 def main(uri: str) -> None:
     check(v.vppcom_app_create("vcl_epoll_server"), "no application")
     tls = TlsConfig.self_signed(["localhost"])
-    listener = check(v.vppcom_session_create(v.VPPCOM_PROTO_QUIC, True))
+    listener = v.Session("quic", alpn=["echo"], nonblocking=True).sh
     check(v.vppcom_session_tls_add_cert(listener, tls.certificate))  # type: ignore[arg-type]
     check(v.vppcom_session_tls_add_key(listener, tls.key))  # type: ignore[arg-type]
     check(v.vppcom_session_bind(listener, uri), uri)

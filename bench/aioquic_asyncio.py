@@ -23,6 +23,7 @@ from aioquic.asyncio.client import connect
 from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 
+from bench import ALPN
 from bench.ends import REQUEST_BYTES, cpu_seconds
 from hoststack import TlsConfig
 
@@ -31,7 +32,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 def _configuration(is_client: bool, datagram_bytes: int | None) -> QuicConfiguration:
-    configuration = QuicConfiguration(is_client=is_client, alpn_protocols=["bench"])
+    configuration = QuicConfiguration(is_client=is_client, alpn_protocols=[ALPN])
     if datagram_bytes is not None:
         configuration.max_datagram_size = datagram_bytes
     return configuration

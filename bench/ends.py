@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import trio
 
+from bench import ALPN
 from bench.processes import run_to_json, running
 from hoststack import (
     Connection,
@@ -117,7 +118,7 @@ async def serve(stack: Stack, given: argparse.Namespace) -> Found:
     tls = TlsConfig.self_signed(["localhost"])
     answer = partial(_answer, given.check)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(stack.serve, given.uri, answer, tls=tls))
+        await nursery.start(partial(stack.serve, given.uri, answer, tls=tls, alpn=[ALPN]))
         print("ready", file=sys.stderr, flush=True)
     return {}
 
@@ -133,7 +134,7 @@ async def handshakes(stack: Stack, given: argparse.Namespace) -> Found:
     async def one_after_the_other() -> None:
         nonlocal count
         while trio.current_time() < end:
-            async with stack.connect(given.uri, tls=_TLS):
+            async with stack.connect(given.uri, tls=_TLS, alpn=[ALPN]):
                 count += 1
 
     start = trio.current_time()
@@ -159,7 +160,7 @@ async def requests(stack: Stack, given: argparse.Namespace) -> Found:
                 sys.exit("ends: other bytes came back")
             count += 1
 
-    async with stack.connect(given.uri, tls=_TLS) as connection:
+    async with stack.connect(given.uri, tls=_TLS, alpn=[ALPN]) as connection:
         before = [sum(cpu_seconds(pid)) for pid in (os.getpid(), given.server_pid)]
         start = time.perf_counter()
         async with trio.open_nursery() as nursery:
@@ -181,7 +182,7 @@ async def requests(stack: Stack, given: argparse.Namespace) -> Found:
 async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
     """PING_BYTES there and back on one stream, one at a time; all that comes back is checked."""
     times_us: list[float] = []
-    async with stack.connect(given.uri, tls=_TLS) as connection:
+    async with stack.connect(given.uri, tls=_TLS, alpn=[ALPN]) as connection:
         stream = await connection.open_stream()
         end = time.perf_counter() + given.seconds
         while time.perf_counter() < end:
@@ -193,7 +194,7 @@ async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
 
 async def ping_slices(stack: Stack, given: argparse.Namespace) -> Found:
     """As ping_pong, for a slice of round trips with every line that comes; prints each median."""
-    async with stack.connect(given.uri, tls=_TLS) as connection:
+    async with stack.connect(given.uri, tls=_TLS, alpn=[ALPN]) as connection:
         stream = await connection.open_stream()
         print("ready", flush=True)
         count = 0
@@ -224,9 +225,13 @@ async def upload(stack: Stack, given: argparse.Namespace) -> Found:
     async with _idle_connections(stack, given):
         memory_bytes = {end: _resident_bytes(pid) for end, pid in pids.items()}
         async with AsyncExitStack() as others:
-            connection = await others.enter_async_context(stack.connect(given.uri, tls=tls))
+            connection = await others.enter_async_context(
+                stack.connect(given.uri, tls=tls, alpn=[ALPN])
+            )
             while given.worker is not None and connection.handle >> 32 != given.worker:
-                connection = await others.enter_async_context(stack.connect(given.uri, tls=tls))
+                connection = await others.enter_async_context(
+                    stack.connect(given.uri, tls=tls, alpn=[ALPN])
+                )
             if given.waits:
                 print("ready", file=sys.stderr, flush=True)
                 await trio.to_thread.run_sync(sys.stdin.readline)
@@ -252,7 +257,7 @@ async def _idle_connections(stack: Stack, given: argparse.Namespace) -> AsyncIte
 
         async def connect() -> None:
             async with limit:
-                await idle.enter_async_context(stack.connect(given.uri, tls=_TLS))
+                await idle.enter_async_context(stack.connect(given.uri, tls=_TLS, alpn=[ALPN]))
 
         async with trio.open_nursery() as nursery:
             for _ in range(given.idle):

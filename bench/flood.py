@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from bench import ALPN
 from tests.support.checksummed import udp_frame
 from tests.support.initials import Initials, read_retry
 
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--ports", type=int, default=16, help="of the silent address")
     given = parser.parse_args()
-    print(json.dumps({"forged": _forged, "silent": _silent}[given.kind](given, Initials())))
+    print(json.dumps({"forged": _forged, "silent": _silent}[given.kind](given, Initials(ALPN))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from bench import ends
+from bench import ALPN, ends
 from bench.lines import Expected, Line
 from bench.processes import BenchError, running
 from bench.report import Benchmark, Found
@@ -40,7 +40,7 @@ async def _handshakes(uri: str, seconds: float) -> list[float]:
         while time.monotonic() < end:
             began = time.monotonic()
             with trio.fail_after(_PATIENCE_S):
-                async with client.connect(uri, tls=TlsConfig(verify=False)):
+                async with client.connect(uri, tls=TlsConfig(verify=False), alpn=[ALPN]):
                     took.append((time.monotonic() - began) * 1000)
     return took
 

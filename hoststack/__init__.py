@@ -6,7 +6,10 @@ from hoststack.api.errors import (
     AttachError,
     ConnectError,
     ConnectionClosedError,
+    EndpointError,
+    ErrorKind,
     LinkError,
+    ListenError,
     MigrationError,
     NamespaceError,
     RuleError,
@@ -18,6 +21,7 @@ from hoststack.api.errors import (
 from hoststack.api.listener import Listener
 from hoststack.api.stack import EmbeddedStack, Stack, open_stack
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
+from hoststack.boundary.protocols import TcpConfig, UdpConfig
 from hoststack.quic.seam import ABORTED_CODE, CloseInfo, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
@@ -32,7 +36,10 @@ __all__ = [
     "Connection",
     "ConnectionClosedError",
     "EmbeddedStack",
+    "EndpointError",
+    "ErrorKind",
     "LinkError",
+    "ListenError",
     "Listener",
     "MigrationError",
     "NamespaceError",
@@ -45,8 +52,10 @@ __all__ = [
     "Stream",
     "StreamResetError",
     "StreamStoppedError",
+    "TcpConfig",
     "TlsConfig",
     "TlsConfigError",
+    "UdpConfig",
     "UriError",
     "attach",
     "open_stack",

@@ -65,7 +65,7 @@ class Options:
     ca: str | None = None
     is_verifying: bool = False
     server_name: str | None = None
-    alpn: str = "hoststack"
+    alpn: str = "echo"
     connect_timeout_s: int = 10
     idle_timeout_s: int = 30
 

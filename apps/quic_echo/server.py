@@ -12,7 +12,7 @@ from hoststack import Stack, TlsConfig
 async def run_server(record: Record, stack: Stack) -> None:
     """Serve until the expected connections are done; for ever if their number is unknown.
 
-    Raises UriError, TlsConfigError, and LinkError where the port is not available.
+    Raises UriError, TlsConfigError, and ListenError where the port is not available.
     """
     options = record.options
     if options.certificate is None:

@@ -60,7 +60,7 @@ Certificates
                       it does NOT check it by default
   ca FILE             check it by these authorities, PEM
   server-name NAME    what the certificate must be for, if not the URI's host
-  alpn NAME           the application protocol to agree on (hoststack)
+  alpn NAME           the application protocol to agree on (echo)
 
 What it prints
   time START:END      time between two events (qconnect:lastbyte):

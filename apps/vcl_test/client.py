@@ -15,7 +15,7 @@ from typing import Any, Final
 from apps.vcl_test.data import Mover, move_all
 from apps.vcl_test.options import OptionError, Options, buffer_bytes, number, parse
 from apps.vcl_test.stats import Stats
-from apps.vcl_test.wire import Control, Test, WireError
+from apps.vcl_test.wire import ALPN, Control, Test, WireError
 from hoststack import vcl
 
 #: UDP: after this silence the rest is considered lost.
@@ -82,7 +82,7 @@ class Worker:
         for number_ in range(self._count):
             if options.proto == "quic":
                 if number_ % options.per_connection == 0:
-                    connection = stack.enter_context(vcl.Session("quic"))
+                    connection = stack.enter_context(vcl.Session("quic", alpn=ALPN))
                     connection.connect(where)
                 assert connection is not None
                 session = stack.enter_context(connection.open_stream())

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from apps.vcl_test.stats import Stats
-from apps.vcl_test.wire import Control, Test, WireError
+from apps.vcl_test.wire import ALPN, Control, Test, WireError
 from hoststack import TlsConfig, vcl
 
 DEFAULT_PORT: Final = 22000
@@ -57,7 +57,7 @@ class Server:
 
     def _listen(self, proto: str, host: str, port: int, kind: int) -> int:
         """Listen; return the port. Raises OSError."""
-        session = vcl.Session(proto, nonblocking=True)  # type: ignore[arg-type]
+        session = vcl.Session(proto, alpn=ALPN, nonblocking=True)  # type: ignore[arg-type]
         if proto == "quic":
             session.use_certificate(*_certificate())
         session.bind((host, port))

@@ -10,6 +10,8 @@ from hoststack import vcl
 
 #: A longer line is not from our programs.
 _MOST_BYTES: Final = 1 << 16
+#: The application protocol of the sessions that carry the data.
+ALPN: Final = ("vcl_test",)
 TESTS: Final = ("uni", "bi", "echo")
 
 

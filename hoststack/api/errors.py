@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Final, Literal
+
 import trio
 
 from hoststack.boundary.uri import UriError
@@ -16,7 +19,10 @@ __all__ = [
     "AttachError",
     "ConnectError",
     "ConnectionClosedError",
+    "EndpointError",
+    "ErrorKind",
     "LinkError",
+    "ListenError",
     "MigrationError",
     "NamespaceError",
     "RuleError",
@@ -31,8 +37,76 @@ class AttachError(OSError):
     """There is no daemon to attach to, or it refuses; the message says what to do."""
 
 
-class ConnectError(OSError):
-    """A connection could not be established; the message says why and what to do."""
+#: The values of EndpointError.kind.
+ErrorKind = Literal[
+    "address",
+    "in use",
+    "unreachable",
+    "timeout",
+    "refused",
+    "tls",
+    "alpn",
+    "forbidden",
+    "limit",
+    "ended",
+    "unsupported",
+    "other",
+]
+
+_KINDS: Final[dict[int, ErrorKind]] = {
+    errno.EADDRNOTAVAIL: "address",
+    errno.EADDRINUSE: "in use",
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETDOWN: "unreachable",
+    errno.ENODEV: "unreachable",
+    errno.ETIMEDOUT: "timeout",
+    errno.ECONNREFUSED: "refused",
+    errno.EPROTO: "tls",
+    errno.EPROTONOSUPPORT: "alpn",
+    errno.EACCES: "forbidden",
+    errno.EPERM: "forbidden",
+    errno.ENOMEM: "limit",
+    errno.EMFILE: "limit",
+    errno.ENFILE: "limit",
+    errno.ENOBUFS: "limit",
+    errno.EMSGSIZE: "limit",
+    errno.ESHUTDOWN: "ended",
+    errno.ECONNRESET: "ended",
+    errno.EINVAL: "unsupported",
+    errno.ENOTSUP: "unsupported",
+}
+
+
+class EndpointError(OSError):
+    """A connection or a listener could not be opened. The message says why and what to do."""
+
+    @property
+    def kind(self) -> ErrorKind:
+        """Why, for programs; `errno` has the details.
+
+        - "address": the name or address is unknown, or not one of this machine.
+        - "in use": another program or application listens there.
+        - "unreachable": no route, no neighbour, no interface.
+        - "timeout": no answer.
+        - "refused": no program listens there, or the peer closed the connection.
+        - "tls": the handshake failed: check certificate, name and trusted CAs.
+        - "alpn": the sides have no application protocol in common.
+        - "forbidden": by a session rule, or for want of privileges.
+        - "limit": of memory, sessions, open files or sizes.
+        - "ended": the stack, its worker or the daemon has ended.
+        - "unsupported": by the engine, the link or the protocol.
+        - "other": see `errno` and the message.
+        """
+        return _KINDS.get(self.errno or 0, "other")
+
+
+class ConnectError(EndpointError):
+    """A connection could not be established."""
+
+
+class ListenError(EndpointError):
+    """A listener could not be opened."""
 
 
 class MigrationError(OSError):

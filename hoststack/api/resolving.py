@@ -31,10 +31,10 @@ async def resolve(uri: Uri, make_error: Callable[[int, str], OSError]) -> list[A
         found = await trio.socket.getaddrinfo(uri.host, uri.port, type=kind)
     except (OSError, UnicodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise make_error(errno.EHOSTUNREACH, _unknown(uri, why)) from None
+        raise make_error(errno.EADDRNOTAVAIL, _unknown(uri, why)) from None
     hosts = in_order(found)
     if not hosts:
-        raise make_error(errno.EHOSTUNREACH, _unknown(uri, "the resolver found no IP address"))
+        raise make_error(errno.EADDRNOTAVAIL, _unknown(uri, "the resolver found no IP address"))
     return [(host, uri.port) for host in hosts]
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from hoststack.api.connection import Connection
-from hoststack.api.errors import ConnectError, LinkError
+from hoststack.api.errors import ConnectError, ListenError
 from hoststack.api.listener import Listener
 from hoststack.api.racing import first_connection
 from hoststack.api.resolving import Address, resolve
 from hoststack.api.router import Router
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.boundary.protocols import PROTOCOLS, not_supported
+from hoststack.boundary.protocols import CONFIGS, PROTOCOLS, Config, not_supported
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.boundary.uri import Uri, parse_uri
 from hoststack.link.base import Link
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from hoststack.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-#: The default application protocol (ALPN, RFC 7301).
-DEFAULT_ALPN = ("hoststack",)
 
 Handler = Callable[[Connection], Awaitable[object]]
 
@@ -78,8 +75,8 @@ class Stack:
         uri: str,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
-        config: QuicConfig | None = None,
+        alpn: Sequence[str] = (),
+        config: Config | None = None,
     ) -> AsyncIterator[Connection]:
         """Connect as `open_connection` does, and close the connection at the end of the block: with
         code 0, or with `ABORTED_CODE` when an exception leaves it."""
@@ -91,8 +88,8 @@ class Stack:
         uri: str,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
-        config: QuicConfig | None = None,
+        alpn: Sequence[str] = (),
+        config: Config | None = None,
     ) -> Connection:
         """Connect to `quic://host:port`, and return the connection, which the caller closes.
 
@@ -101,20 +98,21 @@ class Stack:
         established is used. A link-local address includes its interface:
         `quic://[fe80::1%eth0]:4433`.
 
-        Without `tls` the peer's certificate is checked against the system's CAs and the URI's
-        host. `tcp://` and `udp://` use kernel sockets and accept no `tls`: a TCP connection has one
-        stream, which `open_stream` returns, and UDP has only datagrams. `alpn` lists the
-        application protocols (RFC 7301), the preferred one first: the native engine offers at most
-        8 names of 31 ASCII characters, aioquic 32 of 255. Raises UriError, ValueError for names
-        that can't be offered, TlsConfigError for an invalid server name, ConnectError (no answer,
-        no route, refused, no common ALPN, an untrusted certificate), and OSError with ENOTSUP for a
-        feature that a protocol does not have.
+        For QUIC, `alpn` names the application protocols (RFC 7301), the preferred one first, for
+        example `["h3"]`: the native engine offers at most 8 names of 31 ASCII characters, aioquic
+        32 of 255. Without `tls` the peer's certificate is checked against the system's CAs and the
+        URI's host. `tcp://` and `udp://` use kernel sockets and accept neither `tls` nor `alpn`: a
+        TCP connection has one stream, which `open_stream` returns, and UDP has only datagrams.
+        `config` is a QuicConfig, TcpConfig or UdpConfig; without it the stack's, or the default.
+
+        Raises ConnectError, whose `kind` says why. For wrong arguments it raises UriError,
+        TypeError, ValueError (no `alpn`, or names that can't be offered), TlsConfigError (an
+        invalid server name), and OSError with ENOTSUP for a feature that a protocol does not have.
         """
         parsed = parse_uri(uri, PROTOCOLS)
-        _check_tls(parsed, tls)
+        config = self._checked(parsed, tls, alpn, config)
         tls = tls or TlsConfig()
         if PROTOCOLS[parsed.scheme].tls:
-            check_protocols(alpn, config or self._config, self.engine_name)
             checked_server_name(tls.server_name or parsed.host)
         server_name = tls.server_name or parsed.host.partition("%")[0]
 
@@ -126,7 +124,7 @@ class Stack:
                     server_name,
                     tls,
                     tuple(alpn),
-                    config or self._config,
+                    config,
                     protocol=parsed.scheme,
                 )
             )
@@ -143,31 +141,28 @@ class Stack:
         uri: str,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
-        config: QuicConfig | None = None,
+        alpn: Sequence[str] = (),
+        config: Config | None = None,
     ) -> Listener:
         """Listen on `quic://address:port`; port 0 picks a free one (see `Listener.local`). For a
         name, the first address is used.
 
-        QUIC needs `tls` with a certificate. `tcp://` and `udp://` accept none: their connections
-        have one stream that the peer opened, or datagrams from one peer. `alpn` is as in `connect`;
-        a client that offers none of these protocols is refused. Raises UriError, TlsConfigError,
-        ValueError for names that can't be offered, and LinkError if the port or address is
-        unavailable.
+        QUIC needs `tls` with a certificate, and `alpn` as in `open_connection`: a client that
+        offers none of these protocols is refused. `tcp://` and `udp://` accept neither: their
+        connections have one stream that the peer opened, or datagrams from one peer.
+
+        Raises ListenError if the port or address is unavailable (its `kind` says why), and for
+        wrong arguments what `open_connection` raises.
         """
         parsed = parse_uri(uri, PROTOCOLS)
-        _check_tls(parsed, tls)
+        config = self._checked(parsed, tls, alpn, config)
         own_tls = tls or TlsConfig()
-        if PROTOCOLS[parsed.scheme].tls:
-            check_protocols(alpn, config or self._config, self.engine_name)
-        local = (await resolve(parsed, LinkError))[0]
+        local = (await resolve(parsed, ListenError))[0]
         reply = await self._router.call(
-            lambda token: m.Listen(
-                token, local, own_tls, tuple(alpn), config or self._config, parsed.scheme
-            )
+            lambda token: m.Listen(token, local, own_tls, tuple(alpn), config, parsed.scheme)
         )
         if isinstance(reply, m.Failed):
-            raise LinkError(reply.errno, f"{uri}: {reply.text}")
+            raise ListenError(reply.errno, f"{uri}: {reply.text}")
         assert isinstance(reply, Listener)
         return reply
 
@@ -177,8 +172,8 @@ class Stack:
         handler: Handler,
         *,
         tls: TlsConfig | None = None,
-        alpn: Sequence[str] = DEFAULT_ALPN,
-        config: QuicConfig | None = None,
+        alpn: Sequence[str] = (),
+        config: Config | None = None,
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -209,6 +204,27 @@ class Stack:
                     (handler_nursery or nursery).start_soon(_handle, handler, connection)
         if lost is not None:
             raise lost
+
+    def _checked(
+        self, uri: Uri, tls: TlsConfig | None, alpn: Sequence[str], config: Config | None
+    ) -> Config | None:
+        """Return the settings for a connection or listener, None for the worker's default.
+
+        Raises TypeError, ValueError or OSError for what the protocol of `uri` can't use.
+        """
+        class_ = CONFIGS[uri.scheme]
+        if config is None and isinstance(self._config, class_):
+            config = self._config
+        if config is not None and not isinstance(config, class_):
+            raise TypeError(
+                f"{uri.scheme}:// needs a {class_.__name__}, not a {type(config).__name__}"
+            )
+        if PROTOCOLS[uri.scheme].tls:
+            assert config is None or isinstance(config, QuicConfig)
+            check_protocols(alpn, config, self.engine_name)
+        elif tls is not None or alpn:
+            raise not_supported(uri.scheme, "TLS here: omit `tls` and `alpn`, or use quic://")
+        return config
 
 
 class EmbeddedStack(Stack):
@@ -359,8 +375,3 @@ async def open_stack(
         chosen.close()
     if error is not None:
         raise error
-
-
-def _check_tls(uri: Uri, tls: TlsConfig | None) -> None:
-    if tls is not None and not PROTOCOLS[uri.scheme].tls:
-        raise not_supported(uri.scheme, "TLS here: omit `tls`, or use quic://")

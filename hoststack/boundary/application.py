@@ -39,8 +39,10 @@ def known_sessions(request: Connect, engine: str) -> ServerSessions | None:
     cache = request.tls.sessions
     if cache is None:
         return None
-    version = (request.config or QuicConfig()).version
-    return cache.of(engine, request.server_name, request.remote, request.tls, request.alpn, version)
+    config = request.config if isinstance(request.config, QuicConfig) else QuicConfig()
+    return cache.of(
+        engine, request.server_name, request.remote, request.tls, request.alpn, config.version
+    )
 
 
 class Plane(Protocol):

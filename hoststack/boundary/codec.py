@@ -19,8 +19,10 @@ from cryptography.hazmat.primitives import serialization
 from hoststack.boundary import messages as m
 from hoststack.boundary.containment import fault_text
 from hoststack.boundary.fifo_pool import BlockName
+from hoststack.boundary.protocols import Config, TcpConfig, UdpConfig, protocol_of
 from hoststack.link.zones import is_zone
 from hoststack.native.memory.fifo import Fifo
+from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
 #: Most bytes of one message. A certificate chain is the largest part of any.
@@ -64,6 +66,19 @@ class _TlsForm(NamedTuple):
     ciphers: tuple[str, ...]
 
 
+class _ConfigForm(NamedTuple):
+    """The settings of one protocol: msgpack does not tell which."""
+
+    quic: QuicConfig | None = None
+    tcp: TcpConfig | None = None
+    udp: UdpConfig | None = None
+
+    def config(self) -> Config:
+        """Return the settings; raises ValueError."""
+        [config] = (each for each in self if each is not None)
+        return config
+
+
 class Unparsed(NamedTuple):
     """A request with certificates or keys that have yet to be parsed, which may take long."""
 
@@ -95,6 +110,7 @@ _LEAVES: Final[dict[Any, Any]] = {
     Fifo: BlockName,
 }
 _ENDPOINT: Final = tuple[str, int]
+_CONFIGS: Final = {*typing.get_args(Config), type(None)}
 
 
 def _form(annotation: Any) -> Any:
@@ -105,6 +121,8 @@ def _form(annotation: Any) -> Any:
     origin = typing.get_origin(annotation)
     if origin is dict:  # of statistics, which may be negative
         return annotation
+    if set(arguments) == _CONFIGS:
+        return _ConfigForm | None
     inner = tuple(_form(argument) for argument in arguments)
     if origin in (types.UnionType, typing.Union):
         return typing.Union[inner]  # noqa: UP007
@@ -127,6 +145,8 @@ class _Kind:
             for index, name in enumerate(self.names)
             if _ENDPOINT in (hints[name], *typing.get_args(hints[name]))
         ]
+        arguments = [set(typing.get_args(hints[name])) for name in self.names]
+        self.config = arguments.index(_CONFIGS) if _CONFIGS in arguments else None
 
 
 _KINDS: Final = [_Kind(class_, tag) for tag, class_ in enumerate(_TO_WORKER + _TO_APPLICATION)]
@@ -146,6 +166,8 @@ def encode(
             values[index] = name_of(value)
         elif isinstance(value, TlsConfig):
             values[index] = _tls_form(value)
+        elif index == kind.config and value is not None:
+            values[index] = _ConfigForm(**{protocol_of(value): value})
     return kind.tag + _ENCODER.encode(values)
 
 
@@ -176,6 +198,8 @@ def _decode(
                 has_pem = any((value.certificate, value.key, value.ca))
                 pem = value if has_pem else None
                 values[index] = TlsConfig() if has_pem else TlsConfig(**value._asdict())
+            elif isinstance(value, _ConfigForm):
+                values[index] = value.config()
             elif isinstance(value, BlockName) and open_fifo is not None:
                 values[index] = open_fifo(value)
         message = kind.class_(*values)

@@ -11,9 +11,9 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hoststack.boundary.protocols import Protocol
+from hoststack.boundary.protocols import Config, Protocol, UdpConfig
 from hoststack.native.memory.fifo import Fifo
-from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
+from hoststack.quic.seam import CloseInfo, Handshake
 from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig
 
@@ -48,8 +48,8 @@ class Listen:
     local: tuple[str, int]
     tls: TlsConfig
     alpn: tuple[str, ...]
-    config: QuicConfig | None
-    """None: the worker's default."""
+    config: Config | None
+    """Settings of the protocol; None: the worker's default."""
     protocol: Protocol = "quic"
 
 
@@ -60,7 +60,7 @@ class Bind:
 
     token: int
     local: tuple[str, int]
-    config: QuicConfig | None
+    config: UdpConfig | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Connect:
     server_name: str
     tls: TlsConfig
     alpn: tuple[str, ...]
-    config: QuicConfig | None
-    """None: the worker's default."""
+    config: Config | None
+    """Settings of the protocol; None: the worker's default."""
     known: Known | None = None
     """Contents of `TlsConfig.sessions` in another process; None if that has no cache."""
     protocol: Protocol = "quic"

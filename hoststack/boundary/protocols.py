@@ -1,10 +1,12 @@
-"""The table of transport protocols for sessions, and their features."""
+"""The table of transport protocols for sessions: their features and settings."""
 
 from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from hoststack.quic.seam import FifoConfig, QuicConfig
 
 Protocol = Literal["quic", "tcp", "udp"]
 
@@ -30,6 +32,39 @@ PROTOCOLS: Final[dict[Protocol, Features]] = {
     "tcp": Features(streams="one", datagrams=False, tls=False),
     "udp": Features(streams="none", datagrams=True, tls=False, unconnected=True),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TcpConfig(FifoConfig):
+    """Settings of TCP connections. Sizes in bytes, times in seconds."""
+
+    connect_timeout_s: float = 10.0
+    """A connection that takes longer to establish fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class UdpConfig(FifoConfig):
+    """Settings of UDP endpoints, whose FIFOs hold whole datagrams. Sizes in bytes, times in
+    seconds."""
+
+    idle_timeout_s: float = 30.0
+    """Silence after which a listener ends the connection of a peer: at least a second, and up to
+    twice this; 0 means never."""
+
+
+Config = QuicConfig | TcpConfig | UdpConfig
+
+#: The class of a protocol's settings.
+CONFIGS: Final[dict[Protocol, type[Config]]] = {
+    "quic": QuicConfig,
+    "tcp": TcpConfig,
+    "udp": UdpConfig,
+}
+
+
+def protocol_of(config: Config) -> Protocol:
+    """Return the protocol whose settings these are."""
+    return next(name for name, class_ in CONFIGS.items() if isinstance(config, class_))
 
 
 def not_supported(protocol: str, what: str) -> OSError:

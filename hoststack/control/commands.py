@@ -34,6 +34,8 @@ _RULE: Final = (
 _MOST_BYTES: Final = 1 << 50
 #: Protocols whose connections have streams.
 ECHO_PROTOCOLS: Final[tuple[Protocol, ...]] = ("quic", "tcp")
+#: The application protocol (ALPN) of `test echo`.
+ECHO_ALPN: Final = ("echo",)
 
 SPECS: Final = (
     Spec(("help",), "this list, or the grammar of a command", rest="about", rest_name="COMMAND"),

@@ -12,9 +12,9 @@ from hoststack.api.errors import ConnectError, UriError
 from hoststack.api.stream import SendStream, Stream
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.uri import parse_uri
-from hoststack.control.commands import ECHO_PROTOCOLS
+from hoststack.control.commands import ECHO_ALPN, ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
-from hoststack.control.settings import with_fifos
+from hoststack.control.settings import echo_config
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.quic.tls import TlsConfig
 
@@ -42,7 +42,8 @@ class _Test:
     def __init__(self, command: Command, side: WorkerSide, clients: int) -> None:
         arguments = command.arguments
         self._uri = str(arguments["uri"])
-        self._features = PROTOCOLS[parse_uri(self._uri, ECHO_PROTOCOLS).scheme]
+        protocol = parse_uri(self._uri, ECHO_PROTOCOLS).scheme
+        self._features = PROTOCOLS[protocol]
         self._clients = clients
         self._streams = int(arguments.get("streams", 1))
         if self._features.streams == "one" and self._streams > 1:
@@ -55,11 +56,7 @@ class _Test:
         self._returns = not arguments.get("no_return")
         self._connect_timeout_s = float(arguments.get("connect_timeout_s", _DEFAULT_TIMEOUT_S))
         self._test_timeout_s = float(arguments.get("test_timeout_s", _DEFAULT_TIMEOUT_S))
-        self._config = None
-        if "fifo_bytes" in arguments:
-            self._config = with_fifos(
-                side.worker.layer.default_config, int(arguments["fifo_bytes"])
-            )
+        self._config = echo_config(command, side, protocol)
         self._stack = side.stack("echo_client")
         self._limit = trio.Semaphore(_SIMULTANEOUS_CONNECTS)
         self._all_connected = trio.Event()
@@ -120,8 +117,9 @@ class _Test:
             async with self._limit:
                 try:
                     tls = TlsConfig(verify=False) if self._features.tls else None
+                    alpn = ECHO_ALPN if self._features.tls else ()
                     connection = await closing.enter_async_context(
-                        self._stack.connect(self._uri, tls=tls, config=self._config)
+                        self._stack.connect(self._uri, tls=tls, alpn=alpn, config=self._config)
                     )
                 except (ConnectError, UriError) as error:
                     self._fail(getattr(error, "strerror", None) or str(error))

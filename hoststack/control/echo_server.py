@@ -9,15 +9,15 @@ from typing import Final
 import trio
 
 from hoststack.api.connection import Connection
-from hoststack.api.errors import LinkError, UriError
+from hoststack.api.errors import ListenError, UriError
 from hoststack.api.listener import Listener
 from hoststack.api.stream import ReceiveStream, Stream
 from hoststack.boundary.containment import contained, fault_text
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.uri import parse_uri
-from hoststack.control.commands import ECHO_PROTOCOLS
+from hoststack.control.commands import ECHO_ALPN, ECHO_PROTOCOLS
 from hoststack.control.grammar import Command, CommandError
-from hoststack.control.settings import with_fifos
+from hoststack.control.settings import echo_config
 from hoststack.control.worker_side import Data, Server, WorkerSide
 from hoststack.quic.tls import TlsConfig
 
@@ -48,13 +48,12 @@ async def _start(side: WorkerSide, command: Command) -> Data:
         )
     if side.workers > 1 and not (features.is_kernels or parsed.port):
         raise CommandError(f"{uri}: each worker would use another port: name one")
-    config = None
-    if "fifo_bytes" in arguments:
-        config = with_fifos(side.worker.layer.default_config, int(arguments["fifo_bytes"]))
+    config = echo_config(command, side, parsed.scheme)
     try:
         tls = TlsConfig.self_signed(["localhost"]) if features.tls else None
-        listener = await side.stack("echo_server").listen(uri, tls=tls, config=config)
-    except (LinkError, UriError) as error:
+        alpn = ECHO_ALPN if features.tls else ()
+        listener = await side.stack("echo_server").listen(uri, tls=tls, alpn=alpn, config=config)
+    except (ListenError, UriError) as error:
         raise CommandError(getattr(error, "strerror", None) or str(error)) from None
     server = side.servers[uri] = Server(listener.local)
     side.nursery.start_soon(_serve, side, uri, server, listener, no_echo)

@@ -141,7 +141,7 @@ def _connection(side: WorkerSide, session: ConnectionSession, verbose: int) -> D
             "cipher": context.handshake.cipher,
             "early_data": context.handshake.early_data,
             "is_resumed": context.handshake.is_resumed,
-            "congestion_control": context.config.congestion_control,
+            "congestion_control": getattr(context.config, "congestion_control", None),
             "statistics": context.statistics(),
         }
     return described

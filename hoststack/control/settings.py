@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hoststack.boundary.protocols import CONFIGS, Config, Protocol
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
 from hoststack.quic.seam import QuicConfig
@@ -38,8 +39,8 @@ async def quic_set_fifo_size(command: Command, side: WorkerSide) -> Data:
 
 
 def with_fifos(config: QuicConfig, fifo_bytes: int) -> QuicConfig:
-    """Return a configuration whose streams have FIFOs of that size, and whose connections let one
-    stream use all of it."""
+    """Return settings whose streams have FIFOs of that size, and whose connections let one stream
+    use all of it."""
     window_bytes = max(QuicConfig().connection_window_bytes, fifo_bytes)
     return replace(
         config,
@@ -47,3 +48,13 @@ def with_fifos(config: QuicConfig, fifo_bytes: int) -> QuicConfig:
         tx_fifo_bytes=fifo_bytes,
         connection_window_bytes=window_bytes,
     )
+
+
+def echo_config(command: Command, side: WorkerSide, protocol: Protocol) -> Config | None:
+    """Return the settings that a `test echo` command asks for; None for the worker's defaults."""
+    if "fifo_bytes" not in command.arguments:
+        return None
+    fifo_bytes = int(command.arguments["fifo_bytes"])
+    if protocol == "quic":
+        return with_fifos(side.worker.layer.default_config, fifo_bytes)
+    return CONFIGS[protocol](fifo_bytes, fifo_bytes)

@@ -149,7 +149,7 @@ class ConnectionContext(Protocol):
     @property
     def listener(self) -> ListenerContext | None: ...
     @property
-    def config(self) -> QuicConfig:
+    def config(self) -> FifoConfig:
         """The configuration of `connect`, or of the `listen` that accepted it."""
 
     @property
@@ -208,14 +208,40 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class QuicConfig:
-    """Settings of connections, for both engines. Sizes in bytes, times in seconds."""
+class FifoConfig:
+    """Sizes of FIFOs, which the settings of all protocols have: bytes, rounded up to a power of
+    two."""
 
     rx_fifo_bytes: int = 1 << 20
-    """A stream's receive FIFO, and so its flow-control window; rounded up to a power of two. An
-    application in another process gets smaller ones when its FIFOs use much of its limit."""
+    """The receive FIFO, of QUIC each stream's, whose flow-control window it is. An application in
+    another process gets smaller ones when its FIFOs use much of its limit."""
     tx_fifo_bytes: int = 1 << 20
-    """A stream's send FIFO; as `rx_fifo_bytes`."""
+    """The send FIFO; as `rx_fifo_bytes`."""
+
+    @property
+    def least_rx_bytes(self) -> int:
+        """A stream's receive FIFO where memory is scarce, and the first window of every stream: the
+        window grows to the whole FIFO as soon as the peer makes use of it."""
+        return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
+
+    @property
+    def least_tx_bytes(self) -> int:
+        """A stream's send FIFO where memory is scarce."""
+        return min(self.tx_fifo_bytes, LEAST_TX_FIFO_BYTES)
+
+    def __post_init__(self) -> None:
+        """Check the settings; raises ValueError."""
+        for name, (least, most) in _CONFIG_LIMITS.items():
+            value = getattr(self, name, None)
+            # Not `value < least`, which is false for NaN.
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} is {least} to {most}, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class QuicConfig(FifoConfig):
+    """Settings of QUIC connections, for both engines. Sizes in bytes, times in seconds."""
+
     datagram_fifo_bytes: int = 0
     """FIFO of each direction for a connection's DATAGRAM frames (RFC 9221), rounded up to a power
     of two; 0 does not offer them. Only the native engine has them."""
@@ -224,8 +250,7 @@ class QuicConfig:
     max_streams_bidi: int = 128
     max_streams_uni: int = 128
     idle_timeout_s: float = 30.0
-    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1). For peers of a listener over
-    UDP at least a second, and up to twice this."""
+    """Sent as max_idle_timeout; 0 means none (RFC 9000 section 10.1)."""
     handshake_timeout_s: float = 10.0
     """A connection whose handshake takes longer is closed with the reason NO_ANSWER."""
     congestion_control: str = "cubic"
@@ -267,26 +292,8 @@ class QuicConfig:
     max_connections: int = 65536
     """Connections of one worker; further Initials are refused (RFC 9000 section 5.2.2)."""
 
-    @property
-    def least_rx_bytes(self) -> int:
-        """A stream's receive FIFO where memory is scarce, and the first window of every stream: the
-        window grows to the whole FIFO as soon as the peer makes use of it."""
-        return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
 
-    @property
-    def least_tx_bytes(self) -> int:
-        """A stream's send FIFO where memory is scarce."""
-        return min(self.tx_fifo_bytes, LEAST_TX_FIFO_BYTES)
-
-    def __post_init__(self) -> None:
-        """Check the settings; raises ValueError."""
-        for name, (least, most) in _CONFIG_LIMITS.items():
-            value = getattr(self, name)
-            # Not `value < least`, which is false for NaN.
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"{name} is {least} to {most}, not {value}")
-
-
+#: Of the settings of all protocols.
 _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
     "rx_fifo_bytes": (1, 1 << 32),
     "tx_fifo_bytes": (1, 1 << 32),
@@ -297,6 +304,7 @@ _CONFIG_LIMITS: dict[str, tuple[float, float]] = {
     "max_streams_uni": (0, 1 << 60),
     "idle_timeout_s": (0, 1e9),
     "handshake_timeout_s": (0, 1e9),
+    "connect_timeout_s": (0, 1e9),
     "keep_alive_s": (0, 1e9),
     "retry_above_half_open": (0, (1 << 30) - 1),
     "half_open_per_source": (1, (1 << 31) - 1),
@@ -430,9 +438,15 @@ def check_protocols(alpn: Sequence[str], config: QuicConfig | None, engine: str)
     if isinstance(alpn, str):
         raise ValueError(f"alpn is a list of application protocols: give [{alpn!r}]")
     most, most_bytes = _MOST_PROTOCOLS[engine]
-    if not 0 < len(alpn) <= most:
+    if not alpn:
         raise ValueError(
-            f"the {engine} engine needs 1 to {most} application protocols (ALPN), not {len(alpn)}"
+            "QUIC needs an application protocol (ALPN): name the one that both sides speak, as in "
+            'alpn=["h3"]'
+        )
+    if len(alpn) > most:
+        raise ValueError(
+            f"the {engine} engine offers at most {most} application protocols (ALPN), not "
+            f"{len(alpn)}"
         )
     for name in alpn:
         if not 0 < len(name) <= most_bytes or not name.isascii():

@@ -179,7 +179,7 @@ def _failure(remote: tuple[str, int], info: CloseInfo) -> tuple[int, str]:
     reason = printable(info.reason) or "no reason given"
     # CRYPTO_ERROR 0x0100-0x01ff carries a TLS alert (RFC 9001 section 4.8).
     if info.code == 0x178:
-        return errno.EPROTO, (
+        return errno.EPROTONOSUPPORT, (
             f"{where} speaks none of the application protocols (ALPN) that were offered: "
             "give both sides the same one"
         )

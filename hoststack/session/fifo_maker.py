@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hoststack.boundary.fifo_pool import FifoSize
 from hoststack.boundary.shared_fifo import FifosBetween
 from hoststack.native.memory.fifo import Fifo
-from hoststack.quic.seam import ConnectionContext, Fifos
+from hoststack.quic.seam import ConnectionContext, Fifos, QuicConfig
 from hoststack.session.session import ConnectionSession, ListenerSession, SessionTable
 from hoststack.session.streams import Streams
 from hoststack.transport.local.cut_through import CutConnection
@@ -42,7 +42,9 @@ class FifoMaker:
 
     def make_datagram_fifos(self, connection: ConnectionContext) -> tuple[Fifo, Fifo]:
         """Allocate both FIFOs for datagrams; see EngineOwner."""
-        size_bytes = connection.config.datagram_fifo_bytes
+        config = connection.config
+        assert isinstance(config, QuicConfig)
+        size_bytes = config.datagram_fifo_bytes
         is_peers = connection.listener is not None
         rx, tx = self._payer(connection).application.make_fifos(
             [FifoSize(size_bytes, size_bytes)] * 2, connection if is_peers else None

@@ -22,7 +22,7 @@ from hoststack.boundary.application import (
     ImpossibleRequestError,
     run_alone,
 )
-from hoststack.boundary.protocols import Protocol, not_supported
+from hoststack.boundary.protocols import Protocol, TcpConfig, UdpConfig, not_supported
 from hoststack.link.base import UNSPECIFIED, Endpoint, Link, LinkError
 from hoststack.link.zones import canonical, socket_address
 from hoststack.quic.seam import (
@@ -31,7 +31,6 @@ from hoststack.quic.seam import (
     Event,
     EventKind,
     ListenerContext,
-    QuicConfig,
     StreamContext,
 )
 from hoststack.session.connector import Spawn, error_text
@@ -45,7 +44,7 @@ from hoststack.session.session import (
 from hoststack.session.slow_lane import charged
 from hoststack.transport.kernel.open_files import check_room_for
 from hoststack.transport.kernel.tcp import TcpConnection, TcpListener, TcpStream
-from hoststack.transport.kernel.udp import UdpConnection, UdpListener, address_of, fifo_bytes_of
+from hoststack.transport.kernel.udp import UdpConnection, UdpListener, address_of, block_bytes_of
 from hoststack.transport.kernel.udp_peers import UdpPeers
 from hoststack.transport.kernel.udp_port import UdpPorts
 
@@ -148,7 +147,9 @@ class KernelSockets:
 
     # --- requests ----------------------------------------------------------------------------
 
-    def connect(self, application: Application, request: m.Connect, config: QuicConfig) -> None:
+    def connect(
+        self, application: Application, request: m.Connect, config: TcpConfig | UdpConfig
+    ) -> None:
         """Connect a socket; the reply is Connected or Failed."""
         key = application, request.token
         if key in self._connecting:
@@ -161,7 +162,7 @@ class KernelSockets:
         )
 
     async def _connect(
-        self, application: Application, request: m.Connect, config: QuicConfig
+        self, application: Application, request: m.Connect, config: TcpConfig | UdpConfig
     ) -> None:
         key = application, request.token
         try:
@@ -169,7 +170,7 @@ class KernelSockets:
                 raise not_supported(request.protocol, "local scope")
             with self._connecting[key]:
                 await trio.lowlevel.checkpoint_if_cancelled()
-                if request.protocol == "tcp":
+                if isinstance(config, TcpConfig):
                     await self._connect_tcp(application, request, config)
                 else:
                     self._connect_udp(application, request, config)
@@ -182,7 +183,7 @@ class KernelSockets:
             application.worker.wake()
 
     async def _connect_tcp(
-        self, application: Application, request: m.Connect, config: QuicConfig
+        self, application: Application, request: m.Connect, config: TcpConfig
     ) -> None:
         local, remote = _ends_of(self._canonical(request.remote))
         self._check_rules("tcp", application, local, remote)
@@ -190,7 +191,7 @@ class KernelSockets:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
             check_room_for(sock.fileno())
-            with trio.move_on_after(config.handshake_timeout_s) as scope:
+            with trio.move_on_after(config.connect_timeout_s) as scope:
                 await sock.connect(socket_address(remote))
             if scope.cancelled_caught:
                 raise TimeoutError(errno.ETIMEDOUT, "no answer")
@@ -202,9 +203,7 @@ class KernelSockets:
             raise
         self._connected(application, request, connection)
 
-    def _connect_udp(
-        self, application: Application, request: m.Connect, config: QuicConfig
-    ) -> None:
+    def _connect_udp(self, application: Application, request: m.Connect, config: UdpConfig) -> None:
         local, remote = _ends_of(self._canonical(request.remote))
         port = self._udp.open(local, remote)
         try:
@@ -217,7 +216,7 @@ class KernelSockets:
         self._spawn(run_alone, application, port.run)
         self._connected(application, request, connection)
 
-    def bind(self, application: Application, request: m.Bind, config: QuicConfig) -> None:
+    def bind(self, application: Application, request: m.Bind, config: UdpConfig) -> None:
         """Open an unconnected UDP endpoint; the reply is Connected or Failed."""
         try:
             if _SCOPE not in application.scopes:
@@ -265,12 +264,14 @@ class KernelSockets:
             )
         )
 
-    def listen(self, application: Application, request: m.Listen, config: QuicConfig) -> None:
+    def listen(
+        self, application: Application, request: m.Listen, config: TcpConfig | UdpConfig
+    ) -> None:
         """Listen with a socket; the reply is Listening or Failed."""
         try:
             if _SCOPE not in application.scopes:
                 raise not_supported(request.protocol, "local scope")
-            if request.protocol == "tcp":
+            if isinstance(config, TcpConfig):
                 listener: TcpListener | UdpListener = self._listen_tcp(request, config)
             else:
                 listener = self._listen_udp(request, config)
@@ -287,7 +288,7 @@ class KernelSockets:
             self._spawn(run_alone, application, listener.port.run)
         application.notify(m.Listening(request.token, session.handle, listener.local))
 
-    def _listen_tcp(self, request: m.Listen, config: QuicConfig) -> TcpListener:
+    def _listen_tcp(self, request: m.Listen, config: TcpConfig) -> TcpListener:
         host, port = self._canonical(request.local)
         sock = self._source.open_socket("tcp", Endpoint(host, port))
         local = Endpoint(host, sock.getsockname()[1])
@@ -300,7 +301,7 @@ class KernelSockets:
             raise
         return TcpListener(trio.socket.from_stdlib_socket(sock), local, config)
 
-    def _listen_udp(self, request: m.Listen, config: QuicConfig) -> UdpListener:
+    def _listen_udp(self, request: m.Listen, config: UdpConfig) -> UdpListener:
         port = self._udp.open(
             self._canonical(request.local),
             idle_s=config.idle_timeout_s,
@@ -393,13 +394,13 @@ class KernelSockets:
             return None
         application = session.application
         peers = self._udp_peers.setdefault(application, UdpPeers())
-        fifo_bytes = fifo_bytes_of(listener.config)
-        if not peers.may_add(application, fifo_bytes):
+        block_bytes = block_bytes_of(listener.config)
+        if not peers.may_add(application, block_bytes):
             self._sessions.refused["udp_peers"] += 1
             return None
         try:
             self._check_rules("udp", application, local, peer)
-            longest_silent = peers.whose_place(application, fifo_bytes)
+            longest_silent = peers.whose_place(application, block_bytes)
             if longest_silent is not None:
                 self._sessions.refused["udp_peers_replaced"] += 1
                 self._end(longest_silent, CloseInfo(0, False, _REPLACED, by_peer=False))

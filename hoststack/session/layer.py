@@ -16,9 +16,10 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import Application
+from hoststack.boundary.application import Application, ImpossibleRequestError
 from hoststack.boundary.handle import is_stream
 from hoststack.boundary.loading import Loaded
+from hoststack.boundary.protocols import CONFIGS, Config, UdpConfig
 from hoststack.link.base import Endpoint, Link, Path
 from hoststack.quic.seam import (
     ABORTED_CODE,
@@ -81,7 +82,7 @@ class SessionLayer:
         self._is_draining = False
         """Whether `stop_listening` was called; new listeners and connections are refused then."""
         self.default_config = QuicConfig()
-        """For requests without a config."""
+        """For requests of QUIC without a config."""
         self.applications: list[Application] = []
         self.namespaces = Namespaces()
         self.rules = Rules()
@@ -386,15 +387,15 @@ class SessionLayer:
         self._connector.check_token(application, request.token)
         if not self._may_begin(application, request.token):
             return
-        config = request.config or self.default_config
-        if request.protocol == "quic":
+        config = self._config_of(request)
+        if isinstance(config, QuicConfig):
             self._local_scope.start(application, request, config, credentials)
         else:
             self.kernel.connect(application, request, config)
 
     def _bind(self, application: Application, request: m.Bind) -> None:
         if self._may_begin(application, request.token):
-            self.kernel.bind(application, request, request.config or self.default_config)
+            self.kernel.bind(application, request, request.config or UdpConfig())
 
     def _listen(
         self,
@@ -404,11 +405,22 @@ class SessionLayer:
     ) -> None:
         if not self._may_begin(application, request.token):
             return
-        config = request.config or self.default_config
-        if request.protocol == "quic":
+        config = self._config_of(request)
+        if isinstance(config, QuicConfig):
             self._listeners.listen(application, request, config, credentials)
         else:
             self.kernel.listen(application, request, config)
+
+    def _config_of(self, request: m.Connect | m.Listen) -> Config:
+        """Return the settings of a request's protocol."""
+        class_ = CONFIGS[request.protocol]
+        if request.config is None:
+            return self.default_config if class_ is QuicConfig else class_()
+        if type(request.config) is not class_:
+            raise ImpossibleRequestError(
+                f"it gave a {type(request.config).__name__} for {request.protocol}"
+            )
+        return request.config
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)

@@ -50,6 +50,9 @@ class VclConfig:
     """Authorities, PEM, that clients check certificates against. With None they accept any
     certificate, as in VPP."""
 
+    alpn: tuple[str, ...] = ()
+    """The application protocols (RFC 7301) of QUIC sessions that name none."""
+
     @property
     def scopes(self) -> frozenset[Scope]:
         scopes: set[Scope] = set()
@@ -83,6 +86,10 @@ def _path(text: str) -> str:
     return text
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 #: The settings: the field, and the parser of its value; None for keys without a value.
 _KEYS: Final[dict[str, tuple[str, Callable[[str], Any] | None]]] = {
     "api-socket-name": ("api_socket_name", _path),
@@ -96,6 +103,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], Any] | None]]] = {
     "session-timeout": ("session_timeout_s", _seconds),
     "accept-timeout": ("accept_timeout_s", _seconds),
     "tls-ca": ("tls_ca", _path),
+    "alpn": ("alpn", _names),
 }
 #: VPP's settings that have no equivalent here: they are accepted and ignored. The value says
 #: whether the key has a value.

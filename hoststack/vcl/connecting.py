@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hoststack.api.resolving import in_order
-from hoststack.api.stack import DEFAULT_ALPN
 from hoststack.boundary import messages as m
-from hoststack.boundary.protocols import PROTOCOLS
+from hoststack.boundary.protocols import CONFIGS, PROTOCOLS, Config, UdpConfig
 from hoststack.boundary.uri import UriError, parse_uri
-from hoststack.quic.seam import QuicConfig
+from hoststack.quic.seam import FifoConfig, QuicConfig
 from hoststack.quic.tls import TlsConfig, TlsConfigError
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
@@ -91,7 +90,8 @@ def open_endpoint(worker: VclWorker, session: VclSession, peer_host: str = "0.0.
     local = session.bound or ("::" if ":" in peer_host else "0.0.0.0", 0)
     session.has_addresses = True
     session.state = State.CONNECTING
-    worker.call(session, lambda token: m.Bind(token, local, _config(worker, session)))
+    config = UdpConfig(*_fifo_sizes(worker, session))
+    worker.call(session, lambda token: m.Bind(token, local, config))
     _wait_until_ready(worker, session)
 
 
@@ -133,12 +133,11 @@ def listen(worker: VclWorker, session: VclSession) -> None:
     tls = _tls(worker, session)
     if PROTOCOLS[session.protocol].tls and tls.certificate is None:
         raise error(errno.EINVAL, "a listener needs a certificate and its key")
+    alpn = _alpn(worker, session)
     session.state = State.CONNECTING
     worker.call(
         session,
-        lambda token: m.Listen(
-            token, local, tls, DEFAULT_ALPN, _config(worker, session), session.protocol
-        ),
+        lambda token: m.Listen(token, local, tls, alpn, _config(worker, session), session.protocol),
     )
     _wait_until_ready(worker, session)
 
@@ -215,7 +214,7 @@ def connect(worker: VclWorker, session: VclSession, where: object) -> None:
 
 
 def _begin_connect(worker: VclWorker, session: VclSession, remote: Address, name: str) -> None:
-    tls = _tls(worker, session)
+    tls, alpn = _tls(worker, session), _alpn(worker, session)
     session.remote, session.state = remote, State.CONNECTING
     worker.call(
         session,
@@ -224,7 +223,7 @@ def _begin_connect(worker: VclWorker, session: VclSession, remote: Address, name
             remote,
             name,
             tls,
-            DEFAULT_ALPN,
+            alpn,
             _config(worker, session),
             protocol=session.protocol,
         ),
@@ -257,18 +256,23 @@ def stream_connect(worker: VclWorker, session: VclSession, connection: VclSessio
     _wait_until_ready(worker, session)
 
 
-def _config(worker: VclWorker, session: VclSession) -> QuicConfig:
-    default = QuicConfig()
-    rx = session.rx_fifo_bytes or worker.config.rx_fifo_bytes
-    tx = session.tx_fifo_bytes or worker.config.tx_fifo_bytes
-    datagrams = max(rx or 0, tx or 0) if session.protocol == "udp" else 0
-    rx, tx = rx or default.rx_fifo_bytes, tx or default.tx_fifo_bytes
+def _config(worker: VclWorker, session: VclSession) -> Config:
+    sizes = _fifo_sizes(worker, session)
+    if session.protocol != "quic":
+        return CONFIGS[session.protocol](*sizes)
     return QuicConfig(
-        rx_fifo_bytes=rx,
-        tx_fifo_bytes=tx,
-        connection_window_bytes=max(default.connection_window_bytes, rx),
-        datagram_fifo_bytes=datagrams,
+        *sizes,
+        connection_window_bytes=max(QuicConfig().connection_window_bytes, sizes[0]),
         max_streams_bidi=STREAMS_PER_CONNECTION,
+    )
+
+
+def _fifo_sizes(worker: VclWorker, session: VclSession) -> tuple[int, int]:
+    """Return the sizes of the rx and the tx FIFO, in bytes."""
+    default = FifoConfig()
+    return (
+        session.rx_fifo_bytes or worker.config.rx_fifo_bytes or default.rx_fifo_bytes,
+        session.tx_fifo_bytes or worker.config.tx_fifo_bytes or default.tx_fifo_bytes,
     )
 
 
@@ -280,6 +284,20 @@ def _tls(worker: VclWorker, session: VclSession) -> TlsConfig:
         return _made_tls(session.certificate, session.key, worker.config.tls_ca)
     except (TlsConfigError, ValueError, OSError) as caught:
         raise error(errno.EINVAL, str(caught)) from None
+
+
+def _alpn(worker: VclWorker, session: VclSession) -> tuple[str, ...]:
+    """Return the session's application protocols; raises EINVAL if QUIC has none."""
+    if not PROTOCOLS[session.protocol].tls:
+        return ()
+    names = session.alpn or worker.config.alpn
+    if not names:
+        raise error(
+            errno.EINVAL,
+            "QUIC needs an application protocol (ALPN): name it in the configuration, as in "
+            "`alpn h3`, or with vcl.Session(alpn=...)",
+        )
+    return names
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -59,9 +59,14 @@ class Session:
     All calls raise OSError.
     """
 
-    def __init__(self, protocol: Protocol = "quic", *, nonblocking: bool = False) -> None:
+    def __init__(
+        self, protocol: Protocol = "quic", *, alpn: Sequence[str] = (), nonblocking: bool = False
+    ) -> None:
+        """`alpn` names the application protocols (RFC 7301) of a QUIC connection or listener; the
+        default is the configuration's."""
         created = apps.current_worker().add(protocol_of(protocol))
         created.is_nonblocking = nonblocking
+        created.alpn = tuple(alpn)
         self._sh = created.sh
 
     @classmethod

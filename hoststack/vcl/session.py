@@ -84,6 +84,8 @@ class VclSession:
     """Handles of a connection's closed streams with data that is not acknowledged yet."""
     certificate: bytes | None = None
     key: bytes | None = None
+    alpn: tuple[str, ...] = ()
+    """Application protocols; empty for the configuration's."""
     rx_fifo_bytes: int | None = None
     tx_fifo_bytes: int | None = None
     error: int = 0

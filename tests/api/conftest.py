@@ -117,8 +117,8 @@ def make_pair(server_tls: TlsConfig, client_tls: TlsConfig, transport: Transport
         network = MemoryNetwork(**network_options)
         async with (
             stacks(network, config, server_config) as (server, client),
-            await server.listen(URI, tls=server_tls) as listener,
-            client.connect(URI, tls=client_tls) as connected,
+            await server.listen(URI, tls=server_tls, alpn=["test"]) as listener,
+            client.connect(URI, tls=client_tls, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             yield Pair(network, server, client, accepted, connected)

@@ -80,10 +80,10 @@ def test_no_task_waits_for_a_stack_that_failed(use: str) -> None:
     async def fail_while_a_task_waits(outside: trio.Nursery) -> None:
         async with (
             hoststack.open_stack(link=network.link(SERVER), config=SMALL) as server,
-            await server.listen(URI, tls=tls),
+            await server.listen(URI, tls=tls, alpn=["test"]),
             hoststack.open_stack(link=network.link(CLIENT), config=SMALL) as client,
         ):
-            connecting = client.connect(URI, tls=TlsConfig(verify=False))
+            connecting = client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"])
             connection = await connecting.__aenter__()
             stream = await connection.open_stream()
             outside.start_soon(wait, connection, stream)
@@ -106,7 +106,9 @@ def test_a_stack_that_has_ended_refuses_calls(make_pair: MakePair) -> None:
 
     async def wait_for_silence(stack: hoststack.Stack) -> None:
         with trio.fail_after(5), pytest.raises(hoststack.ConnectError):
-            async with stack.connect("quic://10.0.0.9:1", tls=TlsConfig(verify=False)):
+            async with stack.connect(
+                "quic://10.0.0.9:1", tls=TlsConfig(verify=False), alpn=["test"]
+            ):
                 pass
 
     async def main() -> None:
@@ -116,8 +118,8 @@ def test_a_stack_that_has_ended_refuses_calls(make_pair: MakePair) -> None:
                 outside.start_soon(wait_for_silence, pair.client)
                 await trio.testing.wait_all_tasks_blocked()
             with trio.fail_after(5):
-                with pytest.raises(hoststack.LinkError):
-                    await pair.server.listen(f"quic://{SERVER}:1", tls=tls)
+                with pytest.raises(hoststack.ListenError):
+                    await pair.server.listen(f"quic://{SERVER}:1", tls=tls, alpn=["test"])
                 await wait_for_silence(pair.client)
 
     run(main)

@@ -319,7 +319,7 @@ def test_the_code_of_a_handlers_end(
         tls = TlsConfig.self_signed(["localhost"])
         try:
             with trio.move_on_after(5):
-                await pair.server.serve(uri, handler, tls=tls)
+                await pair.server.serve(uri, handler, tls=tls, alpn=["test"])
         except* _BugError:
             assert handler is _raise
 
@@ -327,7 +327,9 @@ def test_the_code_of_a_handlers_end(
         async with make_pair() as pair, trio.open_nursery() as nursery:
             nursery.start_soon(serve, pair)
             await trio.testing.wait_all_tasks_blocked()
-            async with pair.client.connect(uri, tls=TlsConfig(verify=False)) as connection:
+            async with pair.client.connect(
+                uri, tls=TlsConfig(verify=False), alpn=["test"]
+            ) as connection:
                 stream = await connection.open_stream()
                 await stream.send_all(b"!")
                 info = await connection.wait_closed()
@@ -341,7 +343,7 @@ def test_the_code_of_a_handlers_end(
 def test_a_stack_that_an_exception_ends_aborts_its_connections(ends: str, how: str) -> None:
     async def connect_and_end(stack: hoststack.Stack) -> None:
         # Not in a block: the stack's end is the one that counts.
-        connecting = stack.connect(URI, tls=TlsConfig(verify=False))
+        connecting = stack.connect(URI, tls=TlsConfig(verify=False), alpn=["test"])
         connection = await connecting.__aenter__()
         stream: SendStream = await connection.open_stream()
         await stream.send_all(b"half of it")
@@ -366,7 +368,7 @@ def test_a_stack_that_an_exception_ends_aborts_its_connections(ends: str, how: s
         tls = TlsConfig.self_signed(["localhost"])
         async with (
             hoststack.open_stack(link=network.link(SERVER)) as server,
-            await server.listen(URI, tls=tls) as listener,
+            await server.listen(URI, tls=tls, alpn=["test"]) as listener,
             trio.open_nursery() as nursery,
         ):
 

@@ -86,12 +86,12 @@ def test_a_connection_without_a_block(
         async with make_pair() as pair:
             client: Stack = pair.client
             uri = URI.replace("4433", "4434")
-            async with await pair.server.listen(uri, tls=server_tls) as listener:
-                connection = await client.open_connection(uri, tls=client_tls)
+            async with await pair.server.listen(uri, tls=server_tls, alpn=["test"]) as listener:
+                connection = await client.open_connection(uri, tls=client_tls, alpn=["test"])
                 accepted = await listener.accept()
                 await connection.aclose(3)
                 assert (await accepted.wait_closed()).code == 3
-                async with await client.open_connection(uri, tls=client_tls):
+                async with await client.open_connection(uri, tls=client_tls, alpn=["test"]):
                     accepted = await listener.accept()
                 assert (await accepted.wait_closed()).code == 0
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import hoststack
-from hoststack import ConnectError, LinkError, TlsConfig
+from hoststack import ConnectError, ListenError, TlsConfig
 from hoststack.api.resolving import in_order
 from tests.api.conftest import SERVER, MakePair, Pair, Transport, run
 
@@ -53,7 +53,7 @@ async def connect(pair: Pair, port: int = PORT) -> tuple[hoststack.CloseInfo | N
     """Whom a connect reaches, and how long it takes, in seconds."""
     start = trio.current_time()
     uri = f"quic://several.example:{port}"
-    async with pair.client.connect(uri, tls=TlsConfig(verify=False)) as connection:
+    async with pair.client.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
         # The resolver takes one of them.
         return connection.close_info, connection.remote, trio.current_time() - start - 1
 
@@ -96,9 +96,9 @@ def test_losers_are_closed(make_pair: MakePair, transport: Transport) -> None:
             tls = TlsConfig.self_signed(["localhost"])
             async with (
                 hoststack.open_stack(link=pair.network.link("10.0.0.3")) as other,
-                await other.listen(f"quic://10.0.0.3:{PORT}", tls=tls) as listener,
+                await other.listen(f"quic://10.0.0.3:{PORT}", tls=tls, alpn=["test"]) as listener,
                 pair.client.connect(
-                    f"quic://several.example:{PORT}", tls=TlsConfig(verify=False)
+                    f"quic://several.example:{PORT}", tls=TlsConfig(verify=False), alpn=["test"]
                 ) as connection,
             ):
                 assert connection.remote == (SERVER, PORT)
@@ -137,7 +137,7 @@ def test_a_race_that_is_cancelled_leaves_nothing() -> None:
         async with hoststack.open_stack(link=network.link("10.0.0.2")) as stack:
             for seconds in (0.5, 1.1, 1.3, 1.6, 4):
                 with trio.move_on_after(seconds) as scope:
-                    async with stack.connect(f"quic://several.example:{PORT}"):
+                    async with stack.connect(f"quic://several.example:{PORT}", alpn=["test"]):
                         pytest.fail("nobody is there")
                 assert scope.cancelled_caught
                 await trio.sleep(5)  # the clock jumps; in less than the handshake's time-out
@@ -162,10 +162,12 @@ def test_a_name_without_an_address(
         async with make_pair() as pair:
             with pytest.raises(ConnectError, match=said) as caught:
                 await connect(pair)
-            assert caught.value.errno == errno.EHOSTUNREACH
-            with pytest.raises(LinkError, match="no address is known for"):
+            assert caught.value.kind == "address"
+            with pytest.raises(ListenError, match="no address is known for"):
                 await pair.server.listen(
-                    "quic://several.example:1", tls=TlsConfig.self_signed(["localhost"])
+                    "quic://several.example:1",
+                    tls=TlsConfig.self_signed(["localhost"]),
+                    alpn=["test"],
                 )
 
     run(main)

@@ -47,10 +47,10 @@ def on_both_sides(
                 hoststack.open_stack(link=network.link(SERVER)) as server,
                 hoststack.open_stack(link=network.link(CLIENT)) as embedded,
                 attached([embedded]) as other,
-                await server.listen(URI, tls=TLS) as listener,
+                await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
             ):
                 client = embedded if stack_of == "embedded" else other
-                async with client.connect(URI, tls=TRUSTING) as connection:
+                async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                     await main(connection, await listener.accept())
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -131,7 +131,7 @@ def test_logs_of_what_a_worker_says(caplog: pytest.LogCaptureFixture) -> None:
             (worker,) = router._application._workers.values()
             worker.give_up(ValueError(FORGED))
             with pytest.raises(ConnectError):
-                async with other.connect(URI, tls=TRUSTING):
+                async with other.connect(URI, tls=TRUSTING, alpn=["test"]):
                     raise AssertionError
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))

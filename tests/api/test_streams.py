@@ -280,7 +280,7 @@ def test_connections_without_an_answer_fail_with_one_line(make_pair: MakePair) -
     async def main() -> None:
         async with make_pair() as pair:
             with pytest.raises(hoststack.ConnectError, match="no answer from"):
-                async with pair.client.connect("quic://10.0.0.1:9"):
+                async with pair.client.connect("quic://10.0.0.1:9", alpn=["test"]):
                     pytest.fail("nobody listens there")
 
     run(main)
@@ -304,7 +304,7 @@ def test_certificate_is_verified_by_default(make_pair: MakePair, transport: Tran
     async def main() -> None:
         async with make_pair() as pair:
             with pytest.raises(hoststack.ConnectError, match="certificate"):
-                async with pair.client.connect(URI):
+                async with pair.client.connect(URI, alpn=["test"]):
                     pytest.fail("self-signed")
 
     run(main)
@@ -314,11 +314,13 @@ def test_listening_twice_is_refused_and_after_closing_allowed(make_pair: MakePai
     async def main() -> None:
         async with make_pair() as pair:
             tls = hoststack.TlsConfig.self_signed(["localhost"])
-            with pytest.raises(hoststack.LinkError, match="listener"):
-                await pair.server.listen(URI, tls=tls)
-            listener = await pair.server.listen("quic://10.0.0.1:5000", tls=tls)
+            with pytest.raises(hoststack.ListenError, match="listener"):
+                await pair.server.listen(URI, tls=tls, alpn=["test"])
+            listener = await pair.server.listen("quic://10.0.0.1:5000", tls=tls, alpn=["test"])
             await listener.aclose()
-            await (await pair.server.listen("quic://10.0.0.1:5000", tls=tls)).aclose()
+            await (
+                await pair.server.listen("quic://10.0.0.1:5000", tls=tls, alpn=["test"])
+            ).aclose()
 
     run(main)
 
@@ -327,7 +329,7 @@ def test_cancelled_connect_leaves_nothing(make_pair: MakePair) -> None:
     async def main() -> None:
         async with make_pair() as pair:
             with trio.move_on_after(0.5) as scope:
-                async with pair.client.connect("quic://10.0.0.1:9"):
+                async with pair.client.connect("quic://10.0.0.1:9", alpn=["test"]):
                     pytest.fail("nobody listens there")
             assert scope.cancelled_caught
             await _settled(pair)
@@ -352,13 +354,13 @@ def test_serve_survives_handlers_whose_peer_is_gone(make_pair: MakePair) -> None
         async with make_pair() as pair, trio.open_nursery() as nursery:
             listener = await nursery.start(
                 lambda task_status: pair.server.serve(
-                    "quic://10.0.0.1:0", handler, tls=tls, task_status=task_status
+                    "quic://10.0.0.1:0", handler, tls=tls, alpn=["test"], task_status=task_status
                 )
             )
             uri = f"quic://10.0.0.1:{listener.local[1]}"
             for code in (0, 9):
                 async with pair.client.connect(
-                    uri, tls=hoststack.TlsConfig(verify=False)
+                    uri, tls=hoststack.TlsConfig(verify=False), alpn=["test"]
                 ) as connection:
                     stream = await connection.open_stream()
                     await stream.send_all(b"go")
@@ -375,10 +377,12 @@ def test_closing_a_stack_tells_the_peer(make_pair: MakePair) -> None:
             tls = hoststack.TlsConfig(verify=False)
             third = pair.network.link("10.0.0.3")
             listener = await pair.server.listen(
-                "quic://10.0.0.1:5001", tls=hoststack.TlsConfig.self_signed(["localhost"])
+                "quic://10.0.0.1:5001",
+                tls=hoststack.TlsConfig.self_signed(["localhost"]),
+                alpn=["test"],
             )
             async with hoststack.open_stack(link=third) as stack:
-                connecting = stack.connect("quic://10.0.0.1:5001", tls=tls)
+                connecting = stack.connect("quic://10.0.0.1:5001", tls=tls, alpn=["test"])
                 await connecting.__aenter__()
                 accepted = await listener.accept()
             with trio.fail_after(1):
@@ -439,7 +443,7 @@ def test_who_waits_for_a_connection_hears_of_the_end_of_the_stack(server_tls: Tl
         async with trio.open_nursery() as nursery:
             link = MemoryNetwork().link(SERVER)
             async with hoststack.open_stack(link=link) as stack:
-                listener = await stack.listen(URI, tls=server_tls)
+                listener = await stack.listen(URI, tls=server_tls, alpn=["test"])
                 nursery.start_soon(wait_for_a_connection, listener)
                 await trio.testing.wait_all_tasks_blocked()
 
@@ -455,7 +459,7 @@ def test_a_client_that_was_just_in_time_is_told_of_the_end(server_tls: TlsConfig
         async with (
             hoststack.open_stack(link=network.link(SERVER)) as server,
             hoststack.open_stack(link=network.link(CLIENT)) as client,
-            await server.listen(URI, tls=server_tls),
+            await server.listen(URI, tls=server_tls, alpn=["test"]),
             trio.open_nursery() as nursery,
         ):
 
@@ -466,7 +470,9 @@ def test_a_client_that_was_just_in_time_is_told_of_the_end(server_tls: TlsConfig
 
             nursery.start_soon(drain)
             with trio.fail_after(5):
-                async with client.connect(URI, tls=TlsConfig(verify=False)) as connection:
+                async with client.connect(
+                    URI, tls=TlsConfig(verify=False), alpn=["test"]
+                ) as connection:
                     info = await connection.wait_closed()
             assert (info.code, info.by_peer) == (2, True)
 

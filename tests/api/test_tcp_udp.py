@@ -25,7 +25,9 @@ from hoststack import (
     QuicConfig,
     Stack,
     Stream,
+    TcpConfig,
     TlsConfig,
+    UdpConfig,
 )
 from hoststack.api import racing
 from tests.api.conftest import first_stream
@@ -67,7 +69,7 @@ OnStack = Callable[[Callable[[Stack], Awaitable[None]]], None]
 
 @asynccontextmanager
 async def pair(
-    stack: Stack, config: QuicConfig | None = None, host: str = HOSTS[0]
+    stack: Stack, config: TcpConfig | None = None, host: str = HOSTS[0]
 ) -> AsyncIterator[tuple[Connection, Connection]]:
     """Both ends of a TCP connection: who listens, who connects."""
     async with (
@@ -113,7 +115,7 @@ def test_a_transfer_both_ways(on_stack: OnStack, host: str) -> None:
 
 
 def test_half_closeable_stream(on_stack: OnStack) -> None:
-    config = QuicConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096)
+    config = TcpConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096)
 
     async def main(stack: Stack) -> None:
         async with AsyncExitStack() as undo:
@@ -128,7 +130,7 @@ def test_half_closeable_stream(on_stack: OnStack) -> None:
 
 def test_backpressure(on_stack: OnStack) -> None:
     """Who does not read holds the other one up, when FIFOs and the kernel's buffers are full."""
-    config = QuicConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096)
+    config = TcpConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096)
 
     async def main(stack: Stack) -> None:
         async with pair(stack, config) as ends:
@@ -371,7 +373,7 @@ def test_connects_that_fail(on_stack: OnStack) -> None:
             await stack.listen("tcp://192.0.2.1:0")
         tls = TlsConfig(verify=False)
         with pytest.raises(OSError, match="tcp has no TLS here"):
-            async with stack.connect("tcp://127.0.0.1:1", tls=tls):
+            async with stack.connect("tcp://127.0.0.1:1", tls=tls, alpn=["test"]):
                 pass
 
     on_stack(main)
@@ -447,3 +449,17 @@ def test_rules_and_scopes() -> None:
                         await inside.listen(f"{scheme}://127.0.0.1:0")
 
     trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "wrong"), [("tcp", UdpConfig()), ("udp", TcpConfig()), ("udp", QuicConfig())]
+)
+def test_each_protocol_has_settings_of_its_own(
+    on_stack: OnStack, scheme: str, wrong: TcpConfig | UdpConfig | QuicConfig
+) -> None:
+    async def main(stack: Stack) -> None:
+        for using in (stack.listen, stack.open_connection):
+            with pytest.raises(TypeError, match=f"{scheme}:// needs a {scheme.capitalize()}Config"):
+                await using(f"{scheme}://127.0.0.1:1", config=wrong)
+
+    on_stack(main)

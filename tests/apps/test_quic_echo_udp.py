@@ -186,7 +186,11 @@ def test_wrong_bytes() -> None:
             async with hoststack.open_stack() as stack, trio.open_nursery() as nursery:
                 listener = await nursery.start(
                     lambda task_status: stack.serve(
-                        "quic://127.0.0.1:0", handler, tls=tls, task_status=task_status
+                        "quic://127.0.0.1:0",
+                        handler,
+                        tls=tls,
+                        alpn=["echo"],
+                        task_status=task_status,
                     )
                 )
                 print(listener.local[1], flush=True)

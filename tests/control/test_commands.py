@@ -121,7 +121,7 @@ def test_stopping_a_server_ends_its_connections(play: Play) -> None:
     async def script(net: Net) -> None:
         await net.server.ctl(f"test echo server uri {URI}")
         stack = stack_on(net.client.sides[0].worker, "mine")
-        async with stack.connect(URI, tls=TRUSTING) as connection:
+        async with stack.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection:
             await net.server.ctl("test echo server stop")
             info = await connection.wait_closed()
             assert info.by_peer
@@ -137,7 +137,7 @@ def test_a_server_that_fails_in_one_worker_is_there_in_none(play: Play) -> None:
     async def script(net: Net) -> None:
         first, second = net.client.sides
         stack = stack_on(second.worker, "mine")
-        async with await stack.listen("quic://0.0.0.0:1234", tls=TLS):
+        async with await stack.listen("quic://0.0.0.0:1234", tls=TLS, alpn=["echo"]):
             said = await fails(net.client.ctl("test echo server uri quic://0.0.0.0:1234"))
             assert said.startswith("worker 1: quic://0.0.0.0:1234: ")
             assert "in use" in said or "already" in said
@@ -192,7 +192,7 @@ def test_wrong_bytes_are_found(play: Play) -> None:
                 await stream.send_eof()
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(lambda **kw: stack.serve(URI, reply, tls=TLS, **kw))
+            await nursery.start(lambda **kw: stack.serve(URI, reply, tls=TLS, alpn=["echo"], **kw))
             await net.client.ctl(f"test echo client uri {URI}")
             said = await fails(net.client.ctl(f"test echo client uri {URI} test-bytes"))
             assert said == "worker 0: stream 0: wrong bytes came back, from offset 300 on"
@@ -205,18 +205,18 @@ def test_session_disable(play: Play) -> None:
     async def script(net: Net) -> None:
         await net.server.ctl(f"test echo server uri {URI}")
         mine = stack_on(net.client.sides[0].worker, "mine")
-        async with mine.connect(URI, tls=TRUSTING) as connection:
+        async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection:
             assert await net.client.ctl("session disable") == (
                 "session layer disabled: existing sessions continue"
             )
             said = await fails(net.client.ctl(f"test echo client uri {URI}"))
             assert "the session layer is disabled: `session enable`" in said
             with pytest.raises(hoststack.ConnectError) as refused:
-                async with mine.connect(URI, tls=TRUSTING):
+                async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]):
                     pass
             assert refused.value.errno == errno.EPERM
-            with pytest.raises(hoststack.LinkError, match="the session layer is disabled"):
-                await mine.listen("quic://10.0.0.2:99", tls=TLS)
+            with pytest.raises(hoststack.ListenError, match="the session layer is disabled"):
+                await mine.listen("quic://10.0.0.2:99", tls=TLS, alpn=["echo"])
             # What is there goes on.
             stream = await connection.open_stream()
             await stream.send_all(b"hello")
@@ -245,8 +245,8 @@ def test_defaults_of_new_connections(play: Play, engine: str) -> None:
         assert shown == (f"QUIC engine {engine}, default cc reno, fifo-size rx 8388608 tx 8388608")
         mine = stack_on(client.worker, "mine")
         async with (
-            mine.connect(URI, tls=TRUSTING) as unnamed,
-            mine.connect(URI, tls=TRUSTING, config=QuicConfig()) as named,
+            mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as unnamed,
+            mine.connect(URI, tls=TRUSTING, alpn=["echo"], config=QuicConfig()) as named,
         ):
             await unnamed.open_stream()
             await named.open_stream()
@@ -269,7 +269,7 @@ def test_show_session(play: Play) -> None:
         )
         await net.server.ctl(f"test echo server uri {URI} no-echo")
         mine = stack_on(net.client.sides[1].worker, "mine")
-        async with mine.connect(URI, tls=TRUSTING) as connection:
+        async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection:
             stream = await connection.open_stream()
             await stream.send_all(b"x" * 5000)
             await trio.sleep(1)
@@ -299,7 +299,7 @@ def test_show_session(play: Play) -> None:
             assert "chain listener [0:0] -> [U] 10.0.0.1:1234 memory" in shown
             assert "Rx fifo: cursize 0 nitems 1048576 head 5000 tail 5000" in shown
             assert "Tx fifo: cursize 0 nitems 1048576 head 0 tail 0" in shown
-            assert "came in on [0:0], alpn hoststack, cipher " in shown
+            assert "came in on [0:0], alpn echo, cipher " in shown
             assert "RTT: min " in shown
             assert "    cwnd " in shown
             assert "app echo_server" in shown
@@ -323,7 +323,7 @@ def test_connection_ids_are_shown(play: Play) -> None:
     async def script(net: Net) -> None:
         await net.server.ctl(f"test echo server uri {URI}")
         mine = stack_on(net.client.sides[0].worker, "mine")
-        async with mine.connect(URI, tls=TRUSTING) as connection:
+        async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection:
             await trio.sleep(1)
             [server] = (await net.server.json("show session thread 0 index 2"))["workers"]
             client = (await net.client.json("show session thread 0 index 0"))["workers"][0]
@@ -347,7 +347,7 @@ def test_a_corrupt_fifo_is_shown(play: Play) -> None:
         side = net.client.sides[0]
         async with (
             attached([stack_on(side.worker, "here")], "elsewhere") as mine,
-            mine.connect(URI, tls=TRUSTING) as connection,
+            mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection,
         ):
             stream = await connection.open_stream()
             # What an application in another process can do to the shared block.
@@ -378,7 +378,7 @@ def test_show_app(play: Play) -> None:
         for side in net.client.sides:
             stack_on(side.worker, "mine")
         mine = stack_on(net.client.sides[0].worker, "other")
-        async with mine.connect(URI, tls=TRUSTING) as connection:
+        async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection:
             await connection.open_stream()
             assert await net.client.json("show app") == {
                 "applications": [
@@ -443,7 +443,7 @@ def test_show_quic_sums(play: Play) -> None:
         [line] = [line for line in shown.splitlines() if line.split()[0] == "connected"]
         assert line.split() == ["connected", "5", "3", "2"]
         mine = stack_on(net.client.sides[1].worker, "mine")
-        async with mine.connect(URI, tls=TRUSTING):
+        async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]):
             shown = await net.client.ctl("show quic verbose")
             assert "[1:" in shown
             assert "RTT: min " in shown
@@ -455,7 +455,7 @@ def test_show_udp_workers_and_xdp(play: Play, engine: str) -> None:
     async def script(net: Net) -> None:
         await net.server.ctl(f"test echo server uri {URI}")
         mine = stack_on(net.client.sides[0].worker, "mine")
-        async with mine.connect(URI, tls=TRUSTING) as connection:
+        async with mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection:
             server = (await net.server.json("show udp"))["workers"][0]
             assert server["ports"] == [
                 {"local": ["10.0.0.1", 1234], "use": "listener", "holders": 2}
@@ -509,8 +509,8 @@ def test_namespaces_and_cut_through(play: Play) -> None:
         async with (
             stack.application("listens", **blue) as one,
             stack.application("connects", **blue) as other,
-            await one.listen("quic://10.0.0.1:77", tls=TLS),
-            other.connect("quic://10.0.0.1:77", tls=TRUSTING) as connection,
+            await one.listen("quic://10.0.0.1:77", tls=TLS, alpn=["echo"]),
+            other.connect("quic://10.0.0.1:77", tls=TRUSTING, alpn=["echo"]) as connection,
         ):
             stream = await connection.open_stream()
             await stream.send_all(b"hello")

@@ -101,7 +101,7 @@ def test_names_from_outside_are_shown_escaped(
         net.server.sides[0].worker.attach(application)
         mine = stack_on(net.client.sides[0].worker, "mine")
         async with mine.connect(
-            "quic://10.0.0.1:1234", tls=hoststack.TlsConfig(verify=False)
+            "quic://10.0.0.1:1234", tls=hoststack.TlsConfig(verify=False), alpn=["echo"]
         ) as connection:
             await connection.open_stream()
             await trio.sleep(1)

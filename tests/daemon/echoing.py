@@ -32,7 +32,7 @@ async def serve_while_it_lives(
 ) -> None:
     """As an application that has nothing left to do when the daemon ends."""
     try:
-        await stack.serve(uri, handler, tls=TLS, task_status=task_status)
+        await stack.serve(uri, handler, tls=TLS, alpn=["test"], task_status=task_status)
     except trio.BrokenResourceError as error:
         if str(error) != "this listener is gone: the daemon has ended":
             raise
@@ -71,7 +71,7 @@ def is_well(daemon: Daemon) -> None:
             async with (
                 hoststack.attach(daemon.api) as stack,
                 echo_server(stack) as uri,
-                stack.connect(uri, tls=TRUSTING) as connection,
+                stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 assert await ask(connection, b"well") == b"well"
 

@@ -39,7 +39,7 @@ from hoststack.boundary.codec import (
     encode,
 )
 from hoststack.boundary.fifo_pool import BlockName
-from hoststack.boundary.protocols import PROTOCOLS, Protocol
+from hoststack.boundary.protocols import PROTOCOLS, Config, Protocol, TcpConfig, UdpConfig
 from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import map_segment
@@ -281,8 +281,21 @@ class Evil:
             ]
         )
 
-    def _any_config(self) -> QuicConfig | None:
+    def _any_config(self, protocol: Protocol) -> Config | None:
         rng = self._rng
+        if rng.random() < 0.02:
+            protocol = rng.choice(_PROTOCOLS)
+        if protocol == "udp":
+            return self._any_udp_config()
+        if protocol == "tcp":
+            return rng.choice(
+                [
+                    None,
+                    TcpConfig(connect_timeout_s=1),
+                    TcpConfig(1, 1, connect_timeout_s=1e-9),
+                    TcpConfig(1 << 32, connect_timeout_s=1),
+                ]
+            )
         return rng.choice(
             [
                 None,
@@ -293,8 +306,16 @@ class Evil:
                 QuicConfig(early_data=True, datagram_fifo_bytes=4096, handshake_timeout_s=1),
                 QuicConfig(preferred_addresses=("127.0.0.1:1",), version=2, handshake_timeout_s=1),
                 QuicConfig(congestion_control="vegas", handshake_timeout_s=1),
-                QuicConfig(datagram_fifo_bytes=1 << 26, idle_timeout_s=1e-9),
-                QuicConfig(datagram_fifo_bytes=1 << 32),
+            ]
+        )
+
+    def _any_udp_config(self) -> UdpConfig | None:
+        return self._rng.choice(
+            [
+                None,
+                UdpConfig(1, 1),
+                UdpConfig(1 << 26, 1 << 26, idle_timeout_s=1e-9),
+                UdpConfig(1 << 32, 4096),
             ]
         )
 
@@ -303,7 +324,7 @@ class Evil:
         token = rng.randrange(1 << 40)
         kind = rng.choices(range(9), (2, 8, 2, 2, 1, 2, 2, 1, 1))[0]
         if kind == 0:
-            alpn = hoststack.api.stack.DEFAULT_ALPN
+            alpn = ("test",)
             return m.Connect(token, self._target, "127.0.0.1", TRUSTING, alpn, None)
         if kind == 1:
             return m.OpenStream(token, handle, rng.random() < 0.3)
@@ -320,13 +341,14 @@ class Evil:
         if kind == 7:
             return m.Listen(token, ("127.0.0.1", 0), TRUSTING, (), None, protocol=protocol)
         if kind == 8:
-            return m.Bind(token, ("127.0.0.1", 0), self._any_config())
+            return m.Bind(token, ("127.0.0.1", 0), self._any_udp_config())
         blocks = [*worker.blocks, BlockName(0, 0, 4096)]
         return FifosReleased((rng.choice(blocks), rng.choice(blocks)))
 
     def _any_request(self, worker: Worker) -> m.Request | FifosReleased:
         rng = self._rng
         token, handle = rng.randrange(_TOKENS), self._any_handle(worker)
+        protocol = rng.choice(_PROTOCOLS)
         code = rng.choice([0, 7, (1 << 62) - 1])
         ticket = Ticket(rng.randbytes(rng.randrange(300)), rng.randbytes(50), "hq", 9e9)
         if self._is_sly and rng.random() < 0.8:
@@ -338,19 +360,21 @@ class Evil:
                     self._any_place(worker),
                     rng.choice(["127.0.0.1", "", "\0", "ü", "x" * 4096]),
                     rng.choice([TRUSTING, TRUSTING, TLS]),
-                    rng.choice([hoststack.api.stack.DEFAULT_ALPN, (), ("",), ("x" * 300,), ("é",)]),
-                    self._any_config(),
+                    rng.choice([("test",), (), ("",), ("x" * 300,), ("é",)]),
+                    self._any_config(protocol),
                     rng.choice([None, m.Known(ticket, rng.randbytes(40))]),
-                    rng.choice(_PROTOCOLS),
+                    protocol,
                 ),
-                lambda: m.Bind(rng.randrange(1 << 40), self._any_place(worker), self._any_config()),
+                lambda: m.Bind(
+                    rng.randrange(1 << 40), self._any_place(worker), self._any_udp_config()
+                ),
                 lambda: m.Listen(
                     rng.randrange(1 << 40),
                     rng.choice([("127.0.0.1", 0), self._any_place(worker)]),
                     rng.choice([TLS, TRUSTING]),
                     ("hq",),
-                    self._any_config(),
-                    rng.choice(_PROTOCOLS),
+                    self._any_config(protocol),
+                    protocol,
                 ),
                 lambda: m.OpenStream(token, handle, rng.random() < 0.5),
                 lambda: m.OpenStream(token, handle, rng.random() < 0.5),
@@ -418,7 +442,7 @@ class Good:
     async def move(self, client: hoststack.Stack, uri: str) -> None:
         data = os.urandom(400_000)
         while True:
-            async with client.connect(uri, tls=TRUSTING) as connection:
+            async with client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection:
                 for _ in range(5):
                     began = trio.current_time()
                     with trio.fail_after(MOST_ROUND_S):
@@ -453,7 +477,9 @@ async def _run(daemon: Daemon, seed: int, seconds: float) -> tuple[Good, Counter
         echo_server(server) as uri,
         trio.open_nursery() as nursery,
     ):
-        listener = await nursery.start(partial(local.serve, "quic://127.0.0.1:0", put_up, tls=TLS))
+        listener = await nursery.start(
+            partial(local.serve, "quic://127.0.0.1:0", put_up, tls=TLS, alpn=["test"])
+        )
         for _ in range(2):
             nursery.start_soon(good.move, client, uri)
         done = await trio.to_thread.run_sync(

@@ -105,7 +105,7 @@ def test_connections_spread_over_workers(daemon: Daemon, pair: VethPair, family:
             for _ in range(12):
                 async with (
                     client_on(pair.b) as client,
-                    client.connect(server.uri, tls=TRUSTING) as connection,
+                    client.connect(server.uri, tls=TRUSTING, alpn=["test"]) as connection,
                 ):
                     data = os.urandom(300_000)
                     assert await ask(connection, data) == data
@@ -124,7 +124,7 @@ def test_a_connection_that_moves_stays_with_its_worker(daemon: Daemon, pair: Vet
         async with (
             served(daemon, pair.a.ipv4) as server,
             client_on(pair.b) as client,
-            client.connect(server.uri, tls=TRUSTING) as connection,
+            client.connect(server.uri, tls=TRUSTING, alpn=["test"]) as connection,
         ):
             before = by_queue(pair.a)
             moves = 0
@@ -180,7 +180,7 @@ def test_a_worker_that_is_killed_under_load() -> None:
             while by_worker.keys() != {0, 1}:
                 client = await stacks.enter_async_context(client_on(pair.b))
                 connection = await stacks.enter_async_context(
-                    client.connect(server.uri, tls=TRUSTING, config=TALKING)
+                    client.connect(server.uri, tls=TRUSTING, alpn=["test"], config=TALKING)
                 )
                 assert await ask(connection, b"which?") == b"which?"
                 by_worker[server.workers[-1]] = connection
@@ -201,7 +201,7 @@ def test_a_worker_that_is_killed_under_load() -> None:
             while 0 not in server.workers[count:]:
                 async with (
                     client_on(pair.b) as client,
-                    client.connect(server.uri, tls=TRUSTING) as connection,
+                    client.connect(server.uri, tls=TRUSTING, alpn=["test"]) as connection,
                 ):
                     assert await ask(connection, b"hello" * 10_000) == b"hello" * 10_000
             is_over = True
@@ -219,7 +219,7 @@ def test_a_supervisor_that_is_killed_under_load() -> None:
             trio.open_nursery() as nursery,
             served(daemon, pair.a.ipv4) as server,
             client_on(pair.b) as client,
-            client.connect(server.uri, tls=TRUSTING) as connection,
+            client.connect(server.uri, tls=TRUSTING, alpn=["test"]) as connection,
         ):
             is_moving = trio.Event()
 

@@ -122,11 +122,13 @@ def test_streams_between_two_applications(daemon: Daemon) -> None:
             trio.open_nursery() as nursery,
         ):
             await nursery.start(
-                lambda task_status: server.serve(URI, echo, tls=TLS, task_status=task_status)
+                lambda task_status: server.serve(
+                    URI, echo, tls=TLS, alpn=["test"], task_status=task_status
+                )
             )
             # With two workers, one after the other.
             for _ in range(2):
-                async with client.connect(URI) as connection:
+                async with client.connect(URI, alpn=["test"]) as connection:
                     assert connection.remote == ("127.0.0.1", 4433)
                     async with trio.open_nursery() as streams:
                         for size in (0, 1, 16384, 16385, 1_000_000, 300_000) * 4:
@@ -187,8 +189,8 @@ def test_resets_and_the_end_of_a_connection_with_their_codes(daemon: Daemon) -> 
         async with (
             daemon.attach("server") as server,
             daemon.attach("client") as client,
-            await server.listen(URI, tls=TLS) as listener,
-            client.connect(URI) as connected,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+            client.connect(URI, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             ours = await connected.open_stream()
@@ -216,8 +218,8 @@ def test_datagrams_between_two_applications(daemon: Daemon) -> None:
         async with (
             daemon.attach("server", config=config) as server,
             daemon.attach("client", config=config) as client,
-            await server.listen(URI, tls=TLS) as listener,
-            client.connect(URI) as connected,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+            client.connect(URI, alpn=["test"]) as connected,
             await listener.accept() as accepted,
             trio.open_nursery() as nursery,
         ):
@@ -246,10 +248,10 @@ def test_who_has_no_secret_is_refused(daemon: Daemon) -> None:
         async with (
             daemon.attach("server") as server,
             hoststack.attach(daemon.path, name="stranger", scopes=["local"]) as stranger,
-            await server.listen(URI, tls=TLS),
+            await server.listen(URI, tls=TLS, alpn=["test"]),
         ):
             with pytest.raises(hoststack.ConnectError, match="no application listens") as refused:
-                async with stranger.connect(URI):
+                async with stranger.connect(URI, alpn=["test"]):
                     pytest.fail("it is in another namespace")
             assert refused.value.errno == errno.ECONNREFUSED
 
@@ -273,11 +275,11 @@ def test_members_of_a_group_get_connections_in_turns(daemon: Daemon) -> None:
                     got[index] += 1
 
             for index, stack in enumerate((one, other)):
-                nursery.start_soon(count, index, await stack.listen(URI, tls=TLS))
-            with pytest.raises(hoststack.LinkError):
-                await rival.listen(URI, tls=TLS)
+                nursery.start_soon(count, index, await stack.listen(URI, tls=TLS, alpn=["test"]))
+            with pytest.raises(hoststack.ListenError):
+                await rival.listen(URI, tls=TLS, alpn=["test"])
             for _ in range(8):
-                async with client.connect(URI) as connection:
+                async with client.connect(URI, alpn=["test"]) as connection:
                     stream = await connection.open_stream()
                     await stream.send_all(b"x")
             assert got == [4, 4]
@@ -313,7 +315,10 @@ def test_many_short_streams_between_processes(daemon: Daemon) -> None:
     """Ends, bytes and wake-ups of two processes and the worker, in all orders."""
 
     async def script() -> None:
-        async with daemon.attach("server") as server, await server.listen(URI, tls=TLS) as listener:
+        async with (
+            daemon.attach("server") as server,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+        ):
             command = [sys.executable, "-c", _PEER, str(daemon.path), URI, "1000"]
             peer = await trio.lowlevel.open_process(command, cwd=ROOT)
             try:
@@ -330,7 +335,7 @@ def test_an_application_that_is_killed_closes_its_connections(daemon: Daemon) ->
         async with (
             daemon.attach("server") as server,
             daemon.attach("client") as client,
-            await server.listen(URI, tls=TLS) as listener,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
             peer = await trio.lowlevel.open_process(
                 [sys.executable, "-c", _PEER, str(daemon.path), URI, "sleep"], cwd=ROOT
@@ -346,7 +351,7 @@ def test_an_application_that_is_killed_closes_its_connections(daemon: Daemon) ->
                 await stream.receive_some()
             assert (await killed.wait_closed()).by_peer
             async with (
-                client.connect(URI) as connection,
+                client.connect(URI, alpn=["test"]) as connection,
                 await listener.accept() as accepted,
                 trio.open_nursery() as nursery,
             ):

@@ -52,8 +52,8 @@ def test_half_closeable_stream(daemon: Daemon) -> None:
             async with (
                 hoststack.attach(daemon.api, config=SMALL) as server,
                 hoststack.attach(daemon.api, config=SMALL) as client,
-                await server.listen("quic://127.0.0.1:7783", tls=TLS) as listener,
-                client.connect("quic://127.0.0.1:7783", tls=TRUSTING) as connected,
+                await server.listen("quic://127.0.0.1:7783", tls=TLS, alpn=["test"]) as listener,
+                client.connect("quic://127.0.0.1:7783", tls=TRUSTING, alpn=["test"]) as connected,
                 await listener.accept() as accepted,
             ):
                 makers = _Makers(connected, accepted)

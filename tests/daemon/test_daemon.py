@@ -17,7 +17,7 @@ import pytest
 import trio
 
 import hoststack
-from hoststack import AttachError, ConnectionClosedError, LinkError, TlsConfig
+from hoststack import AttachError, ConnectionClosedError, ListenError, TlsConfig
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
 from tests.support.streams import exchange
@@ -34,7 +34,7 @@ def test_connections_spread_over_workers(daemon: Daemon, host: str) -> None:
             ):
                 workers = set()
                 for number in range(16):
-                    async with client.connect(uri, tls=TRUSTING) as connection:
+                    async with client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection:
                         data = os.urandom(100_000) + bytes([number])
                         assert await ask(connection, data) == data
                         workers.add(connection.handle >> 32)
@@ -49,11 +49,11 @@ def test_an_attached_and_an_embedded_stack_talk(daemon: Daemon) -> None:
             async with (
                 hoststack.attach(daemon.api) as server,
                 hoststack.open_stack(link="udp") as client,
-                await server.listen("quic://127.0.0.1:0", tls=TLS) as listener,
+                await server.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]) as listener,
             ):
                 uri = "quic://{}:{}".format(*listener.local)
                 for _ in range(8):
-                    async with client.connect(uri, tls=TRUSTING) as connected:
+                    async with client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected:
                         accepted = await listener.accept()
                         await exchange(connected, accepted, os.urandom(3_000_000))
                         await connected.aclose(7, "enough")
@@ -82,7 +82,7 @@ def test_bytes_move_without_system_calls(daemon: Daemon, scope: Literal["global"
                 hoststack.attach(daemon.api, scopes={scope}) as server,
                 hoststack.attach(daemon.api, scopes={scope}) as client,
                 echo_server(server) as uri,
-                client.connect(uri, tls=TRUSTING) as connection,
+                client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 assert await ask(connection, bytes(1_000_000)) == bytes(1_000_000)
                 before = [calls(pid) for pid in pids]
@@ -102,14 +102,16 @@ def test_a_port_is_one_applications(daemon: Daemon) -> None:
             async with (
                 hoststack.attach(daemon.api) as one,
                 hoststack.attach(daemon.api) as other,
-                await one.listen("quic://127.0.0.1:0", tls=TLS) as listener,
+                await one.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]) as listener,
             ):
                 uri = "quic://{}:{}".format(*listener.local)
-                with pytest.raises(LinkError, match="listener"):
-                    await other.listen(uri, tls=TLS)
+                with pytest.raises(ListenError, match="listener"):
+                    await other.listen(uri, tls=TLS, alpn=["test"])
                 await listener.aclose()
                 # The last of the workers may still be about to close it.
-                async with await other.listen("quic://127.0.0.1:0", tls=TLS) as again:
+                async with await other.listen(
+                    "quic://127.0.0.1:0", tls=TLS, alpn=["test"]
+                ) as again:
                     assert again.local[1]
 
     trio.run(main)
@@ -141,7 +143,7 @@ def test_applications_of_a_daemon_meet_without_packets(daemon: Daemon) -> None:
                 hoststack.attach(daemon.api, scopes=both) as server,
                 hoststack.attach(daemon.api, scopes=both) as client,
                 echo_server(server) as uri,
-                client.connect(uri, tls=TRUSTING) as connection,
+                client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 data = os.urandom(5_000_000)
                 assert await ask(connection, data) == data
@@ -264,7 +266,7 @@ async def main(path, uri):
     async with hoststack.attach(path, name="web", shares_listeners=True) as stack:
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: stack.serve(
-                uri, who, tls=tls, task_status=task_status))
+                uri, who, tls=tls, alpn=["test"], task_status=task_status))
             print("listening", flush=True)
 
 trio.run(main, *sys.argv[1:])
@@ -281,7 +283,7 @@ def test_processes_of_one_server_get_connections_in_turns(daemon: Daemon) -> Non
             for _ in range(count):
                 async with (
                     hoststack.open_stack(link="udp") as client,
-                    client.connect(uri, tls=TlsConfig(verify=False)) as connection,
+                    client.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as connection,
                 ):
                     served[await ask(connection, b"who?")] += 1
         return served
@@ -337,7 +339,8 @@ def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: Mak
         "async def main():\n"
         "    async with hoststack.attach(sys.argv[1]) as stack:\n"
         "        tls = hoststack.TlsConfig.self_signed(['127.0.0.1'])\n"
-        "        async with await stack.listen('quic://127.0.0.1:0', tls=tls) as listener:\n"
+        "        listening = stack.listen('quic://127.0.0.1:0', tls=tls, alpn=['test'])\n"
+        "        async with await listening as listener:\n"
         "            print(listener.local[1], flush=True)\n"
         "            connection = await listener.accept()\n"
         "            await trio.sleep_forever()\n"
@@ -349,10 +352,12 @@ def test_an_application_that_is_killed_loses_its_sessions_alone(make_daemon: Mak
             async with (
                 hoststack.attach(daemon.api) as stack,
                 echo_server(stack) as uri,
-                stack.connect(uri, tls=TRUSTING) as well,
+                stack.connect(uri, tls=TRUSTING, alpn=["test"]) as well,
             ):
                 victims = f"quic://127.0.0.1:{port}"
-                async with stack.connect(victims, tls=TlsConfig(verify=False)) as doomed:
+                async with stack.connect(
+                    victims, tls=TlsConfig(verify=False), alpn=["test"]
+                ) as doomed:
                     victim.kill()
                     info = await doomed.wait_closed()
                     assert (info.code, info.by_peer) == (1, True)
@@ -377,8 +382,8 @@ def test_a_worker_that_is_killed_loses_its_connections_alone(make_daemon: MakeDa
         with trio.fail_after(PATIENCE_S):
             async with hoststack.attach(daemon.api) as stack, echo_server(stack) as uri:
                 async with (
-                    stack.connect(uri, tls=TRUSTING) as one,
-                    stack.connect(uri, tls=TRUSTING) as other,
+                    stack.connect(uri, tls=TRUSTING, alpn=["test"]) as one,
+                    stack.connect(uri, tls=TRUSTING, alpn=["test"]) as other,
                 ):
                     assert {one.handle >> 32, other.handle >> 32} == {0, 1}
                     first = one if one.handle >> 32 == 0 else other
@@ -390,7 +395,7 @@ def test_a_worker_that_is_killed_loses_its_connections_alone(make_daemon: MakeDa
                 await trio.to_thread.run_sync(daemon.wait_for, "worker 0 is process", 2)
                 assert trio.current_time() - began < 10  # a second, on a quiet machine
                 for _ in range(8):
-                    async with stack.connect(uri, tls=TRUSTING) as connection:
+                    async with stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection:
                         assert await ask(connection, b"hello") == b"hello"
 
     trio.run(main)
@@ -405,7 +410,7 @@ def test_sigterm_ends_it_in_order(make_daemon: MakeDaemon) -> None:
                 hoststack.open_stack(link="udp") as client,
                 hoststack.attach(daemon.api) as server,
                 echo_server(server) as uri,
-                client.connect(uri, tls=TRUSTING) as connection,
+                client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 # A client may take its handshake for complete before the worker does.
                 assert await ask(connection, b"hello") == b"hello"
@@ -421,7 +426,7 @@ def test_sigterm_ends_it_in_order(make_daemon: MakeDaemon) -> None:
 
 async def _listen_for_ever(stack: hoststack.Stack) -> None:
     while True:
-        async with await stack.listen("quic://127.0.0.1:0", tls=TLS):
+        async with await stack.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]):
             pass
 
 
@@ -434,14 +439,14 @@ def test_while_it_drains_nothing_new_begins(make_daemon: MakeDaemon) -> None:
                 hoststack.open_stack(link="udp") as client,
                 hoststack.attach(daemon.api) as server,
                 echo_server(server) as uri,
-                client.connect(uri, tls=TRUSTING) as connection,
+                client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 assert await ask(connection, b"before") == b"before"
                 daemon.process.send_signal(signal.SIGTERM)
-                with pytest.raises(LinkError, match="shutting down"):
+                with pytest.raises(ListenError, match="shutting down"):
                     await _listen_for_ever(server)  # until the worker has heard of it
                 with pytest.raises(hoststack.ConnectError, match="shutting down"):
-                    async with server.connect(uri, tls=TRUSTING):
+                    async with server.connect(uri, tls=TRUSTING, alpn=["test"]):
                         raise AssertionError
                 with pytest.raises(AttachError):
                     async with hoststack.attach(daemon.api):

@@ -55,7 +55,7 @@ class Client:
     async def run(self, open_client: OpenClient) -> None:
         async with (
             open_client() as stack,
-            stack.connect(self._uri, tls=TRUSTING, config=CONFIG) as connection,
+            stack.connect(self._uri, tls=TRUSTING, alpn=["test"], config=CONFIG) as connection,
         ):
             stream = await connection.open_stream()
             await stream.send_all(str(self._chunks).encode())
@@ -75,7 +75,12 @@ def drain(daemon: Daemon, host: str, open_client: OpenClient, chunks: int) -> No
     ) -> None:
         with pytest.raises(trio.BrokenResourceError, match="gone: the daemon has ended"):
             await server.serve(
-                f"quic://{host}:0", serve, tls=TLS, config=CONFIG, task_status=task_status
+                f"quic://{host}:0",
+                serve,
+                tls=TLS,
+                alpn=["test"],
+                config=CONFIG,
+                task_status=task_status,
             )
 
     async def main() -> None:

@@ -36,10 +36,11 @@ async def come_and_go(daemon: Daemon) -> tuple[int, int]:
         hoststack.open_stack(link="udp") as clients,
         AsyncExitStack() as connections,
     ):
-        async with clients.connect(uri, tls=TRUSTING):  # what the first one loads stays
+        # What the first one loads stays.
+        async with clients.connect(uri, tls=TRUSTING, alpn=["test"]):
             before = resident_bytes(daemon)
         for _ in range(CROWD):
-            await connections.enter_async_context(clients.connect(uri, tls=TRUSTING))
+            await connections.enter_async_context(clients.connect(uri, tls=TRUSTING, alpn=["test"]))
         return before, resident_bytes(daemon)
 
 

@@ -71,8 +71,8 @@ def test_an_application_has_so_many_sessions_and_no_more() -> None:
             serve = partial_serve(server)
             await nursery.start(serve)
             async with (
-                limited.connect(URI, tls=CLIENT_TLS) as one,
-                limited.connect(URI, tls=CLIENT_TLS) as other,
+                limited.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as one,
+                limited.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as other,
             ):
                 first = await one.open_stream()
                 await other.open_stream()
@@ -80,10 +80,10 @@ def test_an_application_has_so_many_sessions_and_no_more() -> None:
                     await one.open_stream()
                 assert caught.value.errno == errno.EMFILE
                 with pytest.raises(hoststack.ConnectError, match="raise max-sessions"):
-                    async with limited.connect(URI, tls=CLIENT_TLS):
+                    async with limited.connect(URI, tls=CLIENT_TLS, alpn=["test"]):
                         raise AssertionError
-                with pytest.raises(hoststack.LinkError, match="raise max-sessions"):
-                    await limited.listen("quic://10.0.0.2:0", tls=SERVER_TLS)
+                with pytest.raises(hoststack.ListenError, match="raise max-sessions"):
+                    await limited.listen("quic://10.0.0.2:0", tls=SERVER_TLS, alpn=["test"])
                 assert client._worker.layer.refused["max_sessions"] == 3
                 # What ends makes room.
                 await first.send_all(b"x")
@@ -102,7 +102,7 @@ def partial_serve(
     stack: hoststack.Stack,
 ) -> Callable[[trio.TaskStatus[hoststack.Listener]], object]:
     async def serve(task_status: trio.TaskStatus[hoststack.Listener]) -> None:
-        await stack.serve(URI, _put_up, tls=SERVER_TLS, task_status=task_status)
+        await stack.serve(URI, _put_up, tls=SERVER_TLS, alpn=["test"], task_status=task_status)
 
     return serve
 
@@ -116,8 +116,8 @@ def test_peers_do_not_get_more_either() -> None:
     async def main(server: hoststack.EmbeddedStack, client: hoststack.EmbeddedStack) -> None:
         async with (
             attached([server], limits=Limits(sessions=3)) as limited,
-            await limited.listen(URI, tls=SERVER_TLS) as listener,
-            client.connect(URI, tls=CLIENT_TLS) as connection,
+            await limited.listen(URI, tls=SERVER_TLS, alpn=["test"]) as listener,
+            client.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as connection,
         ):
             accepted = await listener.accept()
             good, bad = await connection.open_stream(), await connection.open_stream()
@@ -126,7 +126,7 @@ def test_peers_do_not_get_more_either() -> None:
             await bad.send_all(b"bad")
             with pytest.raises(StreamResetError):
                 await bad.receive_some()
-            async with client.connect(URI, tls=CLIENT_TLS) as another:
+            async with client.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as another:
                 info = await another.wait_closed()
                 assert (info.by_peer, info.reason) == (True, "the application accepts no more")
             async for theirs in accepted.streams():
@@ -179,7 +179,7 @@ def test_who_asks_for_what_can_not_be_is_thrown_out(requests: list[bytes]) -> No
             assert application.gone is not None
             assert application not in client._worker.layer.applications
             # Everybody else is served.
-            async with client.connect(URI, tls=CLIENT_TLS) as connection:
+            async with client.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as connection:
                 assert await ask(connection, b"well") == b"well"
             nursery.cancel_scope.cancel()
 
@@ -216,7 +216,7 @@ def test_what_is_about_nothing_of_its_own_is_refused_or_nothing(
         async with trio.open_nursery() as nursery:
             await nursery.start(partial_serve(server))
             connections = []
-            async with client.connect(URI, tls=CLIENT_TLS) as connection:
+            async with client.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as connection:
                 connections = [await connection.open_stream() for _ in range(8)]
                 with raw_application(client) as (application, other_end):
                     nursery.start_soon(application.run)

@@ -55,7 +55,7 @@ class Villain:
         offer = attaching.decode_answer(offered[0])
         assert isinstance(offer, attaching.WorkerOffered)
         self.pid = daemon.worker_pid(offer.index)
-        self.send(m.Connect(1, ("127.0.0.1", port), "127.0.0.1", TRUSTING, ("hoststack",), None))
+        self.send(m.Connect(1, ("127.0.0.1", port), "127.0.0.1", TRUSTING, ("test",), None))
         self.connection = self.hear(m.Connected).handle
         self.send(m.OpenStream(2, self.connection, False))
         ready = self.hear(m.StreamReady)
@@ -137,8 +137,8 @@ def with_a_villain(daemon: Daemon, script: Callable[[Villain, list[int]], None])
             async with (
                 hoststack.attach(daemon.api, name="good") as stack,
                 echo_server(stack) as uri,
-                stack.connect(uri, tls=TRUSTING) as one,
-                stack.connect(uri, tls=TRUSTING) as other,
+                stack.connect(uri, tls=TRUSTING, alpn=["test"]) as one,
+                stack.connect(uri, tls=TRUSTING, alpn=["test"]) as other,
                 trio.open_nursery() as nursery,
             ):
                 loads = [Load(), Load()]

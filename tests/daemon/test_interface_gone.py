@@ -20,7 +20,7 @@ def test_an_interface_that_is_deleted_and_made_again() -> None:
 
         async def main() -> None:
             async with served(daemon, a.ipv4) as server, client_on(b) as client:
-                async with client.connect(server.uri, tls=TRUSTING) as connection:
+                async with client.connect(server.uri, tls=TRUSTING, alpn=["test"]) as connection:
                     assert await ask(connection, b"before") == b"before"
                 a.ip("link", "del", a.ifname)
                 await trio.to_thread.run_sync(
@@ -32,7 +32,9 @@ def test_an_interface_that_is_deleted_and_made_again() -> None:
                 assert shown.count(f"out of service: {a.ifname} is gone") == 2
                 async with hoststack.attach(daemon.api) as stack:
                     with pytest.raises(OSError, match="is gone"):
-                        async with stack.connect(f"quic://{b.ipv4}:4433", tls=TRUSTING):
+                        async with stack.connect(
+                            f"quic://{b.ipv4}:4433", tls=TRUSTING, alpn=["test"]
+                        ):
                             pass
                 count = ("numrxqueues", "2", "numtxqueues", "2")
                 peer = ("peer", "name", b.ifname, "netns", b.namespace, *count)
@@ -43,7 +45,7 @@ def test_an_interface_that_is_deleted_and_made_again() -> None:
                 for _ in range(8):
                     async with (
                         client_on(b) as another,
-                        another.connect(server.uri, tls=TRUSTING) as connection,
+                        another.connect(server.uri, tls=TRUSTING, alpn=["test"]) as connection,
                     ):
                         assert await ask(connection, b"after") == b"after"
                 assert len(set(server.workers)) == 2

@@ -35,8 +35,8 @@ def test_memory_grows_as_it_is_needed_up_to_the_limit(make_daemon: MakeDaemon) -
             async with (
                 hoststack.attach(daemon.api, name="hungry") as hungry,
                 hoststack.attach(daemon.api, name="modest") as modest,
-                hungry.connect(URI, tls=TRUSTING) as connection,
-                modest.connect(URI, tls=TRUSTING) as other,
+                hungry.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection,
+                modest.connect(URI, tls=TRUSTING, alpn=["echo"]) as other,
             ):
                 assert segments(daemon, "hungry") == 0
                 opened: list[hoststack.Stream] = []
@@ -95,7 +95,7 @@ def test_sessions(make_daemon: MakeDaemon) -> None:
             async with (
                 hoststack.attach(daemon.api, name="hungry") as hungry,
                 hoststack.attach(daemon.api, name="modest") as modest,
-                hungry.connect(URI, tls=TRUSTING) as connection,
+                hungry.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection,
             ):
                 for _ in range(4):
                     await connection.open_stream()
@@ -103,9 +103,9 @@ def test_sessions(make_daemon: MakeDaemon) -> None:
                     await connection.open_stream()
                 assert caught.value.errno == errno.EMFILE
                 with pytest.raises(hoststack.ConnectError, match="raise max-sessions"):
-                    async with hungry.connect(URI, tls=TRUSTING):
+                    async with hungry.connect(URI, tls=TRUSTING, alpn=["echo"]):
                         raise AssertionError
-                async with modest.connect(URI, tls=TRUSTING) as other:
+                async with modest.connect(URI, tls=TRUSTING, alpn=["echo"]) as other:
                     assert await ask(other, b"hello") == b"hello"
 
     trio.run(main)

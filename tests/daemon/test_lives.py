@@ -100,7 +100,7 @@ async def _keep(
     *,
     task_status: trio.TaskStatus[hoststack.Connection] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    async with stack.connect(uri, tls=TRUSTING) as connection:
+    async with stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection:
         task_status.started(connection)
         await trio.sleep_forever()
 
@@ -256,7 +256,7 @@ def test_peers_of_a_dead_worker_hear_of_it_at_once(make_daemon: MakeDaemon, engi
                 hoststack.attach(daemon.api) as server,
                 hoststack.open_stack(link="udp") as client,
                 echo_server(server) as uri,
-                client.connect(uri, tls=TRUSTING) as connection,
+                client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 assert await ask(connection, b"hello") == b"hello"
                 stream = await connection.open_stream()
@@ -294,7 +294,7 @@ def test_a_second_sigterm_does_not_wait(make_daemon: MakeDaemon) -> None:
                 hoststack.open_stack(link="udp") as client,
                 hoststack.attach(daemon.api) as server,
                 echo_server(server) as uri,
-                client.connect(uri, tls=TRUSTING) as connection,
+                client.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 # From here on the listener has taken it.
                 assert await ask(connection, b"here") == b"here"
@@ -319,7 +319,7 @@ def test_a_daemon_starts_where_another_was_killed(make_daemon: MakeDaemon) -> No
             async with (
                 hoststack.attach(daemon.api) as stack,
                 echo_server(stack) as uri,
-                stack.connect(uri, tls=TRUSTING) as connection,
+                stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
             ):
                 assert await ask(connection, b"hello") == b"hello"
 

@@ -50,7 +50,9 @@ def connect_again_and_again(daemon: Daemon, config: QuicConfig) -> tuple[list[in
         with trio.fail_after(PATIENCE_S):
             async with (
                 hoststack.attach(daemon.api) as server,
-                await server.listen("quic://127.0.0.1:0", tls=TLS, config=config) as listener,
+                await server.listen(
+                    "quic://127.0.0.1:0", tls=TLS, alpn=["test"], config=config
+                ) as listener,
                 trio.open_nursery() as nursery,
             ):
                 uri = "quic://{}:{}".format(*listener.local)
@@ -63,7 +65,7 @@ def connect_again_and_again(daemon: Daemon, config: QuicConfig) -> tuple[list[in
                 for _ in range(CONNECTIONS):
                     async with (
                         hoststack.open_stack(link="udp", engine="native") as client,
-                        client.connect(uri, tls=tls) as connection,
+                        client.connect(uri, tls=tls, alpn=["test"]) as connection,
                     ):
                         resumed.append(connection.is_resumed)
                         assert await ask(connection, b"hello") == b"hello"
@@ -114,7 +116,7 @@ class Anycast(MemoryNetwork):
             hoststack.open_stack(
                 link=self._hosts[index], engine=self._engine, secret=SECRET, config=config
             ) as stack,
-            await stack.listen(f"quic://{SERVER}:4433", tls=TLS) as listener,
+            await stack.listen(f"quic://{SERVER}:4433", tls=TLS, alpn=["test"]) as listener,
         ):
             yield listener
 
@@ -142,7 +144,7 @@ def run_on_two(
 def test_a_retry_token_of_one_is_taken_by_the_other(server: EngineName) -> None:
     async def script(network: Anycast, client: Stack, one: Listener, other: Listener) -> None:
         async with (
-            client.connect(f"quic://{SERVER}:4433", tls=TRUSTING) as connection,
+            client.connect(f"quic://{SERVER}:4433", tls=TRUSTING, alpn=["test"]) as connection,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(echo, await other.accept())
@@ -160,7 +162,7 @@ def test_a_stateless_reset_of_one_ends_the_others_connection(
 ) -> None:
     async def script(network: Anycast, client: Stack, one: Listener, other: Listener) -> None:
         async with (
-            client.connect(f"quic://{SERVER}:4433", tls=TRUSTING) as connection,
+            client.connect(f"quic://{SERVER}:4433", tls=TRUSTING, alpn=["test"]) as connection,
             await one.accept(),
         ):
             network.switch(1)

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 import hoststack
-from hoststack import LinkError, TlsConfig
+from hoststack import ListenError, TlsConfig
 from hoststack.boundary import attaching
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
 from tests.daemon.echoing import is_well
@@ -48,8 +48,8 @@ def test_the_limit_is_raised() -> None:
 async def listen_until_refused(stack: hoststack.Stack) -> tuple[int, str]:
     for count in range(LIMIT):
         try:
-            await stack.listen("quic://127.0.0.1:0", tls=TLS)
-        except LinkError as error:
+            await stack.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"])
+        except ListenError as error:
             return count, f"{errno.errorcode[error.errno or 0]} {error}"
     raise AssertionError("nothing was refused")
 

@@ -44,7 +44,7 @@ def test_the_application_goes_on(make_daemon: MakeDaemon) -> None:
                     tls = TLS if uri.startswith("quic") else None
                     listener: hoststack.Listener = await nursery.start(
                         lambda task_status: stack.serve(
-                            uri, handler, tls=tls, task_status=task_status
+                            uri, handler, tls=tls, alpn=["test"], task_status=task_status
                         )
                     )
                     return listener
@@ -54,7 +54,7 @@ def test_the_application_goes_on(make_daemon: MakeDaemon) -> None:
                 uri = f"quic://127.0.0.1:{quic.local[1]}"
                 async with (
                     client.connect(f"udp://127.0.0.1:{udp.local[1]}") as honest,
-                    client.connect(uri, tls=TlsConfig(verify=False)) as before,
+                    client.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as before,
                 ):
                     for _ in range(2):
                         await honest.send_datagram(b"honest")
@@ -64,7 +64,9 @@ def test_the_application_goes_on(make_daemon: MakeDaemon) -> None:
                         # This is the application, too: it looks at its notices now and then.
                         if number % 500 == 499:
                             assert await ask(before, b"still here") == b"still here"
-                    async with client.connect(uri, tls=TlsConfig(verify=False)) as after:
+                    async with client.connect(
+                        uri, tls=TlsConfig(verify=False), alpn=["test"]
+                    ) as after:
                         for _ in range(8):
                             assert await ask(after, b"hello") == b"hello"
                     await honest.send_datagram(b"still here")

@@ -83,7 +83,7 @@ def unreadable(
 async def resume(stack: hoststack.Stack, uri: str) -> None:
     tls = TlsConfig(ca=TLS.certificate, sessions=SessionCache())
     for _ in range(2):
-        async with stack.connect(uri, tls=tls) as connection:
+        async with stack.connect(uri, tls=tls, alpn=["test"]) as connection:
             assert await ask(connection, b"resumed") == b"resumed"
 
 
@@ -100,13 +100,16 @@ async def use_every_kind(daemon: Daemon) -> None:
                 # Not the system's CAs, and not this name: both are the peer's fault.
                 for tls in (TlsConfig(), TlsConfig(ca=TLS.certificate, server_name="nope")):
                     with pytest.raises(ConnectError) as refused:
-                        async with stack.connect(uri, tls=tls):
+                        async with stack.connect(uri, tls=tls, alpn=["test"]):
                             raise AssertionError
                     assert "internal error" not in str(refused.value), refused.value
                 with pytest.raises(ConnectError):
                     async with stack.connect(uri, tls=TRUSTING, alpn=["nope"]):
                         raise AssertionError
-            async with echo_server(other) as uri, stack.connect(uri, tls=TRUSTING) as connection:
+            async with (
+                echo_server(other) as uri,
+                stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
+            ):
                 data = os.urandom(200_000)
                 assert await ask(connection, data) == data
                 if stack.engine_name == "native":
@@ -130,7 +133,7 @@ async def echo_over(daemon: Daemon) -> None:
         async with (
             hoststack.attach(daemon.api) as stack,
             echo_server(stack) as uri,
-            stack.connect(uri, tls=TRUSTING) as connection,
+            stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
         ):
             assert await ask(connection, b"again") == b"again"
 

@@ -25,7 +25,8 @@ import sys, trio, hoststack
 
 async def main(path, uri):
     async with hoststack.attach(path, name="guest") as stack:
-        async with stack.connect(uri, tls=hoststack.TlsConfig(verify=False)) as connection:
+        tls = hoststack.TlsConfig(verify=False)
+        async with stack.connect(uri, tls=tls, alpn=["echo"]) as connection:
             stream = await connection.open_stream()
             await stream.send_all(b"hello")
             await stream.send_eof()

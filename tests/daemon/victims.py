@@ -18,9 +18,9 @@ async def _live(api: str, uri: str) -> None:
     """Listens, is connected, and moves bytes in both directions until it dies."""
     async with (
         hoststack.attach(api, name="victim") as stack,
-        await stack.listen("quic://127.0.0.1:0", tls=_TLS),
-        stack.connect(uri, tls=TlsConfig(verify=False)) as one,
-        stack.connect(uri, tls=TlsConfig(verify=False)) as other,
+        await stack.listen("quic://127.0.0.1:0", tls=_TLS, alpn=["test"]),
+        stack.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as one,
+        stack.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as other,
         trio.open_nursery() as nursery,
     ):
         moved = 0

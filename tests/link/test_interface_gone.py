@@ -55,7 +55,7 @@ class Scene:
 
     async def serves(self) -> None:
         """A new connection carries bytes both ways."""
-        async with self.client.connect(self.uri, tls=TRUSTING) as connected:
+        async with self.client.connect(self.uri, tls=TRUSTING, alpn=["test"]) as connected:
             accepted = await self.accepted.receive()
             await exchange(connected, accepted, bytes(50_000))
             await exchange(accepted, connected, bytes(50_000))
@@ -74,7 +74,7 @@ async def serving(pair: VethPair) -> AsyncIterator[Scene]:
         trio.open_nursery() as nursery,
     ):
         scene = Scene(pair, server, client)
-        nursery.start_soon(lambda: server.serve(scene.uri, scene.handle, tls=TLS))
+        nursery.start_soon(lambda: server.serve(scene.uri, scene.handle, tls=TLS, alpn=["test"]))
         await scene.until(lambda: bool(server.link._opened))  # type: ignore[attr-defined]
         await scene.serves()
         yield scene
@@ -100,17 +100,17 @@ def test_one_that_is_deleted_is_told_and_taken_again(veth_pair: VethPair) -> Non
 
     async def main() -> None:
         async with serving(veth_pair) as scene:
-            async with scene.client.connect(scene.uri, tls=TRUSTING):
+            async with scene.client.connect(scene.uri, tls=TRUSTING, alpn=["test"]):
                 accepted = await scene.accepted.receive()
                 a.ip("link", "del", a.ifname)
                 await scene.until(lambda: bool(scene.link.trouble))
                 info = await accepted.wait_closed()
                 assert f"{a.ifname} is gone" in info.reason
                 with pytest.raises(OSError, match=f"{a.ifname} is gone") as listening:
-                    await scene.server.listen(f"quic://{a.ipv4}:4434", tls=TLS)
+                    await scene.server.listen(f"quic://{a.ipv4}:4434", tls=TLS, alpn=["test"])
                 with pytest.raises(OSError, match="is gone") as connecting:
                     async with scene.server.connect(
-                        f"quic://{veth_pair.b.ipv4}:4433", tls=TRUSTING
+                        f"quic://{veth_pair.b.ipv4}:4433", tls=TRUSTING, alpn=["test"]
                     ):
                         pass
                 assert listening.value.errno == connecting.value.errno == errno.ENODEV
@@ -118,7 +118,7 @@ def test_one_that_is_deleted_is_told_and_taken_again(veth_pair: VethPair) -> Non
             await scene.until(lambda: not scene.link.trouble)
             await scene.serves()
             # And what is new works as before.
-            async with await scene.server.listen(f"quic://{a.ipv4}:4434", tls=TLS):
+            async with await scene.server.listen(f"quic://{a.ipv4}:4434", tls=TLS, alpn=["test"]):
                 pass
 
     within(veth_pair, main)
@@ -143,7 +143,7 @@ def test_what_a_connection_outlives(veth_pair: VethPair) -> None:
 
     async def main() -> None:
         async with serving(veth_pair) as scene:
-            async with scene.client.connect(scene.uri, tls=TRUSTING) as connected:
+            async with scene.client.connect(scene.uri, tls=TRUSTING, alpn=["test"]) as connected:
                 accepted = await scene.accepted.receive()
                 for commands in changes:
                     for command in commands:

@@ -85,7 +85,9 @@ class Ends:
                     if next(ended) == until:
                         nursery.cancel_scope.cancel()
 
-                await nursery.start(partial(stack.serve, self.uri, handle, tls=self.tls))
+                await nursery.start(
+                    partial(stack.serve, self.uri, handle, tls=self.tls, alpn=["test"])
+                )
                 task_status.started(stack)
 
         return program
@@ -109,7 +111,7 @@ class Ends:
             trio.run(main)
 
     def connect(self, stack: Stack) -> Any:
-        return stack.connect(self.uri, tls=TlsConfig(verify=False))
+        return stack.connect(self.uri, tls=TlsConfig(verify=False), alpn=["test"])
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_what_is_for_others_goes_to_them(network: Network, family: int, protocol
         tls = TLS if protocol == "quic" else None
         async with (
             hoststack.open_stack(router.ifname, link="af_xdp") as stack,
-            await stack.listen(uri, tls=tls) as listener,
+            await stack.listen(uri, tls=tls, alpn=["test"]) as listener,
         ):
             with (
                 await socket_of(network.near, family) as peer,

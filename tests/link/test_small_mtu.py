@@ -41,13 +41,13 @@ def test_a_small_interface(veth_pair: VethPair, kind: str, family: str) -> None:
     async def main() -> None:
         async with stack(kind, veth_pair) as opened:
             if family == "ipv6":
-                async with await opened.listen(named(family, here), tls=TLS):
+                async with await opened.listen(named(family, here), tls=TLS, alpn=["test"]):
                     return
             with trio.fail_after(5):
                 with pytest.raises(OSError, match="1199 bytes, and QUIC needs 1200") as listening:
-                    await opened.listen(named(family, here), tls=TLS)
+                    await opened.listen(named(family, here), tls=TLS, alpn=["test"])
                 with pytest.raises(OSError, match="1199 bytes, and QUIC needs 1200") as connecting:
-                    async with opened.connect(named(family, there), tls=TLS):
+                    async with opened.connect(named(family, there), tls=TLS, alpn=["test"]):
                         pass
             assert listening.value.errno == connecting.value.errno == errno.EMSGSIZE
             # UDP and TCP go on as they did.
@@ -69,7 +69,7 @@ def test_a_small_route(veth_pair: VethPair, kind: str, family: str) -> None:
     async def main() -> None:
         async with stack(kind, veth_pair) as opened:
             with trio.fail_after(5), pytest.raises(OSError, match="QUIC needs 1200") as connecting:
-                async with opened.connect(named(family, beyond), tls=TLS):
+                async with opened.connect(named(family, beyond), tls=TLS, alpn=["test"]):
                     pass
             assert connecting.value.errno == errno.EMSGSIZE
 

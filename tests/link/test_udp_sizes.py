@@ -51,8 +51,8 @@ def test_a_connection_goes_on_when_the_mtu_shrinks(side: Side, family: str) -> N
         async with (
             hoststack.open_stack(link="udp", engine="native") as server,
             hoststack.open_stack(link="udp", engine="native") as client,
-            await server.listen(f"{uri}:4433", tls=TLS) as listener,
-            client.connect(f"{uri}:4433", tls=TRUSTING) as connected,
+            await server.listen(f"{uri}:4433", tls=TLS, alpn=["test"]) as listener,
+            client.connect(f"{uri}:4433", tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             with trio.fail_after(10):
@@ -130,7 +130,7 @@ def test_a_stack_outlives_who_is_out_of_reach(veth_pair: VethPair, engine: str) 
     async def main() -> None:
         async with (
             hoststack.open_stack(link="udp", engine=engine) as server,
-            await server.listen(f"quic://{a.ipv4}:4433", tls=TLS),
+            await server.listen(f"quic://{a.ipv4}:4433", tls=TLS, alpn=["test"]),
         ):
             stranger.sendto(unknown.ljust(1200, b"\x00"), (a.ipv4, 4433))
             with trio.fail_after(10):

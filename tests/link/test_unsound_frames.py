@@ -142,8 +142,8 @@ def test_quic_is_answered_to_hosts_alone(veth_pair: VethPair) -> None:
         tls = TlsConfig.self_signed(["localhost"])
         async with (
             host(a) as server,
-            await server.stack.listen(f"quic://0.0.0.0:{QUIC_PORT}", tls=tls),
-            await server.stack.listen(f"quic://[::]:{QUIC_PORT}", tls=tls),
+            await server.stack.listen(f"quic://0.0.0.0:{QUIC_PORT}", tls=tls, alpn=["test"]),
+            await server.stack.listen(f"quic://[::]:{QUIC_PORT}", tls=tls, alpn=["test"]),
         ):
             with packet_socket(b) as raw:
                 for source in sources:

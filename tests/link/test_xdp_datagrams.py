@@ -15,7 +15,7 @@ import trio
 
 import hoststack
 import pyxdp
-from hoststack import QuicConfig, Stack, TlsConfig
+from hoststack import Stack, TlsConfig, UdpConfig
 from hoststack.api.stack import EmbeddedStack
 from hoststack.link.base import Endpoint
 from hoststack.link.kernel.rtnetlink import Rtnetlink
@@ -26,7 +26,7 @@ from tests.support.netns import Side, VethPair, run
 pytestmark = pytest.mark.needs_root
 FAMILIES = ["ipv4", "ipv6"]
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_LARGE = QuicConfig(datagram_fifo_bytes=1 << 22)
+_LARGE = UdpConfig(1 << 22, 1 << 22)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ def test_quic_beside_it(veth_pair: VethPair, family: str) -> None:
 
     async def ask_quic(stack: Stack, port: int) -> None:
         where = uri(here, port).replace("udp", "quic")
-        async with stack.connect(where, tls=TlsConfig(verify=False)) as connection:
+        async with stack.connect(where, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
             stream = await connection.open_stream()
             back = bytearray()
             async with trio.open_nursery() as nursery:
@@ -199,7 +199,7 @@ def test_quic_beside_it(veth_pair: VethPair, family: str) -> None:
         async with host(veth_pair.a) as a, trio.open_nursery() as nursery:
             any_ = ("0.0.0.0", "::")[family == "ipv6"]
             udp = await a.stack.listen(uri(any_, 0))
-            quic = await a.stack.listen(uri(any_, 0).replace("udp", "quic"), tls=tls)
+            quic = await a.stack.listen(uri(any_, 0).replace("udp", "quic"), tls=tls, alpn=["test"])
 
             async def answer() -> None:
                 connection = await udp.accept()

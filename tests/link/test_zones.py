@@ -7,13 +7,14 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 import trio
 
 import hoststack
-from hoststack import ConnectError, Connection, LinkError, TlsConfig
+from hoststack import ConnectError, Connection, LinkError, ListenError, TlsConfig
 from hoststack.link import zones
 from tests.apps.echo_process import PATIENCE_S
 from tests.daemon.conftest import run_daemon
@@ -61,12 +62,13 @@ def test_stacks_say_what_is_wrong(scheme: str, zone: str) -> None:
 
     async def main() -> None:
         uri = f"{scheme}://[fe80::1{zone}]:4433"
+        tls, alpn = (TLS, ["test"]) if scheme == "quic" else (None, [])
         async with hoststack.open_stack(link="udp") as stack:
             with pytest.raises(ConnectError, match=said):
-                async with stack.connect(uri):
+                async with stack.connect(uri, alpn=alpn):
                     pytest.fail("there is no such place")
-            with pytest.raises(LinkError, match=said):
-                await stack.listen(uri, tls=TLS if scheme == "quic" else None)
+            with pytest.raises(ListenError, match=said):
+                await stack.listen(uri, tls=tls, alpn=alpn)
 
     trio.run(main)
 
@@ -100,18 +102,8 @@ def serving(pair: VethPair, make_stack: MakeStack, zone: str) -> Iterator[dict[s
         async with make_stack() as stack, trio.open_nursery() as nursery:
             found: dict[str, Any] = {}
             for scheme, handler in SERVICES.items():
-                tls = TLS if scheme == "quic" else None
-
-                async def serve(
-                    scheme: str = scheme,
-                    handler: Any = handler,
-                    tls: Any = tls,
-                    task_status: Any = trio.TASK_STATUS_IGNORED,
-                ) -> None:
-                    await stack.serve(
-                        f"{scheme}://{uri}", handler, tls=tls, task_status=task_status
-                    )
-
+                tls, alpn = (TLS, ["test"]) if scheme == "quic" else (None, [])
+                serve = partial(stack.serve, f"{scheme}://{uri}", handler, tls=tls, alpn=alpn)
                 found[scheme] = (await nursery.start(serve)).local
             told.put((trio.lowlevel.current_trio_token(), found))
             await stop.wait()
@@ -145,8 +137,8 @@ async def talk(stack: hoststack.Stack, pair: VethPair, where: dict[str, Any], zo
     for scheme, local in where.items():
         assert local[0] == f"{pair.a.link_local()}%{pair.a.ifname}"
         uri = f"{scheme}://[{pair.a.link_local()}{zone}]:{local[1]}"
-        tls = TRUSTING if scheme == "quic" else None
-        async with stack.connect(uri, tls=tls) as connection:
+        tls, alpn = (TRUSTING, ["test"]) if scheme == "quic" else (None, [])
+        async with stack.connect(uri, tls=tls, alpn=alpn) as connection:
             assert connection.remote == (there, local[1])
             assert connection.local[0] == here
             if scheme == "udp":
@@ -173,7 +165,7 @@ def test_over_each_link(veth_pair: VethPair, link: LinkName, engine: str) -> Non
                 if link == "af_xdp":
                     await talk(stack, pair, where, "")
                     with pytest.raises(ConnectError, match="this stack uses right alone"):
-                        async with stack.connect("quic://[fe80::1%lo]:1"):
+                        async with stack.connect("quic://[fe80::1%lo]:1", alpn=["test"]):
                             pytest.fail("it is not there")
 
     def make_stack() -> Any:

@@ -65,8 +65,8 @@ async def meeting(
         hoststack.open_stack(
             link=network.link(client_host), engine=engine, config=config
         ) as client,
-        await server.listen(uri, tls=TLS) as listener,
-        client.connect(uri, tls=TRUSTING) as connected,
+        await server.listen(uri, tls=TLS, alpn=["test"]) as listener,
+        client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
         await listener.accept() as accepted,
     ):
         yield server, client, accepted, connected
@@ -273,8 +273,8 @@ def test_an_interface_that_takes_less(veth_pair: VethPair, kind: str, engine: An
         async with (
             hoststack.open_stack(link=opened(kind, a), engine=engine) as server,
             hoststack.open_stack(link=opened("udp", b), engine=engine) as client,
-            await server.listen(uri, tls=TLS) as listener,
-            client.connect(uri, tls=TRUSTING) as connected,
+            await server.listen(uri, tls=TLS, alpn=["test"]) as listener,
+            client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             transfer = Transfer()

@@ -46,8 +46,10 @@ def test_it_never_sleeps_and_other_tasks_run(monkeypatch: pytest.MonkeyPatch) ->
         async with (
             hoststack.open_stack(link="udp", busy_poll_us=50) as server,
             hoststack.open_stack(link="udp", busy_poll_us=50) as client,
-            await server.listen("quic://127.0.0.1:0", tls=TLS) as listener,
-            client.connect("quic://{}:{}".format(*listener.local), tls=TRUSTING) as connected,
+            await server.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]) as listener,
+            client.connect(
+                "quic://{}:{}".format(*listener.local), tls=TRUSTING, alpn=["test"]
+            ) as connected,
             await listener.accept() as accepted,
         ):
             await exchange(connected, accepted, bytes(1_000_000))

@@ -76,8 +76,8 @@ async def connected(
 ) -> AsyncIterator[tuple[Connection, Connection]]:
     """Both ends of a connection, the client's first."""
     async with (
-        await server.listen(URI, tls=server_tls) as listener,
-        client.connect(URI, tls=client_tls) as theirs,
+        await server.listen(URI, tls=server_tls, alpn=["test"]) as listener,
+        client.connect(URI, tls=client_tls, alpn=["test"]) as theirs,
         await listener.accept() as ours,
     ):
         yield theirs, ours
@@ -116,9 +116,9 @@ def test_the_servers_order_decides(server: str, client: str) -> None:
 def test_without_a_common_cipher_there_is_no_connection(server: str, client: str) -> None:
     async def main() -> None:
         async with stacks(server, client) as (ours, theirs):
-            await ours.listen(URI, tls=server_tls(AES_256))
+            await ours.listen(URI, tls=server_tls(AES_256), alpn=["test"])
             with pytest.raises(ConnectError):
-                async with theirs.connect(URI, tls=client_tls(CHACHA20)):
+                async with theirs.connect(URI, tls=client_tls(CHACHA20), alpn=["test"]):
                     pass
             assert ours.counters().accepted == 0
 

@@ -16,8 +16,8 @@ from hoststack import (
     ConnectError,
     Connection,
     ConnectionClosedError,
-    LinkError,
     Listener,
+    ListenError,
     QuicConfig,
     SessionCache,
     Stack,
@@ -100,8 +100,8 @@ async def use(client: Connection, listener: Listener) -> Connection:
 def test_a_server_learns_who_its_client_is(engine: str, asks: str, own: TlsConfig | None) -> None:
     async def main() -> None:
         async with stacks(engine) as (server, client):
-            listener = await server.listen(URI, tls=server_tls(asks))
-            async with client.connect(URI, tls=client_tls(own)) as connection:
+            listener = await server.listen(URI, tls=server_tls(asks), alpn=["test"])
+            async with client.connect(URI, tls=client_tls(own), alpn=["test"]) as connection:
                 assert names(connection.peer_certificate) == "CN=localhost"
                 accepted = await use(connection, listener)
                 expected = "CN=alice" if own is ALICE and asks != "none" else None
@@ -116,7 +116,7 @@ async def refused(client: Stack, tls: TlsConfig) -> tuple[int, str]:
     In TLS 1.3 a client is done before the server has seen its certificate.
     """
     try:
-        async with client.connect(URI, tls=tls) as connection:
+        async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
             info = await connection.wait_closed()
             return info.code, info.reason
     except ConnectError as error:
@@ -127,7 +127,7 @@ async def refused(client: Stack, tls: TlsConfig) -> tuple[int, str]:
 def test_a_client_without_a_certificate_is_refused(engine: str) -> None:
     async def main() -> None:
         async with stacks(engine) as (server, client):
-            await server.listen(URI, tls=server_tls("required"))
+            await server.listen(URI, tls=server_tls("required"), alpn=["test"])
             code, reason = await refused(client, client_tls(None))
             assert code == CERTIFICATE_REQUIRED
             assert reason == "The server requires a client certificate"
@@ -142,7 +142,7 @@ def test_a_client_without_a_certificate_is_refused(engine: str) -> None:
 def test_a_certificate_of_an_unknown_authority_is_refused(engine: str, asks: str) -> None:
     async def main() -> None:
         async with stacks(engine) as (server, client):
-            await server.listen(URI, tls=server_tls(asks))
+            await server.listen(URI, tls=server_tls(asks), alpn=["test"])
             code, reason = await refused(client, client_tls(MALLORY))
             assert code in (UNKNOWN_CA, BAD_CERTIFICATE)
             assert "NOT trusted" in reason
@@ -154,8 +154,10 @@ def test_a_certificate_of_an_unknown_authority_is_refused(engine: str, asks: str
 def test_without_verification_every_certificate_does() -> None:
     async def main() -> None:
         async with stacks() as (server, client):
-            listener = await server.listen(URI, tls=server_tls("required", verify=False))
-            async with client.connect(URI, tls=client_tls(MALLORY)) as connection:
+            listener = await server.listen(
+                URI, tls=server_tls("required", verify=False), alpn=["test"]
+            )
+            async with client.connect(URI, tls=client_tls(MALLORY), alpn=["test"]) as connection:
                 accepted = await use(connection, listener)
                 assert names(accepted.peer_certificate) == "CN=mallory"
 
@@ -165,7 +167,7 @@ def test_without_verification_every_certificate_does() -> None:
 def test_the_systems_authorities_are_those_of_a_server_that_names_none() -> None:
     async def main() -> None:
         async with stacks() as (server, client):
-            await server.listen(URI, tls=server_tls("required", ca=None))
+            await server.listen(URI, tls=server_tls("required", ca=None), alpn=["test"])
             _, reason = await refused(client, client_tls(ALICE))
             assert "NOT trusted" in reason
 
@@ -179,9 +181,9 @@ def test_a_server_that_asks_gives_no_tickets() -> None:
         cache = SessionCache()
         tls = client_tls(ALICE, sessions=cache)
         async with stacks() as (server, client):
-            listener = await server.listen(URI, tls=server_tls("required"))
+            listener = await server.listen(URI, tls=server_tls("required"), alpn=["test"])
             for _ in range(2):
-                async with client.connect(URI, tls=tls) as connection:
+                async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                     accepted = await use(connection, listener)
                     assert names(accepted.peer_certificate) == "CN=alice"
                     assert not connection.is_resumed
@@ -195,14 +197,14 @@ def test_a_ticket_of_a_server_that_does_not_ask_opens_none_that_asks() -> None:
         tls = client_tls(ALICE, sessions=cache)
         async with stacks() as (server, client):
             async with (
-                await server.listen(URI, tls=server_tls("none")) as listener,
-                client.connect(URI, tls=tls) as connection,
+                await server.listen(URI, tls=server_tls("none"), alpn=["test"]) as listener,
+                client.connect(URI, tls=tls, alpn=["test"]) as connection,
             ):
                 await use(connection, listener)
             assert len(cache) == 1
             async with (
-                await server.listen(URI, tls=server_tls("required")) as listener,
-                client.connect(URI, tls=tls) as connection,
+                await server.listen(URI, tls=server_tls("required"), alpn=["test"]) as listener,
+                client.connect(URI, tls=tls, alpn=["test"]) as connection,
             ):
                 accepted = await use(connection, listener)
                 assert not connection.is_resumed
@@ -218,12 +220,13 @@ def test_what_can_not_be_had_is_said() -> None:
             hoststack.open_stack(link=network.link(SERVER), engine="aioquic") as other,
             hoststack.open_stack(link=network.link(CLIENT), engine="native") as stack,
         ):
-            with pytest.raises(LinkError, match="use the native one"):
-                await other.listen(URI, tls=server_tls("required"))
-            with pytest.raises(LinkError, match="leave out"):
+            with pytest.raises(ListenError, match="use the native one"):
+                await other.listen(URI, tls=server_tls("required"), alpn=["test"])
+            with pytest.raises(ListenError, match="leave out"):
                 await stack.listen(
                     f"quic://{CLIENT}:1",
                     tls=server_tls("optional"),
+                    alpn=["test"],
                     config=QuicConfig(early_data=True),
                 )
 
@@ -235,8 +238,8 @@ def test_what_can_not_be_had_is_said() -> None:
 def test_a_client_sees_why_an_open_connection_was_refused() -> None:
     async def main() -> None:
         async with stacks() as (server, client):
-            await server.listen(URI, tls=server_tls("required"))
-            async with client.connect(URI, tls=client_tls(None)) as connection:
+            await server.listen(URI, tls=server_tls("required"), alpn=["test"])
+            async with client.connect(URI, tls=client_tls(None), alpn=["test"]) as connection:
                 stream = await connection.open_stream()
                 with pytest.raises(ConnectionClosedError, match="requires a client certificate"):
                     await stream.receive_some()

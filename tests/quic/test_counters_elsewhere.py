@@ -82,13 +82,13 @@ def test_they_are_whole_and_never_go_back() -> None:
         async with (
             hoststack.open_stack(link="udp", engine="native") as server,
             hoststack.open_stack(link="udp", engine="native") as client,
-            await server.listen("quic://127.0.0.1:0", tls=TLS) as listener,
+            await server.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]) as listener,
         ):
             uri = "quic://{}:{}".format(*listener.local)
             with trio.fail_after(30), Reader(client) as reader:
                 for _ in range(CONNECTIONS):
                     async with (
-                        client.connect(uri, tls=TRUSTING) as connected,
+                        client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
                         await listener.accept() as accepted,
                     ):
                         await exchange(connected, accepted, bytes(200_000))
@@ -108,8 +108,8 @@ def test_what_both_engines_know_has_one_name() -> None:
         async with (
             hoststack.open_stack(link=network.link("10.0.0.1"), engine="aioquic") as server,
             hoststack.open_stack(link=network.link("10.0.0.2"), engine="native") as client,
-            await server.listen("quic://10.0.0.1:4433", tls=TLS) as listener,
-            client.connect("quic://10.0.0.1:4433", tls=TRUSTING) as connected,
+            await server.listen("quic://10.0.0.1:4433", tls=TLS, alpn=["test"]) as listener,
+            client.connect("quic://10.0.0.1:4433", tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             await exchange(connected, accepted, bytes(200_000))

@@ -147,8 +147,8 @@ def test_aioquic_offers_none() -> None:
         async with hoststack.open_stack(
             link=MemoryNetwork().link(SERVER), engine="aioquic", config=CONFIG
         ) as stack:
-            with pytest.raises(hoststack.LinkError, match=r"aioquic.*datagram_fifo_bytes"):
-                await stack.listen(URI, tls=TLS)
+            with pytest.raises(hoststack.ListenError, match=r"aioquic.*datagram_fifo_bytes"):
+                await stack.listen(URI, tls=TLS, alpn=["test"])
 
     run(main)
 
@@ -305,7 +305,7 @@ def test_rubbish_in_the_fifos_ends_its_connection_alone(do_harm: Any) -> None:
         network = MemoryNetwork()
         async with (
             meeting(network, CONFIG) as (server, client, accepted, connected),
-            client.connect(URI, tls=TRUSTING) as other,
+            client.connect(URI, tls=TRUSTING, alpn=["test"]) as other,
         ):
             stream = await other.open_stream()
             datagrams = connected._datagrams
@@ -412,10 +412,10 @@ def test_datagrams_wait_for_the_handshake() -> None:
             ) as client,
             trio.open_nursery() as nursery,
         ):
-            await nursery.start(partial(server.serve, URI, echo, tls=TLS))
+            await nursery.start(partial(server.serve, URI, echo, tls=TLS, alpn=["test"]))
             tls = replace(TRUSTING, sessions=SessionCache())
             for state in ("none", "pending"):
-                async with client.connect(URI, tls=tls) as connection:
+                async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                     assert connection.early_data == state
                     if state == "pending":
                         stream = await connection.open_stream()

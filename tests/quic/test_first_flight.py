@@ -77,7 +77,7 @@ class Reordering(MemoryNetwork):
 #: As large as with two post-quantum key shares: three datagrams.
 LARGE = QuicConfiguration(
     is_client=True,
-    alpn_protocols=[*(f"a-long-name-{i:03}-".ljust(120, "x") for i in range(22)), "hoststack"],
+    alpn_protocols=[*(f"a-long-name-{i:03}-".ljust(120, "x") for i in range(22)), "test"],
     verify_mode=ssl.CERT_NONE,
 )
 ORDERS = ["".join(order) for order in itertools.permutations("012")]
@@ -96,7 +96,7 @@ def test_a_client_hello_of_three_datagrams(engine: str, order: str, retry: int |
         config = QuicConfig(retry_above_half_open=retry)
         async with (
             hoststack.open_stack(link=network.link(SERVER), config=config) as stack,
-            await stack.listen(URI, tls=TLS) as listener,
+            await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
             trio.open_nursery() as nursery,
         ):
             began = trio.current_time()
@@ -106,7 +106,7 @@ def test_a_client_hello_of_three_datagrams(engine: str, order: str, retry: int |
             await peer.connect(LARGE, SERVER, PORT)
             nursery.start_soon(peer.run)
             async with await listener.accept() as accepted:
-                assert accepted.alpn == "hoststack"
+                assert accepted.alpn == "test"
                 await peer.wait_for(events.HandshakeCompleted)
                 if set(order) == set("012"):
                     # Nothing had to be sent again: at most the way there, Retry's and the rest.
@@ -124,7 +124,7 @@ def test_later_parts_alone_begin_no_connection(engine: str) -> None:
         network, initials = Reordering(), Initials()
         async with (
             hoststack.open_stack(link=network.link(SERVER)) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
         ):
             path = Path(Endpoint(CLIENT, 5), Endpoint(SERVER, PORT))
             for _ in range(500):
@@ -181,7 +181,7 @@ async def server_on(network: MemoryNetwork, engine: Any, config: QuicConfig) -> 
         hoststack.open_stack(link=network.link(SERVER), engine=engine, config=config) as stack,
         trio.open_nursery() as nursery,
     ):
-        await nursery.start(partial(stack.serve, URI, handler, tls=TLS))
+        await nursery.start(partial(stack.serve, URI, handler, tls=TLS, alpn=["test"]))
         yield stack, seen
         nursery.cancel_scope.cancel()
 
@@ -192,7 +192,7 @@ def client_on(network: MemoryNetwork, version: int) -> AbstractAsyncContextManag
 
 
 async def ask(client: Stack, tls: TlsConfig, data: bytes) -> Connection:
-    async with client.connect(URI, tls=tls) as connection:
+    async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
         stream = await connection.open_stream()
         async with stream:
             await stream.send_all(data)
@@ -248,7 +248,7 @@ def test_0rtt_between_the_parts_of_a_client_hello(engine: str) -> None:
         path = Path(Endpoint(CLIENT, 5), Endpoint(SERVER, PORT))
         async with (
             hoststack.open_stack(link=network.link(SERVER), config=EARLY) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
         ):
             network._carry(initials.packet(dcid, end=100), path)
             await trio.sleep(RTT_S)
@@ -278,7 +278,7 @@ def test_a_flood_of_0rtt_is_held_within_bounds(engine: str, size: int, held: int
         path = Path(Endpoint(CLIENT, 5), Endpoint(SERVER, PORT))
         async with (
             hoststack.open_stack(link=network.link(SERVER), config=EARLY) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
         ):
             for _ in range(1000):
                 network._carry(some_0rtt(os.urandom(8), size), path)
@@ -354,7 +354,7 @@ def test_0rtt_in_the_burst_of_its_initial(server_engine: Any, burst: int) -> Non
 
     async def ask_at(client: Stack, tls: TlsConfig, port: int, data: bytes) -> str:
         uri = f"quic://127.0.0.1:{port}"
-        async with client.connect(uri, tls=tls) as connection:
+        async with client.connect(uri, tls=tls, alpn=["test"]) as connection:
             async with await connection.open_stream() as stream:
                 await stream.send_all(data)
                 await stream.send_eof()
@@ -371,7 +371,7 @@ def test_0rtt_in_the_burst_of_its_initial(server_engine: Any, burst: int) -> Non
                 hoststack.open_stack(link="udp", engine="native", config=EARLY) as client,
                 trio.open_nursery() as nursery,
             ):
-                serve = partial(server.serve, "quic://127.0.0.1:0", handler, tls=TLS)
+                serve = partial(server.serve, "quic://127.0.0.1:0", handler, tls=TLS, alpn=["test"])
                 local = (await nursery.start(serve)).local
                 relay = Relay((local[0], local[1]))
                 nursery.start_soon(relay.run)
@@ -406,13 +406,13 @@ def test_a_client_with_more_protocols_than_a_server_could_offer(server_engine: s
         async with (
             hoststack.open_stack(link=network.link(SERVER), engine=server_engine) as server,
             hoststack.open_stack(link=network.link(CLIENT), engine="aioquic") as client,
-            await server.listen(URI, tls=TLS),
+            await server.listen(URI, tls=TLS, alpn=["test"]),
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(network.change, lambda flight: flight[::-1])
             async with client.connect(
-                URI, tls=TlsConfig(verify=False), alpn=[*protocols, "hoststack"]
+                URI, tls=TlsConfig(verify=False), alpn=[*protocols, "test"]
             ) as connection:
-                assert connection.alpn == "hoststack"
+                assert connection.alpn == "test"
 
     run(main)

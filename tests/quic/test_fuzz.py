@@ -88,8 +88,8 @@ def test_hostile_datagrams_cost_no_good_connection(
             hoststack.open_stack(link=network.link(CLIENT), config=config) as client,
             trio.open_nursery() as nursery,
         ):
-            await nursery.start(partial(server.serve, URI, _echo, tls=tls))
-            async with client.connect(URI, tls=trusting) as good:
+            await nursery.start(partial(server.serve, URI, _echo, tls=tls, alpn=["test"]))
+            async with client.connect(URI, tls=trusting, alpn=["test"]) as good:
                 await _round_trip(good)
                 before = _resident_bytes()
                 sent = 0
@@ -116,7 +116,7 @@ def test_hostile_datagrams_cost_no_good_connection(
                 assert counters.connections == 1
                 assert counters.half_open == 0
                 dropped = dict(counters.dropped)
-                async with client.connect(URI, tls=trusting) as another:
+                async with client.connect(URI, tls=trusting, alpn=["test"]) as another:
                     await _round_trip(another)
             nursery.cancel_scope.cancel()
 

@@ -90,7 +90,7 @@ async def handshake(client: Stack, uri: str) -> float:
     """Connect once; how long it took."""
     began = trio.current_time()
     with trio.fail_after(30):
-        async with client.connect(uri, tls=TRUSTING):
+        async with client.connect(uri, tls=TRUSTING, alpn=["test"]):
             return trio.current_time() - began
 
 
@@ -106,7 +106,7 @@ def run(
         async with (
             hoststack.open_stack(link=network.link(host), config=config) as server,
             hoststack.open_stack(link=network.link(client_host)) as client,
-            await server.listen(uri, tls=TLS) as listener,
+            await server.listen(uri, tls=TLS, alpn=["test"]) as listener,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(accept, listener)
@@ -214,7 +214,7 @@ def test_handshakes_do_not_use_up_the_connections_there_may_be() -> None:
 
 def test_established_connections_stay_when_there_is_no_room() -> None:
     async def script(network: Flooded, server: Stack, client: Stack, uri: str) -> None:
-        async with client.connect(uri, tls=TRUSTING) as connected:
+        async with client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected:
             await trio.sleep(RTT_S)
             await network.flood(anybody, 0.1)
             await trio.sleep(RTT_S)
@@ -314,8 +314,8 @@ def test_a_client_goes_on_after_retry() -> None:
         async with (
             hoststack.open_stack(link=network.link(SERVER), config=config) as server,
             hoststack.open_stack(link=network.link(CLIENT)) as client,
-            await server.listen(uri, tls=TLS) as listener,
-            client.connect(uri, tls=TRUSTING) as connected,
+            await server.listen(uri, tls=TLS, alpn=["test"]) as listener,
+            client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             assert server.counters().retries
@@ -357,7 +357,7 @@ def test_strangers_are_answered_without_a_path(veth_pair: VethPair, link: Any, e
     async def main() -> None:
         async with (
             hoststack.open_stack(here.ifname, link=link, config=config) as stack,
-            await stack.listen(f"quic://{here.ipv4}:0", tls=TLS) as listener,
+            await stack.listen(f"quic://{here.ipv4}:0", tls=TLS, alpn=["test"]) as listener,
         ):
             port = listener.local[1]
             for number in range(count):

@@ -277,7 +277,7 @@ def test_clients_whose_messages_a_server_refuses(caplog: pytest.LogCaptureFixtur
         network = MemoryNetwork(seed=1)
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
-            await stack.listen(URI, tls=TLS) as listener,
+            await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
             for number, case in enumerate(OF_CLIENTS):
                 code = await be_refused(network, number, case)
@@ -285,10 +285,10 @@ def test_clients_whose_messages_a_server_refuses(caplog: pytest.LogCaptureFixtur
             client = hoststack.open_stack(link=network.link("10.9.9.9"))
             async with (
                 client as good,
-                good.connect(URI, tls=TlsConfig(verify=False)) as there,
+                good.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]) as there,
                 await listener.accept() as here,
             ):
-                assert here.alpn == there.alpn == "hoststack"
+                assert here.alpn == there.alpn == "test"
 
     with no_trace(caplog):
         run(main)
@@ -304,7 +304,7 @@ async def be_refused_by(stack: Stack, network: MemoryNetwork, number: int, case:
         nursery.start_soon(peer.run)
         with pytest.raises(ConnectError) as caught:
             async with stack.connect(
-                f"quic://10.2.0.{number + 1}:{PORT}", tls=TlsConfig(verify=False)
+                f"quic://10.2.0.{number + 1}:{PORT}", tls=TlsConfig(verify=False), alpn=["test"]
             ):
                 pass
         end = await peer.wait_for(ConnectionTerminated)
@@ -402,14 +402,14 @@ def test_messages_after_the_handshake(
         return end.error_code
 
     async def be_closed(stack: Stack, uri: str) -> None:
-        async with stack.connect(uri, tls=TlsConfig(verify=False)) as connection:
+        async with stack.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
             await connection.wait_closed()
 
     async def main() -> None:
         network = MemoryNetwork(seed=4)
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
         ):
             for number, (data, code) in enumerate(late(engine, from_server=from_server)):
                 got = await one(stack, network, f"10.3.0.{number + 1}", data)
@@ -426,7 +426,7 @@ def test_a_crypto_frame_far_ahead(offset: int, caplog: pytest.LogCaptureFixture)
         link = network.link(STOCK)
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
             trio.open_nursery() as nursery,
         ):
             peer = StockPeer(link)
@@ -455,7 +455,7 @@ def test_a_hello_in_many_packets() -> None:
         grease = in_hello(lambda h: h._replace(extensions=[(0x1A1A, bytes(9000)), *h.extensions]))
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
         ):
             # aioquic's hash is of what it meant to send, so it ends at the server's Finished, which
             # is after the server has taken the hello.
@@ -524,7 +524,7 @@ def test_a_hello_after_a_retry_request(
         network = MemoryNetwork(seed=7)
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
             trio.open_nursery() as nursery,
         ):
             peer = StockPeer(network.link(STOCK))

@@ -69,7 +69,7 @@ def test_frames_that_no_peer_should_send(caplog: pytest.LogCaptureFixture) -> No
         ):
 
             async def serve(task_status: trio.TaskStatus[object]) -> None:
-                await stack.serve(URI, _serve, tls=TLS, task_status=task_status)
+                await stack.serve(URI, _serve, tls=TLS, alpn=["test"], task_status=task_status)
 
             await nursery.start(serve)
             closed = [await _be_hostile(network, seed) for seed in range(PEERS)]
@@ -79,7 +79,7 @@ def test_frames_that_no_peer_should_send(caplog: pytest.LogCaptureFixture) -> No
             client = hoststack.open_stack(link=network.link("10.9.9.9"))
             async with (
                 client as good,
-                good.connect(URI, tls=TlsConfig(verify=False)) as connection,
+                good.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]) as connection,
             ):
                 stream = await connection.open_stream()
                 await stream.send_eof()

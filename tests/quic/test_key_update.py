@@ -29,8 +29,8 @@ def test_a_long_transfer_goes_through_many_keys(loss: float) -> None:
         async with (
             hoststack.open_stack(link=network.link("10.0.0.1"), config=config) as server,
             hoststack.open_stack(link=network.link("10.0.0.2"), config=config) as client,
-            await server.listen(uri, tls=tls) as listener,
-            client.connect(uri, tls=TlsConfig(verify=False)) as connected,
+            await server.listen(uri, tls=tls, alpn=["test"]) as listener,
+            client.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             await exchange(connected, accepted, data)
@@ -50,13 +50,13 @@ def test_time_never_goes_back_between_turns() -> None:
         async with (
             hoststack.open_stack(link="udp") as server,
             hoststack.open_stack(link="udp") as client,
-            await server.listen("quic://127.0.0.1:0", tls=tls) as listener,
+            await server.listen("quic://127.0.0.1:0", tls=tls, alpn=["test"]) as listener,
             trio.open_nursery() as nursery,
         ):
             uri = f"quic://127.0.0.1:{listener.local[1]}"
             trusting = TlsConfig(verify=False)
             async with (
-                client.connect(uri, tls=trusting) as connected,
+                client.connect(uri, tls=trusting, alpn=["test"]) as connected,
                 await listener.accept() as accepted,
             ):
                 done = trio.Event()
@@ -69,7 +69,7 @@ def test_time_never_goes_back_between_turns() -> None:
                 while not done.is_set():
                     connected.update_keys()
                     accepted.update_keys()
-                    async with client.connect(uri, tls=trusting):
+                    async with client.connect(uri, tls=trusting, alpn=["test"]):
                         (await listener.accept()).close_now()
 
     trio.run(main)

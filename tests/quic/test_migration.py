@@ -422,22 +422,24 @@ def test_the_preferred_port_is_held_as_long_as_it_is_needed() -> None:
     async def main() -> None:
         network = MemoryNetwork()
         async with hoststack.open_stack(link=network.link(SERVER), engine="native") as server:
-            listener = await server.listen(URI, tls=TLS, config=PREFERRING)
+            listener = await server.listen(URI, tls=TLS, alpn=["test"], config=PREFERRING)
             async with (
                 hoststack.open_stack(link=network.link(CLIENT), engine="native") as client,
-                client.connect(URI, tls=TRUSTING) as connected,
+                client.connect(URI, tls=TRUSTING, alpn=["test"]) as connected,
                 await listener.accept() as accepted,
             ):
                 await listener.aclose()
                 await exchange(connected, accepted, bytes(10_000))
                 assert open_ports(server) == {4433, 5555}
                 # Another listener may want the same.
-                again = await server.listen(URI, tls=TLS, config=PREFERRING)
+                again = await server.listen(URI, tls=TLS, alpn=["test"], config=PREFERRING)
                 await again.aclose()
                 await exchange(connected, accepted, bytes(10_000))
             await settle()
             assert open_ports(server) == set()
-            listener = await server.listen("quic://0.0.0.0:5555", tls=TLS, config=PREFERRING)
+            listener = await server.listen(
+                "quic://0.0.0.0:5555", tls=TLS, alpn=["test"], config=PREFERRING
+            )
             assert open_ports(server) == {5555}
             await listener.aclose()
 
@@ -462,8 +464,8 @@ def test_addresses_that_are_none_are_refused(addresses: tuple[str, ...], text: s
         link.open_port(Endpoint(SERVER, 7777))
         async with hoststack.open_stack(link=link, engine="native") as stack:
             config = QuicConfig(preferred_addresses=addresses)
-            with pytest.raises(hoststack.LinkError, match=text):
-                await stack.listen(URI, tls=TLS, config=config)
+            with pytest.raises(hoststack.ListenError, match=text):
+                await stack.listen(URI, tls=TLS, alpn=["test"], config=config)
             assert open_ports(stack) == {7777}
 
     run(main)
@@ -474,8 +476,8 @@ def test_aioquic_prefers_none() -> None:
         async with hoststack.open_stack(
             link=MemoryNetwork().link(SERVER), engine="aioquic", config=PREFERRING
         ) as stack:
-            with pytest.raises(hoststack.LinkError, match=r"aioquic.*preferred_addresses"):
-                await stack.listen(URI, tls=TLS)
+            with pytest.raises(hoststack.ListenError, match=r"aioquic.*preferred_addresses"):
+                await stack.listen(URI, tls=TLS, alpn=["test"])
             assert open_ports(stack) == set()
 
     run(main)
@@ -487,8 +489,8 @@ def test_aioquic_does_not_move() -> None:
         async with (
             hoststack.open_stack(link=network.link(SERVER), engine="aioquic") as server,
             hoststack.open_stack(link=network.link(CLIENT), engine="aioquic") as client,
-            await server.listen(URI, tls=TLS),
-            client.connect(URI, tls=TRUSTING) as connected,
+            await server.listen(URI, tls=TLS, alpn=["test"]),
+            client.connect(URI, tls=TRUSTING, alpn=["test"]) as connected,
         ):
             with pytest.raises(MigrationError, match="aioquic engine can't"):
                 await connected.migrate()

@@ -104,8 +104,8 @@ def test_to_a_port_and_to_an_address(
         async with (
             hoststack.open_stack(link=opened(kind, a), engine="native") as server,
             hoststack.open_stack(link=opened(kind, b), engine="native") as client,
-            await server.listen(uri, tls=TLS) as listener,
-            client.connect(uri, tls=TRUSTING) as connected,
+            await server.listen(uri, tls=TLS, alpn=["test"]) as listener,
+            client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             shared = connected.local
@@ -138,8 +138,8 @@ def test_to_a_preferred_address(veth_pair: VethPair, kind: str, family: Family) 
         async with (
             hoststack.open_stack(link=opened(kind, a), engine="native") as server,
             hoststack.open_stack(link=opened(kind, b), engine="native") as client,
-            await server.listen(uri, tls=TLS, config=config) as listener,
-            client.connect(uri, tls=TRUSTING) as connected,
+            await server.listen(uri, tls=TLS, alpn=["test"], config=config) as listener,
+            client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             assert (preferred, PREFERRED_PORT) in ports_of(server)
@@ -163,8 +163,8 @@ def test_a_second_address_on_the_same_port(veth_pair: VethPair, kind: str, famil
         async with (
             hoststack.open_stack(link=opened(kind, a), engine="native") as server,
             hoststack.open_stack(link=opened(kind, b), engine="native") as client,
-            await server.listen(uri, tls=TLS, config=config) as listener,
-            client.connect(uri, tls=TRUSTING) as connected,
+            await server.listen(uri, tls=TLS, alpn=["test"], config=config) as listener,
+            client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             await exchange(connected, accepted, bytes(SIZE_BYTES))
@@ -190,8 +190,8 @@ def test_from_one_kind_of_address_to_the_other(
         async with (
             hoststack.open_stack(link=opened(kind, a), engine="native") as server,
             hoststack.open_stack(link=opened(kind, b), engine="native", config=config) as client,
-            await server.listen(uri, tls=TLS, config=config) as listener,
-            client.connect(uri, tls=TRUSTING) as connected,
+            await server.listen(uri, tls=TLS, alpn=["test"], config=config) as listener,
+            client.connect(uri, tls=TRUSTING, alpn=["test"]) as connected,
             await listener.accept() as accepted,
         ):
             await until(lambda: connected.remote == (other, PREFERRED_PORT), connected)

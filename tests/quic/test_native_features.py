@@ -56,8 +56,8 @@ async def meeting(
         hoststack.open_stack(
             link=network.link(CLIENT), engine="native", config=client_config or config
         ) as client,
-        await server.listen(URI, tls=TLS) as listener,
-        client.connect(URI, tls=TRUSTING) as connected,
+        await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+        client.connect(URI, tls=TRUSTING, alpn=["test"]) as connected,
         await listener.accept() as accepted,
     ):
         yield server, client, accepted, connected
@@ -171,9 +171,12 @@ def test_packets_of_a_connection_that_is_gone_are_answered_with_a_reset() -> Non
         async with (
             hoststack.open_stack(link=network.link(SERVER), engine="native") as server,
             hoststack.open_stack(link=network.link(CLIENT), engine="native") as client,
-            await server.listen(URI, tls=TLS) as listener,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
-            async with client.connect(URI, tls=TRUSTING) as connected, await listener.accept() as a:
+            async with (
+                client.connect(URI, tls=TRUSTING, alpn=["test"]) as connected,
+                await listener.accept() as a,
+            ):
                 await exchange(connected, a, b"x" * 5000)
             await trio.sleep(10)
             assert server.counters().connections == 0
@@ -206,8 +209,8 @@ def test_what_aioquic_can_not_do_is_said_when_it_is_asked_for(config: QuicConfig
         async with hoststack.open_stack(
             link=MemoryNetwork().link(SERVER), engine="aioquic", config=config
         ) as stack:
-            with pytest.raises(hoststack.LinkError, match=r"aioquic|version"):
-                await stack.listen(URI, tls=TLS)
+            with pytest.raises(hoststack.ListenError, match=r"aioquic|version"):
+                await stack.listen(URI, tls=TLS, alpn=["test"])
 
     run(main)
 
@@ -301,8 +304,10 @@ def test_counters_can_be_read_by_another_thread() -> None:
         async with (
             hoststack.open_stack(link="udp", engine="native") as server,
             hoststack.open_stack(link="udp", engine="native") as client,
-            await server.listen("quic://127.0.0.1:0", tls=TLS) as listener,
-            client.connect(f"quic://127.0.0.1:{listener.local[1]}", tls=TRUSTING) as connected,
+            await server.listen("quic://127.0.0.1:0", tls=TLS, alpn=["test"]) as listener,
+            client.connect(
+                f"quic://127.0.0.1:{listener.local[1]}", tls=TRUSTING, alpn=["test"]
+            ) as connected,
             await listener.accept() as accepted,
         ):
             is_over = threading.Event()

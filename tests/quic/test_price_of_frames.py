@@ -53,7 +53,7 @@ def test_stop_sending_is_not_looked_up_among_all_streams() -> None:
         network = MemoryNetwork()
         async with (
             hoststack.open_stack(link=network.link(OURS), engine="native", config=config) as stack,
-            await stack.listen(URI, tls=TLS) as listener,
+            await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
             link = network.link("10.1.0.1")
             peer = StockPeer(link)

@@ -85,7 +85,7 @@ async def server_on(
 ) -> AsyncIterator[Stack]:
     """A server that lives as long as the block, and can be followed by another one."""
     async with stack_on(network, SERVER, config, engine) as stack, trio.open_nursery() as nursery:
-        await nursery.start(partial(stack.serve, URI, handler, tls=TLS))
+        await nursery.start(partial(stack.serve, URI, handler, tls=TLS, alpn=["test"]))
         yield stack
         nursery.cancel_scope.cancel()
 
@@ -131,7 +131,7 @@ async def ask(connection: Connection, data: bytes) -> None:
 
 async def get_ticket(client: Stack, tls: TlsConfig, **options: Any) -> None:
     """A connection that leaves a ticket behind."""
-    async with client.connect(URI, tls=tls, **options) as connection:
+    async with client.connect(URI, tls=tls, alpn=["test"], **options) as connection:
         assert not connection.is_resumed
         assert connection.early_data == "none"
         await ask(connection, b"first")
@@ -154,7 +154,7 @@ def test_the_second_connection_resumes_the_first_ones_session(
             stack_on(network, CLIENT, engine=client_engine) as client,
         ):
             await get_ticket(client, tls)
-            async with client.connect(URI, tls=tls) as connection:
+            async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                 assert connection.is_resumed
                 assert connection.early_data == "none"
                 await ask(connection, b"second")
@@ -182,7 +182,7 @@ def test_a_ticket_is_used_once() -> None:
             await get_ticket(client, tls)
 
             async def connect() -> None:
-                async with client.connect(URI, tls=tls) as connection:
+                async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                     resumed.append(connection.is_resumed)
 
             async with trio.open_nursery() as nursery:
@@ -199,7 +199,7 @@ def test_a_ticket_of_an_unverified_server_is_not_used_where_it_must_be_verified(
         async with server_on(network, Echo()), stack_on(network, CLIENT) as client:
             await get_ticket(client, TlsConfig(verify=False, sessions=cache))
             tls = TlsConfig(ca=TLS.certificate, server_name="localhost", sessions=cache)
-            async with client.connect(URI, tls=tls) as connection:
+            async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                 assert not connection.is_resumed
 
     run(main)
@@ -218,7 +218,9 @@ def test_a_cache_can_be_saved_and_loaded(tmp_path: Path) -> None:
             assert file.stat().st_mode & 0o777 == 0o600
             loaded = SessionCache.load(file)
             assert len(loaded) == len(cache) == 1
-            async with client.connect(URI, tls=TlsConfig(verify=False, sessions=loaded)) as again:
+            async with client.connect(
+                URI, tls=TlsConfig(verify=False, sessions=loaded), alpn=["test"]
+            ) as again:
                 assert again.early_data == "pending"
                 await ask(again, b"early")
                 assert again.is_resumed
@@ -249,7 +251,9 @@ def test_a_spoiled_ticket_makes_a_full_handshake(size: int) -> None:
                 for i, ticket in enumerate(server.tickets):
                     spoiled = bytes(b ^ 0x55 for b in ticket.session)[:size]
                     server.tickets[i] = ticket._replace(session=spoiled, parameters=spoiled)
-            async with client.connect(URI, tls=TlsConfig(verify=False, sessions=cache)) as again:
+            async with client.connect(
+                URI, tls=TlsConfig(verify=False, sessions=cache), alpn=["test"]
+            ) as again:
                 await ask(again, b"after all")
                 assert not again.is_resumed
 
@@ -297,7 +301,7 @@ def test_a_token_spares_the_next_connection_a_retry() -> None:
         ):
             await get_ticket(client, tls)
             assert server.counters().retries == 1
-            async with client.connect(URI, tls=tls) as connection:
+            async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                 await ask(connection, b"again")
             assert server.counters().retries == 1
             # Without a cache there is no token either.
@@ -326,7 +330,7 @@ def test_early_data_are_there_before_the_handshake_is_complete(
             await get_ticket(client, tls)
             network.impairments = replace(network.impairments, loss=loss)
             start = trio.current_time()
-            async with client.connect(URI, tls=tls) as connection:
+            async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                 assert trio.current_time() == start
                 assert connection.early_data == "pending"
                 await ask(connection, bytes(size))
@@ -368,7 +372,7 @@ def test_a_server_may_wait_until_nothing_is_a_replay(server_engine: str) -> None
             stack_on(network, CLIENT, EARLY) as client,
         ):
             await get_ticket(client, tls)
-            async with client.connect(URI, tls=tls) as connection:
+            async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                 await ask(connection, b"patience")
 
     run(main)
@@ -408,7 +412,7 @@ def test_what_a_server_rejects_is_sent_again(
                 await get_ticket(client, tls)
             async with server_on(network, echo, **change, engine=server_engine):
                 network.impairments = replace(network.impairments, loss=loss)
-                async with client.connect(URI, tls=tls) as connection:
+                async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                     await ask_early(connection)
                     assert connection.early_data == "rejected"
                     assert not connection.is_resumed
@@ -429,7 +433,7 @@ def test_a_server_that_allows_fewer_streams_than_before_ends_the_connection() ->
                 await get_ticket(client, tls)
             async with (
                 server_on(network, echo, QuicConfig(max_streams_bidi=1)),
-                client.connect(URI, tls=tls) as connection,
+                client.connect(URI, tls=tls, alpn=["test"]) as connection,
             ):
                 streams = [await connection.open_stream() for _ in range(3)]
                 await streams[0].send_all(b"x")
@@ -446,7 +450,7 @@ def test_a_peer_that_does_not_answer_early_data_is_told_as_closed() -> None:
         async with stack_on(network, CLIENT, EARLY) as client, server_on(network, Echo()):
             await get_ticket(client, tls)
             network.impairments = replace(network.impairments, loss=1.0)
-            async with client.connect(URI, tls=tls) as connection:
+            async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                 stream = await connection.open_stream()
                 await stream.send_all(b"hello?")
                 with pytest.raises(ConnectionClosedError, match="No answer"):
@@ -479,7 +483,7 @@ def test_a_replayed_first_flight_is_not_believed_twice(server_engine: str) -> No
             async with stack_on(network, CLIENT, EARLY) as client:
                 await get_ticket(client, tls)
                 network.to_server.clear()
-                async with client.connect(URI, tls=tls) as connection:
+                async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                     await ask(connection, b"once")
                 flight = [each for each in network.to_server if each[0][0] & 0x80]
             before = server.counters().rx_datagrams
@@ -518,10 +522,10 @@ def test_tickets_hold_on_every_worker_with_the_same_secret() -> None:
                     link=network.link(SERVER), engine="native", config=EARLY, secret=secret
                 ) as stack, trio.open_nursery() as nursery:  # fmt: skip
                     listener: Listener = await nursery.start(
-                        lambda stack=stack, **k: stack.serve(URI, echo, tls=TLS, **k)
+                        lambda stack=stack, **k: stack.serve(URI, echo, tls=TLS, alpn=["test"], **k)
                     )
                     assert listener.local[1] == 4433
-                    async with client.connect(URI, tls=tls) as connection:
+                    async with client.connect(URI, tls=tls, alpn=["test"]) as connection:
                         await ask(connection, b"any worker")
                         await connection.wait_handshake()
                         assert connection.is_resumed == (turn == 1)

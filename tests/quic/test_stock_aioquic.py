@@ -39,12 +39,12 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 def client_configuration(**options: Any) -> QuicConfiguration:
     return QuicConfiguration(
-        is_client=True, alpn_protocols=["hoststack"], verify_mode=ssl.CERT_NONE, **options
+        is_client=True, alpn_protocols=["test"], verify_mode=ssl.CERT_NONE, **options
     )
 
 
 def server_configuration(**options: Any) -> QuicConfiguration:
-    configuration = QuicConfiguration(is_client=False, alpn_protocols=["hoststack"], **options)
+    configuration = QuicConfiguration(is_client=False, alpn_protocols=["test"], **options)
     assert isinstance(TLS.certificate, bytes)
     assert isinstance(TLS.key, bytes)
     configuration.certificate = x509.load_pem_x509_certificate(TLS.certificate)
@@ -76,7 +76,7 @@ async def stock_client(
     network = MemoryNetwork(seed=3, **impairments)  # type: ignore[arg-type]
     async with (
         hoststack.open_stack(link=network.link(OURS), config=config) as stack,
-        await stack.listen(URI, tls=TLS) as listener,
+        await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         trio.open_nursery() as nursery,
     ):
         peer = StockPeer(network.link(STOCK))
@@ -100,7 +100,9 @@ async def stock_server(
         peer.accept(server_configuration(**(stock or {})))
         nursery.start_soon(peer.run)
         trusting = TlsConfig(verify=False)
-        async with stack.connect(f"quic://{STOCK}:{PORT}", tls=trusting) as connection:
+        async with stack.connect(
+            f"quic://{STOCK}:{PORT}", tls=trusting, alpn=["test"]
+        ) as connection:
             yield Meeting(network, stack, connection, peer, nursery)
         nursery.cancel_scope.cancel()
 

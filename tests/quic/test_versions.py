@@ -80,8 +80,8 @@ async def pair(
     async with (
         hoststack.open_stack(link=network.link(SERVER), engine=server) as serving,
         hoststack.open_stack(link=network.link(CLIENT), engine=client, config=config) as stack,
-        await serving.listen(URI, tls=TLS) as listener,
-        stack.connect(URI, tls=tls) as connected,
+        await serving.listen(URI, tls=TLS, alpn=["test"]) as listener,
+        stack.connect(URI, tls=tls, alpn=["test"]) as connected,
         await listener.accept() as accepted,
     ):
         yield connected, accepted
@@ -126,7 +126,7 @@ async def stock_client(
     config = QuicConfig(retry_above_half_open=retry)
     async with (
         hoststack.open_stack(link=network.link(SERVER), engine=engine, config=config) as stack,
-        await stack.listen(URI, tls=TLS) as listener,
+        await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         trio.open_nursery() as nursery,
     ):
         peer = StockPeer(network.link(CLIENT))
@@ -203,7 +203,7 @@ def test_a_client_of_a_server_with_fewer_versions(
             peer = StockPeer(network.link(SERVER), PORT)
             peer.accept(server_configuration(supported_versions=speaks))
             nursery.start_soon(peer.run)
-            async with stack.connect(URI, tls=TRUSTING) as connection:
+            async with stack.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 assert peer.quic is not None
                 assert peer.quic._version == spoken
                 stream = await connection.open_stream()
@@ -224,7 +224,7 @@ def test_a_client_of_a_server_that_speaks_nothing_known(engine: Any) -> None:
         async with hoststack.open_stack(link=network.link(CLIENT), engine=engine) as stack:
             began = trio.current_time()
             with pytest.raises(ConnectError, match="version"):
-                async with stack.connect(URI, tls=TRUSTING):
+                async with stack.connect(URI, tls=TRUSTING, alpn=["test"]):
                     pass
             assert trio.current_time() - began < 1
 
@@ -239,7 +239,7 @@ def test_version_negotiation_that_names_the_clients_own_version_is_ignored(engin
         async with (
             hoststack.open_stack(link=network.link(SERVER)) as server,
             hoststack.open_stack(link=network.link(CLIENT), engine=engine) as client,
-            await server.listen(URI, tls=TLS) as listener,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
             trio.open_nursery() as nursery,
         ):
 
@@ -248,7 +248,7 @@ def test_version_negotiation_that_names_the_clients_own_version_is_ignored(engin
                 network.refused = {}
 
             nursery.start_soon(relent)
-            async with client.connect(URI, tls=TRUSTING), await listener.accept():
+            async with client.connect(URI, tls=TRUSTING, alpn=["test"]), await listener.accept():
                 assert network.versions == {SERVER: V1, CLIENT: V1}
 
     run(main)
@@ -269,7 +269,7 @@ def test_ciphers_after_a_client_began_again(engine: Any, cipher: Any) -> None:
             peer = StockPeer(network.link(SERVER), PORT)
             peer.accept(server_configuration(supported_versions=[V1]))
             nursery.start_soon(peer.run)
-            async with stack.connect(URI, tls=tls) as connection:
+            async with stack.connect(URI, tls=tls, alpn=["test"]) as connection:
                 assert connection.cipher == cipher
                 stream = await connection.open_stream()
                 await stream.send_all(bytes(20_000))
@@ -290,7 +290,7 @@ def test_an_unknown_version_is_answered_whatever_its_types_are(engine: Any, firs
         client = network.link(CLIENT)
         async with (
             hoststack.open_stack(link=network.link(SERVER), engine=engine) as stack,
-            await stack.listen(URI, tls=TLS),
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
         ):
             port = client.open_port(Endpoint("0.0.0.0", 0)).port
             path = await client.connect_path(port, Endpoint(SERVER, PORT))
@@ -321,13 +321,13 @@ def test_what_was_learned_with_one_version_is_not_used_with_another(
         async with (
             hoststack.open_stack(link=network.link(SERVER), engine=server, config=config) as stack,
             hoststack.open_stack(link=network.link(CLIENT), engine=client) as connecting,
-            await stack.listen(URI, tls=TLS) as listener,
+            await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
             resumed = []
             for version in (1, 2, 1, 2):
                 chosen = QuicConfig(version=version)
                 async with (
-                    connecting.connect(URI, tls=tls, config=chosen) as connected,
+                    connecting.connect(URI, tls=tls, alpn=["test"], config=chosen) as connected,
                     await listener.accept() as accepted,
                 ):
                     await exchange(connected, accepted, b"so that the ticket comes")
@@ -349,12 +349,14 @@ def test_a_server_takes_nothing_of_another_version(server: Any, kind: str) -> No
         async with (
             hoststack.open_stack(link=network.link(SERVER), engine=server, config=config) as stack,
             hoststack.open_stack(link=network.link(CLIENT), engine="native") as connecting,
-            await stack.listen(URI, tls=TLS) as listener,
+            await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
 
             async def connect(version: int) -> bool:
                 async with (
-                    connecting.connect(URI, tls=tls, config=QuicConfig(version=version)) as ours,
+                    connecting.connect(
+                        URI, tls=tls, alpn=["test"], config=QuicConfig(version=version)
+                    ) as ours,
                     await listener.accept() as theirs,
                 ):
                     await exchange(ours, theirs, b"so that the ticket comes")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import hoststack
-from hoststack import ConnectError, LinkError, Stack, TlsConfig
+from hoststack import ConnectError, ListenError, Stack, TlsConfig
 from hoststack.boundary import messages as m
 from hoststack.boundary.scope import Scope
 from hoststack.link.memory import MemoryNetwork
@@ -85,7 +85,7 @@ def test_messages_of_an_application_that_checks_nothing(alpn: Sequence[str], sco
         ):
             call = two._router.call
             replies = [await call(lambda t: m.Listen(t, here, TLS, names, None))]
-            async with await one.listen(URI, tls=TLS):
+            async with await one.listen(URI, tls=TLS, alpn=["test"]):
                 replies += [await call(lambda t: m.Connect(t, here, "x", trusting, names, None))]
                 if scope == "global":
                     reply = await call(
@@ -140,8 +140,8 @@ def test_names_that_a_certificate_is_for(name: str) -> None:
 
     async def main(server: Stack, client: Stack) -> None:
         async with (
-            await server.listen(URI, tls=TLS) as listener,
-            client.connect(URI, tls=trusting),
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+            client.connect(URI, tls=trusting, alpn=["test"]),
             await listener.accept(),
         ):
             pass
@@ -162,12 +162,12 @@ def test_what_a_certificate_is_for(purpose: x509.ObjectIdentifier, engine: str) 
     trusting = TlsConfig(ca=certificate, server_name="localhost")
 
     async def main(server: Stack, client: Stack) -> None:
-        async with await server.listen(URI, tls=serving):
+        async with await server.listen(URI, tls=serving, alpn=["test"]):
             if purpose is ExtendedKeyUsageOID.SERVER_AUTH:
-                async with client.connect(URI, tls=trusting):
+                async with client.connect(URI, tls=trusting, alpn=["test"]):
                     return
             with pytest.raises(ConnectError, match="purpose"):
-                async with client.connect(URI, tls=trusting):
+                async with client.connect(URI, tls=trusting, alpn=["test"]):
                     pass
 
     with_two(main)
@@ -177,7 +177,7 @@ def test_what_a_certificate_is_for(purpose: x509.ObjectIdentifier, engine: str) 
 def test_a_host_that_is_no_name(host: str) -> None:
     async def main(_: Stack, client: Stack) -> None:
         with pytest.raises(ValueError, match="name") as caught:
-            async with client.connect(f"quic://{host}:4433"):
+            async with client.connect(f"quic://{host}:4433", alpn=["test"]):
                 pass
         assert "\n" not in str(caught.value)
 
@@ -200,15 +200,15 @@ def test_keys_that_serve(key: ec.EllipticCurvePrivateKey, engine: str) -> None:
 
     async def main(server: Stack, client: Stack) -> None:
         if engine == "aioquic" and tls.private_key.__class__ is key.__class__ and is_p521(key):
-            with pytest.raises(LinkError, match="P-521"):
-                await server.listen(URI, tls=tls)
+            with pytest.raises(ListenError, match="P-521"):
+                await server.listen(URI, tls=tls, alpn=["test"])
             with pytest.raises(ConnectError, match="P-521"):
-                async with client.connect(URI, tls=tls):
+                async with client.connect(URI, tls=tls, alpn=["test"]):
                     pass
             return
         async with (
-            await server.listen(URI, tls=tls) as listener,
-            client.connect(URI, tls=TlsConfig(verify=False)),
+            await server.listen(URI, tls=tls, alpn=["test"]) as listener,
+            client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]),
             await listener.accept(),
         ):
             pass
@@ -249,7 +249,7 @@ def test_what_a_closed_listener_held_is_freed() -> None:
     async def main(server: Stack, _: Stack) -> None:
         async def listen_and_close(times: int) -> None:
             for _ in range(times):
-                async with await server.listen(URI, tls=TLS):
+                async with await server.listen(URI, tls=TLS, alpn=["test"]):
                     pass
             await trio.testing.wait_all_tasks_blocked()
 
@@ -266,8 +266,8 @@ def test_what_a_closed_listener_held_is_freed() -> None:
 def test_a_connection_outlives_its_listener() -> None:
     async def main(server: Stack, client: Stack) -> None:
         before = native_listeners()
-        async with await server.listen(URI, tls=TLS) as listener:
-            connecting = client.connect(URI, tls=TlsConfig(verify=False))
+        async with await server.listen(URI, tls=TLS, alpn=["test"]) as listener:
+            connecting = client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"])
             there = await connecting.__aenter__()
             here = await listener.accept()
         stream = await there.open_stream()
@@ -278,7 +278,7 @@ def test_a_connection_outlives_its_listener() -> None:
             assert await got.receive_some() == b"still here"
         await connecting.__aexit__(None, None, None)
         await trio.sleep(10)  # the closing period, after which the connection is forgotten
-        async with await server.listen(URI, tls=TLS):
+        async with await server.listen(URI, tls=TLS, alpn=["test"]):
             pass  # a turn
         await trio.testing.wait_all_tasks_blocked()
         assert native_listeners() == before

@@ -56,7 +56,7 @@ class SlowApplication:
 
     def listen(self) -> None:
         """All that it does before it falls asleep."""
-        self._worker.request(m.Listen(1, (SERVER, 4433), TLS, ("hoststack",), CONFIG))
+        self._worker.request(m.Listen(1, (SERVER, 4433), TLS, ("test",), CONFIG))
 
     @property
     def messages(self) -> int:
@@ -99,7 +99,7 @@ def test_an_application_that_reads_nothing_keeps_its_worker(engine: str) -> None
             slow.listen()
             await trio.sleep(1)
             for _ in range(20):
-                async with client.connect(URI, tls=TRUSTING) as connection:
+                async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                     assert await flood(connection) == FEW
                     assert await flood(connection) == 0
             assert slow.remote.gone is None
@@ -117,7 +117,7 @@ def test_an_application_that_reads_nothing_keeps_its_worker(engine: str) -> None
             assert notices["Accepted"] == notices["Closed"] == 20
             assert notices["StreamAccepted"] == 20 * FEW
             assert slow.messages == 0
-            async with client.connect(URI, tls=TRUSTING) as connection:
+            async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 assert await flood(connection, 3 * FEW) == 3 * FEW
             await trio.sleep(1)
             assert slow.remote.sessions_in_use == 1  # the listener
@@ -170,20 +170,20 @@ def test_connections_that_nobody_accepts_are_refused_above_a_backlog(
         async with (
             hoststack.open_stack(link=network.link(SERVER)) as server,
             hoststack.open_stack(link=network.link(CLIENT)) as client,
-            await server.listen(URI, tls=TLS) as listener,
+            await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
             for _ in range(3):
-                async with client.connect(URI, tls=TRUSTING):
+                async with client.connect(URI, tls=TRUSTING, alpn=["test"]):
                     pass
             for _ in range(3):
-                async with client.connect(URI, tls=TRUSTING) as refused:
+                async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as refused:
                     with trio.fail_after(5):
                         info = await refused.wait_closed()
                     assert (info.code, info.is_application, info.by_peer) == (2, True, True)
             for _ in range(3):
                 accepted = await listener.accept()
                 await accepted.wait_closed()
-            async with client.connect(URI, tls=TRUSTING) as connection:
+            async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 other = await listener.accept()
                 assert other.remote == connection.local
 
@@ -296,7 +296,7 @@ def test_a_greedy_connection_leaves_sessions_and_memory_for_others(engine: str) 
             slow = SlowApplication(Limits(fifo_bytes=8 << 20, sessions=200))
             nursery.start_soon(slow.serve, server)
             stack, _ = await slow.wake_up(nursery)
-            listener = await stack.listen(URI, tls=TLS, config=config)
+            listener = await stack.listen(URI, tls=TLS, alpn=["test"], config=config)
 
             async def echo_all() -> None:
                 while True:
@@ -323,7 +323,7 @@ def test_a_greedy_connection_leaves_sessions_and_memory_for_others(engine: str) 
                     await stream.send_all(b"x")
             await trio.sleep(1)
             for _ in range(3):
-                async with client.connect(URI, tls=TRUSTING) as honest:
+                async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as honest:
                     for _ in range(3):
                         data = bytes(100_000)
                         with trio.fail_after(20):
@@ -334,7 +334,7 @@ def test_a_greedy_connection_leaves_sessions_and_memory_for_others(engine: str) 
         connected: list[Connection] = []
 
         async def hold(task_status: Any) -> None:
-            async with client.connect(URI, tls=TRUSTING) as connection:
+            async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 connected.append(connection)
                 task_status.started()
                 await trio.sleep_forever()
@@ -362,11 +362,11 @@ def test_a_stream_without_room_is_refused_and_its_connection_lives(
             slow.remote.scopes = frozenset({"global", "local"})
             nursery.start_soon(slow.serve, server)
             stack, _ = await slow.wake_up(nursery)
-            listener = await stack.listen(URI, tls=TLS)
+            listener = await stack.listen(URI, tls=TLS, alpn=["test"])
             own: Any = client
             if protocol == "cut-through":
                 own = await nursery.start(local_client, server)
-            async with own.connect(URI, tls=TRUSTING) as connection:
+            async with own.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 accepted = await listener.accept()
                 for name in ("make_segment", "map_segment"):
                     with monkeypatch.context() as patch:

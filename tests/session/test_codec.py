@@ -25,6 +25,7 @@ from hoststack.boundary.fifo_pool import (
     PoolExhaustedError,
     SharedFifos,
 )
+from hoststack.boundary.protocols import TcpConfig, UdpConfig
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.seam import CloseInfo, Handshake, QuicConfig
 from hoststack.quic.session_cache import Ticket
@@ -44,6 +45,9 @@ def no_fifo(name: BlockName) -> Fifo:
     [
         m.Connect(1, THERE, "localhost", TlsConfig(verify=False), ("h3", "x"), QuicConfig()),
         m.Connect(1, HERE, "x", TlsConfig(), ("x",), None, KNOWN),
+        m.Connect(1, HERE, "", TlsConfig(), (), TcpConfig(1, 2, 3), protocol="tcp"),
+        m.Connect(1, HERE, "", TlsConfig(), (), UdpConfig(1, 2, 3), protocol="udp"),
+        m.Bind(1, HERE, UdpConfig(1, 2, 3)),
         m.OpenStream(1, 2, True),
         m.Cancel(3),
         m.Unlisten(1 << 61),
@@ -139,8 +143,18 @@ def test_zones_come_along(zone: str) -> None:
 def test_no_connection_is_like_that(field: str, value: object) -> None:
     good = encode(m.Connect(1, HERE, "x", TlsConfig(), (), QuicConfig()))
     fields = msgspec.msgpack.decode(good[1:])
-    config = next(each for each in fields if isinstance(each, dict) and field in each)
+    [config] = (each[0] for each in fields if isinstance(each, list) and len(each) == 3)
     config[field] = value
+    with pytest.raises(CodecError):
+        decode_request(good[:1] + msgspec.msgpack.encode(fields))
+
+
+@pytest.mark.parametrize("configs", [[None] * 3, [None, {}, {}], [{}, {}, {}]])
+def test_a_request_has_the_settings_of_one_protocol(configs: list[object]) -> None:
+    good = encode(m.Connect(1, HERE, "x", TlsConfig(), (), QuicConfig()))
+    fields = msgspec.msgpack.decode(good[1:])
+    [place] = (i for i, each in enumerate(fields) if isinstance(each, list) and len(each) == 3)
+    fields[place] = configs
     with pytest.raises(CodecError):
         decode_request(good[:1] + msgspec.msgpack.encode(fields))
 

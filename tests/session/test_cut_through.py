@@ -249,8 +249,8 @@ def test_the_stack_that_ends_closes_what_is_open() -> None:
         async with hoststack.open_stack(link=MemoryNetwork().link(HOST)) as stack:
             server = stack.application("s", scopes=["local"])
             client = stack.application("c", scopes=["local"])
-            listener = await (await server.__aenter__()).listen(URI, tls=TLS)
-            ends.append(await (await client.__aenter__()).connect(URI).__aenter__())
+            listener = await (await server.__aenter__()).listen(URI, tls=TLS, alpn=["test"])
+            ends.append(await (await client.__aenter__()).connect(URI, alpn=["test"]).__aenter__())
             ends.append(await listener.accept())
         for end in ends:
             with trio.fail_after(1):

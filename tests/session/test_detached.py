@@ -25,7 +25,7 @@ TLS = TlsConfig.self_signed([HOST])
 
 
 async def _use(stack: hoststack.Stack, uri: str) -> None:
-    async with stack.connect(uri, tls=TlsConfig(ca=TLS.certificate)) as connection:
+    async with stack.connect(uri, tls=TlsConfig(ca=TLS.certificate), alpn=["test"]) as connection:
         data = os.urandom(100_000)
         assert await ask(connection, data) == data
         open_one = await connection.open_stream()
@@ -58,7 +58,9 @@ def test_segments_go_with_the_last_fifo_and_not_with_a_garbage_collection() -> N
         ):
             uri = f"quic://{HOST}:4433"
             await nursery.start(
-                lambda task_status: server.serve(uri, _echo, tls=TLS, task_status=task_status)
+                lambda task_status: server.serve(
+                    uri, _echo, tls=TLS, alpn=["test"], task_status=task_status
+                )
             )
             for _ in range(5):
                 async with attached([client], "doomed") as stack:

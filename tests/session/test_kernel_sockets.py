@@ -20,9 +20,8 @@ import trio.testing
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.boundary.protocols import Protocol
+from hoststack.boundary.protocols import Protocol, TcpConfig, UdpConfig
 from hoststack.link.udp.link import UdpLink
-from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 from hoststack.transport.kernel import udp_peers
 from hoststack.transport.kernel.udp import UdpConnection, pack_address
@@ -31,7 +30,7 @@ from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 
 HOST = "127.0.0.1"
-LARGE = QuicConfig(datagram_fifo_bytes=1 << 20)
+LARGE = UdpConfig(1 << 20, 1 << 20)
 T = TypeVar("T", bound=m.Notice)
 
 
@@ -262,7 +261,7 @@ def test_the_last_session_that_it_may_have(protocol: Protocol) -> None:
 def test_an_end_in_the_middle_is_no_clean_one() -> None:
     """A worker ends, though what was written before a close is not sent; it would wait for it."""
     size = 1 << 26
-    config = QuicConfig(tx_fifo_bytes=size)
+    config = TcpConfig(tx_fifo_bytes=size)
 
     async def script(worker: Worker, application: Recorder) -> None:
         with socket.create_server((HOST, 0)) as server:
@@ -347,7 +346,7 @@ def test_rules_hold_for_the_address_that_a_datagram_came_to() -> None:
 
 def test_peers_that_are_silent_make_room_for_others() -> None:
     """Whoever can write another's address into a datagram makes as many as he likes."""
-    config = QuicConfig(idle_timeout_s=1)
+    config = UdpConfig(idle_timeout_s=1)
 
     async def script(worker: Worker, application: Recorder) -> None:
         application.request(replace(listen("udp"), config=config))
@@ -448,7 +447,7 @@ def test_peers_leave_room_for_other_sessions(limit: str) -> None:
     """Also those that came back: an address may be made up twice."""
 
     async def script(worker: Worker, application: Recorder) -> None:
-        config = QuicConfig(datagram_fifo_bytes=65536)
+        config = UdpConfig(65536, 65536)
         if limit == "sessions":
             application.max_sessions = 40
         else:

@@ -46,13 +46,13 @@ def test_a_close_of_an_application(order: tuple[str, ...]) -> None:
             hoststack.open_stack(link=network.link(OTHER)) as stack,
             trio.open_nursery() as nursery,
         ):
-            listener = await server.listen(URI, tls=TLS)
+            listener = await server.listen(URI, tls=TLS, alpn=["test"])
             ends, ours = both_ends("brief")
             remote = RemoteApplication("brief", ends, Limits(), SEAL, inline)
             stack._worker.attach(remote)
             nursery.start_soon(remote.run)
             trusting = TlsConfig(ca=TLS.certificate)
-            ours.request(m.Connect(1, (HOST, 4433), HOST, trusting, ("hoststack",), None))
+            ours.request(m.Connect(1, (HOST, 4433), HOST, trusting, ("test",), None))
             accepted = await listener.accept()
             stream = await accepted.open_stream()
             await stream.send_all(b"x")

@@ -55,7 +55,7 @@ class Life:
         await connection.open_stream()  # nothing of it goes out
 
     async def finished(self) -> None:
-        async with self.stack.connect(self.uri, tls=TRUSTING) as connection:
+        async with self.stack.connect(self.uri, tls=TRUSTING, alpn=["test"]) as connection:
             assert await ask(connection, b"a") == b"a"
 
     async def resumed(self) -> None:
@@ -69,7 +69,7 @@ class Life:
 
     async def failed(self) -> None:
         with pytest.raises(hoststack.ConnectError):
-            async with self.stack.connect("quic://10.0.0.4:1", tls=TRUSTING):
+            async with self.stack.connect("quic://10.0.0.4:1", tls=TRUSTING, alpn=["test"]):
                 pass
 
     async def half_done(self) -> None:
@@ -113,7 +113,7 @@ class Life:
     async def cut_through_closed(self) -> None:
         listener = await self._listen(f"quic://{OTHER}:5000", TLS)
         async with self.stack.connect(
-            f"quic://{OTHER}:5000", tls=TRUSTING, config=self._config
+            f"quic://{OTHER}:5000", tls=TRUSTING, alpn=["test"], config=self._config
         ) as client:
             server = await listener.accept()
             await client.open_stream()
@@ -149,13 +149,13 @@ class Life:
         self._held.append(reply)
 
     async def _listen(self, uri: str, tls: TlsConfig | None = None) -> hoststack.Listener:
-        listener = await self.stack.listen(uri, tls=tls, config=self._config)
+        listener = await self.stack.listen(uri, tls=tls, alpn=["test"], config=self._config)
         self._held.append(listener)
         return listener
 
     async def _connect(self, uri: str, tls: TlsConfig | None = TRUSTING) -> Any:
         """A connection that nobody closes."""
-        connecting = self.stack.connect(uri, tls=tls, config=self._config)
+        connecting = self.stack.connect(uri, tls=tls, alpn=["test"], config=self._config)
         self._held.append(connecting)
         return await connecting.__aenter__()
 
@@ -204,7 +204,9 @@ async def network(engine: str) -> AsyncIterator[tuple[EmbeddedStack, str]]:
     uri = f"quic://{HOST}:4433"
 
     async def serve(task_status: trio.TaskStatus[hoststack.Listener]) -> None:
-        await server.serve(uri, _echo, tls=TLS, config=config, task_status=task_status)
+        await server.serve(
+            uri, _echo, tls=TLS, alpn=["test"], config=config, task_status=task_status
+        )
 
     hosts = MemoryNetwork()
     hosts.link(SILENT)
@@ -265,7 +267,7 @@ def test_verbs_that_are_too_late_for_a_connection() -> None:
     async def main() -> None:
         async with (
             network("aioquic") as (worker, uri),
-            worker.connect(uri, tls=TRUSTING),
+            worker.connect(uri, tls=TRUSTING, alpn=["test"]),
         ):
             layer = worker._worker.layer
             engine = layer.engine
@@ -291,7 +293,7 @@ def test_a_worker_keeps_nothing_of_a_stream_that_is_over(
         async with (
             network(engine) as (worker, uri),
             attached([worker]) as stack,
-            stack.connect(uri, tls=TRUSTING) as connection,
+            stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
         ):
             for _ in range(5):
                 assert await ask(connection, b"a") == b"a"
@@ -319,8 +321,8 @@ def test_a_stream_that_is_read_to_its_end_need_not_be_closed(
             network(engine) as (worker, _),
             attached([worker], "server") as server,
             attached([worker], "client") as client,
-            await server.listen(f"quic://{OTHER}:5000", tls=TLS) as listener,
-            client.connect(f"quic://{OTHER}:5000", tls=TRUSTING) as connection,
+            await server.listen(f"quic://{OTHER}:5000", tls=TLS, alpn=["test"]) as listener,
+            client.connect(f"quic://{OTHER}:5000", tls=TRUSTING, alpn=["test"]) as connection,
             await listener.accept() as accepted,
         ):
             *_, one, other = worker._worker.layer.applications
@@ -349,7 +351,7 @@ def test_what_a_collection_finds_comes_back_without_other_traffic() -> None:
         async with (
             network("aioquic") as (worker, uri),
             attached([worker]) as stack,
-            stack.connect(uri, tls=TRUSTING) as connection,
+            stack.connect(uri, tls=TRUSTING, alpn=["test"]) as connection,
         ):
             (*_, application) = worker._worker.layer.applications
             assert isinstance(application, RemoteApplication)

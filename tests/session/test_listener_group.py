@@ -46,7 +46,7 @@ async def who_gets_it(client: Stack, listeners: list[Listener]) -> int:
             got.append(index)
         scope.cancel()
 
-    async with client.connect(URI, tls=TRUSTING), trio.open_nursery() as nursery:
+    async with client.connect(URI, tls=TRUSTING, alpn=["test"]), trio.open_nursery() as nursery:
         for index in range(len(listeners)):
             nursery.start_soon(wait, index, nursery.cancel_scope)
     assert len(got) == 1
@@ -65,10 +65,10 @@ def test_members_get_connections_in_turns(scope: str) -> None:
             ]
             if scope == "local":
                 client = await stack.enter_async_context(server.application("c", scopes=["local"]))
-            listeners = [await member.listen(URI, tls=TLS) for member in members]
+            listeners = [await member.listen(URI, tls=TLS, alpn=["test"]) for member in members]
             assert [await who_gets_it(client, listeners) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
             # One that goes leaves the others, and its connections are its own.
-            async with client.connect(URI, tls=TRUSTING) as connection:
+            async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 accepted = await listeners[1].accept()
                 await listeners[1].aclose()
                 left = [listeners[0], listeners[2]]
@@ -77,13 +77,13 @@ def test_members_get_connections_in_turns(scope: str) -> None:
             # It may come back, also the application that was the first one.
             await listeners[0].aclose()
             assert await who_gets_it(client, [listeners[2]]) == 0
-            back = [listeners[2], await members[0].listen(URI, tls=TLS)]
+            back = [listeners[2], await members[0].listen(URI, tls=TLS, alpn=["test"])]
             assert sorted([await who_gets_it(client, back) for _ in range(4)]) == [0, 0, 1, 1]
             for listener in back:
                 await listener.aclose()
             # The endpoint is free for others, once the worker has heard of it.
             await trio.testing.wait_all_tasks_blocked()
-            await (await server.listen(URI, tls=TLS)).aclose()
+            await (await server.listen(URI, tls=TLS, alpn=["test"])).aclose()
 
     play(script)
 
@@ -99,9 +99,9 @@ async def is_alive(connection: Connection, accepted: Connection) -> None:
 def test_a_member_that_is_gone_gets_nothing() -> None:
     async def script(server: Stack, client: Stack) -> None:
         async with server.application("web", shares_listeners=True) as one:
-            listener = await one.listen(URI, tls=TLS)
+            listener = await one.listen(URI, tls=TLS, alpn=["test"])
             async with server.application("web", shares_listeners=True) as two:
-                await two.listen(URI, tls=TLS)
+                await two.listen(URI, tls=TLS, alpn=["test"])
             for _ in range(3):
                 assert await who_gets_it(client, [listener]) == 0
 
@@ -119,9 +119,9 @@ def test_who_is_not_of_the_group_is_refused(name: str, namespace: str, shares: b
             server.application("web", shares_listeners=True) as one,
             server.application(name, namespace=namespace, shares_listeners=shares) as two,
         ):
-            listener = await one.listen(URI, tls=TLS)
-            with pytest.raises(hoststack.LinkError) as caught:
-                await two.listen(URI, tls=TLS)
+            listener = await one.listen(URI, tls=TLS, alpn=["test"])
+            with pytest.raises(hoststack.ListenError) as caught:
+                await two.listen(URI, tls=TLS, alpn=["test"])
             assert caught.value.errno == errno.EADDRINUSE
             assert await who_gets_it(client, [listener]) == 0
 

@@ -37,7 +37,7 @@ def play(script: Callable[[Stack], Awaitable[None]]) -> None:
 async def finds(client: Stack, uri: str = URI) -> bool:
     """Whether there is another application at a URI; False as well for a peer in the network."""
     try:
-        async with client.connect(uri, tls=TlsConfig(verify=False)) as connection:
+        async with client.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
             return bool((await connection.statistics()).get("cut_through"))
     except hoststack.ConnectError:
         return False
@@ -102,7 +102,7 @@ def test_applications_of_one_namespace_find_each_other_and_nobody_else_does() ->
             stack.application("b", namespace="blue", secret="s", scopes=["local"]) as friend,
             stack.application("c", scopes=["local"]) as stranger,
             stack.application("d", namespace="blue", secret="s") as outside,
-            await server.listen(URI, tls=TLS),
+            await server.listen(URI, tls=TLS, alpn=["test"]),
         ):
             assert await finds(friend)
             assert not await finds(stranger)
@@ -118,16 +118,16 @@ def test_each_namespace_has_ports_of_its_own() -> None:
         async with (
             stack.application("a", namespace="blue", secret="s", scopes=["local"]) as blue,
             stack.application("b", scopes=["local"]) as other,
-            await blue.listen(URI, tls=TLS),
-            await other.listen(URI, tls=TLS),
+            await blue.listen(URI, tls=TLS, alpn=["test"]),
+            await other.listen(URI, tls=TLS, alpn=["test"]),
             # Nor are they the network's.
-            await stack.listen(URI, tls=TLS),
-            await blue.listen(f"quic://{HOST}:0", tls=TLS) as picked,
+            await stack.listen(URI, tls=TLS, alpn=["test"]),
+            await blue.listen(f"quic://{HOST}:0", tls=TLS, alpn=["test"]) as picked,
         ):
             assert picked.local[1] >= 49152
             assert await finds(blue, f"quic://{HOST}:{picked.local[1]}")
-            with pytest.raises(hoststack.LinkError, match="namespace 'blue'") as caught:
-                await blue.listen(URI, tls=TLS)
+            with pytest.raises(hoststack.ListenError, match="namespace 'blue'") as caught:
+                await blue.listen(URI, tls=TLS, alpn=["test"])
             assert caught.value.errno == errno.EADDRINUSE
 
     play(script)
@@ -139,12 +139,12 @@ def test_who_has_both_scopes_looks_locally_first() -> None:
             stack.application("a", scopes=["local", "global"]) as both,
             stack.application("b", scopes=["local"]) as local,
         ):
-            listener = await stack.listen(URI, tls=TLS)
+            listener = await stack.listen(URI, tls=TLS, alpn=["test"])
             # Over the network, to this host itself.
-            async with both.connect(URI, tls=TlsConfig(verify=False)) as connection:
+            async with both.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
                 assert "cut_through" not in await connection.statistics()
                 await (await listener.accept()).aclose()
-            async with await local.listen(URI, tls=TLS):
+            async with await local.listen(URI, tls=TLS, alpn=["test"]):
                 assert await finds(both)
             await listener.aclose()
 
@@ -157,12 +157,17 @@ def test_a_listener_of_both_scopes_is_found_in_both_and_gone_from_both() -> None
             stack.application("a", scopes=["local", "global"]) as both,
             stack.application("b", scopes=["local"]) as local,
         ):
-            async with await both.listen(URI, tls=TLS) as listener:
+            async with await both.listen(URI, tls=TLS, alpn=["test"]) as listener:
                 assert await finds(local)
-                async with stack.connect(URI, tls=TlsConfig(verify=False)) as connection:
+                async with stack.connect(
+                    URI, tls=TlsConfig(verify=False), alpn=["test"]
+                ) as connection:
                     assert connection.remote == listener.local
             assert not await finds(local)
-            async with await local.listen(URI, tls=TLS), await stack.listen(URI, tls=TLS):
+            async with (
+                await local.listen(URI, tls=TLS, alpn=["test"]),
+                await stack.listen(URI, tls=TLS, alpn=["test"]),
+            ):
                 pass
 
     play(script)
@@ -173,12 +178,12 @@ def test_a_listener_that_gets_only_one_scope_gets_none() -> None:
         async with (
             stack.application("a", scopes=["local", "global"]) as both,
             stack.application("b", scopes=["local"]) as local,
-            await local.listen(URI, tls=TLS),
+            await local.listen(URI, tls=TLS, alpn=["test"]),
         ):
-            with pytest.raises(hoststack.LinkError):
-                await both.listen(URI, tls=TLS)
+            with pytest.raises(hoststack.ListenError):
+                await both.listen(URI, tls=TLS, alpn=["test"])
             # The network's port was given back.
-            await (await stack.listen(URI, tls=TLS)).aclose()
+            await (await stack.listen(URI, tls=TLS, alpn=["test"])).aclose()
 
     play(script)
 
@@ -189,7 +194,7 @@ def test_a_listener_on_all_addresses_is_meant_by_addresses_of_this_machine(host:
         async with (
             stack.application("a", scopes=["local"]) as server,
             stack.application("b", scopes=["local"]) as client,
-            await server.listen("quic://0.0.0.0:4433", tls=TLS),
+            await server.listen("quic://0.0.0.0:4433", tls=TLS, alpn=["test"]),
         ):
             assert await finds(client, f"quic://{host}:4433")
             assert not await finds(client, "quic://10.0.0.9:4433")
@@ -202,8 +207,10 @@ def test_the_end_of_an_application_is_the_end_of_what_it_had() -> None:
     async def script(stack: Stack) -> None:
         async with stack.application("b", scopes=["local"]) as client:
             async with stack.application("a", scopes=["local"]) as server:
-                listener = await server.listen(URI, tls=TLS)
-                async with client.connect(URI, tls=TlsConfig(verify=False)) as connection:
+                listener = await server.listen(URI, tls=TLS, alpn=["test"])
+                async with client.connect(
+                    URI, tls=TlsConfig(verify=False), alpn=["test"]
+                ) as connection:
                     accepted = await listener.accept()
                     stream = await connection.open_stream()
                     await stream.send_all(b"x")
@@ -227,13 +234,15 @@ def test_the_end_of_an_application_closes_what_it_has_in_the_network() -> None:
             hoststack.open_stack(link=network.link("10.0.0.2")) as far,
         ):
             async with stack.application("a") as server:
-                listener = await server.listen(URI, tls=TLS)
-                async with far.connect(URI, tls=TlsConfig(verify=False)) as connection:
+                listener = await server.listen(URI, tls=TLS, alpn=["test"])
+                async with far.connect(
+                    URI, tls=TlsConfig(verify=False), alpn=["test"]
+                ) as connection:
                     await listener.accept()
             with trio.fail_after(5):
                 assert (await connection.wait_closed()).code == 0
             # The port is free for others.
-            await (await stack.listen(URI, tls=TLS)).aclose()
+            await (await stack.listen(URI, tls=TLS, alpn=["test"])).aclose()
             await trio.sleep(60)
             assert len(stack._worker.layer.applications) == 1
 

@@ -45,7 +45,7 @@ def test_a_request_costs_few_function_calls() -> None:
         async with hoststack.open_stack(link="udp") as stack, trio.open_nursery() as nursery:
             tls = TlsConfig.self_signed(["localhost"])
             listener = await nursery.start(
-                partial(stack.serve, "quic://127.0.0.1:0", serve, tls=tls)
+                partial(stack.serve, "quic://127.0.0.1:0", serve, tls=tls, alpn=["test"])
             )
             uri = f"quic://127.0.0.1:{listener.local[1]}"
             client = [sys.executable, "-m", "tests.support.asking", uri, str(MANY), str(AT_ONCE)]

@@ -160,7 +160,7 @@ def play(script: Callable[[Stack, Stack], Awaitable[None]]) -> None:
         async with (
             hoststack.open_stack(link=network.link(SERVER)) as server,
             hoststack.open_stack(link=network.link(CLIENT)) as client,
-            await server.listen(URI, tls=TLS),
+            await server.listen(URI, tls=TLS, alpn=["test"]),
         ):
             with trio.fail_after(600):
                 await script(server, client)
@@ -174,12 +174,12 @@ def test_a_connect_that_is_forbidden_fails_at_once() -> None:
         client.rules.add(f"proto quic 0.0.0.0/0 0 {SERVER}/32 4433 action deny tag no")
         before = client.counters().tx_datagrams
         with pytest.raises(hoststack.ConnectError, match=r"a session rule forbids it.*tag no") as e:
-            async with client.connect(URI, tls=TlsConfig(verify=False)):
+            async with client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]):
                 pytest.fail("a rule forbids it")
         assert e.value.errno == errno.EACCES
         assert client.counters().tx_datagrams == before
         client.rules.delete(f"proto quic 0.0.0.0/0 0 {SERVER}/32 4433")
-        async with client.connect(URI, tls=TlsConfig(verify=False)):
+        async with client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]):
             pass
 
     play(script)
@@ -189,14 +189,14 @@ def test_a_connect_that_is_forbidden_fails_at_once() -> None:
 def test_a_peer_that_is_forbidden_is_refused() -> None:
     async def script(server: Stack, client: Stack) -> None:
         server.rules.add(f"proto quic {SERVER}/32 4433 {CLIENT}/32 0 action deny")
-        async with client.connect(URI, tls=TlsConfig(verify=False)) as connection:
+        async with client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
             info = await connection.wait_closed()
         assert (info.code, info.by_peer, info.reason) == (2, True, "refused by a session rule")
         # Nothing stays of it, and the listener takes others.
         layer = server._worker.layer
         assert len(layer.sessions) == 1
         server.rules.add(f"proto quic {SERVER}/32 4433 {CLIENT}/32 0 action allow")
-        async with client.connect(URI, tls=TlsConfig(verify=False)) as connection:
+        async with client.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]) as connection:
             assert (await connection.open_stream()).stream_id == 0
 
     play(script)
@@ -215,14 +215,14 @@ def test_rules_of_local_scope_forbid_cut_through(rule: str) -> None:
         async with (
             server.application("a", scopes=["local"]) as listening,
             server.application("b", scopes=["local"]) as connecting,
-            await listening.listen(URI, tls=TLS),
+            await listening.listen(URI, tls=TLS, alpn=["test"]),
         ):
             server.rules.add(rule)
             with pytest.raises(hoststack.ConnectError, match="a session rule forbids it"):
-                async with connecting.connect(URI):
+                async with connecting.connect(URI, alpn=["test"]):
                     pytest.fail("a rule forbids it")
             server.rules.delete(rule)
-            async with connecting.connect(URI):
+            async with connecting.connect(URI, alpn=["test"]):
                 pass
 
     play(script)

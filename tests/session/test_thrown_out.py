@@ -46,7 +46,7 @@ def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
             attached = _Daemon(Channel(ours, takes_fds=True), nursery, workers, "test")
             await nursery.start(attached.run, 1)
             stack = Stack(Router(workers), None, link_name="", link_reason="", engine_name="native")
-            listener = await stack.listen(URI, tls=TLS)
+            listener = await stack.listen(URI, tls=TLS, alpn=["test"])
             accepting: list[Any] = []
             nursery.start_soon(accept, listener, accepting)
             await trio.sleep(1)
@@ -57,7 +57,7 @@ def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
                 nursery.start_soon(serve, embedded, offer(daemon))
                 await trio.sleep(100)
                 assert not accepting
-                async with embedded.connect(URI, tls=TlsConfig(verify=False)):
+                async with embedded.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]):
                     await trio.sleep(1)
                     assert isinstance(accepting[0], Connection)
             else:

@@ -130,9 +130,9 @@ def test_what_is_due_waits_for_a_link_that_is_blocked() -> None:
         async with (
             hoststack.open_stack(link=network.link("10.0.0.1")) as server,
             hoststack.open_stack(link=network.link("10.0.0.2")) as client,
-            await server.listen("quic://10.0.0.1:1", tls=tls),
+            await server.listen("quic://10.0.0.1:1", tls=tls, alpn=["test"]),
             client.connect(
-                "quic://10.0.0.1:1", tls=hoststack.TlsConfig(verify=False)
+                "quic://10.0.0.1:1", tls=hoststack.TlsConfig(verify=False), alpn=["test"]
             ) as connection,
         ):
             link, send = client.link, client.link.send

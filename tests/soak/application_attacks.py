@@ -146,7 +146,7 @@ async def _call_hostile_servers(target: Target, end: float) -> Counter[str]:
         while time.monotonic() < end:
             try:
                 async with stack.connect(
-                    target.hostile_uri, tls=trusting, config=config
+                    target.hostile_uri, tls=trusting, alpn=["test"], config=config
                 ) as connection:
                     with trio.move_on_after(2):
                         await _take_streams(connection)
@@ -155,7 +155,9 @@ async def _call_hostile_servers(target: Target, end: float) -> Counter[str]:
                 done["failed"] += 1
         host, port = target.place
         with trio.fail_after(10):
-            async with stack.connect(f"quic://{host}:{port}", tls=trusting) as connection:
+            async with stack.connect(
+                f"quic://{host}:{port}", tls=trusting, alpn=["test"]
+            ) as connection:
                 stream = await connection.open_stream()
                 await stream.send_all(b"well")
                 assert await stream.receive_some() == b"well"

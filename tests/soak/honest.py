@@ -20,11 +20,11 @@ from typing import Final
 import trio
 
 import hoststack
-from hoststack import Connection, QuicConfig, Stack, TlsConfig
+from hoststack import Connection, QuicConfig, Stack, TlsConfig, UdpConfig
 
 #: What is abandoned leaves soon.
 CONFIG: Final = QuicConfig(idle_timeout_s=10, keep_alive_s=2)
-UDP_CONFIG: Final = QuicConfig(idle_timeout_s=10)
+UDP_CONFIG: Final = UdpConfig(idle_timeout_s=10)
 #: Longest round trip, and longest handshake with one, in seconds.
 LATE_S: Final = 8.0
 PERSISTENT: Final = 4
@@ -87,7 +87,7 @@ async def _ask(connection: Connection, data: bytes) -> None:
 async def _stay(stack: Stack, uri: str, counts: Counts) -> None:
     """One connection for the whole time."""
     data = os.urandom(100_000)
-    async with stack.connect(uri, tls=_TRUSTING, config=CONFIG) as connection:
+    async with stack.connect(uri, tls=_TRUSTING, alpn=["test"], config=CONFIG) as connection:
         while True:
             began = trio.current_time()
             with trio.fail_after(LATE_S):
@@ -101,7 +101,9 @@ async def _come_and_go(stack: Stack, uri: str, counts: Counts) -> None:
     while True:
         began = trio.current_time()
         with trio.fail_after(LATE_S):
-            async with stack.connect(uri, tls=_TRUSTING, config=CONFIG) as connection:
+            async with stack.connect(
+                uri, tls=_TRUSTING, alpn=["test"], config=CONFIG
+            ) as connection:
                 await _ask(connection, b"hello")
                 counts.add("visits", trio.current_time() - began)
         await trio.sleep(1)
@@ -138,7 +140,12 @@ async def server(
         async def serve_quic(*, task_status: trio.TaskStatus[hoststack.Listener]) -> None:
             uri = f"quic://{host}:{quic_port}"
             await stack.serve(
-                uri, _echo_connection, tls=tls, config=CONFIG, task_status=task_status
+                uri,
+                _echo_connection,
+                tls=tls,
+                alpn=["test"],
+                config=CONFIG,
+                task_status=task_status,
             )
 
         nursery.start_soon(_collect_garbage)
@@ -155,7 +162,11 @@ async def called(counts: Counts, host: str, port: str) -> None:
 
         async def serve(*, task_status: trio.TaskStatus[hoststack.Listener]) -> None:
             await stack.serve(
-                f"quic://{host}:{port}", _echo_connection, tls=tls, task_status=task_status
+                f"quic://{host}:{port}",
+                _echo_connection,
+                tls=tls,
+                alpn=["test"],
+                task_status=task_status,
             )
 
         await nursery.start(serve)

@@ -24,7 +24,7 @@ from aioquic.quic.connection import QuicConnection
 from tests.soak.hostile_client import HostileClient, configuration, first_flight
 from tests.support.checksummed import udp_frame
 
-ALPN: Final = ["hoststack"]
+ALPN: Final = ["test"]
 #: TLS handshake messages that no client may send after its Finished (RFC 9001, RFC 8446).
 TLS_MESSAGES: Final = {
     "key_update": bytes.fromhex("1800000100"),

@@ -30,7 +30,7 @@ async def ask(uri: str, count: int, at_once: int) -> None:
 
     async with (
         hoststack.open_stack(link="udp") as stack,
-        stack.connect(uri, tls=TlsConfig(verify=False)) as connection,
+        stack.connect(uri, tls=TlsConfig(verify=False), alpn=["test"]) as connection,
         trio.open_nursery() as nursery,
     ):
         for _ in range(at_once):

@@ -32,7 +32,7 @@ def _varint(value: int) -> bytes:
 class Initials:
     """Packets of clients that begin handshakes, all with one ClientHello."""
 
-    def __init__(self, alpn: str = "hoststack") -> None:
+    def __init__(self, alpn: str = "test") -> None:
         client = QuicConnection(
             configuration=QuicConfiguration(
                 is_client=True,

@@ -30,13 +30,13 @@ def daemon() -> Iterator[Daemon]:
 
 
 def config_of(daemon: Daemon) -> vcl.VclConfig:
-    return vcl.VclConfig(api_socket_name=daemon.api, session_timeout_s=5)
+    return vcl.VclConfig(api_socket_name=daemon.api, alpn=("test",), session_timeout_s=5)
 
 
 def config_file_of(daemon: Daemon, folder: Path) -> str:
     """For VCL_CONFIG: a file that says where the daemon is."""
     conf = folder / "vcl.conf"
-    conf.write_text(f"vcl {{\n  api-socket-name {daemon.api}\n}}\n")
+    conf.write_text(f"vcl {{\n  api-socket-name {daemon.api}\n  alpn test\n}}\n")
     return str(conf)
 
 

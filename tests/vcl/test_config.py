@@ -22,6 +22,7 @@ vcl {
   app-scope-local
   api-socket-name /run/other.sock
   session-timeout 2.5
+  alpn h3,hq
   use-mq-eventfd
 }
 """
@@ -37,6 +38,7 @@ def test_a_file() -> None:
         scope_local=True,
         scope_global=False,
         session_timeout_s=2.5,
+        alpn=("h3", "hq"),
     )
 
 

@@ -238,7 +238,7 @@ def test_the_addresses_of_a_name_are_tried_one_after_the_other(
         ]
 
     vcl.vppcom_app_destroy()
-    config = vcl.VclConfig(api_socket_name=daemon.api, session_timeout_s=2)
+    config = vcl.VclConfig(api_socket_name=daemon.api, alpn=("test",), session_timeout_s=2)
     with vcl.application("names", config), listener(protocol) as listening:
         monkeypatch.setattr("hoststack.vcl.connecting.socket.getaddrinfo", two)
         with vcl.Session(protocol) as session:  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def test_a_connect_that_took_too_long_comes_to_nothing(
 ) -> None:
     """What the stack still says of it is not about the next one."""
     vcl.vppcom_app_destroy()
-    config = vcl.VclConfig(api_socket_name=daemon.api, session_timeout_s=0.2)
+    config = vcl.VclConfig(api_socket_name=daemon.api, alpn=("test",), session_timeout_s=0.2)
     with (
         vcl.application("impatient", config),
         socket.socket(type=socket.SOCK_DGRAM) as mute,

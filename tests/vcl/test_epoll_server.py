@@ -98,7 +98,9 @@ async def ask_all(uri: str, connections: int = CONNECTIONS) -> None:
 
     async def connect(stack: hoststack.Stack) -> None:
         async with (
-            stack.connect(uri, tls=TlsConfig(verify=False), config=config) as connection,
+            stack.connect(
+                uri, tls=TlsConfig(verify=False), alpn=["echo"], config=config
+            ) as connection,
             trio.open_nursery() as nursery,
         ):
             for _ in range(STREAMS // connections):

@@ -19,7 +19,7 @@ CLIENT = """
 import sys
 from hoststack import vcl
 
-with vcl.application("client"), vcl.Session("quic") as connection:
+with vcl.application("client"), vcl.Session("quic", alpn=["test"]) as connection:
     connection.connect(sys.argv[1])
     with connection.open_stream() as stream:
         stream.write_all(b"x" * 3_000_000)
@@ -52,7 +52,7 @@ def test_local_scope(daemon: Daemon, tmp_path: Path) -> None:
         scope_global=False,
     )
     conf = f"vcl {{\n  api-socket-name {daemon.api}\n  session-timeout 1\n}}\n"
-    with vcl.application("server", config), vcl.Session("quic") as waiting:
+    with vcl.application("server", config), vcl.Session("quic", alpn=["test"]) as waiting:
         waiting.use_certificate(CERT, KEY)
         waiting.bind(("127.0.0.1", 0))
         waiting.listen()

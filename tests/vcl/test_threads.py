@@ -125,7 +125,7 @@ def test_signals_end_a_call_that_blocks() -> None:
 
 def test_a_time_to_accept(daemon: Daemon) -> None:
     vcl.vppcom_app_destroy()
-    config = vcl.VclConfig(api_socket_name=daemon.api, accept_timeout_s=0.05)
+    config = vcl.VclConfig(api_socket_name=daemon.api, alpn=("test",), accept_timeout_s=0.05)
     with vcl.application("short", config), pytest.raises(BlockingIOError):
         listener("quic").accept()
 

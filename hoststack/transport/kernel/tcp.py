@@ -19,13 +19,13 @@ import trio
 
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoSize
+from hoststack.boundary.protocols import TcpConfig
 from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.quic.seam import (
     CloseInfo,
     ConnectionIds,
     EventKind,
     Handshake,
-    QuicConfig,
 )
 from hoststack.transport.kernel.udp import Address, address_of
 
@@ -50,7 +50,7 @@ _FIN_UNDER_WAY: Final = (4, 9, 11)
 class TcpListener:
     """A listening socket; it is the engine seam's ListenerContext."""
 
-    def __init__(self, sock: trio.socket.SocketType, local: Address, config: QuicConfig) -> None:
+    def __init__(self, sock: trio.socket.SocketType, local: Address, config: TcpConfig) -> None:
         self.session = -1
         self.local = local
         self.config = config
@@ -83,7 +83,7 @@ class TcpConnection:
         self,
         sock: trio.socket.SocketType,
         application: Application,
-        config: QuicConfig,
+        config: TcpConfig,
         tell: Tell,
         listener: TcpListener | None = None,
     ) -> None:

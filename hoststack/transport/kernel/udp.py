@@ -1,7 +1,7 @@
 """UDP endpoints: FIFOs of messages, over a port (transport/kernel/udp_port.py).
 
 There are three kinds of endpoints. A connected one has one peer. A listener creates an endpoint for
-each peer that sends to it; it ends after `QuicConfig.idle_timeout_s` of silence, since UDP has no
+each peer that sends to it; it ends after `UdpConfig.idle_timeout_s` of silence, since UDP has no
 close and the source address may be forged. An unconnected one has any peer, so each of its messages
 begins with the peer's address (`pack_address`). Datagrams without room in a FIFO are dropped.
 """
@@ -15,9 +15,10 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.boundary.application import Application
+from hoststack.boundary.protocols import UdpConfig
 from hoststack.link.zones import without_zone, zoned
 from hoststack.native.memory.fifo import Fifo
-from hoststack.quic.seam import ConnectionIds, Handshake, QuicConfig
+from hoststack.quic.seam import ConnectionIds, Handshake
 
 if TYPE_CHECKING:
     from hoststack.transport.kernel.udp_peers import UdpPeers
@@ -27,16 +28,14 @@ Address = tuple[str, int]
 
 #: RFC 768: the largest payload that IPv4's length field allows.
 MAX_DATAGRAM_BYTES: Final = 65507
-#: Size of each FIFO if `QuicConfig.datagram_fifo_bytes` is 0.
-_FIFO_BYTES: Final = 1 << 20
 #: The address in front of a message: an IPv6 address (IPv4 is mapped) and the port.
 ADDRESS_BYTES: Final = 18
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
-def fifo_bytes_of(config: QuicConfig) -> int:
-    """Return the size of each of an endpoint's two FIFOs."""
-    return config.datagram_fifo_bytes or _FIFO_BYTES
+def block_bytes_of(config: UdpConfig) -> int:
+    """Return the memory of an endpoint's two FIFOs."""
+    return Fifo.block_bytes(config.rx_fifo_bytes) + Fifo.block_bytes(config.tx_fifo_bytes)
 
 
 def address_of(name: tuple[Any, ...]) -> Address:
@@ -75,7 +74,7 @@ class UdpConnection:
         local: Address,
         remote: Address,
         application: Application,
-        config: QuicConfig,
+        config: UdpConfig,
         listener: UdpListener | None = None,
         peers: UdpPeers | None = None,
     ) -> None:
@@ -87,12 +86,12 @@ class UdpConnection:
         self.listener = listener
         self.local = local
         self.remote = remote
-        size = fifo_bytes_of(config)
-        if not application.has_room_for(size, size):
+        rx_bytes, tx_bytes = config.rx_fifo_bytes, config.tx_fifo_bytes
+        if not application.has_room_for(rx_bytes, tx_bytes):
             raise OSError(errno.ENOMEM, "the application's FIFOs use all the memory that they may")
         make_fifo = application.make_fifo if peers is None else application.make_peer_fifo
-        self.rx: Fifo = make_fifo(size)
-        self.tx: Fifo = make_fifo(size)
+        self.rx: Fifo = make_fifo(rx_bytes)
+        self.tx: Fifo = make_fifo(tx_bytes)
         self._peers = peers
         if peers is not None:
             peers.add(self)
@@ -182,7 +181,7 @@ class UdpConnection:
 class UdpListener:
     """A port that creates an endpoint for each peer; it is the engine seam's ListenerContext."""
 
-    def __init__(self, port: UdpPort, config: QuicConfig) -> None:
+    def __init__(self, port: UdpPort, config: UdpConfig) -> None:
         self.session = -1
         self.port = port
         self.config = config

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hoststack.native.memory.fifo import Fifo
-
 if TYPE_CHECKING:
     from hoststack.boundary.application import Application
     from hoststack.transport.kernel.udp import UdpConnection
@@ -33,22 +31,18 @@ class UdpPeers:
         return len(self._unproven) + len(self._proven)
 
     @staticmethod
-    def may_add(application: Application, fifo_bytes: int) -> bool:
+    def may_add(application: Application, block_bytes: int) -> bool:
         """Return whether the application keeps up: it has read most notices about peers, and
-        released most FIFOs of closed ones. `fifo_bytes` is the size of each of an endpoint's two
+        released most FIFOs of closed ones. `block_bytes` is the memory of an endpoint's two
         FIFOs."""
         most_bytes, held = application.max_fifo_bytes, application.peer_fifo_bytes
-        has_room = (
-            most_bytes is None
-            or not held
-            or held + 2 * Fifo.block_bytes(fifo_bytes) <= most_bytes // 2
-        )
+        has_room = most_bytes is None or not held or held + block_bytes <= most_bytes // 2
         return has_room and not application.is_behind
 
-    def whose_place(self, application: Application, fifo_bytes: int) -> UdpConnection | None:
-        """Return the endpoint that a new one with FIFOs of this size replaces; None if there is
-        room."""
-        most = _most_of(application, fifo_bytes)
+    def whose_place(self, application: Application, block_bytes: int) -> UdpConnection | None:
+        """Return the endpoint that a new one with FIFOs of this memory replaces; None if there
+        is room."""
+        most = _most_of(application, block_bytes)
         if self._unproven and len(self._unproven) >= min(MOST_UNPROVEN, max(1, most // 2)):
             return next(iter(self._unproven))
         if len(self) >= most:
@@ -76,7 +70,7 @@ class UdpPeers:
         self._proven.pop(connection, None)
 
 
-def _most_of(application: Application, fifo_bytes: int) -> int:
+def _most_of(application: Application, block_bytes: int) -> int:
     """Return how many endpoints an application may have: half of its sessions, and three eighths of
     its FIFO memory. `may_add` reserves another eighth for closed endpoints whose FIFOs the
     application has not released yet."""
@@ -84,6 +78,5 @@ def _most_of(application: Application, fifo_bytes: int) -> int:
     if application.max_sessions is not None:
         most = min(most, application.max_sessions // 2)
     if application.max_fifo_bytes is not None:
-        block_bytes = 2 * Fifo.block_bytes(fifo_bytes)
         most = min(most, application.max_fifo_bytes * 3 // 8 // block_bytes)
     return max(1, most)
