@@ -106,7 +106,7 @@ class Villain:
         self.signal(self.stream, EventCode.SENT)
         while True:
             self.fifo(self.rx, WANTS_READ, 1)
-            struct.pack_into("<I", self.worker.rings, UP + WANTS_READ, 1)
+            store(self.worker.rings, UP + WANTS_READ, 1)
             memory = self.worker.segments[self.rx.segment]
             if struct.unpack_from("<Q", memory, self.rx.offset + PRODUCER)[0] == count:
                 break
