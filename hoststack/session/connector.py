@@ -10,6 +10,7 @@ import trio
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application, ImpossibleRequestError
+from hoststack.boundary.protocols import CONFIGS, Config
 from hoststack.link.base import Endpoint, Link, LinkError
 from hoststack.link.zones import on_interface
 from hoststack.quic.seam import (
@@ -36,6 +37,18 @@ class Spawn(Protocol):
 def error_text(error: Exception) -> str:
     """Return an error as one line for the user."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def config_of(request: m.Connect | m.Listen, default: QuicConfig) -> Config:
+    """Return the settings of a request's protocol; `default` is QUIC's."""
+    class_ = CONFIGS[request.protocol]
+    if request.config is None:
+        return default if class_ is QuicConfig else class_()
+    if type(request.config) is not class_:
+        raise ImpossibleRequestError(
+            f"it gave a {type(request.config).__name__} for {request.protocol}"
+        )
+    return request.config
 
 
 def credentials_for(

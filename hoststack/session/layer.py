@@ -16,10 +16,10 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import Application, ImpossibleRequestError
+from hoststack.boundary.application import Application
 from hoststack.boundary.handle import is_stream
 from hoststack.boundary.loading import Loaded
-from hoststack.boundary.protocols import CONFIGS, Config, UdpConfig
+from hoststack.boundary.protocols import UdpConfig
 from hoststack.link.base import Endpoint, Link, Path
 from hoststack.quic.seam import (
     ABORTED_CODE,
@@ -36,7 +36,7 @@ from hoststack.quic.seam import (
     Transport,
 )
 from hoststack.session.connection_news import tell_news, tell_statistics
-from hoststack.session.connector import Connector, Spawn
+from hoststack.session.connector import Connector, Spawn, config_of
 from hoststack.session.fifo_maker import FifoMaker
 from hoststack.session.kernel_sockets import KernelSockets, is_kernels
 from hoststack.session.listeners import Listeners
@@ -379,15 +379,12 @@ class SessionLayer:
             self._connect(application, request, credentials)
 
     def _connect(
-        self,
-        application: Application,
-        request: m.Connect,
-        credentials: Credentials | None = None,
+        self, application: Application, request: m.Connect, credentials: Credentials | None = None
     ) -> None:
         self._connector.check_token(application, request.token)
         if not self._may_begin(application, request.token):
             return
-        config = self._config_of(request)
+        config = config_of(request, self.default_config)
         if isinstance(config, QuicConfig):
             self._local_scope.start(application, request, config, credentials)
         else:
@@ -398,29 +395,15 @@ class SessionLayer:
             self.kernel.bind(application, request, request.config or UdpConfig())
 
     def _listen(
-        self,
-        application: Application,
-        request: m.Listen,
-        credentials: Credentials | None = None,
+        self, application: Application, request: m.Listen, credentials: Credentials | None = None
     ) -> None:
         if not self._may_begin(application, request.token):
             return
-        config = self._config_of(request)
+        config = config_of(request, self.default_config)
         if isinstance(config, QuicConfig):
             self._listeners.listen(application, request, config, credentials)
         else:
             self.kernel.listen(application, request, config)
-
-    def _config_of(self, request: m.Connect | m.Listen) -> Config:
-        """Return the settings of a request's protocol."""
-        class_ = CONFIGS[request.protocol]
-        if request.config is None:
-            return self.default_config if class_ is QuicConfig else class_()
-        if type(request.config) is not class_:
-            raise ImpossibleRequestError(
-                f"it gave a {type(request.config).__name__} for {request.protocol}"
-            )
-        return request.config
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)

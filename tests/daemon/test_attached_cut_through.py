@@ -160,8 +160,8 @@ def test_many_streams_take_no_descriptor_each_and_all_come_back(daemon: Daemon) 
         async with daemon.attach("server", config=config) as server:
             async with (
                 daemon.attach("client", config=config) as client,
-                await server.listen(URI, tls=TLS) as listener,
-                client.connect(URI) as connection,
+                await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
+                client.connect(URI, alpn=["test"]) as connection,
                 await listener.accept() as accepted,
             ):
                 attached = worker_files(daemon)
@@ -295,7 +295,7 @@ import sys, trio, hoststack
 async def main(path, uri, task):
     async with hoststack.attach(
         path, name="peer", namespace="blue", secret="s", scopes=["local"]
-    ) as stack, stack.connect(uri) as connection:
+    ) as stack, stack.connect(uri, alpn=["test"]) as connection:
         if task == "sleep":
             stream = await connection.open_stream()
             await stream.send_all(b"here I am")
