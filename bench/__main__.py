@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import (
+    abuse,
     attached,
     bulk,
     ciphers,
@@ -47,6 +48,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         connections,
         handshakes,
         half_open,
+        abuse,
         requests,
         ping_pong,
         cpu,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -114,10 +115,18 @@ async def _take(stream: ReceiveStream, is_checked: bool) -> None:
             count += size
 
 
+async def _tell(stack: Stack) -> None:
+    """Print how many datagrams have come, and the CPU seconds so far, with each SIGUSR1."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        async for _ in signals:
+            print(stack.counters().rx_datagrams, time.process_time(), flush=True)
+
+
 async def serve(stack: Stack, given: argparse.Namespace) -> Found:
     tls = TlsConfig.self_signed(["localhost"])
     answer = partial(_answer, given.check)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell, stack)
         await nursery.start(partial(stack.serve, given.uri, answer, tls=tls, alpn=[ALPN]))
         print("ready", file=sys.stderr, flush=True)
     return {}

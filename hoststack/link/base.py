@@ -56,8 +56,7 @@ class Endpoint(NamedTuple):
 class Path:
     """The two endpoints that a datagram travels between (RFC 9000 section 9).
 
-    Two paths are equal when their endpoints are. Links intern them, so that an identity check is
-    enough where speed matters. `link_data` is private to the link: a socket, a prepared header.
+    Two paths are equal when their endpoints are. `link_data` is private to the link.
     """
 
     __slots__ = ("_hash", "link_data", "local", "remote")
@@ -89,39 +88,29 @@ Received = tuple[bytes, Path, int]
 Outgoing = tuple[bytes, Path]
 
 
-class WireRoute(NamedTuple):
-    """What C code needs to send along a path."""
-
-    max_datagram_bytes: int
-    header: bytes | None = None
-    """struct hs_frame_header, or None while no next hop is known."""
-    fd: int = -1
-    flow: bytes | None = None
-    """struct hs_udp_flow, for a socket."""
-
-
 class Wire(Protocol):
-    """A link's bursts for an engine in C (hoststack/native/wire/wire.h); paths are Python's."""
+    """A link's bursts and paths for an engine in C (hoststack/native/wire/wire.h)."""
+
+    #: The most bursts that one turn may receive and send.
+    bursts: int
 
     @property
     def address(self) -> int:
-        """The address of struct hs_wire, which the engine frees."""
+        """The address of struct hs_wire, which the engine owns and frees from then on."""
 
-    @property
-    def generation(self) -> int:
-        """Changes when the engine must call `route` again for its paths."""
+    def number(self, path: Path) -> int:
+        """Return the number of one of the link's paths, which stays as long as `path` exists."""
 
-    def admit(self, key: bytes) -> Path | None:
-        """Return the path of datagrams with this key; None if they are not for this machine."""
+    def endpoints(self, number: int) -> tuple[Endpoint, Endpoint] | None:
+        """Return the local and the remote endpoint of a path that is in use; None once the link
+        is closed."""
 
-    def route(self, path: Path) -> WireRoute:
-        """Return how to send datagrams along a path now."""
+    def before_turn(self, now_ns: int) -> int:
+        """Do the link's own work before an engine's turn; return how many datagrams were handed
+        over, if the wire does not receive by itself."""
 
-    def note_sent(self, path: Path, count: int) -> bool:
-        """Count datagrams sent since the last call; return whether to call `route` again."""
-
-    def after_turn(self) -> None:
-        """Do the link's own work at the end of an engine run."""
+    def after_turn(self) -> bool:
+        """Do the link's own work after a turn; return whether datagrams are still queued."""
 
 
 #: The protocols beside QUIC, which the kernel carries.

@@ -27,6 +27,7 @@ WIRE_SOURCES: Final = (
     "wire/sockets.c",
     "wire/xdp.c",
     "wire/datagram_ports.c",
+    "wire/local_addresses.c",
     "wire/frames.c",
     "wire/udp.c",
 )

@@ -256,20 +256,7 @@ static void send_one(struct target *t, const struct packet *p, uint8_t how)
 	uint8_t ecn = (how >> 1 & 3) | (how & 8 ? UNKNOWN_PATH : 0);
 	CHECK(!hs_wire_handed_put(t->wire, copy, (uint32_t)p->n, ecn, path_id));
 	turn(t, &out);
-	free(copy); /* unresolved datagrams were copied */
-	for (uint32_t i = 0; i < out.unresolved; i++) {
-		CHECK(hs_quic_unresolved_key(t->q, i));
-		if (how & 0x10)
-			hs_quic_resolve_path(t->q, i, how & 0x20 ? -1 : (int64_t)path_id);
-	}
-	int had_unresolved = out.unresolved != 0;
-	CHECK(!had_unresolved || how & 8);
-	size_t sent = check_answers(t, p);
-	if (!had_unresolved)
-		return;
-	CHECK(!sent);
-	turn(t, &out);
-	CHECK(!out.unresolved);
+	free(copy);
 	check_answers(t, p);
 }
 
@@ -303,10 +290,14 @@ static void begin(struct target *t, uint8_t shape)
 	CHECK(t->q);
 	for (uint32_t i = 0; i < PATHS; i++) {
 		uint8_t path_key[HS_PATH_KEY_BYTES] = { (uint8_t)(1 + i) };
-		CHECK(hs_wire_add_path(t->wire, 4, LOCAL_IP, LOCAL_PORT, REMOTE_IP,
-				       (uint16_t)(REMOTE_PORT + i), 0) == i);
-		hs_wire_set_size(t->wire, i, 1452);
-		hs_wire_set_key(t->wire, i, path_key);
+		struct hs_path_ends ends = { .ip_version = 4,
+					     .local_port = LOCAL_PORT,
+					     .remote_port = (uint16_t)(REMOTE_PORT + i) };
+		memcpy(ends.local_ip, LOCAL_IP, sizeof(LOCAL_IP));
+		memcpy(ends.remote_ip, REMOTE_IP, sizeof(REMOTE_IP));
+		CHECK(hs_wire_add_path(t->wire, &ends) == i);
+		hs_wire_handed_set_size(t->wire, i, 1452);
+		hs_paths_set_key(&t->wire->paths, hs_paths_by_id(&t->wire->paths, i), path_key);
 	}
 	static const uint8_t ANY[16];
 	if (!(shape & 4))

@@ -756,16 +756,6 @@ static void carry_all(struct pair *p, int side)
 	hs_wire_handed_sent(wire, count);
 }
 
-static void resolve_paths(struct pair *p, int side, uint32_t count)
-{
-	struct hs_quic *q = p->side[side].q;
-	for (uint32_t i = 0; i < count; i++) {
-		const uint8_t *key = hs_quic_unresolved_key(q, i);
-		CHECK(key && key[0] < PAIR_PATHS);
-		hs_quic_resolve_path(q, i, key[0]);
-	}
-}
-
 /* --- turns -------------------------------------------------------------------------------------- */
 
 /* Returns when this side wants to be called again. */
@@ -784,12 +774,11 @@ static uint64_t turn(struct pair *p, int side)
 	for (uint32_t i = 0; i < out.event_count; i++)
 		hear_of_connection(p, side, &out.events[i]);
 	wake(p, side);
-	resolve_paths(p, side, out.unresolved);
 	carry_all(p, side);
 	work(p, side);
 	free_unused(s);
 	CHECK(++p->turns < MOST_TURNS);
-	return out.more || out.unresolved || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
+	return out.more || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
 }
 
 int pair_is_complete(const struct pair *p)
@@ -905,13 +894,17 @@ static void begin_side(struct pair *p, int side)
 		uint8_t key[HS_PATH_KEY_BYTES] = { (uint8_t)i };
 		const uint8_t *server_ip = SERVER_IPS[i / PAIR_PORTS];
 		uint16_t client_port = (uint16_t)(CLIENT_PORT + i % PAIR_PORTS);
-		int64_t id = hs_wire_add_path(s->wire, 4, is_server ? server_ip : CLIENT_IP,
-					      is_server ? SERVER_PORT : client_port,
-					      is_server ? CLIENT_IP : server_ip,
-					      is_server ? client_port : SERVER_PORT, 0);
+		struct hs_path_ends ends = {
+			.ip_version = 4,
+			.local_port = is_server ? SERVER_PORT : client_port,
+			.remote_port = is_server ? client_port : SERVER_PORT,
+		};
+		memcpy(ends.local_ip, is_server ? server_ip : CLIENT_IP, 4);
+		memcpy(ends.remote_ip, is_server ? CLIENT_IP : server_ip, 4);
+		int64_t id = hs_wire_add_path(s->wire, &ends);
 		CHECK(id == i);
-		hs_wire_set_size(s->wire, (uint32_t)id, DATAGRAM_BYTES);
-		hs_wire_set_key(s->wire, (uint32_t)id, key);
+		hs_wire_handed_set_size(s->wire, (uint32_t)id, DATAGRAM_BYTES);
+		hs_paths_set_key(&s->wire->paths, hs_paths_by_id(&s->wire->paths, (uint32_t)id), key);
 	}
 }
 

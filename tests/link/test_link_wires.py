@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,9 @@ import pytest
 import trio
 
 import pyxdp
-from hoststack.link.base import Endpoint, Link, LinkError, Path, Wire
+from hoststack.link.base import Endpoint, Link, LinkError, Path
 from hoststack.link.udp.link import UdpLink
+from hoststack.link.wire import CWire
 from hoststack.link.xdp.link import AfXdpLink, XdpMode
 from tests.support.links import PATIENCE_S, running
 from tests.support.netns import Side, VethPair, run
@@ -36,35 +36,24 @@ class Driver:
         self.link = link
         wire = link.wire()
         assert wire is not None
-        self.wire: Wire = wire
+        assert isinstance(wire, CWire)
+        self.wire = wire
         self.calls = WireCalls(wire.address)
-        self._c_paths: dict[Path, Any] = {}
-        self._generation = wire.generation
 
-    def c_path(self, path: Path, key: bytes = bytes(64)) -> Any:
-        """The C side of a path, told how to go."""
-        known = self._c_paths.get(path)
-        if known is None:
-            known = self._c_paths[path] = self.calls.path(key)
-        route = self.wire.route(path)
-        known.max_datagram_bytes = route.max_datagram_bytes
-        known.fd = route.fd
-        known.has_header = route.header is not None
-        ffi = self.calls.ffi
-        if route.flow is not None:
-            ffi.memmove(ffi.addressof(known, "flow"), route.flow, ffi.sizeof(known.flow))
-        if route.header is not None:
-            ffi.memmove(ffi.addressof(known, "header"), route.header, ffi.sizeof(known.header))
-        return known
+    def c_path(self, path: Path) -> Any:
+        """The C side of a path."""
+        self.wire.before_turn(0)
+        return self.calls.lib.path_by_id(self.calls.wire, self.wire.number(path))
 
     async def receive(self, count: int) -> list[tuple[bytes, Path | None, int]]:
-        """Wait for that many datagrams, each with the path that its key is admitted to."""
+        """Wait for that many datagrams, each with the path that its key leads to."""
         got: list[tuple[bytes, Path | None, int]] = []
         while len(got) < count:
+            self.wire.before_turn(0)
             burst = self.calls.receive()
             if not burst:
                 await self.link.wait_readable()
-            got += [(each.payload, self.wire.admit(each.key), each.ecn) for each in burst]
+            got += [(each.payload, self.wire.path_of_key(each.key), each.ecn) for each in burst]
         return got
 
     async def send(self, datagrams: list[bytes], path: Path, ecn: int = 0) -> int:
@@ -170,11 +159,6 @@ def test_udp_ports_come_and_go() -> None:
                 assert driver.calls.write(way, b"x")
                 assert driver.calls.flush() == 0
                 assert link.statistics()["tx_ebadf"] == 1
-                # A key of a port that is closed by now leads nowhere.
-                key = bytearray(64)
-                key[0] = 4
-                key[40:42] = first.port.to_bytes(2, sys.byteorder)
-                assert driver.wire.admit(bytes(key)) is None
         statistics = link.statistics()
         assert (statistics["rx_datagrams"], statistics["tx_ebadf"]) == (2, 1)
 
@@ -195,7 +179,7 @@ def test_udp_a_full_socket_is_waited_for(veth_pair: VethPair) -> None:
                     there = right.link.open_port(Endpoint(fast.ipv4, 0))
                 path = await left.link.connect_path(port, there)
                 # It asks the kernel, in the namespace that we are in.
-                assert left.wire.route(path).max_datagram_bytes == 1500 - 28
+                assert left.wire.path_bytes(path) == 1500 - 28
             sent = payloads(8000, 1200)
             waits = 0
 
@@ -322,13 +306,19 @@ def test_xdp_what_can_not_go_and_what_is_not_for_us(veth_pair: VethPair) -> None
                 way.has_header = 0
                 assert left.calls.write(way, b"no way")
                 assert left.calls.flush() == 0
+                way.has_header = 1
                 await left.send(payloads(1), path)
                 assert len(await right.receive(1)) == 1
-                # A key with another machine's MAC.
-                assert right.wire.admit(bytes([4]) + bytes(63)) is None
+                # What a bridge would forward.
+                way.header.bytes = bytes(6) + bytes(way.header.bytes)[6:]
+                assert left.calls.write(way, *payloads(1))
+                assert left.calls.flush() == 0
+                while not right.link.statistics().get("rx_not_for_us"):
+                    assert right.calls.receive() == []
+                    await trio.lowlevel.checkpoint()
             statistics = left.link.statistics()
             assert statistics["tx_too_large"] == statistics["tx_no_next_hop"] == 1
-            assert statistics["tx_datagrams"] == 1
+            assert statistics["tx_datagrams"] == 2
             assert right.link.statistics()["rx_not_for_us"] == 1
 
     trio.run(main)
@@ -336,7 +326,7 @@ def test_xdp_what_can_not_go_and_what_is_not_for_us(veth_pair: VethPair) -> None
 
 @pytest.mark.needs_root
 def test_xdp_routes_are_made_anew(veth_pair: VethPair) -> None:
-    """A neighbour that changes its address changes the generation, and the frames' headers."""
+    """A neighbour that changes its address changes the frames' headers."""
     a, b = veth_pair.a, veth_pair.b
 
     async def main() -> None:
@@ -344,18 +334,12 @@ def test_xdp_routes_are_made_anew(veth_pair: VethPair) -> None:
             open_port(driver.link, a, a.ipv4, 1000)
             async with running(driver.link):
                 path = await driver.link.connect_path(1000, Endpoint(b.ipv4, 2000))
-                before, generation = driver.wire.route(path), driver.wire.generation
-                assert before.header is not None
-                assert before.header[:6] == b.mac
+                assert bytes(driver.c_path(path).header.bytes)[:12] == b.mac + a.mac
                 moved = "02:00:00:00:77:77"
                 a.ip("neigh", "replace", b.ipv4, "lladdr", moved, "dev", a.ifname)
-                while driver.wire.route(path).header == before.header:
+                after = bytes.fromhex(moved.replace(":", "")) + a.mac
+                while bytes(driver.c_path(path).header.bytes)[:12] != after:
                     await trio.lowlevel.checkpoint()
-                assert driver.wire.generation != generation
-                after = driver.wire.route(path).header
-                assert after is not None
-                assert after[:6] == bytes.fromhex(moved.replace(":", ""))
-                assert after[6:12] == a.mac
 
     trio.run(main)
 
@@ -373,9 +357,12 @@ def test_xdp_paths_that_came_get_a_route_once_they_are_used(veth_pair: VethPair)
                 await left.send(payloads(1), path)
                 ((_, back, _),) = await right.receive(1)
                 assert back is not None
-                assert right.wire.route(back).header is not None  # to where it came from
-                noted = [right.wire.note_sent(back, 1) for _ in range(20)]
-                assert noted.count(True) == 1
+                way = right.c_path(back)
+                assert way.has_header  # to where it came from
+                assert not way.is_routed
+                for number in range(20):
+                    await right.send(payloads(1), back)
+                    assert way.is_routed == (number >= 15)
 
     trio.run(main)
 

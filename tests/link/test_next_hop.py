@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
@@ -251,7 +252,10 @@ def test_routes_and_addresses_are_followed(veth_pair: VethPair) -> None:
             before = hops.generation
             a.ip("address", "add", "10.99.0.1/32", "dev", a.ifname)
             await _until(lambda: hops.generation > before)
-            assert hops.is_local("10.99.0.1")
+            own = {str(each.address): each for each in hops.own_addresses()}
+            assert own["10.99.0.1"][1:] == (32, False)
+            assert own[str(ip_interface(f"{a.ipv4}/24").network.broadcast_address)].is_broadcast
+            assert a.ipv6 in own
             assert _errno_of(lambda: hops.find("10.99.0.1")) == errno.EADDRNOTAVAIL
 
     trio.run(main)

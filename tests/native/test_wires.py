@@ -422,9 +422,20 @@ class Rings:
         return self.kick_result
 
 
+def set_interface(wire: WireCalls, mac: bytes | None = None, mtu_bytes: int = 1500) -> None:
+    """Tell it its interface, and the hosts of HOSTS as this machine's."""
+    _, lib = extension()
+    own = [ip_address(hosts[1]) for hosts in HOSTS.values()]
+    prefixes = [(each.version, each.max_prefixlen, 0, each.packed.ljust(16, b"\0")) for each in own]
+    prefixes.append((4, 32, 1, ip_address("10.0.0.255").packed.ljust(16, b"\0")))
+    assert not lib.hs_wire_xdp_set_interface(
+        wire.wire, mac or MACS[1], 7, mtu_bytes, prefixes, len(prefixes)
+    )
+
+
 @contextmanager
-def over(rings: Rings) -> Iterator[WireCalls]:
-    """A wire over them."""
+def over(rings: Rings, max_paths: int = 256) -> Iterator[WireCalls]:
+    """A wire over them, with the hosts of HOSTS as its own."""
     ffi, lib = extension()
     queues = len(rings.arrived)
     calls = WireCalls(
@@ -435,9 +446,10 @@ def over(rings: Rings) -> Iterator[WireCalls]:
             ffi.from_buffer(rings.umem),
             len(rings.umem),
             FRAME_BYTES,
-            256,
+            max_paths,
         )
     )
+    set_interface(calls)
     try:
         yield calls
     finally:
@@ -743,19 +755,16 @@ def test_xdp_plain_datagrams_are_sent_between_turns() -> None:
     rings = Rings(frames=2)
     with over(rings) as wire:
         path = xdp_way(wire)
-        header = extension()[0].addressof(path, "header")
+        path.max_datagram_bytes = FRAME_BYTES
 
-        def send(payload: bytes, most: int = 1472) -> int:
-            return int(
-                lib.hs_wire_xdp_send_datagram(wire.wire, header, most, payload, len(payload))
-            )
+        def send(payload: bytes) -> int:
+            return int(lib.hs_wire_send(wire.wire, path.id, payload, len(payload)))
 
         assert send(b"one") == 1
-        assert send(b"too large", 4) == 1
-        assert send(bytes(FRAME_BYTES), FRAME_BYTES) == 1
-        lib.hs_wire_xdp_flush(wire.wire)
+        assert send(bytes(FRAME_BYTES)) == 1  # larger than a frame
+        lib.hs_wire_flush(wire.wire)
         assert [frame[-3:] for frame in rings.tx_ring] == [b"one"]
-        assert wire.dropped("hs_wire_xdp_drop") == {"HS_WIRE_XDP_TX_TOO_LARGE": 2}
+        assert wire.dropped("hs_wire_xdp_drop") == {"HS_WIRE_XDP_TX_TOO_LARGE": 1}
         # The engine's own go first, and while they wait there is no room.
         rings.tx_room = 0
         assert wire.write(path, b"quic")
@@ -763,10 +772,190 @@ def test_xdp_plain_datagrams_are_sent_between_turns() -> None:
         assert send(b"two") == 0
         rings.tx_room = 8
         assert send(b"two") == 1
-        lib.hs_wire_xdp_flush(wire.wire)
+        lib.hs_wire_flush(wire.wire)
         assert [frame[-3:] for frame in rings.tx_ring] == [b"one", b"uic", b"two"]
-        lib.hs_wire_xdp_detach(wire.wire)
-        assert send(b"late") == 0
+
+
+# --- the table of paths ---
+
+
+def others_key(key: bytes, port: int) -> bytes:
+    """The key of a datagram from another port of the same peer (struct hs_frame_flow)."""
+    return key[:12] + port.to_bytes(2, sys.byteorder) + key[14:]
+
+
+def test_a_path_that_a_burst_found_is_not_replaced() -> None:
+    """The table is full, and the burst's own datagrams bring new paths."""
+    ffi, _ = extension()
+    rings = Rings()
+    with over(rings, max_paths=4) as wire:
+        key = next(iter(came_from(wire, rings, [5000]))).key
+        ports = [5000, 5001, 5002, 5003]
+        paths = {port: wire.learn(others_key(key, port)) for port in ports}
+        assert ffi.NULL not in paths.values()
+        burst = came_from(wire, rings, [5000, 5001, 6000, 6001, 6002])
+        assert [each.path for each in burst[:2]] == [paths[5000], paths[5001]]
+        # Two were not in the burst: they make room. Then there is none.
+        assert wire.learn(burst[2].key) == paths[5002]
+        assert wire.learn(burst[3].key) == paths[5003]
+        assert wire.learn(burst[4].key) == ffi.NULL
+        again = came_from(wire, rings, [5000, 5001, 6000, 6001])
+        assert [each.path for each in again] == [paths[port] for port in ports]
+        # In the next burst those that were unused for longest make room.
+        came_from(wire, rings, [6001])
+        assert wire.learn(others_key(key, 7000)) == paths[5000]
+
+
+def came_from(wire: WireCalls, rings: Rings, ports: list[int]) -> list[Any]:
+    """One burst, with a datagram from each port."""
+    for port in ports:
+        rings.arrive(frame_in(b"x", port=port))
+    got = wire.receive()
+    assert len(got) == len(ports)
+    return got
+
+
+def test_a_path_that_is_held_is_not_replaced() -> None:
+    ffi, lib = extension()
+    rings = Rings()
+    with over(rings, max_paths=2) as wire:
+        (first,) = came_from(wire, rings, [5000])
+        path = wire.learn(first.key)
+        lib.hs_wire_hold_path(wire.wire, path.id)
+        for port in range(6000, 6010):
+            came_from(wire, rings, [port])
+            other = wire.learn(others_key(first.key, port))
+            assert other not in (path, ffi.NULL)
+        lib.hs_wire_let_go(wire.wire, path.id)
+        lib.hs_wire_let_go(wire.wire, path.id)  # once too often
+        assert path.references == 0
+        for port in range(7000, 7002):
+            came_from(wire, rings, [port])
+            wire.learn(others_key(first.key, port))
+        assert came_from(wire, rings, [5000])[0].path == ffi.NULL
+
+
+def test_a_datagram_that_was_handed_over_keeps_its_path_until_it_is_sent() -> None:
+    """For links in Python: an answer to one peer must not go to another."""
+    ffi, lib = extension()
+    calls = WireCalls(lib.hs_wire_handed_new(2))
+
+    def add(port: int) -> int:
+        ends = {"ip_version": 4, "local_port": 1, "remote_port": port}
+        return int(lib.hs_wire_add_path(calls.wire, ffi.new("struct hs_path_ends *", ends)))
+
+    try:
+        numbers = [add(1000), add(1001)]
+        data = ffi.new("uint8_t[]", b"x")
+        assert add(1002) == -1  # both are of this burst
+        assert lib.hs_wire_handed_put(calls.wire, data, 1, 0, numbers[0]) == 0
+        (came,) = calls.receive()
+        assert add(1002) == numbers[1]
+        assert calls.write(came.path, b"answer")
+        for port in range(2000, 2010):
+            assert lib.hs_wire_handed_put(calls.wire, data, 1, 0, numbers[1]) == 0
+            calls.receive()
+            assert add(port) == -1  # one is of this burst, and the other's answer waits
+        count, taken = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        assert lib.hs_wire_handed_take(calls.wire, 0, count, taken)
+        assert taken[0] == numbers[0]
+        ends = ffi.new("struct hs_path_ends *")
+        assert lib.hs_wire_path_ends(calls.wire, taken[0], ends) == 0
+        assert ends.remote_port == 1000
+        lib.hs_wire_handed_sent(calls.wire, 1)
+        assert add(3000) == numbers[0]
+    finally:
+        calls.free()
+
+
+@pytest.mark.parametrize("tags", [(), ((0x8100, 7),)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_xdp_answers_go_back_to_where_a_datagram_came_from(family: str, tags: Any) -> None:
+    ffi, lib = extension()
+    rings = Rings()
+    with over(rings) as wire:
+        rings.arrive(frame_in(b"hello", family, tags=tags))
+        (came,) = wire.receive()
+        assert came.path == ffi.NULL
+        back = wire.answer_path(came.key)
+        assert wire.write(back, b"answer")
+        assert wire.flush() == 0
+        frame = rings.tx_ring.pop()
+        assert (frame[:6], frame[6:12]) == (MACS[0], MACS[1])
+        assert_frames([frame], back.header, [b"answer"])
+        assert lib.hs_wire_path_count(wire.wire) == 0
+        # It was proven; then the peer's router changes.
+        path = wire.learn(came.key)
+        mac = bytes.fromhex("020000000099")
+        start = came.key.index(MACS[0])
+        assert wire.learn(came.key[:start] + mac + came.key[start + 6 :]) == path
+        assert bytes(path.header.bytes)[:6] == mac
+        assert lib.hs_wire_path_count(wire.wire) == 1
+
+
+def test_xdp_next_hops_are_asked_for_paths_in_use() -> None:
+    ffi, lib = extension()
+    rings = Rings()
+    questions = ffi.new("struct hs_wire_xdp_question[]", 8)
+    used, is_over = ffi.new("uint32_t[]", 8), ffi.new("int *")
+
+    def asked() -> list[int]:
+        count = lib.hs_wire_xdp_asked(wire.wire, questions, 8)
+        return [each.path_id for each in questions[0:count]]
+
+    def reported() -> list[int]:
+        count = lib.hs_wire_xdp_used(wire.wire, used, 8, is_over)
+        assert is_over[0]
+        return list(used[0:count])
+
+    with over(rings) as wire:
+        (came,) = came_from(wire, rings, [5000])
+        path = wire.learn(came.key)
+        tagged = xdp_way(wire, tags=((0x8100, 7),))
+        for number in range(40):
+            assert asked() == ([path.id] if number == 16 else [])
+            assert wire.write(path, b"x")
+            assert wire.write(tagged, b"x")  # the kernel has no route by its interface
+            wire.flush()
+        assert questions[0].ends.remote_port == 5000
+        assert reported() == [path.id]
+        assert reported() == []
+        hop = bytes.fromhex("020000000077")
+        lib.hs_wire_xdp_answer(wire.wire, path.id, hop, 1300)
+        assert bytes(path.header.bytes)[:6] == hop
+        assert lib.hs_wire_path_bytes(wire.wire, path.id) == 1300 - 28
+        # Its frames come from elsewhere now; the kernel's route stays.
+        start = came.key.index(MACS[0])
+        wire.learn(came.key[:start] + bytes(6) + came.key[start + 6 :])
+        assert bytes(path.header.bytes)[:6] == hop
+        # The interface changes.
+        mac = bytes.fromhex("020000000055")
+        set_interface(wire, mac, 1400)
+        assert asked() == [path.id]
+        lib.hs_wire_xdp_answer(wire.wire, path.id, ffi.NULL, 0)
+        assert bytes(path.header.bytes)[:12] == bytes(6) + mac
+        assert lib.hs_wire_path_bytes(wire.wire, path.id) == 1400 - 28
+        lib.hs_wire_xdp_answer(wire.wire, 99, hop, 0)  # none has that number
+
+
+def test_xdp_datagrams_for_others_and_from_nobody_are_dropped() -> None:
+    rings = Rings()
+    frames = len(rings.free)
+
+    def arrive(source: str, to: str, macs: bytes = MACS[1] + MACS[0]) -> None:
+        rings.arrive(udp_frame(b"x", macs=macs, hosts=(source, to), ports=PORTS))
+
+    with over(rings) as wire:
+        arrive("10.0.0.1", "10.0.0.3")
+        arrive("10.0.0.1", "10.0.0.255")
+        arrive("10.0.0.1", "10.0.0.2", macs=bytes(6) + MACS[0])
+        arrive("10.0.0.255", "10.0.0.2")
+        arrive("10.0.0.1", "10.0.0.2", macs=MACS[1] + bytes([1, *bytes(5)]))
+        assert wire.receive() == []
+        assert wire.dropped("hs_wire_xdp_drop") == {"HS_WIRE_XDP_RX_NOT_FOR_US": 3}
+        assert wire.dropped("hs_frame_drop") == {"HS_FRAME_MARTIAN": 2}
+        assert wire.wire.counters.rx_datagrams == 0
+        assert len(rings.free) == frames
 
 
 # --- all of it again, with sanitizers ---

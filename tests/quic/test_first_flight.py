@@ -325,6 +325,8 @@ class Relay:
                 while True:
                     await trio.lowlevel.wait_readable(self._near)
                     data, client = self._near.recvfrom(65536)
+                    if self._burst > 1 and not data[0] & 0x80:
+                        continue  # the last words of the connection before
                     self._first.append(data)
                     if len(self._first) < self._burst:
                         continue

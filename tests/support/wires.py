@@ -22,24 +22,31 @@ NATIVE: Final = ROOT / "hoststack" / "native"
 EXTRA_FLAGS: Final = "HOSTSTACK_TEST_CFLAGS"
 
 _SOURCES: Final = (
+    "wire/wire.c",
     "wire/xdp.c",
     "wire/datagram_ports.c",
+    "wire/local_addresses.c",
+    "wire/handed.c",
     "wire/sockets.c",
     "wire/paths.c",
     "wire/frames.c",
     "wire/udp.c",
 )
 _HEADERS: Final = (
+    NATIVE / "wire/wire.h",
     NATIVE / "wire/frames.h",
     NATIVE / "wire/udp.h",
     ROOT / "pyxdp" / "pyxdp.h",
     NATIVE / "wire/xdp.h",
     NATIVE / "wire/sockets.h",
+    NATIVE / "wire/handed.h",
 )
 _CDEF: Final = """
-enum { HS_PATH_KEY_BYTES = 64, HS_WIRE_BURST = 64 };
+enum { HS_WIRE_BURST = 64 };
 struct hs_path {
     uint32_t id;
+    uint32_t references;
+    uint8_t is_routed;
     uint32_t max_datagram_bytes;
     int fd;
     struct hs_udp_flow flow;
@@ -65,12 +72,15 @@ void call_release(struct hs_wire *wire);
 uint8_t *call_reserve(struct hs_wire *wire, size_t *room);
 void call_commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn);
 int call_flush(struct hs_wire *wire);
-int call_reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
+void call_reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
+struct hs_path *call_learn(struct hs_wire *wire, const uint8_t *key);
+struct hs_path *path_by_id(struct hs_wire *wire, uint32_t id);
 void call_free(struct hs_wire *wire);
 struct hs_path *add_path(struct hs_wire *wire, uint16_t remote_port, const uint8_t *key);
 """
 _CALLS: Final = """
 #include "wire/verbs.h"
+#include "wire/handed.h"
 #include "wire/sockets.h"
 #include "wire/xdp.h"
 #include "pyxdp.h"
@@ -89,9 +99,17 @@ static void call_commit(struct hs_wire *wire, struct hs_path *path, uint32_t byt
     wire->verbs->commit(wire, path, bytes, ecn);
 }
 static int call_flush(struct hs_wire *wire) { return wire->verbs->flush(wire); }
-static int call_reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+static void call_reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
 {
-    return wire->verbs->reverse(wire, key, out);
+    wire->verbs->reverse(wire, key, out);
+}
+static struct hs_path *call_learn(struct hs_wire *wire, const uint8_t *key)
+{
+    return wire->verbs->learn(wire, key);
+}
+static struct hs_path *path_by_id(struct hs_wire *wire, uint32_t id)
+{
+    return hs_paths_by_id(&wire->paths, id);
 }
 static void call_free(struct hs_wire *wire) { wire->verbs->free(wire); }
 
@@ -212,9 +230,14 @@ class WireCalls:
         return int(self.lib.call_flush(self.wire))
 
     def answer_path(self, key: bytes) -> Any:
-        """The path of an answer to a datagram of the last burst; None if there is none."""
+        """The path of an answer to a datagram of the last burst."""
         path = self.ffi.new("struct hs_path *")
-        return None if self.lib.call_reverse(self.wire, key, path) else path
+        self.lib.call_reverse(self.wire, key, path)
+        return path
+
+    def learn(self, key: bytes) -> Any:
+        """The path of a datagram of the last burst, which is in the table from now on; or NULL."""
+        return self.lib.call_learn(self.wire, key)
 
     def path(self, key: bytes) -> Any:
         """A new path, which datagrams with this key come along."""

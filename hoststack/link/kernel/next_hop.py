@@ -27,6 +27,7 @@ from hoststack.link.kernel.rtnetlink import (
     ChangesLost,
     Interface,
     InterfaceChange,
+    LocalPrefix,
     NeighbourChange,
     Route,
     RoutesChanged,
@@ -114,7 +115,7 @@ class NextHops:
         self.generation = 0
         """Incremented when a result of `find` or a neighbour's address may have changed."""
         self._routes: dict[tuple[str, str | None], Route] = {}
-        self._martians: frozenset[str] | None = None
+        self._own: list[LocalPrefix] | None = None
         # A neighbour is followed for as long as anything refers to it.
         self._neighbours: WeakValueDictionary[str, Neighbour] = WeakValueDictionary()
 
@@ -174,20 +175,12 @@ class NextHops:
         mtu_bytes = min(interface.mtu_bytes, route.mtu_bytes or interface.mtu_bytes)
         return NextHop(local, self._neighbour(route.next_hop), mtu_bytes)
 
-    def is_local(self, host: str) -> bool:
-        """Return whether a numeric address is this machine's own."""
-        try:
-            return self._route(host, None).is_local
-        except LinkError:
-            return False
-
-    def is_martian(self, host: str) -> bool:
-        """Return whether no packet from another machine can have this source: this machine's own
-        address, or the broadcast address of a network (RFC 1122 section 3.2.1.3)."""
-        # Route requests would tell as well, but a spoofed source should cost no system call.
-        if self._martians is None:
-            self._martians = self._kernel.own_addresses()
-        return host in self._martians
+    def own_addresses(self) -> list[LocalPrefix]:
+        """Return this machine's addresses and the broadcast addresses of its networks: packets
+        are for the first, and no other host sends from any (RFC 1122 section 3.2.1.3)."""
+        if self._own is None:
+            self._own = self._kernel.own_addresses()
+        return self._own
 
     def look_for(self, remote: str, source: str) -> None:
         """Start to resolve the neighbour if it is unknown, without waiting; raises as `find`."""
@@ -314,7 +307,7 @@ class NextHops:
 
     def _forget_routes(self) -> None:
         self._routes.clear()
-        self._martians = None
+        self._own = None
         self.generation += 1
 
     def _set_interface(self, interface: Interface | None) -> None:

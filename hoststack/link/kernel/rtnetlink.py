@@ -37,6 +37,8 @@ _NTF_USE: Final = 0x01  # linux/neighbour.h: something is about to send to this 
 
 _RTN_UNICAST: Final = 1  # linux/rtnetlink.h
 _RTN_LOCAL: Final = 2
+_RTN_BROADCAST: Final = 3
+_RT_TABLE_LOCAL: Final = 255
 
 _IFF_UP: Final = 0x1  # linux/if.h
 _IFF_LOWER_UP: Final = 0x10000
@@ -78,6 +80,14 @@ class Interface(NamedTuple):
     """The largest IP packet."""
     is_up: bool
     """Whether the administrator has set it up, and it has a carrier."""
+
+
+class LocalPrefix(NamedTuple):
+    """Addresses that this machine has, or a broadcast address of one of its networks."""
+
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    bits: int
+    is_broadcast: bool
 
 
 class Route(NamedTuple):
@@ -188,20 +198,19 @@ class Rtnetlink:
             ) from None
         return _route(answer, remote)
 
-    def own_addresses(self) -> frozenset[str]:
-        """Return this machine's addresses and the broadcast addresses of its networks."""
-        own: set[str] = set()
-        for message in self._requests.get_addr():
-            # On a point-to-point link IFA_ADDRESS is the peer's address.
-            host = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            if host is None:
-                continue
-            own.add(host)
-            network = ipaddress.ip_interface(f"{host}/{message['prefixlen']}").network
-            if network.version == 4 and network.prefixlen < 31:
-                own.add(str(network.broadcast_address))
-            own.add(message.get_attr("IFA_BROADCAST") or host)
-        return frozenset(own)
+    def own_addresses(self) -> list[LocalPrefix]:
+        """Return this machine's addresses and the broadcast addresses of its networks, as the
+        kernel's routing table "local" has them."""
+        own: list[LocalPrefix] = []
+        for family, width in ((socket.AF_INET, 32), (socket.AF_INET6, 128)):
+            for message in self._requests.route("dump", family=family, table=_RT_TABLE_LOCAL):
+                if message["type"] not in (_RTN_LOCAL, _RTN_BROADCAST):
+                    continue
+                unspecified = "0.0.0.0" if width == 32 else "::"
+                host = ipaddress.ip_address(message.get_attr("RTA_DST") or unspecified)
+                is_broadcast = message["type"] == _RTN_BROADCAST
+                own.append(LocalPrefix(host, message["dst_len"], is_broadcast))
+        return own
 
     def mtu_of(self, host: str) -> int | None:
         """Return the MTU of the interface that has an address; None if none has it."""

@@ -1,6 +1,6 @@
 """The link over the kernel's UDP sockets: needs no privilege, and uses any interface.
 
-One system call moves a burst (hoststack/native/wire/udp.h).
+One system call moves a burst (hoststack/native/wire/sockets.h).
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import os
 import select
 import socket
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Final
 
 import trio
 
 from hoststack.link.base import (
     BURST,
-    UNSPECIFIED,
     Endpoint,
     LinkError,
     Outgoing,
@@ -30,44 +27,20 @@ from hoststack.link.base import (
     Received,
     SocketSource,
     Wire,
-    WireRoute,
     ignore_trouble,
 )
 from hoststack.link.kernel.sockets import OwnSockets, bind_error
-from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
-from hoststack.native.wire._wire import ffi, lib
-
-if TYPE_CHECKING:
-    from hoststack.link.udp.wire import UdpWire
-
-#: struct hs_udp_datagram and struct hs_udp_flow (hoststack/native/wire/udp.h).
-_DATAGRAM: Final = Struct("=IBBxx40s")
-_FLOW: Final = Struct("=BxHI16s16s")
-_SLOT_BYTES: Final = int(lib.HS_UDP_SLOT_BYTES)
-_MAX_BURST: Final = int(lib.HS_UDP_BURST)
-
-#: The loopback interface carries 64 KiB, but one lost datagram should not cost that much. Above
-#: this size the cost of a single datagram hardly matters.
-_MAX_DATAGRAM_BYTES: Final = 16 * 1024
+from hoststack.link.udp.wire import UdpWire
+from hoststack.link.zones import socket_address, without_zone, zoned
+from hoststack.native.wire._wire import lib
 
 #: What a socket can buffer while the engine is busy: some bursts of full datagrams.
 _SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 
-#: Paths in the table. Anyone can make us see many, by forging sources.
-_MAX_PATHS: Final = 16384
 #: How long the size of a local address is not asked again: pyroute2 takes milliseconds.
 _SIZE_HOLDS_S: Final = 1.0
 _MAX_OWN_SIZES: Final = 256
 
-#: The size assumed for a path without a route: QUIC works on none that carries less
-#: (RFC 9000 section 14).
-_LEAST_DATAGRAM_BYTES: Final = 1200
-
-_HEADER_BYTES: Final = {4: 28, 6: 48}  # IP and UDP
-
-# linux/in.h, linux/in6.h: Python's socket module lacks them.
-_IP_MTU: Final = 14
-_IPV6_MTU: Final = 24
 # asm-generic/socket.h
 _SO_BUSY_POLL: Final = 46
 
@@ -106,11 +79,10 @@ def _set_buffer(made: socket.socket, option: int) -> None:
 
 
 class _UdpSocket:
-    """A bound socket, and the paths over it by their flow."""
+    """A bound socket."""
 
     def __init__(self, endpoint: Endpoint, bound: socket.socket) -> None:
         self.socket = bound
-        self.paths: dict[bytes, Path] = {}
         self.endpoint = Endpoint(endpoint.host, bound.getsockname()[1])
 
     @classmethod
@@ -128,19 +100,6 @@ class _UdpSocket:
         return cls(endpoint, made)
 
 
-class _Way:
-    """A path's `link_data`: the socket and the addresses of its datagrams."""
-
-    __slots__ = ("asked", "flow", "max_datagram_bytes", "socket")
-
-    def __init__(self, udp_socket: _UdpSocket, flow: bytes) -> None:
-        self.socket = udp_socket
-        self.flow = flow
-        self.max_datagram_bytes = _LEAST_DATAGRAM_BYTES
-        self.asked = -1
-        """UdpLink._generation when the kernel was last asked for the size."""
-
-
 class UdpLink:
     """Datagrams over UDP sockets, one for each open port. Implements Link."""
 
@@ -148,42 +107,21 @@ class UdpLink:
     interface_name: Final = None
 
     def __init__(self, *, segments: bool = True, ports: PortSource | None = None) -> None:
-        """`segments` lets an engine in C put several datagrams into one message (GSO and GRO).
+        """`segments` puts several datagrams into one message where the kernel can (GSO and GRO).
 
         With `ports` the sockets come from there: this is the link of one worker of several.
         """
         self.trouble = ""
         self.on_trouble: Callable[[str], None] = ignore_trouble
-        self._segments = segments
         self._ports = ports
         self._busy_poll_us = 0
-        self._generation = 0
-        """Changes when paths may carry less than before."""
         self._own_sizes: dict[str, tuple[float, int]] = {}
         """By local address: when the kernel was asked, and what its interface carries."""
         self._sockets: dict[Endpoint, _UdpSocket] = {}
         self._by_fd: dict[int, _UdpSocket] = {}
         self._epoll = select.epoll()
         self._blocked: socket.socket | None = None
-        self._receiver: Any = ffi.gc(
-            lib.hs_udp_receiver_new(), lib.hs_udp_receiver_free, _MAX_BURST * _SLOT_BYTES
-        )
-        if not self._receiver:
-            raise MemoryError("no memory for the receive buffers of a UDP link")
-        self._slots = memoryview(
-            ffi.buffer(lib.hs_udp_slots(self._receiver), _MAX_BURST * _SLOT_BYTES)
-        )
-        self._datagrams: Any = ffi.new("struct hs_udp_datagram[]", _MAX_BURST)
-        self._infos = memoryview(ffi.buffer(self._datagrams))
-        self._refused: Any = ffi.new("int *")
-        self._refused_bytes: Any = ffi.new("size_t *")
-        self._reason: Any = ffi.new("int *")
-        self._rx_datagrams = 0
-        self._rx_bytes = 0
-        self._tx_datagrams = 0
-        self._tx_bytes = 0
-        self._drops: dict[str, int] = {}
-        self._wire: UdpWire | None = None
+        self._wire = UdpWire(segments=segments)
 
     @property
     def sockets(self) -> SocketSource:
@@ -209,12 +147,11 @@ class UdpLink:
         fd = opened.socket.fileno()
         if self._busy_poll_us:
             opened.socket.setsockopt(socket.SOL_SOCKET, _SO_BUSY_POLL, self._busy_poll_us)
-        if self._wire is not None:
-            try:
-                self._wire.add(fd, opened.endpoint.port)
-            except LinkError:
-                opened.socket.close()
-                raise
+        try:
+            self._wire.add(fd, opened.endpoint.port)
+        except LinkError:
+            opened.socket.close()
+            raise
         self._sockets[opened.endpoint] = opened
         self._by_fd[fd] = opened
         self._epoll.register(fd, select.EPOLLIN)
@@ -226,8 +163,7 @@ class UdpLink:
         if closed is None:
             return
         fd = closed.socket.fileno()
-        if self._wire is not None:
-            self._wire.remove(fd)
+        self._wire.remove(fd)
         self._epoll.unregister(fd)
         del self._by_fd[fd]
         if self._blocked is closed.socket:
@@ -248,9 +184,8 @@ class UdpLink:
         for host in (local.host, wildcard):
             found = self._sockets.get(Endpoint(host, local.port))
             if found is not None:
-                path = self._path(found, _flow(local.host, remote))
-                self._ask_for_size(path, cast("_Way", path.link_data))
-                return path
+                _probe(remote).close()
+                return self._wire.path(local, remote)
         raise LinkError(
             errno.EADDRNOTAVAIL,
             f"UDP port {local.port} is not open on {local.host}: open it first",
@@ -265,12 +200,7 @@ class UdpLink:
 
     def max_datagram_bytes(self, path: Path) -> int:
         """See Link."""
-        way = cast("_Way", path.link_data)
-        if way.asked != self._generation:
-            # The peer may be unreachable: the kernel then refuses to send there.
-            with contextlib.suppress(LinkError):
-                self._ask_for_size(path, way)
-        return way.max_datagram_bytes
+        return self._wire.path_bytes(path)
 
     def max_datagram_bytes_of(self, local: Endpoint) -> int:
         """See Link."""
@@ -296,143 +226,27 @@ class UdpLink:
             finally:
                 kernel.close()
         if mtu_bytes is None:
-            return _MAX_DATAGRAM_BYTES
-        return min(mtu_bytes - _HEADER_BYTES[address.version], _MAX_DATAGRAM_BYTES)
-
-    def _ask_for_size(self, path: Path, way: _Way) -> None:
-        """Read a path's size from the kernel; raises LinkError where there is no route."""
-        way.max_datagram_bytes = _max_datagram_bytes(path.remote)
-        way.asked = self._generation
-
-    def _forget_sizes(self) -> None:
-        self._generation += 1
-
-    def _path(self, udp_socket: _UdpSocket, flow: bytes) -> Path:
-        path = udp_socket.paths.get(flow)
-        if path is None:
-            if len(udp_socket.paths) >= _MAX_PATHS:
-                udp_socket.paths.clear()
-            local, remote = _endpoints(flow, udp_socket.endpoint.port)
-            if without_zone(udp_socket.endpoint.host) == without_zone(local.host):
-                local = udp_socket.endpoint
-            path = udp_socket.paths[flow] = Path(local, remote, _Way(udp_socket, flow))
-        return path
+            return int(lib.HS_WIRE_UDP_MOST_BYTES)
+        return int(lib.hs_wire_udp_path_bytes(mtu_bytes, address.version))
 
     # --- bursts ---
 
     def wire(self) -> Wire:
         """See Link."""
-        from hoststack.link.udp.wire import UdpWire
-
-        self._wire = UdpWire(self._admit, self._route, self._forget_sizes, segments=self._segments)
-        for fd, opened in self._by_fd.items():
-            self._wire.add(fd, opened.endpoint.port)
         return self._wire
-
-    def _admit(self, flow: bytes, local_port: int) -> Path | None:
-        version = flow[0]
-        local = _endpoints(flow, local_port)[0].host
-        wildcard: _UdpSocket | None = None
-        for opened in self._by_fd.values():
-            host = opened.endpoint.host
-            is_kind = (":" in host) == (version == 6)
-            if opened.endpoint.port == local_port and is_kind:
-                if host == local or without_zone(host) == local:
-                    return self._path(opened, flow)
-                if host in UNSPECIFIED:
-                    wildcard = opened
-        return self._path(wildcard, flow) if wildcard is not None else None
-
-    def _route(self, path: Path) -> WireRoute:
-        way = cast("_Way", path.link_data)
-        return WireRoute(
-            self.max_datagram_bytes(path), fd=way.socket.socket.fileno(), flow=way.flow
-        )
 
     def receive(self, budget: int = BURST) -> list[Received]:
         """See Link."""
-        received: list[Received] = []
-        if len(self._by_fd) == 1:
-            for udp_socket in self._by_fd.values():
-                self._receive_from(udp_socket, budget, received)
-        elif self._by_fd:
-            # epoll moves a reported socket to the end of its list: asking for one at a time
-            # serves all of them.
-            for _ in self._by_fd:
-                ready = self._epoll.poll(0, 1) if len(received) < budget else []
-                if not ready:
-                    break
-                self._receive_from(self._by_fd[ready[0][0]], budget - len(received), received)
+        received = self._wire.receive(budget)
+        more = received
+        while more and len(received) < budget:
+            more = self._wire.receive(budget - len(received))
+            received += more
         return received
-
-    def _receive_from(self, udp_socket: _UdpSocket, budget: int, received: list[Received]) -> None:
-        count = lib.hs_udp_receive(
-            self._receiver, udp_socket.socket.fileno(), budget, self._datagrams
-        )
-        if count <= 0:
-            if count not in (0, -errno.EAGAIN, -errno.EINTR):
-                self._drop(f"rx_{errno.errorcode.get(-count, 'error').lower()}")
-            return
-        slots = self._slots
-        paths = udp_socket.paths
-        start = 0
-        for length, ecn, is_good, flow in _DATAGRAM.iter_unpack(
-            self._infos[: count * _DATAGRAM.size]
-        ):
-            if is_good:
-                path = paths.get(flow) or self._path(udp_socket, flow)
-                received.append((slots[start : start + length].tobytes(), path, ecn))
-                self._rx_datagrams += 1
-                self._rx_bytes += length
-            else:
-                self._drop("rx_truncated")
-            start += _SLOT_BYTES
 
     def send(self, burst: Sequence[Outgoing]) -> int:
         """See Link."""
-        taken = 0
-        while taken < len(burst):
-            ways: list[_Way] = []
-            payloads: list[bytes] = []
-            for data, path in burst[taken : taken + _MAX_BURST]:
-                way = cast("_Way", path.link_data)
-                if ways and way.socket is not ways[0].socket:
-                    break
-                ways.append(way)
-                payloads.append(data)
-            count = self._send_through(ways[0].socket, ways, payloads)
-            taken += count
-            if count < len(payloads):
-                break
-        return taken
-
-    def _send_through(self, udp_socket: _UdpSocket, ways: list[_Way], payloads: list[bytes]) -> int:
-        blob = b"".join(payloads)
-        taken: int = lib.hs_udp_send(
-            udp_socket.socket.fileno(),
-            len(payloads),
-            ffi.from_buffer(blob),
-            len(blob),
-            ffi.from_buffer("uint32_t[]", array("I", map(len, payloads))),
-            ffi.from_buffer("struct hs_udp_flow[]", b"".join([way.flow for way in ways])),
-            self._refused,
-            self._refused_bytes,
-            self._reason,
-        )
-        if taken < len(payloads):
-            self._blocked = udp_socket.socket
-        refused: int = self._refused[0]
-        if refused:
-            if self._reason[0] == errno.EMSGSIZE:
-                self._forget_sizes()
-            self._drop(f"tx_{errno.errorcode.get(self._reason[0], 'error').lower()}", refused)
-        self._tx_datagrams += taken - refused
-        taken_bytes = len(blob) if taken == len(payloads) else sum(map(len, payloads[:taken]))
-        self._tx_bytes += taken_bytes - self._refused_bytes[0]
-        return taken
-
-    def _drop(self, reason: str, count: int = 1) -> None:
-        self._drops[reason] = self._drops.get(reason, 0) + count
+        return self._wire.send(burst)
 
     # --- waiting, and the rest ---
 
@@ -453,7 +267,7 @@ class UdpLink:
 
     async def wait_writable(self) -> None:
         """See Link."""
-        if self._wire is not None and self._wire.blocked_fd in self._by_fd:
+        if self._wire.blocked_fd in self._by_fd:
             self._blocked = self._by_fd[self._wire.blocked_fd].socket
         if self._blocked is None:
             await trio.lowlevel.checkpoint()
@@ -474,21 +288,13 @@ class UdpLink:
 
     def statistics(self) -> dict[str, int]:
         """See Link; drops are named by direction and errno."""
-        return {
-            "rx_datagrams": self._rx_datagrams,
-            "rx_bytes": self._rx_bytes,
-            "tx_datagrams": self._tx_datagrams,
-            "tx_bytes": self._tx_bytes,
-            **self._drops,
-            **(self._wire.statistics() if self._wire is not None else {}),
-        }
+        return self._wire.statistics()
 
     def close(self) -> None:
         """See Link."""
         for endpoint in list(self._sockets):
             self.close_port(endpoint)
-        if self._wire is not None:
-            self._wire.close()
+        self._wire.close()
         self._epoll.close()
 
 
@@ -511,32 +317,3 @@ def _probe(remote: Endpoint) -> socket.socket:
             f"answers ({error.strerror})",
         ) from None
     return probe
-
-
-def _max_datagram_bytes(remote: Endpoint) -> int:
-    version = ip_address(remote.host).version
-    with _probe(remote) as probe:
-        if version == 4:
-            mtu_bytes = probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-        else:
-            mtu_bytes = probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-    return min(mtu_bytes - _HEADER_BYTES[version], _MAX_DATAGRAM_BYTES)
-
-
-def _flow(source: str, remote: Endpoint) -> bytes:
-    """Pack a struct hs_udp_flow; Python's struct pads addresses with zeros."""
-    address = ip_address(remote.host)
-    return _FLOW.pack(
-        address.version,
-        remote.port,
-        scope_of(remote.host),
-        address.packed,
-        ip_address(source).packed,
-    )
-
-
-def _endpoints(flow: bytes, local_port: int) -> tuple[Endpoint, Endpoint]:
-    version, remote_port, scope, remote_ip, local_ip = _FLOW.unpack(flow)
-    size = 4 if version == 4 else 16
-    local, remote = (zoned(str(ip_address(ip[:size])), scope) for ip in (local_ip, remote_ip))
-    return Endpoint(local, local_port), Endpoint(remote, remote_port)

@@ -1,8 +1,8 @@
 """The link over AF_XDP: packets between the interface's queues and this process, bypassing the
 kernel's network stack.
 
-A worker has a socket on each receive queue, all on one UMEM, and sends on a queue of its own. Four
-C calls do the work of a burst: receive from a ring, parse, build frames, send.
+A worker has a socket on each receive queue, all on one UMEM, and sends on a queue of its own. The
+bursts are C's (link/xdp/wire.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import select
-from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
 
@@ -34,25 +32,14 @@ from hoststack.link.base import (
 )
 from hoststack.link.kernel.next_hop import NextHops
 from hoststack.link.xdp.datagrams import XdpDatagrams
-from hoststack.link.xdp.frame_path import FramePath, PathTable
-from hoststack.link.xdp.rings import ETHERNET_BYTES, Rings, XdpMode, adopt_rings
+from hoststack.link.xdp.rings import Rings, XdpMode, adopt_rings
 from hoststack.link.xdp.steered_ports import SteeredPorts
 from hoststack.link.xdp.steering import Steering
 from hoststack.link.xdp.watch import Setup, current_namespace
+from hoststack.link.xdp.wire import XdpWire
 from hoststack.link.zones import without_zone, zoned
-from hoststack.native.wire._wire import ffi, lib
-
-if TYPE_CHECKING:
-    from hoststack.link.xdp.wire import XdpWire
 
 logger = logging.getLogger(__name__)
-
-#: struct hs_datagram (hoststack/native/wire/frames.h), its flow as bytes.
-_DATAGRAM: Final = Struct("=QIBBxx64s")
-_DROP_REASONS: Final = {
-    value: name.removeprefix("HS_FRAME_").lower()
-    for value, name in ffi.typeof("enum hs_frame_drop").elements.items()
-}
 
 #: How often the interface is checked; usually a netlink notification arrives first.
 _LOOK_EVERY_S: Final = 1.0
@@ -84,18 +71,13 @@ class AfXdpLink:
         self._reopen = reopen
         self._ports = ports
         self._hops = hops
-        self._next_queue = 0
-        self._paths = PathTable(hops, umem.largest_packet_bytes - ETHERNET_BYTES)
-        self._plain = XdpDatagrams(ports, hops, self._paths, self.send)
+        self._wire = XdpWire(sockets, umem, hops, self._left_frames_on_ring)
+        self._plain = XdpDatagrams(ports, hops, self._wire)
         self._opened: set[Endpoint] = set()
         self._epoll = select.epoll()
         self._left_frames = trio.Event()
         self._counters: Counter[str] = Counter()
-        self._wire: XdpWire | None = None
         self._use(umem, sockets)
-        self._datagrams: Any = ffi.new("struct hs_datagram[]", BURST)
-        self._infos = memoryview(ffi.buffer(self._datagrams))
-        self._headers: Any = ffi.new("struct hs_frame_header *[]", BURST)
 
     @classmethod
     def open(cls, interface: str, *, mode: XdpMode = "auto", debug: bool = False) -> AfXdpLink:
@@ -154,8 +136,6 @@ class AfXdpLink:
         self._umem = umem
         self._sockets = sockets
         self._tx = sockets[0]
-        self._area = umem.area
-        self._base: Any = ffi.cast("uint8_t *", umem.base)
         for socket in sockets:
             self._epoll.register(socket.fd, select.EPOLLIN)
 
@@ -179,11 +159,11 @@ class AfXdpLink:
         """See Link."""
         if self.trouble:
             raise LinkError(errno.ENODEV, self.trouble)
-        return await self._paths.connect(local_port, remote)
+        return await self._wire.connect(local_port, remote)
 
     def path_from(self, local: Endpoint, remote: Endpoint) -> Path:
         """See Link."""
-        return self._paths.route(local, remote)
+        return self._wire.path(local, remote)
 
     def local_endpoint_for(self, remote: Endpoint) -> Endpoint:
         """See Link."""
@@ -192,11 +172,12 @@ class AfXdpLink:
 
     def max_datagram_bytes(self, path: Path) -> int:
         """See Link."""
-        return self._paths.current(path).max_datagram_bytes
+        self._wire.update()
+        return self._wire.path_bytes(path)
 
     def max_datagram_bytes_of(self, local: Endpoint) -> int:
         """See Link; an unspecified address means the interface's here."""
-        return self._paths.max_datagram_bytes(local)
+        return self._wire.bytes_from(local)
 
     @property
     def interface_name(self) -> str:
@@ -212,151 +193,23 @@ class AfXdpLink:
         """See Link."""
         return self._plain
 
-    # --- for an engine in C ---
+    # --- bursts ---
 
     def wire(self) -> Wire:
         """See Link."""
-        from hoststack.link.xdp.wire import XdpWire
-
-        self._wire = XdpWire(
-            self._sockets, self._umem, self._paths, self._hops, self._left_frames_on_ring
-        )
-        self._plain.use_wire(self._wire)
         return self._wire
 
     def _left_frames_on_ring(self) -> None:
         self._left_frames.set()
 
-    # --- receiving ---
-
     def receive(self, budget: int = BURST) -> list[Received]:
         """See Link."""
-        received: list[Received] = []
-        if self.trouble:
-            return received
-        queues = len(self._sockets)
-        for step in range(queues):
-            if len(received) < budget:
-                socket = self._sockets[(self._next_queue + step) % queues]
-                self._receive_from(socket, budget - len(received), received)
-        # Start the next call with the queue that was served last in this one.
-        self._next_queue = (self._next_queue - 1) % queues
-        return received
-
-    def _receive_from(self, socket: pyxdp.Socket, budget: int, received: list[Received]) -> None:
-        burst = socket.rx_burst(budget)
-        count = burst.count
-        if not count:
-            return
-        lib.hs_frames_parse(
-            self._base, self._umem.size_bytes, _descs(burst), count, self._datagrams
-        )
-        area, by_flow = self._area, self._paths.by_flow
-        payload_bytes = good = 0
-        parsed = _DATAGRAM.iter_unpack(self._infos[: count * _DATAGRAM.size])
-        for index, (start, length, drop, ecn, flow) in enumerate(parsed):
-            if drop:
-                self._counters[f"rx_{_DROP_REASONS[drop]}"] += 1
-                continue
-            path = by_flow.get(flow) or self._paths.admit(flow)
-            if path is None:
-                continue
-            payload_bytes += length
-            good += 1
-            datagram = (area[start : start + length].tobytes(), path, ecn)
-            if not self._plain.has(path.local):
-                received.append(datagram)
-            elif lib.hs_frame_sums_hold(self._base, ffi.addressof(self._datagrams, index)):
-                self._plain.put_aside(datagram)
-            else:
-                self._counters["rx_bad_sum"] += 1
-        socket.rx_release(burst)
-        self._counters["rx_datagrams"] += good
-        self._counters["rx_bytes"] += payload_bytes
-
-    # --- sending ---
+        self._wire.before_turn(0)
+        return self._wire.receive(budget)
 
     def send(self, burst: Sequence[Outgoing]) -> int:
         """See Link."""
-        taken = 0
-        if self.trouble:
-            self._counters["tx_enetdown"] += len(burst)
-            return len(burst)
-        while taken < len(burst):
-            batch = burst[taken : taken + BURST]
-            count = self._send_batch(batch)
-            taken += count
-            if count < len(batch):
-                break
-        return taken
-
-    def _send_batch(self, batch: Sequence[Outgoing]) -> int:
-        """Send datagrams, BURST at most; return how many were taken, from the front."""
-        socket = self._tx
-        frames = socket.tx_alloc(len(batch))
-        if not frames.count:
-            return 0
-        payloads: list[bytes] = []
-        positions: list[int] = []
-        dropped: list[tuple[int, str]] = []
-        path: Path | None = None
-        way: FramePath | None = None
-        since = 0
-        examined = len(batch)
-        for position, (data, to) in enumerate(batch):
-            if len(payloads) == frames.count:
-                examined = position
-                break
-            if to is not path:
-                if path is not None and way is not None:
-                    self._paths.count_sent(path, way, len(payloads) - since)
-                path, way, since = to, self._paths.current(to), len(payloads)
-            if way is None or way.header is None:
-                dropped.append((position, "tx_no_next_hop"))
-            elif len(data) > way.max_datagram_bytes:
-                dropped.append((position, "tx_too_large"))
-            else:
-                self._headers[len(payloads)] = way.header
-                positions.append(position)
-                payloads.append(data)
-        if path is not None and way is not None:
-            self._paths.count_sent(path, way, len(payloads) - since)
-        if payloads:
-            sent = self._send_frames(socket, frames, payloads)
-            if sent < len(payloads):
-                examined = positions[sent]
-        socket.tx_release(frames)
-        for position, reason in dropped:
-            if position < examined:  # the caller offers the others again
-                self._counters[reason] += 1
-        return examined
-
-    def _send_frames(self, socket: pyxdp.Socket, frames: pyxdp.Burst, payloads: list[bytes]) -> int:
-        """Build frames and send them; return how many the TX ring accepted."""
-        blob = b"".join(payloads)
-        built = lib.hs_frames_build(
-            self._base,
-            self._umem.size_bytes,
-            _descs(frames),
-            len(payloads),
-            self._umem.frame_bytes,
-            ffi.from_buffer(blob),
-            len(blob),
-            ffi.from_buffer("uint32_t[]", array("I", map(len, payloads))),
-            self._headers,
-        )
-        allotted = frames.count
-        try:
-            socket.tx_send(frames, built)
-        except pyxdp.PyxdpError as error:
-            # Most likely the interface is down; the frames on the ring are sent when it is up.
-            self._counters[f"tx_{errno.errorcode.get(error.errno or 0, 'error').lower()}"] += 1
-        sent = allotted - frames.count
-        if socket.left_frames:
-            self._left_frames.set()
-        self._counters["tx_datagrams"] += sent
-        self._counters["tx_bytes"] += sum(map(len, payloads[:sent]))
-        return sent
+        return self._wire.send(burst)
 
     # --- waiting, and the rest ---
 
@@ -418,8 +271,7 @@ class AfXdpLink:
         """Stop using the interface: log why, close the sockets and report the trouble."""
         logger.error("AF_XDP: %s", reason)
         self.trouble = reason
-        if self._wire is not None:
-            self._wire.detach()
+        self._wire.detach()
         trio.lowlevel.notify_closing(self._tx.fd)
         for socket in self._sockets:
             self._epoll.unregister(socket.fd)
@@ -447,10 +299,8 @@ class AfXdpLink:
 
     def _go_on(self, umem: pyxdp.Umem, sockets: list[pyxdp.Socket], setup: Setup) -> None:
         self._setup = setup
-        self._paths.hold(umem.largest_packet_bytes - ETHERNET_BYTES)
         self._use(umem, sockets)
-        if self._wire is not None:
-            self._wire.attach(sockets, umem)
+        self._wire.attach(sockets, umem)
         self.trouble = ""
         logger.warning("AF_XDP: %s is back and in use again", self._setup.interface)
 
@@ -473,11 +323,9 @@ class AfXdpLink:
     def statistics(self) -> dict[str, int]:
         """See Link; also the sockets' counters ("xsk_"), and the program's ("xdp_") where this
         link owns it."""
-        counters = dict.fromkeys(("rx_datagrams", "rx_bytes", "tx_datagrams", "tx_bytes"), 0)
-        counters |= self._counters + self._paths.refused
-        if self._wire is not None:
-            for name, value in self._wire.statistics().items():
-                counters[name] = counters.get(name, 0) + value
+        counters = dict(self._wire.statistics())
+        for name, value in self._counters.items():
+            counters[name] = counters.get(name, 0) + value
         for socket in () if self.trouble else self._sockets:
             for name, value in socket.statistics()._asdict().items():
                 counters[f"xsk_{name}"] = counters.get(f"xsk_{name}", 0) + value
@@ -490,16 +338,10 @@ class AfXdpLink:
         """See Link."""
         for endpoint in list(self._opened):
             self.close_port(endpoint)
-        if self._wire is not None:
-            self._wire.close()
+        self._wire.close()
         # Detach the program first, so that it redirects nothing to closed sockets.
         if self.steering is not None:
             self.steering.close()
         self._epoll.close()
         self._umem.close()
         self._hops.close()
-
-
-def _descs(burst: pyxdp.Burst) -> Any:
-    """Cast pyxdp's descriptors for our C code: the layout is the same (struct xdp_desc)."""
-    return ffi.cast("struct hs_frame_desc *", burst.descs)

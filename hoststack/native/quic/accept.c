@@ -12,12 +12,35 @@ enum {
 	/* RFC 9000 section 10.3: a reset must look like a packet, and be smaller than the packet
 	 * it answers, so that two endpoints can't reset each other endlessly. */
 	MOST_RESET_BYTES = 43,
-	RESETS_PER_SECOND = 64,
 };
 
 #define SECOND_NS 1000000000ULL
 #define RETRY_TOKEN_NS (10 * SECOND_NS)
 #define REGULAR_TOKEN_NS (3600 * SECOND_NS)
+
+enum {
+	/* More arrives than can be read: so many bursts in a row were full. A crowd of honest
+	 * clients is over before that. */
+	OVERLOADED_AFTER = 16,
+	ANSWERS_WHILE_OVERLOADED = 8, /* in a burst: what is read and not answered costs little */
+};
+
+/* The most answers of each kind in a second: an answer costs more than the packet that asks for
+ * it. Retry opens the way for honest clients, and so has the most; the others are rare unless
+ * somebody attacks. */
+static const uint32_t PER_SECOND[HS_ANSWERS] = {
+	[HS_ANSWER_VERSION_NEGOTIATION] = 1000,
+	[HS_ANSWER_RETRY] = 20000,
+	[HS_ANSWER_REFUSAL] = 1000,
+	[HS_ANSWER_RESET] = 64,
+};
+/* What is counted for a packet that got no answer. */
+static const enum hs_quic_drop UNANSWERED[HS_ANSWERS] = {
+	[HS_ANSWER_VERSION_NEGOTIATION] = HS_QUIC_DROP_UNANSWERED_VERSION,
+	[HS_ANSWER_RETRY] = HS_QUIC_DROP_UNANSWERED_INITIAL,
+	[HS_ANSWER_REFUSAL] = HS_QUIC_DROP_UNANSWERED_TOKEN,
+	[HS_ANSWER_RESET] = HS_QUIC_DROP_UNANSWERED_CID,
+};
 
 static void drop(struct hs_quic *q, enum hs_quic_drop reason)
 {
@@ -134,34 +157,34 @@ static int commit(struct hs_quic *q, struct hs_path *path, ngtcp2_ssize bytes)
 	return 1;
 }
 
-void hs_queue_unknown_path(struct hs_quic *q, const struct hs_received *datagram)
-{
-	if (q->unresolved_count == HS_WIRE_BURST) {
-		drop(q, HS_QUIC_DROP_NO_PATH);
-		return;
-	}
-	struct hs_unresolved *unresolved = &q->unresolved[q->unresolved_count];
-	unresolved->data = malloc(datagram->bytes);
-	if (!unresolved->data) {
-		drop(q, HS_QUIC_DROP_NO_PATH);
-		return;
-	}
-	memcpy(unresolved->data, datagram->data, datagram->bytes);
-	memcpy(unresolved->key, datagram->key, HS_PATH_KEY_BYTES);
-	unresolved->bytes = datagram->bytes;
-	unresolved->ecn = datagram->ecn;
-	unresolved->is_resolved = 0;
-	q->unresolved_count++;
-}
-
-/* The path of an answer: the datagram's path, or, while that is unknown, back to the sender.
- * NULL if the wire can't tell yet. */
+/* The path of an answer: the datagram's path, or, while that is unknown, back to the sender. */
 static struct hs_path *answer_path(struct hs_quic *q, const struct hs_received *datagram,
 				   struct hs_path *room)
 {
 	if (datagram->path)
 		return datagram->path;
-	return q->wire->verbs->reverse(q->wire, datagram->key, room) ? NULL : room;
+	q->wire->verbs->reverse(q->wire, datagram->key, room);
+	return room;
+}
+
+/* Whether an answer of this kind may be sent now; if not, count the packet. */
+static int may_answer(struct hs_quic *q, enum hs_answer kind)
+{
+	struct hs_budget *budget = &q->budgets[kind];
+	uint64_t left_ns = budget->left_ns + (q->now_ns - budget->filled_ns);
+	uint64_t each_ns = SECOND_NS / PER_SECOND[kind];
+	if (!budget->filled_ns || left_ns > SECOND_NS)
+		left_ns = SECOND_NS;
+	budget->filled_ns = q->now_ns;
+	budget->left_ns = left_ns;
+	if (left_ns < each_ns || (q->full_bursts >= OVERLOADED_AFTER &&
+				  q->answers_in_burst >= ANSWERS_WHILE_OVERLOADED)) {
+		drop(q, UNANSWERED[kind]);
+		return 0;
+	}
+	budget->left_ns -= each_ns;
+	q->answers_in_burst++;
+	return 1;
 }
 
 /* RFC 9000 section 6.1. */
@@ -179,12 +202,14 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		return;
 	}
 	struct hs_path back, *path = answer_path(q, datagram, &back);
-	if (!path) {
-		hs_queue_unknown_path(q, datagram);
+	if (!find_listener(q, &path->local)) {
+		drop(q, HS_QUIC_DROP_NO_LISTENER);
 		return;
 	}
+	if (!may_answer(q, HS_ANSWER_VERSION_NEGOTIATION))
+		return;
 	drop(q, HS_QUIC_DROP_UNKNOWN_VERSION);
-	uint8_t *out = find_listener(q, &path->local) ? reserve(q, &room) : NULL;
+	uint8_t *out = reserve(q, &room);
 	if (!out || gnutls_rnd(GNUTLS_RND_NONCE, &random, 1))
 		return;
 	q->counters.version_negotiations +=
@@ -195,16 +220,6 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 					 HS_QUIC_VERSIONS));
 }
 
-/* Whether a stateless reset may be sent now: their rate is limited. */
-static int may_reset(struct hs_quic *q)
-{
-	if (q->now_ns - q->reset_tokens_ns >= SECOND_NS) {
-		q->reset_tokens_ns = q->now_ns;
-		q->reset_budget = RESETS_PER_SECOND;
-	}
-	return q->reset_budget != 0;
-}
-
 /* A packet of a connection that is gone: its connection ID is one of ours, and its token can be
  * derived from the secret (RFC 9000 section 10.3). */
 static void reset_statelessly(struct hs_quic *q, const struct hs_received *datagram)
@@ -213,21 +228,18 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 	const uint8_t *dcid = datagram->data + 1;
 	ngtcp2_cid cid;
 	size_t room;
-	drop(q, HS_QUIC_DROP_UNKNOWN_CID);
 	if (datagram->bytes <= HS_QUIC_LEAST_RESET_BYTES + 1 ||
-	    memcmp(dcid, q->cid_prefix, sizeof(q->cid_prefix)))
-		return;
-	if (!may_reset(q))
-		return;
-	struct hs_path back, *path = answer_path(q, datagram, &back);
-	if (!path) {
-		hs_queue_unknown_path(q, datagram);
+	    memcmp(dcid, q->cid_prefix, sizeof(q->cid_prefix))) {
+		drop(q, HS_QUIC_DROP_UNKNOWN_CID);
 		return;
 	}
+	if (!may_answer(q, HS_ANSWER_RESET))
+		return;
+	drop(q, HS_QUIC_DROP_UNKNOWN_CID);
+	struct hs_path back, *path = answer_path(q, datagram, &back);
 	uint8_t *out = reserve(q, &room);
 	if (!out)
 		return;
-	q->reset_budget--;
 	size_t bytes = datagram->bytes - 1 < MOST_RESET_BYTES ? datagram->bytes - 1 :
 								MOST_RESET_BYTES;
 	ngtcp2_cid_init(&cid, dcid, HS_CID_BYTES);
@@ -256,7 +268,7 @@ static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *
 	uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2];
 	ngtcp2_cid scid;
 	size_t room;
-	if (hs_draw_cid(q, &scid))
+	if (!may_answer(q, HS_ANSWER_RETRY) || hs_draw_cid(q, &scid))
 		return;
 	ngtcp2_ssize bytes = ngtcp2_crypto_generate_retry_token2(
 		token, q->secret, sizeof(q->secret), hd->version, &path->remote.any,
@@ -273,6 +285,8 @@ static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *
 static void refuse_token(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
 {
 	size_t room;
+	if (!may_answer(q, HS_ANSWER_REFUSAL))
+		return;
 	drop(q, HS_QUIC_DROP_BAD_TOKEN);
 	uint8_t *out = reserve(q, &room);
 	if (out)
@@ -348,8 +362,9 @@ static void read_early(struct hs_connection *c, const struct hs_received *datagr
 
 static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 {
-	struct hs_path *path = datagram->path;
+	struct hs_path back, *path = answer_path(q, datagram, &back);
 	struct hs_listener *listener = find_listener(q, &path->local);
+	struct hs_received admitted = *datagram;
 	ngtcp2_token_type type;
 	ngtcp2_cid original_dcid;
 	ngtcp2_pkt_hd hd;
@@ -368,11 +383,17 @@ static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 		drop(q, HS_QUIC_DROP_REFUSED);
 		return;
 	}
+	if (!admitted.path)
+		admitted.path = q->wire->verbs->learn(q->wire, datagram->key);
+	if (!admitted.path) {
+		drop(q, HS_QUIC_DROP_NO_PATH);
+		return;
+	}
 	struct hs_connection *c = hs_connection_accept(
-		listener, q, path, &hd,
+		listener, q, admitted.path, &hd,
 		type == NGTCP2_TOKEN_TYPE_RETRY ? &original_dcid : NULL, type);
 	if (c)
-		read_early(c, datagram);
+		read_early(c, &admitted);
 	else
 		drop(q, HS_QUIC_DROP_REFUSED);
 }
@@ -392,28 +413,6 @@ void hs_read_early(struct hs_connection *c, const struct hs_received *datagram,
 		hs_held_add(c->q, datagram, ids);
 	else
 		read_early(c, datagram);
-}
-
-/* Handle a first packet from an unproven address: most of a flood is answered here, without a
- * path. Returns whether the packet is done with. */
-static int answer_unproven(struct hs_quic *q, const struct hs_received *datagram)
-{
-	struct hs_path back;
-	ngtcp2_token_type type;
-	ngtcp2_cid original_dcid;
-	ngtcp2_pkt_hd hd;
-	if (q->wire->verbs->reverse(q->wire, datagram->key, &back))
-		return 0;
-	struct hs_listener *listener = find_listener(q, &back.local);
-	if (!listener) {
-		drop(q, HS_QUIC_DROP_NO_LISTENER);
-		return 1;
-	}
-	if (ngtcp2_accept(&hd, datagram->data, datagram->bytes)) {
-		drop(q, HS_QUIC_DROP_MALFORMED);
-		return 1;
-	}
-	return examine_token(q, listener, &back, &hd, &original_dcid, &type) != 0;
 }
 
 void hs_read_unmatched(struct hs_quic *q, const struct hs_received *datagram,
@@ -440,9 +439,7 @@ void hs_read_unmatched(struct hs_quic *q, const struct hs_received *datagram,
 		drop(q, HS_QUIC_DROP_NO_LISTENER);
 	} else if (datagram->bytes < LEAST_INITIAL_BYTES) {
 		drop(q, HS_QUIC_DROP_TOO_SHORT);
-	} else if (datagram->path) {
+	} else {
 		take_initial(q, datagram);
-	} else if (!answer_unproven(q, datagram)) {
-		hs_queue_unknown_path(q, datagram);
 	}
 }

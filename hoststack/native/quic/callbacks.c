@@ -139,8 +139,10 @@ static int stream_open(ngtcp2_conn *conn, int64_t stream_id, void *user_data)
 	int is_uni = !ngtcp2_is_bidi_stream(stream_id);
 	struct hs_quic *q = c->q;
 	hs_count_opened(c, stream_id);
-	if (!c->streams_owner)
+	if (!c->streams_owner) {
+		c->is_known = 1;
 		c->streams_owner = q->find_session(q->owner, c->number);
+	}
 	struct hs_stream *s = hs_stream_new(c, stream_id, 0);
 	if (!s)
 		return NGTCP2_ERR_CALLBACK_FAILURE;

@@ -192,6 +192,7 @@ struct hs_connection *hs_quic_connect(struct hs_quic *q, uint32_t path_id, struc
 	if (!c)
 		return NULL;
 	hs_quic_advance(q, now_ns);
+	c->is_known = 1;
 	c->keeps_tickets = resume->keeps;
 	c->server_name = strdup(server_name);
 	if (!c->server_name || begin_client(c, config->version, resume)) {
@@ -261,26 +262,43 @@ void hs_connection_free(struct hs_connection *c)
 
 /* --- reading and timers ----------------------------------------------------------------------- */
 
+static uint64_t decrypted_packets(const struct hs_connection *c)
+{
+	uint64_t count = 0;
+	for (int kind = 0; kind < HS_QUIC_PACKETS; kind++)
+		count += c->rx_packets[kind];
+	return count;
+}
+
 void hs_connection_read(struct hs_connection *c, const struct hs_received *datagram)
 {
 	if (c->state > HS_OPEN) {
 		hs_close_answer(c);
 		return;
 	}
-	if (hs_path_is_too_early(c, datagram->path)) {
+	struct hs_path back, *from = datagram->path;
+	if (!from) {
+		c->q->wire->verbs->reverse(c->q->wire, datagram->key, &back);
+		from = &back;
+	}
+	if (hs_path_is_too_early(c, from)) {
 		c->q->counters.drops[HS_QUIC_DROP_EARLY_PROBE]++;
 		return;
 	}
 	c->rx_datagrams++;
 	c->rx_bytes += datagram->bytes;
 	c->rx_ecn_ce += datagram->ecn == 3;
-	ngtcp2_path path = hs_ngtcp2_path(datagram->path);
+	ngtcp2_path path = hs_ngtcp2_path(from);
+	uint64_t decrypted = decrypted_packets(c);
 	ngtcp2_pkt_info info = { .ecn = datagram->ecn };
 	hs_stops_begin(c->q);
 	hs_packets_of(c);
 	int result = ngtcp2_conn_read_pkt(c->conn, &path, &info, datagram->data, datagram->bytes,
 					  c->q->now_ns);
 	hs_stops_end(c);
+	/* The peer sent it, from there, so it may be answered there. */
+	if (!datagram->path && decrypted_packets(c) != decrypted)
+		c->q->wire->verbs->learn(c->q->wire, datagram->key);
 	hs_close_on_error(c, result);
 	hs_schedule(c);
 	hs_packets_of(NULL);

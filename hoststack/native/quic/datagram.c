@@ -45,6 +45,7 @@ void hs_datagrams_open(struct hs_connection *c)
 	struct hs_datagrams *d = c->datagrams;
 	struct hs_fifo_producer *rx = NULL;
 	struct hs_fifo_consumer *tx = NULL;
+	c->is_known = 1;
 	if (!d || c->q->make_fifos(c->q->owner, c->number, &rx, &tx) || !rx || !tx)
 		return;
 	d->rx = rx;

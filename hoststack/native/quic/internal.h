@@ -266,6 +266,7 @@ struct hs_connection {
 	uint8_t is_dead; /* the application was notified, and no longer counts it */
 	uint8_t close_is_due; /* the application requested it, or its packet must be sent again */
 	uint8_t was_reset; /* by a stateless reset */
+	uint8_t is_known; /* the caller has heard of it */
 	uint8_t is_half_open; /* a peer's handshake in progress */
 	uint8_t has_peer_cids; /* the peer provided connection IDs beside its first */
 	uint8_t has_written_open; /* so our last handshake message was sent */
@@ -292,13 +293,20 @@ struct hs_stop {
 	uint64_t code;
 };
 
-struct hs_unresolved {
-	uint8_t *data;
-	uint32_t bytes;
-	uint8_t ecn;
-	uint8_t is_resolved;
-	int64_t path_id;
-	uint8_t key[HS_PATH_KEY_BYTES];
+/* How many answers without a connection may be sent: so many a second, and a burst of that many
+ * after a quiet second. */
+struct hs_budget {
+	uint64_t filled_ns; /* when it was last refilled */
+	uint64_t left_ns; /* each answer takes its share of a second */
+};
+
+/* Answers to anyone who sends a datagram. */
+enum hs_answer {
+	HS_ANSWER_VERSION_NEGOTIATION,
+	HS_ANSWER_RETRY,
+	HS_ANSWER_REFUSAL, /* of a token */
+	HS_ANSWER_RESET,
+	HS_ANSWERS, /* the number of values */
 };
 
 struct hs_quic {
@@ -333,15 +341,14 @@ struct hs_quic {
 	struct hs_connection *touched, **touched_end;
 	struct hs_connection *dead_connections; /* freed when the next turn begins */
 	struct hs_stream *dead_streams;
-	struct hs_unresolved unresolved[HS_WIRE_BURST];
-	uint32_t unresolved_count;
 	struct hs_quic_event *events;
 	uint32_t event_count, event_room;
 	struct hs_stop *stops; /* in the datagram that is being read */
 	uint32_t stop_count, stop_room;
 	uint8_t came_with_cid; /* the datagram had a NEW_CONNECTION_ID frame */
-	uint64_t reset_tokens_ns; /* when the budget of stateless resets was last refilled */
-	uint32_t reset_budget;
+	struct hs_budget budgets[HS_ANSWERS];
+	uint32_t full_bursts; /* in a row: more arrives than can be read */
+	uint32_t answers_in_burst;
 	struct hs_quic_counters counters;
 };
 
@@ -368,8 +375,6 @@ void hs_read_early(struct hs_connection *c, const struct hs_received *datagram,
 		   const ngtcp2_version_cid *ids);
 void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		       const ngtcp2_version_cid *ids);
-/* Queue a datagram until its path is known. */
-void hs_queue_unknown_path(struct hs_quic *q, const struct hs_received *datagram);
 void hs_listener_release(struct hs_quic *q, struct hs_listener *listener);
 
 /* quic/half_open.c */

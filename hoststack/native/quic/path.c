@@ -21,26 +21,27 @@ static int is_path(struct hs_path *path, const ngtcp2_path *endpoints)
 }
 
 /* Store a path in a slot, in place of the previous one; either may be NULL. */
-static void assign(struct hs_path **slot, struct hs_path *path)
+static void assign(struct hs_connection *c, struct hs_path **slot, struct hs_path *path)
 {
+	struct hs_paths *paths = &c->q->wire->paths;
 	if (path)
-		path->references++;
+		hs_paths_hold(paths, path);
 	if (*slot)
-		(*slot)->references--;
+		hs_paths_let_go(paths, *slot);
 	*slot = path;
 }
 
 void hs_path_begin(struct hs_connection *c, struct hs_path *path)
 {
-	assign(&c->path, path);
+	assign(c, &c->path, path);
 }
 
 void hs_path_end(struct hs_connection *c)
 {
-	assign(&c->path, NULL);
-	assign(&c->last_path, NULL);
-	assign(&c->next_path, NULL);
-	assign(&c->wanted_path, NULL);
+	assign(c, &c->path, NULL);
+	assign(c, &c->last_path, NULL);
+	assign(c, &c->next_path, NULL);
+	assign(c, &c->wanted_path, NULL);
 }
 
 static void move(struct hs_connection *c, struct hs_path *path)
@@ -48,8 +49,8 @@ static void move(struct hs_connection *c, struct hs_path *path)
 	if (path == c->path)
 		return;
 	/* The connection returns there if the new path fails. */
-	assign(&c->last_path, c->path);
-	assign(&c->path, path);
+	assign(c, &c->last_path, c->path);
+	assign(c, &c->path, path);
 	c->path_changes++;
 	hs_size_begin(c);
 	hs_touch(c, HS_PENDING_PATH_CHANGED);
@@ -93,7 +94,7 @@ void hs_path_validated(struct hs_connection *c, const ngtcp2_path *endpoints, ui
 		move(c, path);
 	else if (!(flags & NGTCP2_PATH_VALIDATION_FLAG_PREFERRED_ADDR))
 		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
-	assign(&c->next_path, NULL);
+	assign(c, &c->next_path, NULL);
 }
 
 /* --- connection IDs, for listing -------------------------------------------------------------- */
@@ -133,7 +134,7 @@ int hs_connection_migrate(struct hs_connection *c, uint32_t path_id)
 		return HS_MIGRATION_TOO_LATE;
 	if (ngtcp2_conn_get_remote_transport_params(c->conn)->disable_active_migration)
 		return HS_MIGRATION_FORBIDDEN;
-	assign(&c->wanted_path, path);
+	assign(c, &c->wanted_path, path);
 	hs_schedule(c);
 	return 0;
 }
@@ -141,7 +142,7 @@ int hs_connection_migrate(struct hs_connection *c, uint32_t path_id)
 void hs_connection_stay(struct hs_connection *c)
 {
 	if (c->wanted_path) {
-		assign(&c->wanted_path, NULL);
+		assign(c, &c->wanted_path, NULL);
 		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
 	}
 }
@@ -153,8 +154,8 @@ void hs_path_try_wanted(struct hs_connection *c)
 	ngtcp2_path path = hs_ngtcp2_path(c->wanted_path);
 	switch (ngtcp2_conn_initiate_migration(c->conn, &path, c->q->now_ns)) {
 	case 0:
-		assign(&c->next_path, c->wanted_path);
-		assign(&c->wanted_path, NULL);
+		assign(c, &c->next_path, c->wanted_path);
+		assign(c, &c->wanted_path, NULL);
 		break;
 	case NGTCP2_ERR_INVALID_STATE: /* RFC 9000 section 9: not before the handshake is confirmed */
 	case NGTCP2_ERR_CONN_ID_BLOCKED:
@@ -215,5 +216,5 @@ void hs_path_select_preferred(struct hs_connection *c, const ngtcp2_preferred_ad
 		return;
 	ngtcp2_path endpoints = hs_ngtcp2_path(path);
 	ngtcp2_path_copy(out, &endpoints);
-	assign(&c->next_path, path);
+	assign(c, &c->next_path, path);
 }

@@ -86,6 +86,11 @@ enum hs_quic_drop {
 	HS_QUIC_DROP_EARLY_PROBE,
 	HS_QUIC_DROP_UNDECRYPTABLE, /* packets: damaged in transit, or forged */
 	HS_QUIC_DROP_REPLACED, /* handshakes that were abandoned for newer ones */
+	/* Answers to these were limited to a number a second, which was used up. */
+	HS_QUIC_DROP_UNANSWERED_VERSION,
+	HS_QUIC_DROP_UNANSWERED_INITIAL,
+	HS_QUIC_DROP_UNANSWERED_TOKEN,
+	HS_QUIC_DROP_UNANSWERED_CID,
 	HS_QUIC_DROPS, /* the number of values */
 };
 
@@ -195,7 +200,6 @@ struct hs_datagram_counters {
 struct hs_quic_turn {
 	struct hs_quic_event *events;
 	uint32_t event_count;
-	uint32_t unresolved; /* datagrams of unknown paths, see hs_quic_unresolved_key */
 	uint32_t received;
 	uint32_t sent;
 	uint8_t more; /* there is work left that can continue at once */
@@ -233,11 +237,6 @@ void hs_quic_free(struct hs_quic *q);
 void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t spin_ns,
 		  struct hs_quic_turn *out);
 uint64_t hs_quic_deadline(struct hs_quic *q);
-
-/* The key of a datagram with an unknown path. The caller resolves it to a path's id, or to -1 to
- * drop the datagram; the next turn reads it. */
-const uint8_t *hs_quic_unresolved_key(struct hs_quic *q, uint32_t index);
-void hs_quic_resolve_path(struct hs_quic *q, uint32_t index, int64_t path_id);
 
 /* TLS. PEM texts end in a zero byte; `certificate` and `key` may be NULL for a client, `ca` NULL
  * means the system's. `alpn` is a list as in TLS: length, name, length, name. On failure returns

@@ -111,42 +111,22 @@ static void read_datagram(struct hs_quic *q, const struct hs_received *datagram)
 	}
 	if (!c)
 		hs_read_unmatched(q, datagram, &ids);
-	else if (!datagram->path)
-		hs_queue_unknown_path(q, datagram);
 	else if (c->is_half_open && ids.version)
 		hs_read_early(c, datagram, &ids);
 	else if (c->state != HS_OVER)
 		hs_connection_read(c, datagram);
 }
 
-static void read_resolved(struct hs_quic *q)
-{
-	struct hs_unresolved queued[HS_WIRE_BURST];
-	uint32_t count = q->unresolved_count;
-	memcpy(queued, q->unresolved, count * sizeof(queued[0]));
-	q->unresolved_count = 0;
-	for (uint32_t i = 0; i < count; i++) {
-		struct hs_path *path = NULL;
-		if (queued[i].is_resolved && queued[i].path_id >= 0)
-			path = hs_paths_by_id(&q->wire->paths, (uint32_t)queued[i].path_id);
-		if (path) {
-			struct hs_received datagram = { queued[i].data, queued[i].bytes,
-							queued[i].ecn, path, queued[i].key };
-			read_datagram(q, &datagram);
-		} else {
-			q->counters.drops[HS_QUIC_DROP_NO_PATH]++;
-		}
-		free(queued[i].data);
-	}
-}
-
 static int receive(struct hs_quic *q)
 {
 	struct hs_received burst[HS_WIRE_BURST];
 	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
+	/* Over sockets half a burst is the most that one system call receives. */
+	q->full_bursts = n >= HS_WIRE_BURST / 2 ? q->full_bursts + 1 : 0;
+	q->answers_in_burst = 0;
 	if (n <= 0)
 		return 0;
-	q->counters.rx_datagrams += (uint64_t)n; /* unresolved ones are counted here, once */
+	q->counters.rx_datagrams += (uint64_t)n;
 	for (int i = 0; i < n; i++)
 		read_datagram(q, &burst[i]);
 	q->wire->verbs->release(q->wire);
@@ -196,9 +176,9 @@ static int transmit(struct hs_quic *q, int *is_full)
 
 /* --- events ----------------------------------------------------------------------------------- */
 
-static void add_event(struct hs_quic *q, uint32_t kind, const struct hs_connection *c,
-		      uint64_t info)
+static void add_event(struct hs_quic *q, uint32_t kind, struct hs_connection *c, uint64_t info)
 {
+	c->is_known = 1;
 	if (q->event_count == q->event_room) {
 		uint32_t room = q->event_room ? q->event_room * 2 : LEAST_EVENTS;
 		void *events = realloc(q->events, room * sizeof(*q->events));
@@ -279,7 +259,8 @@ static void report(struct hs_quic *q, struct hs_connection *c)
 	if (pending & HS_PENDING_CLOSED)
 		add_event(q, HS_QUIC_CLOSED, c, 0);
 	if (pending & HS_PENDING_FORGOTTEN) {
-		add_event(q, HS_QUIC_FORGOTTEN, c, 0);
+		if (c->is_known)
+			add_event(q, HS_QUIC_FORGOTTEN, c, 0);
 		unschedule(c);
 		hs_heap_remove(q, c);
 		hs_cids_remove_all(&q->cids, c);
@@ -367,8 +348,8 @@ static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
 		q->counters.tx_full += (uint64_t)is_full;
 		/* An engine that is full and sent nothing has to wait for the network. */
 		out->blocked = waiting || (is_full && !sent);
-		out->more = received == HS_WIRE_BURST || q->unresolved_count || q->first_due;
-		if (out->blocked || q->unresolved_count || !is_clocked)
+		out->more = received == HS_WIRE_BURST || q->first_due;
+		if (out->blocked || !is_clocked)
 			break;
 		uint64_t mono_ns = monotonic_ns();
 		q->now_ns = now_ns + (mono_ns - began_ns);
@@ -398,7 +379,6 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 	q->event_count = 0;
 	hs_quic_advance(q, now_ns);
 	hs_held_expire(q);
-	read_resolved(q);
 	run_bursts(q, bursts, spin_ns, out);
 	report_all(q);
 	q->counters.turns++;
@@ -408,7 +388,6 @@ void hs_quic_turn(struct hs_quic *q, uint64_t now_ns, uint32_t bursts, uint32_t 
 	q->counters.tx_datagrams += out->sent;
 	out->events = q->events;
 	out->event_count = q->event_count;
-	out->unresolved = q->unresolved_count;
 	out->deadline_ns = hs_quic_deadline(q);
 }
 
@@ -438,7 +417,6 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 	q->find_path = find_path;
 	q->owner = owner;
 	q->touched_end = &q->touched;
-	q->reset_budget = 1;
 	memcpy(q->cid_prefix, cid_prefix, sizeof(q->cid_prefix));
 	memcpy(q->secret, secret, sizeof(q->secret));
 	return q;
@@ -453,8 +431,6 @@ void hs_quic_free(struct hs_quic *q)
 	}
 	while (q->listeners)
 		hs_quic_unlisten(q, q->listeners);
-	for (uint32_t i = 0; i < q->unresolved_count; i++)
-		free(q->unresolved[i].data);
 	hs_held_free(q);
 	hs_half_open_free(q->handshakes);
 	hs_resume_free_replays(q);
@@ -481,19 +457,4 @@ void hs_quic_counters(const struct hs_quic *q, struct hs_quic_counters *out)
 	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
 		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 	out->half_open = __atomic_load_n(&q->half_open, __ATOMIC_RELAXED);
-}
-
-/* --- datagrams of unknown paths --------------------------------------------------------------- */
-
-const uint8_t *hs_quic_unresolved_key(struct hs_quic *q, uint32_t index)
-{
-	return index < q->unresolved_count ? q->unresolved[index].key : NULL;
-}
-
-void hs_quic_resolve_path(struct hs_quic *q, uint32_t index, int64_t path_id)
-{
-	if (index < q->unresolved_count) {
-		q->unresolved[index].is_resolved = 1;
-		q->unresolved[index].path_id = path_id;
-	}
 }

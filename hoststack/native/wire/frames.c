@@ -401,24 +401,3 @@ void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uin
 	/* 0 would mean "no checksum" (RFC 768; not allowed in IPv6, RFC 8200). */
 	put_checksum(udp + 6, checksum ? checksum : 0xffff);
 }
-
-int hs_frames_build(uint8_t *umem, size_t umem_bytes, struct hs_frame_desc *descs, int n,
-		    uint32_t frame_bytes, const uint8_t *payloads, size_t payloads_bytes,
-		    const uint32_t *payload_bytes, const struct hs_frame_header *const *headers)
-{
-	for (int i = 0; i < n; i++) {
-		size_t length = (size_t)headers[i]->header_bytes + payload_bytes[i];
-		if (payload_bytes[i] > payloads_bytes || length > frame_bytes ||
-		    payload_bytes[i] > UINT16_MAX - IPV4_BYTES - UDP_BYTES ||
-		    descs[i].addr > umem_bytes || length > umem_bytes - descs[i].addr)
-			return i;
-		uint8_t *payload = umem + descs[i].addr + headers[i]->header_bytes;
-		memcpy(payload, payloads, payload_bytes[i]);
-		hs_frame_finish(payload, headers[i], payload_bytes[i], 0);
-		descs[i].len = (uint32_t)length;
-		descs[i].options = 0;
-		payloads += payload_bytes[i];
-		payloads_bytes -= payload_bytes[i];
-	}
-	return n;
-}

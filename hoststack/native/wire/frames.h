@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Ethernet, IP and UDP headers of frames in a UMEM, a burst at a time.
+ * Ethernet, IP and UDP headers of frames in a UMEM.
  *
  * Parsing trusts nothing: every length is checked against the frame, and the frame against the
  * UMEM. Received checksums are verified for plain datagrams only, by hs_frame_sums_hold: QUIC
@@ -100,13 +100,5 @@ int hs_frame_header_init(struct hs_frame_header *header, const struct hs_frame_f
  * the header must have been made with 0. */
 void hs_frame_finish(uint8_t *payload, const struct hs_frame_header *header, uint32_t payload_bytes,
 		     uint8_t ecn);
-
-/* Write `n` frames: frame i is *headers[i], then payload_bytes[i] bytes, which lie in `payloads`
- * one datagram after the other. Its place is descs[i].addr, with room for `frame_bytes`; its
- * length goes into descs[i].len. Returns how many were written: fewer than `n` if a frame is too
- * small, its place is outside the UMEM, or the payloads end early. */
-int hs_frames_build(uint8_t *umem, size_t umem_bytes, struct hs_frame_desc *descs, int n,
-		    uint32_t frame_bytes, const uint8_t *payloads, size_t payloads_bytes,
-		    const uint32_t *payload_bytes, const struct hs_frame_header *const *headers);
 
 #endif

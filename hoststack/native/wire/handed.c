@@ -50,6 +50,11 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 {
 	struct handed_wire *w = (struct handed_wire *)wire;
 	(void)ecn; /* a link in Python does not send ECN */
+	struct hs_path *own_path = hs_paths_by_id(&wire->paths, path->id);
+	if (!own_path)
+		return;
+	hs_paths_hold(&wire->paths, own_path); /* until it is sent */
+	own_path->tx_datagrams++;
 	w->out_bytes[w->out_count] = bytes;
 	w->out_path[w->out_count] = path->id;
 	w->out_count++;
@@ -63,10 +68,37 @@ static int flush(struct hs_wire *wire)
 	return 0;
 }
 
-static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+/* The caller adds paths before their datagrams. */
+static struct hs_path *learn(struct hs_wire *wire, const uint8_t *key)
 {
-	(void)wire, (void)key, (void)out;
-	return -1; /* all paths are known here */
+	return hs_paths_by_key(&wire->paths, key);
+}
+
+static void reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+	const struct hs_path *path = learn(wire, key);
+	memset(out, 0, sizeof(*out));
+	out->id = UINT32_MAX;
+	if (path)
+		*out = *path;
+}
+
+static void route(struct hs_wire *wire, struct hs_path *path)
+{
+	(void)wire, (void)path; /* the caller sets its size */
+}
+
+static uint32_t size(struct hs_wire *wire, struct hs_path *path)
+{
+	(void)wire;
+	return path->max_datagram_bytes;
+}
+
+void hs_wire_handed_set_size(struct hs_wire *wire, uint32_t path_id, uint32_t max_datagram_bytes)
+{
+	struct hs_path *path = hs_paths_by_id(&wire->paths, path_id);
+	if (path)
+		path->max_datagram_bytes = max_datagram_bytes;
 }
 
 static void free_wire(struct hs_wire *wire)
@@ -77,7 +109,8 @@ static void free_wire(struct hs_wire *wire)
 	free(w);
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, reverse, free_wire };
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush,
+					    reverse, learn,   route,   size,   free_wire };
 
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths)
 {
@@ -101,6 +134,9 @@ int hs_wire_handed_put(struct hs_wire *wire, const uint8_t *data, uint32_t bytes
 	if (w->in_count == HS_WIRE_BURST || path_id >= wire->paths.count)
 		return -1;
 	struct hs_path *path = wire->paths.by_id[path_id];
+	if (!w->in_count)
+		hs_paths_begin_burst(&wire->paths);
+	path->burst = wire->paths.burst;
 	w->in[w->in_count++] = (struct hs_received){ data, bytes, ecn, path, path->key };
 	wire->counters.rx_datagrams++;
 	wire->counters.rx_bytes += bytes;
@@ -124,6 +160,8 @@ void hs_wire_handed_sent(struct hs_wire *wire, uint32_t count)
 	if (count > w->out_count)
 		count = w->out_count;
 	w->out_count -= count;
+	for (uint32_t i = 0; i < count; i++)
+		hs_paths_let_go(&wire->paths, wire->paths.by_id[w->out_path[i]]);
 	for (uint32_t i = 0; i < w->out_count; i++) {
 		w->out_bytes[i] = w->out_bytes[i + count];
 		w->out_path[i] = w->out_path[i + count];

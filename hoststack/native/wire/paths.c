@@ -25,8 +25,9 @@ void hs_address_fill(union hs_address *out, uint8_t ip_version, const uint8_t *i
 	} else {
 		out->v6.sin6_family = AF_INET6;
 		out->v6.sin6_port = htons(port);
-		out->v6.sin6_scope_id = scope;
 		memcpy(&out->v6.sin6_addr, ip, 16);
+		if (IN6_IS_ADDR_LINKLOCAL(&out->v6.sin6_addr))
+			out->v6.sin6_scope_id = scope;
 	}
 }
 
@@ -43,6 +44,8 @@ int hs_paths_init(struct hs_paths *paths, uint32_t capacity)
 	memset(paths, 0, sizeof(*paths));
 	uint32_t buckets = round_up(capacity);
 	paths->capacity = capacity;
+	paths->burst = 1;
+	paths->asking_end = &paths->first_asking;
 	paths->bucket_mask = buckets - 1;
 	paths->by_id = calloc(capacity, sizeof(*paths->by_id));
 	paths->by_key = calloc(buckets, sizeof(*paths->by_key));
@@ -115,17 +118,65 @@ struct hs_path *hs_paths_by_id(const struct hs_paths *paths, uint32_t id)
 	return id < paths->count ? paths->by_id[id] : NULL;
 }
 
+/* --- the order of use ------------------------------------------------------------------------- */
+
+static void put_newest(struct hs_paths *paths, struct hs_path *path)
+{
+	path->newer = NULL;
+	path->older = paths->newest;
+	*(paths->newest ? &paths->newest->newer : &paths->oldest) = path;
+	paths->newest = path;
+}
+
+static void take_out(struct hs_paths *paths, struct hs_path *path)
+{
+	*(path->older ? &path->older->newer : &paths->oldest) = path->newer;
+	*(path->newer ? &path->newer->older : &paths->newest) = path->older;
+}
+
+void hs_paths_hold(struct hs_paths *paths, struct hs_path *path)
+{
+	if (!path->references++)
+		take_out(paths, path);
+}
+
+void hs_paths_let_go(struct hs_paths *paths, struct hs_path *path)
+{
+	if (!--path->references)
+		put_newest(paths, path);
+}
+
+void hs_paths_begin_burst(struct hs_paths *paths)
+{
+	paths->burst++;
+}
+
+/* Whoever gets a path may use it until the burst is over. */
+static struct hs_path *found(struct hs_paths *paths, struct hs_path *path)
+{
+	if (!path || path->burst == paths->burst)
+		return path;
+	path->burst = paths->burst;
+	if (!path->references) {
+		take_out(paths, path);
+		put_newest(paths, path);
+	}
+	return path;
+}
+
+/* --- look-up ---------------------------------------------------------------------------------- */
+
 struct hs_path *hs_paths_by_key(struct hs_paths *paths, const uint8_t *key)
 {
 	/* Most datagrams of a burst belong to one path. */
 	if (paths->last && !memcmp(paths->last->key, key, HS_PATH_KEY_BYTES))
-		return paths->last;
+		return found(paths, paths->last);
 	struct hs_path *path = paths->by_key[hash(paths, key, HS_PATH_KEY_BYTES)];
 	while (path && memcmp(path->key, key, HS_PATH_KEY_BYTES))
 		path = path->next_by_key;
 	if (path)
 		paths->last = path;
-	return path;
+	return found(paths, path);
 }
 
 struct hs_path *hs_paths_by_address(struct hs_paths *paths, const union hs_address *local,
@@ -134,8 +185,10 @@ struct hs_path *hs_paths_by_address(struct hs_paths *paths, const union hs_addre
 	struct hs_path *path = paths->by_address[address_bucket(paths, local, remote)];
 	while (path && !(is_same(&path->local, local) && is_same(&path->remote, remote)))
 		path = path->next_by_address;
-	return path;
+	return found(paths, path);
 }
+
+/* --- keys ------------------------------------------------------------------------------------- */
 
 void hs_paths_drop_key(struct hs_paths *paths, struct hs_path *path)
 {
@@ -162,26 +215,51 @@ void hs_paths_set_key(struct hs_paths *paths, struct hs_path *path, const uint8_
 	struct hs_path **bucket = &paths->by_key[hash(paths, key, HS_PATH_KEY_BYTES)];
 	path->next_by_key = *bucket;
 	*bucket = path;
-	path->has_key = 1;
+	path->has_key = path->has_come = 1;
 }
 
-/* Remove a path to reuse its place: the next one without references, round robin. */
+/* --- paths without a next hop ----------------------------------------------------------------- */
+
+void hs_paths_ask(struct hs_paths *paths, struct hs_path *path)
+{
+	if (path->is_asking)
+		return;
+	path->is_asking = 1;
+	path->next_asking = NULL;
+	*paths->asking_end = path;
+	paths->asking_end = &path->next_asking;
+}
+
+struct hs_path *hs_paths_take_asking(struct hs_paths *paths)
+{
+	struct hs_path *path = paths->first_asking;
+	if (!path)
+		return NULL;
+	paths->first_asking = path->next_asking;
+	if (!paths->first_asking)
+		paths->asking_end = &paths->first_asking;
+	path->is_asking = 0;
+	return path;
+}
+
+/* --- adding and replacing --------------------------------------------------------------------- */
+
+/* Remove the path that was unused for longest. Returns NULL if all are in use. */
 static struct hs_path *evict(struct hs_paths *paths)
 {
-	for (uint32_t i = 0; i < paths->capacity; i++) {
-		struct hs_path *path = paths->by_id[paths->next_victim];
-		paths->next_victim = (paths->next_victim + 1) % paths->capacity;
-		if (path->references)
-			continue;
-		hs_paths_drop_key(paths, path);
-		struct hs_path **at =
-			&paths->by_address[address_bucket(paths, &path->local, &path->remote)];
-		while (*at != path)
-			at = &(*at)->next_by_address;
-		*at = path->next_by_address;
-		return path;
-	}
-	return NULL;
+	struct hs_path *path = paths->oldest;
+	while (path && (path->burst == paths->burst || path->is_asking))
+		path = path->newer;
+	if (!path)
+		return NULL;
+	take_out(paths, path);
+	hs_paths_drop_key(paths, path);
+	struct hs_path **at =
+		&paths->by_address[address_bucket(paths, &path->local, &path->remote)];
+	while (*at != path)
+		at = &(*at)->next_by_address;
+	*at = path->next_by_address;
+	return path;
 }
 
 struct hs_path *hs_paths_add(struct hs_paths *paths, const union hs_address *local,
@@ -204,11 +282,13 @@ struct hs_path *hs_paths_add(struct hs_paths *paths, const union hs_address *loc
 	}
 	memset(path, 0, sizeof(*path));
 	path->id = id;
+	path->burst = paths->burst;
 	path->fd = -1;
 	path->local = *local;
 	path->remote = *remote;
 	struct hs_path **bucket = &paths->by_address[address_bucket(paths, local, remote)];
 	path->next_by_address = *bucket;
 	*bucket = path;
+	put_newest(paths, path);
 	return path;
 }

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <linux/udp.h>
 
@@ -16,11 +18,17 @@ enum {
 	RX_SLOT_BYTES = 65536,
 	TX_DATAGRAMS = 2 * HS_WIRE_BURST, /* a burst, and answers without a connection */
 	TX_DATAGRAM_BYTES = 65527, /* the maximum over UDP */
-	/* Room for a burst of datagrams of 16 KiB, the maximum of our links (link/udp/link.py). */
-	TX_BUFFER_BYTES = 2 * 1024 * 1024,
+	TX_BUFFER_BYTES = 2 * 1024 * 1024, /* a burst of the largest datagrams of paths */
+	/* QUIC works on no path that carries less (RFC 9000 section 14). */
+	LEAST_PATH_BYTES = 1200,
+	IPV4_HEADERS_BYTES = 28, /* IP and UDP */
+	IPV6_HEADERS_BYTES = 48,
 	MOST_SEGMENTS = 64, /* UDP_MAX_SEGMENTS of kernels before 6.9 */
 	MOST_MESSAGE_BYTES = 65000,
 };
+
+/* Least time between two queries of a path's size, which cost system calls. */
+#define SIZES_AFTER_NS 100000000ULL
 
 /* A datagram that was committed; its bytes lie in the buffer, after those of the one before. */
 struct outgoing {
@@ -39,7 +47,9 @@ struct udp_wire {
 	int next_socket;
 	int segments;
 	int blocked_fd;
-	uint64_t too_large; /* datagrams that the kernel refused as too large */
+	int probes[2]; /* sockets that ask for the MTU of routes, by: is it IPv4; -1: none */
+	uint32_t sizes; /* counts the times that paths may have shrunk */
+	uint64_t shrunk_at_ns;
 
 	/* Received messages whose datagrams were not all returned yet. */
 	int message_count, message_at;
@@ -78,6 +88,11 @@ int hs_wire_udp_add(struct hs_wire *wire, int fd, uint16_t local_port)
 	int on = 1;
 	if (w->socket_count == HS_WIRE_UDP_MAX_SOCKETS)
 		return -1;
+	for (int is_v4 = 0; is_v4 < 2; is_v4++) {
+		if (w->probes[is_v4] < 0)
+			w->probes[is_v4] = socket(is_v4 ? AF_INET : AF_INET6,
+						  SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	}
 	/* Where the kernel has no GRO for UDP, messages are datagrams. */
 	if (w->segments)
 		setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on));
@@ -122,9 +137,133 @@ int hs_wire_udp_blocked(struct hs_wire *wire)
 	return own(wire)->blocked_fd;
 }
 
-uint64_t hs_wire_udp_too_large(struct hs_wire *wire)
+/* --- paths ------------------------------------------------------------------------------------ */
+
+/* The MTU of the route to an address; 0 without a route, or without a descriptor. */
+static uint32_t route_mtu(const struct udp_wire *w, const union hs_address *remote)
 {
-	return own(wire)->too_large;
+	static const struct sockaddr UNSPECIFIED = { .sa_family = AF_UNSPEC };
+	int is_v4 = remote->any.sa_family == AF_INET, mtu = 0;
+	int probe = w->probes[is_v4];
+	socklen_t bytes = sizeof(mtu);
+	/* Connecting looks up the route, and sends nothing; the last route's source address must
+	 * not stay. */
+	if (probe < 0 || connect(probe, &UNSPECIFIED, sizeof(UNSPECIFIED)) ||
+	    connect(probe, &remote->any, hs_address_bytes(remote)) ||
+	    getsockopt(probe, is_v4 ? IPPROTO_IP : IPPROTO_IPV6, is_v4 ? IP_MTU : IPV6_MTU, &mtu,
+		       &bytes))
+		return 0;
+	return mtu > 0 ? (uint32_t)mtu : 0;
+}
+
+uint32_t hs_wire_udp_path_bytes(uint32_t mtu_bytes, uint8_t ip_version)
+{
+	uint32_t headers = ip_version == 4 ? IPV4_HEADERS_BYTES : IPV6_HEADERS_BYTES;
+	uint32_t bytes = mtu_bytes > headers ? mtu_bytes - headers : 0;
+	return bytes < HS_WIRE_UDP_MOST_BYTES ? bytes : HS_WIRE_UDP_MOST_BYTES;
+}
+
+static uint32_t size(struct hs_wire *wire, struct hs_path *path)
+{
+	if (path->fd < 0)
+		return 0;
+	if (path->asked == own(wire)->sizes)
+		return path->max_datagram_bytes;
+	path->asked = own(wire)->sizes;
+	uint32_t mtu = route_mtu(own(wire), &path->remote);
+	/* The peer may be unreachable now: the kernel then refuses to send there. */
+	if (mtu)
+		path->max_datagram_bytes = hs_wire_udp_path_bytes(
+			mtu, path->remote.any.sa_family == AF_INET ? 4 : 6);
+	return path->max_datagram_bytes;
+}
+
+/* A datagram exceeded the MTU that the kernel knows for its path: it has shrunk. */
+static void note_too_large(struct udp_wire *w)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	if (now_ns - w->shrunk_at_ns < SIZES_AFTER_NS)
+		return;
+	w->shrunk_at_ns = now_ns;
+	w->sizes++;
+}
+
+static void reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+	struct udp_wire *w = own(wire);
+	memset(out, 0, sizeof(*out));
+	out->max_datagram_bytes = LEAST_PATH_BYTES;
+	out->fd = w->message_fd;
+	out->asked = w->sizes; /* an answer needs no more room */
+	memcpy(&out->flow, key, sizeof(out->flow));
+	hs_address_fill(&out->local, out->flow.ip_version, out->flow.local_ip, w->message_port,
+			out->flow.remote_scope);
+	hs_address_fill(&out->remote, out->flow.ip_version, out->flow.remote_ip,
+			out->flow.remote_port, out->flow.remote_scope);
+}
+
+/* A path's socket and the addresses of its datagrams. */
+static void use_socket(struct udp_wire *w, struct hs_path *path, int fd)
+{
+	struct hs_path_ends ends;
+	hs_path_read_ends(path, &ends);
+	path->fd = fd;
+	path->flow = (struct hs_udp_flow){ .ip_version = ends.ip_version,
+					   .remote_port = ends.remote_port,
+					   .remote_scope = ends.remote_scope };
+	memcpy(path->flow.remote_ip, ends.remote_ip, sizeof(ends.remote_ip));
+	memcpy(path->flow.local_ip, ends.local_ip, sizeof(ends.local_ip));
+	if (!path->max_datagram_bytes)
+		path->max_datagram_bytes = LEAST_PATH_BYTES;
+	path->asked = w->sizes - 1;
+	size(&w->wire, path);
+}
+
+static struct hs_path *learn(struct hs_wire *wire, const uint8_t *key)
+{
+	struct hs_path back, *path = hs_paths_by_key(&wire->paths, key);
+	if (path)
+		return path;
+	reverse(wire, key, &back);
+	path = hs_paths_add(&wire->paths, &back.local, &back.remote);
+	if (!path)
+		return NULL;
+	hs_paths_set_key(&wire->paths, path, key);
+	if (path->fd != back.fd)
+		use_socket(own(wire), path, back.fd);
+	return path;
+}
+
+/* The socket that has a path's local endpoint, else the one with its port on all addresses. */
+static void route(struct hs_wire *wire, struct hs_path *path)
+{
+	struct udp_wire *w = own(wire);
+	struct hs_path_ends ends, bound;
+	int fd = -1;
+	hs_path_read_ends(path, &ends);
+	for (int i = 0; i < w->socket_count; i++) {
+		static const uint8_t ANY[16];
+		union hs_address address;
+		socklen_t bytes = sizeof(address);
+		memset(&address, 0, sizeof(address));
+		if (w->ports[i] != ends.local_port ||
+		    getsockname(w->fds[i], &address.any, &bytes))
+			continue;
+		struct hs_path of_socket = { .local = address, .remote = address };
+		hs_path_read_ends(&of_socket, &bound);
+		if (bound.ip_version != ends.ip_version)
+			continue;
+		if (!memcmp(bound.local_ip, ends.local_ip, sizeof(ends.local_ip))) {
+			fd = w->fds[i];
+			break;
+		}
+		if (!memcmp(bound.local_ip, ANY, sizeof(ANY)))
+			fd = w->fds[i];
+	}
+	if (path->fd != fd)
+		use_socket(w, path, fd);
 }
 
 /* --- receiving -------------------------------------------------------------------------------- */
@@ -220,6 +359,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 		budget = HS_WIRE_BURST;
 	if (budget <= 0)
 		return 0;
+	hs_paths_begin_burst(&wire->paths);
 	/* First return the rest of the last messages, alone: new messages would overwrite it. */
 	int given = give_out(w, out, budget);
 	for (int tried = 0; !given && tried < w->socket_count; tried++) {
@@ -262,10 +402,13 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 		wire->counters.drops[HS_WIRE_UDP_TX_EBADF]++;
 		return;
 	}
+	if (path->asked != w->sizes)
+		size(wire, path);
 	if (bytes > path->max_datagram_bytes) {
 		wire->counters.drops[HS_WIRE_UDP_TX_EMSGSIZE]++;
 		return;
 	}
+	path->tx_datagrams++;
 	w->out[w->out_count++] =
 		(struct outgoing){ path->flow, path->fd, w->tx_used, bytes, ecn };
 	w->tx_used += bytes;
@@ -355,8 +498,9 @@ static int send_messages(struct udp_wire *w, int fd, struct mmsghdr *messages, c
 			break;
 		} else {
 			w->is_doubted = 0;
-			w->too_large += errno == EMSGSIZE;
 			w->wire.counters.drops[refusal(errno)]++;
+			if (errno == EMSGSIZE)
+				note_too_large(w);
 			done++;
 			sent++;
 		}
@@ -422,29 +566,23 @@ static int flush(struct hs_wire *wire)
 	return w->out_count - w->first_out;
 }
 
-static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
-{
-	struct udp_wire *w = own(wire);
-	*out = (struct hs_path){ .max_datagram_bytes = TX_DATAGRAM_BYTES, .fd = w->message_fd };
-	memcpy(&out->flow, key, sizeof(out->flow));
-	hs_address_fill(&out->local, out->flow.ip_version, out->flow.local_ip, w->message_port, 0);
-	hs_address_fill(&out->remote, out->flow.ip_version, out->flow.remote_ip,
-			out->flow.remote_port, out->flow.remote_scope);
-	return 0;
-}
-
 /* --- creation and destruction ----------------------------------------------------------------- */
 
 static void free_wire(struct hs_wire *wire)
 {
 	struct udp_wire *w = own(wire);
 	hs_paths_free(&wire->paths);
+	for (int i = 0; i < 2; i++) {
+		if (w->probes[i] >= 0)
+			close(w->probes[i]);
+	}
 	free(w->rx_slots);
 	free(w->tx_buffer);
 	free(w);
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, reverse, free_wire };
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush,
+					    reverse, learn,   route,   size,   free_wire };
 
 struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments)
 {
@@ -453,7 +591,7 @@ struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments)
 		return NULL;
 	w->wire.verbs = &VERBS;
 	w->segments = segments;
-	w->blocked_fd = -1;
+	w->blocked_fd = w->probes[0] = w->probes[1] = -1;
 	w->rx_slots = calloc(RX_MESSAGES, RX_SLOT_BYTES);
 	w->tx_buffer = calloc(1, TX_BUFFER_BYTES);
 	if (!w->rx_slots || !w->tx_buffer || hs_paths_init(&w->wire.paths, max_paths)) {

@@ -10,7 +10,12 @@
 
 struct hs_wire;
 
-enum { HS_WIRE_UDP_MAX_SOCKETS = 256 };
+enum {
+	HS_WIRE_UDP_MAX_SOCKETS = 256,
+	/* The loopback interface carries 64 KiB, but one lost datagram should not cost that much.
+	 * Above this size the cost of a single datagram hardly matters. */
+	HS_WIRE_UDP_MOST_BYTES = 16 * 1024,
+};
 
 enum hs_wire_udp_drop {
 	HS_WIRE_UDP_RX_TRUNCATED, /* truncated, or without a local address */
@@ -31,8 +36,8 @@ struct hs_wire *hs_wire_udp_new(uint32_t max_paths, int segments);
 /* Use a bound socket. Returns -1 if there are too many. */
 int hs_wire_udp_add(struct hs_wire *wire, int fd, uint16_t local_port);
 void hs_wire_udp_remove(struct hs_wire *wire, int fd);
-/* How many datagrams exceeded the MTU that the kernel knows for their path: it may have shrunk. */
-uint64_t hs_wire_udp_too_large(struct hs_wire *wire);
+/* The largest datagram on a path whose route has this MTU. */
+uint32_t hs_wire_udp_path_bytes(uint32_t mtu_bytes, uint8_t ip_version);
 /* The socket that was full at the last `flush`; -1 for none. */
 int hs_wire_udp_blocked(struct hs_wire *wire);
 

@@ -2,43 +2,12 @@
 #define _GNU_SOURCE
 #include "wire/udp_messages.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
 _Static_assert(sizeof(struct hs_udp_flow) == 40, "a flow has no padding bytes");
-_Static_assert(sizeof(struct hs_udp_datagram) == 48, "Python unpacks this");
-
-enum {
-	CONTROL_BYTES = HS_UDP_CONTROL_BYTES,
-};
-
-struct hs_udp_receiver {
-	struct mmsghdr messages[HS_UDP_BURST];
-	struct iovec payloads[HS_UDP_BURST];
-	union hs_address remotes[HS_UDP_BURST];
-	_Alignas(struct cmsghdr) uint8_t controls[HS_UDP_BURST][CONTROL_BYTES];
-	uint8_t slots[HS_UDP_BURST][HS_UDP_SLOT_BYTES];
-};
-
-struct hs_udp_receiver *hs_udp_receiver_new(void)
-{
-	/* Large enough that untouched pages are never allocated. */
-	return calloc(1, sizeof(struct hs_udp_receiver));
-}
-
-void hs_udp_receiver_free(struct hs_udp_receiver *r)
-{
-	free(r);
-}
-
-uint8_t *hs_udp_slots(struct hs_udp_receiver *r)
-{
-	return r->slots[0];
-}
 
 int hs_udp_prepare(int fd, int ip_version)
 {
@@ -112,31 +81,6 @@ void hs_udp_take_message(struct mmsghdr *message, struct hs_udp_datagram *out)
 		       !(header->msg_flags & (MSG_TRUNC | MSG_CTRUNC));
 }
 
-int hs_udp_receive(struct hs_udp_receiver *r, int fd, int budget, struct hs_udp_datagram *out)
-{
-	if (budget > HS_UDP_BURST)
-		budget = HS_UDP_BURST;
-	if (budget <= 0)
-		return 0;
-	for (int i = 0; i < budget; i++) {
-		r->payloads[i] = (struct iovec){ r->slots[i], HS_UDP_SLOT_BYTES };
-		r->messages[i].msg_hdr = (struct msghdr){
-			.msg_name = &r->remotes[i],
-			.msg_namelen = sizeof(r->remotes[i]),
-			.msg_iov = &r->payloads[i],
-			.msg_iovlen = 1,
-			.msg_control = r->controls[i],
-			.msg_controllen = CONTROL_BYTES,
-		};
-	}
-	int n = recvmmsg(fd, r->messages, (unsigned int)budget, MSG_DONTWAIT, NULL);
-	if (n < 0)
-		return -errno;
-	for (int i = 0; i < n; i++)
-		hs_udp_take_message(&r->messages[i], &out[i]);
-	return n;
-}
-
 socklen_t hs_udp_fill_remote(union hs_address *remote, const struct hs_udp_flow *flow)
 {
 	memset(remote, 0, sizeof(*remote));
@@ -171,60 +115,4 @@ struct cmsghdr *hs_udp_fill_local(struct msghdr *header, uint8_t *control,
 	c->cmsg_len = CMSG_LEN(bytes);
 	memcpy(CMSG_DATA(c), is_v4 ? (void *)&v4 : (void *)&v6, bytes);
 	return c;
-}
-
-/* Send prepared messages; hs_udp_send documents the results. */
-static int send_all(int fd, struct mmsghdr *messages, int n, int *refused, size_t *refused_bytes,
-		    int *reason)
-{
-	int taken = 0;
-	while (taken < n) {
-		int sent = sendmmsg(fd, messages + taken, (unsigned int)(n - taken), MSG_DONTWAIT);
-		if (sent > 0) {
-			taken += sent;
-		} else if (errno == EAGAIN || errno == ENOBUFS) {
-			break;
-		} else if (errno != EINTR) {
-			*reason = errno;
-			++*refused;
-			*refused_bytes += messages[taken].msg_hdr.msg_iov->iov_len;
-			taken++;
-		}
-	}
-	return taken;
-}
-
-int hs_udp_send(int fd, int n, const uint8_t *payloads, size_t payloads_bytes,
-		const uint32_t *payload_bytes, const struct hs_udp_flow *flows, int *refused,
-		size_t *refused_bytes, int *reason)
-{
-	struct mmsghdr messages[HS_UDP_BURST];
-	struct iovec parts[HS_UDP_BURST];
-	union hs_address remotes[HS_UDP_BURST];
-	_Alignas(struct cmsghdr) uint8_t controls[HS_UDP_BURST][CONTROL_BYTES];
-
-	*refused = 0;
-	*refused_bytes = 0;
-	*reason = 0;
-	if (n > HS_UDP_BURST)
-		n = HS_UDP_BURST;
-	memset(controls, 0, sizeof(controls));
-	for (int i = 0; i < n; i++) {
-		if (payload_bytes[i] > payloads_bytes) {
-			n = i;
-			break;
-		}
-		parts[i] = (struct iovec){ (void *)(uintptr_t)payloads, payload_bytes[i] };
-		payloads += payload_bytes[i];
-		payloads_bytes -= payload_bytes[i];
-		messages[i].msg_len = 0;
-		messages[i].msg_hdr = (struct msghdr){
-			.msg_name = &remotes[i],
-			.msg_namelen = hs_udp_fill_remote(&remotes[i], &flows[i]),
-			.msg_iov = &parts[i],
-			.msg_iovlen = 1,
-		};
-		hs_udp_fill_local(&messages[i].msg_hdr, controls[i], &flows[i]);
-	}
-	return send_all(fd, messages, n, refused, refused_bytes, reason);
 }

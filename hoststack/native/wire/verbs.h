@@ -36,15 +36,21 @@ struct hs_wire_verbs {
 	 * Until `commit` it returns the same room again. */
 	uint8_t *(*reserve)(struct hs_wire *wire, size_t *room);
 	/* Queue what was written into the room, to be sent along `path`. A datagram that can't
-	 * be sent is counted and dropped: the network may lose any. */
+	 * be sent, or does not fit, is counted and dropped: the network may lose any. */
 	void (*commit)(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, uint8_t ecn);
 	/* Send the committed datagrams. Returns how many are still queued because the output is
 	 * full. */
 	int (*flush)(struct hs_wire *wire);
 	/* Fill in a path for answers to a datagram of the last `receive` with an unknown path:
-	 * back to the sender. It is valid for `commit` only, until the next `receive`. Returns
-	 * 0, or -1 if the path must be looked up first. */
-	int (*reverse)(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
+	 * back to the sender. It is valid for `commit` only, until the next `receive`. */
+	void (*reverse)(struct hs_wire *wire, const uint8_t *key, struct hs_path *out);
+	/* Add the path of a datagram of the last `receive`, so that later ones with its key belong
+	 * to it: it was proven, or is about to be. NULL without memory, or if all are in use. */
+	struct hs_path *(*learn)(struct hs_wire *wire, const uint8_t *key);
+	/* A path that the program asked for: find out how to send along it. */
+	void (*route)(struct hs_wire *wire, struct hs_path *path);
+	/* The largest datagram that can be sent along a path now; 0 for none. */
+	uint32_t (*size)(struct hs_wire *wire, struct hs_path *path);
 	/* Free the wire; its engine calls this when it is freed. */
 	void (*free)(struct hs_wire *wire);
 };
@@ -62,8 +68,9 @@ struct hs_wire {
 	const struct hs_wire_verbs *verbs;
 	struct hs_paths paths;
 	struct hs_wire_counters counters;
-	uint8_t resolved_key[HS_PATH_KEY_BYTES]; /* the key of the path that was looked up last */
-	uint8_t has_resolved_key;
 };
+
+/* wire/wire.c */
+void hs_path_read_ends(const struct hs_path *path, struct hs_path_ends *out);
 
 #endif

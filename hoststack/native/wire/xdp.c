@@ -5,20 +5,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "wire/datagram_ports.h"
 #include "pyxdp.h"
+#include "wire/datagram_ports.h"
+#include "wire/local_addresses.h"
 #include "wire/verbs.h"
 
 enum {
 	DETACHED_BYTES = 4096,
 	TX_ROOM = 2 * HS_WIRE_BURST, /* frames in hand: a burst, and answers without a connection */
-	ANSWER_BYTES = 1200, /* every QUIC path carries this size */
+	ETHERNET_BYTES = 14, /* without VLAN tags */
 	HOP_LIMIT = 64, /* the kernel's default (RFC 1700) */
+	IPV4_HEADERS_BYTES = 28, /* IP and UDP */
+	IPV6_HEADERS_BYTES = 48,
+	/* Datagrams sent back to where a path's frames come from before its route is looked up. A
+	 * spoofed address is sent a few at most (RFC 9000 section 8.1), and costs no system call. */
+	SENT_BEFORE_ROUTE = 16,
+	WALK = 256, /* paths that one call looks at */
 };
 
 _Static_assert((int)HS_FRAME_DROPS <= (int)HS_WIRE_XDP_TX_NO_NEXT_HOP,
 	       "drops have numbers of their own");
-_Static_assert((int)HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM < (int)HS_WIRE_KINDS_OF_DROP,
+_Static_assert((int)HS_WIRE_XDP_RX_NOT_FOR_US < (int)HS_WIRE_KINDS_OF_DROP,
 	       "every drop has a counter");
 _Static_assert(sizeof(struct hs_frame_flow) == HS_PATH_KEY_BYTES, "a flow is a path's key");
 _Static_assert(sizeof(struct pyxdp_desc) == sizeof(struct hs_frame_desc), "both are xdp_desc");
@@ -43,6 +50,12 @@ struct xdp_wire {
 	int is_backlogged;
 	int left;
 	struct hs_datagram_ports datagram_ports;
+	struct hs_local_addresses addresses;
+	uint8_t mac[6]; /* of the interface, as are the next two */
+	uint32_t ifindex;
+	uint32_t ip_bytes; /* the largest IP packet */
+	uint32_t stale; /* paths with a lower number have headers from before a change */
+	uint32_t unreported; /* the next path whose use may be reported */
 	uint8_t detached[DETACHED_BYTES]; /* for packets to drop while detached */
 };
 
@@ -65,6 +78,102 @@ static void release(struct hs_wire *wire)
 	}
 }
 
+/* --- paths ------------------------------------------------------------------------------------ */
+
+static void read_key(const struct hs_path *path, struct hs_frame_flow *out)
+{
+	memset(out, 0, sizeof(*out));
+	if (path->has_come)
+		memcpy(out, path->key, sizeof(*out));
+}
+
+/* Make a path's header and size from what is known: its next hop, or where its frames came from. */
+static void prepare(const struct xdp_wire *w, struct hs_path *path)
+{
+	struct hs_path_ends ends;
+	struct hs_frame_flow flow;
+	hs_path_read_ends(path, &ends);
+	read_key(path, &flow);
+	flow.ip_version = ends.ip_version;
+	flow.local_port = ends.local_port;
+	flow.remote_port = ends.remote_port;
+	memcpy(flow.local_ip, ends.local_ip, sizeof(flow.local_ip));
+	memcpy(flow.remote_ip, ends.remote_ip, sizeof(flow.remote_ip));
+	memcpy(flow.local_mac, w->mac, sizeof(flow.local_mac));
+	if (path->has_hop_mac)
+		memcpy(flow.remote_mac, path->hop_mac, sizeof(flow.remote_mac));
+	uint32_t headers = ends.ip_version == 4 ? IPV4_HEADERS_BYTES : IPV6_HEADERS_BYTES;
+	uint32_t bytes = path->hop_bytes && path->hop_bytes < w->ip_bytes ? path->hop_bytes :
+									    w->ip_bytes;
+	path->max_datagram_bytes = bytes > headers ? bytes - headers : 0;
+	path->has_header = (path->has_hop_mac || path->has_come) &&
+			   !hs_frame_header_init(&path->header, &flow, HOP_LIMIT, 0);
+}
+
+static void reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
+{
+	struct xdp_wire *w = own(wire);
+	struct hs_frame_flow flow;
+	memcpy(&flow, key, sizeof(flow));
+	memset(out, 0, sizeof(*out));
+	memcpy(out->key, key, sizeof(out->key));
+	out->has_come = 1;
+	out->fd = -1;
+	hs_address_fill(&out->local, flow.ip_version, flow.local_ip, flow.local_port, w->ifindex);
+	hs_address_fill(&out->remote, flow.ip_version, flow.remote_ip, flow.remote_port,
+			w->ifindex);
+	prepare(w, out);
+}
+
+static struct hs_path *learn(struct hs_wire *wire, const uint8_t *key)
+{
+	struct hs_path back, *path = hs_paths_by_key(&wire->paths, key);
+	if (path)
+		return path;
+	reverse(wire, key, &back);
+	path = hs_paths_add(&wire->paths, &back.local, &back.remote);
+	if (!path)
+		return NULL;
+	/* Another MAC address or VLAN tag changes where its frames go, not the path. */
+	hs_paths_set_key(&wire->paths, path, key);
+	prepare(own(wire), path);
+	return path;
+}
+
+static void route(struct hs_wire *wire, struct hs_path *path)
+{
+	if (path->is_routed)
+		return;
+	path->is_routed = 1;
+	prepare(own(wire), path);
+	hs_paths_ask(&wire->paths, path);
+}
+
+static uint32_t size(struct hs_wire *wire, struct hs_path *path)
+{
+	(void)wire;
+	return path->has_header ? path->max_datagram_bytes : 0;
+}
+
+/* A port open on all addresses also gets frames that a bridge or router forwards. */
+static int is_for_us(struct xdp_wire *w, const struct hs_frame_flow *flow)
+{
+	if (memcmp(flow->local_mac, w->mac, sizeof(w->mac)) ||
+	    !hs_is_local(&w->addresses, flow->ip_version, flow->local_ip)) {
+		w->wire.counters.drops[HS_WIRE_XDP_RX_NOT_FOR_US]++;
+		return 0;
+	}
+	/* Nor does a host send from a group's MAC address. */
+	if (flow->remote_mac[0] & 1 ||
+	    hs_is_martian(&w->addresses, flow->ip_version, flow->remote_ip)) {
+		w->wire.counters.drops[HS_FRAME_MARTIAN]++;
+		return 0;
+	}
+	return 1;
+}
+
+/* --- receiving -------------------------------------------------------------------------------- */
+
 /* Parse one socket's burst and keep the datagrams for the engine. */
 static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 		 struct hs_datagram *parsed, struct hs_received *out)
@@ -77,6 +186,10 @@ static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 			w->wire.counters.drops[d->drop]++;
 			continue;
 		}
+		const uint8_t *key = (const uint8_t *)&d->flow;
+		struct hs_path *path = hs_paths_by_key(&w->wire.paths, key);
+		if (!path && !is_for_us(w, &d->flow))
+			continue;
 		w->wire.counters.rx_datagrams++;
 		w->wire.counters.rx_bytes += d->payload_bytes;
 		if (hs_datagram_ports_has(&w->datagram_ports, &d->flow)) {
@@ -87,12 +200,11 @@ static int parse(struct xdp_wire *w, const struct pyxdp_desc *descs, int n,
 				w->wire.counters.drops[HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM]++;
 			continue;
 		}
-		const uint8_t *key = (const uint8_t *)&d->flow;
 		out[good++] = (struct hs_received){
 			.data = w->umem + d->payload,
 			.bytes = d->payload_bytes,
 			.ecn = d->ecn,
-			.path = hs_paths_by_key(&w->wire.paths, key),
+			.path = path,
 			.key = key,
 		};
 	}
@@ -105,6 +217,7 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 	int good = 0;
 	if (budget > HS_WIRE_BURST)
 		budget = HS_WIRE_BURST;
+	hs_paths_begin_burst(&wire->paths);
 	/* Round robin: the next burst begins with the next socket. */
 	w->rx_first = w->next_socket;
 	for (int step = 0; step < w->socket_count && w->rx_count < budget; step++) {
@@ -124,6 +237,8 @@ static int receive(struct hs_wire *wire, struct hs_received *out, int budget)
 		release(wire);
 	return good;
 }
+
+/* --- sending ---------------------------------------------------------------------------------- */
 
 static uint8_t *reserve(struct hs_wire *wire, size_t *room)
 {
@@ -159,7 +274,8 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 		wire->counters.drops[HS_WIRE_XDP_TX_NO_NEXT_HOP]++;
 		return;
 	}
-	if (bytes > path->max_datagram_bytes) {
+	if (bytes > path->max_datagram_bytes ||
+	    bytes > w->frame_bytes - HS_FRAME_MAX_HEADER_BYTES) {
 		wire->counters.drops[HS_WIRE_XDP_TX_TOO_LARGE]++;
 		return;
 	}
@@ -168,6 +284,11 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 	desc->addr -= path->header.header_bytes;
 	desc->len = path->header.header_bytes + bytes;
 	w->committed++;
+	/* Frames with VLAN tags belong to an interface that the kernel does not have, so it has no
+	 * route for them. */
+	if (++path->tx_datagrams >= SENT_BEFORE_ROUTE && !path->is_routed &&
+	    path->header.ip_offset == ETHERNET_BYTES)
+		route(wire, path);
 	wire->counters.tx_datagrams++;
 	wire->counters.tx_bytes += bytes;
 }
@@ -197,40 +318,17 @@ static int flush(struct hs_wire *wire)
 	return w->committed;
 }
 
-/* Only Python knows which addresses are this machine's: here, a flow to the same address as the
- * one that was looked up last. */
-static int is_for_us(const struct hs_wire *wire, const struct hs_frame_flow *flow)
-{
-	struct hs_frame_flow known;
-	memcpy(&known, wire->resolved_key, sizeof(known));
-	return wire->has_resolved_key && known.ip_version == flow->ip_version &&
-	       !memcmp(known.local_mac, flow->local_mac, sizeof(known.local_mac)) &&
-	       !memcmp(known.local_ip, flow->local_ip, sizeof(known.local_ip));
-}
-
-static int reverse(struct hs_wire *wire, const uint8_t *key, struct hs_path *out)
-{
-	struct hs_frame_flow flow;
-	memcpy(&flow, key, sizeof(flow));
-	int is_group = flow.remote_mac[0] & 1; /* not a host's address */
-	*out = (struct hs_path){ .max_datagram_bytes = ANSWER_BYTES, .fd = -1, .has_header = 1 };
-	if (is_group || !is_for_us(wire, &flow) ||
-	    hs_frame_header_init(&out->header, &flow, HOP_LIMIT, 0))
-		return -1;
-	hs_address_fill(&out->local, flow.ip_version, flow.local_ip, flow.local_port, 0);
-	hs_address_fill(&out->remote, flow.ip_version, flow.remote_ip, flow.remote_port, 0);
-	return 0;
-}
-
 static void free_wire(struct hs_wire *wire)
 {
 	/* The frames in hand are freed with the UMEM. */
 	hs_paths_free(&wire->paths);
 	hs_datagram_ports_free(&own(wire)->datagram_ports);
+	hs_local_addresses_free(&own(wire)->addresses);
 	free(own(wire));
 }
 
-static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush, reverse, free_wire };
+static const struct hs_wire_verbs VERBS = { receive, release, reserve, commit, flush,
+					    reverse, learn,   route,   size,   free_wire };
 
 struct hs_wire *hs_wire_xdp_new(const void *verbs, const uint64_t *sockets, int count, void *umem,
 				size_t umem_bytes, uint32_t frame_bytes, uint32_t max_paths)
@@ -255,6 +353,79 @@ int hs_wire_xdp_left(struct hs_wire *wire)
 	return left;
 }
 
+/* --- next hops -------------------------------------------------------------------------------- */
+
+int hs_wire_xdp_set_interface(struct hs_wire *wire, const uint8_t *mac, uint32_t ifindex,
+			      uint32_t ip_bytes, const struct hs_prefix *prefixes, uint32_t count)
+{
+	struct xdp_wire *w = own(wire);
+	if (hs_local_addresses_set(&w->addresses, prefixes, count))
+		return -1;
+	memcpy(w->mac, mac, sizeof(w->mac));
+	w->ifindex = ifindex;
+	w->ip_bytes = ip_bytes;
+	w->stale = wire->paths.count;
+	return 0;
+}
+
+/* Make headers anew, a slice at a time; those by the kernel's routes when their answer is there. */
+static void refresh(struct xdp_wire *w)
+{
+	for (int i = 0; i < WALK && w->stale; i++) {
+		struct hs_path *path = w->wire.paths.by_id[--w->stale];
+		if (path->is_routed)
+			hs_paths_ask(&w->wire.paths, path);
+		else
+			prepare(w, path);
+	}
+}
+
+int hs_wire_xdp_asked(struct hs_wire *wire, struct hs_wire_xdp_question *out, int room)
+{
+	int n = 0;
+	refresh(own(wire));
+	while (n < room) {
+		const struct hs_path *path = hs_paths_take_asking(&wire->paths);
+		if (!path)
+			break;
+		out[n].path_id = path->id;
+		hs_path_read_ends(path, &out[n].ends);
+		n++;
+	}
+	return n;
+}
+
+void hs_wire_xdp_answer(struct hs_wire *wire, uint32_t path_id, const uint8_t *mac,
+			uint32_t ip_bytes)
+{
+	struct hs_path *path = hs_paths_by_id(&wire->paths, path_id);
+	if (!path)
+		return;
+	path->hop_bytes = ip_bytes;
+	path->has_hop_mac = mac != NULL;
+	if (mac)
+		memcpy(path->hop_mac, mac, sizeof(path->hop_mac));
+	prepare(own(wire), path);
+}
+
+int hs_wire_xdp_used(struct hs_wire *wire, uint32_t *out, int room, int *is_over)
+{
+	struct xdp_wire *w = own(wire);
+	int n = 0;
+	for (int i = 0; i < WALK && n < room && w->unreported < wire->paths.count; i++) {
+		struct hs_path *path = wire->paths.by_id[w->unreported++];
+		if (path->is_routed && path->tx_datagrams != path->reported)
+			out[n++] = path->id;
+		path->reported = path->tx_datagrams;
+	}
+	*is_over = w->unreported >= wire->paths.count;
+	if (*is_over)
+		w->unreported = 0;
+	return n;
+}
+
+/* --- plain datagrams -------------------------------------------------------------------------- */
+
 int hs_wire_xdp_open_datagrams(struct hs_wire *wire, uint8_t ip_version, const uint8_t *ip,
 			       uint16_t port)
 {
@@ -275,34 +446,7 @@ const uint8_t *hs_wire_xdp_take_datagrams(struct hs_wire *wire, size_t *bytes)
 	return ports->bag;
 }
 
-int hs_wire_xdp_send_datagram(struct hs_wire *wire, const void *header, uint32_t max_bytes,
-			      const uint8_t *payload, uint32_t bytes)
-{
-	struct hs_path path = { .has_header = 1, .max_datagram_bytes = max_bytes };
-	size_t room;
-	if (!own(wire)->socket_count)
-		return 0;
-	uint8_t *at = reserve(wire, &room);
-	if (!at) {
-		/* Send the engine's frames first; then there may be room for a burst. */
-		flush(wire);
-		at = reserve(wire, &room);
-	}
-	if (!at)
-		return 0;
-	memcpy(&path.header, header, sizeof(path.header));
-	if (bytes > room)
-		path.max_datagram_bytes = 0; /* commit counts it as too large */
-	else
-		memcpy(at, payload, bytes);
-	commit(wire, &path, bytes, 0);
-	return 1;
-}
-
-void hs_wire_xdp_flush(struct hs_wire *wire)
-{
-	flush(wire);
-}
+/* --- an interface that disappears and returns ------------------------------------------------- */
 
 void hs_wire_xdp_detach(struct hs_wire *wire)
 {

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct hs_wire;
+#include "wire/wire.h"
 
 enum { HS_WIRE_XDP_MAX_SOCKETS = 128 };
 
@@ -21,6 +21,7 @@ enum hs_wire_xdp_drop {
 	HS_WIRE_XDP_TX_ERROR, /* the rings refused frames, or a kick failed for another reason */
 	HS_WIRE_XDP_RX_ERROR, /* the rings refused frames that were received */
 	HS_WIRE_XDP_RX_DATAGRAM_NO_ROOM, /* plain datagrams that were not read in time */
+	HS_WIRE_XDP_RX_NOT_FOR_US, /* to another MAC or IP address */
 };
 
 /* `verbs` is pyxdp's struct pyxdp_verbs, `sockets` are `count` pointers to struct pyxdp_socket
@@ -39,11 +40,25 @@ void hs_wire_xdp_close_datagrams(struct hs_wire *wire, uint8_t ip_version, const
 /* The datagrams queued since the last call, as struct hs_datagram_record: valid until the next
  * turn. */
 const uint8_t *hs_wire_xdp_take_datagrams(struct hs_wire *wire, size_t *bytes);
-/* Send a plain datagram with a header (struct hs_frame_header); `flush` sends what is queued.
- * Only between turns. Returns 1, or 0 while the output is full. */
-int hs_wire_xdp_send_datagram(struct hs_wire *wire, const void *header, uint32_t max_bytes,
-			      const uint8_t *payload, uint32_t bytes);
-void hs_wire_xdp_flush(struct hs_wire *wire);
+/* The interface as it is now: its MAC address, 6 bytes, its index, the largest IP packet, and this
+ * machine's addresses. Datagrams for others are dropped. Returns 0, or -1 without memory. */
+int hs_wire_xdp_set_interface(struct hs_wire *wire, const uint8_t *mac, uint32_t ifindex,
+			      uint32_t ip_bytes, const struct hs_prefix *prefixes, uint32_t count);
+/* Paths whose next hop is to be looked up: those that the program added, those along which a
+ * peer with a proven address is sent datagrams, and all of these after a change of the interface.
+ * Returns how many; each is reported once. */
+struct hs_wire_xdp_question {
+	uint32_t path_id;
+	struct hs_path_ends ends;
+};
+int hs_wire_xdp_asked(struct hs_wire *wire, struct hs_wire_xdp_question *out, int room);
+/* A path's next hop: its MAC address, NULL while it is unknown, and the largest IP packet of the
+ * route, 0 without one. Then frames go back to where the path's own came from. */
+void hs_wire_xdp_answer(struct hs_wire *wire, uint32_t path_id, const uint8_t *mac,
+			uint32_t ip_bytes);
+/* Paths with a looked-up next hop along which datagrams were sent since they were last reported.
+ * Returns how many; *is_over once all paths were examined, some with each call. */
+int hs_wire_xdp_used(struct hs_wire *wire, uint32_t *out, int room, int *is_over);
 /* Stop using the sockets, which are about to be closed. Packets that the engine writes from now
  * on are counted and dropped, as by an interface that is down. Only between turns, like the next
  * one. */

@@ -6,6 +6,7 @@ than the datagram itself.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -42,6 +43,8 @@ from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError, checked_server
 _LEAST_INITIAL_BYTES = 1200
 #: RFC 9000 section 7.2: a client's first Destination Connection ID has 8 bytes or more.
 _LEAST_DCID_BYTES = 8
+#: Version Negotiations in a second: anyone can ask for them.
+_NEGOTIATIONS_PER_SECOND: Final = 1000
 _VERSIONS = [int(QuicProtocolVersion.VERSION_1), int(QuicProtocolVersion.VERSION_2)]
 _CIPHER_SUITES: Final[dict[Cipher, CipherSuite]] = {
     "aes-128-gcm": CipherSuite.AES_128_GCM_SHA256,
@@ -200,6 +203,8 @@ class Acceptor:
         self._new_cid = new_cid
         self._unreadable = 0
         self._unreadable_since = 0.0
+        self._negotiations = 0
+        self._negotiations_since = -math.inf
         self._listeners: dict[tuple[str, int], Listener] = {}
 
     def listen(
@@ -241,6 +246,8 @@ class Acceptor:
         if header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
             return drop("unexpected")
         if header.version not in _VERSIONS:
+            if not self._may_negotiate(now):
+                return drop("unanswered_version")
             # RFC 9000 section 6.1.
             drop("unknown_version")
             return encode_quic_version_negotiation(
@@ -276,6 +283,13 @@ class Acceptor:
             original_destination_cid=dcid,
             retry_token=self._tokens.make(path.remote, version, cid, dcid),
         )
+
+    def _may_negotiate(self, now: float) -> bool:
+        """Return whether a Version Negotiation may be sent now, and count it."""
+        if now - self._negotiations_since >= 1:
+            self._negotiations, self._negotiations_since = 0, now
+        self._negotiations += 1
+        return self._negotiations <= _NEGOTIATIONS_PER_SECOND
 
     def _wants_proof(self, config: QuicConfig, connections: int, now: float) -> bool:
         """Return whether a client must validate its address. Invalid first packets cost as much as

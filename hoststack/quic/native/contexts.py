@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from hoststack.link.base import Path
+from hoststack.link.base import Endpoint, Wire
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.seam import CloseInfo, ConnectionIds, EarlyData, Handshake, QuicConfig
 from hoststack.quic.session_cache import ServerSessions
-
-if TYPE_CHECKING:
-    from hoststack.quic.native.paths import PathTable
 
 _MAX_ALPN_BYTES: Final = 255
 
@@ -49,7 +46,7 @@ class NativeConnection:
 
     def __init__(
         self,
-        paths: PathTable,
+        wire: Wire,
         pointer: Any,
         config: QuicConfig,
         listener: NativeListener | None,
@@ -64,22 +61,24 @@ class NativeConnection:
         self._sessions = sessions
         self.rx: Fifo | None = None
         self.tx: Fifo | None = None
-        self._paths = paths
-        self._path = self._current_path()
+        self._wire = wire
+        ends = wire.endpoints(lib.hs_connection_path(pointer))
+        assert ends is not None
+        self._ends = ends
         self._statistics: dict[str, int | float] = {}
 
-    def _current_path(self) -> Path:
+    def _endpoints(self) -> tuple[Endpoint, Endpoint]:
         if self.pointer is not None:
-            self._path = self._paths.by_id[lib.hs_connection_path(self.pointer)]
-        return self._path
+            self._ends = self._wire.endpoints(lib.hs_connection_path(self.pointer)) or self._ends
+        return self._ends
 
     @property
     def local(self) -> tuple[str, int]:
-        return self._current_path().local
+        return self._endpoints()[0]
 
     @property
     def remote(self) -> tuple[str, int]:
-        return self._current_path().remote
+        return self._endpoints()[1]
 
     def connection_ids(self) -> ConnectionIds:
         """See ConnectionContext."""
@@ -182,7 +181,7 @@ class NativeConnection:
     def forget(self) -> None:
         """Drop the references to the C side's memory."""
         self.statistics()
-        self._current_path()
+        self._endpoints()
         self.pointer = None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final, cast
 
-from hoststack.link.base import BURST, Link, Path
+from hoststack.link.base import BURST, Link, LinkError, Path, Wire
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.quic._quic import ffi, lib
 from hoststack.quic.cid import CidGenerator
@@ -22,7 +22,7 @@ from hoststack.quic.native.contexts import (
     packets_by_kind,
     producer_of,
 )
-from hoststack.quic.native.paths import DirectWire, HandedWire, PathTable
+from hoststack.quic.native.paths import HandedWire
 from hoststack.quic.native.tls import ClientContexts, make_context
 from hoststack.quic.seam import (
     QUIC_VERSIONS,
@@ -99,7 +99,7 @@ class NativeEngine:
         self._owner = owner
         self._handle = ffi.new_handle(self)
         wire = link.wire()
-        self._wire = HandedWire(link) if wire is None else DirectWire(wire)
+        self._wire: Wire = HandedWire(link) if wire is None else wire
         self.can_spin = wire is not None
         self._quic: Any = ffi.gc(
             lib.hs_quic_new(
@@ -116,7 +116,6 @@ class NativeEngine:
         )
         if not self._quic:
             raise MemoryError("no memory for the native engine")
-        self._paths = PathTable(self._wire.wire)
         self._clients = ClientContexts()
         self._listeners: dict[int, NativeListener] = {}
         self._closed_listeners: list[int] = []
@@ -222,23 +221,19 @@ class NativeEngine:
         _, alpn, context = credentials
         check_protocols(alpn, config, self.name)
         name = checked_server_name(server_name)
-        way = cast(Path, path)
-        number = self._number(way)
-        pointer = ffi.NULL
-        if number is not None:
-            resume, _pieces = _c_resume(sessions, config)
-            pointer = lib.hs_quic_connect(
-                self._quic,
-                number,
-                context,
-                name.encode(),
-                _c_config(config),
-                resume,
-                self._now_ns,
-            )
+        resume, _pieces = _c_resume(sessions, config)
+        pointer = lib.hs_quic_connect(
+            self._quic,
+            self._wire.number(cast(Path, path)),
+            context,
+            name.encode(),
+            _c_config(config),
+            resume,
+            self._now_ns,
+        )
         if not pointer:
             raise ValueError("there is no room for another connection: close some")
-        connection = NativeConnection(self._paths, pointer, config, None, sessions)
+        connection = NativeConnection(self._wire, pointer, config, None, sessions)
         if config.early_data:
             connection.alpn = alpn[0]
         self._connections[lib.hs_connection_number(pointer)] = connection
@@ -271,12 +266,9 @@ class NativeEngine:
 
     def migrate(self, connection: ConnectionContext, path: object) -> None:
         pointer = cast(NativeConnection, connection).pointer
-        number = self._number(cast(Path, path))
-        if number is None:
-            raise ValueError("there is no room for another path: close some connections")
         refusal = lib.HS_MIGRATION_TOO_LATE
         if pointer is not None:
-            refusal = lib.hs_connection_migrate(pointer, number)
+            refusal = lib.hs_connection_migrate(pointer, self._wire.number(cast(Path, path)))
         if refusal:
             raise ValueError(_REFUSALS[refusal])
 
@@ -312,9 +304,9 @@ class NativeEngine:
     def turn(self, now: float, spin_s: float = 0.0) -> Turn:
         self._now_ns = math.floor(now * _SECOND_NS)
         wire, quic, turn = self._wire, self._quic, self._turn
-        handed = wire.before_turn(self._paths, self._now_ns)
+        handed = wire.before_turn(self._now_ns)
         lib.hs_quic_turn(quic, self._now_ns, wire.bursts, round(spin_s * _SECOND_NS), turn)
-        blocked = wire.after_turn(self._paths, quic, turn.unresolved) or bool(turn.blocked)
+        blocked = wire.after_turn() or bool(turn.blocked)
         events = self._events(turn.events, turn.event_count)
         if self._closed_listeners:
             self._forget_listeners()
@@ -333,19 +325,13 @@ class NativeEngine:
             self._owner.end_streams(forgotten)
             forgotten.forget()
 
-    def _number(self, path: Path) -> int | None:
-        number = self._paths.number(path)
-        if number is not None:
-            self._wire.prepare(path, number)
-        return number
-
     def _connection(self, number: int) -> NativeConnection:
         """Return the connection with that number; create it if it is a peer's new one."""
         connection = self._connections.get(number)
         if connection is None:
             pointer = lib.hs_quic_connection(self._quic, number)
             listener = self._listeners[lib.hs_connection_listener(pointer)]
-            connection = NativeConnection(self._paths, pointer, listener.config, listener)
+            connection = NativeConnection(self._wire, pointer, listener.config, listener)
             self._connections[number] = connection
         return connection
 
@@ -366,8 +352,10 @@ class NativeEngine:
 
     def _find_path(self, number: int, remote: tuple[str, int]) -> int:
         path = self._owner.find_path(self._connection(number), remote)
-        found = None if path is None else self._number(cast(Path, path))
-        return -1 if found is None else found
+        try:
+            return -1 if path is None else self._wire.number(cast(Path, path))
+        except LinkError:
+            return -1
 
     def _events(self, raw: Any, count: int) -> list[Event]:
         events: list[Event] = []
