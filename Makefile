@@ -3,14 +3,14 @@ PYTHON := .venv/bin/python
 PACKAGES := pyxdp hoststack apps
 SECONDS ?= 60
 
-.PHONY: help bootstrap build lint test fuzz soak demo bench clean
+.PHONY: help bootstrap build lint test docs fuzz soak demo bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # What to set up: what running takes, or what the tests take as well.
 PURPOSE := run
-lint test fuzz bench: PURPOSE := test
+lint test docs fuzz bench: PURPOSE := test
 
 bootstrap: ## install what running takes and is missing: Debian's packages (as root), and .venv
 	@scripts/bootstrap.sh $(PURPOSE)
@@ -26,6 +26,10 @@ lint: build ## ruff and mypy
 test: lint ## everything: lint, types, all tests (those that need root only as root)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile -m "not alone"
 	@$(PYTHON) -m pytest -m alone
+
+docs: build ## this documentation as HTML, into build/docs; a warning is an error
+	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "docs: build/docs/index.html"
 
 fuzz: build ## libFuzzer on the C core and programs in Python, each target for SECONDS (60): make fuzz SECONDS=600
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)

@@ -1,4 +1,4 @@
-"""The native engine over af_xdp as it comes, and with the tuning that docs/performance.md tells of.
+"""The native engine over af_xdp as it comes, and tuned as docs/howto/tune.md says.
 
 One stream, as in `bulk`. As it comes the sender's core also does the receiving kernel's work, for a
 veth pair hands a frame over where it was sent. The tuning takes that to the receiver's core: by RPS

@@ -18,11 +18,12 @@ from hoststack.api.errors import (
     TlsConfigError,
     UriError,
 )
+from hoststack.api.incoming import Incoming
 from hoststack.api.listener import Listener
 from hoststack.api.stack import EmbeddedStack, Stack, open_stack
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.boundary.protocols import TcpConfig, UdpConfig
-from hoststack.quic.seam import ABORTED_CODE, CloseInfo, QuicConfig
+from hoststack.quic.seam import ABORTED_CODE, CloseInfo, FifoConfig, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
 from hoststack.sizes import parse_size
@@ -38,6 +39,8 @@ __all__ = [
     "EmbeddedStack",
     "EndpointError",
     "ErrorKind",
+    "FifoConfig",
+    "Incoming",
     "LinkError",
     "ListenError",
     "Listener",

@@ -199,7 +199,7 @@ class Connection(trio.abc.AsyncResource):
     async def statistics(self) -> dict[str, int | float]:
         """Return the engine's figures: RTT (seconds), congestion window, bytes in flight and more.
 
-        docs/architecture.md lists them. Figures that an engine does not have are missing.
+        docs/engines.md lists them. Figures that an engine does not have are missing.
         Raises ConnectionClosedError, and ClosedResourceError after `aclose`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -337,7 +337,7 @@ async def open_stack(
     aioquic. Stacks with the same `secret`, 32 bytes unknown to others, accept each other's session
     tickets and tokens. With `busy_poll_us` the stack polls for datagrams all the time, for that
     many microseconds (at most 1000) before other tasks run: round trips are shorter, and it uses a
-    whole core (docs/performance.md). Raises LinkError if the requested link is unavailable, and
+    whole core (docs/howto/tune.md). Raises LinkError if the requested link is unavailable, and
     ValueError for an engine that is unavailable or can't poll busily.
     """
     # Programs that attach to a daemon need no links and no engines.

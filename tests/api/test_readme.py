@@ -1,4 +1,4 @@
-"""The README's programs, run from the README's text."""
+"""The programs of the README, the tutorial and the how-to pages, run from their text."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.daemon.conftest import run_daemon
 
 README = Path(__file__).parents[2] / "README.md"
+DOCS = README.parent / "docs"
+#: Pages whose programs are run here.
+TUTORIAL, DAEMON = DOCS / "tutorial.md", DOCS / "howto" / "daemon.md"
 
 
-def _programs(folder: Path) -> dict[str, Path]:
-    """The README's programs, written to files."""
-    blocks = re.findall(r"^```python (\S+)\n(.*?)^```", README.read_text(), re.M | re.S)
+def _programs(folder: Path, page: Path = README) -> dict[str, Path]:
+    """The programs of a page, written to files."""
+    blocks = re.findall(r"^```python (\S+)\n(.*?)^```", page.read_text(), re.M | re.S)
     programs = {}
     for name, text in blocks:
-        assert len(text.splitlines()) <= 20, f"{name} is longer than the README promises"
+        lines = [line for line in text.splitlines() if line]
+        assert page != README or len(lines) <= 11, f"{name} is longer than the README's should be"
         programs[name] = folder / name
         programs[name].write_text(text)
     return programs
@@ -56,11 +62,17 @@ def _free_port() -> int:
         return port
 
 
-def test_server_and_client_of_the_readme(tmp_path: Path) -> None:
-    programs = _programs(tmp_path)
+@pytest.mark.parametrize(
+    ("page", "said"), [(README, "hello\n"), (TUTORIAL, "hello\nover aes-128-gcm\n")]
+)
+def test_server_and_client(page: Path, said: str, tmp_path: Path) -> None:
+    programs = _programs(tmp_path, page)
     uri = f"quic://127.0.0.1:{_free_port()}"
     server = subprocess.Popen(
-        [sys.executable, programs["server.py"], uri], stderr=subprocess.PIPE, text=True
+        [sys.executable, programs["server.py"], uri],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         # The client sends its first packet again until the server is up.
@@ -75,12 +87,12 @@ def test_server_and_client_of_the_readme(tmp_path: Path) -> None:
         server.kill()
         _, server_errors = server.communicate()
     assert client.returncode == 0, client.stderr
-    assert client.stdout == "hello\n"
+    assert client.stdout == said
     assert server_errors == "link udp instead of af_xdp: AF_XDP needs an interface: name one\n"
 
 
-def test_attached_client_of_the_readme(tmp_path: Path) -> None:
-    program = _programs(tmp_path)["attached_client.py"]
+def test_attached_client(tmp_path: Path) -> None:
+    program = _programs(tmp_path, DAEMON)["attached_client.py"]
     uri = f"quic://127.0.0.1:{_free_port()}"
     with run_daemon("--workers", "2") as daemon:
         assert "2 workers" in daemon.ctl(f"test echo server uri {uri}")
@@ -94,21 +106,3 @@ def test_attached_client_of_the_readme(tmp_path: Path) -> None:
         assert client.returncode == 0, client.stderr
         # The handle is one of this side's worker, and the first of them has the first connect.
         assert client.stdout == "hello from worker 0\n"
-
-
-def test_vcl_client_of_the_readme(tmp_path: Path) -> None:
-    program = _programs(tmp_path)["vcl_client.py"]
-    uri = f"quic://127.0.0.1:{_free_port()}"
-    with run_daemon() as daemon:
-        daemon.ctl(f"test echo server uri {uri}")
-        conf = tmp_path / "vcl.conf"
-        conf.write_text(f"vcl {{\n  api-socket-name {daemon.api}\n}}\n")
-        client = subprocess.run(
-            [sys.executable, program, uri],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=os.environ | {"VCL_CONFIG": str(conf)},
-            check=False,
-        )
-        assert (client.returncode, client.stdout, client.stderr) == (0, "hello\n", "")
