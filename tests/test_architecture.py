@@ -29,7 +29,7 @@ FLOORS = (
         ("hoststack/text.py", "hoststack/sizes.py"),
         "how text from outside is shown, and how sizes are read",
     ),
-    Floor(("pyxdp",), "AF_XDP for Python: libxdp and libbpf through cffi; knows nothing of QUIC"),
+    Floor(("pyxdp",), "AF_XDP for Python: libxdp and libbpf through cffi; independent of QUIC"),
     Floor(
         ("hoststack/native",),
         "the C core, a shared object each: FIFOs and event rings (`memory/`), the session plane "
