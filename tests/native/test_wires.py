@@ -835,6 +835,24 @@ def test_a_path_that_is_held_is_not_replaced() -> None:
         assert came_from(wire, rings, [5000])[0].path == ffi.NULL
 
 
+def test_forged_addresses_take_little_of_the_table() -> None:
+    """A path without a connection is soon replaced, those of connections are not."""
+    _, lib = extension()
+    rings = Rings()
+    most_unused = 4096  # HS_PATHS_MOST_UNUSED
+    with over(rings, max_paths=1 << 16) as wire:
+        (first,) = came_from(wire, rings, [5000])
+        held = [wire.learn(others_key(first.key, port)) for port in range(1000, 1100)]
+        for path in held:
+            lib.hs_wire_hold_path(wire.wire, path.id)
+        for port in range(6000, 6000 + 2 * most_unused):
+            if port % 50 == 0:
+                came_from(wire, rings, [5000])
+            wire.learn(others_key(first.key, port))
+        assert lib.hs_wire_path_count(wire.wire) == len(held) + most_unused
+        assert [wire.learn(others_key(first.key, port)) for port in range(1000, 1100)] == held
+
+
 def test_a_datagram_that_was_handed_over_keeps_its_path_until_it_is_sent() -> None:
     """For links in Python: an answer to one peer must not go to another."""
     ffi, lib = extension()

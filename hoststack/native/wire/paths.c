@@ -126,12 +126,14 @@ static void put_newest(struct hs_paths *paths, struct hs_path *path)
 	path->older = paths->newest;
 	*(paths->newest ? &paths->newest->newer : &paths->oldest) = path;
 	paths->newest = path;
+	paths->unused++;
 }
 
 static void take_out(struct hs_paths *paths, struct hs_path *path)
 {
 	*(path->older ? &path->older->newer : &paths->oldest) = path->newer;
 	*(path->newer ? &path->newer->older : &paths->newest) = path->older;
+	paths->unused--;
 }
 
 void hs_paths_hold(struct hs_paths *paths, struct hs_path *path)
@@ -268,17 +270,14 @@ struct hs_path *hs_paths_add(struct hs_paths *paths, const union hs_address *loc
 	struct hs_path *path = hs_paths_by_address(paths, local, remote);
 	if (path)
 		return path;
-	uint32_t id = paths->count;
-	if (paths->count < paths->capacity) {
-		path = malloc(sizeof(*path));
+	int is_full = paths->count == paths->capacity;
+	path = is_full || paths->unused >= HS_PATHS_MOST_UNUSED ? evict(paths) : NULL;
+	uint32_t id = path ? path->id : paths->count;
+	if (!path) {
+		path = is_full ? NULL : malloc(sizeof(*path));
 		if (!path)
 			return NULL;
 		paths->by_id[paths->count++] = path;
-	} else {
-		path = evict(paths);
-		if (!path)
-			return NULL;
-		id = path->id;
 	}
 	memset(path, 0, sizeof(*path));
 	path->id = id;

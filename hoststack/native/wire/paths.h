@@ -6,7 +6,8 @@
  *
  * Anyone can forge addresses, so the table is bounded, and a path is added only when a connection
  * begins on it, a packet from it was decrypted, or the program asked for it. When the table is
- * full, the path that was unused for longest makes room. Paths that are referenced, and those that
+ * full, or has HS_PATHS_MOST_UNUSED paths without references, the one that was unused for longest
+ * makes room. Paths that are referenced, and those that
  * the current burst has found, stay.
  */
 #ifndef HS_PATHS_H
@@ -25,6 +26,8 @@ union hs_address {
 	struct sockaddr_in v4;
 	struct sockaddr_in6 v6;
 };
+
+enum { HS_PATHS_MOST_UNUSED = 4096 };
 
 struct hs_path {
 	struct hs_path *next_by_key;
@@ -66,6 +69,7 @@ struct hs_paths {
 	struct hs_path **by_key;
 	struct hs_path **by_address;
 	struct hs_path *oldest, *newest; /* of those without references */
+	uint32_t unused; /* how many these are */
 	struct hs_path *first_asking, **asking_end;
 	struct hs_path *last; /* the last result of hs_paths_by_key */
 };
