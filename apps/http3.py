@@ -63,7 +63,7 @@ class _StaticEncoder:
     aioquic's encoder inserts entries into the dynamic table while it encodes a section, and the
     section refers to them at once. The insertions travel on another stream, and may come later:
     the receiver has to wait for them (RFC 9204 section 2.1.2), which some clients don't. An encoder
-    that is not told the peer's table capacity has no entries to refer to.
+    without the peer's table capacity has no entries to refer to.
     """
 
     def __init__(self, encoder: pylsqpack.Encoder) -> None:
@@ -252,7 +252,7 @@ class Http3Connection:
         return cls(connection, critical, is_client=is_client)
 
     async def run(self, respond: Responder | None = None) -> None:
-        """Serve the connection until it is over, for whatever reason.
+        """Serve the connection until it ends, for any reason.
 
         A server passes `respond`, which is called with each request in a task of its own. A fault
         in one request ends only that request.

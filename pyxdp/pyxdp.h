@@ -10,7 +10,7 @@
  *           RX -> TX -> FREE              received and sent on in place
  *
  * FILL means the FILL ring or the kernel's receiving side. TX means the TX ring, the kernel's
- * sending side or the COMPLETION ring: these can't be told apart from here.
+ * sending side or the COMPLETION ring: these are indistinguishable here.
  *
  * One thread at a time may receive on a socket, and one send. State that sockets share (FILL and
  * COMPLETION ring of a queue, the free frames of the UMEM) is locked internally.

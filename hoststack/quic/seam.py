@@ -28,7 +28,7 @@ class EventKind(enum.IntEnum):
 
     ACCEPTED = 1  #: connection: a peer's, for the application; info None
     CONNECTED = 2  #: connection: ours, for the application; info None
-    CLOSED = 3  #: connection is over, for whatever reason; info CloseInfo. Its last event.
+    CLOSED = 3  #: connection has ended, for any reason; info CloseInfo. Its last event.
     STREAM_OPENED = 4  #: stream: the peer opened it; info None. Events of streams are reported by
     #: a transport in Python alone.
     READABLE = 5  #: stream: its rx FIFO got bytes or its end; connection: got datagrams; info None
@@ -172,7 +172,7 @@ class ConnectionContext(Protocol):
     @property
     def remote(self) -> tuple[str, int]: ...
     def connection_ids(self) -> ConnectionIds:
-        """Return the current ones; none once the connection is over, or if it has no packets."""
+        """Return the current ones; none once the connection has ended, or if it has no packets."""
 
     def statistics(self) -> dict[str, int | float]:
         """Return RTT (s), cwnd and in flight (bytes), packets and bytes by direction, lost."""

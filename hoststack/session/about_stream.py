@@ -1,4 +1,4 @@
-"""What observers are told of a stream."""
+"""The description of a stream for observers."""
 
 from __future__ import annotations
 

@@ -543,10 +543,10 @@ class SessionLayer:
         self._opener.on_closed(session)
         self._migrator.on_closed(context)
         if session.application.is_remote:
-            self.streams.tell(session.application)  # before it hears of the end
+            self.streams.tell(session.application)  # events before the end
         self.streams.close(context)
         if session.application.is_remote:
-            self.streams.tell(session.application)  # which gives the FIFOs back
+            self.streams.tell(session.application)  # which frees the FIFOs
         self.sessions.remove(session)
         if isinstance(context, CutConnection):
             self._local_scope.on_closed(session, context)

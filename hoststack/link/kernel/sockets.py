@@ -48,7 +48,7 @@ def bind_error(error: OSError, endpoint: Endpoint, protocol: KernelProtocol = "u
     match number:
         case errno.EADDRINUSE:
             flags = "-ulpn" if protocol == "udp" else "-tlpn"
-            line = f"{where} is in use: `ss {flags}` shows by whom; stop it or use another port"
+            line = f"{where} is in use: `ss {flags}` shows the program; stop it or use another port"
         case errno.EADDRNOTAVAIL:
             line = (
                 f"{endpoint.host} is not an address of this machine: "

@@ -47,14 +47,14 @@ uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n)
 	return n;
 }
 
-/* At most one for each thing that somebody waits for, so the number of tasks bounds them. */
+/* At most one for each wait of a task, so the number of tasks bounds them. */
 static int wake(struct hs_side *side, uint64_t handle, enum hs_wait wait)
 {
 	if (side->end == side->room) {
 		uint32_t room = side->room ? side->room * 2 : 256;
 		uint64_t *grown = realloc(side->wakes, room * sizeof(*grown));
 		if (!grown)
-			abort(); /* its task would wait for ever */
+			abort(); /* its task would never wake */
 		side->wakes = grown;
 		side->room = room;
 	}
@@ -513,7 +513,7 @@ int64_t hs_end_finish(struct hs_end *end)
 	if (end->session)
 		hs_session_send_ready(end->session);
 	else
-		/* The worker is told even if the reader is not waiting (cut-through). */
+		/* Notify the worker even if the reader is not waiting (cut-through). */
 		(void)hs_fifo_take_read_armed(end->tx);
 	return hint(HS_END_SEND | count(end));
 }

@@ -45,7 +45,7 @@ enum hs_end_hint {
 	HS_END_CREDIT = 1 << 1, /* have the stack extend the windows within a millisecond */
 	HS_END_CREDIT_NOW = 1 << 2, /* the peer may be waiting for it */
 	HS_END_WAKES = 1 << 3, /* there are wake-ups */
-	HS_END_MUST_RESET = 1 << 4, /* tell the worker, of another process, in a message */
+	HS_END_MUST_RESET = 1 << 4, /* send a message to the worker, in another process */
 	HS_END_MUST_STOP = 1 << 5,
 };
 
@@ -55,7 +55,7 @@ struct hs_end_state {
 	int64_t stream_id;
 	uint64_t reset_code; /* why receiving ended: the peer's code or our own */
 	uint64_t stop_code; /* why sending ended: the peer's code or our own */
-	int32_t rx; /* 0, or a result that tells why no more bytes come; 1: there is no direction */
+	int32_t rx; /* 0, or the result that says why no more bytes follow; 1: there is no direction */
 	int32_t tx;
 	uint8_t is_ended; /* the end of sending is set */
 	uint8_t is_finished; /* and acknowledged */
@@ -78,8 +78,8 @@ struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t h
 /* The application no longer uses it, but perhaps streams of it, which may be dropped before or
  * after it. What it has not accepted counts as accepted. */
 void hs_end_connection_drop(struct hs_end_connection *c);
-/* The next stream that the peer opened, which the application has from now on: the peer gets credit
- * for another one when it is over. Returns 0 if there is none: the connection waits for one. */
+/* Accept the next stream that the peer opened; the peer gets credit for another one when it has
+ * ended. Returns 0 if there is none: the connection's task is woken for the next one. */
 struct hs_accepted {
 	struct hs_end *end;
 	uint64_t handle;

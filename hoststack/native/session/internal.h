@@ -49,10 +49,10 @@ struct hs_end {
 	uint64_t handle;
 	int64_t id;
 	uint64_t reset_code, stop_code;
-	uint64_t unannounced; /* bytes read since the stack was last told that it is urgent */
+	uint64_t unannounced; /* bytes read since the last urgent notification of the stack */
 	int8_t rx_error, tx_error; /* 0, or enum hs_end_result */
 	uint8_t waits; /* bits of enum hs_wait */
-	unsigned int arms : 1; /* the other side is told only when it was asked to: see fifo.h */
+	unsigned int arms : 1; /* notify the other side only if it has armed the FIFO: see fifo.h */
 	unsigned int has_rx : 1;
 	unsigned int has_tx : 1;
 	unsigned int is_receiving_closed : 1;
@@ -86,7 +86,7 @@ struct hs_connection_session {
 struct hs_stream_session {
 	struct hs_end end;
 	struct hs_connection_session *connection;
-	void *stream; /* the transport's; NULL: it is over */
+	void *stream; /* the transport's; NULL: it has ended */
 	struct hs_fifo_producer *rx;
 	struct hs_fifo_consumer *tx;
 	struct hs_fifo_producer rx_side, application_tx;
@@ -118,7 +118,7 @@ void hs_end_connection_free_wakes(struct hs_side *side);
 uint32_t hs_session_taken(struct hs_stream_session *s);
 /* What an end does with its stream. */
 void hs_session_send_ready(struct hs_stream_session *s);
-/* Returns whether the stack was not told of any credit since its last turn. */
+/* Returns whether this is the first credit since the stack's last turn. */
 int hs_session_consumed(struct hs_stream_session *s);
 void hs_session_reset(struct hs_stream_session *s, uint64_t code);
 void hs_session_stop(struct hs_stream_session *s, uint64_t code);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 struct hs_plane {
-	hs_session_command_to command; /* NULL: the owner is gone */
+	hs_session_command_to command; /* NULL: the owner was released */
 	hs_session_make_fifos make_fifos;
 	void *owner;
 	struct hs_pool *pool;
@@ -36,7 +36,7 @@ struct hs_application {
 	uint32_t references; /* the owner's, and one for each connection */
 	uint32_t sessions;
 	uint32_t most_sessions; /* 0: any number */
-	uint8_t is_gone; /* the owner's reference is: no one takes its events */
+	uint8_t is_gone; /* the owner was released: its events are discarded */
 };
 
 /* A finalizer may run in another thread, while this one is in C. The second is taken first; with it
@@ -187,7 +187,7 @@ static void describe(const struct hs_stream_session *s, struct hs_session_about 
 	}
 }
 
-/* Streams that are over are none for an observer: their application still has them. */
+/* Skip ended streams, which only their application still holds. */
 uint32_t hs_plane_next(const struct hs_plane *plane, uint32_t index, struct hs_session_about *out)
 {
 	for (; index < plane->top; index++) {
@@ -231,7 +231,7 @@ static void unref_application(struct hs_application *a)
 	free(a);
 }
 
-/* No one takes the events of these streams. */
+/* Discard the events of these streams. */
 static void forget_events(struct hs_stream_session **first, struct hs_stream_session **last)
 {
 	for (struct hs_stream_session *s = *first; s; s = s->next_touched)
@@ -617,7 +617,7 @@ void hs_session_closed(struct hs_stream_session *s)
 			free_stream(s);
 		return;
 	}
-	/* Until it is announced, the application has still to be told of it. */
+	/* Until it is announced, the application must still be notified of it. */
 	int is_unknown = !s->is_in_use && !c->is_held && (c->is_announced || c->is_closed);
 	if (s->is_dropped || is_unknown)
 		free_stream(s);
@@ -796,7 +796,7 @@ void hs_connection_session_close(struct hs_connection_session *c)
 			c->verbs->let_go(s->stream);
 		int was_over = s->is_over;
 		end_stream(s);
-		/* The program can still take a stream that it was told of. */
+		/* The program can still accept a stream that it was notified of. */
 		if (c->application->side || !c->is_announced || c->application->is_gone) {
 			s->is_taken = 1;
 		} else if (!was_over) {

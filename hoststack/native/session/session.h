@@ -3,9 +3,9 @@
  * The session plane: the streams of one worker, between the transports that carry them and the
  * applications that own them. Opening, accepting, ending, credit and forgetting happen here.
  *
- * Connections and listeners are sessions of the layer above (hoststack/session), which tells the
- * plane of its connections. An application in this process uses its streams through end.h; what
- * happens to the streams of one in another process is reported as events (hs_application_events).
+ * Connections and listeners are sessions of the layer above (hoststack/session), which registers
+ * its connections here. An application in this process uses its streams through end.h; those of an
+ * application in another process report events (hs_application_events).
  *
  * One thread at a time, but for hs_application_release.
  */
@@ -27,7 +27,7 @@ struct hs_fifo_consumer;
 struct hs_transport_verbs;
 
 enum {
-	HS_SESSION_STREAM = 1, /* this bit of a handle says that it is a stream's */
+	HS_SESSION_STREAM = 1, /* the bit of a handle that marks a stream */
 	HS_SESSION_REUSE = 1024, /* freed indices that are kept unused before the oldest is reused */
 };
 
@@ -49,8 +49,8 @@ enum hs_session_command {
 	HS_SESSION_STOP = 4,
 	HS_SESSION_ALLOW = 5, /* about a connection, by its key; `code` is 1 for unidirectional ones */
 	HS_SESSION_LET_GO = 6, /* the stream's connection is closed */
-	/* Nothing uses the FIFOs that were made for a stream any more. If an application in another
-	 * process was told of HS_STREAM_OVER, that said so. */
+	/* The FIFOs of a stream are unused from now on. An application in another process that was
+	 * notified of HS_STREAM_OVER has confirmed that. */
 	HS_SESSION_FREED = 7,
 };
 typedef void (*hs_session_command_to)(void *owner, uint64_t handle, uint32_t command, uint64_t code);
@@ -69,7 +69,7 @@ void hs_plane_release(struct hs_plane *plane);
 uint64_t hs_plane_verbs(void);
 /* How often streams were refused, by enum hs_session_refusal. */
 void hs_plane_refused(const struct hs_plane *plane, uint64_t out[HS_SESSION_REFUSALS]);
-/* How many streams are not over. */
+/* How many streams are open. */
 uint32_t hs_plane_streams(const struct hs_plane *plane);
 /* Forget what applications have dropped; called before each turn. */
 void hs_plane_collect(struct hs_plane *plane);
@@ -80,15 +80,14 @@ int hs_plane_has_credit(const struct hs_plane *plane);
 
 /* `side` is NULL for one in another process. */
 struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side);
-/* From the next turn on, what happens to its streams is no longer told; they, and the connections,
- * go on. */
+/* Stop reporting events of its streams from the next turn on; streams and connections continue. */
 void hs_application_release(struct hs_application *a);
 /* Its sessions: all of them, and the most; 0: any number. */
 uint32_t hs_application_sessions(const struct hs_application *a);
 void hs_application_count(struct hs_application *a, int32_t more);
 void hs_application_set_max(struct hs_application *a, uint32_t most);
 int hs_application_is_full(struct hs_application *a);
-/* Count all that it has not taken as taken: it is gone. */
+/* The application has ended: count its unaccepted streams as accepted. */
 void hs_application_forget_untaken(struct hs_application *a);
 
 /* What happened to streams of an application in another process. */
@@ -112,13 +111,14 @@ uint32_t hs_application_events(struct hs_application *a, struct hs_session_event
 struct hs_connection_session *hs_connection_session_new(struct hs_application *a, uint64_t key,
 							uint64_t verbs, void *transport,
 							uint64_t rx_bytes, uint64_t tx_bytes);
-/* The application was told of it, under this handle: its streams may follow. One in this process
- * has the connection from now on, until it drops what hs_connection_session_hold returns. */
+/* The application was notified of it, under this handle: its streams may follow. An application in
+ * this process owns the connection from now on, until it drops what hs_connection_session_hold
+ * returns. */
 void hs_connection_session_announce(struct hs_connection_session *c, uint64_t handle);
-/* Its FIFOs are between two applications (cut-through), which tell each other when they wait. */
+/* Its FIFOs are between two applications (cut-through), which notify each other directly. */
 void hs_connection_session_share(struct hs_connection_session *c);
-/* Its transport has closed it: its streams are gone, and so is the owner's reference. An
- * application in another process that it was not announced to is told nothing of them. */
+/* Its transport has closed it: its streams end, and the owner's reference is invalid. No events are
+ * reported to an application in another process that it was not announced to. */
 void hs_connection_session_close(struct hs_connection_session *c);
 uint32_t hs_connection_session_streams(const struct hs_connection_session *c);
 /* The application's side of an announced connection in this process; hs_end_connection_drop gives
@@ -178,7 +178,7 @@ struct hs_session_about {
 	uint64_t rx_bytes, rx_head, rx_tail, tx_bytes, tx_head, tx_tail; /* 0 bytes: no FIFO */
 	uint8_t rx_eof, tx_eof;
 };
-/* Describe a stream that is not over; returns 0 if there is none with that handle. */
+/* Describe an open stream; returns 0 if there is none with that handle. */
 int hs_plane_look(struct hs_plane *plane, uint64_t handle, struct hs_session_about *out);
 /* Describe the next such stream from an index on; returns the index behind it, 0 if there is none. */
 uint32_t hs_plane_next(const struct hs_plane *plane, uint32_t index, struct hs_session_about *out);

@@ -32,8 +32,8 @@ struct hs_transport_verbs {
 	 * transport's stream, and its ID; NULL on failure. */
 	void *(*open)(void *connection, int is_unidirectional, void *session,
 		      struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx, int64_t *id);
-	/* Allow the peer one more stream, for one that is over and that the program has taken.
-	 * Returns whether the peer should hear of it soon. */
+	/* Allow the peer one more stream, for one that has ended and that the program has accepted.
+	 * Returns whether the frame should be sent soon. */
 	int (*allow)(void *connection, int is_unidirectional);
 	void (*send_ready)(void *stream); /* the tx FIFO has new bytes, or its end */
 	/* Bytes were read from the rx FIFO. Returns as `allow`. */

@@ -12,7 +12,7 @@ struct hs_wire;
 struct hs_wire *hs_wire_handed_new(uint32_t max_paths);
 /* The largest datagram on a path; the number of none is ignored. */
 void hs_wire_handed_set_size(struct hs_wire *wire, uint32_t path_id, uint32_t max_datagram_bytes);
-/* Add a received datagram. The caller's buffer must stay valid until the turn is over. Returns
+/* Add a received datagram. The caller's buffer must stay valid until the end of the turn. Returns
  * -1 when the burst is full. */
 int hs_wire_handed_put(struct hs_wire *wire, const uint8_t *data, uint32_t bytes, uint8_t ecn,
 		       uint32_t path_id);

@@ -153,7 +153,7 @@ void hs_paths_begin_burst(struct hs_paths *paths)
 	paths->burst++;
 }
 
-/* Whoever gets a path may use it until the burst is over. */
+/* A path that was returned stays valid until the end of the burst. */
 static struct hs_path *found(struct hs_paths *paths, struct hs_path *path)
 {
 	if (!path || path->burst == paths->burst)

@@ -61,7 +61,7 @@ struct hs_wire_counters {
 	uint64_t tx_datagrams;
 	uint64_t tx_bytes;
 	uint64_t tx_full; /* times that `reserve` had no room */
-	uint64_t drops[HS_WIRE_KINDS_OF_DROP]; /* the wire's header says what they mean */
+	uint64_t drops[HS_WIRE_KINDS_OF_DROP]; /* the wire's header defines them */
 };
 
 struct hs_wire {

@@ -72,7 +72,7 @@ int hs_wire_send(struct hs_wire *wire, uint32_t path_id, const uint8_t *data, ui
 int hs_wire_flush(struct hs_wire *wire);
 void hs_wire_free(struct hs_wire *wire);
 
-/* A wire's counters; the wire's header says what the drops mean. */
+/* A wire's counters; the wire's header defines the drops. */
 struct hs_wire_figures {
 	uint64_t rx_datagrams;
 	uint64_t rx_bytes;

@@ -54,7 +54,7 @@ class UdpPeers:
         self._unproven[connection] = None
 
     def heard(self, connection: UdpConnection, *, is_answered: bool) -> None:
-        """Record a datagram from a peer; `is_answered` says whether the application had answered
+        """Record a datagram from a peer; `is_answered`: whether the application had answered
         before."""
         if connection in self._proven or is_answered:
             self._unproven.pop(connection, None)
