@@ -2,15 +2,16 @@
 PYTHON := .venv/bin/python
 PACKAGES := pyxdp hoststack apps
 SECONDS ?= 60
+VERSION ?= 1.7.1
 
-.PHONY: help bootstrap build lint test docs fuzz soak demo bench clean
+.PHONY: help bootstrap build lint test aioquic docs fuzz soak demo bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # What to set up: what running takes, or what the tests take as well.
 PURPOSE := run
-lint test docs fuzz bench: PURPOSE := test
+lint test aioquic docs fuzz bench: PURPOSE := test
 
 bootstrap: ## install what running takes and is missing: Debian's packages (as root), and .venv
 	@scripts/bootstrap.sh $(PURPOSE)
@@ -26,6 +27,10 @@ lint: build ## ruff and mypy
 test: lint ## everything: lint, types, all tests (those that need root only as root)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile -m "not alone"
 	@$(PYTHON) -m pytest -m alone
+
+aioquic: build ## the aioquic engine's tests with a VERSION of aioquic, the oldest that is allowed by default
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target build/aioquic-$(VERSION) aioquic==$(VERSION)
+	@PYTHONPATH=build/aioquic-$(VERSION) $(PYTHON) -m pytest -n 2 -k "aioquic or internals" tests/quic tests/session tests/api
 
 docs: build ## this documentation as HTML, into build/docs; a warning is an error
 	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs build/docs

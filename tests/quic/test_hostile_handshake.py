@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 import trio.testing
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer, encode_uint_var
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 from aioquic.tls import Epoch, ExtensionType, HandshakeType
@@ -20,7 +20,6 @@ import hoststack
 from hoststack import ConnectError, Stack, TlsConfig
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
-from hoststack.quic.aioquic.transmit import push_varint
 from tests.quic.test_hostile_peer import seal
 from tests.quic.test_stock_aioquic import (
     OURS,
@@ -133,7 +132,7 @@ def same(data: bytes) -> bytes:
 
 
 def parameter(number: int, content: bytes) -> bytes:
-    return push_varint(number) + push_varint(len(content)) + content
+    return encode_uint_var(number) + encode_uint_var(len(content)) + content
 
 
 def added(number: int, content: bytes) -> Change:
@@ -435,7 +434,7 @@ def test_a_crypto_frame_far_ahead(offset: int, caplog: pytest.LogCaptureFixture)
             await peer.wait_for(HandshakeCompleted)
             await trio.sleep(0.1)
             path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
-            frame = b"\x06" + push_varint(offset) + push_varint(8) + bytes(8)
+            frame = b"\x06" + encode_uint_var(offset) + encode_uint_var(8) + bytes(8)
             link.send([(seal(peer, frame), path)])
             end = await peer.wait_for(ConnectionTerminated)
             # CRYPTO_BUFFER_EXCEEDED, FRAME_ENCODING_ERROR

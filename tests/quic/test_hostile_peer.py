@@ -9,13 +9,13 @@ import pytest
 import trio
 import trio.testing
 from aioquic import tls
+from aioquic.buffer import encode_uint_var
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
 
 import hoststack
 from hoststack import Connection, TlsConfig
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
-from hoststack.quic.aioquic.transmit import push_varint
 from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
 from tests.support.stock_peer import StockPeer
 
@@ -31,10 +31,10 @@ def frames(rng: random.Random) -> bytes:
     for _ in range(rng.randrange(1, 6)):
         kind = rng.choice([*range(0x20), 0x30, 0x31, rng.randrange(1 << 14)])
         numbers = b"".join(
-            push_varint(rng.choice((0, 1, 2, 4, 63, 64, 5000, 1 << 30, (1 << 62) - 1)))
+            encode_uint_var(rng.choice((0, 1, 2, 4, 63, 64, 5000, 1 << 30, (1 << 62) - 1)))
             for _ in range(rng.randrange(6))
         )
-        made += push_varint(kind) + numbers + rng.randbytes(rng.choice((0, 1, 8, 16, 100)))
+        made += encode_uint_var(kind) + numbers + rng.randbytes(rng.choice((0, 1, 8, 16, 100)))
     return made[:1300]
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pytest
 import trio
 import trio.testing
+from aioquic.buffer import encode_uint_var
 from aioquic.quic.events import HandshakeCompleted
 
 import hoststack
 from hoststack import QuicConfig
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
-from hoststack.quic.aioquic.transmit import push_varint
 from hoststack.worker.engines import available_engines
 from tests.quic.test_hostile_peer import seal
 from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
@@ -74,7 +74,7 @@ def test_stop_sending_is_not_looked_up_among_all_streams() -> None:
                     await trio.sleep(0.001)
                 return time.process_time() - began
 
-            opening = (bytes((STREAM_AND_END,)) + push_varint(4 * n) for n in range(STREAMS))
+            opening = (bytes((STREAM_AND_END,)) + encode_uint_var(4 * n) for n in range(STREAMS))
             await cost_of([each + NO_BYTES for each in opening])
             await trio.sleep(1)
             statistics = await connection.statistics()

@@ -330,7 +330,7 @@ def test_what_was_learned_with_one_version_is_not_used_with_another(
                     connecting.connect(URI, tls=tls, alpn=["test"], config=chosen) as connected,
                     await listener.accept() as accepted,
                 ):
-                    await exchange(connected, accepted, b"so that the ticket comes")
+                    await exchange(accepted, connected, b"the ticket comes before it")
                     resumed.append(connected.is_resumed)
             assert resumed == [False, False, True, True]
 

@@ -40,6 +40,8 @@ class DatagramSize:
         self._search_at = 0.0 if probes else math.inf
         self._raise_after_s = _FIRST_RAISE_S
         self._silent_since: float | None = None
+        self._silent_bytes = 0
+        """The size of the packet whose acknowledgement, or a larger one's, ends the silence."""
 
     def take_probe(self, now: float) -> int | None:
         """Return the size of the probe to send now; None if none is due."""
@@ -77,11 +79,12 @@ class DatagramSize:
     def on_sent(self, size: int, now: float) -> None:
         """Note that a packet other than a probe was sent."""
         if size > BASE_BYTES and self._silent_since is None:
-            self._silent_since = now
+            self._silent_since, self._silent_bytes = now, size
 
-    def on_large_acked(self) -> None:
-        """Note that a packet above 1,200 bytes was acknowledged."""
-        self._silent_since = None
+    def on_acked(self, size: int) -> None:
+        """Note that a packet of that size was acknowledged."""
+        if size >= self._silent_bytes:
+            self._silent_since = None
 
     def has_shrunk(self, now: float, pto_s: float) -> bool:
         """Return whether datagrams have to shrink: the path drops all large ones (RFC 8899 section

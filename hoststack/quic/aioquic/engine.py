@@ -1,12 +1,13 @@
 """The aioquic engine: bursts of datagrams in, bursts out, for all connections of a worker.
 
 It runs everywhere, and is the reference for the native engine. aioquic implements the protocol of
-each connection (connection.py); the two fast paths (receive.py, transmit.py) carry bulk data. This
-module finds connections by connection ID, accepts new ones, runs the timers, and shares the link.
+each connection (connection.py). This module finds connections by connection ID, accepts new ones,
+runs the timers, and shares the link fairly between connections.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -29,13 +30,11 @@ from hoststack.quic.aioquic.accept import (
 )
 from hoststack.quic.aioquic.begin import accepted_connection, has_read_hello, is_0rtt, is_known
 from hoststack.quic.aioquic.connection import HostConnection
+from hoststack.quic.aioquic.guards import TooManyPiecesError
 from hoststack.quic.aioquic.half_open import HeldPackets, RefusedError
 from hoststack.quic.aioquic.host_stream import HostStream
-from hoststack.quic.aioquic.receive import receive_burst
 from hoststack.quic.aioquic.resets import StatelessResets
 from hoststack.quic.aioquic.resume import resume
-from hoststack.quic.aioquic.stream import FifoReceiver, FifoSender
-from hoststack.quic.aioquic.transmit import is_ordinary, write_burst
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import (
     NO_ANSWER,
@@ -58,8 +57,10 @@ logger = logging.getLogger(__name__)
 # aioquic logs a line for each handshake; without this, logging's last resort would print them.
 logging.getLogger("quic").addHandler(logging.NullHandler())
 
-#: The minimum number of datagrams of each connection in a turn that several share.
-_LEAST_SHARE = 8
+#: aioquic's loss timer is due at sent time plus delay, and then compares with now minus delay: a
+#: rounding error would make it fire for ever on a clock that jumps. Far below the timer granularity
+#: of RFC 9002 section 6.1.2, far above a double's error.
+_TIMER_ROUNDING_S = 1e-6
 
 
 class AioquicEngine:
@@ -134,34 +135,31 @@ class AioquicEngine:
         return cast(HostConnection, connection).open_stream(unidirectional)
 
     def send_ready(self, stream: StreamContext) -> None:
-        opened = cast(HostStream, stream)
-        if isinstance(opened.sender, FifoSender):
-            opened.sender.look()
-            self._due[opened.connection] = None
+        self._use(cast(HostStream, stream))
 
     def consumed(self, stream: StreamContext) -> None:
-        opened = cast(HostStream, stream)
-        opened.connection.consumed(opened)
-        if opened.connection.has_limits_due or opened.receiver.is_finished:
-            self._due[opened.connection] = None
+        self._use(cast(HostStream, stream))
+
+    def _use(self, stream: HostStream) -> None:
+        stream.connection.used[stream] = None
+        self._due[stream.connection] = None
 
     def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
         allowing = cast(HostConnection, connection)
         allowing.allow_stream(unidirectional)
-        if allowing.has_limits_due:
-            self._due[allowing] = None
+        self._due[allowing] = None
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
         raise ValueError("the aioquic engine does not support datagrams: it has no FIFOs for them")
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         opened = cast(HostStream, stream)
-        opened.connection.reset_stream_sending(opened, code)
+        opened.connection.abort_sending(opened, code)
         self._due[opened.connection] = None
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
         opened = cast(HostStream, stream)
-        opened.connection.stop_stream_receiving(opened, code)
+        opened.connection.abort_receiving(opened, code)
         self._due[opened.connection] = None
 
     def update_key(self, connection: ConnectionContext) -> None:
@@ -218,7 +216,7 @@ class AioquicEngine:
         self._fire_timers(now, touched)
         touched.update(self._due)
         self._due = touched
-        sent = self._transmit(now, touched)
+        sent = self._transmit(now)
         events: list[Event] = []
         for connection in touched:
             self._collect(connection, events)
@@ -377,15 +375,19 @@ class AioquicEngine:
             self._outbox.extend(connection.answer_while_closing(len(burst)))
             return True
         try:
-            undecryptable = receive_burst(connection, burst, now)
+            for data, path in burst:
+                with contextlib.suppress(TooManyPiecesError):
+                    connection.receive_datagram(data, path, now)
+            connection.follow_aioquic()
         except Exception:
             # Whatever input makes aioquic fail may only cost that peer's connection.
             logger.exception("a datagram broke its connection")
             self.counters.drop("broke_connection")
             connection.close(QuicErrorCode.INTERNAL_ERROR, 0, "internal error")
             return True
-        if undecryptable:
-            self.counters.drop("undecryptable", undecryptable)
+        if connection.undecryptable:
+            self.counters.drop("undecryptable", connection.undecryptable)
+            connection.undecryptable = 0
         if connection.is_unreadable:
             # No packet of the first flight could be decrypted: this is no connection.
             self._acceptor.count_unreadable()
@@ -408,48 +410,34 @@ class AioquicEngine:
             connection.give_up(NO_ANSWER)
             return
         try:
-            connection.handle_timer(now)
+            connection.handle_timer(now + _TIMER_ROUNDING_S)
         except Exception:
             logger.exception("a connection's timer failed")
             self.counters.drop("broke_connection")
             connection.give_up("internal error")
 
-    def _transmit(self, now: float, touched: dict[HostConnection, None]) -> int:
-        """Send, with a share for each connection in turn; return how many datagrams were sent."""
+    def _transmit(self, now: float) -> int:
+        """Send; return how many datagrams were sent. What a turn has no time for is due again."""
         sent = self._flush()
-        share = max(_LEAST_SHARE, BURST // max(1, len(self._due)))
-        while self._due and not self._outbox:
-            written = 0
-            waiting = self._due
-            self._due = {}
-            for connection in waiting:
-                if written >= BURST:
-                    self._due[connection] = None
-                    continue
-                datagrams = self._write(connection, now, share)
-                written += len(datagrams)
-                self._outbox.extend(datagrams)
-                if len(datagrams) >= share:
-                    self._due[connection] = None
+        waiting, self._due = self._due, {}
+        written = 0
+        for connection in waiting:
+            if self._outbox or written >= BURST:
+                self._due[connection] = None
+                continue
+            self._outbox += self._write(connection, now)
+            written += len(self._outbox)
             sent += self._flush()
-            if written >= BURST or not written:
-                break
         return sent
 
-    def _write(self, connection: HostConnection, now: float, share: int) -> list[Outgoing]:
+    def _write(self, connection: HostConnection, now: float) -> list[Outgoing]:
         if connection.is_over or not connection._network_paths:
             return []
         try:
             self.counters.black_holes += connection.check_size(now)
             updates = connection.key_updates
-            ordinary = is_ordinary(connection)
+            datagrams = connection.write(now)
             self.counters.key_updates += connection.key_updates - updates
-            datagrams: list[Outgoing] = []
-            if not ordinary or connection.has_control_due():
-                datagrams = connection.write_control(now, with_streams=not ordinary)
-            if ordinary:
-                path = connection._network_paths[0].addr
-                datagrams += [(data, path) for data in write_burst(connection, now, share)]
             return datagrams
         except Exception:
             logger.exception("a connection could not write")
@@ -469,8 +457,9 @@ class AioquicEngine:
 
     def _collect(self, connection: HostConnection, events: list[Event]) -> None:
         """Collect a connection's events for the session layer, after transmitting."""
-        for event in connection.take_events():
+        for event in connection.news:
             self._on_aioquic_event(connection, event, events)
+        connection.news.clear()
         is_news = not connection.has_reported_close
         if is_news:
             self._collect_streams(connection, events)
@@ -504,7 +493,7 @@ class AioquicEngine:
             )
             connection.is_established = True
             connection.handshake_deadline = None
-            connection._loss.size.on_large_acked()
+            connection._loss.size.on_acked(connection._max_datagram_size)
             if connection.listener is None:
                 self.counters.connected += 1
                 events.append(Event(EventKind.CONNECTED, connection))
@@ -515,14 +504,6 @@ class AioquicEngine:
                     events.append(Event(EventKind.HANDSHAKE_DONE, connection))
                 else:
                     events.append(Event(EventKind.ACCEPTED, connection))
-        elif isinstance(event, aio.StreamReset):
-            stream = connection._streams.get(event.stream_id)
-            if stream is not None:
-                connection.resets.append((stream, EventKind.RESET, event.error_code))
-        elif isinstance(event, aio.StopSendingReceived):
-            stream = connection._streams.get(event.stream_id)
-            if stream is not None and not stream.sender.is_finished:
-                connection.resets.append((stream, EventKind.STOPPED, event.error_code))
 
     def _collect_streams(self, connection: HostConnection, events: list[Event]) -> None:
         is_early = connection.handshake.early_data == "pending"
@@ -540,34 +521,27 @@ class AioquicEngine:
         for stream, kind, code in connection.resets:
             events.append(Event(kind, stream, code))
         connection.resets.clear()
+        for stream in connection.writable:
+            events.append(Event(EventKind.WRITABLE, stream))
+        connection.writable.clear()
         for stream in connection.moved:
             self._collect_moved(connection, stream, events)
         connection.moved.clear()
-        if connection.has_new_stream_limits:
-            connection.has_new_stream_limits = False
+        if connection.take_new_stream_limits():
             events.append(Event(EventKind.STREAMS_AVAILABLE, connection))
 
     def _collect_moved(
         self, connection: HostConnection, stream: HostStream, events: list[Event]
     ) -> None:
-        sender = stream.sender
-        if isinstance(sender, FifoSender) and sender.made_room:
-            sender.made_room = False
-            events.append(Event(EventKind.WRITABLE, stream))
-        if sender.is_finished and not stream.has_told_send_finished:
+        if stream.stream.sender.is_finished and not stream.has_told_send_finished:
             stream.has_told_send_finished = True
             events.append(Event(EventKind.SEND_FINISHED, stream))
-        if stream.is_finished and connection._streams.get(stream.stream_id) is stream:
-            if isinstance(stream.receiver, FifoReceiver):
-                connection.credit(stream, stream.receiver.highest_offset)
-            connection.discard_stream(stream)
+        if stream.is_finished and stream.stream_id in connection.streams:
+            connection.forget_stream(stream)
             if stream.is_refused:
-                connection.allow_stream(stream.is_unidirectional)
+                self.allow_stream(connection, unidirectional=stream.is_unidirectional)
             else:
                 events.append(Event(EventKind.STREAM_CLOSED, stream))
-            # Credit of the window may be due.
-            if connection.has_limits_due:
-                self._due[connection] = None
 
     def _set_timer(self, connection: HostConnection) -> None:
         if connection not in self._connections:

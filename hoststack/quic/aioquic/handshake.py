@@ -7,21 +7,17 @@ same table (hoststack/native/quic/handshake.c).
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from aioquic._buffer import Buffer, BufferReadError
-from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
+from aioquic.quic.connection import QuicConnectionError
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.tls import (
     AlertDecodeError,
-    AlertIllegalParameter,
     AlertUnexpectedMessage,
     Epoch,
-    ExtensionType,
     HandshakeType,
 )
-
-from hoststack.quic.aioquic.versions import check_downgrade
 
 _HEADER_BYTES: Final = 4
 #: aioquic buffers a message until it is complete, and a message may declare 16 MiB.
@@ -116,45 +112,3 @@ def has_duplicate_parameter(data: bytes) -> bool:
     except BufferReadError:
         pass
     return False
-
-
-class GuardedConnection(QuicConnection):
-    """A connection that checks its peer's TLS messages before aioquic reads them."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._crypto_epoch = Epoch.INITIAL
-
-    def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
-        guard = MessageGuard(peer_is_server=self._is_client)
-        handle = self.tls.handle_message
-
-        def guarded(input_data: bytes, output_buf: dict[Epoch, Buffer]) -> None:
-            guard.look(self._crypto_epoch, input_data)
-            handle(input_data, output_buf)
-
-        self.tls.handle_message = guarded  # type: ignore[method-assign]
-
-    def _handle_crypto_frame(
-        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
-    ) -> None:
-        self._crypto_epoch = context.epoch
-        super()._handle_crypto_frame(context, frame_type, buf)
-
-    def _alpn_handler(self, alpn_protocol: str) -> None:
-        found = [kind for kind, _ in self.tls.received_extensions or ()]
-        if found.count(ExtensionType.QUIC_TRANSPORT_PARAMETERS) > 1:
-            raise AlertIllegalParameter("the peer sent QUIC transport parameters twice")
-        super()._alpn_handler(alpn_protocol)
-
-    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
-        if has_duplicate_parameter(data):
-            raise QuicConnectionError(
-                QuicErrorCode.TRANSPORT_PARAMETER_ERROR,
-                QuicFrameType.CRYPTO,
-                "the peer sent a transport parameter twice",
-            )
-        super()._parse_transport_parameters(data, from_session_ticket=from_session_ticket)
-        if not from_session_ticket:
-            check_downgrade(self)

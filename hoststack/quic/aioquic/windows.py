@@ -1,112 +1,106 @@
-"""Flow control of an aioquic connection: its window, those of its streams, and stream limits."""
+"""Flow control of an aioquic connection: its window, those of its streams, and stream limits.
+
+aioquic doubles a window when half of it is used. Here windows move as the application reads, and
+the peer may open another stream when the application is done with one.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final
 
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
+    Limit,
     QuicConnection,
 )
 from aioquic.quic.packet import QuicFrameType
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.host_stream import HostStream
-from hoststack.quic.aioquic.stream import FifoReceiver
 from hoststack.quic.seam import QuicConfig
 
 #: Announce a window when less than this part of it is left, or that much can be added.
-_WINDOW_FRACTION = 4
+_WINDOW_FRACTION: Final = 4
 
 
 class ReceiveWindows(QuicConnection):
     """The part of HostConnection that grants flow-control credit."""
 
-    moved: dict[HostStream, None]
+    streams: dict[int, HostStream]
 
     def _begin_windows(self, config: QuicConfig) -> None:
         self._window_bytes = config.connection_window_bytes
         self._first_window_bytes = Fifo.rounded_up(config.least_rx_bytes)
+        self._most_streams = [config.max_streams_bidi, config.max_streams_uni]
+        """How many streams the peer may open in all, bidirectional and unidirectional ones."""
         self._windows = (
             (self._local_max_data, config.connection_window_bytes),
             (self._local_max_streams_bidi, config.max_streams_bidi),
             (self._local_max_streams_uni, config.max_streams_uni),
         )
         self._credited = 0
-        self._limits_due: dict[HostStream, None] = {}
+        self.limit_streams()
+        for limit, _ in self._windows:
+            limit.sent = limit.value
 
-    def consumed(self, stream: HostStream) -> None:
-        """Move the stream's window, and the connection's: the application read."""
-        receiver = stream.receiver
-        if not isinstance(receiver, FifoReceiver):
+    def limit_streams(self) -> None:
+        """Set the stream limits: aioquic raises its own when it has forgotten a stream, which the
+        application may not even have accepted."""
+        bidi, uni = self._most_streams
+        self._local_max_streams_bidi.value = bidi
+        self._local_max_streams_uni.value = uni
+
+    def allow_stream(self, unidirectional: bool) -> None:
+        """Let the peer open one more stream (RFC 9000 section 4.6)."""
+        self._most_streams[unidirectional] += 1
+        self.limit_streams()
+
+    def note_consumed(self, stream: HostStream) -> None:
+        """Move the stream's window, and the connection's, to where the application has read."""
+        rx = stream.rx
+        if rx is None or stream.is_received or stream.is_discarding:
             return
-        receiver.note_consumed()
-        head = receiver.rx.head
+        head = rx.head
         self.credit(stream, head)
-        stream.max_stream_data_local = max(stream.max_stream_data_local, head + receiver.rx.size)
-        if receiver.is_finished:
-            self.moved[stream] = None
-        elif receiver.final_size is None and _is_due(
-            stream.max_stream_data_local,
-            stream.max_stream_data_local_sent,
-            receiver.highest_offset,
-            receiver.rx.size,
-        ):
-            self._limits_due[stream] = None
+        self._open_window(stream, head + rx.size)
+        stream.is_received = stream.has_end and head == stream.received
 
-    def _widen_if_used(self, stream: HostStream, receiver: FifoReceiver) -> None:
+    def widen_if_used(self, stream: HostStream) -> None:
         """Open a stream's window to the whole FIFO once the peer uses it.
 
         It starts small, and grows within the peer's first flight, so that the peer never waits for
         it."""
-        size = receiver.rx.size
-        if (
-            stream.max_stream_data_local < size
-            and receiver.final_size is None
-            and receiver.highest_offset >= self._first_window_bytes // _WINDOW_FRACTION
-        ):
-            stream.max_stream_data_local = size
-            self._limits_due[stream] = None
+        highest = stream.stream.receiver.highest_offset
+        if stream.rx is not None and highest >= self._first_window_bytes // _WINDOW_FRACTION:
+            self._open_window(stream, stream.rx.size)
+
+    @staticmethod
+    def _open_window(stream: HostStream, offset: int) -> None:
+        window = stream.stream
+        window.max_stream_data_local = max(window.max_stream_data_local, offset)
 
     def credit(self, stream: HostStream, offset: int) -> None:
         """Return credit to the connection's window for bytes that a stream no longer holds."""
-        receiver = stream.receiver
-        assert isinstance(receiver, FifoReceiver)
-        if offset > receiver.credited:
-            self._credited += offset - receiver.credited
-            receiver.credited = offset
+        if offset > stream.credited:
+            self._credited += offset - stream.credited
+            stream.credited = offset
             self._local_max_data.value = max(
                 self._local_max_data.value, self._credited + self._window_bytes
             )
 
-    @property
-    def has_limits_due(self) -> bool:
-        """Whether a MAX_DATA, MAX_STREAM_DATA or MAX_STREAMS frame is due."""
-        return bool(self._limits_due) or any(
-            _is_due(limit.value, limit.sent, limit.used, window) for limit, window in self._windows
-        )
+    # --- in place of aioquic's -----------------------------------------------------------------
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        self.limit_streams()
         for limit, window in self._windows:
             if _is_due(limit.value, limit.sent, limit.used, window):
                 self._write_limit(builder, limit)
-        for stream in list(self._limits_due):
-            buf = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            buf.push_uint_var(stream.stream_id)
-            buf.push_uint_var(stream.max_stream_data_local)
-            stream.max_stream_data_local_sent = stream.max_stream_data_local
-            del self._limits_due[stream]
 
-    def _write_limit(self, builder: QuicPacketBuilder, limit: Any) -> None:
+    def _write_limit(self, builder: QuicPacketBuilder, limit: Limit) -> None:
         buf = builder.start_frame(
             limit.frame_type,
             capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -119,13 +113,24 @@ class ReceiveWindows(QuicConnection):
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
-        """Do nothing: aioquic calls it for every stream in every packet, and
-        `_write_connection_limits` has written the frames."""
-
-    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
-        if delivery is QuicDeliveryState.LOST and stream.stream_id in self._streams:
-            assert isinstance(stream, HostStream)
-            self._limits_due[stream] = None
+        value = stream.max_stream_data_local
+        if value == stream.max_stream_data_local_sent or stream.receiver.is_finished:
+            return
+        host = self.streams.get(stream.stream_id or 0)
+        if host is None or host.rx is None or host.is_discarding:
+            return
+        sent, used = stream.max_stream_data_local_sent, stream.receiver.highest_offset
+        if not _is_due(value, sent, used, host.rx.size):
+            return
+        buf = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        buf.push_uint_var(host.stream_id)
+        buf.push_uint_var(value)
+        stream.max_stream_data_local_sent = value
 
 
 def _is_due(value: int, sent: int, used: int, window: int) -> bool:
