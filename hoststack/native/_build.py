@@ -51,6 +51,7 @@ QUIC_SOURCES: Final = (
     "quic/path.c",
     "quic/size.c",
     "quic/tls.c",
+    "quic/certificates.c",
     "quic/chacha.c",
     "quic/tables.c",
     "wire/paths.c",

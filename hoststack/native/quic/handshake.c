@@ -434,6 +434,23 @@ int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_l
 	return hs_chacha_on_secrets(session, level, rx, tx, bytes);
 }
 
+int hs_handshake_on_message(gnutls_session_t session, unsigned int type, unsigned int when,
+			    unsigned int incoming, const gnutls_datum_t *message)
+{
+	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
+	struct hs_connection *c = ref->user_data;
+	if (!incoming)
+		return 0;
+	if (type == GNUTLS_HANDSHAKE_NEW_SESSION_TICKET)
+		hs_resume_on_ticket(c, when, message);
+	if (type != GNUTLS_HANDSHAKE_CERTIFICATE_PKT || when != GNUTLS_HOOK_PRE)
+		return 0;
+	int failed = hs_certificates_check(message);
+	if (failed)
+		c->failure = "A key in the peer's certificates is too large";
+	return failed;
+}
+
 void hs_handshake_free(struct hs_connection *c)
 {
 	forget_message(&c->tls_messages);

@@ -449,6 +449,8 @@ void hs_close_expire(struct hs_connection *c);
 struct hs_replays;
 /* For a client's new session. */
 void hs_resume_begin(struct hs_connection *c, const struct hs_quic_resume *resume);
+/* A NewSessionTicket came: before GnuTLS reads it (GNUTLS_HOOK_PRE), and after that. */
+void hs_resume_on_ticket(struct hs_connection *c, unsigned int when, const gnutls_datum_t *message);
 /* For a server's session: tickets, and early data. Returns 0, or -1. */
 int hs_resume_offer(struct hs_connection *c);
 /* The handshake is complete. Returns 0, or -1 if the connection can't continue. */
@@ -578,7 +580,17 @@ void hs_tls_hold(struct hs_tls *tls);
 /* Why the peer's certificate was refused; empty if it was not. */
 void hs_tls_failure(struct hs_connection *c, char *out, size_t room);
 
+/* quic/certificates.c */
+/* Whether the keys in a Certificate message cost little to use: 0, or an error of GnuTLS. */
+int hs_certificates_check(const gnutls_datum_t *message);
+/* Trust the CAs of a PEM text, if their keys cost little to use. As GnuTLS, returns how many, or an
+ * error. */
+int hs_certificates_trust(gnutls_certificate_credentials_t credentials, const gnutls_datum_t *pem);
+
 /* quic/handshake.c */
+/* GnuTLS's callback for messages. */
+int hs_handshake_on_message(gnutls_session_t session, unsigned int type, unsigned int when,
+			    unsigned int incoming, const gnutls_datum_t *message);
 /* ngtcp2's callback for data in CRYPTO frames. */
 int hs_handshake_receive(ngtcp2_conn *conn, ngtcp2_encryption_level level, uint64_t offset,
 			 const uint8_t *data, size_t bytes, void *user_data);

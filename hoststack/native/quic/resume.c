@@ -27,13 +27,10 @@ static void forget_ticket(struct hs_connection *c)
 
 /* GnuTLS calls this before it reads the message, which contains the lifetime, and again when it
  * has the ticket. */
-static int on_ticket(gnutls_session_t session, unsigned int type, unsigned int when,
-		     unsigned int incoming, const gnutls_datum_t *message)
+void hs_resume_on_ticket(struct hs_connection *c, unsigned int when, const gnutls_datum_t *message)
 {
-	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
-	struct hs_connection *c = ref->user_data;
-	if (type != GNUTLS_HANDSHAKE_NEW_SESSION_TICKET || !incoming)
-		return 0;
+	if (!c->keeps_tickets)
+		return;
 	if (when == GNUTLS_HOOK_PRE) {
 		const uint8_t *lifetime = message->data;
 		c->ticket_lifetime_s = 0;
@@ -41,13 +38,12 @@ static int on_ticket(gnutls_session_t session, unsigned int type, unsigned int w
 			c->ticket_lifetime_s = (uint32_t)lifetime[0] << 24 |
 					       (uint32_t)lifetime[1] << 16 |
 					       (uint32_t)lifetime[2] << 8 | lifetime[3];
-		return 0;
+		return;
 	}
 	forget_ticket(c);
 	/* Without memory the next handshake is a full one. */
-	if (hs_version_is_first(c) && gnutls_session_get_data2(session, &c->ticket) == 0)
+	if (hs_version_is_first(c) && gnutls_session_get_data2(c->session, &c->ticket) == 0)
 		hs_touch(c, HS_PENDING_TICKET);
-	return 0;
 }
 
 int hs_connection_ticket(const struct hs_connection *c, struct hs_quic_ticket *out)
@@ -99,9 +95,6 @@ void hs_resume_free(struct hs_connection *c)
 
 void hs_resume_begin(struct hs_connection *c, const struct hs_quic_resume *resume)
 {
-	if (c->keeps_tickets)
-		gnutls_handshake_set_hook_function(c->session, GNUTLS_HANDSHAKE_NEW_SESSION_TICKET,
-											   GNUTLS_HOOK_BOTH, on_ticket);
 	/* If GnuTLS or ngtcp2 can't use the data, the handshake is a full one; that is not a
 	 * failure. */
 	if (!resume->session_bytes ||

@@ -43,7 +43,7 @@ static int load_trust(struct hs_tls *tls, const char *ca)
 	if (!ca)
 		return gnutls_certificate_set_x509_system_trust(credentials);
 	gnutls_datum_t pem = datum(ca);
-	return gnutls_certificate_set_x509_trust_mem(credentials, &pem, GNUTLS_X509_FMT_PEM);
+	return hs_certificates_trust(credentials, &pem);
 }
 
 static int load_own(struct hs_tls *tls, const char *certificate, const char *key)
@@ -277,6 +277,8 @@ int hs_tls_session(struct hs_connection *c, int is_server, int early_data)
 		return -1;
 	int failed = is_server ? set_up_server(c) : set_up_client(c);
 	gnutls_handshake_set_secret_function(c->session, hs_handshake_on_secrets);
+	gnutls_handshake_set_hook_function(c->session, GNUTLS_HANDSHAKE_ANY, GNUTLS_HOOK_BOTH,
+					   hs_handshake_on_message);
 	return failed;
 }
 
