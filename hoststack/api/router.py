@@ -55,7 +55,7 @@ class Router:
         self._listeners: dict[int, Listener] = {}
         self._connections: dict[int, Connection] = {}
         self._held: dict[int, _Held] = {}
-        """Streams of workers in other processes, by handle, until they are over."""
+        """Streams of workers in other processes, by handle, until they end."""
         self._sleepers: dict[int, trio.lowlevel.Task] = {}
         """Tasks that wait for a stream, by key (native/session/end.h)."""
         self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
@@ -188,7 +188,7 @@ class Router:
         if self._application.plane is None:
             held = connection._held.pop(handle)
             end = held.end
-            # From now on, the peer gets credit for another stream when this one is over.
+            # From now on, the peer gets credit for another stream when this one has ended.
             self._application.signal_taken(handle)
         else:
             end = ffi.gc(accepted.end, lib.hs_end_drop)

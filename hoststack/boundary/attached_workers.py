@@ -172,7 +172,7 @@ class AttachedWorkers:
             self.wake_application()
 
     def before_sleep(self) -> bool:
-        """Return False: the workers were told of each write."""
+        """Return False: the workers were notified of each write."""
         return False
 
     def signal_taken(self, handle: int) -> None:

@@ -67,7 +67,7 @@ class _TlsForm(NamedTuple):
 
 
 class _ConfigForm(NamedTuple):
-    """The settings of one protocol: msgpack does not tell which."""
+    """The settings of one protocol; msgpack has no tag that names it."""
 
     quic: QuicConfig | None = None
     tcp: TcpConfig | None = None

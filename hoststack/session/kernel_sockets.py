@@ -495,7 +495,7 @@ class KernelSockets:
         stream.connection.close(CloseInfo(code, True, "this side reset it", by_peer=False))
 
     def stop_sending(self, stream: StreamContext, code: int) -> None:
-        """Discard further data; TCP cannot tell the peer."""
+        """Discard further data; TCP has no signal for that."""
         assert isinstance(stream, TcpStream)
         stream.connection.discard()
 

@@ -191,7 +191,7 @@ class Streams:
         return int(ffi.cast("uintptr_t", connection.pointer))
 
     def announce(self, session: ConnectionSession) -> StreamConnection:
-        """Note that a connection's application is told of it: its streams may follow."""
+        """Note that a connection was reported to its application: its streams may follow."""
         connection = self.begin(session.context, session.application)
         if not connection.is_announced:
             connection.is_announced = True

@@ -82,8 +82,8 @@ class AttachClient:
     def wait(self, timeout_s: float | None) -> None:
         """Read what has arrived; if there is nothing, wait for it, at most that long.
 
-        None waits for ever. Signal handlers run meanwhile, and their exceptions propagate. Raises
-        ECONNRESET instead of waiting for ever for a daemon that has ended.
+        None waits forever. Signal handlers run meanwhile, and their exceptions propagate. Raises
+        ECONNRESET instead of waiting forever for a daemon that has ended.
         """
         timeout_s = self._prepared(timeout_s)
         if self.is_gone and timeout_s is None:

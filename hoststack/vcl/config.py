@@ -45,7 +45,7 @@ class VclConfig:
     session_timeout_s: float = 10.0
     """How long blocking connects and listens may take."""
     accept_timeout_s: float | None = None
-    """How long a blocking accept waits; None means for ever."""
+    """How long a blocking accept waits; None means forever."""
     tls_ca: str | None = None
     """Authorities, PEM, that clients check certificates against. With None they accept any
     certificate, as in VPP."""

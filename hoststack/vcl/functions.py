@@ -307,14 +307,14 @@ def vppcom_select(
     except_map: MutableSet[int] | None,
     wait_for_time: float,
 ) -> int:
-    """Reduce sets of sessions to those that are ready; the time is in seconds, < 0 for ever."""
+    """Reduce sets of sessions to those that are ready; the time is in seconds, < 0 forever."""
     worker = apps.current_worker()
     return waiting.select_sessions(worker, read_map, write_map, except_map, _timeout(wait_for_time))
 
 
 @_plain
 def vppcom_poll(entries: Sequence[VclPoll], wait_for_time: float) -> int:
-    """Wait as poll(2) does; the time is in seconds, below 0 for ever."""
+    """Wait as poll(2) does; the time is in seconds, below 0 forever."""
     return waiting.poll(apps.current_worker(), entries, _timeout(wait_for_time))
 
 
@@ -334,7 +334,7 @@ def vppcom_epoll_ctl(vep: int, op: int, sh: int, event: EpollEvent | None = None
 def vppcom_epoll_wait(
     vep: int, events: list[EpollEvent], max_events: int, wait_for_time: float
 ) -> int:
-    """Put ready events into the list; the time is in milliseconds, as in VPP, < 0 for ever."""
+    """Put ready events into the list; the time is in milliseconds, as in VPP, < 0 forever."""
     worker = apps.current_worker()
     timeout_s = _timeout(wait_for_time / 1000)
     events[:] = waiting.epoll_wait(worker, worker.get_epoll(vep), max_events, timeout_s)

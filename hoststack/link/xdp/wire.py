@@ -54,7 +54,7 @@ class XdpWire(CWire):
         self._umem = umem
         self._generation = -1
         self._neighbours: dict[int, Neighbour] = {}
-        """The answers that were given, by path: they are followed, and told when they are used."""
+        """The answers that were given, by path: kept current, and confirmed while in use."""
         self._report_at_s = 0.0
         self._questions: Any = ffi.new("struct hs_wire_xdp_question[]", _SLICE)
         self._used: Any = ffi.new("uint32_t[]", _SLICE)

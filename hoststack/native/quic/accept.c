@@ -19,15 +19,14 @@ enum {
 #define REGULAR_TOKEN_NS (3600 * SECOND_NS)
 
 enum {
-	/* More arrives than can be read: so many bursts in a row were full. A crowd of honest
-	 * clients is over before that. */
+	/* More arrives than can be read: this many bursts in a row were full. Bursts of honest
+	 * clients are shorter. */
 	OVERLOADED_AFTER = 16,
 	ANSWERS_WHILE_OVERLOADED = 8, /* in a burst: what is read and not answered costs little */
 };
 
-/* The most answers of each kind in a second: an answer costs more than the packet that asks for
- * it. Retry opens the way for honest clients, and so has the most; the others are rare unless
- * somebody attacks. */
+/* The most answers of each kind in a second: an answer costs more than the packet that causes it.
+ * Retry has the most, since honest clients need it; the others are rare except in attacks. */
 static const uint32_t PER_SECOND[HS_ANSWERS] = {
 	[HS_ANSWER_VERSION_NEGOTIATION] = 1000,
 	[HS_ANSWER_RETRY] = 20000,
@@ -220,7 +219,7 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 					 HS_QUIC_VERSIONS));
 }
 
-/* A packet of a connection that is gone: its connection ID is one of ours, and its token can be
+/* A packet of a past connection: its connection ID is one of ours, and its token can be
  * derived from the secret (RFC 9000 section 10.3). */
 static void reset_statelessly(struct hs_quic *q, const struct hs_received *datagram)
 {

@@ -126,7 +126,7 @@ struct hs_stream_list {
 
 struct hs_stream {
 	struct hs_connection *connection;
-	void *session; /* the plane's; NULL: it is not told of the stream */
+	void *session; /* the plane's; NULL: the plane does not know the stream */
 	int64_t id;
 	struct hs_stream *next, *previous; /* in the connection's list */
 	struct hs_stream *next_in_bucket;
@@ -246,12 +246,11 @@ struct hs_connection {
 	uint64_t rx_datagrams, rx_bytes, tx_datagrams, tx_bytes, acked_bytes, rx_ecn_ce;
 	uint64_t rx_packets[HS_QUIC_PACKETS], tx_packets[HS_QUIC_PACKETS];
 	uint64_t credited, credited_soon; /* as of a stream, over all */
-	/* Of the peer's streams, by direction: how many it has opened, how many it may open, and how
-	 * many more it will hear of together. */
+	/* The peer's streams by direction: opened, allowed, and credit that is not sent yet. */
 	struct {
 		uint64_t opened, allowed, held_back;
 	} peers_streams[2];
-	uint64_t allow_at_ns; /* when it hears of these at the latest; 0: no time is set */
+	uint64_t allow_at_ns; /* when these are sent at the latest; 0: no time is set */
 	uint64_t sent_stream_bytes; /* everything sent in STREAM frames */
 	uint64_t new_stream_bytes; /* sent for the first time */
 	uint32_t heap_place; /* from 1; 0: not in the heap */
@@ -266,7 +265,7 @@ struct hs_connection {
 	uint8_t is_dead; /* the application was notified, and no longer counts it */
 	uint8_t close_is_due; /* the application requested it, or its packet must be sent again */
 	uint8_t was_reset; /* by a stateless reset */
-	uint8_t is_known; /* the caller has heard of it */
+	uint8_t is_known; /* it was reported to the caller */
 	uint8_t is_half_open; /* a peer's handshake in progress */
 	uint8_t has_peer_cids; /* the peer provided connection IDs beside its first */
 	uint8_t has_written_open; /* so our last handshake message was sent */
@@ -358,7 +357,7 @@ void hs_touch(struct hs_connection *c, uint32_t pending);
 void hs_touch_stream(struct hs_stream *s, uint32_t events);
 
 /* quic/sessions.c */
-/* Allow the peer one more stream. Returns whether it should hear of it soon. */
+/* Allow the peer one more stream. Returns whether to send that soon. */
 int hs_allow_stream(struct hs_connection *c, int is_unidirectional);
 /* Allow the peer what was held back, when it is time to. */
 void hs_allow_late(struct hs_connection *c);
@@ -442,7 +441,7 @@ void hs_close_answer(struct hs_connection *c);
 int hs_close_send(struct hs_connection *c);
 /* Abandon a peer's handshake without notifying the peer: a newer one needs its place. */
 void hs_close_give_up(struct hs_connection *c);
-/* The closing or draining period is over (RFC 9000 section 10.2). */
+/* The closing or draining period has ended (RFC 9000 section 10.2). */
 void hs_close_expire(struct hs_connection *c);
 
 /* quic/resume.c */
@@ -463,7 +462,7 @@ int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener);
 /* quic/callbacks.c */
 extern const ngtcp2_callbacks hs_client_callbacks;
 extern const ngtcp2_callbacks hs_server_callbacks;
-/* Generate a connection ID of ours that is not in use. Returns 0, or -1. */
+/* Generate an unused connection ID for this side. Returns 0, or -1. */
 int hs_draw_cid(const struct hs_quic *q, ngtcp2_cid *cid);
 /* Generate a connection ID and its token, and register it for a connection. */
 int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token);
@@ -493,7 +492,7 @@ void hs_stream_set_session(struct hs_stream *s, void *session, struct hs_fifo_pr
 void hs_stream_unlink(struct hs_stream *s);
 /* The application wrote into the tx FIFO, or set its end. */
 void hs_stream_send_ready(struct hs_stream *s);
-/* The application read from the rx FIFO. Returns whether the peer should hear of it soon. */
+/* The application read from the rx FIFO. Returns whether to send the credit soon. */
 int hs_stream_consumed(struct hs_stream *s);
 void hs_stream_reset(struct hs_stream *s, uint64_t code);
 void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);

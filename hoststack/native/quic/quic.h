@@ -7,8 +7,8 @@
  * the decryption buffer into the rx FIFO. Packets are written from the tx FIFO, which stores the
  * bytes until they are acknowledged.
  *
- * Streams are the session plane's (session/transport.h): the engine tells it of them, and does what
- * it asks.
+ * Streams belong to the session plane (session/transport.h): the engine reports their events to it,
+ * and implements its operations.
  *
  * One thread at a time. Times are nanoseconds on the caller's clock. Pointers to connections are
  * valid until the turn after the one that reported HS_QUIC_FORGOTTEN, and pointers to streams until

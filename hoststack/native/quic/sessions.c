@@ -82,7 +82,7 @@ static int allow_if_scarce(struct hs_connection *c, int is_unidirectional)
 	return hs_streams_are_scarce(c, is_unidirectional) && allow_all(c, is_unidirectional);
 }
 
-/* A packet for each stream that is over would double the packets of short requests: while the peer
+/* A packet for each stream that has ended would double the packets of short requests: while the peer
  * has some of its limit left, it gets credit for several streams at once. */
 int hs_allow_stream(struct hs_connection *c, int is_unidirectional)
 {

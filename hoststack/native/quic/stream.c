@@ -72,7 +72,7 @@ void hs_stream_stop_listing(struct hs_stream *s)
 	if (!s->is_listed)
 		return;
 	s->is_listed = 0;
-	/* Only the list's ends tell the two lists apart, so that one can be appended to the
+	/* Only the list's ends distinguish the two lists, so that one can be appended to the
 	 * other as it is. */
 	struct hs_stream_list *list = c->starved.first == s || c->starved.last == s ? &c->starved :
 										      &c->to_send;
@@ -275,7 +275,7 @@ static void widen_if_used(struct hs_stream *s, uint64_t received)
 	s->ungranted = 0;
 }
 
-/* A stream is over when ngtcp2 has closed it and the application has read everything. The caller
+/* A stream has ended when ngtcp2 has closed it and the application has read everything. The caller
  * decides when the peer may open another one (hs_allow_stream). */
 static void end_if_over(struct hs_stream *s)
 {
@@ -310,8 +310,7 @@ int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data,
 	return 0;
 }
 
-/* Whether the peer may soon be waiting for what was credited. ngtcp2 tells it when half of a window
- * was. */
+/* Whether the peer may soon wait for credit. ngtcp2 sends it when half of a window was credited. */
 static int is_credit_due(struct hs_stream *s)
 {
 	struct hs_connection *c = s->connection;

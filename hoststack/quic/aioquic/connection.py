@@ -314,7 +314,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
 
     @property
     def is_over(self) -> bool:
-        """Whether the closing period is over as well."""
+        """Whether the closing period has ended as well."""
         return self._state is QuicConnectionState.TERMINATED
 
     def give_up(self, reason: str, code: int = QuicErrorCode.NO_ERROR) -> None:
