@@ -34,6 +34,16 @@ def test_it_builds(tmp_path: Path) -> None:
         assert f'id="hoststack.{name}"' in page, f"docs/api.md leaves out {name}"
 
 
+def test_files_that_are_named_exist() -> None:
+    places = ("", "hoststack", *(f"hoststack/{name}" for name in ("native", "quic", "link")))
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
+    for page in pages:
+        for name in re.findall(
+            r"`([a-z_]+/[a-z_/]+\.(?:py|c|h))`", page.read_text(encoding="utf-8")
+        ):
+            assert any((ROOT / place / name).exists() for place in places), f"{page.name}: {name}"
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < MOST_README_LINES
 
