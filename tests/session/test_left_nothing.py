@@ -143,19 +143,21 @@ class Life:
         await client.send_datagram(b"b")
 
     async def bound(self) -> None:
-        reply = await self.stack._router.call(
-            lambda token: m.Bind(token, ("127.0.0.1", 0), self._config)
-        )
+        reply = await self.stack._router.call(lambda token: m.Bind(token, ("127.0.0.1", 0), None))
         self._held.append(reply)
 
     async def _listen(self, uri: str, tls: TlsConfig | None = None) -> hoststack.Listener:
-        listener = await self.stack.listen(uri, tls=tls, alpn=["test"], config=self._config)
+        listener = await self.stack.listen(uri, tls=tls, **self._of_quic(uri))
         self._held.append(listener)
         return listener
 
+    def _of_quic(self, uri: str) -> dict[str, Any]:
+        is_quic = uri.startswith("quic://")
+        return {"alpn": ["test"], "config": self._config} if is_quic else {}
+
     async def _connect(self, uri: str, tls: TlsConfig | None = TRUSTING) -> Any:
         """A connection that nobody closes."""
-        connecting = self.stack.connect(uri, tls=tls, alpn=["test"], config=self._config)
+        connecting = self.stack.connect(uri, tls=tls, **self._of_quic(uri))
         self._held.append(connecting)
         return await connecting.__aenter__()
 
