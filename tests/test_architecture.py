@@ -60,6 +60,7 @@ FLOORS = (
     ),
     Floor(("hoststack/worker",), "the loop of one engine, and which engine it is"),
     Floor(("hoststack/api",), "Stack, Connection, Stream, Listener for trio; their errors"),
+    Floor(("hoststack/aio",), "the same for asyncio"),
     Floor(("hoststack/__init__.py",), "what is public"),
     Floor(
         ("hoststack/control", "hoststack/vcl"),
@@ -77,7 +78,7 @@ LINK_SEAM = ("hoststack.link.base", "hoststack.link.zones")
 #: The first floor that chooses a link.
 CHOOSES_LINK = "hoststack/worker"
 #: What applications import.
-PUBLIC = ("hoststack", "hoststack.vcl")
+PUBLIC = ("hoststack", "hoststack.aio", "hoststack.vcl")
 
 
 def modules() -> list[Path]:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import socket
-import sys
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
-from hoststack.api.errors import AttachError
-from hoststack.api.router import Router
+from hoststack.api.daemon_client import (
+    PATIENCE_S,
+    THROWN_OUT,
+    admitted,
+    connect_to,
+    hello_of,
+    no_answer,
+    offer_of,
+    offered_worker,
+)
+from hoststack.api.in_trio import TrioRouter
 from hoststack.api.stack import Stack
 from hoststack.boundary import attaching
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
-from hoststack.boundary.channel import Channel, ChannelClosedError, close_all
-from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope, check_scopes
+from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.quic.seam import QuicConfig
-from hoststack.text import printable
-
-logger = logging.getLogger(__name__)
-
-#: Timeout for the daemon's answer, in seconds. If a worker closed its channel and the daemon has
-#: not reported it lost within this time, the worker did not die: it detached this application.
-PATIENCE_S = 10.0
-#: The error of calls and listeners then.
-THROWN_OUT = "the daemon no longer serves this application: its log says why"
 
 
 @asynccontextmanager
@@ -55,20 +50,12 @@ async def attach(
     channel = Channel(connect_to(str(path)), takes_fds=True)
     error: BaseException | None = None
     try:
-        name = application_name(name or os.path.basename(sys.argv[0]) or "python")
-        hello = attaching.Attach(
-            version=attaching.PROTOCOL_VERSION,
-            name=name,
-            namespace=namespace,
-            secret=secret,
-            scopes=check_scopes(scopes),
-            shares_listeners=shares_listeners,
-        )
+        hello = hello_of(name, namespace, secret, scopes, shares_listeners)
         about, workers = await _greet(channel, str(path), hello)
         async with trio.open_nursery() as nursery:
-            daemon = _Daemon(channel, nursery, workers, name)
+            daemon = _Daemon(channel, nursery, workers, hello.name)
             await nursery.start(daemon.run, about.workers)
-            router = Router(workers)
+            router = TrioRouter(workers)
             stack = Stack(
                 router,
                 config,
@@ -92,28 +79,6 @@ async def attach(
         raise error
 
 
-def application_name(name: str) -> str:
-    """Return an application's name in the form that the daemon accepts."""
-    return "".join(c if "!" <= c <= "~" else "_" for c in name)[:64]
-
-
-def connect_to(path: str) -> socket.socket:
-    """Connect to a daemon's socket; raises AttachError."""
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        end.connect(path)
-    except OSError as error:
-        end.close()
-        reason = {
-            errno.ENOENT: "there is no such socket: is the daemon running (`hoststack run`)?",
-            errno.ECONNREFUSED: "no process listens: is the daemon running (`hoststack run`)?",
-            errno.EACCES: "permission denied: join the group that the socket belongs to",
-            errno.EPROTOTYPE: "that is not a SOCK_SEQPACKET socket",
-        }.get(error.errno or 0, error.strerror)
-        raise AttachError(error.errno or errno.EIO, f"{path}: {reason}") from None
-    return end
-
-
 async def _greet(
     channel: Channel, path: str, hello: attaching.Attach
 ) -> tuple[attaching.Attached, AttachedWorkers]:
@@ -125,52 +90,6 @@ async def _greet(
         raise no_answer(path, error) from None
     about = admitted(path, data[0])
     return about, AttachedWorkers(about.engine_name)
-
-
-def no_answer(path: str, error: Exception) -> AttachError:
-    """Return the error for a daemon that does not answer, or sends an invalid answer."""
-    text = f"{path}: no valid answer from the daemon ({error})"
-    return AttachError(errno.EPROTO, text)
-
-
-def admitted(path: str, data: bytes) -> attaching.Attached:
-    """Decode the daemon's answer; raises AttachError if it refuses this application."""
-    try:
-        answer = attaching.decode_answer(data)
-    except attaching.GreetingError as error:
-        raise no_answer(path, error) from None
-    if isinstance(answer, attaching.Refused):
-        raise AttachError(answer.errno, f"{path}: {printable(answer.text)}")
-    if not isinstance(answer, attaching.Attached):
-        raise no_answer(path, ValueError(type(answer).__name__))
-    return answer
-
-
-def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching.WorkerLost:
-    """Decode the daemon's message about a worker. For any other message it closes the descriptors
-    and raises ChannelClosedError: such a daemon counts as gone."""
-    try:
-        answer = attaching.decode_answer(data)
-        if isinstance(answer, attaching.WorkerLost) and not fds:
-            return answer
-        if isinstance(answer, attaching.WorkerOffered) and len(fds) == attaching.WORKER_FDS:
-            return answer
-        why = f"{type(answer).__name__} with {len(fds)} descriptors (too many open files?)"
-    except attaching.GreetingError as error:
-        why = str(error)
-    close_all(fds)
-    logger.error("dropping the daemon, which sent an invalid message: %s", why)
-    raise ChannelClosedError(why)
-
-
-def offered_worker(name: str, fds: list[int]) -> AttachedWorker:
-    """Create the worker of a WorkerOffered; raises ChannelClosedError for wrong descriptors."""
-    channel, *others = fds
-    try:
-        return AttachedWorker(name, socket.socket(fileno=channel), *others)
-    except (OSError, ValueError) as error:
-        logger.error("dropping the daemon, which sent wrong descriptors of a worker: %s", error)
-        raise ChannelClosedError(str(error)) from None
 
 
 class _Daemon:

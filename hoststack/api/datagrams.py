@@ -12,6 +12,7 @@ from hoststack.boundary import messages as m
 from hoststack.native.memory.fifo import FifoCorruptError
 
 if TYPE_CHECKING:
+    from hoststack.api.router import Router
     from hoststack.native.memory.fifo import Fifo
 
 
@@ -35,10 +36,12 @@ class Datagrams:
 
     def __init__(
         self,
+        router: Router,
         signal_sent: Callable[[], None],
         signal_consumed: Callable[[], None],
         check: Callable[[], None],
     ) -> None:
+        self._router = router
         self.max_bytes = 0
         self._signal_sent = signal_sent
         self._signal_consumed = signal_consumed
@@ -46,18 +49,18 @@ class Datagrams:
         self._is_closed = False
         self._rx: Fifo | None = None
         self._tx: Fifo | None = None
-        self._senders = trio.lowlevel.ParkingLot()
-        self._receivers = trio.lowlevel.ParkingLot()
+        self._senders = router.new_lot()
+        self._receivers = router.new_lot()
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._router.checkpoint_if_cancelled()
         message = memoryview(data).cast("B")
         has_slept = False
         with breaks_if_corrupt("connection"):
             while not self._write(message):
                 has_slept |= await self._wait_for_room(len(message))
         if not has_slept:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._router.shielded_checkpoint()
 
     def _write(self, message: memoryview) -> bool:
         self._check()
@@ -90,12 +93,12 @@ class Datagrams:
         return must_sleep
 
     async def receive(self) -> bytes:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._router.checkpoint_if_cancelled()
         has_slept = False
         while (message := self.take()) is None:
             has_slept |= await self.wait()
         if not has_slept:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._router.shielded_checkpoint()
         return message
 
     def take(self) -> bytes | None:

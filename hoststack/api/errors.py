@@ -113,7 +113,7 @@ class MigrationError(OSError):
     """A migration failed, and the connection stays on its old path; the message says why."""
 
 
-class ConnectionClosedError(trio.BrokenResourceError):
+class ConnectionClosedError(trio.BrokenResourceError, ConnectionError):
     """The connection is closed (RFC 9000 section 10).
 
     `code` is the QUIC error code: the application's if `is_application`, else the transport's.
@@ -131,7 +131,7 @@ class ConnectionClosedError(trio.BrokenResourceError):
         self.by_peer = info.by_peer
 
 
-class StreamResetError(trio.BrokenResourceError):
+class StreamResetError(trio.BrokenResourceError, ConnectionResetError):
     """The peer reset its sending side with an application code (RFC 9000 section 19.4)."""
 
     def __init__(self, code: int) -> None:
@@ -139,7 +139,7 @@ class StreamResetError(trio.BrokenResourceError):
         self.code = code
 
 
-class StreamStoppedError(trio.BrokenResourceError):
+class StreamStoppedError(trio.BrokenResourceError, BrokenPipeError):
     """The peer stopped reading, with an application code (STOP_SENDING, RFC 9000 section 19.5)."""
 
     def __init__(self, code: int) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import trio
 
 from hoststack.api.errors import ConnectionClosedError
+
+if TYPE_CHECKING:
+    from hoststack.api.router import Router
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -26,12 +29,14 @@ class Incoming(trio.abc.ReceiveChannel[T_co], Generic[T_co]):
 
     def __init__(
         self,
+        router: Router,
         take: Callable[[], T_co | None],
         wait: Callable[[], Awaitable[object]],
         wake: Callable[[], object],
     ) -> None:
         """`take` returns the next item, or None if there is none yet; `wait` waits for one, and
         `wake` wakes all tasks in `wait`. Both raise once the connection is closed."""
+        self._router = router
         self._take = take
         self._wait = wait
         self._wake = wake
@@ -47,9 +52,9 @@ class Incoming(trio.abc.ReceiveChannel[T_co], Generic[T_co]):
         cancellation point; of items that are there already, every 32nd is a schedule point.
         """
         if self._in_a_row % _IN_A_ROW:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await self._router.checkpoint_if_cancelled()
         else:
-            await trio.lowlevel.checkpoint()
+            await self._router.checkpoint()
         self._in_a_row += 1
         try:
             while not self._is_closed:
@@ -57,16 +62,16 @@ class Incoming(trio.abc.ReceiveChannel[T_co], Generic[T_co]):
                 if item is not None:
                     return item
                 await self._wait()
-        except trio.ClosedResourceError:
+        except self._router.closed_error:
             raise trio.EndOfChannel from None
         except ConnectionClosedError as error:
             if error.code == 0:
                 raise trio.EndOfChannel from None
             raise
-        raise trio.ClosedResourceError("this iterator was closed")
+        raise self._router.closed_error("this iterator was closed")
 
     async def aclose(self) -> None:
         """End the iteration; tasks in `receive` raise trio.ClosedResourceError."""
         self._is_closed = True
         self._wake()
-        await trio.lowlevel.checkpoint()
+        await self._router.checkpoint()

@@ -77,8 +77,11 @@ class _Race:
                 connection.close_now()
 
     def error(self, describe: str) -> Exception:
-        """Return the error of a race without a winner, with each distinct reason once."""
-        if self._fault is not None:
-            return self._fault
-        texts = dict.fromkeys(failure.strerror or str(failure) for failure in self._failures)
-        return ConnectError(self._failures[0].errno, f"{describe}: {'; '.join(texts)}")
+        """Return the error of a race without a winner."""
+        return self._fault or all_failed(self._failures, describe)
+
+
+def all_failed(failures: Sequence[ConnectError], describe: str) -> ConnectError:
+    """Return the error of attempts that all failed, with each distinct reason once."""
+    texts = dict.fromkeys(failure.strerror or str(failure) for failure in failures)
+    return ConnectError(failures[0].errno, f"{describe}: {'; '.join(texts)}")

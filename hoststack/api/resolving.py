@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -16,19 +16,24 @@ from hoststack.boundary.uri import Uri
 Address = tuple[str, int]
 
 
-async def resolve(uri: Uri, make_error: Callable[[int, str], OSError]) -> list[Address]:
+async def resolve(
+    uri: Uri,
+    make_error: Callable[[int, str], OSError],
+    look_up: Callable[..., Awaitable[Sequence[tuple[Any, ...]]]] = trio.socket.getaddrinfo,
+) -> list[Address]:
     """Return the numeric addresses of a URI, at least one. An address is returned without a lookup.
 
-    Names are looked up in a thread, or by trio's custom resolver. Raises the exception that
-    `make_error` returns for an errno and a line for the user.
+    Names are looked up in a thread, or by trio's custom resolver; `look_up` is the loop's
+    getaddrinfo. Raises the exception that `make_error` returns for an errno and a line for the
+    user.
     """
     try:
         return [(ipaddress.ip_address(uri.host).compressed, uri.port)]
     except ValueError:
         pass
-    kind = trio.socket.SOCK_STREAM if uri.scheme == "tcp" else trio.socket.SOCK_DGRAM
+    kind = socket.SOCK_STREAM if uri.scheme == "tcp" else socket.SOCK_DGRAM
     try:
-        found = await trio.socket.getaddrinfo(uri.host, uri.port, type=kind)
+        found = await look_up(uri.host, uri.port, type=kind)
     except (OSError, UnicodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise make_error(errno.EADDRNOTAVAIL, _unknown(uri, why)) from None

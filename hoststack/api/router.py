@@ -1,34 +1,99 @@
-"""The application's side of the boundary: sends requests, dispatches notices, wakes tasks."""
+"""The application's side of the boundary: sends requests, dispatches notices, wakes tasks.
+
+It knows no kind of object and no loop: trio's are in this folder, asyncio's in hoststack/aio.
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-import trio
-
-from hoststack.api.connection import Connection
-from hoststack.api.listener import Listener
-from hoststack.api.stream import FEW_BYTES, ReceiveStream, SendStream, Stream
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import ApplicationSide
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
+from hoststack.quic.seam import CloseInfo
 
-Reply = m.Failed | m.Statistics | m.Migrated | Listener | Connection | Stream | SendStream
+T = TypeVar("T")
 
+#: Up to so many bytes are copied once more rather than looked at in two calls.
+FEW_BYTES: Final = 8192
 #: Wake-ups that are taken with one call.
 _WAKES: Final = 256
 _ENDED: Final = "the stack has ended"
 
 
+class Event(Protocol):
+    """As trio.Event and asyncio.Event."""
+
+    def set(self) -> object: ...
+    def wait(self) -> Awaitable[object]: ...
+
+
+class Lot(Protocol):
+    """As trio.lowlevel.ParkingLot: tasks that wait, the oldest first."""
+
+    def park(self) -> Awaitable[None]: ...
+    def unpark(self, *, count: int = 1) -> object: ...
+    def unpark_all(self) -> object: ...
+    def __bool__(self) -> bool: ...
+
+
+class Made(Protocol):
+    """What a request makes."""
+
+    def _abandon(self) -> None:
+        """Close it: the caller was cancelled."""
+
+
+class ConnectionHere(Made, Protocol):
+    """What the router needs of a connection."""
+
+    _side: Any
+    _held: dict[int, Any]
+
+    @property
+    def handle(self) -> int: ...
+    @property
+    def _openers(self) -> tuple[Lot, Lot]: ...
+    def _on_wake(self) -> None: ...
+    def _on_closed(self, info: CloseInfo) -> None: ...
+    def _on_handshake_done(self, notice: m.HandshakeDone) -> None: ...
+    def _on_path_changed(self, notice: m.PathChanged) -> None: ...
+    def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None: ...
+    def _on_datagram_event(self, code: int) -> None: ...
+    def _take(self) -> None: ...
+
+
+class ListenerHere(Made, Protocol):
+    """What the router needs of a listener."""
+
+    def close(self) -> None: ...
+    def _on_accepted(self, connection: Any) -> None: ...
+    def _on_lost(self, why: str) -> None: ...
+
+
+class Kinds(NamedTuple):
+    """The objects of an API."""
+
+    connection: Callable[[Any, m.Connected | m.Accepted], ConnectionHere]
+    listener: Callable[[Any, int, tuple[str, int]], ListenerHere]
+    stream: Callable[..., Made]
+    send_stream: Callable[..., Made]
+    receive_stream: Callable[..., Made]
+
+
+Reply = m.Failed | m.Statistics | m.Migrated | Made
+
+
 class _Call:
     """A request that waits for its reply."""
 
-    def __init__(self) -> None:
-        self.done = trio.Event()
+    def __init__(self, done: Event) -> None:
+        self.done = done
         self.reply: Reply | None = None
 
 
@@ -37,28 +102,31 @@ class _Held:
 
     __slots__ = ("connection", "end", "rx", "tx")
 
-    def __init__(self, connection: Connection, end: Any, rx: Fifo | None, tx: Fifo | None) -> None:
+    def __init__(
+        self, connection: ConnectionHere, end: Any, rx: Fifo | None, tx: Fifo | None
+    ) -> None:
         self.connection = connection
         self.end = end
         self.rx = rx
         self.tx = tx
 
 
-class Router:
+class Router(ABC):
     """The objects of one application by handle, and its pending calls by token."""
 
-    def __init__(self, application: ApplicationSide) -> None:
+    def __init__(self, application: ApplicationSide, kinds: Kinds) -> None:
         self._application = application
+        self._kinds = kinds
         self._tokens = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._is_ended = False
-        self._listeners: dict[int, Listener] = {}
-        self._connections: dict[int, Connection] = {}
+        self._listeners: dict[int, ListenerHere] = {}
+        self._connections: dict[int, ConnectionHere] = {}
         self._held: dict[int, _Held] = {}
         """Streams of workers in other processes, by handle, until they end."""
-        self._sleepers: dict[int, trio.lowlevel.Task] = {}
-        """Tasks that wait for a stream, by key (native/session/end.h)."""
-        self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
+        self._sleepers: dict[int, Callable[[], object]] = {}
+        """What wakes a task that waits for a stream, by key (native/session/end.h)."""
+        self._lots: dict[int, Lot] = {}
         """The same, where several may wait."""
         self._keys = ffi.new("uint64_t[]", _WAKES)
         self.room = ffi.new("uint8_t[]", FEW_BYTES)
@@ -96,13 +164,13 @@ class Router:
         """Send a request and wait for its reply; if cancelled, cancel the request."""
         token = next(self._tokens)
         if self._is_ended:
-            await trio.lowlevel.checkpoint()
+            await self.checkpoint()
             return m.Failed(token, errno.ECONNRESET, _ENDED)
-        call = self._calls[token] = _Call()
+        call = self._calls[token] = _Call(self.new_event())
         self._application.request(make_request(token))
         try:
             await call.done.wait()
-        except trio.Cancelled:
+        except BaseException:
             self._application.request(m.Cancel(token))
             self._give_up(call.reply)
             raise
@@ -143,27 +211,53 @@ class Router:
 
     # --- waiting ---
 
+    closed_error: type[Exception]
+    """What is raised for something that the program itself has closed."""
+    broken_error: type[Exception]
+    """The same for something that broke."""
+
+    @abstractmethod
     async def sleep(self, key: int) -> None:
-        """Wait for what a stream waits for; one task at a time."""
-        self._sleepers[key] = trio.lowlevel.current_task()
+        """Wait for what a stream waits for; one task at a time. `_sleepers` has what wakes it."""
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            del self._sleepers[key]
-            return trio.lowlevel.Abort.SUCCEEDED
+    @abstractmethod
+    async def checkpoint(self) -> None:
+        """Let other tasks run, and raise if this one was cancelled, as far as the loop does."""
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    @abstractmethod
+    async def checkpoint_if_cancelled(self) -> None:
+        """Raise if this task was cancelled, as far as the loop does."""
+
+    @abstractmethod
+    async def within(self, seconds: float, awaitable: Coroutine[Any, Any, T]) -> T | None:
+        """Return the result, or None if there is none in that time: it is cancelled."""
+
+    @abstractmethod
+    async def shielded_checkpoint(self) -> None:
+        """Let other tasks run, as far as the loop does."""
+
+    @abstractmethod
+    def new_event(self) -> Event:
+        """Return an event of the loop."""
+
+    @abstractmethod
+    def new_lot(self) -> Lot:
+        """Return a parking lot of the loop."""
 
     async def park(self, key: int) -> None:
         """Wait as `sleep` does, with any number of tasks."""
-        await self._lots.setdefault(key, trio.lowlevel.ParkingLot()).park()
+        lot = self._lots.get(key)
+        if lot is None:
+            lot = self._lots[key] = self.new_lot()
+        await lot.park()
 
     def _wake(self) -> None:
         side, keys, sleepers = self._application.side, self._keys, self._sleepers
         while count := lib.hs_side_take(side, keys, _WAKES):
             for key in ffi.unpack(keys, count):
-                task = sleepers.pop(key, None)
-                if task is not None:
-                    trio.lowlevel.reschedule(task)
+                wake = sleepers.pop(key, None)
+                if wake is not None:
+                    wake()
                 elif key in self._lots:
                     self._lots.pop(key).unpark_all()
                 elif (connection := self._connections.get(key >> 2)) is not None:
@@ -178,7 +272,7 @@ class Router:
         made = lib.hs_end_connection_new(self._application.side, handle)
         return ffi.gc(made, lib.hs_end_connection_drop)
 
-    def accept(self, connection: Connection) -> Stream | ReceiveStream | None:
+    def accept(self, connection: ConnectionHere) -> Any:
         """Return the next stream that the peer opened; None if there is none yet."""
         accepted = self._accepted
         if not lib.hs_end_accept(connection._side, accepted):
@@ -194,12 +288,10 @@ class Router:
             end = ffi.gc(accepted.end, lib.hs_end_drop)
             if accepted.hints:
                 self.act(handle, accepted.hints)
-        kind = Stream if accepted.has_tx else ReceiveStream
+        kind = self._kinds.stream if accepted.has_tx else self._kinds.receive_stream
         return kind(self, connection, end, handle, accepted.stream_id, held)
 
-    async def open_stream(
-        self, connection: Connection, *, unidirectional: bool
-    ) -> Stream | SendStream:
+    async def open_stream(self, connection: ConnectionHere, *, unidirectional: bool) -> Any:
         """Open a stream; waits while the peer's limit forbids it. Raises OSError."""
         plane = self._application.plane
         if plane is None:
@@ -208,14 +300,13 @@ class Router:
             )
             if isinstance(reply, m.Failed):
                 raise OSError(reply.errno, reply.text)
-            assert isinstance(reply, SendStream)
             return reply
         waiting = connection._openers[unidirectional]
         opened = None
         if not waiting:
             opened = self._open_here(connection, unidirectional)
             if opened is not None:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                await self.shielded_checkpoint()
         while opened is None:
             await waiting.park()
             try:
@@ -227,17 +318,17 @@ class Router:
             if opened is not None:
                 self.wake_opener(connection, unidirectional)
         end, handle, stream_id = opened
-        kind = SendStream if unidirectional else Stream
+        kind = self._kinds.send_stream if unidirectional else self._kinds.stream
         return kind(self, connection, end, handle, stream_id)
 
     def _open_here(
-        self, connection: Connection, unidirectional: bool
+        self, connection: ConnectionHere, unidirectional: bool
     ) -> tuple[Any, int, int] | None:
         plane = self._application.plane
         assert plane is not None
         return plane.open_here(self._application, connection.handle, unidirectional=unidirectional)
 
-    def wake_opener(self, connection: Connection, unidirectional: bool) -> None:
+    def wake_opener(self, connection: ConnectionHere, unidirectional: bool) -> None:
         """Have the next task that waits to open a stream try, if the peer allows one."""
         waiting = connection._openers[unidirectional]
         plane = self._application.plane
@@ -267,7 +358,7 @@ class Router:
                 event = lib.HS_STREAM_WRITABLE if is_room else lib.HS_STREAM_READABLE
                 lib.hs_end_report(held.end, event, 0, 0)
             elif handle in self._connections:
-                self._connections[handle]._datagrams.on_event(code)
+                self._connections[handle]._on_datagram_event(code)
         self._wake()
 
     def _reply(self, token: int, reply: Reply) -> None:
@@ -281,12 +372,8 @@ class Router:
 
     def _give_up(self, reply: Reply | None) -> None:
         """Close the result of a call whose caller was cancelled."""
-        if isinstance(reply, Listener):
-            reply.close()
-        elif isinstance(reply, Connection):
-            reply.close_now()
-        elif isinstance(reply, SendStream):
-            reply._close(aborts=True)
+        if reply is not None and not isinstance(reply, m.Failed | m.Statistics | m.Migrated):
+            reply._abandon()
 
     def _on_failed(self, notice: m.Failed) -> None:
         self._reply(notice.token, notice)
@@ -298,7 +385,7 @@ class Router:
         self._reply(notice.token, notice)
 
     def _on_listening(self, notice: m.Listening) -> None:
-        listener = Listener(self, notice.handle, notice.local)
+        listener = self._kinds.listener(self, notice.handle, notice.local)
         self._listeners[notice.handle] = listener
         self._reply(notice.token, listener)
 
@@ -310,7 +397,7 @@ class Router:
         listener = self._listeners.get(notice.listener)
         if listener is None:
             connection._take()
-            connection.close_now()
+            connection._abandon()
         else:
             listener._on_accepted(connection)
 
@@ -324,12 +411,12 @@ class Router:
         if connection is not None:
             connection._on_handshake_done(notice)
 
-    def _add_connection(self, notice: m.Connected | m.Accepted) -> Connection:
-        connection = Connection(self, notice)
+    def _add_connection(self, notice: m.Connected | m.Accepted) -> ConnectionHere:
+        connection = self._kinds.connection(self, notice)
         self._connections[notice.handle] = connection
         early = self._early_datagrams.pop(notice.handle, None)
         if early is not None:
-            connection._datagrams.on_ready(early)
+            connection._on_datagrams_ready(early)
         return connection
 
     def _on_stream_ready(self, notice: m.StreamReady) -> None:
@@ -339,7 +426,7 @@ class Router:
             self._reply(notice.token, m.Failed(notice.token, errno.EPROTO, text))
             return
         held = self._hold_stream(connection, notice, is_peers=False)
-        kind = SendStream if notice.rx is None else Stream
+        kind = self._kinds.send_stream if notice.rx is None else self._kinds.stream
         stream = kind(self, connection, held.end, notice.handle, notice.stream_id, held)
         self._reply(notice.token, stream)
 
@@ -350,7 +437,11 @@ class Router:
             connection._held[notice.handle] = held
 
     def _hold_stream(
-        self, connection: Connection, notice: m.StreamReady | m.StreamAccepted, *, is_peers: bool
+        self,
+        connection: ConnectionHere,
+        notice: m.StreamReady | m.StreamAccepted,
+        *,
+        is_peers: bool,
     ) -> _Held:
         rx, tx = notice.rx, notice.tx
         made = lib.hs_end_new(
@@ -378,7 +469,7 @@ class Router:
         if connection is None:
             self._early_datagrams[notice.handle] = notice
         else:
-            connection._datagrams.on_ready(notice)
+            connection._on_datagrams_ready(notice)
         self._application.signal_noted(notice.handle)
 
     def _on_path_changed(self, notice: m.PathChanged) -> None:
@@ -396,7 +487,7 @@ class Router:
         if self._application.plane is None:
             self._on_lost(connection)
 
-    def _on_lost(self, connection: Connection) -> None:
+    def _on_lost(self, connection: ConnectionHere) -> None:
         """Break the streams of a connection of a worker in another process."""
         lib.hs_end_connection_gone(connection._side)
         for handle, held in list(self._held.items()):

@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from hoststack.api.about_stack import AboutStack
 from hoststack.api.connection import Connection
-from hoststack.api.errors import ConnectError, ListenError
+from hoststack.api.in_trio import TrioRouter
 from hoststack.api.listener import Listener
 from hoststack.api.racing import first_connection
-from hoststack.api.resolving import Address, resolve
-from hoststack.api.router import Router
-from hoststack.boundary import messages as m
+from hoststack.api.resolving import resolve
 from hoststack.boundary.application import Application
-from hoststack.boundary.protocols import CONFIGS, PROTOCOLS, Config, not_supported
+from hoststack.boundary.protocols import Config
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
-from hoststack.boundary.uri import Uri, parse_uri
 from hoststack.link.base import Link
-from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig, check_protocols
-from hoststack.quic.tls import TlsConfig, checked_server_name
+from hoststack.quic.seam import ABORTED_CODE, EngineCounters, QuicConfig
+from hoststack.quic.tls import TlsConfig
 
 if TYPE_CHECKING:
     from hoststack.session.namespaces import Namespaces
@@ -36,135 +34,11 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Connection], Awaitable[object]]
 
 
-class Stack:
+class Stack(AboutStack[Connection, Listener]):
     """Opens connections and listeners. Created by `open_stack` and `attach`."""
 
-    def __init__(
-        self,
-        router: Router,
-        config: QuicConfig | None,
-        *,
-        link_name: str,
-        link_reason: str,
-        engine_name: str,
-    ) -> None:
-        self._router = router
-        self._config = config
-        self._link_name = link_name
-        self._link_reason = link_reason
-        self._engine_name = engine_name
-
-    @property
-    def link_name(self) -> str:
-        """ "af_xdp", "udp" or "memory"."""
-        return self._link_name
-
-    @property
-    def engine_name(self) -> str:
-        """ "native" or "aioquic"."""
-        return self._engine_name
-
-    @property
-    def link_reason(self) -> str:
-        """Why a better link was not chosen, in one line; empty if this is the best."""
-        return self._link_reason
-
-    @asynccontextmanager
-    async def connect(
-        self,
-        uri: str,
-        *,
-        tls: TlsConfig | None = None,
-        alpn: Sequence[str] = (),
-        config: Config | None = None,
-    ) -> AsyncIterator[Connection]:
-        """Connect as `open_connection` does, and close the connection at the end of the block: with
-        code 0, or with `ABORTED_CODE` when an exception leaves it."""
-        async with await self.open_connection(uri, tls=tls, alpn=alpn, config=config) as connection:
-            yield connection
-
-    async def open_connection(
-        self,
-        uri: str,
-        *,
-        tls: TlsConfig | None = None,
-        alpn: Sequence[str] = (),
-        config: Config | None = None,
-    ) -> Connection:
-        """Connect to `quic://host:port`, and return the connection, which the caller closes.
-
-        A name is looked up, and connections to all of its addresses race each other, started a
-        quarter of a second apart, alternating between IPv6 and IPv4 (RFC 8305); the first one
-        established is used. A link-local address includes its interface:
-        `quic://[fe80::1%eth0]:4433`.
-
-        For QUIC, `alpn` names the application protocols (RFC 7301), the preferred one first, for
-        example `["h3"]`: the native engine offers at most 8 names of 31 ASCII characters, aioquic
-        32 of 255. Without `tls` the peer's certificate is checked against the system's CAs and the
-        URI's host. `tcp://` and `udp://` use kernel sockets and accept neither `tls` nor `alpn`: a
-        TCP connection has one stream, which `open_stream` returns, and UDP has only datagrams.
-        `config` is a QuicConfig, TcpConfig or UdpConfig; without it the stack's, or the default.
-
-        Raises ConnectError, whose `kind` says why. For wrong arguments it raises UriError,
-        TypeError, ValueError (no `alpn`, or names that can't be offered), TlsConfigError (an
-        invalid server name), and OSError with ENOTSUP for a feature that a protocol does not have.
-        """
-        parsed = parse_uri(uri, PROTOCOLS)
-        config = self._checked(parsed, tls, alpn, config)
-        tls = tls or TlsConfig()
-        if PROTOCOLS[parsed.scheme].tls:
-            checked_server_name(tls.server_name or parsed.host)
-        server_name = tls.server_name or parsed.host.partition("%")[0]
-
-        async def connect_to(remote: Address) -> Connection:
-            reply = await self._router.call(
-                lambda token: m.Connect(
-                    token,
-                    remote,
-                    server_name,
-                    tls,
-                    tuple(alpn),
-                    config,
-                    protocol=parsed.scheme,
-                )
-            )
-            if isinstance(reply, m.Failed):
-                raise ConnectError(reply.errno, reply.text)
-            assert isinstance(reply, Connection)
-            return reply
-
-        addresses = await resolve(parsed, ConnectError)
-        return await first_connection(addresses, connect_to, uri)
-
-    async def listen(
-        self,
-        uri: str,
-        *,
-        tls: TlsConfig | None = None,
-        alpn: Sequence[str] = (),
-        config: Config | None = None,
-    ) -> Listener:
-        """Listen on `quic://address:port`; port 0 picks a free one (see `Listener.local`). For a
-        name, the first address is used.
-
-        QUIC needs `tls` with a certificate, and `alpn` as in `open_connection`: a client that
-        offers none of these protocols is refused. `tcp://` and `udp://` accept neither: their
-        connections have one stream that the peer opened, or datagrams from one peer.
-
-        Raises ListenError if the port or address is unavailable (its `kind` says why), and for
-        wrong arguments what `open_connection` raises.
-        """
-        parsed = parse_uri(uri, PROTOCOLS)
-        config = self._checked(parsed, tls, alpn, config)
-        own_tls = tls or TlsConfig()
-        local = (await resolve(parsed, ListenError))[0]
-        reply = await self._router.call(
-            lambda token: m.Listen(token, local, own_tls, tuple(alpn), config, parsed.scheme)
-        )
-        if isinstance(reply, m.Failed):
-            raise ListenError(reply.errno, f"{uri}: {reply.text}")
-        assert isinstance(reply, Listener)
-        return reply
+    _resolve = staticmethod(resolve)
+    _first_connection = staticmethod(first_connection)
 
     async def serve(
         self,
@@ -205,33 +79,12 @@ class Stack:
         if lost is not None:
             raise lost
 
-    def _checked(
-        self, uri: Uri, tls: TlsConfig | None, alpn: Sequence[str], config: Config | None
-    ) -> Config | None:
-        """Return the settings for a connection or listener, None for the worker's default.
-
-        Raises TypeError, ValueError or OSError for what the protocol of `uri` can't use.
-        """
-        class_ = CONFIGS[uri.scheme]
-        if config is None and isinstance(self._config, class_):
-            config = self._config
-        if config is not None and not isinstance(config, class_):
-            raise TypeError(
-                f"{uri.scheme}:// needs a {class_.__name__}, not a {type(config).__name__}"
-            )
-        if PROTOCOLS[uri.scheme].tls:
-            assert config is None or isinstance(config, QuicConfig)
-            check_protocols(alpn, config, self.engine_name)
-        elif tls is not None or alpn:
-            raise not_supported(uri.scheme, "TLS here: omit `tls` and `alpn`, or use quic://")
-        return config
-
 
 class EmbeddedStack(Stack):
     """A stack whose engine runs in the caller's own loop, with access to its internals."""
 
     def __init__(
-        self, router: Router, worker: Worker, link_reason: str, config: QuicConfig | None
+        self, router: TrioRouter, worker: Worker, link_reason: str, config: QuicConfig | None
     ) -> None:
         super().__init__(
             router,
@@ -278,7 +131,7 @@ class EmbeddedStack(Stack):
         if shares_listeners:
             application.group = (name, namespace, os.getuid())
         self._worker.attach(application)
-        router = Router(application)
+        router = TrioRouter(application)
         code = ABORTED_CODE
         try:
             yield EmbeddedStack(router, self._worker, self._link_reason, config or self._config)
@@ -314,7 +167,7 @@ def stack_on(
     applications. Without `config`, connections use the worker's default."""
     application = Application(name)
     worker.attach(application)
-    return EmbeddedStack(Router(application), worker, link_reason, config)
+    return EmbeddedStack(TrioRouter(application), worker, link_reason, config)
 
 
 @asynccontextmanager

@@ -50,16 +50,16 @@ class _Released:
     def __init__(self, worker: AttachedWorker) -> None:
         self._worker = weakref.ref(worker)
         self._names: list[BlockName] = []
-        self.loop: trio.lowlevel.TrioToken | None = None
-        """The trio loop that runs `AttachedWorker.run`."""
+        self.call_soon: Callable[[Callable[[], None]], object] | None = None
+        """Calls a function soon, from any thread, in the thread of the program's loop."""
 
     def add(self, name: BlockName) -> None:
         """Add a name. A finalizer calls this, so it may interrupt any other code."""
         self._names.append(name)
-        if len(self._names) == 1 and self.loop is not None:
+        if len(self._names) == 1 and self.call_soon is not None:
             # Report soon: an idle application would otherwise hold the worker's memory.
-            with contextlib.suppress(trio.RunFinishedError):
-                self.loop.run_sync_soon(self._tell, idempotent=True)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self.call_soon(self._tell)
 
     def _tell(self) -> None:
         worker = self._worker()
@@ -77,7 +77,7 @@ class AttachedWorker(Application):
     """A worker in another process. Owns the socket and the descriptors.
 
     In a trio program, `run` must run; it returns when the worker or the connection to it is gone.
-    Without trio, the program's own poll loop does the work of `run` (hoststack/vcl/client.py).
+    Without trio, the program's own loop does the work of `run` (hoststack/api/daemon_client.py).
     """
 
     def __init__(
@@ -99,6 +99,17 @@ class AttachedWorker(Application):
         self._fifos = SharedFifos(self._released.add)
         self.is_gone = False
         self.is_given_up = False
+        self.on_crowded: Callable[[], None] = lambda: None
+        """Called when messages wait for room in the channel's socket."""
+
+    @property
+    def call_soon(self) -> Callable[[Callable[[], None]], object] | None:
+        """Calls a function soon, from any thread, in the thread of the program's loop."""
+        return self._released.call_soon
+
+    @call_soon.setter
+    def call_soon(self, call_soon: Callable[[Callable[[], None]], object] | None) -> None:
+        self._released.call_soon = call_soon
 
     # --- down --------------------------------------------------------------------------------
 
@@ -144,6 +155,8 @@ class AttachedWorker(Application):
         if not self.is_gone:
             with contextlib.suppress(ChannelClosedError):  # `run` is about to report it
                 self._channel.send(data)
+                if self._channel.has_waiting:
+                    self.on_crowded()
 
     # --- up ----------------------------------------------------------------------------------
 
@@ -250,7 +263,7 @@ class AttachedWorker(Application):
 
     async def run(self) -> None:
         """Receive from the worker until it is gone, or this is cancelled."""
-        self._released.loop = trio.lowlevel.current_trio_token()
+        self.call_soon = trio.lowlevel.current_trio_token().run_sync_soon
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_waiting)

@@ -64,7 +64,7 @@ class AttachedWorkers:
 
     def __init__(self, engine: str) -> None:
         """Start without workers; `engine` is the name of the engine that all of them run."""
-        self._engine = engine
+        self.engine = engine
         self.wake_application: Callable[[], None] = lambda: None
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
         self.plane: Plane | None = None
@@ -200,7 +200,7 @@ class AttachedWorkers:
             self._fail(token)
 
     def _connect(self, request: m.Connect) -> None:
-        sessions = known_sessions(request, self._engine)
+        sessions = known_sessions(request, self.engine)
         if sessions is not None and self._next:
             self._sessions[request.token] = sessions
             known = m.Known(sessions.take(), sessions.take_token())

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from hoststack.api.daemon_client import DaemonClient, hello_of
 from hoststack.boundary import messages as m
 from hoststack.boundary.codec import CodecError
 from hoststack.boundary.protocols import PROTOCOLS, Protocol
 from hoststack.quic.seam import ABORTED_CODE
-from hoststack.vcl.client import AttachClient
 from hoststack.vcl.closing import abort, close
 from hoststack.vcl.config import VclConfig
 from hoststack.vcl.epoll import EpollSet
@@ -39,7 +39,10 @@ class VclWorker:
         """Attach to the daemon; raises AttachError."""
         self.index = index
         self.config = config
-        self.client = AttachClient(config, name)
+        # Shared listeners, so that each thread may listen.
+        hello = hello_of(name, config.namespace, config.secret, config.scopes, True)
+        self.client = DaemonClient(config.api_socket_name, hello)
+        self.client.start()
         self.side = self.client.workers
         self._sessions: dict[int, VclSession] = {}
         self.epolls: dict[int, EpollSet] = {}
@@ -173,6 +176,8 @@ class VclWorker:
         if self._lingering:
             linger_s = max(0.0, min(self._lingering.values()) - time.monotonic())
             timeout_s = linger_s if timeout_s is None else min(timeout_s, linger_s)
+        if self.client.is_gone and timeout_s is None and not self.side.has_notices:
+            raise error(errno.ECONNRESET, "the daemon has ended")
         try:
             self.client.wait(timeout_s)
         except CodecError as caught:

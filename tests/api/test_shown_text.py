@@ -14,7 +14,7 @@ import trio.testing
 import hoststack
 from apps.http3 import Http3Error
 from hoststack import CloseInfo, ConnectError, ConnectionClosedError, TlsConfig
-from hoststack.api.attach import admitted
+from hoststack.api.daemon_client import admitted
 from hoststack.api.errors import AttachError
 from hoststack.boundary import attaching
 from hoststack.boundary import messages as m

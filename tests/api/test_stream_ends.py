@@ -14,9 +14,10 @@ import trio.testing
 
 from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, StreamStoppedError
 from hoststack.api.datagrams import Datagrams
-from hoststack.api.router import Router
+from hoststack.api.in_trio import TrioRouter
 from hoststack.api.stream import Stream
 from hoststack.boundary import messages as m
+from hoststack.boundary.application import Application
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
 from tests.api.conftest import run
@@ -57,7 +58,7 @@ class Side:
 
 def stream_on(side: Side) -> Stream:
     """A stream over FIFOs of 4 KiB."""
-    router = Router(side)  # type: ignore[arg-type]
+    router = TrioRouter(side)  # type: ignore[arg-type]
     connection: Any = SimpleNamespace(
         _side=router.hold(1), _held={}, handle=1, close_info=CloseInfo(7, True, "why", True)
     )
@@ -173,7 +174,8 @@ def test_datagrams_of_a_closed_connection_are_freed_at_once() -> None:
 
     class Owner:
         def __init__(self) -> None:
-            self.datagrams = Datagrams(self.ignore, self.ignore, self.ignore)
+            router = TrioRouter(Application("owner"))
+            self.datagrams = Datagrams(router, self.ignore, self.ignore, self.ignore)
 
         def ignore(self) -> None:
             pass

@@ -31,7 +31,7 @@ import trio
 import trio.testing
 
 import hoststack
-from hoststack.api.router import Router
+from hoststack.api.in_trio import TrioRouter
 from hoststack.boundary import attaching, codec
 from hoststack.boundary import messages as m
 from hoststack.boundary.attached_worker import AttachedWorker
@@ -377,7 +377,7 @@ async def application_rounds(maker: Maker, rounds: int) -> Counter[str]:
         worker = AttachedWorker("fuzz", socket.socket(fileno=channel), *others)
         workers = AttachedWorkers("native")
         workers.add(0, worker)
-        router = Router(workers)
+        router = TrioRouter(workers)
         sent = [maker.message(_NOTICES) for _ in range(maker.rng.choice([1, 3, 20]))]
         logging.getLogger(
             "hoststack.boundary.attached_worker"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hoststack.api.router import Router
+from hoststack.api.in_trio import TrioRouter
 from hoststack.boundary import attaching, codec
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.daemon.attach_server import AttachServer
@@ -54,7 +54,7 @@ def _break_application(patch: pytest.MonkeyPatch) -> None:
         raise error
 
     patch.setattr(AttachedWorkers, "on_bad_notice", stumble)
-    patch.setattr(Router, "_on_closed", lambda self, notice: self._connections[notice.handle])
+    patch.setattr(TrioRouter, "_on_closed", lambda self, notice: self._connections[notice.handle])
 
 
 def _break_notices(patch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, QuicConfig, TlsConfig
-from hoststack.api.router import Router
+from hoststack.api.in_trio import TrioRouter
 from hoststack.api.stack import Stack
 from hoststack.boundary import messages as m
 from hoststack.boundary.attached_worker import AttachedWorker
@@ -67,7 +67,7 @@ class SlowApplication:
         """From now on it is as others are."""
         workers = AttachedWorkers("native")
         workers.add(0, self._worker)
-        router = Router(workers)
+        router = TrioRouter(workers)
         nursery.start_soon(self._worker.run)
         stack = Stack(router, None, link_name="", link_reason="", engine_name="native")
         return stack, self._worker

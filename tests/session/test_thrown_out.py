@@ -13,8 +13,9 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, TlsConfig
-from hoststack.api.attach import THROWN_OUT, _Daemon
-from hoststack.api.router import Router
+from hoststack.api.attach import _Daemon
+from hoststack.api.daemon_client import THROWN_OUT
+from hoststack.api.in_trio import TrioRouter
 from hoststack.api.stack import Stack
 from hoststack.boundary import attaching
 from hoststack.boundary.attached_workers import AttachedWorkers
@@ -45,7 +46,9 @@ def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
             workers = AttachedWorkers(embedded.engine_name)
             attached = _Daemon(Channel(ours, takes_fds=True), nursery, workers, "test")
             await nursery.start(attached.run, 1)
-            stack = Stack(Router(workers), None, link_name="", link_reason="", engine_name="native")
+            stack = Stack(
+                TrioRouter(workers), None, link_name="", link_reason="", engine_name="native"
+            )
             listener = await stack.listen(URI, tls=TLS, alpn=["test"])
             accepting: list[Any] = []
             nursery.start_soon(accept, listener, accepting)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from hoststack import EmbeddedStack, QuicConfig, Stack
-from hoststack.api.router import Router
+from hoststack.api.in_trio import TrioRouter
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
@@ -64,7 +64,7 @@ async def attached(
             nursery.start_soon(_follow, workers, index, attached_worker)
         try:
             yield Stack(
-                Router(workers),
+                TrioRouter(workers),
                 config,
                 link_name=first.link_name,
                 link_reason=first.link_reason,

@@ -7,11 +7,13 @@ inside the system call, so they are plain calls (about 0.3 ms); changes are read
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from pyroute2 import IPRoute
@@ -132,9 +134,22 @@ class ChangesLost(NamedTuple):
 Change = NeighbourChange | InterfaceChange | RoutesChanged | ChangesLost
 
 
+@contextlib.contextmanager
+def _outside_of_loops() -> Iterator[None]:
+    """Hide a running asyncio loop, in which trio may be a guest: pyroute2 runs a loop of its own
+    for each request, which asyncio forbids within another."""
+    running = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(running)
+
+
 class Rtnetlink:
     """One user's view of the kernel's network configuration."""
 
+    @_outside_of_loops()
     def __init__(self, *, follows_changes: bool = True) -> None:
         """Without `follows_changes` it is only for requests."""
         # Open the listening socket first, so that no change after the first answer is missed.
@@ -156,11 +171,13 @@ class Rtnetlink:
         """Return the descriptor that is readable when `read_changes` has something."""
         return self._changes.fileno()
 
+    @_outside_of_loops()
     def close(self) -> None:
         """Close both sockets; idempotent."""
         self._changes.close()
         self._requests.close()
 
+    @_outside_of_loops()
     def interface(self, name: str) -> Interface:
         """Return the interface of that name; raises LinkError with errno ENODEV if none has it."""
         try:
@@ -178,6 +195,7 @@ class Rtnetlink:
             f"there is no interface {name!r} in this network namespace: use one of {names}",
         )
 
+    @_outside_of_loops()
     def route(self, remote: str, source: str | None = None, oif: int | None = None) -> Route:
         """Ask the kernel for the route to a numeric address.
 
@@ -198,6 +216,7 @@ class Rtnetlink:
             ) from None
         return _route(answer, remote)
 
+    @_outside_of_loops()
     def own_addresses(self) -> list[LocalPrefix]:
         """Return this machine's addresses and the broadcast addresses of its networks, as the
         kernel's routing table "local" has them."""
@@ -212,6 +231,7 @@ class Rtnetlink:
                 own.append(LocalPrefix(host, message["dst_len"], is_broadcast))
         return own
 
+    @_outside_of_loops()
     def mtu_of(self, host: str) -> int | None:
         """Return the MTU of the interface that has an address; None if none has it."""
         for message in self._requests.get_addr():
@@ -221,6 +241,7 @@ class Rtnetlink:
                     return _interface(link).mtu_bytes
         return None
 
+    @_outside_of_loops()
     def neighbour(self, ifindex: int, host: str) -> NeighbourChange | None:
         """Return one neighbour; None if the kernel has no entry for it."""
         try:
@@ -232,6 +253,7 @@ class Rtnetlink:
             raise _as_link_error(error, f"cannot look up neighbour {host}") from None
         return _neighbour(answer[0])
 
+    @_outside_of_loops()
     def use_neighbour(self, ifindex: int, host: str) -> None:
         """Tell the kernel that we send to a neighbour.
 

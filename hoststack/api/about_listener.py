@@ -1,0 +1,96 @@
+"""Listening for connections, in trio or asyncio."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from hoststack.api.about_connection import AboutConnection
+from hoststack.boundary import messages as m
+
+if TYPE_CHECKING:
+    from hoststack.api.router import Router
+
+C = TypeVar("C", bound=AboutConnection[Any, Any, Any])
+
+
+class AboutListener(Generic[C]):
+    """A listening endpoint. Made by `Stack.listen`."""
+
+    def __init__(self, router: Router, handle: int, local: tuple[str, int]) -> None:
+        self._router = router
+        self._handle = handle
+        self._local = local
+        self._accepted: deque[C] = deque()
+        self._sleepers = router.new_lot()
+        self._closed = False
+        self._lost: str | None = None
+
+    @property
+    def handle(self) -> int:
+        """The session's 64-bit handle: worker << 32 | index."""
+        return self._handle
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """The address and port that it listens on, with the port that was picked for port 0."""
+        return self._local
+
+    async def accept(self) -> C:
+        """Wait for the next connection, and return it.
+
+        Raises trio.ClosedResourceError after `aclose`, and trio.BrokenResourceError if the listener
+        is lost: the daemon has ended, or none of its workers can have the listener. In asyncio
+        these are hoststack.aio's ClosedError and BrokenError.
+        """
+        await self._router.checkpoint()
+        while not self._accepted:
+            if self._closed:
+                raise self._router.closed_error("this listener was closed")
+            if self._lost is not None:
+                raise self._router.broken_error(f"this listener is gone: {self._lost}")
+            await self._sleepers.park()
+        connection = self._accepted.popleft()
+        connection._take()
+        return connection
+
+    async def aclose(self) -> None:
+        """Stop listening. Connections that `accept` returned continue; others are closed."""
+        self.close()
+        await self._router.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop listening: see `aclose`."""
+        await self.aclose()
+
+    def close(self) -> None:
+        """Stop listening as `aclose` does, without a checkpoint."""
+        if not self._closed:
+            self._closed = True
+            self._router.forget_listener(self._handle)
+            self._router.post(m.Unlisten(self._handle))
+            while self._accepted:
+                connection = self._accepted.popleft()
+                connection._take()
+                connection._abandon()
+            self._sleepers.unpark_all()
+
+    def _abandon(self) -> None:
+        self.close()
+
+    def _on_lost(self, why: str) -> None:
+        self._lost = why
+        self._sleepers.unpark_all()
+
+    def _on_accepted(self, connection: C) -> None:
+        self._accepted.append(connection)
+        self._sleepers.unpark(count=1)
