@@ -24,13 +24,15 @@ class Daemon:
 
 
 @contextmanager
-def daemon(side: netns.Side, engine: str, *, workers: int = 1) -> Iterator[Daemon]:
-    """`hoststack run` there, over af_xdp. Raises BenchError."""
+def daemon(
+    side: netns.Side, engine: str, *, workers: int = 1, link: str = "af_xdp"
+) -> Iterator[Daemon]:
+    """`hoststack run` there. Raises BenchError."""
     with tempfile.TemporaryDirectory(prefix="hs-bench-") as folder:
         # Its workers are nobody's.
         Path(folder).chmod(0o755)
         api, cli = f"{folder}/api.sock", f"{folder}/cli.sock"
-        words = ["run", "-i", side.ifname, "--link", "af_xdp", "--engine", engine]
+        words = ["run", "-i", side.ifname, "--link", link, "--engine", engine]
         words += ["--workers", str(workers), "--socket", api, "--cli-socket", cli]
         words += ["--drain-seconds", "0"]
         line = side.command(sys.executable, "-m", "hoststack.cli.main", *words)
