@@ -1,5 +1,5 @@
 """Hoststack in asyncio: the same stack, connections and listeners as in trio, and streams as
-asyncio's readers and writers. See docs/asyncio.md."""
+asyncio's readers and writers. See docs/howto/asyncio.md."""
 
 from hoststack.aio.attach import attach
 from hoststack.aio.connection import Connection

@@ -1,4 +1,4 @@
-"""The programs of docs/asyncio.md, run from its text."""
+"""The programs of docs/howto/asyncio.md, run from its text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.daemon.conftest import run_daemon
 
-PAGE = Path(__file__).parents[2] / "docs" / "asyncio.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "asyncio.md"
 
 
 def test_server_and_client(tmp_path: Path) -> None:
