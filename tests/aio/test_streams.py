@@ -53,22 +53,24 @@ def test_what_has_no_room_is_kept_until_it_has(run: Run, open_stack: Open) -> No
 
 
 def test_a_closed_stream_still_sends_what_was_written(run: Run, open_stack: Open) -> None:
-    received: list[bytes] = []
+    received: asyncio.Queue[bytes]
 
     async def take(connection: aio.Connection) -> None:
         async for stream in connection.streams():
             assert isinstance(stream, aio.ReceiveStream)
-            received.append(await stream.read())
+            received.put_nowait(await stream.read())
 
     async def main() -> None:
+        nonlocal received
+        received = asyncio.Queue()
         async with open_stack() as stack, connected(stack, take) as connection:
             async with await connection.open_stream(unidirectional=True) as stream:
                 stream.write(MUCH)
             assert stream.is_closing()
             await stream.wait_acknowledged()
+            assert await received.get() == MUCH
 
     run(main)
-    assert received == [MUCH]
 
 
 def test_an_exception_aborts(run: Run, open_stack: Open) -> None:
