@@ -137,11 +137,6 @@ class Fifo:
         head: int = lib.hs_fifo_head(self._producer)
         return head if head >= 0 else _raise(head)
 
-    @property
-    def filled_to(self) -> int:
-        """The offset up to which the producer has stored all bytes: its own tail."""
-        return int(self._producer.tail)
-
     # --- the consumer: an application that receives, or the engine that sends ---
 
     def read(self, max_bytes: int) -> bytes:
