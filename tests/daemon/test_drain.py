@@ -25,8 +25,8 @@ ENDLESS = 6
 CHUNK = bytes(50_000)
 #: Of a whole download, by engine; longer than what is under way at once, and no longer than there
 #: is time for beside the endless ones.
-WHOLE_CHUNKS = {"native": 200, "aioquic": 20}
-DRAIN = ("--drain-seconds", "2.5")
+WHOLE_CHUNKS = {"native": 60, "aioquic": 20}
+DRAIN = ("--drain-seconds", "4")
 #: A peer that is not told would find out by this, later than any test waits.
 CONFIG = QuicConfig(idle_timeout_s=10 * PATIENCE_S)
 
