@@ -41,10 +41,10 @@ def test_the_application_goes_on(make_daemon: MakeDaemon) -> None:
 
                 async def listen(uri: str) -> hoststack.Listener:
                     handler = answer if uri.startswith("udp") else echo
-                    tls = TLS if uri.startswith("quic") else None
+                    tls, alpn = (TLS, ["test"]) if uri.startswith("quic") else (None, [])
                     listener: hoststack.Listener = await nursery.start(
                         lambda task_status: stack.serve(
-                            uri, handler, tls=tls, alpn=["test"], task_status=task_status
+                            uri, handler, tls=tls, alpn=alpn, task_status=task_status
                         )
                     )
                     return listener
