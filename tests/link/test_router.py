@@ -84,10 +84,10 @@ def test_what_is_for_others_goes_to_them(network: Network, family: int, protocol
 
     async def main() -> None:
         uri = f"{protocol}://{'0.0.0.0' if family == 4 else '[::]'}:{PORT}"
-        tls = TLS if protocol == "quic" else None
+        tls, alpn = (TLS, ["test"]) if protocol == "quic" else (None, [])
         async with (
             hoststack.open_stack(router.ifname, link="af_xdp") as stack,
-            await stack.listen(uri, tls=tls, alpn=["test"]) as listener,
+            await stack.listen(uri, tls=tls, alpn=alpn) as listener,
         ):
             with (
                 await socket_of(network.near, family) as peer,
