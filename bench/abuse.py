@@ -16,13 +16,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 from bench import ends
 from bench.lines import Expected, Line
-from bench.processes import Process, run_to_json, running
+from bench.processes import Process, running
 from bench.report import Benchmark, Found
 from bench.rounds import progress
 from hoststack.quic.cid import CidGenerator
@@ -37,7 +37,8 @@ EXPECTED: Final = Expected(">=", 0.5)
 _PAYLOADS: Final = 4000
 #: Of Retry tokens (NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2).
 _RETRY_MAGIC: Final = b"\xb7"
-_LEAD_S: Final = 1.0
+#: The attack goes on until an upload's last byte is acknowledged.
+_MORE_S: Final = 30
 
 
 def _initials(count: int) -> Iterator[bytes]:
@@ -113,26 +114,32 @@ def _told(server: Process) -> tuple[float, float]:
     return int(came), float(used_s)
 
 
+def _goodput(command: list[str], attack: AbstractContextManager[object]) -> float:
+    """Gbit/s of a connection that was there before the attack began."""
+    process = Process(command, has_input=True)
+    try:
+        process.wait_ready()
+        with attack:
+            process.say("go")
+            found = process.finish_to_json()
+    finally:
+        process.close()
+    return float(found["bytes"] / found["seconds"] * 8e-9)
+
+
 def _measure_one(
     pair: netns.VethPair, spoofer: Spoofer, link: str, engine: str, kind: str, seconds: float
 ) -> dict[str, float]:
     uri = f"quic://{pair.b.ipv4}:{ends.PORT}"
     with running(ends.end_command(pair.b, "server", link, engine, uri)) as server:
-        upload = ends.end_command(pair.a, "upload", link, engine, uri, f"--seconds={seconds}")
-        upload.append(f"--server-pid={server.pid}")
-
-        def goodput() -> float:
-            found = run_to_json(upload)[0]
-            return float(found["bytes"] / found["seconds"] * 8e-9)
-
-        alone = goodput()
+        words = [f"--seconds={seconds}", f"--server-pid={server.pid}", "--waits"]
+        upload = ends.end_command(pair.a, "upload", link, engine, uri, *words)
+        alone = _goodput(upload, nullcontext())
         with spoofer.attack(pair, kind, seconds) as process:
             before = _told(server)
             process.finish()
             after = _told(server)
-        with spoofer.attack(pair, kind, seconds + 2 * _LEAD_S + 20):
-            time.sleep(_LEAD_S)
-            beside = goodput()
+        beside = _goodput(upload, spoofer.attack(pair, kind, seconds + _MORE_S))
     came, used_s = (now - was for now, was in zip(after, before, strict=True))
     return {
         "alone": alone,

@@ -448,10 +448,19 @@ def plaintext() -> Iterator[bytes]:
         yield shape + b"".join(strikes)
 
 
+def strangers() -> Iterator[bytes]:
+    payloads = (b"\0\1", b"\1\1", b"\2\1", b"\4\1\5\1\6\2\0\x40", b"\x40\1", b"\x80\0\x20\1")
+    for shape in (0, 1):
+        for payload in payloads:
+            for flow in (0, 4, 0x20, 0x10, 0x40, 0x84):
+                frames = b"".join(bytes((flow, who)) + payload for who in range(0, 64, 9))
+                yield bytes((shape,)) + (bytes((7,)) + frames + b"\1") * 3
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     """The whole corpus: for each target, files by name."""
     made = {}
-    for make in (frames, fifo, session, stops, tokens, turn, handshake, plaintext):
+    for make in (frames, fifo, session, stops, tokens, strangers, turn, handshake, plaintext):
         files = {f"seed_{i:03}": data for i, data in enumerate(make())}
         for name, text in FOUND.get(make.__name__, {}).items():
             files[f"found_{name}"] = bytes.fromhex(text)

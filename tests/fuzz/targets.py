@@ -80,6 +80,7 @@ TARGETS: Final = {
         Target("session", False, ("heap_pool.c",), _HEAP_POOL),
         Target("stops", True, most_bytes=1472),
         Target("tokens", True, ("steady.c", "kept_wire.c")),
+        Target("strangers", True, ("steady.c",)),
         Target("turn", True, _PAIR, _HEAP_POOL),
         Target(
             "handshake",

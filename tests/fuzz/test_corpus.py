@@ -30,6 +30,7 @@ RUNS = {
     "session": 40_000,
     "stops": 60_000,
     "tokens": 8_000,
+    "strangers": 4_000,
     "turn": 900,
     "handshake": 900,
     "plaintext": 900,
@@ -80,6 +81,12 @@ PLANTS = {
         "size_t bytes = datagram->bytes - 1 < MOST_RESET_BYTES ? datagram->bytes - 1 :",
         "size_t bytes = datagram->bytes < MOST_RESET_BYTES ? datagram->bytes :",
         "not true: n < p->n",
+    ),
+    "strangers": Plant(
+        "wire/xdp.c",
+        "		memcpy(out, path->key, sizeof(*out));",
+        "		memcpy(out, path->key, 8);",
+        "not true: found",
     ),
     "turn": Plant(
         "quic/turn.c",

@@ -930,6 +930,12 @@ def test_xdp_next_hops_are_asked_for_paths_in_use() -> None:
         (came,) = came_from(wire, rings, [5000])
         path = wire.learn(came.key)
         tagged = xdp_way(wire, tags=((0x8100, 7),))
+        for _ in range(40):  # answers without a connection
+            assert wire.write(path, b"x")
+            wire.flush()
+        assert asked() == reported() == []
+        lib.hs_wire_hold_path(wire.wire, path.id)
+        lib.hs_wire_hold_path(wire.wire, tagged.id)
         for number in range(40):
             assert asked() == ([path.id] if number == 16 else [])
             assert wire.write(path, b"x")

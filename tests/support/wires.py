@@ -46,6 +46,7 @@ enum { HS_WIRE_BURST = 64 };
 struct hs_path {
     uint32_t id;
     uint32_t references;
+    uint8_t key[64];
     uint8_t is_routed;
     uint32_t max_datagram_bytes;
     int fd;

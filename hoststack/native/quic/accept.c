@@ -18,12 +18,8 @@ enum {
 #define RETRY_TOKEN_NS (10 * SECOND_NS)
 #define REGULAR_TOKEN_NS (3600 * SECOND_NS)
 
-enum {
-	/* More arrives than can be read: this many bursts in a row were full. Bursts of honest
-	 * clients are shorter. */
-	OVERLOADED_AFTER = 16,
-	ANSWERS_WHILE_OVERLOADED = 8, /* in a burst: what is read and not answered costs little */
-};
+/* In a burst, while more arrives than can be read: what is read and not answered costs little. */
+enum { ANSWERS_WHILE_OVERLOADED = 4 };
 
 /* The most answers of each kind in a second: an answer costs more than the packet that causes it.
  * Retry has the most, since honest clients need it; the others are rare except in attacks. */
@@ -172,11 +168,11 @@ static int may_answer(struct hs_quic *q, enum hs_answer kind)
 	struct hs_budget *budget = &q->budgets[kind];
 	uint64_t left_ns = budget->left_ns + (q->now_ns - budget->filled_ns);
 	uint64_t each_ns = SECOND_NS / PER_SECOND[kind];
-	if (!budget->filled_ns || left_ns > SECOND_NS)
+	if (left_ns > SECOND_NS)
 		left_ns = SECOND_NS;
 	budget->filled_ns = q->now_ns;
 	budget->left_ns = left_ns;
-	if (left_ns < each_ns || (q->full_bursts >= OVERLOADED_AFTER &&
+	if (left_ns < each_ns || (q->full_bursts >= HS_OVERLOADED_AFTER &&
 				  q->answers_in_burst >= ANSWERS_WHILE_OVERLOADED)) {
 		drop(q, UNANSWERED[kind]);
 		return 0;

@@ -46,6 +46,9 @@ enum {
 	HS_QUIC_TICKET_KEY_BYTES = 64, /* required by GnuTLS */
 	HS_QUIC_LONG_HEADER = 0x80, /* in a packet's first byte (RFC 9000 section 17.2) */
 	HS_QUIC_VERSIONS = 2,
+	/* More arrives than can be read: so many more bursts were full than not. A crowd of honest
+	 * clients is over before that. */
+	HS_OVERLOADED_AFTER = 16,
 	/* A stateless reset has 5 unpredictable bytes and the token (RFC 9000 section 10.3). */
 	HS_QUIC_LEAST_RESET_BYTES = 5 + NGTCP2_STATELESS_RESET_TOKENLEN,
 };
@@ -296,7 +299,7 @@ struct hs_stop {
  * after a quiet second. */
 struct hs_budget {
 	uint64_t filled_ns; /* when it was last refilled */
-	uint64_t left_ns; /* each answer takes its share of a second */
+	uint64_t left_ns; /* a second at most, of which each answer takes its share */
 };
 
 /* Answers to anyone who sends a datagram. */
@@ -346,7 +349,7 @@ struct hs_quic {
 	uint32_t stop_count, stop_room;
 	uint8_t came_with_cid; /* the datagram had a NEW_CONNECTION_ID frame */
 	struct hs_budget budgets[HS_ANSWERS];
-	uint32_t full_bursts; /* in a row: more arrives than can be read */
+	uint32_t full_bursts; /* lately, less those that were not: see HS_OVERLOADED_AFTER */
 	uint32_t answers_in_burst;
 	struct hs_quic_counters counters;
 };

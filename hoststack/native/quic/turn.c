@@ -122,7 +122,10 @@ static int receive(struct hs_quic *q)
 	struct hs_received burst[HS_WIRE_BURST];
 	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
 	/* Over sockets half a burst is the most that one system call receives. */
-	q->full_bursts = n >= HS_WIRE_BURST / 2 ? q->full_bursts + 1 : 0;
+	if (n < HS_WIRE_BURST / 2)
+		q->full_bursts -= q->full_bursts > 0;
+	else if (q->full_bursts < 2 * HS_OVERLOADED_AFTER)
+		q->full_bursts++;
 	q->answers_in_burst = 0;
 	if (n <= 0)
 		return 0;
@@ -417,6 +420,8 @@ struct hs_quic *hs_quic_new(struct hs_wire *wire, const uint8_t *cid_prefix, con
 	q->find_path = find_path;
 	q->owner = owner;
 	q->touched_end = &q->touched;
+	for (int kind = 0; kind < HS_ANSWERS; kind++)
+		q->budgets[kind].left_ns = 1000000000; /* a second */
 	memcpy(q->cid_prefix, cid_prefix, sizeof(q->cid_prefix));
 	memcpy(q->secret, secret, sizeof(q->secret));
 	return q;

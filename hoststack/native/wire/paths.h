@@ -43,7 +43,7 @@ struct hs_path {
 	uint8_t key[HS_PATH_KEY_BYTES];
 	union hs_address local;
 	union hs_address remote;
-	uint64_t tx_datagrams;
+	uint64_t tx_datagrams; /* while it was referenced */
 	/* wire/sockets.c */
 	int fd; /* -1: none */
 	uint32_t asked; /* its wire's `sizes` when the kernel was asked for the path's size */

@@ -284,9 +284,9 @@ static void commit(struct hs_wire *wire, struct hs_path *path, uint32_t bytes, u
 	desc->addr -= path->header.header_bytes;
 	desc->len = path->header.header_bytes + bytes;
 	w->committed++;
-	/* Frames with VLAN tags belong to an interface that the kernel does not have, so it has no
-	 * route for them. */
-	if (++path->tx_datagrams >= SENT_BEFORE_ROUTE && !path->is_routed &&
+	/* Answers to strangers do not count: no connection uses the path. Frames with VLAN tags
+	 * belong to an interface that the kernel does not have, so it has no route for them. */
+	if (path->references && ++path->tx_datagrams >= SENT_BEFORE_ROUTE && !path->is_routed &&
 	    path->header.ip_offset == ETHERNET_BYTES)
 		route(wire, path);
 	wire->counters.tx_datagrams++;
