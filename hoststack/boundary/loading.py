@@ -38,6 +38,7 @@ class Loading:
         self._current: int | None = None
         """Token of the request that is being loaded."""
         self._scope = trio.CancelScope()
+        self._is_closed = False
 
     @property
     def is_full(self) -> bool:
@@ -45,7 +46,9 @@ class Loading:
         return len(self._waiting) >= _MOST_WAITING
 
     def add(self, request: Unparsed | Listen | Connect, engine: Engine) -> None:
-        """Load the credentials of a request for an engine."""
+        """Load the credentials of a request for an engine, unless it is closed."""
+        if self._is_closed:
+            return
         self._waiting.append((request, engine))
         self._has_waiting.set()
 
@@ -54,6 +57,12 @@ class Loading:
         self._waiting = deque(each for each in self._waiting if each[0].token != token)
         if token == self._current:
             self._scope.cancel()
+
+    def close(self) -> None:
+        """Forget all requests, and those to come: the application has left."""
+        self._is_closed = True
+        self._waiting.clear()
+        self._scope.cancel()
 
     async def run(self, on_done: Callable[[Loaded | Failed], None]) -> None:
         """Load until cancelled, and pass each result to `on_done`."""

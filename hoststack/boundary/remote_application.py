@@ -332,6 +332,8 @@ class RemoteApplication(Application):
         if self._why_ended is None:
             self._why_ended = str(error)
         self._channel.abandon()
+        self._loading.close()
+        self.worker.wake()
 
     async def run(self) -> None:
         """Serve it until it leaves or is detached; `gone` says why. Raises nothing that the

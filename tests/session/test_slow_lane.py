@@ -242,6 +242,19 @@ def test_an_application_that_leaves_leaves_no_key_behind() -> None:
     beside(HeldUp, main)
 
 
+def test_one_that_leaves_is_let_go_though_many_keys_wait() -> None:
+    async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
+        for token in range(1, 41):
+            other.request(listen(token))
+        await trio.testing.wait_all_tasks_blocked()
+        other.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert application.gone
+        assert (held.asked, held.under_way) == (1, 0)
+
+    beside(HeldUp, main)
+
+
 def test_only_so_many_wait_for_a_key_and_the_rest_in_the_channel() -> None:
     async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
         for token in range(1, 41):

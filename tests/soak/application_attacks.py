@@ -8,6 +8,7 @@ its own.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import random
 import socket
@@ -25,10 +26,13 @@ import trio
 import hoststack
 from hoststack.boundary.channel import ChannelClosedError
 from tests.daemon.fuzz_application import Evil, be_evil, ignore_own_signals
+from tests.support.costly import KINDS
 
 #: Arrays in arrays, deeper than any decoder that recurses follows.
 DEEP: Final = b"\x91" * 3000 + b"\x01"
 _MOST_CONSOLES: Final = 80
+#: How long messages of one kind are sent.
+_COSTLY_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,35 @@ def deep_messages(target: Target, end: float) -> Counter[str]:
 
 def _attached(target: Target) -> Evil:
     return Evil(target.api, random.Random(5), target.place)
+
+
+def costly_messages(target: Target, end: float) -> Counter[str]:
+    """Requests that cost a worker more than the one who asks, as fast as they are read."""
+    done: Counter[str] = Counter()
+    token = 0
+    for kind in itertools.cycle(KINDS):
+        if time.monotonic() > end:
+            return done
+        try:
+            evil = _attached(target)
+        except (ChannelClosedError, OSError):  # others that attach took its place
+            done["refused"] += 1
+            continue
+        over = min(end, time.monotonic() + _COSTLY_S)
+        try:
+            while time.monotonic() < over:
+                token += 1
+                data = KINDS[kind](token)
+                for worker in evil.workers:
+                    with suppress(BlockingIOError):
+                        worker.channel._socket.send(data, socket.MSG_DONTWAIT)
+                        done[kind] += 1
+                    worker.read()
+        except (ChannelClosedError, OSError):
+            done["thrown out"] += 1
+        finally:
+            evil.close()
+    raise AssertionError
 
 
 def blocking_descriptors(target: Target, end: float) -> Counter[str]:
@@ -182,6 +215,7 @@ ATTACKS: Final[dict[str, Callable[[Target, float], Counter[str]]]] = {
     for attack in (
         invalid_data,
         deep_messages,
+        costly_messages,
         blocking_descriptors,
         idle_consoles,
         hostile_servers,

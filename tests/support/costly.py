@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -99,24 +97,3 @@ KINDS: Final[dict[str, Callable[[int], bytes]]] = {
     "listen rsa": lambda token: listen_with(token, _PORT_0[0], *rsa_pair(4096)),
     "bind": lambda token: codec.encode(m.Bind(token, _PORT_0, None)),
 }
-
-
-def flood(
-    kind: str,
-    channels: list[Any],
-    is_over: Callable[[], bool],
-    read: Callable[[], None],
-) -> int:
-    """Send messages of a kind into the channels, as fast as they are read; returns how many."""
-    sent = 0
-    for token in itertools.count(1):
-        message = KINDS[kind](token)
-        for channel in channels:
-            with suppress(BlockingIOError):
-                channel.send(message)
-                sent += 1
-        if token % 8 == 0:
-            read()
-            if is_over():
-                return sent
-    raise AssertionError
