@@ -90,7 +90,8 @@ class AboutStream:
         result = lib.hs_end_close(self._end, aborts, ABORTED_CODE)
         if result:
             self._act(result, ABORTED_CODE, ABORTED_CODE if aborts else 0)
-        self._router.forget_if_over(self._handle)
+        if self._held is not None:
+            self._router.forget_if_over(self._handle)
 
     def _abandon(self) -> None:
         self._close(aborts=True)
@@ -123,7 +124,8 @@ class AboutSending(AboutStream):
     def reset(self, code: int = 0) -> None:
         """Stop sending at once with an application code (RESET_STREAM); never blocks."""
         self._act(lib.hs_end_reset(self._end, code), code)
-        self._router.forget_if_over(self._handle)
+        if self._held is not None:
+            self._router.forget_if_over(self._handle)
 
     async def wait_acknowledged(self) -> None:
         """Wait until the peer has acknowledged every byte and the FIN.
@@ -180,7 +182,8 @@ class AboutReceiving(AboutStream):
         if result == WAIT:
             return None
         if not result:
-            self._router.forget_if_over(self._handle)
+            if self._held is not None:
+                self._router.forget_if_over(self._handle)
             return b""
         if result != MUCH:
             raise self._receiving_error(result)

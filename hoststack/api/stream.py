@@ -48,11 +48,13 @@ class StreamBase(AboutStream, trio.abc.AsyncResource):
             await cancel_shielded_checkpoint()
 
     async def aclose(self) -> None:
-        """Close the stream as its class describes. In a cancelled scope, as with
-        `trio.aclose_forcefully`, abort it.
+        """Finish sending: written data still reaches the peer, followed by the FIN. Stop receiving:
+        a peer that has not finished gets a STOP_SENDING with code 0.
 
-        Aborting resets (RESET_STREAM) or stops (STOP_SENDING) each direction whose end was not sent
-        or received before, with `ABORTED_CODE`.
+        After an interrupted `send_all`, sending is reset with `ABORTED_CODE` instead. In a
+        cancelled scope, as with `trio.aclose_forcefully`, and when an exception leaves the `async
+        with` block, abort: reset (RESET_STREAM) or stop (STOP_SENDING) each direction whose end was
+        not sent or received before, with that code.
         """
         try:
             await checkpoint_if_cancelled()
@@ -97,7 +99,7 @@ class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
             taken = result & BYTES
             if taken == len(data):
                 if taken:
-                    self._act(result)
+                    self._router.act(self._handle, result >> HINTS)
             elif await self._send_rest(memoryview(data)[taken:], result):
                 return
             await cancel_shielded_checkpoint()
@@ -160,14 +162,6 @@ class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
             raise self._sending_error(result)
         self._act(result)
 
-    async def aclose(self) -> None:
-        """Finish sending: written data still reaches the peer, followed by the FIN.
-
-        The stream is reset with `ABORTED_CODE` instead after an interrupted `send_all`, in a
-        cancelled scope, and when an exception leaves its `async with` block.
-        """
-        await super().aclose()
-
 
 class ReceiveStream(AboutReceiving, StreamBase, trio.abc.ReceiveStream):
     """A stream that only receives: a unidirectional one that the peer opened."""
@@ -224,31 +218,17 @@ class ReceiveStream(AboutReceiving, StreamBase, trio.abc.ReceiveStream):
                 raise self._receiving_error(result)
             if result >> HINTS:
                 self._act(result)
-            elif not result:
+            elif not result and self._held is not None:
                 self._router.forget_if_over(self._handle)
             return int(result & BYTES)
         finally:
             self._is_receiving = False
-
-    async def aclose(self) -> None:
-        """Stop receiving. A peer that has not finished gets a STOP_SENDING: with code 0, or with
-        `ABORTED_CODE` in a cancelled scope and when an exception leaves the `async with` block."""
-        await super().aclose()
 
 
 class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
     """A bidirectional stream; each half can be finished separately."""
 
     __slots__ = ()
-
-    async def aclose(self) -> None:
-        """Finish both directions: written data still reaches the peer, followed by the FIN;
-        receiving stops.
-
-        The stream is reset with `ABORTED_CODE` instead after an interrupted `send_all`, in a
-        cancelled scope, and when an exception leaves its `async with` block.
-        """
-        await StreamBase.aclose(self)
 
 
 def _busy(what: str) -> trio.BusyResourceError:

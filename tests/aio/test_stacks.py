@@ -126,7 +126,7 @@ def test_no_daemon(run: Run) -> None:
 
 
 def test_a_daemon_that_ends(run: Run) -> None:
-    with run_daemon() as daemon:
+    with run_daemon("--drain-seconds", "0") as daemon:
 
         async def main() -> None:
             async with aio.attach(daemon.api) as stack, connected(stack, echo) as connection:
