@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from hoststack.aio.connection import Connection
 from hoststack.api.errors import ConnectError
 from hoststack.api.racing import ATTEMPT_DELAY_S, all_failed
 from hoststack.api.resolving import Address
 
-
-class Attempt(Protocol):
-    def __call__(self, address: Address, /) -> Coroutine[Any, Any, Connection]: ...
+Attempt = Callable[[Address], Coroutine[Any, Any, Connection]]
 
 
 async def first_connection(
@@ -22,11 +20,6 @@ async def first_connection(
 ) -> Connection:
     """Return the connection of the first attempt that succeeds, and cancel the others. Raises
     ConnectError if all fail."""
-    if len(addresses) == 1:
-        try:
-            return await attempt(addresses[0])
-        except ConnectError as error:
-            raise all_failed([error], describe) from None
     failures: list[ConnectError] = []
     waiting = deque(addresses)
     running: set[asyncio.Task[Connection]] = set()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from hoststack.aio.connection import Connection
 from hoststack.aio.errors import BrokenError, ClosedError
@@ -25,6 +24,8 @@ Handler = Callable[[Connection], Awaitable[object]]
 class Stack(AboutStack[Connection, Listener]):
     """Opens connections and listeners. Created by `hoststack.aio.open_stack` and
     `hoststack.aio.attach`."""
+
+    _first_connection = staticmethod(first_connection)
 
     async def serve(
         self,
@@ -69,14 +70,6 @@ class Stack(AboutStack[Connection, Listener]):
         self, uri: Uri, make_error: Callable[[int, str], OSError]
     ) -> Sequence[Address]:
         return await resolve(uri, make_error, asyncio.get_running_loop().getaddrinfo)
-
-    async def _first_connection(
-        self,
-        addresses: Sequence[Address],
-        attempt: Callable[[Address], Coroutine[Any, Any, Connection]],
-        describe: str,
-    ) -> Connection:
-        return await first_connection(addresses, attempt, describe)
 
 
 async def _handle(handler: Handler, connection: Connection) -> None:

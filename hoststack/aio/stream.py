@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from hoststack.api.about_stream import (
     BYTES,
@@ -12,6 +12,7 @@ from hoststack.api.about_stream import (
     FOR_BYTES,
     FOR_ROOM,
     HINTS,
+    RECEIVE_BYTES,
     AboutReceiving,
     AboutSending,
     AboutStream,
@@ -20,9 +21,6 @@ from hoststack.native.session._session import ffi, lib
 
 if TYPE_CHECKING:
     from hoststack.aio.router import AsyncioRouter
-
-#: Most bytes of a chunk in `async for`.
-CHUNK_BYTES: Final = 256 * 1024
 
 
 class _Closing(AboutStream):
@@ -227,7 +225,7 @@ class ReceiveStream(AboutReceiving, _Closing):
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await self._receive(CHUNK_BYTES)
+        chunk = await self._receive(RECEIVE_BYTES)
         if not chunk:
             raise StopAsyncIteration
         return chunk
@@ -250,11 +248,6 @@ class ReceiveStream(AboutReceiving, _Closing):
 
 
 class Stream(SendStream, ReceiveStream):
-    """A bidirectional stream; each half can be finished separately."""
+    """A bidirectional stream; each half can be finished separately. `close` finishes both."""
 
     __slots__ = ()
-
-    def close(self) -> None:
-        """Finish both directions: what was written still reaches the peer, followed by the FIN;
-        receiving stops."""
-        SendStream.close(self)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hoststack.api.about_connection import AboutConnection
     from hoststack.api.router import Router
 
+#: Most bytes that a program receives at a time, unless it says how many.
+RECEIVE_BYTES: Final = 256 * 1024
+
 HINTS: Final = int(lib.HS_END_BYTES_BITS)
 BYTES: Final = (1 << HINTS) - 1
 WAIT: Final = int(lib.HS_END_WAIT)

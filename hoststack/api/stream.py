@@ -6,7 +6,6 @@ An operation is a call in C (native/session/end.h), and a checkpoint.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Final
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
@@ -17,6 +16,7 @@ from hoststack.api.about_stream import (
     FOR_BYTES,
     FOR_ROOM,
     HINTS,
+    RECEIVE_BYTES,
     WAIT,
     AboutReceiving,
     AboutSending,
@@ -24,9 +24,6 @@ from hoststack.api.about_stream import (
 )
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import ABORTED_CODE
-
-#: Most bytes that `receive_some` returns without a size.
-RECEIVE_BYTES: Final = 256 * 1024
 
 
 class StreamBase(AboutStream, trio.abc.AsyncResource):
