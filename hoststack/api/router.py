@@ -122,6 +122,11 @@ class Router(ABC):
         self._is_ended = False
         self._listeners: dict[int, ListenerHere] = {}
         self._connections: dict[int, ConnectionHere] = {}
+        self._listens = 0
+        """Calls that wait for a listener."""
+        self._early_accepted: dict[int, list[ConnectionHere]] = {}
+        """Connections of listeners whose reply has not arrived yet, by the listener's handle: one
+        worker of a daemon accepts while another is still asked."""
         self._held: dict[int, _Held] = {}
         """Streams of workers in other processes, by handle, until they end."""
         self._sleepers: dict[int, Callable[[], object]] = {}
@@ -167,7 +172,10 @@ class Router(ABC):
             await self.checkpoint()
             return m.Failed(token, errno.ECONNRESET, _ENDED)
         call = self._calls[token] = _Call(self.new_event())
-        self._application.request(make_request(token))
+        request = make_request(token)
+        is_listen = isinstance(request, m.Listen)
+        self._listens += is_listen
+        self._application.request(request)
         try:
             await call.done.wait()
         except BaseException:
@@ -176,6 +184,9 @@ class Router(ABC):
             raise
         finally:
             del self._calls[token]
+            self._listens -= is_listen
+            if not self._listens:
+                self._abandon_early()
         assert call.reply is not None
         return call.reply
 
@@ -387,6 +398,8 @@ class Router(ABC):
     def _on_listening(self, notice: m.Listening) -> None:
         listener = self._kinds.listener(self, notice.handle, notice.local)
         self._listeners[notice.handle] = listener
+        for connection in self._early_accepted.pop(notice.handle, ()):
+            listener._on_accepted(connection)
         self._reply(notice.token, listener)
 
     def _on_connected(self, notice: m.Connected) -> None:
@@ -395,11 +408,20 @@ class Router(ABC):
     def _on_accepted(self, notice: m.Accepted) -> None:
         connection = self._add_connection(notice)
         listener = self._listeners.get(notice.listener)
-        if listener is None:
-            connection._take()
-            connection._abandon()
-        else:
+        if listener is not None:
             listener._on_accepted(connection)
+            return
+        self._early_accepted.setdefault(notice.listener, []).append(connection)
+        if not self._listens:
+            self._abandon_early()
+
+    def _abandon_early(self) -> None:
+        """Close the connections of listeners that are not there, and will not be."""
+        for connections in self._early_accepted.values():
+            for connection in connections:
+                connection._take()
+                connection._abandon()
+        self._early_accepted.clear()
 
     def _on_listener_lost(self, notice: m.ListenerLost) -> None:
         listener = self._listeners.pop(notice.handle, None)
