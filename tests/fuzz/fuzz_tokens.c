@@ -10,6 +10,7 @@
 
 #include "fuzz.h"
 #include "kept_wire.h"
+#include "no_connection.h"
 #include "steady.h"
 
 enum {
@@ -33,29 +34,6 @@ struct target {
 	uint64_t now_ns;
 	struct input *in;
 };
-
-static void *no_session(void *owner, uint32_t connection)
-{
-	(void)owner, (void)connection;
-	CHECK(!"a stream of a handshake that nobody could make");
-	return NULL;
-}
-
-static int no_fifos(void *owner, uint32_t connection, struct hs_fifo_producer **rx,
-		    struct hs_fifo_consumer **tx)
-{
-	(void)owner, (void)connection, (void)rx, (void)tx;
-	CHECK(!"datagrams of a handshake that nobody could make");
-	return -1;
-}
-
-static int64_t no_path(void *owner, uint32_t connection, uint8_t ip_version,
-		       const uint8_t *remote_ip, uint16_t remote_port)
-{
-	(void)owner, (void)connection, (void)ip_version, (void)remote_ip, (void)remote_port;
-	CHECK(!"a server's preferred address, to a server");
-	return -1;
-}
 
 /* --- datagrams ---------------------------------------------------------------------------------- */
 
