@@ -51,14 +51,17 @@ class Channel:
         self._socket = end
         self._control_bytes = socket.CMSG_SPACE(_MOST_FDS * _FD_BYTES) if takes_fds else 0
         self._max_waiting = max_waiting
-        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self._waiting: deque[tuple[bytes, list[int], bool]] = deque()
+        self._answers = 0
+        """How many of these are answers."""
         self._has_waiting = trio.Event()
         self._fault: str | None = None
         """Why nothing more can be received."""
         self._has_sent = trio.lowlevel.ParkingLot()
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message, now or when there is room; the caller keeps its descriptors.
+    def send(self, data: bytes, fds: Sequence[int] = (), *, is_answer: bool = False) -> None:
+        """Send a message, now or when there is room; the caller keeps its descriptors. An answer is
+        one that the other end has asked for: see `waiting_answers`.
 
         Raises ChannelClosedError if the other end is gone, if the queue is full, or if the
         descriptors cannot be duplicated for the queue.
@@ -69,7 +72,7 @@ class Channel:
             raise ChannelClosedError(f"{_MOST_WAITING_FDS} descriptors are queued: it reads none")
         duplicates = _duplicated(fds)
         try:
-            self._wait_with(data, duplicates)
+            self._wait_with(data, duplicates, is_answer)
         except ChannelClosedError:
             close_all(duplicates)
             raise
@@ -79,22 +82,23 @@ class Channel:
         Raises ChannelClosedError as `send`."""
         try:
             if self._waiting or not self._send_now(data, [fd]):
-                self._wait_with(data, [fd])
+                self._wait_with(data, [fd], False)
                 return
         except ChannelClosedError:
             os.close(fd)
             raise
         os.close(fd)
 
-    def _wait_with(self, data: bytes, fds: list[int]) -> None:
+    def _wait_with(self, data: bytes, fds: list[int], is_answer: bool) -> None:
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise ChannelClosedError(f"{self._max_waiting} messages are queued: it reads none")
-        self._waiting.append((data, fds))
+        self._waiting.append((data, fds, is_answer))
+        self._answers += is_answer
         self._has_waiting.set()
 
     def has_room_for_fds(self, count: int) -> bool:
         """Return whether the queue has room for this many more descriptors."""
-        return sum(len(held) for _, held in self._waiting) + count <= _MOST_WAITING_FDS
+        return sum(len(held) for _, held, _ in self._waiting) + count <= _MOST_WAITING_FDS
 
     @property
     def waiting(self) -> int:
@@ -102,13 +106,23 @@ class Channel:
         return len(self._waiting)
 
     @property
+    def waiting_answers(self) -> int:
+        """Number of queued answers."""
+        return self._answers
+
+    @property
     def has_waiting(self) -> bool:
         """Whether messages are queued."""
         return bool(self._waiting)
 
-    async def wait_sent(self, most: int) -> None:
-        """Wait until at most `most` messages are queued; `run` must run."""
-        while len(self._waiting) > most:
+    async def wait_sent(self) -> None:
+        """Wait until no message is queued; `run` must run."""
+        while self._waiting:
+            await self._has_sent.park()
+
+    async def wait_answered(self, most: int) -> None:
+        """Wait until at most `most` answers are queued; `run` must run."""
+        while self._answers > most:
             await self._has_sent.park()
 
     def _send_now(self, data: bytes, fds: Sequence[int]) -> bool:
@@ -207,10 +221,11 @@ class Channel:
         """Send queued messages until the socket is full; return whether all were sent. Raises
         ChannelClosedError."""
         while self._waiting:
-            data, fds = self._waiting[0]
+            data, fds, is_answer = self._waiting[0]
             if not self._send_now(data, fds):
                 return False
             self._waiting.popleft()
+            self._answers -= is_answer
             close_all(fds)
         return True
 
@@ -236,6 +251,7 @@ class Channel:
     def _drop_waiting(self) -> None:
         while self._waiting:
             close_all(self._waiting.popleft()[1])
+        self._answers = 0
         self._has_sent.unpark_all()
 
 

@@ -310,12 +310,10 @@ class Statistics:
     figures: dict[str, int | float]
 
 
+Answer = Failed | Statistics | Listening | Connected | StreamReady | Migrated
+
 Notice = (
-    Failed
-    | Statistics
-    | Listening
-    | Connected
-    | StreamReady
+    Answer
     | Accepted
     | ListenerLost
     | HandshakeDone
@@ -323,7 +321,6 @@ Notice = (
     | StreamsAvailable
     | DatagramsReady
     | PathChanged
-    | Migrated
     | Learned
     | Closed
     | StreamReset

@@ -34,6 +34,7 @@ from hoststack.boundary.containment import contained, fault_text
 from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize
 from hoststack.boundary.loading import Loaded, Loading
 from hoststack.boundary.messages import (
+    Answer,
     Cancel,
     Connect,
     EventCode,
@@ -57,9 +58,9 @@ logger = logging.getLogger("hoststack.worker")
 _SIGNALS_IN_TURN: Final = 1024
 #: While as many notices are queued, datagrams of new UDP peers are dropped.
 _MANY_NOTICES: Final = 1024
-#: While as many messages are queued for an application, its requests are not read. Notices about
-#: peers are not held back: what peers have open bounds them, and peers get credit for more only
-#: when the application has taken them.
+#: While as many answers are queued for an application, its requests are not read. Notices about
+#: peers are not held back, and hold back nothing: what peers have open bounds them, and peers get
+#: credit for more only when the application has taken them.
 _MOST_UNREAD: Final = 256
 
 
@@ -152,7 +153,8 @@ class RemoteApplication(Application):
         if self._loaded:
             return self._loaded.popleft()
         try:
-            if self._channel.waiting <= _MOST_UNREAD and (received := self._channel.receive_now(1)):
+            is_read = self._channel.waiting_answers <= _MOST_UNREAD
+            if is_read and (received := self._channel.receive_now(1)):
                 return self._take(decode_request(received[0][0]))
         except ChannelClosedError as error:
             self.leave(self._why_ended or str(error))
@@ -355,7 +357,7 @@ class RemoteApplication(Application):
     async def _receive(self) -> None:
         """Have the worker read the channel, in its turns: reading costs time as well."""
         while True:
-            await self._channel.wait_sent(_MOST_UNREAD)
+            await self._channel.wait_answered(_MOST_UNREAD)
             await trio.lowlevel.wait_readable(self._channel)
             self._drained = trio.Event()
             self._is_readable = True
@@ -388,6 +390,7 @@ class RemoteApplication(Application):
 
     def _send_message(self, message: Notice | SegmentGone) -> None:
         try:
-            self._channel.send(encode(message, self._pool.hand_out))
+            is_answer = isinstance(message, Answer)
+            self._channel.send(encode(message, self._pool.hand_out), is_answer=is_answer)
         except Exception as error:
             self.on_fault(error)

@@ -124,7 +124,7 @@ class WorkerProcess:
 
     async def wait_for_room(self) -> None:
         """Wait until it reads its orders or its socket has room for more, or until it is gone."""
-        await self._channel.wait_sent(0)
+        await self._channel.wait_sent()
 
     def drain(self, seconds: float) -> None:
         """Have it end when its connections have ended, or after so long."""

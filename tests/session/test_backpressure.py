@@ -16,7 +16,7 @@ from hoststack.api.stack import Stack
 from hoststack.boundary import messages as m
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
-from hoststack.boundary.remote_application import Limits, RemoteApplication
+from hoststack.boundary.remote_application import _MOST_UNREAD, Limits, RemoteApplication
 from hoststack.boundary.resumption import RelayedSessions
 from hoststack.boundary.rings import RING_ENTRIES, EventChannel
 from hoststack.link.memory import MemoryNetwork
@@ -152,6 +152,32 @@ def test_requests_wait_while_their_answers_are_not_read() -> None:
             nursery.start_soon(slow._worker._receive)
             await trio.sleep(5)
             assert len(answers) == 20_000
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_what_peers_have_done_does_not_hold_requests_back() -> None:
+    """However much of that an application has yet to read."""
+
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with (
+            hoststack.open_stack(link=network.link(SERVER)) as server,
+            hoststack.open_stack(link=network.link(CLIENT)) as client,
+            trio.open_nursery() as nursery,
+        ):
+            slow = SlowApplication()
+            nursery.start_soon(slow.serve, server)
+            slow.listen()
+            await trio.sleep(1)
+            while slow.messages <= 2 * _MOST_UNREAD:
+                async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
+                    await flood(connection)
+            held = slow.remote.sessions_in_use
+            slow._worker.request(m.Listen(2, (SERVER, 4434), TLS, ("test",), CONFIG))
+            await trio.sleep(1)
+            assert slow.remote.sessions_in_use == held + 1
             nursery.cancel_scope.cancel()
 
     run(main)
