@@ -54,6 +54,10 @@ class VclWorker:
         self._numbers = itertools.count()
         # Read but not handled yet: a signal handler may raise in between.
         self._notices: deque[m.Notice] = deque()
+        # About connections whose listener's own notice has not arrived yet; the handles of those
+        # connections and of their streams.
+        self._early_notices: list[m.Notice] = []
+        self._early_handles: set[int] = set()
         self._tokens = itertools.count(1)
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Failed: self._on_failed,
@@ -134,7 +138,7 @@ class VclWorker:
         self.disown(session)
         if session not in self._lingering:
             self.forget_handles(session)
-        self._calls.pop(session.token, None)
+        self._take_call(session.token)
 
     def forget_handles(self, session: VclSession) -> None:
         """Ignore what the stack reports about a session from now on."""
@@ -154,9 +158,8 @@ class VclWorker:
     def give_up(self, session: VclSession) -> None:
         """Cancel a session's request: whatever it still creates is closed."""
         if session.token:
-            self._calls.pop(session.token, None)
             self.side.request(m.Cancel(session.token))
-            session.token = 0
+            self._take_call(session.token)
         is_stream = session.parent is not None and session.parent.kind is Kind.CONNECTION
         if session.handle >= 0 and not is_stream:
             self.side.request(m.CloseConnection(session.handle, 0, ""))
@@ -179,14 +182,16 @@ class VclWorker:
         if self.client.is_gone and timeout_s is None and not self.side.has_notices:
             raise error(errno.ECONNRESET, "the daemon has ended")
         try:
-            self.client.wait(timeout_s)
+            self.client.wait(0.0 if self._notices else timeout_s)
         except CodecError as caught:
             raise error(errno.EPROTO, str(caught)) from None
         self._notices.extend(self.side.take_notices())
         while self._notices:
             notice = self._notices.popleft()
             handler = self._handlers.get(type(notice))
-            if handler is not None:  # else VCL has no use for it
+            if self._is_early(notice):
+                self._early_notices.append(notice)
+            elif handler is not None:  # else VCL has no use for it
                 handler(notice)
         for handle, _, _ in self.side.take_events():
             session = self._by_handle.get(handle)
@@ -241,7 +246,24 @@ class VclWorker:
 
     # --- notices -----------------------------------------------------------------------------
 
+    def _is_early(self, notice: m.Notice) -> bool:
+        """Whether a connection of a listener that is still being opened is concerned: one worker of
+        the daemon accepts while another is still asked."""
+        handle = getattr(notice, "handle", -1)
+        if isinstance(notice, m.Accepted):
+            is_early = bool(self._calls) and notice.listener not in self._by_handle
+        else:
+            is_early = getattr(notice, "connection", handle) in self._early_handles
+        if is_early:
+            self._early_handles.add(handle)
+        return is_early
+
     def _take_call(self, token: int) -> VclSession | None:
+        """Return a call's session, and handle early notices again: the call may have opened their
+        listener."""
+        self._notices.extendleft(reversed(self._early_notices))
+        self._early_notices.clear()
+        self._early_handles.clear()
         session = self._calls.pop(token, None)
         if session is not None:
             session.token = 0
