@@ -18,45 +18,17 @@ _HERE: Final = Path(__file__).resolve().parent
 _ROOT: Final = _HERE.parent.parent
 _INCLUDE: Final = (_HERE, _ROOT / "bpf", _ROOT / "pyxdp")
 
-MEMORY_SOURCES: Final = ("memory/fifo.c", "memory/event_ring.c")
-SESSION_SOURCES: Final = ("session/plane.c", "session/end.c", "session/pool.c", "memory/fifo.c")
-WIRE_SOURCES: Final = (
-    "wire/wire.c",
-    "wire/paths.c",
-    "wire/handed.c",
-    "wire/sockets.c",
-    "wire/xdp.c",
-    "wire/datagram_ports.c",
-    "wire/local_addresses.c",
-    "wire/frames.c",
-    "wire/udp.c",
-)
+
+def _sources(folder: str) -> tuple[str, ...]:
+    """Return the C files of a folder, without those that cffi generates."""
+    return tuple(sorted(f"{folder}/{path.name}" for path in (_HERE / folder).glob("[!_]*.c")))
+
+
+MEMORY_SOURCES: Final = _sources("memory")
+SESSION_SOURCES: Final = (*_sources("session"), "memory/fifo.c")
+WIRE_SOURCES: Final = _sources("wire")
 #: Includes the wire and memory files that the engine calls.
-QUIC_SOURCES: Final = (
-    "quic/turn.c",
-    "quic/accept.c",
-    "quic/half_open.c",
-    "quic/held.c",
-    "quic/connection.c",
-    "quic/version.c",
-    "quic/close.c",
-    "quic/resume.c",
-    "quic/callbacks.c",
-    "quic/handshake.c",
-    "quic/packets.c",
-    "quic/frames.c",
-    "quic/sessions.c",
-    "quic/stream.c",
-    "quic/datagram.c",
-    "quic/path.c",
-    "quic/size.c",
-    "quic/tls.c",
-    "quic/certificates.c",
-    "quic/chacha.c",
-    "quic/tables.c",
-    "wire/paths.c",
-    "memory/fifo.c",
-)
+QUIC_SOURCES: Final = (*_sources("quic"), "wire/paths.c", "memory/fifo.c")
 QUIC_LIBRARIES: Final = ("ngtcp2_crypto_gnutls", "ngtcp2", "gnutls", "crypto")
 
 _QUIC_CALLBACKS: Final = """

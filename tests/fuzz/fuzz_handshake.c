@@ -6,8 +6,11 @@
  * input makes it offer is in its transcript as well, so such a handshake may go on to its end. The
  * other engine must stay whole, and forget the connection.
  */
+#include <ngtcp2/ngtcp2_crypto_gnutls.h>
+
 #include "fuzz.h"
 #include "pair.h"
+#include "quic/schedule.h"
 #include "steady.h"
 
 enum {

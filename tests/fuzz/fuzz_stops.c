@@ -4,7 +4,7 @@
  * is a packet's frames. Every beginning of it gives a beginning of what the whole gives: a frame
  * is never misread because the packet ends.
  */
-#include "quic/internal.h"
+#include "quic/frames.h"
 
 #include "fuzz.h"
 

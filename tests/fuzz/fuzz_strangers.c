@@ -5,8 +5,9 @@
  * rings made here, and answers to what the wire asks about next hops. Every answer must go back to
  * where a frame of that turn came from, and the table of paths must stay within its bounds.
  */
-#include "quic/internal.h"
+#include "quic/state.h"
 #include "wire/local_addresses.h"
+#include "wire/paths.h"
 #include "wire/xdp.h"
 
 #include "fuzz.h"

@@ -5,7 +5,7 @@
  * bytes as they are, some have headers made here, with tokens that are good but for the
  * bytes that the input changes. Nobody here has a client's keys, so no connection ever comes of it.
  */
-#include "quic/internal.h"
+#include "quic/state.h"
 #include "wire/handed.h"
 
 #include "fuzz.h"

@@ -15,7 +15,7 @@
 #ifndef HS_FUZZ_PAIR_H
 #define HS_FUZZ_PAIR_H
 
-#include "quic/internal.h"
+#include "quic/state.h"
 #include "session/internal.h"
 #include "wire/handed.h"
 

@@ -16,22 +16,16 @@ from typing import Any, Final, NamedTuple
 import pytest
 from cffi import FFI
 
+from hoststack.native import _build
+
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 NATIVE: Final = ROOT / "hoststack" / "native"
 #: Says that the extension is to be compiled with these further words (sanitizers).
 EXTRA_FLAGS: Final = "HOSTSTACK_TEST_CFLAGS"
 
-_SOURCES: Final = (
-    "wire/wire.c",
-    "wire/xdp.c",
-    "wire/datagram_ports.c",
-    "wire/local_addresses.c",
-    "wire/handed.c",
-    "wire/sockets.c",
-    "wire/paths.c",
-    "wire/frames.c",
-    "wire/udp.c",
-)
+BURST: Final = 64
+FAMILIES: Final = ["ipv4", "ipv6"]
+
 _HEADERS: Final = (
     NATIVE / "wire/wire.h",
     NATIVE / "wire/frames.h",
@@ -156,7 +150,7 @@ def extension() -> tuple[Any, Any]:
     builder.set_source(
         "_test_wires",
         _CALLS,
-        sources=[str(NATIVE / name) for name in _SOURCES],
+        sources=[str(NATIVE / name) for name in _build.WIRE_SOURCES],
         include_dirs=[str(NATIVE), str(ROOT / "bpf"), str(ROOT / "pyxdp")],
         extra_compile_args=["-std=c11", "-O1", "-Wall", "-Wextra", *_extra_flags()],
         extra_link_args=_extra_flags(),
@@ -254,3 +248,7 @@ class WireCalls:
     def free(self) -> None:
         """The wire goes."""
         self.lib.call_free(self.wire)
+
+
+def payloads(count: int, size: int) -> list[bytes]:
+    return [number.to_bytes(4, "big").ljust(size, b"\x5a") for number in range(count)]

@@ -1,11 +1,23 @@
-/* SPDX-License-Identifier: Apache-2.0 */
-#define _DEFAULT_SOURCE /* explicit_bzero */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Datagrams that match no connection: answers to addresses that nobody has proven, and new
+ * connections.
+ */
+#include "quic/accept.h"
 
-#include "quic/internal.h"
-
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "quic/begin.h"
+#include "quic/cid.h"
+#include "quic/close.h"
+#include "quic/connection.h"
+#include "quic/half_open.h"
+#include "quic/held.h"
+#include "quic/listener.h"
+#include "quic/token.h"
+#include "quic/version.h"
+#include "wire/paths.h"
+#include "wire/verbs.h"
 
 enum {
 	LEAST_INITIAL_BYTES = 1200, /* RFC 9000 section 14.1 */
@@ -15,8 +27,6 @@ enum {
 };
 
 #define SECOND_NS 1000000000ULL
-#define RETRY_TOKEN_NS (10 * SECOND_NS)
-#define REGULAR_TOKEN_NS (3600 * SECOND_NS)
 
 /* In a burst, while more arrives than can be read: what is read and not answered costs little. */
 enum { ANSWERS_WHILE_OVERLOADED = 4 };
@@ -40,101 +50,6 @@ static const enum hs_quic_drop UNANSWERED[HS_ANSWERS] = {
 static void drop(struct hs_quic *q, enum hs_quic_drop reason)
 {
 	q->counters.drops[reason]++;
-}
-
-/* --- listeners -------------------------------------------------------------------------------- */
-
-struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
-				   uint16_t port, struct hs_tls *tls,
-				   const struct hs_quic_config *config)
-{
-	struct hs_listener *listener = calloc(1, sizeof(*listener));
-	if (!listener)
-		return NULL;
-	listener->references = 1;
-	listener->number = q->next_listener++;
-	listener->ip_version = ip_version;
-	memcpy(listener->ip, ip, ip_version == 4 ? 4 : 16);
-	listener->port = port;
-	listener->tls = tls;
-	hs_tls_hold(tls);
-	listener->config = *config;
-	if (hs_resume_ticket_key(q, listener)) {
-		hs_listener_release(q, listener);
-		return NULL;
-	}
-	listener->next = q->listeners;
-	q->listeners = listener;
-	return listener;
-}
-
-static int unlink_listener(struct hs_listener **list, struct hs_listener *listener)
-{
-	for (struct hs_listener **at = list; *at; at = &(*at)->next) {
-		if (*at == listener) {
-			*at = listener->next;
-			return 1;
-		}
-	}
-	return 0;
-}
-
-void hs_listener_release(struct hs_quic *q, struct hs_listener *listener)
-{
-	if (--listener->references)
-		return;
-	unlink_listener(&q->closed_listeners, listener);
-	hs_tls_free(listener->tls);
-	explicit_bzero(listener->ticket_keys, sizeof(listener->ticket_keys));
-	free(listener);
-}
-
-void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener)
-{
-	if (!unlink_listener(&q->listeners, listener))
-		return;
-	listener->next = q->closed_listeners;
-	q->closed_listeners = listener;
-	hs_listener_release(q, listener);
-}
-
-int hs_quic_has_listener(const struct hs_quic *q, uint32_t number)
-{
-	const struct hs_listener *lists[] = { q->listeners, q->closed_listeners };
-	for (int i = 0; i < 2; i++) {
-		for (const struct hs_listener *each = lists[i]; each; each = each->next) {
-			if (each->number == number)
-				return 1;
-		}
-	}
-	return 0;
-}
-
-uint32_t hs_listener_number(const struct hs_listener *listener)
-{
-	return listener->number;
-}
-
-static struct hs_listener *find_listener(struct hs_quic *q, const union hs_address *local)
-{
-	static const uint8_t ANY[16];
-	int is_v4 = local->any.sa_family == AF_INET;
-	uint8_t ip[16] = { 0 };
-	uint16_t port = ntohs(is_v4 ? local->v4.sin_port : local->v6.sin6_port);
-	struct hs_listener *of_any = NULL;
-	if (is_v4)
-		memcpy(ip, &local->v4.sin_addr, 4);
-	else
-		memcpy(ip, &local->v6.sin6_addr, 16);
-	for (struct hs_listener *each = q->listeners; each; each = each->next) {
-		if (each->port != port || each->ip_version != (is_v4 ? 4 : 6))
-			continue;
-		if (!memcmp(each->ip, ip, sizeof(ip)))
-			return each;
-		if (!memcmp(each->ip, ANY, sizeof(ip)))
-			of_any = each;
-	}
-	return of_any;
 }
 
 /* --- answers without a connection ------------------------------------------------------------- */
@@ -197,7 +112,7 @@ void hs_answer_version(struct hs_quic *q, const struct hs_received *datagram,
 		return;
 	}
 	struct hs_path back, *path = answer_path(q, datagram, &back);
-	if (!find_listener(q, &path->local)) {
+	if (!hs_listener_find(q, &path->local)) {
 		drop(q, HS_QUIC_DROP_NO_LISTENER);
 		return;
 	}
@@ -249,14 +164,6 @@ static void reset_statelessly(struct hs_quic *q, const struct hs_received *datag
 					 bytes - NGTCP2_STATELESS_RESET_TOKENLEN));
 }
 
-/* The time in tokens must be the same for all workers, including later ones; `now_ns` is not. */
-uint64_t hs_token_time_ns(void)
-{
-	struct timespec now;
-	timespec_get(&now, TIME_UTC);
-	return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
-}
-
 /* RFC 9000 section 8.1.2. */
 static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *hd)
 {
@@ -265,9 +172,7 @@ static void retry(struct hs_quic *q, struct hs_path *path, const ngtcp2_pkt_hd *
 	size_t room;
 	if (!may_answer(q, HS_ANSWER_RETRY) || hs_draw_cid(q, &scid))
 		return;
-	ngtcp2_ssize bytes = ngtcp2_crypto_generate_retry_token2(
-		token, q->secret, sizeof(q->secret), hd->version, &path->remote.any,
-		hs_address_bytes(&path->remote), &scid, &hd->dcid, hs_token_time_ns());
+	ngtcp2_ssize bytes = hs_token_for_retry(q, path, hd, &scid, token);
 	uint8_t *out = bytes > 0 ? reserve(q, &room) : NULL;
 	if (out)
 		q->counters.retries += (uint64_t)commit(
@@ -312,26 +217,10 @@ static int examine_token(struct hs_quic *q, struct hs_listener *listener, struct
 			 const ngtcp2_pkt_hd *hd, ngtcp2_cid *original_dcid,
 			 ngtcp2_token_type *type)
 {
-	*type = NGTCP2_TOKEN_TYPE_UNKNOWN;
-	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2) {
-		if (ngtcp2_crypto_verify_retry_token2(
-			    original_dcid, hd->token, hd->tokenlen, q->secret, sizeof(q->secret),
-			    hd->version, &path->remote.any, hs_address_bytes(&path->remote),
-			    &hd->dcid, RETRY_TOKEN_NS, hs_token_time_ns())) {
-			refuse_token(q, path, hd);
-			return -1;
-		}
-		*type = NGTCP2_TOKEN_TYPE_RETRY;
-		return 0;
+	if (hs_token_verify(q, path, hd, original_dcid, type)) {
+		refuse_token(q, path, hd);
+		return -1;
 	}
-	uint8_t secret[HS_QUIC_SECRET_BYTES];
-	hs_version_token_secret(q, hd->version, secret);
-	if (hd->tokenlen && hd->token[0] == NGTCP2_CRYPTO_TOKEN_MAGIC_REGULAR &&
-	    !ngtcp2_crypto_verify_regular_token(hd->token, hd->tokenlen, secret,
-						sizeof(secret), &path->remote.any,
-						hs_address_bytes(&path->remote), REGULAR_TOKEN_NS,
-						hs_token_time_ns()))
-		*type = NGTCP2_TOKEN_TYPE_NEW_TOKEN;
 	if (*type == NGTCP2_TOKEN_TYPE_UNKNOWN && wants_proof(q, &listener->config)) {
 		retry(q, path, hd);
 		return -1;
@@ -358,7 +247,8 @@ static void read_early(struct hs_connection *c, const struct hs_received *datagr
 static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 {
 	struct hs_path back, *path = answer_path(q, datagram, &back);
-	struct hs_listener *listener = find_listener(q, &path->local);
+	struct hs_listener *listener = hs_listener_find(q, &path->local);
+	struct hs_connection *replaced = NULL;
 	struct hs_received admitted = *datagram;
 	ngtcp2_token_type type;
 	ngtcp2_cid original_dcid;
@@ -374,9 +264,13 @@ static void take_initial(struct hs_quic *q, const struct hs_received *datagram)
 	if (examine_token(q, listener, path, &hd, &original_dcid, &type))
 		return;
 	if (hs_half_open_make_room(q, &listener->config, &path->remote,
-				   type != NGTCP2_TOKEN_TYPE_UNKNOWN)) {
+				   type != NGTCP2_TOKEN_TYPE_UNKNOWN, &replaced)) {
 		drop(q, HS_QUIC_DROP_REFUSED);
 		return;
+	}
+	if (replaced) {
+		drop(q, HS_QUIC_DROP_REPLACED);
+		hs_close_give_up(replaced);
 	}
 	if (!admitted.path)
 		admitted.path = q->wire->verbs->learn(q->wire, datagram->key);

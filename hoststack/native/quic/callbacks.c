@@ -1,29 +1,28 @@
-/* SPDX-License-Identifier: Apache-2.0 */
-#include "quic/internal.h"
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The callbacks of ngtcp2.
+ */
+#include "quic/callbacks.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "quic/chacha.h"
+#include "quic/cid.h"
+#include "quic/datagram.h"
+#include "quic/half_open.h"
+#include "quic/handshake.h"
+#include "quic/packets.h"
+#include "quic/path.h"
+#include "quic/resume.h"
+#include "quic/schedule.h"
+#include "quic/stream.h"
+#include "quic/stream_credit.h"
+#include "quic/token.h"
+#include "quic/version.h"
+#include "session/transport.h"
+
 #define UNUSED __attribute__((unused))
-
-int hs_draw_cid(const struct hs_quic *q, ngtcp2_cid *cid)
-{
-	cid->datalen = HS_CID_BYTES;
-	memcpy(cid->data, q->cid_prefix, sizeof(q->cid_prefix));
-	return gnutls_rnd(GNUTLS_RND_NONCE, cid->data + HS_CID_RANDOM_OFFSET,
-			  HS_CID_BYTES - HS_CID_RANDOM_OFFSET) ?
-		       -1 :
-		       0;
-}
-
-int hs_new_cid(struct hs_connection *c, ngtcp2_cid *cid, uint8_t *reset_token)
-{
-	struct hs_quic *q = c->q;
-	if (hs_draw_cid(q, cid) || ngtcp2_crypto_generate_stateless_reset_token(reset_token, q->secret,
-							 sizeof(q->secret), cid))
-		return -1;
-	return hs_cids_add(&q->cids, c, cid->data, cid->datalen);
-}
 
 static int get_new_connection_id(UNUSED ngtcp2_conn *conn, ngtcp2_cid *cid, uint8_t *token,
 				 UNUSED size_t bytes, void *user_data)
@@ -45,17 +44,6 @@ static void get_random(uint8_t *out, size_t bytes, UNUSED const ngtcp2_rand_ctx 
 		memset(out, 0, bytes);
 }
 
-/* With a token the client's next connection needs no Retry (RFC 9000 section 8.1.3). */
-static void offer_token(struct hs_connection *c, const ngtcp2_addr *remote)
-{
-	uint8_t token[NGTCP2_CRYPTO_MAX_REGULAR_TOKENLEN], secret[HS_QUIC_SECRET_BYTES];
-	hs_version_token_secret(c->q, ngtcp2_conn_get_negotiated_version(c->conn), secret);
-	ngtcp2_ssize bytes = ngtcp2_crypto_generate_regular_token(
-		token, secret, sizeof(secret), remote->addr, remote->addrlen, hs_token_time_ns());
-	if (bytes > 0)
-		ngtcp2_conn_submit_new_token(c->conn, token, (size_t)bytes);
-}
-
 static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 {
 	struct hs_connection *c = user_data;
@@ -72,7 +60,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		/* Failing to send a ticket is no reason to close the connection. */
 		if (!c->tls->asks_clients)
 			gnutls_session_ticket_send(c->session, 1, 0);
-		offer_token(c, &ngtcp2_conn_get_path(c->conn)->remote);
+		hs_token_offer(c, &ngtcp2_conn_get_path(c->conn)->remote);
 	} else {
 		q->counters.connected++;
 	}
@@ -247,7 +235,7 @@ static int path_validation(UNUSED ngtcp2_conn *conn, uint32_t flags, const ngtcp
 	hs_path_validated(c, path, flags, is_good);
 	/* A token is for one address (RFC 9000 section 8.1.3), and the client has a new one now. */
 	if (is_good && flags & NGTCP2_PATH_VALIDATION_FLAG_NEW_TOKEN)
-		offer_token(c, &path->remote);
+		hs_token_offer(c, &path->remote);
 	return 0;
 }
 

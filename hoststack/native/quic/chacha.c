@@ -4,8 +4,9 @@
  * only: the handshake, 0-RTT, header protection and all other ciphers stay with GnuTLS and ngtcp2's
  * glue for it. The glue does not expose its keys, so they are derived here (RFC 9001 section 5.1).
  */
-#include "quic/internal.h"
+#include "quic/chacha.h"
 
+#include <ngtcp2/ngtcp2_crypto_gnutls.h>
 #include <openssl/evp.h>
 
 #include <stdio.h>

@@ -2,10 +2,16 @@
  *
  * How connections end (RFC 9000 section 10).
  */
-#include "quic/internal.h"
+#include "quic/close.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "quic/begin.h"
+#include "quic/half_open.h"
+#include "quic/schedule.h"
+#include "quic/tls.h"
+#include "wire/verbs.h"
 
 enum {
 	CLOSING_PTOS = 3, /* RFC 9000 section 10.2 */

@@ -3,9 +3,13 @@
  * Datagrams of a connection (RFC 9221): messages that are sent once, and may be lost. They are
  * stored in two FIFOs (hs_fifo_write_message) shared with the application.
  */
-#include "quic/internal.h"
+#include "quic/datagram.h"
 
 #include <stdlib.h>
+
+#include "memory/fifo.h"
+#include "quic/schedule.h"
+#include "quic/size.h"
 
 enum {
 	/* RFC 9221 section 3: "it is RECOMMENDED to send the special value 65535 [...] to indicate

@@ -5,10 +5,14 @@
  * callback), NEW_CONNECTION_ID, for hs_path_is_too_early, ACK, for hs_size_acked, and the sizes of
  * STREAM frames, to count retransmitted bytes.
  */
-#include "quic/internal.h"
-#include "quic/varint.h"
+#include "quic/frames.h"
 
 #include <stdlib.h>
+
+#include "quic/size.h"
+#include "quic/stream.h"
+#include "quic/tables.h"
+#include "quic/varint.h"
 
 enum {
 	/* Frame types, RFC 9000 section 19. */

@@ -9,14 +9,17 @@
  * them all. Unproven addresses belong to no source; otherwise anyone could exhaust another source's
  * limit.
  */
-#include "quic/internal.h"
+#include "quic/half_open.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "memory/mix.h"
+#include "wire/paths.h"
 
 enum {
+	/* Concurrent handshakes of peers: anyone can begin one from a forged address. */
+	MOST_HALF_OPEN = 1024,
 	BUCKETS = 256,
 	KEY_BYTES = 9, /* the kind of address, and 4 or 8 bytes of it */
 	/* A source at its limit may still begin this many handshakes per second in place of
@@ -210,27 +213,22 @@ static int may_replace(const struct hs_quic *q, struct hs_source *source,
 	return 1;
 }
 
-static void give_up(struct hs_quic *q, struct hs_connection *c)
-{
-	q->counters.drops[HS_QUIC_DROP_REPLACED]++;
-	hs_close_give_up(c);
-}
-
 int hs_half_open_make_room(struct hs_quic *q, const struct hs_quic_config *config,
-			   const union hs_address *remote, int is_proven)
+			   const union hs_address *remote, int is_proven,
+			   struct hs_connection **replaced)
 {
 	struct hs_half_open *all = q->handshakes;
 	struct hs_source *source = is_proven ? find_source(all, remote) : NULL;
 	if (source && source->count >= config->half_open_per_source) {
 		if (!may_replace(q, source, remote))
 			return -1;
-		give_up(q, source->first);
+		*replaced = source->first;
 		return 0;
 	}
-	if (q->half_open >= HS_QUIC_MAX_HALF_OPEN || q->connection_count >= config->max_connections) {
+	if (q->half_open >= MOST_HALF_OPEN || q->connection_count >= config->max_connections) {
 		if (!all->first)
 			return -1;
-		give_up(q, all->first);
+		*replaced = all->first;
 	}
 	return 0;
 }

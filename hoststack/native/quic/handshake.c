@@ -4,11 +4,16 @@
  * those of QUIC to its caller, and ngtcp2 has assertions about the behaviour of GnuTLS. So GnuTLS
  * is passed whole messages only, each at the encryption level and in the order that QUIC allows.
  */
-#include "quic/internal.h"
-#include "quic/varint.h"
+#include "quic/handshake.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "quic/certificates.h"
+#include "quic/chacha.h"
+#include "quic/resume.h"
+#include "quic/varint.h"
+#include "quic/version.h"
 
 enum {
 	/* Types of messages, RFC 8446 section B.3. */

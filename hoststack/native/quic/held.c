@@ -6,10 +6,14 @@
  * anticipation of a late-arriving Initial packet." They are held for a limited time in a store of a
  * fixed size, which drops the oldest: a flood of unwanted packets costs nothing else.
  */
-#include "quic/internal.h"
+#include "quic/held.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "quic/cid.h"
+#include "quic/connection.h"
+#include "wire/verbs.h"
 
 #define HELD_NS 2000000000ULL
 

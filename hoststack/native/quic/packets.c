@@ -3,7 +3,11 @@
  * Packets as they pass encryption or decryption: counted and inspected. ngtcp2's callbacks for that
  * have no connection argument, so a caller sets it first.
  */
-#include "quic/internal.h"
+#include "quic/packets.h"
+
+#include "quic/chacha.h"
+#include "quic/frames.h"
+#include "quic/size.h"
 
 enum {
 	AEAD_TAG_BYTES = 16,

@@ -2,9 +2,15 @@
  *
  * The paths of a connection: the current one, and those of a migration (RFC 9000 section 9).
  */
-#include "quic/internal.h"
+#include "quic/path.h"
 
 #include <string.h>
+
+#include "quic/cid.h"
+#include "quic/schedule.h"
+#include "quic/size.h"
+#include "wire/paths.h"
+#include "wire/verbs.h"
 
 ngtcp2_path hs_ngtcp2_path(struct hs_path *path)
 {
@@ -95,32 +101,6 @@ void hs_path_validated(struct hs_connection *c, const ngtcp2_path *endpoints, ui
 	else if (!(flags & NGTCP2_PATH_VALIDATION_FLAG_PREFERRED_ADDR))
 		hs_touch(c, HS_PENDING_MIGRATION_FAILED);
 	assign(c, &c->next_path, NULL);
-}
-
-/* --- connection IDs, for listing -------------------------------------------------------------- */
-
-static size_t put_cid(uint8_t *out, const ngtcp2_cid *cid)
-{
-	out[0] = (uint8_t)cid->datalen;
-	memcpy(out + 1, cid->data, cid->datalen);
-	return 1 + cid->datalen;
-}
-
-size_t hs_connection_local_cids(const struct hs_connection *c, uint8_t *out)
-{
-	ngtcp2_cid cids[HS_QUIC_CIDS];
-	size_t bytes = 0;
-	if (ngtcp2_conn_get_scid(c->conn, NULL) > HS_QUIC_CIDS)
-		return 0;
-	size_t count = ngtcp2_conn_get_scid(c->conn, cids);
-	for (size_t i = 0; i < count; i++)
-		bytes += put_cid(out + bytes, &cids[i]);
-	return bytes;
-}
-
-size_t hs_connection_remote_cid(const struct hs_connection *c, uint8_t *out)
-{
-	return put_cid(out, ngtcp2_conn_get_dcid(c->conn));
 }
 
 /* --- active migration ------------------------------------------------------------------------- */

@@ -3,12 +3,16 @@
  * Session resumption, and data sent before the handshake is complete: 0-RTT (RFC 9001 section 4.6,
  * RFC 8446 section 2.3).
  */
-#include "memory/mix.h"
-#include "quic/internal.h"
+#include "quic/resume.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "memory/mix.h"
+#include "quic/schedule.h"
+#include "quic/stream.h"
+#include "quic/version.h"
 
 enum {
 	PARAMETERS_BYTES = 256,

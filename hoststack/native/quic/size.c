@@ -5,9 +5,11 @@
  * detects that by missing acknowledgements of large packets; the connection falls back to 1,200
  * bytes, and tries larger sizes again later.
  */
-#include "quic/internal.h"
+#include "quic/size.h"
 
 #include <string.h>
+
+#include "wire/paths.h"
 
 enum {
 	/* RFC 9000 section 14: every QUIC path carries this size. */

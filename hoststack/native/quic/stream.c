@@ -1,7 +1,16 @@
-/* SPDX-License-Identifier: Apache-2.0 */
-#include "quic/internal.h"
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Streams and their FIFOs.
+ */
+#include "quic/stream.h"
 
 #include <stdlib.h>
+
+#include "memory/fifo.h"
+#include "quic/schedule.h"
+#include "quic/stream_credit.h"
+#include "quic/tables.h"
+#include "session/transport.h"
 
 enum {
 	/* How much ngtcp2 is offered at once: more than fits into any packet. */

@@ -1,12 +1,19 @@
-/* SPDX-License-Identifier: Apache-2.0 */
-#include "quic/internal.h"
-
-#include <gnutls/x509.h>
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * GnuTLS credentials and sessions.
+ */
+#include "quic/tls.h"
 
 #include <arpa/inet.h>
+#include <gnutls/x509.h>
+#include <ngtcp2/ngtcp2_crypto_gnutls.h>
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "quic/certificates.h"
+#include "quic/handshake.h"
 
 /* AES first: processors have instructions for it. */
 static const char CIPHERS[] = "AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";

@@ -1,10 +1,27 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Turns: bursts in and out, timers, and events for the caller.
+ */
 #define _GNU_SOURCE
-#include "quic/internal.h"
+#include "quic/state.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "quic/accept.h"
+#include "quic/begin.h"
+#include "quic/cid.h"
+#include "quic/connection.h"
+#include "quic/datagram.h"
+#include "quic/half_open.h"
+#include "quic/held.h"
+#include "quic/resume.h"
+#include "quic/schedule.h"
+#include "quic/stream.h"
+#include "quic/tables.h"
+#include "session/transport.h"
+#include "wire/verbs.h"
 
 enum {
 	LEAST_SHARE = 32, /* packets per connection, at least, when several have data */
@@ -13,63 +30,6 @@ enum {
 	BULK_DATAGRAMS = 16, /* a turn with this many is part of a bulk transfer */
 	LINGER_NS = 20000,
 };
-
-/* --- scheduling ------------------------------------------------------------------------------- */
-
-void hs_schedule(struct hs_connection *c)
-{
-	struct hs_quic *q = c->q;
-	if (c->is_due)
-		return;
-	c->is_due = 1;
-	c->next_due = NULL;
-	c->previous_due = q->last_due;
-	if (q->last_due)
-		q->last_due->next_due = c;
-	else
-		q->first_due = c;
-	q->last_due = c;
-}
-
-static void unschedule(struct hs_connection *c)
-{
-	struct hs_quic *q = c->q;
-	if (!c->is_due)
-		return;
-	c->is_due = 0;
-	if (c->previous_due)
-		c->previous_due->next_due = c->next_due;
-	else
-		q->first_due = c->next_due;
-	if (c->next_due)
-		c->next_due->previous_due = c->previous_due;
-	else
-		q->last_due = c->previous_due;
-}
-
-void hs_touch(struct hs_connection *c, uint32_t pending)
-{
-	c->pending |= pending;
-	if (c->is_touched)
-		return;
-	c->is_touched = 1;
-	c->next_touched = NULL;
-	*c->q->touched_end = c;
-	c->q->touched_end = &c->next_touched;
-}
-
-void hs_touch_stream(struct hs_stream *s, uint32_t events)
-{
-	struct hs_connection *c = s->connection;
-	s->pending |= events;
-	if (!s->is_touched) {
-		s->is_touched = 1;
-		s->next_touched = NULL;
-		*c->touched_end = s;
-		c->touched_end = &s->next_touched;
-	}
-	hs_touch(c, 0);
-}
 
 /* --- receiving -------------------------------------------------------------------------------- */
 
@@ -168,7 +128,7 @@ static int transmit(struct hs_quic *q, int *is_full)
 			*is_full = 1;
 			break;
 		}
-		unschedule(c);
+		hs_unschedule(c);
 		written += n;
 		if (n >= share || c->close_is_due)
 			hs_schedule(c); /* it has more to send, after the others */
@@ -264,7 +224,7 @@ static void report(struct hs_quic *q, struct hs_connection *c)
 	if (pending & HS_PENDING_FORGOTTEN) {
 		if (c->is_known)
 			add_event(q, HS_QUIC_FORGOTTEN, c, 0);
-		unschedule(c);
+		hs_unschedule(c);
 		hs_heap_remove(q, c);
 		hs_cids_remove_all(&q->cids, c);
 		c->is_dead = 1;
@@ -322,14 +282,6 @@ static uint64_t patience_ns(const struct hs_quic *q, const struct hs_quic_turn *
 	if (!q->touched)
 		return spin_ns;
 	return turn->received >= BULK_DATAGRAMS ? LINGER_NS : 0;
-}
-
-/* ngtcp2 aborts if a connection's time goes backwards. The caller may have read its clock before
- * the last turn advanced the time. */
-void hs_quic_advance(struct hs_quic *q, uint64_t now_ns)
-{
-	if (q->now_ns < now_ns)
-		q->now_ns = now_ns;
 }
 
 /* Receive and send bursts until there is no more work, or the turn's limit is reached. */

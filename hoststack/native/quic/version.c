@@ -4,16 +4,19 @@
  * prefers, as aioquic does; ngtcp2 by itself goes by the server's list alone. A client whose
  * version the server does not support restarts with another one.
  */
-#include "quic/internal.h"
-#include "quic/varint.h"
+#include "quic/version.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "quic/varint.h"
 
 enum {
 	VERSION_INFORMATION = 0x11, /* RFC 9368 section 3 */
 	VERSION_BYTES = 4,
 };
+
+const uint32_t hs_versions[HS_QUIC_VERSIONS] = { NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2 };
 
 void hs_version_order(uint32_t versions[HS_QUIC_VERSIONS], uint32_t first)
 {
@@ -57,16 +60,6 @@ int hs_version_negotiate(struct hs_connection *c, const uint8_t *parameters, siz
 	int failed = ngtcp2_conn_decode_and_set_remote_transport_params(c->conn, copy, bytes);
 	free(copy);
 	return failed;
-}
-
-/* RFC 9369 section 5: "Servers MUST validate the originating version of any session ticket or
- * token and not accept one issued from a different version." So each version has its own secret. */
-void hs_version_token_secret(const struct hs_quic *q, uint32_t version,
-			     uint8_t secret[HS_QUIC_SECRET_BYTES])
-{
-	memcpy(secret, q->secret, HS_QUIC_SECRET_BYTES);
-	if (version != hs_versions[0])
-		secret[0] ^= 1;
 }
 
 /* --- client ----------------------------------------------------------------------------------- */
