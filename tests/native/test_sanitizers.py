@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hoststack.native._build import SESSION_SOURCES
 from hoststack.worker.engines import available_engines
+from tests.support.wires import EXTRA_FLAGS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -67,12 +69,11 @@ def test_nothing_is_touched_that_should_not_be(sanitizing_compiler: str, tmp_pat
 @pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
 def test_what_finalizers_drop(sanitizing_compiler: str, sanitizers: str, tmp_path: Path) -> None:
     program = tmp_path / "drop_threads"
-    names = ("session/plane.c", "session/end.c", "session/pool.c", "memory/fifo.c")
     built = subprocess.run(
         [
             *[sanitizing_compiler, "-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"],
             *["-Wno-tsan", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", f"-I{NATIVE}"],
-            *[str(HERE / "drop_threads.c"), *(str(NATIVE / name) for name in names)],
+            *[str(HERE / "drop_threads.c"), *(str(NATIVE / name) for name in SESSION_SOURCES)],
             *["-pthread", "-o", str(program)],
         ],
         capture_output=True,
@@ -147,3 +148,29 @@ def test_the_native_engine(sanitizing_compiler: str, tmp_path: Path) -> None:
         timeout=400,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+
+
+def test_the_wires(sanitizing_compiler: str) -> None:
+    runtime = subprocess.run(
+        [sanitizing_compiler, "-print-file-name=libasan.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    tests = sorted(map(str, HERE.glob("test_wire_*.py")))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env={
+            **os.environ,
+            EXTRA_FLAGS: " ".join(SANITIZERS),
+            "LD_PRELOAD": runtime,
+            # Python itself keeps memory until its end.
+            "ASAN_OPTIONS": "detect_leaks=0",
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
