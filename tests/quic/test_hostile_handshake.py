@@ -18,9 +18,7 @@ from aioquic.tls import Epoch, ExtensionType, HandshakeType
 
 import hoststack
 from hoststack import ConnectError, Stack, TlsConfig
-from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
-from tests.quic.test_hostile_peer import seal
 from tests.quic.test_stock_aioquic import (
     OURS,
     PORT,
@@ -422,20 +420,15 @@ def test_messages_after_the_handshake(
 def test_a_crypto_frame_far_ahead(offset: int, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         network = MemoryNetwork(seed=5)
-        link = network.link(STOCK)
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
             await stack.listen(URI, tls=TLS, alpn=["test"]),
             trio.open_nursery() as nursery,
         ):
-            peer = StockPeer(link)
-            await peer.connect(client_configuration(), OURS, PORT)
+            peer = StockPeer(network.link(STOCK))
+            await peer.meet(client_configuration(), OURS, PORT)
+            peer.send(peer.seal(b"\x06" + encode_uint_var(offset) + encode_uint_var(8) + bytes(8)))
             nursery.start_soon(peer.run)
-            await peer.wait_for(HandshakeCompleted)
-            await trio.sleep(0.1)
-            path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
-            frame = b"\x06" + encode_uint_var(offset) + encode_uint_var(8) + bytes(8)
-            link.send([(seal(peer, frame), path)])
             end = await peer.wait_for(ConnectionTerminated)
             # CRYPTO_BUFFER_EXCEEDED, FRAME_ENCODING_ERROR
             assert end.error_code == (0x0D if offset < 1 << 61 else 0x07)

@@ -8,13 +8,11 @@ import random
 import pytest
 import trio
 import trio.testing
-from aioquic import tls
 from aioquic.buffer import encode_uint_var
-from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
+from aioquic.quic.events import ConnectionTerminated
 
 import hoststack
 from hoststack import Connection, TlsConfig
-from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
 from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
 from tests.support.stock_peer import StockPeer
@@ -36,17 +34,6 @@ def frames(rng: random.Random) -> bytes:
         )
         made += encode_uint_var(kind) + numbers + rng.randbytes(rng.choice((0, 1, 8, 16, 100)))
     return made[:1300]
-
-
-def seal(peer: StockPeer, payload: bytes) -> bytes:
-    """A 1-RTT packet with that payload."""
-    assert peer.quic is not None
-    number = peer.quic._packet_number
-    peer.quic._packet_number += 1
-    crypto = peer.quic._cryptos[tls.Epoch.ONE_RTT]
-    first = 0x41 | crypto.key_phase << 2
-    header = bytes((first,)) + peer.quic._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
-    return crypto.encrypt_packet(header, payload.ljust(4, b"\0"), number)
 
 
 async def _serve(connection: Connection) -> None:
@@ -96,14 +83,11 @@ async def _be_hostile(network: MemoryNetwork, seed: int) -> bool:
     rng = random.Random(seed)
     link = network.link(f"10.1.{seed >> 8}.{seed & 255}")
     peer = StockPeer(link)
-    await peer.connect(client_configuration(), OURS, PORT)
+    await peer.meet(client_configuration(), OURS, PORT)
+    for _ in range(PACKETS):
+        peer.send(peer.seal(frames(rng)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.run)
-        await peer.wait_for(HandshakeCompleted)
-        await trio.sleep(0.1)
-        path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
-        for _ in range(PACKETS):
-            link.send([(seal(peer, frames(rng)), path)])
         await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
     link.close()

@@ -8,13 +8,11 @@ import pytest
 import trio
 import trio.testing
 from aioquic.buffer import encode_uint_var
-from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted
+from aioquic.quic.events import ConnectionTerminated
 
 import hoststack
-from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.aioquic.connection import HostConnection
-from tests.quic.test_hostile_peer import seal
 from tests.quic.test_price_of_frames import packets_of
 from tests.quic.test_stock_aioquic import (
     OURS,
@@ -56,20 +54,13 @@ def test_pieces_beyond_a_limit_are_as_if_lost(kind: bytes) -> None:
             hoststack.open_stack(link=network.link(OURS)) as stack,
             await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
-            link = network.link("10.1.0.1")
-            peer = StockPeer(link)
-            await peer.connect(client_configuration(), OURS, PORT)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(peer.run)
-                connection = await listener.accept()
-                await peer.wait_for(HandshakeCompleted)
-                await trio.sleep(1)
-                nursery.cancel_scope.cancel()  # aioquic knows nothing of what is sent from here on
-            path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
+            peer = StockPeer(network.link("10.1.0.1"))
+            await peer.meet(client_configuration(), OURS, PORT)
+            connection = await listener.accept()
 
             async def send(*frames: bytes) -> None:
                 for payload in packets_of(frames):
-                    link.send([(seal(peer, payload), path)])
+                    peer.send(peer.seal(payload))
                     await trio.sleep(0.001)
 
             await send(*[frame(kind, 2 * n + 1, b"x") for n in range(PIECES)])
@@ -100,20 +91,16 @@ def test_a_stream_has_one_size(frames: list[tuple[bytes, int, bytes]]) -> None:
 
     async def main() -> None:
         network = MemoryNetwork()
-        link = network.link("10.1.0.1")
         async with (
             hoststack.open_stack(link=network.link(OURS)) as stack,
             await stack.listen(URI, tls=TLS, alpn=["test"]),
             trio.open_nursery() as nursery,
         ):
-            peer = StockPeer(link)
-            await peer.connect(client_configuration(), OURS, PORT)
-            nursery.start_soon(peer.run)
-            await peer.wait_for(HandshakeCompleted)
-            await trio.sleep(0.1)
-            path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
+            peer = StockPeer(network.link("10.1.0.1"))
+            await peer.meet(client_configuration(), OURS, PORT)
             for each in frames:
-                link.send([(seal(peer, frame(*each)), path)])
+                peer.send(peer.seal(frame(*each)))
+            nursery.start_soon(peer.run)
             assert (await peer.wait_for(ConnectionTerminated)).error_code == FINAL_SIZE_ERROR
             nursery.cancel_scope.cancel()
 

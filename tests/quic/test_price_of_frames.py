@@ -9,14 +9,11 @@ import pytest
 import trio
 import trio.testing
 from aioquic.buffer import encode_uint_var
-from aioquic.quic.events import HandshakeCompleted
 
 import hoststack
 from hoststack import QuicConfig
-from hoststack.link.base import Endpoint
 from hoststack.link.memory import MemoryNetwork
 from hoststack.worker.engines import available_engines
-from tests.quic.test_hostile_peer import seal
 from tests.quic.test_stock_aioquic import OURS, PORT, TLS, URI, client_configuration
 from tests.support.stock_peer import StockPeer
 
@@ -55,22 +52,15 @@ def test_stop_sending_is_not_looked_up_among_all_streams() -> None:
             hoststack.open_stack(link=network.link(OURS), engine="native", config=config) as stack,
             await stack.listen(URI, tls=TLS, alpn=["test"]) as listener,
         ):
-            link = network.link("10.1.0.1")
-            peer = StockPeer(link)
-            await peer.connect(client_configuration(), OURS, PORT)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(peer.run)
-                connection = await listener.accept()
-                await peer.wait_for(HandshakeCompleted)
-                await trio.sleep(1)
-                nursery.cancel_scope.cancel()  # aioquic knows nothing of what is sent from here on
-            path = await link.connect_path(peer.port, Endpoint(OURS, PORT))
+            peer = StockPeer(network.link("10.1.0.1"))
+            await peer.meet(client_configuration(), OURS, PORT)
+            connection = await listener.accept()
 
             async def cost_of(frames: Sequence[bytes]) -> float:
-                packets = [seal(peer, payload) for payload in packets_of(frames)]
+                packets = [peer.seal(payload) for payload in packets_of(frames)]
                 began = time.process_time()
                 for packet in packets:
-                    link.send([(packet, path)])
+                    peer.send(packet)
                     await trio.sleep(0.001)
                 return time.process_time() - began
 

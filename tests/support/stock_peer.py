@@ -10,8 +10,9 @@ import trio
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import QuicEvent, StreamDataReceived
+from aioquic.quic.events import HandshakeCompleted, QuicEvent, StreamDataReceived
 from aioquic.quic.packet import pull_quic_header
+from aioquic.tls import Epoch
 
 from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryLink
@@ -44,6 +45,30 @@ class StockPeer:
         self.quic = QuicConnection(configuration=configuration)
         self.prepare(self.quic)
         self.quic.connect((host, port), now=trio.current_time())
+
+    async def meet(self, configuration: QuicConfiguration, host: str, port: int) -> None:
+        """Be a client whose handshake is complete, and that is silent until it is `run` again."""
+        await self.connect(configuration, host, port)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.run)
+            await self.wait_for(HandshakeCompleted)
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+
+    def seal(self, payload: bytes) -> bytes:
+        """A 1-RTT packet with that payload, of which `quic` knows only the number."""
+        assert self.quic is not None
+        number = self.quic._packet_number
+        self.quic._packet_number += 1
+        crypto = self.quic._cryptos[Epoch.ONE_RTT]
+        first = 0x41 | crypto.key_phase << 2
+        header = bytes((first,)) + self.quic._peer_cid.cid + (number & 0xFFFF).to_bytes(2, "big")
+        return crypto.encrypt_packet(header, payload.ljust(4, b"\0"), number)
+
+    def send(self, datagram: bytes) -> None:
+        """Send this past `quic`."""
+        assert self._remote is not None
+        self.link.send([(datagram, self._remote)])
 
     def accept(self, configuration: QuicConfiguration) -> None:
         """Be a server for the first client that comes."""
