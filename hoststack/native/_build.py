@@ -24,8 +24,8 @@ def _sources(folder: str) -> tuple[str, ...]:
     return tuple(sorted(f"{folder}/{path.name}" for path in (_HERE / folder).glob("[!_]*.c")))
 
 
-MEMORY_SOURCES: Final = _sources("memory")
-SESSION_SOURCES: Final = (*_sources("session"), "memory/fifo.c")
+MEMORY_SOURCES: Final = ("memory/fifo.c",)
+SESSION_SOURCES: Final = (*_sources("session"), "memory/fifo.c", "memory/event_ring.c")
 WIRE_SOURCES: Final = _sources("wire")
 #: Includes the wire and memory files that the engine calls.
 QUIC_SOURCES: Final = (*_sources("quic"), "wire/paths.c", "memory/fifo.c")
@@ -53,9 +53,8 @@ const char *gnutls_check_version(const char *least_version);
 _SESSION_CALLBACKS: Final = """
 extern "Python" void hs_python_command(void *owner, uint64_t handle, uint32_t command,
                                        uint64_t code);
-extern "Python" int hs_python_make_stream_fifos(void *owner, uint64_t connection_key,
-                                                uint64_t handle, struct hs_fifo_producer **rx,
-                                                struct hs_fifo_consumer **tx);
+extern "Python" int hs_python_make_blocks(void *owner, uint64_t connection_key, int is_peers,
+                                          struct hs_made_block out[2]);
 """
 
 
@@ -91,12 +90,17 @@ def _builder(
     return ffi
 
 
-memory = _builder(
-    "hoststack.native.memory._memory", ("memory/fifo.h", "memory/event_ring.h"), MEMORY_SOURCES
-)
+memory = _builder("hoststack.native.memory._memory", ("memory/fifo.h",), MEMORY_SOURCES)
 session = _builder(
     "hoststack.native.session._session",
-    ("session/transport.h", "session/end.h", "session/session.h"),
+    (
+        "memory/event_ring.h",
+        "session/transport.h",
+        "session/end.h",
+        "session/records.h",
+        "session/attached.h",
+        "session/session.h",
+    ),
     SESSION_SOURCES,
     declarations=_SESSION_CALLBACKS,
 )

@@ -15,6 +15,7 @@ struct hs_event_ring_shared {
 
 _Static_assert(sizeof(struct hs_event_ring_shared) == HS_EVENT_RING_HEADER_BYTES, "header");
 _Static_assert(sizeof(struct hs_event) == HS_EVENT_BYTES, "an event has no padding");
+_Static_assert(sizeof(((struct hs_event *)0)->words) == HS_EVENT_WORDS * sizeof(uint64_t), "words");
 
 int hs_event_ring_open(struct hs_event_ring_side *side, void *block, size_t block_bytes)
 {
@@ -29,18 +30,22 @@ int hs_event_ring_open(struct hs_event_ring_side *side, void *block, size_t bloc
 	return 0;
 }
 
-int hs_event_ring_push(struct hs_event_ring_side *producer, uint64_t handle, uint32_t kind,
-		       uint32_t arg)
+int64_t hs_event_ring_room(struct hs_event_ring_side *producer)
 {
-	struct hs_event_ring_shared *shared = producer->shared;
-	uint64_t popped = atomic_load_explicit(&shared->popped, memory_order_acquire);
+	uint64_t popped = atomic_load_explicit(&producer->shared->popped, memory_order_acquire);
 	if (popped < producer->other_seen || popped > producer->own)
 		return HS_EVENT_RING_CORRUPT;
 	producer->other_seen = popped;
-	if (producer->own - popped == producer->size)
-		return 0;
-	shared->events[producer->own & (producer->size - 1)] =
-		(struct hs_event){ handle, kind, arg };
+	return (int64_t)(producer->size - (producer->own - popped));
+}
+
+int hs_event_ring_push(struct hs_event_ring_side *producer, const struct hs_event *event)
+{
+	struct hs_event_ring_shared *shared = producer->shared;
+	int64_t room = hs_event_ring_room(producer);
+	if (room <= 0)
+		return (int)room;
+	shared->events[producer->own & (producer->size - 1)] = *event;
 	producer->own++;
 	atomic_store_explicit(&shared->pushed, producer->own, memory_order_release);
 	return 1;

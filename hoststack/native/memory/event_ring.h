@@ -11,7 +11,8 @@
 
 enum {
 	HS_EVENT_RING_HEADER_BYTES = 128, /* before the events, in the shared block */
-	HS_EVENT_BYTES = 16,
+	HS_EVENT_WORDS = 6,
+	HS_EVENT_BYTES = 64,
 	HS_EVENT_RING_CORRUPT = -2, /* the other side wrote an impossible index */
 };
 
@@ -19,6 +20,7 @@ struct hs_event {
 	uint64_t handle; /* of a session */
 	uint32_t kind;
 	uint32_t arg;
+	uint64_t words[6]; /* HS_EVENT_WORDS */
 };
 
 /* One side: the producer counts what it pushed, the consumer what it popped. */
@@ -34,8 +36,9 @@ struct hs_event_ring_side {
 int hs_event_ring_open(struct hs_event_ring_side *side, void *block, size_t block_bytes);
 
 /* Producer: append an event. Returns 1, 0 if the ring is full, or HS_EVENT_RING_CORRUPT. */
-int hs_event_ring_push(struct hs_event_ring_side *producer, uint64_t handle, uint32_t kind,
-		       uint32_t arg);
+int hs_event_ring_push(struct hs_event_ring_side *producer, const struct hs_event *event);
+/* Producer: how many events fit now, or HS_EVENT_RING_CORRUPT. */
+int64_t hs_event_ring_room(struct hs_event_ring_side *producer);
 /* Consumer: copy and drop at most `n` events; returns how many, or HS_EVENT_RING_CORRUPT. */
 int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out, int n);
 /* Consumer: the number of queued events, or HS_EVENT_RING_CORRUPT. */

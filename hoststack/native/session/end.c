@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "session/internal.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define BIT(wait) (1u << (wait))
-
-/* A finalizer may run in another thread, while this one is in C. */
-static pthread_mutex_t drop_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int64_t hint(uint32_t bits)
 {
@@ -76,49 +72,12 @@ static uint32_t wake_end(struct hs_end *end, uint32_t bits)
 
 /* --- connections ------------------------------------------------------------------------------ */
 
-struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t handle)
-{
-	struct hs_end_connection *c = calloc(1, sizeof(*c));
-	if (c) {
-		c->side = side;
-		c->handle = handle;
-	}
-	return c;
-}
-
-/* Free what was dropped: streams, and the connection after its last one. Finalizers run in any
- * order. Call this with the lock. */
-static void free_dropped(struct hs_end_connection *c)
-{
-	while (c->dropped) {
-		struct hs_end *end = c->dropped;
-		c->dropped = end->next_dropped;
-		hs_end_unlink(end);
-		free(end);
-	}
-	if (c->is_dropped && !c->ends)
-		free(c);
-}
-
-static void collect(struct hs_end_connection *c)
-{
-	if (c->session)
-		return; /* the plane does */
-	pthread_mutex_lock(&drop_lock);
-	free_dropped(c);
-	pthread_mutex_unlock(&drop_lock);
-}
-
 void hs_end_connection_drop(struct hs_end_connection *c)
 {
-	if (c->session) {
+	if (c->session)
 		hs_connection_session_dropped(c->session);
-		return;
-	}
-	pthread_mutex_lock(&drop_lock);
-	c->is_dropped = 1;
-	free_dropped(c);
-	pthread_mutex_unlock(&drop_lock);
+	else
+		hs_attached_connection_dropped(c);
 }
 
 void hs_end_append_untaken(struct hs_end *end)
@@ -141,7 +100,7 @@ void hs_end_append_untaken(struct hs_end *end)
 	}
 }
 
-static void remove_untaken(struct hs_end *end)
+void hs_end_remove_untaken(struct hs_end *end)
 {
 	struct hs_end_connection *c = end->connection;
 	if (!end->is_untaken)
@@ -160,16 +119,17 @@ static void remove_untaken(struct hs_end *end)
 
 int hs_end_accept(struct hs_end_connection *c, struct hs_accepted *out)
 {
-	collect(c);
 	struct hs_end *end = c->first_untaken;
 	if (!end) {
 		c->waits_for_streams = 1;
 		return 0;
 	}
-	remove_untaken(end);
+	hs_end_remove_untaken(end);
 	*out = (struct hs_accepted){ end, end->handle, end->id, 0, end->has_tx };
 	if (end->session)
 		out->hints = hs_session_taken(end->session);
+	else
+		hs_attached_taken(end);
 	return 1;
 }
 
@@ -191,7 +151,6 @@ uint32_t hs_end_cut_short(const struct hs_end_connection *c)
 
 void hs_end_connection_gone(struct hs_end_connection *c)
 {
-	collect(c);
 	c->is_gone = 1;
 	for (struct hs_end *end = c->ends; end; end = end->next) {
 		if (!end->rx_error)
@@ -202,6 +161,8 @@ void hs_end_connection_gone(struct hs_end_connection *c)
 			wake_end(end, ~0u);
 	}
 	c->unacknowledged = c->cut_short = 0;
+	if (c->attached)
+		hs_attached_connection_gone(c);
 }
 
 /* --- streams ---------------------------------------------------------------------------------- */
@@ -226,42 +187,17 @@ void hs_end_unlink(struct hs_end *end)
 		c->ends = end->next;
 	if (end->next)
 		end->next->previous = end->previous;
-	remove_untaken(end);
+	hs_end_remove_untaken(end);
 	c->unacknowledged -= end->is_unacknowledged && !c->is_gone;
 	c->cut_short -= end->is_cut_short && !c->is_gone;
 }
 
-struct hs_end *hs_end_new(struct hs_end_connection *c, uint64_t handle, int64_t stream_id,
-			  int is_peers, struct hs_fifo_consumer *rx, struct hs_fifo_producer *tx)
-{
-	struct hs_end *end = calloc(1, sizeof(*end));
-	if (!end)
-		return NULL;
-	collect(c);
-	hs_end_init(end, c, handle, stream_id);
-	end->rx = rx;
-	end->tx = tx;
-	end->has_rx = rx != NULL;
-	end->has_tx = tx != NULL;
-	end->arms = 1;
-	if (is_peers)
-		hs_end_append_untaken(end);
-	return end;
-}
-
 void hs_end_drop(struct hs_end *end)
 {
-	struct hs_end_connection *c = end->connection;
-	if (end->session) {
+	if (end->session)
 		hs_session_dropped(end->session);
-		return;
-	}
-	pthread_mutex_lock(&drop_lock);
-	end->next_dropped = c->dropped;
-	c->dropped = end;
-	if (c->is_dropped)
-		free_dropped(c);
-	pthread_mutex_unlock(&drop_lock);
+	else
+		hs_attached_dropped(end);
 }
 
 /* Keep the connection's counts. */
@@ -335,14 +271,6 @@ void hs_end_state(const struct hs_end *end, struct hs_end_state *out)
 	};
 }
 
-int hs_end_is_over(const struct hs_end *end)
-{
-	if (end->waits & BIT(HS_WAIT_READ) && !end->is_receiving_closed)
-		return 0; /* its end has come, and the event that wakes the reader follows */
-	return (!end->has_rx || end->is_receiving_closed || end->rx_error || has_all(end)) &&
-	       (!end->has_tx || end->is_finished || end->tx_error);
-}
-
 int hs_end_is_closed(const struct hs_end *end)
 {
 	return (!end->has_rx || end->is_receiving_closed) &&
@@ -362,13 +290,14 @@ static int64_t tell_consumed(struct hs_end *end, int64_t bytes)
 		int is_first = hs_session_consumed(end->session);
 		return hint(is_urgent ? HS_END_CREDIT_NOW : is_first ? HS_END_CREDIT : 0);
 	}
-	/* A signal in time, and another one if much more was read since. */
+	/* A command in time, and another one if much more was read since. */
 	if (!hs_fifo_take_write_armed(end->rx) && !(is_urgent && end->has_told_lazily))
 		return 0;
 	if (is_urgent)
 		end->unannounced = 0;
 	end->has_told_lazily = !is_urgent;
-	return hint(is_urgent ? HS_END_CREDIT_NOW : HS_END_CREDIT);
+	hs_attached_consumed(end);
+	return 0;
 }
 
 int64_t hs_end_look(struct hs_end *end, size_t n, const uint8_t **out)
@@ -426,8 +355,10 @@ int64_t hs_end_stop(struct hs_end *end, uint64_t code)
 	end->rx_error = HS_END_STOPPED;
 	end->reset_code = code;
 	int64_t hints = hint(wake_end(end, BIT(HS_WAIT_READ)));
-	if (!end->session)
-		return hints | hint(HS_END_MUST_STOP);
+	if (!end->session) {
+		hs_attached_stop(end, code);
+		return hints;
+	}
 	hs_session_stop(end->session, code);
 	return hints | hint(HS_END_SEND);
 }
@@ -436,18 +367,23 @@ int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code)
 {
 	int64_t hints = hs_end_stop(end, code);
 	end->is_receiving_closed = 1;
-	return hints | hint(wake_end(end, BIT(HS_WAIT_READ)));
+	hints |= hint(wake_end(end, BIT(HS_WAIT_READ)));
+	if (!end->session && hs_end_is_closed(end))
+		hs_attached_release(end);
+	return hints;
 }
 
 /* --- sending ---------------------------------------------------------------------------------- */
 
 static int64_t tell_sent(struct hs_end *end)
 {
-	if (end->session)
+	if (end->session) {
 		hs_session_send_ready(end->session);
-	else if (!hs_fifo_take_read_armed(end->tx))
-		return 0;
-	return hint(HS_END_SEND);
+		return hint(HS_END_SEND);
+	}
+	if (hs_fifo_take_read_armed(end->tx))
+		hs_attached_sent(end);
+	return 0;
 }
 
 static int64_t why_not_write(const struct hs_end *end)
@@ -510,12 +446,14 @@ int64_t hs_end_finish(struct hs_end *end)
 		return HS_END_CUT;
 	end->is_ended = 1;
 	hs_fifo_set_eof(end->tx);
-	if (end->session)
+	if (end->session) {
 		hs_session_send_ready(end->session);
-	else
-		/* Notify the worker even if the reader is not waiting (cut-through). */
-		(void)hs_fifo_take_read_armed(end->tx);
-	return hint(HS_END_SEND | count(end));
+		return hint(HS_END_SEND | count(end));
+	}
+	/* Notify the worker even if the reader is not waiting (cut-through). */
+	(void)hs_fifo_take_read_armed(end->tx);
+	hs_attached_sent(end);
+	return hint(count(end));
 }
 
 void hs_end_set_cut(struct hs_end *end, int is_cut)
@@ -543,7 +481,7 @@ int64_t hs_end_reset(struct hs_end *end, uint64_t code)
 		hs_session_reset(end->session, code);
 		hints = hint(HS_END_SEND);
 	} else if (!end->is_finished) {
-		hints = hint(HS_END_MUST_RESET);
+		hs_attached_reset(end, code);
 	}
 	if (!end->tx_error) {
 		end->tx_error = HS_END_RESET;
@@ -573,5 +511,7 @@ int64_t hs_end_close(struct hs_end *end, int aborts, uint64_t code)
 		hints |= hs_end_close_receiving(end, aborts ? code : 0);
 	if (end->session)
 		hs_session_closed(end->session);
+	else if (hs_end_is_closed(end))
+		hs_attached_release(end);
 	return hints;
 }

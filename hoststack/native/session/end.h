@@ -5,7 +5,8 @@
  *
  * No call blocks. One that can't go on notes what the stream waits for; when that has come, the
  * stream's key is among the side's wake-ups (hs_side_take). A key is the handle times 4, plus an
- * enum hs_wait. One thread at a time, but for hs_end_drop and hs_end_connection_drop.
+ * enum hs_wait. One thread at a time, but for hs_end_drop and hs_end_connection_drop. Streams of a
+ * worker in another process come from attached.h, and give no hints but HS_END_WAKES.
  */
 #ifndef HS_SESSION_END_H
 #define HS_SESSION_END_H
@@ -45,8 +46,6 @@ enum hs_end_hint {
 	HS_END_CREDIT = 1 << 1, /* have the stack extend the windows within a millisecond */
 	HS_END_CREDIT_NOW = 1 << 2, /* the peer may be waiting for it */
 	HS_END_WAKES = 1 << 3, /* there are wake-ups */
-	HS_END_MUST_RESET = 1 << 4, /* send a message to the worker, in another process */
-	HS_END_MUST_STOP = 1 << 5,
 };
 
 /* State of a stream for its application. */
@@ -73,8 +72,6 @@ uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n);
 
 /* --- connections ------------------------------------------------------------------------------ */
 
-/* Of a worker in another process. NULL without memory. */
-struct hs_end_connection *hs_end_connection_new(struct hs_side *side, uint64_t handle);
 /* The application no longer uses it, but perhaps streams of it, which may be dropped before or
  * after it. What it has not accepted counts as accepted. */
 void hs_end_connection_drop(struct hs_end_connection *c);
@@ -100,16 +97,10 @@ void hs_end_connection_gone(struct hs_end_connection *c);
 
 /* --- streams ---------------------------------------------------------------------------------- */
 
-/* A stream of a worker in another process, over FIFOs that exist as long as it does; those of a
- * peer's stream wait for hs_end_accept. NULL without memory. */
-struct hs_end *hs_end_new(struct hs_end_connection *c, uint64_t handle, int64_t stream_id,
-			  int is_peers, struct hs_fifo_consumer *rx, struct hs_fifo_producer *tx);
 /* The application no longer uses it. */
 void hs_end_drop(struct hs_end *end);
 /* What happened to it: bits of enum hs_stream_event. */
 void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code);
-/* Whether nothing can happen to it any more, of a worker in another process. */
-int hs_end_is_over(const struct hs_end *end);
 void hs_end_state(const struct hs_end *end, struct hs_end_state *out);
 
 /* Read up to `n` bytes. Returns how many, 0 only at the end; or an error. If the caller wants more

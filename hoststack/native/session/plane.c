@@ -6,39 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct hs_plane {
-	hs_session_command_to command; /* NULL: the owner was released */
-	hs_session_make_fifos make_fifos;
-	void *owner;
-	struct hs_pool *pool;
-	struct hs_stream_session **table; /* by index */
-	uint32_t room, top; /* indices below `top` were used */
-	uint32_t *freed; /* a ring of indices, oldest first */
-	uint32_t freed_first, freed_count, freed_room;
-	uint32_t first;
-	uint32_t worker;
-	uint32_t streams;
-	uint32_t references; /* the owner's, and one for each application */
-	uint8_t is_credit_due; /* since the last turn */
-	uint8_t is_released;
-	uint64_t refused[HS_SESSION_REFUSALS];
-	/* What applications have dropped: any thread may add to it. */
-	struct hs_stream_session *dropped_streams;
-	struct hs_connection_session *dropped_connections;
-	struct hs_application *released_applications;
-};
-
-struct hs_application {
-	struct hs_plane *plane;
-	struct hs_side *side; /* NULL: in another process */
-	struct hs_application *next_released;
-	struct hs_stream_session *first_touched, *last_touched;
-	uint32_t references; /* the owner's, and one for each connection */
-	uint32_t sessions;
-	uint32_t most_sessions; /* 0: any number */
-	uint8_t is_gone; /* the owner was released: its events are discarded */
-};
-
 /* A finalizer may run in another thread, while this one is in C. The second is taken first; with it
  * nothing of a released plane is freed by another thread. An owner that is called while a plane
  * collects may drop what is of another one, which is released. */
@@ -48,7 +15,7 @@ static pthread_mutex_t collect_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 /* --- the plane -------------------------------------------------------------------------------- */
 
 struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_command_to command,
-			      hs_session_make_fifos make_fifos, void *owner)
+			      hs_session_make_blocks make_blocks, void *owner)
 {
 	struct hs_plane *plane = calloc(1, sizeof(*plane));
 	if (!plane)
@@ -61,7 +28,7 @@ struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_comman
 	plane->worker = worker;
 	plane->first = first & ~(uint32_t)HS_SESSION_STREAM;
 	plane->command = command;
-	plane->make_fifos = make_fifos;
+	plane->make_blocks = make_blocks;
 	plane->owner = owner;
 	plane->references = 1;
 	return plane;
@@ -76,6 +43,7 @@ static void unref_plane(struct hs_plane *plane)
 	for (uint32_t i = 0; i < plane->top; i++)
 		free(plane->table[i]);
 	hs_pool_free(plane->pool);
+	hs_table_free(&plane->connections);
 	free(plane->table);
 	free(plane->freed);
 	free(plane);
@@ -85,7 +53,7 @@ void hs_plane_release(struct hs_plane *plane)
 {
 	pthread_mutex_lock(&collect_lock);
 	plane->command = NULL;
-	plane->make_fifos = NULL;
+	plane->make_blocks = NULL;
 	pthread_mutex_lock(&drop_lock);
 	plane->is_released = 1;
 	pthread_mutex_unlock(&drop_lock);
@@ -211,13 +179,15 @@ int hs_plane_look(struct hs_plane *plane, uint64_t handle, struct hs_session_abo
 
 /* --- applications ----------------------------------------------------------------------------- */
 
-struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side)
+struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side,
+					  uint64_t key)
 {
 	struct hs_application *a = calloc(1, sizeof(*a));
 	if (!a)
 		return NULL;
 	a->plane = plane;
 	a->side = side;
+	a->key = key;
 	a->references = 1;
 	plane->references++;
 	return a;
@@ -231,18 +201,10 @@ static void unref_application(struct hs_application *a)
 	free(a);
 }
 
-/* Discard the events of these streams. */
-static void forget_events(struct hs_stream_session **first, struct hs_stream_session **last)
-{
-	for (struct hs_stream_session *s = *first; s; s = s->next_touched)
-		s->is_touched = 0;
-	*first = *last = NULL;
-}
-
 static void release(struct hs_application *a)
 {
-	a->is_gone = 1;
-	forget_events(&a->first_touched, &a->last_touched);
+	a->is_gone = a->has_left = 1;
+	hs_session_forget_touched(&a->first_touched, &a->last_touched);
 	for (uint32_t i = 0; i < a->plane->top; i++) {
 		struct hs_stream_session *s = a->plane->table[i];
 		if (s && s->connection->application == a && s->connection->is_closed) {
@@ -273,31 +235,6 @@ int hs_application_is_full(struct hs_application *a)
 	return a->most_sessions && a->sessions >= a->most_sessions;
 }
 
-uint32_t hs_application_events(struct hs_application *a, struct hs_session_event *out, uint32_t n)
-{
-	uint32_t count = 0;
-	while (count < n && a->first_touched) {
-		struct hs_stream_session *s = a->first_touched;
-		a->first_touched = s->next_touched;
-		if (!a->first_touched)
-			a->last_touched = NULL;
-		out[count++] = (struct hs_session_event){
-			.handle = s->end.handle,
-			.connection = s->connection->end.handle,
-			.stream_id = s->end.id,
-			.reset_code = s->end.reset_code,
-			.stop_code = s->end.stop_code,
-			.events = s->events,
-			.is_shared = s->connection->is_shared,
-		};
-		s->is_told_over |= (s->events & HS_STREAM_OVER) != 0;
-		s->events = 0;
-		s->is_touched = 0;
-		hs_session_closed(s);
-	}
-	return count;
-}
-
 /* --- connections ------------------------------------------------------------------------------ */
 
 static int python_may_open(void *connection, int is_unidirectional)
@@ -319,7 +256,7 @@ static void *python_open(void *connection, int is_unidirectional, void *session,
 	return NULL;
 }
 
-static void command(struct hs_stream_session *s, uint32_t what, uint64_t code)
+void hs_session_command(struct hs_stream_session *s, uint32_t what, uint64_t code)
 {
 	struct hs_plane *plane = s->connection->application->plane;
 	if (plane->command)
@@ -337,28 +274,28 @@ static int python_allow(void *connection, int is_unidirectional)
 
 static void python_send_ready(void *stream)
 {
-	command(stream, HS_SESSION_SEND_READY, 0);
+	hs_session_command(stream, HS_SESSION_SEND_READY, 0);
 }
 
 static int python_consumed(void *stream)
 {
-	command(stream, HS_SESSION_CONSUMED, 0);
+	hs_session_command(stream, HS_SESSION_CONSUMED, 0);
 	return 1;
 }
 
 static void python_reset(void *stream, uint64_t code)
 {
-	command(stream, HS_SESSION_RESET, code);
+	hs_session_command(stream, HS_SESSION_RESET, code);
 }
 
 static void python_stop(void *stream, uint64_t code)
 {
-	command(stream, HS_SESSION_STOP, code);
+	hs_session_command(stream, HS_SESSION_STOP, code);
 }
 
 static void python_let_go(void *stream)
 {
-	command(stream, HS_SESSION_LET_GO, 0);
+	hs_session_command(stream, HS_SESSION_LET_GO, 0);
 }
 
 static const struct hs_transport_verbs PYTHON_VERBS = {
@@ -379,6 +316,10 @@ struct hs_connection_session *hs_connection_session_new(struct hs_application *a
 	struct hs_connection_session *c = calloc(1, sizeof(*c));
 	if (!c)
 		return NULL;
+	c->next = a->connections;
+	if (c->next)
+		c->next->previous = c;
+	a->connections = c;
 	c->end.side = a->side;
 	c->end.session = c;
 	c->application = a;
@@ -396,25 +337,20 @@ static void unref_connection(struct hs_connection_session *c)
 {
 	if (--c->references)
 		return;
+	hs_connection_session_drop_spares(c);
+	if (c->previous)
+		c->previous->next = c->next;
+	else
+		c->application->connections = c->next;
+	if (c->next)
+		c->next->previous = c->previous;
 	unref_application(c->application);
 	free(c);
 }
 
-static void touch(struct hs_stream_session *s)
+int hs_connection_session_is_python(const struct hs_connection_session *c)
 {
-	struct hs_application *a = s->connection->application;
-	struct hs_connection_session *c = s->connection;
-	struct hs_stream_session **first = c->is_announced ? &a->first_touched : &c->first_touched;
-	struct hs_stream_session **last = c->is_announced ? &a->last_touched : &c->last_touched;
-	if (s->is_touched || a->is_gone)
-		return;
-	s->is_touched = 1;
-	s->next_touched = NULL;
-	if (*last)
-		(*last)->next_touched = s;
-	else
-		*first = s;
-	*last = s;
+	return c->verbs == &PYTHON_VERBS;
 }
 
 void hs_connection_session_announce(struct hs_connection_session *c, uint64_t handle)
@@ -424,16 +360,19 @@ void hs_connection_session_announce(struct hs_connection_session *c, uint64_t ha
 		return;
 	c->is_announced = 1;
 	c->end.handle = handle;
+	/* Without memory for it, no stream is opened in it. */
+	if (!c->is_closed)
+		(void)hs_table_add(&a->plane->connections, handle, c);
 	if (a->side) {
 		c->is_held = 1;
 		c->references++;
 	}
 	if (a->is_gone)
-		forget_events(&c->first_touched, &c->last_touched);
+		hs_session_forget_touched(&c->first_touched, &c->last_touched);
 	if (!c->first_touched)
 		return;
 	if (a->last_touched)
-		a->last_touched->next_touched = c->first_touched;
+		a->last_touched->next = c->first_touched;
 	else
 		a->first_touched = c->first_touched;
 	a->last_touched = c->last_touched;
@@ -512,69 +451,13 @@ static struct hs_stream_session *new_stream(struct hs_connection_session *c, int
 	return s;
 }
 
-static void give_block(struct hs_pool *pool, void **block, uint64_t size_bytes, uint64_t used)
-{
-	if (*block)
-		hs_pool_give(pool, *block, size_bytes, used);
-	*block = NULL;
-}
-
-/* Give the FIFOs back: neither side uses them any more. */
-static void give_fifos(struct hs_stream_session *s)
-{
-	struct hs_pool *pool = s->connection->application->plane->pool;
-	if (s->is_outside)
-		return;
-	if (s->rx) {
-		hs_fifo_producer_close(s->rx);
-		give_block(pool, &s->rx_block, s->rx->size_bytes, s->rx->tail);
-	}
-	if (s->tx)
-		give_block(pool, &s->tx_block, s->tx->size_bytes, s->application_tx.tail);
-	s->rx = NULL;
-	s->tx = NULL;
-	s->end.rx = NULL;
-	s->end.tx = NULL;
-}
-
-static int take_fifos(struct hs_stream_session *s, int has_rx, int has_tx)
-{
-	struct hs_connection_session *c = s->connection;
-	struct hs_pool *pool = c->application->plane->pool;
-	uint64_t rx_bytes = 0, tx_bytes = 0;
-	if (has_rx)
-		s->rx_block = hs_pool_take(pool, c->rx_bytes, &rx_bytes);
-	if (has_tx)
-		s->tx_block = hs_pool_take(pool, c->tx_bytes, &tx_bytes);
-	if ((has_rx && !s->rx_block) || (has_tx && !s->tx_block)) {
-		give_block(pool, &s->rx_block, c->rx_bytes, 0);
-		give_block(pool, &s->tx_block, c->tx_bytes, 0);
-		return -1;
-	}
-	if (has_rx) {
-		hs_fifo_producer_open(&s->rx_side, s->rx_block, rx_bytes);
-		hs_fifo_consumer_open(&s->application_rx, s->rx_block, rx_bytes);
-		s->rx = &s->rx_side;
-		s->end.rx = &s->application_rx;
-	}
-	if (has_tx) {
-		hs_fifo_consumer_open(&s->tx_side, s->tx_block, tx_bytes);
-		hs_fifo_producer_open(&s->application_tx, s->tx_block, tx_bytes);
-		s->tx = &s->tx_side;
-		s->end.tx = &s->application_tx;
-	}
-	s->end.has_rx = has_rx != 0;
-	s->end.has_tx = has_tx != 0;
-	return 0;
-}
-
 static void free_stream(struct hs_stream_session *s)
 {
 	struct hs_connection_session *c = s->connection;
 	struct hs_plane *plane = c->application->plane;
-	give_fifos(s);
-	if (s->is_outside && !s->is_told_over)
-		command(s, HS_SESSION_FREED, 0);
+	hs_session_give_fifos(s);
+	if (s->is_outside)
+		hs_session_command(s, HS_SESSION_FREED, 0);
 	if (s->is_counted) {
 		c->application->sessions--;
 		c->streams--;
@@ -613,7 +496,7 @@ void hs_session_closed(struct hs_stream_session *s)
 		}
 	}
 	if (!a->side) {
-		if (!s->is_touched && !s->is_counted)
+		if (!s->is_touched && !s->is_counted && (s->is_released || a->has_left))
 			free_stream(s);
 		return;
 	}
@@ -622,7 +505,7 @@ void hs_session_closed(struct hs_stream_session *s)
 	if (s->is_dropped || is_unknown)
 		free_stream(s);
 	else if (hs_end_is_closed(&s->end))
-		give_fifos(s);
+		hs_session_give_fifos(s);
 }
 
 uint32_t hs_session_taken(struct hs_stream_session *s)
@@ -647,16 +530,7 @@ static void *peer_opened(void *connection_session, void *stream, int64_t id,
 	struct hs_stream_session *s = new_stream(c, id, 1);
 	if (!s)
 		return NULL;
-	int failed;
-	if (c->application->side) {
-		failed = take_fifos(s, 1, tx != NULL);
-	} else {
-		failed = !plane->make_fifos ||
-			 plane->make_fifos(plane->owner, c->key, s->end.handle, &s->rx,
-					   tx ? &s->tx : NULL);
-		s->is_outside = !failed;
-	}
-	if (failed) {
+	if (hs_session_take_fifos(s, 1, tx != NULL)) {
 		plane->refused[HS_SESSION_NO_MEMORY]++;
 		free_stream(s);
 		return NULL;
@@ -695,7 +569,7 @@ void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t re
 		s->end.stop_code = stop_code;
 	}
 	s->events |= events;
-	touch(s);
+	hs_session_touch(s);
 	hs_session_closed(s);
 }
 
@@ -714,7 +588,8 @@ struct hs_stream_session *hs_session_add(struct hs_connection_session *c, int64_
 					 int is_peers, struct hs_fifo_producer *rx,
 					 struct hs_fifo_consumer *tx,
 					 struct hs_fifo_consumer *application_rx,
-					 struct hs_fifo_producer *application_tx)
+					 struct hs_fifo_producer *application_tx,
+					 uint64_t rx_place, uint64_t tx_place)
 {
 	struct hs_stream_session *s = c->is_closed ? NULL : new_stream(c, stream_id, is_peers);
 	if (!s)
@@ -728,18 +603,9 @@ struct hs_stream_session *hs_session_add(struct hs_connection_session *c, int64_
 	s->end.tx = application_tx;
 	s->end.has_rx = rx != NULL;
 	s->end.has_tx = tx != NULL;
+	s->rx_block.place = rx_place;
+	s->tx_block.place = tx_place;
 	return s;
-}
-
-static int open_on(struct hs_connection_session *c, int is_unidirectional,
-		   struct hs_stream_session *s)
-{
-	s->stream = c->verbs->open(c->transport, is_unidirectional, s, s->rx, s->tx, &s->end.id);
-	if (s->stream)
-		return 0;
-	s->is_outside = 0;
-	free_stream(s);
-	return HS_SESSION_CLOSED;
 }
 
 int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional)
@@ -749,37 +615,51 @@ int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional)
 	int refusal = hs_session_may_add(c, 0);
 	if (refusal)
 		return refusal;
-	return c->verbs->may_open(c->transport, is_unidirectional) ? 0 : HS_SESSION_NO_CREDIT;
+	if (c->verbs->may_open(c->transport, is_unidirectional))
+		return 0;
+	c->waits_for_credit = 1;
+	return HS_SESSION_NO_CREDIT;
 }
 
-int hs_session_open(struct hs_connection_session *c, int is_unidirectional,
-		    struct hs_opened *out)
+int hs_connection_session_take_waiting(struct hs_connection_session *c)
+{
+	int waits = c->waits_for_credit;
+	c->waits_for_credit = 0;
+	return waits;
+}
+
+int hs_session_begin(struct hs_connection_session *c, int is_unidirectional,
+		     struct hs_stream_session **out)
 {
 	int refusal = hs_session_why_not(c, is_unidirectional);
 	if (refusal)
 		return refusal;
 	struct hs_stream_session *s = new_stream(c, -1, 0);
-	if (s && take_fifos(s, !is_unidirectional, 1)) {
+	if (!s || hs_session_take_fifos(s, !is_unidirectional, 1))
+		refusal = HS_SESSION_NO_MEMORY;
+	else if (!(s->stream = c->verbs->open(c->transport, is_unidirectional, s, s->rx, s->tx,
+					      &s->end.id)))
+		refusal = HS_SESSION_CLOSED;
+	if (!refusal) {
+		*out = s;
+		return 0;
+	}
+	if (refusal == HS_SESSION_NO_MEMORY)
+		c->application->plane->refused[refusal]++;
+	if (s)
 		free_stream(s);
-		s = NULL;
-	}
-	if (!s) {
-		c->application->plane->refused[HS_SESSION_NO_MEMORY]++;
-		return HS_SESSION_NO_MEMORY;
-	}
-	if (open_on(c, is_unidirectional, s))
-		return HS_SESSION_CLOSED;
+	return refusal;
+}
+
+int hs_session_open(struct hs_connection_session *c, int is_unidirectional, struct hs_opened *out)
+{
+	struct hs_stream_session *s;
+	int refusal = hs_session_begin(c, is_unidirectional, &s);
+	if (refusal)
+		return refusal;
 	s->is_in_use = 1;
 	*out = (struct hs_opened){ &s->end, s->end.handle, s->end.id };
 	return 0;
-}
-
-struct hs_stream_session *hs_session_open_over(struct hs_connection_session *c,
-					       int is_unidirectional, struct hs_fifo_producer *rx,
-					       struct hs_fifo_consumer *tx)
-{
-	struct hs_stream_session *s = hs_session_add(c, -1, 0, rx, tx, NULL, NULL);
-	return s && !open_on(c, is_unidirectional, s) ? s : NULL;
 }
 
 void hs_connection_session_close(struct hs_connection_session *c)
@@ -787,22 +667,21 @@ void hs_connection_session_close(struct hs_connection_session *c)
 	c->references++; /* while this runs */
 	c->is_closed = 1;
 	if (!c->is_announced)
-		forget_events(&c->first_touched, &c->last_touched);
+		hs_session_forget_touched(&c->first_touched, &c->last_touched);
+	else if (hs_table_get(&c->application->plane->connections, c->end.handle) == c)
+		hs_table_remove(&c->application->plane->connections, c->end.handle);
 	hs_end_connection_gone(&c->end);
 	for (struct hs_end *end = c->end.ends, *next; end; end = next) {
 		struct hs_stream_session *s = end->session;
 		next = end->next;
 		if (s->stream)
 			c->verbs->let_go(s->stream);
-		int was_over = s->is_over;
 		end_stream(s);
 		/* The program can still accept a stream that it was notified of. */
-		if (c->application->side || !c->is_announced || c->application->is_gone) {
+		if (c->application->side || !c->is_announced || c->application->has_left)
 			s->is_taken = 1;
-		} else if (!was_over) {
-			s->events |= HS_STREAM_OVER;
-			touch(s);
-		}
+		if (!c->is_announced)
+			s->is_released = 1; /* nobody was told of it */
 		hs_session_closed(s);
 	}
 	c->transport = NULL;
@@ -810,7 +689,7 @@ void hs_connection_session_close(struct hs_connection_session *c)
 	unref_connection(c);
 }
 
-/* --- for applications in this process --------------------------------------------------------- */
+/* --- what an application does ----------------------------------------------------------------- */
 
 struct hs_end *hs_session_end(struct hs_stream_session *s)
 {
@@ -958,9 +837,11 @@ void hs_plane_collect(struct hs_plane *plane)
 	pthread_mutex_unlock(&collect_lock);
 }
 
-void hs_application_forget_untaken(struct hs_application *a)
+void hs_application_leave(struct hs_application *a)
 {
 	struct hs_plane *plane = a->plane;
+	a->has_left = 1;
+	hs_session_forget_touched(&a->first_touched, &a->last_touched);
 	for (uint32_t i = 0; i < plane->top; i++) {
 		struct hs_stream_session *s = plane->table[i];
 		if (s && s->connection->application == a) {
@@ -968,47 +849,4 @@ void hs_application_forget_untaken(struct hs_application *a)
 			hs_session_closed(s);
 		}
 	}
-}
-
-/* --- for applications in other processes ------------------------------------------------------ */
-
-int hs_session_signal(struct hs_application *a, uint64_t handle, uint32_t signal, uint64_t code)
-{
-	struct hs_stream_session *s = hs_session_find(a->plane, handle);
-	/* It may be late, or another application's. */
-	if (!s || s->connection->application != a)
-		return 0;
-	if (signal == HS_SIGNAL_TAKEN) {
-		if (!s->is_taken && !a->side)
-			hs_session_taken(s);
-		return 1;
-	}
-	if (!s->stream)
-		return 0;
-	/* Ask for the next signal before the transport looks. */
-	switch (signal) {
-	case HS_SIGNAL_SENT:
-		if (s->tx) {
-			if (!s->connection->is_shared)
-				hs_fifo_arm_read(s->tx);
-			s->connection->verbs->send_ready(s->stream);
-		}
-		break;
-	case HS_SIGNAL_CONSUMED:
-		if (s->rx) {
-			if (!s->connection->is_shared)
-				hs_fifo_arm_write(s->rx);
-			s->connection->verbs->consumed(s->stream);
-		}
-		break;
-	case HS_SIGNAL_RESET:
-		s->connection->verbs->reset(s->stream, code);
-		break;
-	case HS_SIGNAL_STOP:
-		s->connection->verbs->stop(s->stream, code);
-		break;
-	default:
-		return 0;
-	}
-	return 1;
 }

@@ -5,7 +5,7 @@
  *
  * Connections and listeners are sessions of the layer above (hoststack/session), which registers
  * its connections here. An application in this process uses its streams through end.h; those of an
- * application in another process report events (hs_application_events).
+ * application in another process are commanded through rings (records.h).
  *
  * One thread at a time, but for hs_application_release.
  */
@@ -49,19 +49,25 @@ enum hs_session_command {
 	HS_SESSION_STOP = 4,
 	HS_SESSION_ALLOW = 5, /* about a connection, by its key; `code` is 1 for unidirectional ones */
 	HS_SESSION_LET_GO = 6, /* the stream's connection is closed */
-	/* The FIFOs of a stream are unused from now on. An application in another process that was
-	 * notified of HS_STREAM_OVER has confirmed that. */
-	HS_SESSION_FREED = 7,
+	HS_SESSION_FREED = 7, /* the FIFOs of a stream, which the owner made, are unused from now on */
+	HS_SESSION_FREE_BLOCK = 8, /* about an application, by its key; `code` is the block's place */
 };
 typedef void (*hs_session_command_to)(void *owner, uint64_t handle, uint32_t command, uint64_t code);
-/* Makes the FIFOs of a stream that the peer of an application in another process opened. Returns 0,
- * or -1 if there is no room. */
-typedef int (*hs_session_make_fifos)(void *owner, uint64_t connection_key, uint64_t handle,
-				     struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
+/* Make blocks for FIFOs of a connection's streams in the memory of an application in another
+ * process: one for rx, where `out[0].bytes` is not 0, and one for tx, where `out[1].bytes` is not,
+ * of about so many bytes of data. `is_peers`: because the peer opens a stream. Returns 0, or -1 if
+ * there is no room. HS_SESSION_FREE_BLOCK gives each back. */
+struct hs_made_block {
+	uint64_t bytes; /* in: of data; out: with the header */
+	uint64_t address;
+	uint64_t place; /* records.h */
+};
+typedef int (*hs_session_make_blocks)(void *owner, uint64_t connection_key, int is_peers,
+				      struct hs_made_block out[2]);
 
 /* `first` is the first index, an even number: streams have the odd ones. NULL without memory. */
 struct hs_plane *hs_plane_new(uint32_t worker, uint32_t first, hs_session_command_to command,
-			      hs_session_make_fifos make_fifos, void *owner);
+			      hs_session_make_blocks make_blocks, void *owner);
 /* After all connections are closed. Calls nothing in Python from now on; freed after its last
  * application. */
 void hs_plane_release(struct hs_plane *plane);
@@ -78,8 +84,9 @@ int hs_plane_has_credit(const struct hs_plane *plane);
 
 /* --- applications ----------------------------------------------------------------------------- */
 
-/* `side` is NULL for one in another process. */
-struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side);
+/* `side` is NULL for one in another process; `key` names it in calls to the owner. */
+struct hs_application *hs_application_new(struct hs_plane *plane, struct hs_side *side,
+					  uint64_t key);
 /* Stop reporting events of its streams from the next turn on; streams and connections continue. */
 void hs_application_release(struct hs_application *a);
 /* Its sessions: all of them, and the most; 0: any number. */
@@ -87,21 +94,50 @@ uint32_t hs_application_sessions(const struct hs_application *a);
 void hs_application_count(struct hs_application *a, int32_t more);
 void hs_application_set_max(struct hs_application *a, uint32_t most);
 int hs_application_is_full(struct hs_application *a);
-/* The application has ended: count its unaccepted streams as accepted. */
-void hs_application_forget_untaken(struct hs_application *a);
+/* The application has ended: what it has not accepted counts as accepted, and what it has not
+ * released as released. */
+void hs_application_leave(struct hs_application *a);
 
-/* What happened to streams of an application in another process. */
-struct hs_session_event {
-	uint64_t handle;
-	uint64_t connection; /* handle */
-	int64_t stream_id;
-	uint64_t reset_code;
-	uint64_t stop_code;
-	uint32_t events; /* enum hs_stream_event */
-	uint8_t is_shared; /* see hs_connection_session_share */
+/* --- applications in other processes ---------------------------------------------------------- */
+
+/* Its rings (records.h), whose blocks outlive it. Returns 0, or -1 for blocks of a wrong size. */
+int hs_application_set_rings(struct hs_application *a, void *down, void *up, size_t block_bytes);
+/* A message to it was queued: it processes that after all news up to now. Returns 0, or -1 without
+ * memory. */
+int hs_application_queue_message(struct hs_application *a);
+/* Write one of HS_NEWS_READABLE and HS_NEWS_WRITABLE. Returns 1, 0 if the ring has no room, or
+ * HS_EVENT_RING_CORRUPT. */
+int hs_application_push(struct hs_application *a, uint64_t handle, uint32_t news);
+/* Write the news about its streams, as many as the ring has room for. Returns bits of enum
+ * hs_told, or HS_EVENT_RING_CORRUPT. */
+enum hs_told {
+	HS_TOLD_SOME = 1,
+	HS_TOLD_NOT_ALL = 2,
 };
-/* Take up to `n`, oldest first; returns how many. */
-uint32_t hs_application_events(struct hs_application *a, struct hs_session_event *out, uint32_t n);
+int hs_application_tell(struct hs_application *a);
+/* After something was written: whether it asked to be woken; only once. */
+int hs_application_take_armed(struct hs_application *a);
+/* Ask for a wake-up before sleep. Returns how many commands there are, or HS_EVENT_RING_CORRUPT. */
+int64_t hs_application_arm(struct hs_application *a);
+/* Follow its commands, HS_SESSION_COMMANDS at most. Those about connections, and streams to be
+ * opened by a transport in Python, are copied to `out`, which has room for as many. Returns how
+ * many these are, or an error. */
+enum {
+	HS_SESSION_COMMANDS = 1024,
+	HS_SESSION_INVALID = -20, /* a command that no application gives */
+};
+struct hs_event;
+struct hs_commanded {
+	uint32_t count; /* of all commands */
+	uint8_t is_held_up; /* there may be more */
+	uint8_t is_due; /* a transport may have something to send */
+};
+int hs_application_commands(struct hs_application *a, struct hs_event *out,
+			    struct hs_commanded *done);
+/* Answer HS_COMMAND_OPEN: with a stream of a transport in Python, or with an enum
+ * hs_session_refusal. Returns as hs_application_push. */
+void hs_session_answer(struct hs_stream_session *s, uint64_t token);
+int hs_application_refuse(struct hs_application *a, uint64_t token, uint32_t refusal);
 
 /* --- connections ------------------------------------------------------------------------------ */
 
@@ -121,6 +157,9 @@ void hs_connection_session_share(struct hs_connection_session *c);
  * reported to an application in another process that it was not announced to. */
 void hs_connection_session_close(struct hs_connection_session *c);
 uint32_t hs_connection_session_streams(const struct hs_connection_session *c);
+/* Whether its application waits for credit to open a stream: since it was refused for lack of it,
+ * and until this was called. */
+int hs_connection_session_take_waiting(struct hs_connection_session *c);
 /* The application's side of an announced connection in this process; hs_end_connection_drop gives
  * it back, once. */
 struct hs_end_connection *hs_connection_session_hold(struct hs_connection_session *c);
@@ -142,16 +181,13 @@ int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional);
  * a refusal, which is counted. With `is_peers` the connection's share counts as well. */
 int hs_session_may_add(struct hs_connection_session *c, int is_peers);
 /* Add a stream over FIFOs that exist until HS_SESSION_FREED. The application's sides are for one in
- * this process. NULL without memory. */
+ * this process, the places (records.h) for one in another. NULL without memory. */
 struct hs_stream_session *hs_session_add(struct hs_connection_session *c, int64_t stream_id,
 					 int is_peers, struct hs_fifo_producer *rx,
 					 struct hs_fifo_consumer *tx,
 					 struct hs_fifo_consumer *application_rx,
-					 struct hs_fifo_producer *application_tx);
-/* Open a stream of a transport in C over such FIFOs; NULL on failure: they are not used then. */
-struct hs_stream_session *hs_session_open_over(struct hs_connection_session *c,
-					       int is_unidirectional, struct hs_fifo_producer *rx,
-					       struct hs_fifo_consumer *tx);
+					 struct hs_fifo_producer *application_tx,
+					 uint64_t rx_place, uint64_t tx_place);
 struct hs_stream_session *hs_session_find(struct hs_plane *plane, uint64_t handle);
 /* For a transport in Python: see hs_session_verbs. */
 void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t reset_code,
@@ -160,17 +196,6 @@ void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t re
 struct hs_end *hs_session_end(struct hs_stream_session *s);
 uint64_t hs_session_handle(const struct hs_stream_session *s);
 int64_t hs_session_stream_id(const struct hs_stream_session *s);
-
-/* Commands of an application in another process about a stream of its own; others are ignored. */
-enum hs_session_signal {
-	HS_SIGNAL_SENT,
-	HS_SIGNAL_CONSUMED,
-	HS_SIGNAL_TAKEN, /* its program has accepted it */
-	HS_SIGNAL_RESET,
-	HS_SIGNAL_STOP,
-};
-/* Returns whether the transport may have something to send. */
-int hs_session_signal(struct hs_application *a, uint64_t handle, uint32_t signal, uint64_t code);
 
 struct hs_session_about {
 	uint64_t handle, connection;

@@ -1,0 +1,642 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "memory/event_ring.h"
+#include "session/internal.h"
+#include "session/records.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+enum {
+	BATCH = 64, /* news that are read at once */
+	NEARLY_FULL = 16, /* a ring with less room: the worker may wait for some */
+};
+
+/* Bits of hs_end.due, in the order in which the worker is told. */
+enum due {
+	DUE_TAKEN = 1 << 0,
+	DUE_SENT = 1 << 1,
+	DUE_CONSUMED = 1 << 2,
+	DUE_RESET = 1 << 3,
+	DUE_STOP = 1 << 4,
+	DUE_RELEASED = 1 << 5,
+};
+
+static const uint32_t COMMANDS[] = {
+	HS_COMMAND_TAKEN, HS_COMMAND_SENT, HS_COMMAND_CONSUMED,
+	HS_COMMAND_RESET, HS_COMMAND_STOP, HS_COMMAND_RELEASED,
+};
+
+struct segment {
+	struct segment *next;
+	uint8_t *base; /* NULL: this process had no room for it */
+	size_t bytes;
+	uint32_t number;
+	uint32_t blocks; /* in use here */
+	uint8_t is_gone;
+};
+
+struct hs_attached {
+	struct hs_side *side;
+	struct hs_event_ring_side down, up;
+	struct hs_table ends, connections; /* by handle */
+	struct hs_end_connection orphans; /* streams of connections that are gone */
+	struct segment *segments;
+	struct hs_end *first_due, *last_due;
+	struct hs_event batch[BATCH];
+	int at, count; /* of the batch */
+	int wake_fd; /* -1: the worker is gone */
+	int error; /* of the ring */
+	uint32_t references; /* the owner's, and one for each connection */
+	uint8_t is_owing; /* a wake-up: the worker may wait for room */
+	/* Under drop_lock, as any thread may drop. */
+	uint8_t is_freed; /* by the owner */
+	struct hs_end *dropped_ends;
+	struct hs_end_connection *dropped_connections;
+};
+
+/* A stream of a worker in another process. */
+struct remote {
+	struct hs_end end;
+	struct hs_fifo_consumer rx;
+	struct hs_fifo_producer tx;
+	struct segment *rx_segment, *tx_segment;
+};
+
+/* The second is for what the owner has freed, when any thread may forget what it drops; it is taken
+ * first. */
+static pthread_mutex_t drop_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t freed_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+
+/* --- the worker ------------------------------------------------------------------------------- */
+
+struct hs_attached *hs_attached_new(struct hs_side *side, void *down, void *up, size_t block_bytes,
+				    int wake_fd)
+{
+	struct hs_attached *attached = calloc(1, sizeof(*attached));
+	if (!attached)
+		return NULL;
+	if (hs_event_ring_open(&attached->down, down, block_bytes) ||
+	    hs_event_ring_open(&attached->up, up, block_bytes)) {
+		free(attached);
+		return NULL;
+	}
+	attached->side = side;
+	attached->wake_fd = wake_fd;
+	attached->references = 1;
+	attached->orphans.side = side;
+	attached->orphans.attached = attached;
+	attached->orphans.is_gone = 1;
+	return attached;
+}
+
+static void drop_segment(struct hs_attached *attached, struct segment *segment)
+{
+	struct segment **link = &attached->segments;
+	while (*link != segment)
+		link = &(*link)->next;
+	*link = segment->next;
+	if (segment->base)
+		munmap(segment->base, segment->bytes);
+	free(segment);
+}
+
+static void unref(struct hs_attached *attached)
+{
+	if (--attached->references)
+		return;
+	while (attached->segments)
+		drop_segment(attached, attached->segments);
+	hs_table_free(&attached->ends);
+	hs_table_free(&attached->connections);
+	free(attached);
+}
+
+static void wake_worker(struct hs_attached *attached)
+{
+	/* A full socket has a wake-up already; one that is closed is found out by its reader. */
+	if (attached->wake_fd >= 0)
+		(void)!send(attached->wake_fd, "\1", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static int push(struct hs_attached *attached, const struct hs_event *event)
+{
+	int pushed = hs_event_ring_push(&attached->down, event);
+	if (pushed < 0)
+		attached->error = pushed;
+	if (pushed > 0 && hs_event_ring_take_armed(&attached->down))
+		wake_worker(attached);
+	return pushed;
+}
+
+int hs_attached_command(struct hs_attached *attached, uint64_t handle, uint32_t command,
+			uint32_t arg, uint64_t word)
+{
+	struct hs_event event = { .handle = handle, .kind = command, .arg = arg, .words = { word } };
+	return attached->wake_fd < 0 ? 1 : push(attached, &event);
+}
+
+int hs_attached_arm(struct hs_attached *attached)
+{
+	hs_event_ring_arm(&attached->up);
+	int64_t length = hs_event_ring_length(&attached->up);
+	if (attached->at == attached->count || length < 0)
+		return length < 0 ? (int)length : length > 0;
+	/* A message has to arrive before the others. */
+	const struct hs_event *next = &attached->batch[attached->at];
+	return next->kind != HS_NEWS_MESSAGES || !next->arg;
+}
+
+/* --- what streams have to say ------------------------------------------------------------------ */
+
+static void free_if_unused(struct hs_end_connection *c)
+{
+	struct hs_attached *attached = c->attached;
+	if (!c->is_dropped || c->ends)
+		return;
+	free(c);
+	unref(attached);
+}
+
+static void free_end(struct hs_end *end)
+{
+	struct hs_end_connection *c = end->connection;
+	hs_end_unlink(end);
+	free(end);
+	free_if_unused(c); /* which the orphans' never is: it is not dropped */
+}
+
+/* Say what is due, as far as the ring has room. */
+static void say(struct hs_attached *attached)
+{
+	while (attached->first_due) {
+		struct hs_end *end = attached->first_due;
+		while (end->due && attached->wake_fd >= 0) {
+			int bit = __builtin_ctz(end->due);
+			struct hs_event event = { .handle = end->handle, .kind = COMMANDS[bit] };
+			event.words[0] = 1 << bit == DUE_RESET ? end->due_reset_code :
+							       end->due_stop_code;
+			if (push(attached, &event) <= 0)
+				return;
+			end->due &= (uint8_t)~(1 << bit);
+		}
+		attached->first_due = end->next_due;
+		if (!attached->first_due)
+			attached->last_due = NULL;
+		end->is_due = 0;
+		end->due = 0;
+		if (end->is_forgotten)
+			free_end(end);
+	}
+}
+
+/* `end` may be freed. */
+static void post(struct hs_end *end, uint8_t due)
+{
+	struct hs_attached *attached = end->connection->attached;
+	if (attached->wake_fd < 0) {
+		if (end->is_forgotten)
+			free_end(end);
+		return;
+	}
+	end->due |= due;
+	if (!end->is_due) {
+		end->is_due = 1;
+		end->next_due = NULL;
+		if (attached->last_due)
+			attached->last_due->next_due = end;
+		else
+			attached->first_due = end;
+		attached->last_due = end;
+	}
+	say(attached);
+}
+
+void hs_attached_taken(struct hs_end *end)
+{
+	post(end, DUE_TAKEN);
+}
+
+void hs_attached_sent(struct hs_end *end)
+{
+	post(end, DUE_SENT);
+}
+
+void hs_attached_consumed(struct hs_end *end)
+{
+	post(end, DUE_CONSUMED);
+}
+
+void hs_attached_reset(struct hs_end *end, uint64_t code)
+{
+	end->due_reset_code = code;
+	post(end, DUE_RESET);
+}
+
+void hs_attached_stop(struct hs_end *end, uint64_t code)
+{
+	end->due_stop_code = code;
+	post(end, DUE_STOP);
+}
+
+static void unuse(struct hs_attached *attached, struct segment **segment)
+{
+	if (*segment && !--(*segment)->blocks && (*segment)->is_gone)
+		drop_segment(attached, *segment);
+	*segment = NULL;
+}
+
+static void release(struct hs_end *end)
+{
+	struct remote *r = (struct remote *)end;
+	end->is_released = 1;
+	end->rx = NULL;
+	end->tx = NULL;
+	unuse(end->connection->attached, &r->rx_segment);
+	unuse(end->connection->attached, &r->tx_segment);
+	post(end, DUE_RELEASED);
+}
+
+void hs_attached_release(struct hs_end *end)
+{
+	struct hs_attached *attached = end->connection->attached;
+	if (end->is_released)
+		return;
+	attached->references++; /* for the lock's sake */
+	int is_gone = attached->wake_fd < 0;
+	if (is_gone)
+		pthread_mutex_lock(&freed_lock);
+	release(end);
+	unref(attached);
+	if (is_gone)
+		pthread_mutex_unlock(&freed_lock);
+}
+
+/* --- what the program drops -------------------------------------------------------------------- */
+
+/* The program has dropped it, and learns no more of it. */
+static void forget(struct hs_end *end)
+{
+	hs_table_remove(&end->connection->attached->ends, end->handle);
+	end->is_forgotten = 1;
+	if (!end->is_released)
+		release(end); /* which frees it when that is said */
+	else if (!end->is_due)
+		free_end(end);
+}
+
+static void drop_end(struct hs_end *end)
+{
+	end->is_dropped = 1;
+	/* What it sent may be acknowledged later: its connection's close waits for that. */
+	if (!end->is_unacknowledged || end->connection->is_gone)
+		forget(end);
+	else if (!end->is_released)
+		release(end);
+}
+
+static void drop_connection(struct hs_end_connection *c)
+{
+	struct hs_end *end;
+	if (hs_table_get(&c->attached->connections, c->handle) == c)
+		hs_table_remove(&c->attached->connections, c->handle);
+	while ((end = c->first_untaken)) {
+		hs_end_remove_untaken(end);
+		hs_attached_taken(end);
+		drop_end(end);
+	}
+	c->is_dropped = 1;
+	free_if_unused(c);
+}
+
+static void collect(struct hs_attached *attached)
+{
+	pthread_mutex_lock(&drop_lock);
+	struct hs_end *end = attached->dropped_ends;
+	struct hs_end_connection *c = attached->dropped_connections;
+	attached->dropped_ends = NULL;
+	attached->dropped_connections = NULL;
+	pthread_mutex_unlock(&drop_lock);
+	if (!end && !c)
+		return;
+	attached->references++; /* while this runs */
+	for (struct hs_end *next; end; end = next) {
+		next = end->next_dropped;
+		drop_end(end);
+	}
+	for (struct hs_end_connection *next; c; c = next) {
+		next = c->next_dropped;
+		drop_connection(c);
+	}
+	unref(attached);
+}
+
+/* After something was added to what is dropped, with drop_lock, which this gives back. */
+static void collect_if_freed(struct hs_attached *attached)
+{
+	int is_freed = attached->is_freed;
+	pthread_mutex_unlock(&drop_lock);
+	if (!is_freed)
+		return;
+	pthread_mutex_lock(&freed_lock);
+	collect(attached);
+	pthread_mutex_unlock(&freed_lock);
+}
+
+void hs_attached_dropped(struct hs_end *end)
+{
+	struct hs_attached *attached = end->connection->attached;
+	pthread_mutex_lock(&drop_lock);
+	end->next_dropped = attached->dropped_ends;
+	attached->dropped_ends = end;
+	collect_if_freed(attached);
+}
+
+void hs_attached_connection_dropped(struct hs_end_connection *c)
+{
+	struct hs_attached *attached = c->attached;
+	pthread_mutex_lock(&drop_lock);
+	c->next_dropped = attached->dropped_connections;
+	attached->dropped_connections = c;
+	collect_if_freed(attached);
+}
+
+void hs_attached_connection_gone(struct hs_end_connection *c)
+{
+	if (hs_table_get(&c->attached->connections, c->handle) == c)
+		hs_table_remove(&c->attached->connections, c->handle);
+	for (struct hs_end *end = c->ends, *next; end; end = next) {
+		next = end->next;
+		if (end->is_untaken)
+			hs_attached_taken(end);
+		else if (end->is_dropped && !end->is_forgotten)
+			forget(end);
+	}
+}
+
+void hs_attached_gone(struct hs_attached *attached)
+{
+	attached->wake_fd = -1;
+	say(attached); /* which frees what waited for that */
+	collect(attached);
+}
+
+void hs_attached_free(struct hs_attached *attached)
+{
+	hs_attached_gone(attached);
+	pthread_mutex_lock(&freed_lock);
+	pthread_mutex_lock(&drop_lock);
+	attached->is_freed = 1;
+	pthread_mutex_unlock(&drop_lock);
+	collect(attached);
+	unref(attached);
+	pthread_mutex_unlock(&freed_lock);
+}
+
+int64_t hs_attached_settle(struct hs_attached *attached)
+{
+	collect(attached);
+	say(attached);
+	int64_t left = 0;
+	for (struct hs_end *end = attached->first_due; end; end = end->next_due)
+		left++;
+	return attached->error ? attached->error : left;
+}
+
+/* --- segments ---------------------------------------------------------------------------------- */
+
+static struct segment *segment_of(const struct hs_attached *attached, uint32_t number)
+{
+	struct segment *segment = attached->segments;
+	while (segment && segment->number != number)
+		segment = segment->next;
+	return segment;
+}
+
+/* A segment that the worker could shrink could end this process (SIGBUS). */
+static int map(struct segment *segment, int fd)
+{
+	struct stat about;
+	int seals = fcntl(fd, F_GET_SEALS);
+	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &about) || about.st_size <= 0)
+		return EINVAL;
+	void *base = mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (base == MAP_FAILED)
+		return errno;
+	segment->base = base;
+	segment->bytes = (size_t)about.st_size;
+	return 0;
+}
+
+int hs_attached_add_segment(struct hs_attached *attached, uint32_t number, int fd)
+{
+	struct segment *segment = calloc(1, sizeof(*segment));
+	if (!segment)
+		return ENOMEM;
+	segment->number = number;
+	segment->next = attached->segments;
+	attached->segments = segment;
+	return fd < 0 ? EMFILE : map(segment, fd);
+}
+
+void hs_attached_remove_segment(struct hs_attached *attached, uint32_t number)
+{
+	struct segment *segment = segment_of(attached, number);
+	if (!segment)
+		return;
+	segment->is_gone = 1;
+	if (!segment->blocks)
+		drop_segment(attached, segment);
+}
+
+/* Find a FIFO's block. Returns 0, EMFILE if this process has no room for it, or
+ * HS_ATTACHED_INVALID. */
+static int find_block(struct hs_attached *attached, uint64_t place, struct segment **segment,
+		      uint8_t **block, size_t *block_bytes)
+{
+	uint32_t log = place & ((1 << HS_PLACE_LOG_BITS) - 1);
+	uint64_t page = (place >> HS_PLACE_LOG_BITS) & ((1 << HS_PLACE_PAGE_BITS) - 1);
+	struct segment *found = segment_of(
+		attached, (uint32_t)(place >> (HS_PLACE_LOG_BITS + HS_PLACE_PAGE_BITS)));
+	if (!found || found->is_gone || log < HS_PLACE_LEAST_LOG || log > HS_PLACE_MOST_LOG)
+		return HS_ATTACHED_INVALID;
+	if (!found->base)
+		return EMFILE;
+	uint64_t start = page * HS_PLACE_PAGE_BYTES;
+	uint64_t bytes = HS_FIFO_HEADER_BYTES + (UINT64_C(1) << log);
+	if (start + bytes > found->bytes)
+		return HS_ATTACHED_INVALID;
+	*segment = found;
+	*block = found->base + start;
+	*block_bytes = bytes;
+	return 0;
+}
+
+static int open_fifos(struct remote *r, uint64_t rx_place, uint64_t tx_place)
+{
+	struct hs_attached *attached = r->end.connection->attached;
+	struct segment *rx = NULL, *tx = NULL;
+	uint8_t *block;
+	size_t bytes;
+	int error = rx_place ? find_block(attached, rx_place, &rx, &block, &bytes) : 0;
+	if (error)
+		return error;
+	if (rx)
+		hs_fifo_consumer_open(&r->rx, block, bytes);
+	error = tx_place ? find_block(attached, tx_place, &tx, &block, &bytes) : 0;
+	if (error)
+		return error;
+	if (tx)
+		hs_fifo_producer_open(&r->tx, block, bytes);
+	if (rx)
+		rx->blocks++;
+	if (tx)
+		tx->blocks++;
+	r->rx_segment = rx;
+	r->tx_segment = tx;
+	r->end.rx = rx ? &r->rx : NULL;
+	r->end.tx = tx ? &r->tx : NULL;
+	r->end.has_rx = rx != NULL;
+	r->end.has_tx = tx != NULL;
+	return 0;
+}
+
+/* --- news -------------------------------------------------------------------------------------- */
+
+struct hs_end_connection *hs_attached_connection(struct hs_attached *attached, uint64_t handle)
+{
+	struct hs_end_connection *c = calloc(1, sizeof(*c));
+	if (!c)
+		return NULL;
+	if (hs_table_get(&attached->connections, handle) ||
+	    hs_table_add(&attached->connections, handle, c)) {
+		free(c);
+		return NULL;
+	}
+	c->side = attached->side;
+	c->attached = attached;
+	c->handle = handle;
+	attached->references++;
+	return c;
+}
+
+/* A stream that nobody here will use. */
+static void refuse(struct hs_end *end)
+{
+	end->due_reset_code = end->due_stop_code = 0;
+	post(end, DUE_TAKEN | DUE_RESET | DUE_STOP);
+	forget(end);
+}
+
+static int on_opened(struct hs_attached *attached, const struct hs_event *e,
+		     struct hs_attached_news *out)
+{
+	struct hs_end_connection *c = hs_table_get(&attached->connections, e->words[0]);
+	int is_peers = e->arg & 1;
+	if (hs_table_get(&attached->ends, e->handle))
+		return HS_ATTACHED_INVALID;
+	struct remote *r = calloc(1, sizeof(*r));
+	if (!r || hs_table_add(&attached->ends, e->handle, r)) {
+		free(r);
+		return HS_ATTACHED_NO_MEMORY;
+	}
+	hs_end_init(&r->end, c ? c : &attached->orphans, e->handle, (int64_t)e->words[1]);
+	r->end.arms = 1;
+	int error = c ? open_fifos(r, e->words[2], e->words[3]) : 0;
+	if (error < 0) {
+		hs_table_remove(&attached->ends, e->handle);
+		free_end(&r->end);
+		return error;
+	}
+	*out = (struct hs_attached_news){ .end = &r->end,
+					  .handle = e->handle,
+					  .token = e->words[4],
+					  .stream_id = r->end.id };
+	if (error || !c) {
+		refuse(&r->end);
+		out->end = NULL;
+		out->code = HS_ATTACHED_NO_ROOM;
+		return is_peers ? 0 : HS_TASK_REFUSED;
+	}
+	if (!is_peers)
+		return HS_TASK_OPENED;
+	hs_end_append_untaken(&r->end);
+	return 0;
+}
+
+static int on_news(struct hs_attached *attached, const struct hs_event *e,
+		   struct hs_attached_news *out)
+{
+	struct hs_end *end;
+	switch (e->kind) {
+	case HS_NEWS_OPENED:
+		return on_opened(attached, e, out);
+	case HS_NEWS_REFUSED:
+		*out = (struct hs_attached_news){ .token = e->words[0], .code = e->arg };
+		return HS_TASK_REFUSED;
+	case HS_NEWS_READABLE:
+	case HS_NEWS_WRITABLE:
+		*out = (struct hs_attached_news){ .handle = e->handle };
+		return e->kind == HS_NEWS_READABLE ? HS_TASK_READABLE : HS_TASK_WRITABLE;
+	case HS_NEWS_STREAM:
+		end = hs_table_get(&attached->ends, e->handle);
+		if (!end)
+			return 0; /* the program has dropped it */
+		hs_end_report(end, e->arg, e->words[0], e->words[1]);
+		if (end->is_dropped && !end->is_unacknowledged)
+			forget(end);
+		return 0;
+	default:
+		return HS_ATTACHED_INVALID;
+	}
+}
+
+static int refill(struct hs_attached *attached)
+{
+	int64_t waiting = hs_event_ring_length(&attached->up);
+	if (waiting < 0)
+		return (int)waiting;
+	if (waiting + NEARLY_FULL > (int64_t)attached->up.size)
+		attached->is_owing = 1;
+	attached->at = 0;
+	attached->count = hs_event_ring_pop(&attached->up, attached->batch, BATCH);
+	if (attached->count < 0) {
+		int error = attached->count;
+		attached->count = 0;
+		return error;
+	}
+	if (attached->is_owing && waiting < (int64_t)attached->up.size / 2) {
+		attached->is_owing = 0;
+		wake_worker(attached);
+	}
+	return attached->count;
+}
+
+int hs_attached_take(struct hs_attached *attached, int has_message, struct hs_attached_news *out)
+{
+	for (;;) {
+		if (attached->at == attached->count) {
+			collect(attached);
+			int n = refill(attached);
+			if (n <= 0)
+				return n;
+		}
+		struct hs_event *e = &attached->batch[attached->at];
+		if (e->kind == HS_NEWS_MESSAGES && e->arg) {
+			if (!has_message)
+				return 0;
+			e->arg--;
+			return HS_TASK_MESSAGE;
+		}
+		attached->at++;
+		int task = e->kind == HS_NEWS_MESSAGES ? 0 : on_news(attached, e, out);
+		if (task)
+			return task;
+	}
+}

@@ -1,0 +1,90 @@
+"""An event ring from Python, for tests and attacks; native/memory/event_ring.h has the rules."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final, NamedTuple
+
+from hoststack.native.session._session import ffi, lib
+
+_HEADER_BYTES: Final = int(lib.HS_EVENT_RING_HEADER_BYTES)
+_EVENT_BYTES: Final = int(lib.HS_EVENT_BYTES)
+_WORDS: Final = int(lib.HS_EVENT_WORDS)
+
+
+class RingEvent(NamedTuple):
+    """An event; native/session/records.h says what its fields mean."""
+
+    handle: int
+    kind: int
+    arg: int = 0
+    words: tuple[int, ...] = (0,) * _WORDS
+
+
+class EventRingCorruptError(Exception):
+    """The other side wrote an impossible index into the shared block."""
+
+
+class EventRing:
+    """Both sides of a ring with room for `size` events, a power of two."""
+
+    def __init__(self, size: int, memory: mmap.mmap | None = None, offset: int = 0) -> None:
+        """Use a block of `memory`, which must start as zeros, or allocate one.
+
+        Raises ValueError unless the size is a power of two and the block lies within the memory.
+        """
+        block_bytes = _HEADER_BYTES + size * _EVENT_BYTES
+        if size < 1:
+            raise ValueError("ask for a power of two")
+        if memory is None:
+            memory = mmap.mmap(-1, block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if offset < 0 or offset + block_bytes > len(memory):
+            raise ValueError(f"a ring of {size} events at {offset} lies outside of its memory")
+        block = ffi.from_buffer(memory) + offset
+        self.size = size
+        self.memory = memory
+        self._producer = ffi.new("struct hs_event_ring_side *")
+        self._consumer = ffi.new("struct hs_event_ring_side *")
+        for side in (self._producer, self._consumer):
+            if lib.hs_event_ring_open(side, block, block_bytes):
+                raise ValueError("ask for a power of two")
+        self._event = ffi.new("struct hs_event *")
+        self._popped = ffi.new("struct hs_event[]", size)
+
+    def push(self, handle: int, kind: int, arg: int = 0, words: tuple[int, ...] = ()) -> bool:
+        """Producer: append an event. Returns False if there is no room."""
+        self._event[0] = {"handle": handle, "kind": kind, "arg": arg, "words": list(words)}
+        return bool(self._checked(lib.hs_event_ring_push(self._producer, self._event)))
+
+    @property
+    def room(self) -> int:
+        """Producer: how many events fit now."""
+        return self._checked(lib.hs_event_ring_room(self._producer))
+
+    def pop_many(self, most: int) -> list[RingEvent]:
+        """Consumer: pop up to `most` events, oldest first."""
+        count = self._checked(
+            lib.hs_event_ring_pop(self._consumer, self._popped, min(most, self.size))
+        )
+        return [
+            RingEvent(event.handle, event.kind, event.arg, tuple(event.words))
+            for event in self._popped[0:count]
+        ]
+
+    def __len__(self) -> int:
+        return self._checked(lib.hs_event_ring_length(self._consumer))
+
+    def arm(self) -> None:
+        """Consumer: request a wake-up for new events. Check the ring once more afterwards."""
+        lib.hs_event_ring_arm(self._consumer)
+
+    def take_armed(self) -> bool:
+        """Producer, after a push: clear the consumer's wake-up request; return whether there was
+        one."""
+        return bool(lib.hs_event_ring_take_armed(self._producer))
+
+    @staticmethod
+    def _checked(result: int) -> int:
+        if result < 0:
+            raise EventRingCorruptError("an index in the event ring's shared block is invalid")
+        return result
