@@ -349,13 +349,15 @@ static void collect_if_freed(struct hs_attached *attached)
 	pthread_mutex_unlock(&freed_lock);
 }
 
-void hs_attached_dropped(struct hs_end *end)
+int hs_attached_dropped(struct hs_end *end)
 {
 	struct hs_attached *attached = end->connection->attached;
+	int is_held = !end->is_released;
 	pthread_mutex_lock(&drop_lock);
 	end->next_dropped = attached->dropped_ends;
 	attached->dropped_ends = end;
 	collect_if_freed(attached);
+	return is_held;
 }
 
 void hs_attached_connection_dropped(struct hs_end_connection *c)

@@ -192,12 +192,12 @@ void hs_end_unlink(struct hs_end *end)
 	c->cut_short -= end->is_cut_short && !c->is_gone;
 }
 
-void hs_end_drop(struct hs_end *end)
+int hs_end_drop(struct hs_end *end)
 {
-	if (end->session)
-		hs_session_dropped(end->session);
-	else
-		hs_attached_dropped(end);
+	if (!end->session)
+		return hs_attached_dropped(end);
+	hs_session_dropped(end->session);
+	return 0;
 }
 
 /* Keep the connection's counts. */

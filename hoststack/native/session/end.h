@@ -97,8 +97,9 @@ void hs_end_connection_gone(struct hs_end_connection *c);
 
 /* --- streams ---------------------------------------------------------------------------------- */
 
-/* The application no longer uses it. */
-void hs_end_drop(struct hs_end *end);
+/* The application no longer uses it. Returns 1 if a worker in another process is to be told of that
+ * (hs_attached_settle). */
+int hs_end_drop(struct hs_end *end);
 /* What happened to it: bits of enum hs_stream_event. */
 void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code);
 void hs_end_state(const struct hs_end *end, struct hs_end_state *out);

@@ -194,7 +194,7 @@ void hs_attached_consumed(struct hs_end *end);
 void hs_attached_reset(struct hs_end *end, uint64_t code);
 void hs_attached_stop(struct hs_end *end, uint64_t code);
 void hs_attached_release(struct hs_end *end);
-void hs_attached_dropped(struct hs_end *end);
+int hs_attached_dropped(struct hs_end *end); /* as hs_end_drop */
 void hs_attached_connection_dropped(struct hs_end_connection *c);
 void hs_attached_connection_gone(struct hs_end_connection *c);
 

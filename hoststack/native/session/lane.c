@@ -275,17 +275,18 @@ int hs_application_commands(struct hs_application *a, struct hs_event *out,
 	struct hs_event batch[BATCH];
 	int count = 0;
 	*done = (struct hs_commanded){ 0, 0, 0 };
-	/* Each may be answered at once. */
-	int64_t most = hs_event_ring_room(&a->up);
-	if (most < 0)
-		return (int)most;
-	if (most > HS_SESSION_COMMANDS)
-		most = HS_SESSION_COMMANDS;
-	while (done->count < most) {
-		int64_t left = most - done->count;
-		int n = hs_event_ring_pop(&a->down, batch, left < BATCH ? (int)left : BATCH);
-		if (n <= 0)
-			return n < 0 ? n : count;
+	while (done->count < HS_SESSION_COMMANDS) {
+		/* Each may be answered at once. */
+		int64_t most = hs_event_ring_room(&a->up);
+		if (most <= 0) {
+			done->is_held_up = 1;
+			return most < 0 ? (int)most : count;
+		}
+		if (most > BATCH)
+			most = BATCH;
+		int n = hs_event_ring_pop(&a->down, batch, (int)most);
+		if (n < 0)
+			return n;
 		for (int i = 0; i < n; i++) {
 			int is_owners = obey(a, &batch[i], &done->is_due);
 			if (is_owners < 0)
@@ -294,7 +295,8 @@ int hs_application_commands(struct hs_application *a, struct hs_event *out,
 				out[count++] = batch[i];
 		}
 		done->count += (uint32_t)n;
+		if (n < most)
+			return count;
 	}
-	done->is_held_up = 1;
 	return count;
 }

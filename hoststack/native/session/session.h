@@ -129,7 +129,7 @@ enum {
 struct hs_event;
 struct hs_commanded {
 	uint32_t count; /* of all commands */
-	uint8_t is_held_up; /* there may be more */
+	uint8_t is_held_up; /* there may be more, which wait for room in the other ring */
 	uint8_t is_due; /* a transport may have something to send */
 };
 int hs_application_commands(struct hs_application *a, struct hs_event *out,
