@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar, overload
 
 from cryptography import x509
 
@@ -49,8 +49,6 @@ class AboutConnection(Generic[Both, Sending, Receiving]):
         self._is_closing = False
         self._side = router.hold(notice.handle)
         """Its struct hs_end_connection (native/session/end.h)."""
-        self._held: dict[int, Any] = {}
-        """What streams of a worker in another process need until they are accepted."""
         self._openers = (router.new_lot(), router.new_lot())
         """Tasks that wait for the peer to allow a bidirectional, or unidirectional, stream."""
         self._sleepers = router.new_lot()

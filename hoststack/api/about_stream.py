@@ -45,7 +45,6 @@ class AboutStream:
         "_connection",
         "_end",
         "_handle",
-        "_held",
         "_is_receiving",
         "_is_sending",
         "_router",
@@ -59,15 +58,13 @@ class AboutStream:
         end: Any,
         handle: int,
         stream_id: int,
-        held: object = None,
     ) -> None:
-        """`end` is the struct hs_end, `held` what it needs to exist."""
+        """`end` is the struct hs_end."""
         self._router = router
         self._connection = connection
         self._end = end
         self._handle = handle
         self._stream_id = stream_id
-        self._held = held
         self._is_receiving = False
         self._is_sending = False
 
@@ -92,9 +89,7 @@ class AboutStream:
     def _close(self, *, aborts: bool = False) -> None:
         result = lib.hs_end_close(self._end, aborts, ABORTED_CODE)
         if result:
-            self._act(result, ABORTED_CODE, ABORTED_CODE if aborts else 0)
-        if self._held is not None:
-            self._router.forget_if_over(self._handle)
+            self._act(result)
 
     def _abandon(self) -> None:
         self._close(aborts=True)
@@ -104,9 +99,9 @@ class AboutStream:
         lib.hs_end_state(self._end, state)
         return state
 
-    def _act(self, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
+    def _act(self, hints: int) -> None:
         """Do what an operation's result asks for."""
-        self._router.act(self._handle, hints >> HINTS, reset_code, stop_code)
+        self._router.act(hints >> HINTS)
 
     def _error(self, result: int) -> Exception:
         """Return the exception for an operation that ended with an enum hs_end_result."""
@@ -126,9 +121,7 @@ class AboutSending(AboutStream):
 
     def reset(self, code: int = 0) -> None:
         """Stop sending at once with an application code (RESET_STREAM); never blocks."""
-        self._act(lib.hs_end_reset(self._end, code), code)
-        if self._held is not None:
-            self._router.forget_if_over(self._handle)
+        self._act(lib.hs_end_reset(self._end, code))
 
     async def wait_acknowledged(self) -> None:
         """Wait until the peer has acknowledged every byte and the FIN.
@@ -170,7 +163,7 @@ class AboutReceiving(AboutStream):
 
         What has arrived can still be received; after that, receiving raises BrokenResourceError.
         """
-        self._act(lib.hs_end_stop(self._end, code), stop_code=code)
+        self._act(lib.hs_end_stop(self._end, code))
 
     def _read(self, max_bytes: int) -> bytes | None:
         """Return the next bytes; none at the end, None if there are none yet."""
@@ -185,8 +178,6 @@ class AboutReceiving(AboutStream):
         if result == WAIT:
             return None
         if not result:
-            if self._held is not None:
-                self._router.forget_if_over(self._handle)
             return b""
         if result != MUCH:
             raise self._receiving_error(result)

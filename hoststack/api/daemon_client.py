@@ -144,6 +144,7 @@ class DaemonClient:
                 if events & ~select.EPOLLOUT and index in self._links:
                     self._read_worker(fd, index, link)
         for link in self._links.values():
+            link.take_news()
             link.settle()
         if self._hung_up and min(self._hung_up.values()) + PATIENCE_S <= time.monotonic():
             self._end(THROWN_OUT)
@@ -203,7 +204,7 @@ class DaemonClient:
             self._hung_up[index] = time.monotonic()
 
     def _add(self, index: int, fds: list[int]) -> None:
-        link = offered_worker(self._name, fds)
+        link = offered_worker(self._name, fds, self.workers)
         self._hung_up.pop(index, None)
         self._lose(index)
         self._links[index] = link
@@ -335,11 +336,11 @@ def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching
     raise ChannelClosedError(why)
 
 
-def offered_worker(name: str, fds: list[int]) -> AttachedWorker:
+def offered_worker(name: str, fds: list[int], workers: AttachedWorkers) -> AttachedWorker:
     """Create the worker of a WorkerOffered; raises ChannelClosedError for wrong descriptors."""
     channel, *others = fds
     try:
-        return AttachedWorker(name, socket.socket(fileno=channel), *others)
+        return AttachedWorker(name, socket.socket(fileno=channel), *others, side=workers.side)
     except (OSError, ValueError) as error:
         logger.error("dropping the daemon, which sent wrong descriptors of a worker: %s", error)
         raise ChannelClosedError(str(error)) from None

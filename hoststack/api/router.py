@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import ApplicationSide
-from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import CloseInfo
 
@@ -53,7 +52,6 @@ class ConnectionHere(Made, Protocol):
     """What the router needs of a connection."""
 
     _side: Any
-    _held: dict[int, Any]
 
     @property
     def handle(self) -> int: ...
@@ -97,20 +95,6 @@ class _Call:
         self.reply: Reply | None = None
 
 
-class _Held:
-    """A stream of a worker in another process: its struct hs_end, and what that needs to exist."""
-
-    __slots__ = ("connection", "end", "rx", "tx")
-
-    def __init__(
-        self, connection: ConnectionHere, end: Any, rx: Fifo | None, tx: Fifo | None
-    ) -> None:
-        self.connection = connection
-        self.end = end
-        self.rx = rx
-        self.tx = tx
-
-
 class Router(ABC):
     """The objects of one application by handle, and its pending calls by token."""
 
@@ -127,8 +111,9 @@ class Router(ABC):
         self._early_accepted: dict[int, list[ConnectionHere]] = {}
         """Connections of listeners whose reply has not arrived yet, by the listener's handle: one
         worker of a daemon accepts while another is still asked."""
-        self._held: dict[int, _Held] = {}
-        """Streams of workers in other processes, by handle, until they end."""
+        self._opens: dict[int, tuple[ConnectionHere, bool]] = {}
+        """Connection and direction of streams that workers in other processes were asked for, by
+        token."""
         self._sleepers: dict[int, Callable[[], object]] = {}
         """What wakes a task that waits for a stream, by key (native/session/end.h)."""
         self._lots: dict[int, Lot] = {}
@@ -147,19 +132,14 @@ class Router(ABC):
             m.Statistics: self._on_statistics,
             m.Listening: self._on_listening,
             m.Connected: self._on_connected,
-            m.StreamReady: self._on_stream_ready,
             m.Accepted: self._on_accepted,
             m.ListenerLost: self._on_listener_lost,
             m.HandshakeDone: self._on_handshake_done,
-            m.StreamAccepted: self._on_stream_accepted,
             m.StreamsAvailable: self._on_streams_available,
             m.DatagramsReady: self._on_datagrams_ready,
             m.PathChanged: self._on_path_changed,
             m.Migrated: self._on_migrated,
             m.Closed: self._on_closed,
-            m.StreamReset: self._on_stream_reset,
-            m.StreamStopped: self._on_stream_stopped,
-            m.SendFinished: self._on_send_finished,
         }
         application.wake_application = self._collect
 
@@ -171,11 +151,19 @@ class Router(ABC):
         if self._is_ended:
             await self.checkpoint()
             return m.Failed(token, errno.ECONNRESET, _ENDED)
-        call = self._calls[token] = _Call(self.new_event())
         request = make_request(token)
         is_listen = isinstance(request, m.Listen)
         self._listens += is_listen
-        self._application.request(request)
+        try:
+            return await self._wait_for(token, lambda: self._application.request(request))
+        finally:
+            self._listens -= is_listen
+            if not self._listens:
+                self._abandon_early()
+
+    async def _wait_for(self, token: int, ask: Callable[[], None]) -> Reply:
+        call = self._calls[token] = _Call(self.new_event())
+        ask()
         try:
             await call.done.wait()
         except BaseException:
@@ -184,9 +172,6 @@ class Router(ABC):
             raise
         finally:
             del self._calls[token]
-            self._listens -= is_listen
-            if not self._listens:
-                self._abandon_early()
         assert call.reply is not None
         return call.reply
 
@@ -278,10 +263,7 @@ class Router(ABC):
 
     def hold(self, handle: int) -> Any:
         """Return the struct hs_end_connection of a new connection."""
-        if self._application.plane is not None:
-            return self._application.plane.hold(handle)
-        made = lib.hs_end_connection_new(self._application.side, handle)
-        return ffi.gc(made, lib.hs_end_connection_drop)
+        return self._application.hold(handle)
 
     def accept(self, connection: ConnectionHere) -> Any:
         """Return the next stream that the peer opened; None if there is none yet."""
@@ -289,29 +271,17 @@ class Router(ABC):
         if not lib.hs_end_accept(connection._side, accepted):
             return None
         handle = accepted.handle
-        held = None
-        if self._application.plane is None:
-            held = connection._held.pop(handle)
-            end = held.end
-            # From now on, the peer gets credit for another stream when this one has ended.
-            self._application.signal_taken(handle)
-        else:
-            end = ffi.gc(accepted.end, lib.hs_end_drop)
-            if accepted.hints:
-                self.act(handle, accepted.hints)
+        end = self._application.hold_end(handle, accepted.end)
+        if accepted.hints:
+            self.act(accepted.hints)
         kind = self._kinds.stream if accepted.has_tx else self._kinds.receive_stream
-        return kind(self, connection, end, handle, accepted.stream_id, held)
+        return kind(self, connection, end, handle, accepted.stream_id)
 
     async def open_stream(self, connection: ConnectionHere, *, unidirectional: bool) -> Any:
         """Open a stream; waits while the peer's limit forbids it. Raises OSError."""
         plane = self._application.plane
         if plane is None:
-            reply = await self.call(
-                lambda token: m.OpenStream(token, connection.handle, unidirectional)
-            )
-            if isinstance(reply, m.Failed):
-                raise OSError(reply.errno, reply.text)
-            return reply
+            return await self._open_elsewhere(connection, unidirectional)
         waiting = connection._openers[unidirectional]
         opened = None
         if not waiting:
@@ -332,6 +302,20 @@ class Router(ABC):
         kind = self._kinds.send_stream if unidirectional else self._kinds.stream
         return kind(self, connection, end, handle, stream_id)
 
+    async def _open_elsewhere(self, connection: ConnectionHere, unidirectional: bool) -> Any:
+        token = next(self._tokens)
+        self._opens[token] = connection, unidirectional
+        try:
+            reply = await self._wait_for(
+                token,
+                lambda: self._application.open_stream(connection.handle, unidirectional, token),
+            )
+        finally:
+            del self._opens[token]
+        if isinstance(reply, m.Failed):
+            raise OSError(reply.errno, reply.text)
+        return reply
+
     def _open_here(
         self, connection: ConnectionHere, unidirectional: bool
     ) -> tuple[Any, int, int] | None:
@@ -346,14 +330,6 @@ class Router(ABC):
         if waiting and plane is not None and plane.may_open(connection.handle, unidirectional):
             waiting.unpark(count=1)
 
-    def forget_if_over(self, handle: int) -> None:
-        """Forget a stream that nothing can happen to any more, and that the program has."""
-        held = self._held.get(handle)
-        if held is None or handle in held.connection._held:
-            return
-        if lib.hs_end_is_over(held.end):
-            del self._held[handle]
-
     # --- in ---
 
     def _collect(self) -> None:
@@ -362,13 +338,10 @@ class Router(ABC):
                 self._notices[type(notice)](notice)
             except Exception as error:
                 self._application.on_bad_notice(notice, error)
-        for handle, code, _ in self._application.take_events():
-            held = self._held.get(handle)
-            if held is not None:
-                is_room = code == m.EventCode.WRITABLE
-                event = lib.HS_STREAM_WRITABLE if is_room else lib.HS_STREAM_READABLE
-                lib.hs_end_report(held.end, event, 0, 0)
-            elif handle in self._connections:
+        for token, handle, stream_id, end in self._application.take_opened():
+            self._on_opened(token, handle, stream_id, end)
+        for handle, code in self._application.take_events():
+            if handle in self._connections:
                 self._connections[handle]._on_datagram_event(code)
         self._wake()
 
@@ -441,44 +414,13 @@ class Router(ABC):
             connection._on_datagrams_ready(early)
         return connection
 
-    def _on_stream_ready(self, notice: m.StreamReady) -> None:
-        connection = self._connections.get(notice.connection)
-        if connection is None:
-            text = "the worker reported a stream of an unknown connection"
-            self._reply(notice.token, m.Failed(notice.token, errno.EPROTO, text))
+    def _on_opened(self, token: int, handle: int, stream_id: int, end: Any) -> None:
+        if token not in self._opens:
+            lib.hs_end_close(end, True, 0)  # its caller was cancelled
             return
-        held = self._hold_stream(connection, notice, is_peers=False)
-        kind = self._kinds.send_stream if notice.rx is None else self._kinds.stream
-        stream = kind(self, connection, held.end, notice.handle, notice.stream_id, held)
-        self._reply(notice.token, stream)
-
-    def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
-        connection = self._connections.get(notice.connection)
-        if connection is not None:
-            held = self._hold_stream(connection, notice, is_peers=True)
-            connection._held[notice.handle] = held
-
-    def _hold_stream(
-        self,
-        connection: ConnectionHere,
-        notice: m.StreamReady | m.StreamAccepted,
-        *,
-        is_peers: bool,
-    ) -> _Held:
-        rx, tx = notice.rx, notice.tx
-        made = lib.hs_end_new(
-            connection._side,
-            notice.handle,
-            notice.stream_id,
-            is_peers,
-            ffi.cast("struct hs_fifo_consumer *", rx.consumer_address if rx is not None else 0),
-            ffi.cast("struct hs_fifo_producer *", tx.producer_address if tx is not None else 0),
-        )
-        if not made:
-            raise MemoryError("no memory for a stream")
-        held = _Held(connection, ffi.gc(made, lib.hs_end_drop), rx, tx)
-        self._held[notice.handle] = held
-        return held
+        connection, is_unidirectional = self._opens[token]
+        kind = self._kinds.send_stream if is_unidirectional else self._kinds.stream
+        self._reply(token, kind(self, connection, end, handle, stream_id))
 
     def _on_streams_available(self, notice: m.StreamsAvailable) -> None:
         connection = self._connections.get(notice.handle)
@@ -507,28 +449,4 @@ class Router(ABC):
             return
         connection._on_closed(notice.info)
         if self._application.plane is None:
-            self._on_lost(connection)
-
-    def _on_lost(self, connection: ConnectionHere) -> None:
-        """Break the streams of a connection of a worker in another process."""
-        lib.hs_end_connection_gone(connection._side)
-        for handle, held in list(self._held.items()):
-            if held.connection is connection:
-                del self._held[handle]
-                if handle in connection._held:
-                    self._application.signal_taken(handle)
-
-    def _on_stream_reset(self, notice: m.StreamReset) -> None:
-        self._report(notice.handle, lib.HS_STREAM_RESET, notice.code)
-
-    def _on_stream_stopped(self, notice: m.StreamStopped) -> None:
-        self._report(notice.handle, lib.HS_STREAM_STOPPED, notice.code)
-
-    def _on_send_finished(self, notice: m.SendFinished) -> None:
-        self._report(notice.handle, lib.HS_STREAM_FINISHED, 0)
-
-    def _report(self, handle: int, event: int, code: int) -> None:
-        held = self._held.get(handle)
-        if held is not None:
-            lib.hs_end_report(held.end, event, code, code)
-            self.forget_if_over(handle)
+            lib.hs_end_connection_gone(connection._side)

@@ -96,7 +96,7 @@ class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
             taken = result & BYTES
             if taken == len(data):
                 if taken:
-                    self._router.act(self._handle, result >> HINTS)
+                    self._router.act(result >> HINTS)
             elif await self._send_rest(memoryview(data)[taken:], result):
                 return
             await cancel_shielded_checkpoint()
@@ -215,8 +215,6 @@ class ReceiveStream(AboutReceiving, StreamBase, trio.abc.ReceiveStream):
                 raise self._receiving_error(result)
             if result >> HINTS:
                 self._act(result)
-            elif not result and self._held is not None:
-                self._router.forget_if_over(self._handle)
             return int(result & BYTES)
         finally:
             self._is_receiving = False

@@ -1,9 +1,8 @@
 """The boundary between one application and one worker.
 
-The application sends requests and signals down; the worker sends notices and events up. Signals and
-events are 16-byte entries in event rings; requests and notices are messages. In one process both
-are in plain memory and a wake-up is a call. An application in another process uses shared memory
-and a socket instead.
+The application sends requests and commands down; the worker sends notices and events up. In one
+process all of them are in plain memory, and a wake-up is a call. An application in another process
+uses a socket for requests and notices, and rings in shared memory for commands and events.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
 from hoststack.boundary.containment import contained
-from hoststack.boundary.fifo_pool import BlockName, FifoSize
+from hoststack.boundary.fifo_pool import BlockName, FifoSize, SharedBlock
 from hoststack.boundary.loading import Loaded
-from hoststack.boundary.messages import Connect, EventCode, Notice, Request
+from hoststack.boundary.messages import Command, Connect, EventCode, Notice, Request
+from hoststack.boundary.rings import Rings
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import Engine, QuicConfig
 from hoststack.quic.session_cache import ServerSessions
-
-#: Entries of an event ring. The producer queues what does not fit.
-RING_ENTRIES = 4096
 
 _SEND: Final = int(lib.HS_END_SEND)
 _CREDIT: Final = int(lib.HS_END_CREDIT)
@@ -90,12 +87,12 @@ class EventQueue:
     """One direction of events within a process."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, int, int]] = []
+        self.waiting: list[tuple[int, int, int, int]] = []
 
-    def push(self, handle: int, code: EventCode) -> None:
-        self.waiting.append((handle, int(code), 0))
+    def push(self, handle: int, code: Command | EventCode) -> None:
+        self.waiting.append((handle, int(code), 0, 0))
 
-    def pop_all(self) -> list[tuple[int, int, int]]:
+    def pop_all(self) -> list[tuple[int, int, int, int]]:
         popped, self.waiting = self.waiting, []
         return popped
 
@@ -114,15 +111,19 @@ class ApplicationSide(Protocol):
     plane: Plane | None
     """The worker's streams, if the worker is in this process."""
 
-    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None: ...
+    def act(self, hints: int) -> None: ...
     def before_sleep(self) -> bool: ...
+    def hold(self, handle: int) -> Any: ...
+    def hold_end(self, handle: int, end: Any) -> Any: ...
+    def open_stream(self, connection: int, unidirectional: bool, token: int) -> None: ...
+    def take_opened(self) -> Sequence[tuple[int, int, int, Any]]: ...
     def request(self, request: Request) -> None: ...
     def signal_sent(self, handle: int) -> None: ...
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None: ...
     def signal_taken(self, handle: int) -> None: ...
     def signal_noted(self, handle: int) -> None: ...
     def take_notices(self) -> list[Notice]: ...
-    def take_events(self) -> list[tuple[int, int, int]]: ...
+    def take_events(self) -> list[tuple[int, int]]: ...
     def on_bad_notice(self, notice: Notice, error: Exception) -> None: ...
 
 
@@ -149,6 +150,10 @@ class Application:
         self.plane: Plane | None = None
         self._has_sent = False
         """Whether streams have sent since the last `before_sleep`."""
+        self.rings: Rings | None = None
+        """What an application in another process shares with its worker."""
+        self.key = 0
+        """What the session plane calls it."""
         self.streams: Any = None
         """The struct hs_application (native/session/session.h) of an attached one."""
         self.max_ports: int | None = None
@@ -164,7 +169,7 @@ class Application:
 
     # --- the application's side ---
 
-    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
+    def act(self, hints: int) -> None:
         """Do what an operation on a stream asks for (enum hs_end_hint)."""
         if hints & _SEND:
             self._has_sent = True
@@ -185,6 +190,24 @@ class Application:
         self.worker.turn_over()
         return True
 
+    def hold(self, handle: int) -> Any:
+        """Return the struct hs_end_connection of a new connection."""
+        assert self.plane is not None
+        return self.plane.hold(handle)
+
+    def hold_end(self, handle: int, end: Any) -> Any:
+        """Own the struct hs_end of an accepted stream."""
+        return ffi.gc(end, lib.hs_end_drop)
+
+    def open_stream(self, connection: int, unidirectional: bool, token: int) -> None:
+        """Ask a worker in another process for a stream; `take_opened` or a Failed follows."""
+        raise NotImplementedError
+
+    def take_opened(self) -> Sequence[tuple[int, int, int, Any]]:
+        """Return the streams that a worker in another process has opened since the last call:
+        token, handle, stream ID and struct hs_end."""
+        return ()
+
     def request(self, request: Request) -> None:
         """Send a request to the worker; replies are notices."""
         self._requests.append(request)
@@ -192,7 +215,7 @@ class Application:
 
     def signal_sent(self, handle: int) -> None:
         """Signal the worker that the tx FIFO of a session has new bytes, or its end."""
-        self._down.push(handle, EventCode.SENT)
+        self._down.push(handle, Command.SENT)
         self.worker.turn_over()
 
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
@@ -202,7 +225,7 @@ class Application:
         LAZY_S: a wake-up costs more than it gains. It cannot wait longer, since all streams of a
         connection share its window.
         """
-        self._down.push(handle, EventCode.CONSUMED)
+        self._down.push(handle, Command.CONSUMED)
         if is_urgent:
             self.worker.wake()
         else:
@@ -213,13 +236,13 @@ class Application:
 
         The peer may open another one when that is closed.
         """
-        self._down.push(handle, EventCode.TAKEN)
+        self._down.push(handle, Command.TAKEN)
         self.worker.wake_within(LAZY_S)
 
     def signal_noted(self, handle: int) -> None:
         """Signal the worker that the program read the last PathChanged and DatagramsReady of a
         connection. The worker sends the next ones only after that."""
-        self._down.push(handle, EventCode.NOTED)
+        self._down.push(handle, Command.NOTED)
         self.worker.wake_within(LAZY_S)
 
     def take_notices(self) -> list[Notice]:
@@ -228,9 +251,9 @@ class Application:
         self._notices.clear()
         return notices
 
-    def take_events(self) -> list[tuple[int, int, int]]:
-        """Return all events since the last call as (handle, EventCode, 0), oldest first."""
-        return self._up.pop_all()
+    def take_events(self) -> list[tuple[int, int]]:
+        """Return all events since the last call as (handle, EventCode), oldest first."""
+        return [(handle, code) for handle, code, *_ in self._up.pop_all()]
 
     def on_bad_notice(self, notice: Notice, error: Exception) -> None:
         """Handle an exception in the receiver of a notice; in one process that is a bug."""
@@ -263,6 +286,22 @@ class Application:
         application asks for it. Raises OSError and MemoryError.
         """
         return [Fifo(size.wanted_bytes) for size in sizes]
+
+    def make_blocks(self, sizes: Sequence[FifoSize], owner: object | None) -> list[SharedBlock]:
+        """Allocate blocks for FIFOs of an application in another process, as `make_fifos`."""
+        raise NotImplementedError
+
+    def free_block(self, name: BlockName) -> None:
+        """Free a block from `make_blocks`."""
+        raise NotImplementedError
+
+    def hand_out(self, fifo: Fifo) -> int:
+        """Return the place of a stream's FIFO (native/session/records.h) for an application in
+        another process, which uses it until `take_back`."""
+        return 0
+
+    def take_back(self, fifo: Fifo) -> None:
+        """Note that an application in another process uses a FIFO no more."""
 
     def on_fault(self, error: Exception) -> None:
         """Handle an exception from serving this application: an invalid request, corrupt FIFOs or
@@ -332,8 +371,14 @@ class Application:
         """Return the oldest request; None where a message was not one."""
         return self._requests.popleft()
 
-    def take_signals(self) -> list[tuple[int, int, int]]:
-        return self._down.pop_all()
+    def take_commands(self) -> tuple[list[tuple[int, int, int, int]], bool]:
+        """Return commands that are left to the session layer as (handle, Command, argument, token),
+        and whether a transport may have something to send now."""
+        return self._down.pop_all(), False
+
+    def refuse_stream(self, token: int, refusal: int) -> None:
+        """Answer a Command.OPEN with an enum hs_session_refusal."""
+        raise NotImplementedError
 
     def notify(self, notice: Notice) -> None:
         self._notices.append(notice)

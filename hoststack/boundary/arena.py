@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeVar
 
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.memory.segment import make_segment, map_segment
+from hoststack.native.session._session import ffi
 
 Label = TypeVar("Label")
 
@@ -57,6 +58,12 @@ class Block(Generic[Label]):
     def fifo(self) -> Fifo:
         """Return a FIFO in this block; raises MemoryError."""
         return Fifo(self.size_bytes, self.segment.memory, self.offset)
+
+    @property
+    def location(self) -> tuple[int, int]:
+        """Its address and size with the header, for C."""
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(self.segment.memory)))
+        return address + self.offset, Fifo.block_bytes(self.size_bytes)
 
 
 class _FreeBlocks(Generic[Label]):

@@ -4,12 +4,12 @@ boundary/remote_application.py."""
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import socket
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import trio
 
@@ -26,45 +26,52 @@ from hoststack.boundary.codec import (
 from hoststack.boundary.containment import fault_text
 from hoststack.boundary.fifo_pool import BlockName, SharedFifos
 from hoststack.boundary.messages import (
-    DatagramsReady,
+    Accepted,
+    Closed,
+    Command,
+    Connected,
     EventCode,
-    Failed,
+    Notice,
     Request,
-    ResetStream,
-    StopSending,
-    StreamReady,
+    StreamsAvailable,
 )
-from hoststack.boundary.rings import EventChannel, open_rings
+from hoststack.boundary.opening import Opening
+from hoststack.boundary.rings import EventRingCorruptError, Rings
 from hoststack.boundary.wake_up import WakeUp
-from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.fifo import Fifo
+from hoststack.native.session._session import ffi, lib
 
 logger = logging.getLogger(__name__)
 
 _NAMES_IN_MESSAGE: Final = 1024
+_MESSAGE: Final = int(lib.HS_TASK_MESSAGE)
+_OPENED: Final = int(lib.HS_TASK_OPENED)
+_REFUSED: Final = int(lib.HS_TASK_REFUSED)
+_READABLE: Final = int(lib.HS_TASK_READABLE)
+
+
+class Opened(NamedTuple):
+    """A stream that the application asked for."""
+
+    token: int
+    handle: int
+    stream_id: int
+    end: Any
+    """Its struct hs_end."""
 
 
 class _Released:
     """Names of freed FIFOs that have yet to be reported to the worker."""
 
-    def __init__(self, worker: AttachedWorker) -> None:
-        self._worker = weakref.ref(worker)
+    def __init__(self) -> None:
         self._names: list[BlockName] = []
-        self.call_soon: Callable[[Callable[[], None]], object] | None = None
-        """Calls a function soon, from any thread, in the thread of the program's loop."""
+        self.on_first: Callable[[], None] = lambda: None
 
     def add(self, name: BlockName) -> None:
         """Add a name. A finalizer calls this, so it may interrupt any other code."""
         self._names.append(name)
-        if len(self._names) == 1 and self.call_soon is not None:
-            # Report soon: an idle application would otherwise hold the worker's memory.
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self.call_soon(self._tell)
-
-    def _tell(self) -> None:
-        worker = self._worker()
-        if worker is not None:
-            worker._release_fifos()
+        if len(self._names) == 1:
+            self.on_first()
 
     def take(self) -> Iterator[tuple[BlockName, ...]]:
         """Return the names added since the last call, in tuples that fit into a message."""
@@ -81,10 +88,16 @@ class AttachedWorker(Application):
     """
 
     def __init__(
-        self, name: str, channel: socket.socket, rings_fd: int, wake_worker_fd: int, wake_fd: int
+        self,
+        name: str,
+        channel: socket.socket,
+        rings_fd: int,
+        wake_worker_fd: int,
+        wake_fd: int,
+        side: Any = None,
     ) -> None:
-        """Wrap the descriptors. Raises OSError and ValueError for descriptors of the wrong kind,
-        after closing them."""
+        """Wrap the descriptors. `side` is the struct hs_side of all the application's workers.
+        Raises OSError and ValueError for descriptors of the wrong kind, after closing them."""
         with contextlib.ExitStack() as ours:
             self._channel = ours.enter_context(
                 contextlib.closing(Channel(channel, takes_fds=True, max_waiting=None))
@@ -92,24 +105,34 @@ class AttachedWorker(Application):
             self._wakes_worker = ours.enter_context(contextlib.closing(WakeUp(wake_worker_fd)))
             self._wakes_us = ours.enter_context(contextlib.closing(WakeUp(wake_fd)))
             super().__init__(name)
-            down, up = open_rings(rings_fd)
-            self._signals, self._events = EventChannel(down), EventChannel(up)
+            self.rings = rings = Rings(rings_fd)
+            self.side = side if side is not None else self.side
+            made = lib.hs_attached_new(
+                self.side, rings.down, rings.up, rings.block_bytes, self._wakes_worker.fileno()
+            )
+            if not made:
+                raise MemoryError("no memory for a worker")
+            self._attached = ffi.gc(made, lib.hs_attached_free)
             ours.pop_all()
-        self._released = _Released(self)
+        self._news = ffi.new("struct hs_attached_news *")
+        self._messages: deque[tuple[bytes, list[int]]] = deque()
+        """Those that arrived before the news ahead of them."""
+        self._held_up: dict[tuple[int, int, int, int], None] = {}
+        """Commands about connections that the ring has no room for."""
+        self._sides: dict[int, Any] = {}
+        """The struct hs_end_connection of new connections, by handle, until `hold`."""
+        self._opening = Opening(self._ask_for_stream)
+        self._opened: list[Opened] = []
+        self._released = _Released()
+        this = weakref.ref(self)  # a reference cycle would hold its memory
+        self._released.on_first = lambda: _tell_soon(this())
         self._fifos = SharedFifos(self._released.add)
+        self.call_soon: Callable[[Callable[[], None]], object] | None = None
+        """Calls a function soon, from any thread, in the thread of the program's loop."""
         self.is_gone = False
         self.is_given_up = False
         self.on_crowded: Callable[[], None] = lambda: None
         """Called when messages wait for room in the channel's socket."""
-
-    @property
-    def call_soon(self) -> Callable[[Callable[[], None]], object] | None:
-        """Calls a function soon, from any thread, in the thread of the program's loop."""
-        return self._released.call_soon
-
-    @call_soon.setter
-    def call_soon(self, call_soon: Callable[[Callable[[], None]], object] | None) -> None:
-        self._released.call_soon = call_soon
 
     # --- down --------------------------------------------------------------------------------
 
@@ -117,31 +140,43 @@ class AttachedWorker(Application):
         self._release_fifos()
         self._send(encode(request))
 
+    def open_stream(self, connection: int, unidirectional: bool, token: int) -> None:
+        """Ask for a stream: `take_opened` or a Failed follows, perhaps after the peer allowed
+        more."""
+        self._opening.start(connection, unidirectional, token)
+
+    def cancel_stream(self, token: int) -> bool:
+        """Cancel `open_stream`; return False for another kind of request."""
+        return self._opening.cancel(token)
+
+    def _ask_for_stream(self, connection: int, unidirectional: bool, token: int) -> None:
+        self._command(connection, Command.OPEN, int(unidirectional), token)
+
     def signal_sent(self, handle: int) -> None:
-        self._signal(handle, EventCode.SENT)
+        self._command(handle, Command.SENT)
 
     def signal_consumed(self, handle: int, is_urgent: bool = True) -> None:
         # Urgency does not matter: a sleeping worker is idle, and a busy one is not woken.
-        self._signal(handle, EventCode.CONSUMED)
+        self._command(handle, Command.CONSUMED)
 
     def signal_taken(self, handle: int) -> None:
-        self._signal(handle, EventCode.TAKEN)
+        self._command(handle, Command.TAKEN)
 
     def signal_noted(self, handle: int) -> None:
-        self._signal(handle, EventCode.NOTED)
+        self._command(handle, Command.NOTED)
 
-    def _signal(self, handle: int, code: EventCode) -> None:
-        if not self.is_gone:
-            try:
-                self._signals.push(handle, code)
-                self._wake_worker()
-            except Exception as error:
-                self.give_up(error)
+    def _command(self, handle: int, command: Command, argument: int = 0, token: int = 0) -> None:
+        key = handle, int(command), argument, token
+        if self.is_gone:
+            return
+        if self._held_up or not self._write(key):
+            self._held_up[key] = None
 
-    def _wake_worker(self) -> None:
-        ring: EventRing = self._signals.ring
-        if not self.is_gone and ring.take_armed():
-            self._wakes_worker.ring()
+    def _write(self, key: tuple[int, int, int, int]) -> bool:
+        written = lib.hs_attached_command(self._attached, *key)
+        if written < 0:
+            self.give_up(EventRingCorruptError())
+        return bool(written)
 
     def _release_fifos(self) -> None:
         """Report the freed FIFOs to the worker; raises nothing."""
@@ -171,37 +206,108 @@ class AttachedWorker(Application):
         return self._wakes_us.fileno()
 
     def take_messages(self, received: Sequence[tuple[bytes, list[int]]]) -> None:
-        """Process messages received on the channel."""
-        for data, fds in received:
+        """Process messages received on the channel, as far as no news are ahead of them."""
+        self._messages.extend(received)
+        self.take_news()
+
+    def take_news(self) -> None:
+        """Process what the worker wrote into the ring, and messages in their places."""
+        news = self._news
+        while not self.is_gone and (
+            task := lib.hs_attached_take(self._attached, bool(self._messages), news)
+        ):
             try:
-                self._take(data, fds)
+                if task == _MESSAGE:
+                    self._take_message(*self._messages.popleft())
+                elif task == _OPENED:
+                    self._on_opened(news.token, news.handle, news.stream_id, news.end)
+                elif task == _REFUSED:
+                    failed = self._opening.on_refused(news.token, news.code)
+                    if failed is not None:
+                        self.notify(failed)
+                elif task > 0:
+                    is_readable = task == _READABLE
+                    self._up.push(
+                        news.handle, EventCode.READABLE if is_readable else EventCode.WRITABLE
+                    )
+                else:
+                    raise _error(task)
             except Exception as error:
                 self.give_up(error)
-            finally:
-                close_all(fds)
+                return
 
-    def _take(self, data: bytes, fds: list[int]) -> None:
+    def _on_opened(self, token: int, handle: int, stream_id: int, end: Any) -> None:
+        is_wanted = self._opening.on_opened(token)
+        opened = Opened(token, handle, stream_id, self.hold_end(handle, end))
+        if is_wanted:
+            self._opened.append(opened)
+        else:
+            lib.hs_end_close(opened.end, True, 0)
+
+    def hold_end(self, handle: int, end: Any) -> Any:
+        """Own a stream's struct hs_end; when the result is collected, the worker is told."""
+        this = weakref.ref(self)
+
+        def drop(end: Any) -> None:
+            if lib.hs_end_drop(end):
+                _tell_soon(this())
+
+        return ffi.gc(end, drop)
+
+    def take_opened(self) -> list[Opened]:
+        """Return the streams opened since the last call."""
+        opened, self._opened = self._opened, []
+        return opened
+
+    def hold(self, handle: int) -> Any:
+        """Return the struct hs_end_connection of a new connection."""
+        return self._sides.pop(handle)
+
+    def _take_message(self, data: bytes, fds: list[int]) -> None:
         try:
             message = decode_notice(data, self._fifos.open)
+            match message:
+                case SegmentGone(number=number):
+                    self._fifos.remove_segment(number)
+                    lib.hs_attached_remove_segment(self._attached, number)
+                case SegmentCame(number=number):
+                    self._add_segment(number, fds)
+                case _:
+                    self._note(message)
+                    self.notify(message)
         except (OSError, MemoryError) as error:
             self._refuse(data, error)
-            return
-        if isinstance(message, SegmentGone):
-            self._fifos.remove_segment(message.number)
-        elif not isinstance(message, SegmentCame):
-            self.notify(message)
-        elif len(fds) < 2:
-            taken, fds[:] = list(fds), []
-            self._fifos.add_segment(message.number, taken)
-        else:
-            raise CodecError(f"a segment came with {len(fds)} descriptors")
+        finally:
+            close_all(fds)
 
-    def take_events(self) -> list[tuple[int, int, int]]:
-        try:
-            return self._events.pop_all()
-        except Exception as error:
-            self.give_up(error)
-            return []
+    def _add_segment(self, number: int, fds: list[int]) -> None:
+        if len(fds) > 1:
+            raise CodecError(f"a segment came with {len(fds)} descriptors")
+        # Without room for it, or its descriptor, what needs it is refused.
+        lib.hs_attached_add_segment(self._attached, number, fds[0] if fds else -1)
+        taken, fds[:] = list(fds), []
+        self._fifos.add_segment(number, taken)
+
+    def _note(self, notice: Notice) -> None:
+        """Prepare for what follows a notice."""
+        match notice:
+            case Accepted(handle=handle) | Connected(handle=handle):
+                made = lib.hs_attached_connection(self._attached, handle)
+                if not made:
+                    raise CodecError("two connections have one handle, or there is no memory")
+                self._sides[handle] = ffi.gc(made, lib.hs_end_connection_drop)
+            case StreamsAvailable(handle=handle):
+                self._opening.on_available(handle)
+            case Closed(handle=handle):
+                for failed in self._opening.fail(handle):
+                    self.notify(failed)
+
+    def _refuse(self, data: bytes, error: OSError | MemoryError) -> None:
+        """Refuse datagrams whose FIFOs this process has no room for."""
+        named: Any = decode_notice(data, cast(Callable[[BlockName], Fifo], lambda name: name))
+        for name in (named.rx, named.tx):
+            self._fifos.give_up(name)
+        self.signal_noted(named.handle)
 
     def give_up(self, error: Exception) -> None:
         """Treat the worker as dead, because it sent or wrote invalid data. Idempotent."""
@@ -211,31 +317,12 @@ class AttachedWorker(Application):
                 logger.error("dropping a worker of the daemon: %s", fault_text(error))
             self._channel.shut()  # which ends `run`
 
-    def _refuse(self, data: bytes, error: OSError | MemoryError) -> None:
-        """Refuse a stream or datagrams whose FIFOs this process has no room for."""
-        named: Any = decode_notice(data, cast(Callable[[BlockName], Fifo], lambda name: name))
-        for name in (named.rx, named.tx):
-            if name is not None:
-                self._fifos.give_up(name)
-        if isinstance(named, DatagramsReady):
-            self.signal_noted(named.handle)
-            return
-        self.request(ResetStream(named.handle, 0))
-        self.request(StopSending(named.handle, 0))
-        if isinstance(named, StreamReady):
-            text = f"this process has no room for the FIFOs of a stream: {error}"
-            self.notify(Failed(named.token, errno.ENOMEM, text))
-        else:
-            self.signal_taken(named.handle)
-
     def arm_events(self) -> bool:
         """Ask for a wake-up before this side sleeps; return whether there are events already."""
-        try:
-            self._events.ring.arm()
-            return bool(len(self._events.ring))
-        except Exception as error:
-            self.give_up(error)
-            return False
+        armed = lib.hs_attached_arm(self._attached)
+        if armed < 0:
+            self.give_up(EventRingCorruptError())
+        return bool(armed > 0)
 
     def clear_wake_up(self) -> None:
         """Clear the wake-up. If the worker closed its end, close the channel as well."""
@@ -245,18 +332,24 @@ class AttachedWorker(Application):
             self._channel.abandon()
 
     def settle(self) -> None:
-        """Report freed FIFOs, and retry the signals that the ring had no room for."""
+        """Report what was freed, and retry what the rings had no room for."""
+        if self.is_gone:
+            return
         self._release_fifos()
-        if self._signals.is_held_up:
-            try:
-                self._signals.settle()
-                self._wake_worker()
-            except Exception as error:
-                self.give_up(error)
+        if lib.hs_attached_settle(self._attached) < 0:
+            self.give_up(EventRingCorruptError())
+        while self._held_up and self._write(first := next(iter(self._held_up))):
+            del self._held_up[first]
 
     def close(self) -> None:
         """Close all descriptors."""
-        self.is_gone = True
+        if not self.is_gone:
+            self.is_gone = True
+            lib.hs_attached_gone(self._attached)
+            for failed in self._opening.fail():
+                self.notify(failed)
+        while self._messages:
+            close_all(self._messages.popleft()[1])
         self._channel.close()
         self._wakes_worker.close()
         self._wakes_us.close()
@@ -292,6 +385,23 @@ class AttachedWorker(Application):
             if not self.arm_events():
                 await trio.lowlevel.wait_readable(self._wakes_us)
                 self.clear_wake_up()
+            self.take_news()
             self.wake_application()
             self.settle()
             await trio.lowlevel.checkpoint()
+
+
+def _tell_soon(worker: AttachedWorker | None) -> None:
+    """Have a worker told of what was freed: an idle application would otherwise hold its memory.
+    From any thread, and in the middle of any other code."""
+    if worker is not None and worker.call_soon is not None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            worker.call_soon(worker.settle)
+
+
+def _error(task: int) -> Exception:
+    if task == lib.HS_ATTACHED_NO_MEMORY:
+        return MemoryError("no memory for a stream")
+    if task == lib.HS_ATTACHED_INVALID:
+        return CodecError("news that no worker sends")
+    return EventRingCorruptError()

@@ -12,11 +12,11 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Plane, known_sessions
-from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_worker import AttachedWorker, Opened
 from hoststack.boundary.handle import worker_of
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.native.session._session import ffi, lib
@@ -29,12 +29,7 @@ _FIRST_OWN_TOKEN: Final = 1 << 60
 _INTERNAL_ERROR: Final = 1
 _GONE: Final = "the worker died"
 
-_SEND: Final = int(lib.HS_END_SEND)
-_CREDIT: Final = int(lib.HS_END_CREDIT)
-_CREDIT_NOW: Final = int(lib.HS_END_CREDIT_NOW)
 _WAKES: Final = int(lib.HS_END_WAKES)
-_MUST_RESET: Final = int(lib.HS_END_MUST_RESET)
-_MUST_STOP: Final = int(lib.HS_END_MUST_STOP)
 
 
 @dataclass(slots=True, eq=False)
@@ -141,8 +136,6 @@ class AttachedWorkers:
                 self._connect(request)
             case m.Bind():
                 self._call(request.token, self._pick(), request)
-            case m.OpenStream():
-                self._call(request.token, worker_of(request.connection), request)
             case m.Migrate() | m.GetStatistics():
                 self._call(request.token, worker_of(request.handle), request)
             case _:
@@ -158,18 +151,38 @@ class AttachedWorkers:
         if worker is not None:
             worker.signal_consumed(handle, is_urgent)
 
-    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
-        """Do what an operation on a stream asks for (enum hs_end_hint), with its codes."""
-        if hints & _MUST_RESET:
-            self.request(m.ResetStream(handle, reset_code))
-        if hints & _MUST_STOP:
-            self.request(m.StopSending(handle, stop_code))
-        if hints & _SEND:
-            self.signal_sent(handle)
-        if hints & (_CREDIT | _CREDIT_NOW):
-            self.signal_consumed(handle, bool(hints & _CREDIT_NOW))
+    def act(self, hints: int) -> None:
+        """Do what an operation on a stream asks for (enum hs_end_hint)."""
         if hints & _WAKES:
             self.wake_application()
+
+    def hold(self, handle: int) -> Any:
+        """Return the struct hs_end_connection of a new connection."""
+        return self._workers[worker_of(handle)].hold(handle)
+
+    def hold_end(self, handle: int, end: Any) -> Any:
+        """Own the struct hs_end of an accepted stream."""
+        worker = self._workers.get(worker_of(handle))
+        return ffi.gc(end, lib.hs_end_drop) if worker is None else worker.hold_end(handle, end)
+
+    def open_stream(self, connection: int, unidirectional: bool, token: int) -> None:
+        """Ask for a stream; `take_opened` or a Failed follows."""
+        index = worker_of(connection)
+        worker = self._workers.get(index)
+        if worker is None:
+            self._fail(token)
+            return
+        self._calls[token] = index
+        worker.open_stream(connection, unidirectional, token)
+
+    def take_opened(self) -> list[Opened]:
+        """Return the streams opened since the last call."""
+        opened: list[Opened] = []
+        for worker in self._workers.values():
+            opened += worker.take_opened()
+        for each in opened:
+            self._calls.pop(each.token, None)
+        return opened
 
     def before_sleep(self) -> bool:
         """Return False: the workers were notified of each write."""
@@ -236,8 +249,9 @@ class AttachedWorkers:
                 self._give_up(listener)
                 return
         index = self._calls.get(request.token)
-        if index is not None:
-            self._send(index, request)
+        worker = None if index is None else self._workers.get(index)
+        if worker is not None and not worker.cancel_stream(request.token):
+            worker.request(request)
 
     # --- listeners ---------------------------------------------------------------------------
 
@@ -380,6 +394,8 @@ class AttachedWorkers:
                 self._forget_sessions(notice.handle)
             case m.Failed():
                 self._sessions.pop(notice.token, None)
+            case m.StreamsAvailable():
+                return  # its worker was told
             case _:
                 pass
         self._notices.append(notice)
@@ -390,8 +406,8 @@ class AttachedWorkers:
                 return listener
         return None
 
-    def take_events(self) -> list[tuple[int, int, int]]:
-        events: list[tuple[int, int, int]] = []
+    def take_events(self) -> list[tuple[int, int]]:
+        events: list[tuple[int, int]] = []
         for worker in self._workers.values():
             events += worker.take_events()
         return events

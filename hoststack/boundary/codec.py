@@ -49,7 +49,7 @@ class SegmentGone:
 
 @dataclass(frozen=True, slots=True)
 class FifosReleased:
-    """The application no longer uses these FIFOs."""
+    """The application no longer uses these FIFOs of datagrams."""
 
     names: tuple[BlockName, ...]
 

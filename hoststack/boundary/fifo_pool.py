@@ -16,12 +16,17 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from hoststack.boundary.arena import Arena, block_bytes
+from hoststack.boundary.arena import Arena, Block, block_bytes
 from hoststack.boundary.shares import may_have
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.memory.segment import map_segment
+from hoststack.native.session._session import lib
+
+_PAGE_BYTES: Final = int(lib.HS_PLACE_PAGE_BYTES)
+_PAGE_BITS: Final = int(lib.HS_PLACE_PAGE_BITS)
+_LOG_BITS: Final = int(lib.HS_PLACE_LOG_BITS)
 
 
 class BlockName(NamedTuple):
@@ -31,6 +36,23 @@ class BlockName(NamedTuple):
     offset: int
     size_bytes: int
     """Size of the FIFO; its block also has a header."""
+
+    @property
+    def place(self) -> int:
+        """The same in one number (native/session/records.h)."""
+        page = self.offset // _PAGE_BYTES
+        log = self.size_bytes.bit_length() - 1
+        return (self.segment << _PAGE_BITS | page) << _LOG_BITS | log
+
+
+class SharedBlock(NamedTuple):
+    """A block whose FIFO is opened in C."""
+
+    name: BlockName
+    address: int
+    block_bytes: int
+    memory: mmap.mmap
+    """Must exist as long as the block is used."""
 
 
 class PoolExhaustedError(OSError):
@@ -152,31 +174,51 @@ class FifoPool:
         left = self._limit_bytes // 2 - self._used_bytes
         return share.used_bytes + size_bytes <= left // 4
 
+    def make_blocks(
+        self, sizes: Sequence[FifoSize], owner: object | None = None
+    ) -> list[SharedBlock]:
+        """Allocate blocks as `make` does; `free_block` gives each back."""
+        chosen = self.choose(sizes, owner)
+        share = self._share_of(owner)
+        made = []
+        for size, size_bytes in zip(sizes, chosen, strict=True):
+            block = self._arena.take(size_bytes)
+            held = self._charge(block, size.least_bytes, share)
+            made.append(SharedBlock(held.name, *block.location, block.segment.memory))
+        return made
+
+    def free_block(self, name: BlockName) -> None:
+        """Free a block: neither side uses it any more."""
+        held = self._held.get(name)
+        if held is not None:
+            held.is_with_worker = held.is_with_application = False
+            self._free_if_unused(held)
+
     def _make_one(self, size_bytes: int, least_bytes: int, share: Share) -> Fifo:
         block = self._arena.take(size_bytes)
-        give_back = partial(self._arena.give_back, block)
         try:
             fifo = block.fifo()
         except BaseException:
-            give_back()
+            self._arena.give_back(block)
             raise
-        name = BlockName(block.segment.label, block.offset, block.size_bytes)
-        self._charge(fifo, name, give_back, least_bytes, share)
+        self._watch(fifo, self._charge(block, least_bytes, share))
         return fifo
 
-    def _charge(
-        self,
-        fifo: Fifo,
-        name: BlockName,
-        free: Callable[[], None],
-        least_bytes: int,
-        share: Share,
-    ) -> None:
+    def _charge(self, block: Block[int], least_bytes: int, share: Share) -> _Held:
+        name = BlockName(block.segment.label, block.offset, block.size_bytes)
+        return self._hold(name, partial(self._arena.give_back, block), least_bytes, share)
+
+    def _hold(
+        self, name: BlockName, free: Callable[[], None], least_bytes: int, share: Share
+    ) -> _Held:
         held = _Held(name, free, block_bytes(least_bytes), share)
         self._held[name] = held
-        self._used_bytes += block_bytes(fifo.size)
-        share.used_bytes += block_bytes(fifo.size)
+        self._used_bytes += block_bytes(name.size_bytes)
+        share.used_bytes += block_bytes(name.size_bytes)
         share.least_bytes += held.least_bytes
+        return held
+
+    def _watch(self, fifo: Fifo, held: _Held) -> None:
         self._made[fifo] = held
         weakref.finalize(fifo, self._release_ours, held)
 
@@ -190,7 +232,7 @@ class FifoPool:
     ) -> None:
         """Charge a FIFO in a segment that another application shares, as `make` does. `free` is
         called when both sides have released it, maybe in a finalizer."""
-        self._charge(fifo, name, free, least_bytes, self._share_of(owner))
+        self._watch(fifo, self._hold(name, free, least_bytes, self._share_of(owner)))
 
     def add_segment(self, fd: int) -> int:
         """Send a segment to the application, and take ownership of the descriptor; return the

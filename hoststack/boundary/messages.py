@@ -1,8 +1,8 @@
 """Control messages between an application and a worker.
 
 The application sends requests; the worker sends replies and notices. A reply carries the request's
-`token`, which the application chose. Stream data is in the FIFOs, and events about it (`EventCode`)
-are in the event rings.
+`token`, which the application chose. Streams have no messages: their data is in FIFOs, and what
+happens to them is in the event rings.
 """
 
 from __future__ import annotations
@@ -13,21 +13,28 @@ from typing import NamedTuple
 
 from hoststack.boundary.protocols import Config, Protocol, UdpConfig
 from hoststack.native.memory.fifo import Fifo
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo, Handshake
 from hoststack.quic.session_cache import Ticket
 from hoststack.quic.tls import TlsConfig
 
 
-class EventCode(enum.IntEnum):
-    """Kinds of events in the rings. "Up" is from the worker to the application. Each event is about
-    the session whose handle it carries."""
+class Command(enum.IntEnum):
+    """What an application tells its worker about the session whose handle comes with it. Those of
+    streams are in C (native/session/records.h)."""
 
-    READABLE = 1  #: up: the rx FIFO has bytes, or its end
-    WRITABLE = 2  #: up: the tx FIFO has room
-    SENT = 3  #: down: the tx FIFO has bytes, or its end
-    CONSUMED = 4  #: down: bytes were read from the rx FIFO
-    TAKEN = 5  #: down: the program accepted the connection or stream of an (Stream)Accepted
-    NOTED = 6  #: down: the program read the last PathChanged and DatagramsReady of a connection
+    SENT = int(lib.HS_COMMAND_SENT)  #: the tx FIFO has bytes, or its end
+    CONSUMED = int(lib.HS_COMMAND_CONSUMED)  #: bytes were read from the rx FIFO
+    TAKEN = int(lib.HS_COMMAND_TAKEN)  #: the program accepted the connection of an Accepted
+    NOTED = int(lib.HS_COMMAND_NOTED)  #: the program read the last PathChanged and DatagramsReady
+    OPEN = int(lib.HS_COMMAND_OPEN)  #: open a stream in the connection
+
+
+class EventCode(enum.IntEnum):
+    """What a worker tells an application about the datagrams of a connection."""
+
+    READABLE = int(lib.HS_NEWS_READABLE)  #: the rx FIFO has some
+    WRITABLE = int(lib.HS_NEWS_WRITABLE)  #: the tx FIFO has room
 
 
 class Known(NamedTuple):
@@ -78,13 +85,6 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenStream:
-    token: int
-    connection: int
-    unidirectional: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Cancel:
     """Cancel the request `token`, whether or not its reply is under way."""
 
@@ -101,18 +101,6 @@ class CloseConnection:
     handle: int
     code: int
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ResetStream:
-    handle: int
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopSending:
-    handle: int
-    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +129,9 @@ Request = (
     Listen
     | Bind
     | Connect
-    | OpenStream
     | Cancel
     | Unlisten
     | CloseConnection
-    | ResetStream
-    | StopSending
     | UpdateKey
     | Migrate
     | GetStatistics
@@ -183,18 +168,6 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamReady:
-    """A stream that the application asked for is open."""
-
-    token: int
-    connection: int
-    handle: int
-    stream_id: int
-    rx: Fifo | None
-    tx: Fifo | None
-
-
-@dataclass(frozen=True, slots=True)
 class Accepted:
     """A listener accepted a peer's connection."""
 
@@ -223,20 +196,8 @@ class HandshakeDone:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamAccepted:
-    """The peer opened a stream."""
-
-    connection: int
-    handle: int
-    stream_id: int
-    rx: Fifo | None
-    tx: Fifo | None
-
-
-@dataclass(frozen=True, slots=True)
 class StreamsAvailable:
-    """The peer allows more streams on a connection of an application in this process, which waited
-    for that."""
+    """The peer allows more streams on a connection whose application waited for that."""
 
     handle: int
 
@@ -258,25 +219,6 @@ class Closed:
 
     handle: int
     info: CloseInfo
-
-
-@dataclass(frozen=True, slots=True)
-class StreamReset:
-    handle: int
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStopped:
-    handle: int
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendFinished:
-    """The peer acknowledged all data of a stream, and its FIN."""
-
-    handle: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,20 +252,16 @@ class Statistics:
     figures: dict[str, int | float]
 
 
-Answer = Failed | Statistics | Listening | Connected | StreamReady | Migrated
+Answer = Failed | Statistics | Listening | Connected | Migrated
 
 Notice = (
     Answer
     | Accepted
     | ListenerLost
     | HandshakeDone
-    | StreamAccepted
     | StreamsAvailable
     | DatagramsReady
     | PathChanged
     | Learned
     | Closed
-    | StreamReset
-    | StreamStopped
-    | SendFinished
 )

@@ -1,8 +1,9 @@
 """An application in another process, as a worker serves it.
 
-Requests and notices use a SOCK_SEQPACKET socket; events use rings and data uses FIFOs in shared
-memory. A socket pair wakes the worker when it sleeps. Whatever the other process sends or writes
-affects only its own sessions: invalid data, or an exception while serving it, detaches it.
+Its streams are in C: commands and news are in rings (native/session/records.h), data is in FIFOs
+in shared memory. Other requests and notices use a SOCK_SEQPACKET socket. A socket pair wakes the
+worker when it sleeps. Whatever the other process sends or writes affects only its own sessions:
+invalid data, or an exception while serving it, detaches it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from hoststack.boundary.codec import (
     encode,
 )
 from hoststack.boundary.containment import contained, fault_text
-from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize
+from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize, SharedBlock
 from hoststack.boundary.loading import Loaded, Loading
 from hoststack.boundary.messages import (
     Answer,
@@ -46,16 +47,17 @@ from hoststack.boundary.messages import (
 from hoststack.boundary.off_loop import OffLoop
 from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.boundary.resumption import RelayedSessions, TicketSeal
-from hoststack.boundary.rings import EventChannel, open_rings
+from hoststack.boundary.rings import EventRingCorruptError, Rings
 from hoststack.boundary.wake_up import WakeUp
-from hoststack.native.memory.event_ring import EventRingCorruptError
 from hoststack.native.memory.fifo import Fifo, FifoCorruptError
+from hoststack.native.session._session import ffi, lib
 from hoststack.quic.session_cache import ServerSessions
 
 logger = logging.getLogger("hoststack.worker")
 
-#: Most signals of one application in one turn; the rest waits for the next.
-_SIGNALS_IN_TURN: Final = 1024
+#: Most commands of one application in one turn; the rest waits for the next.
+_COMMANDS: Final = int(lib.HS_SESSION_COMMANDS)
+_TOLD_SOME: Final = int(lib.HS_TOLD_SOME)
 #: While as many notices are queued, datagrams of new UDP peers are dropped.
 _MANY_NOTICES: Final = 1024
 #: While as many answers are queued for an application, its requests are not read. Notices about
@@ -112,8 +114,7 @@ class RemoteApplication(Application):
                 contextlib.closing(WakeUp(ends.wake_application_fd))
             )
             super().__init__(name)
-            down, up = open_rings(ends.rings_fd)
-            self._signals, self._events = EventChannel(down), EventChannel(up)
+            self.rings = Rings(ends.rings_fd)
             ours.pop_all()
         self.is_remote = True
         self.max_sessions = limits.sessions
@@ -128,9 +129,12 @@ class RemoteApplication(Application):
         self._drained = trio.Event()
         self._loading = Loading(off_loop)
         self._loaded: deque[Loaded] = deque()
-        self._has_raised = False
+        self._raised: dict[tuple[int, EventCode], None] = {}
+        """Events of datagrams that the ring has no room for."""
+        self._out = ffi.new("struct hs_event[]", _COMMANDS)
+        self._done = ffi.new("struct hs_commanded *")
         self._is_crowded = False
-        """Whether its ring of signals may have been full."""
+        """Whether its ring of commands may have been full."""
         self._scope = trio.CancelScope()
         self.gone: str | None = None
         """Why it was detached; None while it is served."""
@@ -145,7 +149,8 @@ class RemoteApplication(Application):
 
     @property
     def has_requests(self) -> bool:
-        if self.gone is not None:
+        # It gave the commands before the requests that wait now.
+        if self.gone is not None or self._is_crowded:
             return False
         return bool(self._loaded) or (self._is_readable and not self._loading.is_full)
 
@@ -200,43 +205,55 @@ class RemoteApplication(Application):
             self.notify(done)
         self.worker.wake()
 
-    def take_signals(self) -> list[tuple[int, int, int]]:
+    def take_commands(self) -> tuple[list[tuple[int, int, int, int]], bool]:
         if self.gone is not None:
-            return []
+            return [], False
+        out, done = self._out, self._done
         try:
-            signals = self._signals.ring.pop_many(_SIGNALS_IN_TURN)
-            is_crowded = len(signals) == _SIGNALS_IN_TURN
+            count = _checked(lib.hs_application_commands(self.streams, out, done))
+            is_crowded = bool(done.count == _COMMANDS or done.is_held_up)
             if self._is_crowded and not is_crowded:
-                # It may be asleep with signals that the ring had no room for.
+                # It may be asleep with commands that the ring had no room for.
                 self._wakes_application.ring()
         except Exception as error:
             self.on_fault(error)
-            return []
+            return [], True
         self._is_crowded = is_crowded
-        if is_crowded:
+        if is_crowded and not done.is_held_up:
             self.worker.wake()
-        return signals
+        if not count:
+            return [], bool(done.is_due)
+        commands = [(each.handle, each.kind, each.arg, each.words[0]) for each in out[0:count]]
+        return commands, bool(done.is_due)
 
     def notify(self, notice: Notice) -> None:
         if self.gone is None:
             self._send_message(notice)
 
-    def raise_event(self, handle: int, code: EventCode) -> None:
+    def refuse_stream(self, token: int, refusal: int) -> None:
         if self.gone is None:
             try:
-                self._events.push(handle, code)
-                self._has_raised = True
+                _checked(lib.hs_application_refuse(self.streams, token, refusal))
             except Exception as error:
                 self.on_fault(error)
 
+    def raise_event(self, handle: int, code: EventCode) -> None:
+        if self.gone is None:
+            self._raised[handle, code] = None
+
     def flush(self) -> bool:
         self._pool.drop_unused()
-        if self.gone is None and self._has_raised:
+        if self.gone is None:
             try:
-                waiting = self._events.settle()
-                if self._events.ring.take_armed():
+                told = _checked(lib.hs_application_tell(self.streams)) & _TOLD_SOME
+                while self._raised:
+                    first = next(iter(self._raised))
+                    if not _checked(lib.hs_application_push(self.streams, *first)):
+                        break
+                    del self._raised[first]
+                    told = True
+                if told and lib.hs_application_take_armed(self.streams):
                     self._wakes_application.ring()
-                self._has_raised = bool(waiting)
             except Exception as error:
                 self.on_fault(error)
         # It runs in another process, so no task of this one became ready.
@@ -246,16 +263,31 @@ class RemoteApplication(Application):
         if self.gone is not None:
             return False
         try:
-            self._signals.ring.arm()
-            return bool(len(self._signals.ring)) or self.has_requests
+            waiting = _checked(lib.hs_application_arm(self.streams))
         except Exception as error:
             self.on_fault(error)
             return True
+        # Commands that wait for room in the other ring: it wakes the worker when there is some.
+        return self.has_requests or (waiting > 0 and not self._is_crowded)
 
     def make_fifos(self, sizes: Sequence[FifoSize], owner: object | None = None) -> list[Fifo]:
         if self.gone is not None:
             raise OSError(errno.ESHUTDOWN, "the application is gone")
         return self._pool.make(sizes, owner)
+
+    def make_blocks(self, sizes: Sequence[FifoSize], owner: object | None) -> list[SharedBlock]:
+        if self.gone is not None:
+            raise OSError(errno.ESHUTDOWN, "the application is gone")
+        return self._pool.make_blocks(sizes, owner)
+
+    def free_block(self, name: BlockName) -> None:
+        self._pool.free_block(name)
+
+    def hand_out(self, fifo: Fifo) -> int:
+        return self._pool.hand_out(fifo).place
+
+    def take_back(self, fifo: Fifo) -> None:
+        self._pool.release(self._pool.name_of(fifo))
 
     def choose_sizes(self, sizes: Sequence[FifoSize], owner: object | None) -> list[int]:
         if not self._channel.has_room_for_fds(len(sizes)):
@@ -382,6 +414,7 @@ class RemoteApplication(Application):
     def _send_segment(self, number: int, fd: int) -> None:
         try:
             self._channel.hand_over(encode(SegmentCame(number)), fd)
+            self._count_message()
         except Exception as error:
             self.on_fault(error)
 
@@ -392,5 +425,20 @@ class RemoteApplication(Application):
         try:
             is_answer = isinstance(message, Answer)
             self._channel.send(encode(message, self._pool.hand_out), is_answer=is_answer)
+            self._count_message()
         except Exception as error:
             self.on_fault(error)
+
+    def _count_message(self) -> None:
+        """Keep the message's place among the news of streams."""
+        if lib.hs_application_queue_message(self.streams):
+            raise MemoryError("no memory for an application's news")
+
+
+def _checked(result: int) -> int:
+    """Return a result of the session plane; raise for an error that the application caused."""
+    if result >= 0:
+        return result
+    if result == lib.HS_SESSION_INVALID:
+        raise CodecError("a command with a code of 2**62 or more")
+    raise EventRingCorruptError

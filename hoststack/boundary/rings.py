@@ -13,68 +13,42 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
-from hoststack.boundary.messages import EventCode
-from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import make_segment, map_segment
+from hoststack.native.session._session import ffi, lib
 
-#: Entries of an event ring. The producer queues what does not fit.
+#: Events in a ring. What does not fit waits: news with their stream, commands with theirs.
 RING_ENTRIES: Final = 4096
-_RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
+_RING_BYTES: Final = int(lib.HS_EVENT_RING_HEADER_BYTES + RING_ENTRIES * lib.HS_EVENT_BYTES)
 
 
-class EventChannel:
-    """One direction of events: a ring, and a queue for what does not fit into it.
+class EventRingCorruptError(Exception):
+    """The other side wrote an impossible index into a ring's shared block."""
 
-    An event only says that something changed, so the queue holds one of each kind for a session.
-    The number of sessions therefore bounds it, whatever a peer does.
-    """
+    def __init__(self) -> None:
+        super().__init__("an index in the event ring's shared block is invalid")
 
-    def __init__(self, ring: EventRing) -> None:
-        self.ring = ring
-        self._waiting: dict[tuple[int, int], None] = {}
 
-    def push(self, handle: int, code: EventCode) -> None:
-        if self._waiting or not self.ring.push(handle, int(code)):
-            self._waiting[handle, int(code)] = None
+class Rings:
+    """Both rings: commands go down to the worker, news up (native/session/records.h)."""
 
-    def settle(self) -> int:
-        """Move queued events into the ring while it has room; return how many are left."""
-        while self._waiting and self.ring.push(*(first := next(iter(self._waiting)))):
-            del self._waiting[first]
-        return len(self._waiting)
-
-    @property
-    def is_held_up(self) -> bool:
-        """Whether events are queued because the ring was full."""
-        return bool(self._waiting)
-
-    def pop_all(self) -> list[tuple[int, int, int]]:
-        popped = self.ring.pop_many(RING_ENTRIES)
-        while self._waiting:
-            self.settle()
-            popped += self.ring.pop_many(RING_ENTRIES)
-        return popped
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._waiting and not len(self.ring)
+    def __init__(self, fd: int) -> None:
+        """Map them, and close the descriptor. Raises OSError, and ValueError if the segment is
+        none, or too small."""
+        try:
+            self.memory = map_segment(fd)
+        finally:
+            os.close(fd)
+        if len(self.memory) < 2 * _RING_BYTES:
+            raise ValueError(f"a segment of {len(self.memory)} bytes is too small for two rings")
+        self.block_bytes = _RING_BYTES
+        # As a number: a pointer would export the memory's buffer for as long as it exists.
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(self.memory)))
+        self.down, self.up = (ffi.cast("void *", address + offset) for offset in (0, _RING_BYTES))
 
 
 def make_rings(name: str) -> int:
     """Create a segment for both rings, and return its descriptor. Raises OSError."""
     return make_segment(name, 2 * _RING_BYTES)
-
-
-def open_rings(fd: int) -> tuple[EventRing, EventRing]:
-    """Map both rings, down and up, and close the descriptor. Raises ValueError if the segment is
-    too small."""
-    try:
-        memory = map_segment(fd)
-    finally:
-        os.close(fd)
-    if len(memory) < 2 * _RING_BYTES:
-        raise ValueError(f"a segment of {len(memory)} bytes is too small for two event rings")
-    return EventRing(RING_ENTRIES, memory), EventRing(RING_ENTRIES, memory, _RING_BYTES)
 
 
 def shared_ends(name: str, owner: ExitStack) -> tuple[list[int], list[int]]:

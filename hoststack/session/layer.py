@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.boundary.handle import is_stream
 from hoststack.boundary.loading import Loaded
 from hoststack.boundary.protocols import UdpConfig
 from hoststack.link.base import Endpoint, Link, Path
@@ -52,7 +51,6 @@ from hoststack.session.session import (
     SessionTable,
 )
 from hoststack.session.slow_lane import SlowLane
-from hoststack.session.stream_opener import StreamOpener
 from hoststack.session.streams import Streams
 from hoststack.transport.local.cut_through import CutConnection, CutThrough, is_cut
 from hoststack.transport.local.ports import LocalPorts
@@ -105,19 +103,15 @@ class SessionLayer:
             self.cut_through, self._listeners, self._connector, local_ports, self.rules
         )
         self._migrator = Migrator(link, self.engine, self.ports, spawn)
-        self._opener = StreamOpener(self.sessions, self.streams)
         self._slow_lane = SlowLane(self._handle)
         self._requests: dict[type, Callable[[Application, Any], None]] = {
             m.Listen: self._listen,
             Loaded: self._on_loaded,
             m.Bind: self._bind,
             m.Connect: self._connect,
-            m.OpenStream: self._opener.start,
             m.Cancel: self._cancel,
             m.Unlisten: self._unlisten,
             m.CloseConnection: self._close_connection,
-            m.ResetStream: self._reset_stream,
-            m.StopSending: self._stop_sending,
             m.UpdateKey: self._update_key,
             m.Migrate: self._migrate,
             m.GetStatistics: self._get_statistics,
@@ -237,15 +231,17 @@ class SessionLayer:
     def take_from_applications(self) -> None:
         """Process the applications' requests and signals; called before the engine's turn."""
         self.streams.collect()
-        self._slow_lane.run(self.applications)
         for application in list(self.applications):
             if application.is_quiet:
                 continue
-            for handle, code, _ in application.take_signals():
+            commands, is_due = application.take_commands()
+            self._is_engine_due |= is_due
+            for handle, command, argument, token in commands:
                 try:
-                    self._on_signal(application, handle, code)
+                    self._on_command(application, handle, command, argument, token)
                 except Exception as error:
                     application.on_fault(error)
+        self._slow_lane.run(self.applications)
 
     def _handle(self, application: Application, request: m.Request | Loaded) -> None:
         try:
@@ -264,15 +260,10 @@ class SessionLayer:
         self.engine.after_events()
         if self._fifos.between.due:
             self._fifos.between.drop_unused()
-        woken = [self._flush(application) for application in list(self.applications)]
+        woken = [application.flush() for application in list(self.applications)]
         if self._leaving:
             self._remove_detached()
         return any(woken)
-
-    def _flush(self, application: Application) -> bool:
-        if application.is_remote:
-            self.streams.tell(application)
-        return application.flush()
 
     def _give(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -310,28 +301,27 @@ class SessionLayer:
                 self._forget(application)
         self._leaving = [a for a in self._leaving if a in left]
 
-    def _on_signal(self, application: Application, handle: int, code: int) -> None:
-        # An unknown session, or another application's, is no error: signals may be late.
-        if is_stream(handle):
-            self._is_engine_due |= self.streams.signal(application, handle, code)
-        else:
-            self._on_connection_signal(application, handle, code)
-
-    def _on_connection_signal(self, application: Application, handle: int, code: int) -> None:
-        if code == m.EventCode.TAKEN:
+    def _on_command(
+        self, application: Application, handle: int, command: int, argument: int, token: int
+    ) -> None:
+        # An unknown session, or another application's, is no error: a command may be late.
+        if command == m.Command.TAKEN:
             self.sessions.take(application, handle)
+            return
+        if command == m.Command.OPEN:
+            self.streams.open_remote(application, handle, bool(argument & 1), token)
             return
         session = self.sessions.owned(application, handle, ConnectionSession)
         if session is None:
             return
         context = session.context
-        if code == m.EventCode.NOTED:
+        if command == m.Command.NOTED:
             tell_news(session, at_once=True)
-        elif code == m.EventCode.SENT and context.tx is not None:
+        elif command == m.Command.SENT and context.tx is not None:
             if not isinstance(context, CutConnection):
                 context.tx.arm_read()
             self._transport(context).send_datagrams(context)
-        elif code == m.EventCode.CONSUMED and isinstance(context, CutConnection):
+        elif command == m.Command.CONSUMED and isinstance(context, CutConnection):
             # Only a peer on this stack waits for room: datagrams have no flow control on the wire.
             self.cut_through.datagrams_consumed(context)
 
@@ -420,7 +410,6 @@ class SessionLayer:
             self._close(connecting, 0, "")
         self.kernel.cancel(application, request)
         self._migrator.cancel(application, request)
-        self._opener.cancel(application, request)
 
     def _close_connection(self, application: Application, request: m.CloseConnection) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
@@ -431,12 +420,6 @@ class SessionLayer:
         if session.state is not SessionState.CLOSING:
             session.move_to(SessionState.CLOSING)
             self._transport(session.context).close(session.context, code, reason)
-
-    def _reset_stream(self, application: Application, request: m.ResetStream) -> None:
-        self.streams.reset(application, request.handle, request.code)
-
-    def _stop_sending(self, application: Application, request: m.StopSending) -> None:
-        self.streams.stop(application, request.handle, request.code)
 
     def _update_key(self, application: Application, request: m.UpdateKey) -> None:
         session = self.sessions.owned(application, request.handle, ConnectionSession)
@@ -485,7 +468,6 @@ class SessionLayer:
         session = self.sessions.add(
             ConnectionSession(listener.application, SessionState.READY, context, listener)
         )
-        self.streams.announce(session)
         self._tell_datagrams(context)
         session.application.notify(
             m.Accepted(
@@ -497,6 +479,7 @@ class SessionLayer:
                 context.handshake,
             )
         )
+        self.streams.announce(session)
 
     def _refuse(self, context: ConnectionContext, code: int, reason: str) -> None:
         self._transport(context).close(context, code, reason)
@@ -506,7 +489,6 @@ class SessionLayer:
         session = self._connection(context)
         if session is not None and session.state is SessionState.CONNECTING:
             session.move_to(SessionState.READY)
-            self.streams.announce(session)
             self._tell_datagrams(context)
             session.application.notify(
                 m.Connected(
@@ -518,6 +500,7 @@ class SessionLayer:
                     context.handshake,
                 )
             )
+            self.streams.announce(session)
 
     def _tell_datagrams(self, context: ConnectionContext) -> None:
         """Send a pending DatagramsReady, before the notice about the connection itself."""
@@ -540,13 +523,8 @@ class SessionLayer:
             self.streams.close(context)
             return
         info = info.within_bounds()
-        self._opener.on_closed(session)
         self._migrator.on_closed(context)
-        if session.application.is_remote:
-            self.streams.tell(session.application)  # events before the end
         self.streams.close(context)
-        if session.application.is_remote:
-            self.streams.tell(session.application)  # which frees the FIFOs
         self.sessions.remove(session)
         if isinstance(context, CutConnection):
             self._local_scope.on_closed(session, context)
@@ -557,11 +535,8 @@ class SessionLayer:
 
     def _on_streams_available(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)
-        if session is not None:
-            self._opener.on_available(session)
-            if session.waits_for_credit:
-                session.waits_for_credit = False
-                session.application.notify(m.StreamsAvailable(session.handle))
+        if session is not None and self.streams.take_waiting(session):
+            session.application.notify(m.StreamsAvailable(session.handle))
 
     def _on_path_changed(self, context: ConnectionContext, _: None) -> None:
         session = self._connection(context)

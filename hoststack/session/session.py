@@ -80,8 +80,6 @@ class ConnectionSession(Session):
     has_new_path: bool = False
     """Whether a PathChanged follows when it has."""
     new_datagram_limit: int | None = None
-    waits_for_credit: bool = False
-    """Whether its application, in this process, waits to open a stream."""
 
 
 #: Most connections that wait for the program's accept at one listener; more are refused.

@@ -11,9 +11,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
-from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
-from hoststack.boundary.fifo_pool import FifoSize
+from hoststack.boundary.fifo_pool import FifoSize, SharedBlock
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import (
@@ -28,8 +27,6 @@ from hoststack.session.about_stream import AboutStream, about_stream
 from hoststack.session.session import ConnectionSession, SessionState, SessionTable, no_room
 from hoststack.transport.local.cut_through import CutStream, is_cut
 
-#: Events that are taken from the plane with one call.
-_EVENTS: Final = 256
 _BITS: Final = {
     EventKind.STREAM_OPENED: lib.HS_STREAM_OPENED,
     EventKind.READABLE: lib.HS_STREAM_READABLE,
@@ -46,12 +43,9 @@ NO_ROOM: Final = (
 CLOSED: Final = "the connection is closed"
 #: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-_NONE: Final = Fifos(None, None)
-_MOST_HANDLES: Final = 1 << 64
-_SIGNALS: Final = {
-    int(m.EventCode.SENT): lib.HS_SIGNAL_SENT,
-    int(m.EventCode.CONSUMED): lib.HS_SIGNAL_CONSUMED,
-    int(m.EventCode.TAKEN): lib.HS_SIGNAL_TAKEN,
+_REFUSAL_OF: Final = {
+    errno.ENOMEM: int(lib.HS_SESSION_NO_MEMORY),
+    errno.EMFILE: int(lib.HS_SESSION_MAX_SESSIONS),
 }
 #: Names of refusals in `Streams.refused`.
 _REFUSALS: Final = {
@@ -69,10 +63,10 @@ def hs_python_command(owner: Any, handle: int, command: int, code: int) -> None:
 
 
 @ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
-def hs_python_make_stream_fifos(owner: Any, key: int, handle: int, rx: Any, tx: Any) -> int:
-    """Make the FIFOs of a stream that the peer of an application in another process opened."""
+def hs_python_make_blocks(owner: Any, key: int, is_peers: int, out: Any) -> int:
+    """Make blocks for a stream of an application in another process."""
     streams: Streams = ffi.from_handle(owner)
-    return streams._make_fifos(key, handle, rx, tx)
+    return streams._make_blocks(key, bool(is_peers), out)
 
 
 class StreamConnection:
@@ -109,7 +103,7 @@ class Streams:
                 worker,
                 first,
                 lib.hs_python_command,
-                lib.hs_python_make_stream_fifos,
+                lib.hs_python_make_blocks,
                 self._owner,
             ),
             lib.hs_plane_release,
@@ -121,13 +115,15 @@ class Streams:
         self._by_context: dict[ConnectionContext, StreamConnection] = {}
         self._announced: dict[int, tuple[Application, Any]] = {}
         """What `hold` returns, until it is called: the connection may be closed by then."""
-        self._fifos: dict[int, Fifos] = {}
+        self._fifos: dict[int, tuple[Application, Fifos]] = {}
         """FIFOs that were made here, by their stream's handle."""
+        self._application_keys = itertools.count(1)
+        self._blocks: dict[tuple[int, int], tuple[Application, SharedBlock]] = {}
+        """Blocks of applications in other processes, by application's key and place."""
         self._contexts: dict[int, tuple[StreamsInPython, StreamContext]] = {}
         """Streams of transports in Python, by handle."""
         self._transports: dict[int, StreamsInPython] = {}
         """Transports in Python of connections, by key."""
-        self._room = ffi.new("struct hs_session_event[]", _EVENTS)
         self._opened = ffi.new("struct hs_opened *")
         self.verbs = int(lib.hs_plane_verbs())
         """The address of struct hs_session_verbs, for an engine in C."""
@@ -137,10 +133,14 @@ class Streams:
     def attach(self, application: Application) -> None:
         """Let an application have streams."""
         side = ffi.NULL if application.is_remote else application.side
-        made = lib.hs_application_new(self._plane, side)
+        application.key = next(self._application_keys)
+        made = lib.hs_application_new(self._plane, side, application.key)
         if not made:
             raise MemoryError("no memory for an application")
         application.streams = ffi.gc(made, lib.hs_application_release)
+        rings = application.rings
+        if rings is not None:
+            lib.hs_application_set_rings(made, rings.down, rings.up, rings.block_bytes)
         lib.hs_application_set_max(application.streams, application.max_sessions or 0)
         if not application.is_remote:
             application.plane = self
@@ -239,13 +239,20 @@ class Streams:
         ):
             raise OSError(errno.ENOTCONN, CLOSED)
         connection = self.announce(session)
-        opened: tuple[Any, int, int] | None
         if connection.key in self._transports:
-            opened = self._open_here_over_fifos(connection, unidirectional)
-        else:
-            opened = self._open_here(connection, unidirectional)
-        session.waits_for_credit |= opened is None
-        return opened
+            added = self._open_in_python(connection, unidirectional)
+            if added is None:
+                return None
+            end = ffi.gc(lib.hs_session_end(added), lib.hs_end_drop)
+            return end, lib.hs_session_handle(added), lib.hs_session_stream_id(added)
+        return self._open_in_c(connection, unidirectional)
+
+    def take_waiting(self, session: ConnectionSession) -> bool:
+        """Return whether the application waits for credit to open a stream, and forget that."""
+        connection = self._by_context.get(session.context)
+        return connection is not None and bool(
+            lib.hs_connection_session_take_waiting(connection.pointer)
+        )
 
     def may_open(self, handle: int, unidirectional: bool) -> bool:
         """Return whether a connection's peer may allow another stream; for a transport in Python
@@ -257,10 +264,9 @@ class Streams:
         if connection.key in self._transports:
             return True
         refusal = lib.hs_session_why_not(connection.pointer, unidirectional)
-        session.waits_for_credit |= refusal == lib.HS_SESSION_NO_CREDIT
         return bool(refusal != lib.HS_SESSION_NO_CREDIT)
 
-    def _open_here(
+    def _open_in_c(
         self, connection: StreamConnection, unidirectional: bool
     ) -> tuple[Any, int, int] | None:
         opened = self._opened
@@ -271,28 +277,22 @@ class Streams:
             return None
         raise self._error(refusal, connection.application)
 
-    def _open_here_over_fifos(
-        self, connection: StreamConnection, unidirectional: bool
-    ) -> tuple[Any, int, int] | None:
-        opened = self._open_over_fifos(connection, unidirectional)
-        if opened is None:
-            return None
-        session = opened[0]
-        end = ffi.gc(lib.hs_session_end(session), lib.hs_end_drop)
-        return end, lib.hs_session_handle(session), lib.hs_session_stream_id(session)
-
     def open_remote(
-        self, session: ConnectionSession, *, unidirectional: bool
-    ) -> tuple[int, int, Fifos] | None:
-        """Open a stream of an application in another process: its handle, ID and FIFOs. Returns
-        None and raises as `open_here`."""
-        connection = self.announce(session)
-        opened = self._open_over_fifos(connection, unidirectional)
-        if opened is None:
-            return None
-        pointer, fifos = opened
-        _arm(fifos, is_cut(session.context))
-        return lib.hs_session_handle(pointer), lib.hs_session_stream_id(pointer), fifos
+        self, application: Application, handle: int, unidirectional: bool, token: int
+    ) -> None:
+        """Answer a Command.OPEN of an application in another process for a transport in Python."""
+        session = self._sessions.get(handle)
+        refusal = int(lib.HS_SESSION_CLOSED)
+        if isinstance(session, ConnectionSession) and session.state is SessionState.READY:
+            try:
+                added = self._open_in_python(self.announce(session), unidirectional)
+                if added is not None:
+                    lib.hs_session_answer(added, token)
+                    return
+                refusal = int(lib.HS_SESSION_NO_CREDIT)
+            except OSError as error:
+                refusal = _REFUSAL_OF.get(error.errno or 0, refusal)
+        application.refuse_stream(token, refusal)
 
     @staticmethod
     def _error(refusal: int, application: Application) -> OSError:
@@ -302,46 +302,24 @@ class Streams:
             return OSError(errno.ENOTCONN, CLOSED)
         return OSError(errno.EMFILE, no_room(application))
 
-    def _open_over_fifos(
-        self, connection: StreamConnection, unidirectional: bool
-    ) -> tuple[Any, Fifos] | None:
-        """Open a stream over FIFOs that are made here; its struct hs_stream_session, and these."""
-        transport = self._transports.get(connection.key)
-        if transport is not None:
-            refusal = lib.hs_session_may_add(connection.pointer, False)
-        else:
-            refusal = lib.hs_session_why_not(connection.pointer, unidirectional)
-        if refusal == lib.HS_SESSION_NO_CREDIT:
-            return None
+    def _open_in_python(self, connection: StreamConnection, unidirectional: bool) -> Any:
+        """Open a stream of a transport in Python: its struct hs_stream_session. Returns None and
+        raises as `open_here`."""
+        transport = self._transports[connection.key]
+        refusal = lib.hs_session_may_add(connection.pointer, False)
         if refusal:
             raise self._error(refusal, connection.application)
         try:
-            if transport is not None:
-                return self._open_in_python(connection, transport, unidirectional)
-            fifos = self.make_fifos(
-                connection, has_rx=not unidirectional, has_tx=True, is_peers=False
-            )
+            context = transport.open_stream(connection.context, unidirectional=unidirectional)
         except (OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_MEMORY:
                 raise
             self._sessions.refused["fifo_memory"] += 1
             raise OSError(errno.ENOMEM, NO_ROOM) from None
-        session = lib.hs_session_open_over(
-            connection.pointer, unidirectional, _producer(fifos.rx), _consumer(fifos.tx)
-        )
-        if not session:
-            raise OSError(errno.ENOTCONN, CLOSED)
-        self._fifos[lib.hs_session_handle(session)] = fifos
-        return session, fifos
-
-    def _open_in_python(
-        self, connection: StreamConnection, transport: StreamsInPython, unidirectional: bool
-    ) -> tuple[Any, Fifos] | None:
-        context = transport.open_stream(connection.context, unidirectional=unidirectional)
         if context is None:
+            lib.hs_connection_session_set_waiting(connection.pointer)
             return None
-        session = self._add(connection, context, transport, is_peers=False)
-        return session, Fifos(context.rx, context.tx)
+        return self._add(connection, context, transport, is_peers=False)
 
     def make_fifos(
         self, connection: StreamConnection, *, has_rx: bool, has_tx: bool, is_peers: bool
@@ -375,7 +353,8 @@ class Streams:
     ) -> Any:
         """Add a stream of a transport in Python; returns its struct hs_stream_session."""
         rx, tx = context.rx, context.tx
-        is_remote = connection.application.is_remote
+        application = connection.application
+        is_remote = application.is_remote
         session = lib.hs_session_add(
             connection.pointer,
             context.stream_id,
@@ -384,11 +363,13 @@ class Streams:
             _consumer(tx),
             ffi.NULL if is_remote else _consumer(rx),
             ffi.NULL if is_remote else _producer(tx),
+            0 if rx is None else application.hand_out(rx),
+            0 if tx is None else application.hand_out(tx),
         )
         if not session:
             raise OSError(errno.ENOTCONN, CLOSED)
         context.session = handle = lib.hs_session_handle(session)
-        self._fifos[handle] = Fifos(rx, tx)
+        self._fifos[handle] = application, Fifos(rx, tx)
         self._contexts[handle] = transport, context
         return session
 
@@ -418,7 +399,14 @@ class Streams:
 
     def _on_command(self, handle: int, command: int, code: int) -> None:
         if command == lib.HS_SESSION_FREED:
-            self._fifos.pop(handle, None)
+            application, fifos = self._fifos.pop(handle)
+            for fifo in fifos:
+                if fifo is not None:
+                    application.take_back(fifo)
+            return
+        if command == lib.HS_SESSION_FREE_BLOCK:
+            application, block = self._blocks.pop((handle, code))
+            application.free_block(block.name)
             return
         if command == lib.HS_SESSION_ALLOW:
             transport = self._transports.get(handle)
@@ -444,79 +432,34 @@ class Streams:
 
     # --- applications in other processes -----------------------------------------------------
 
-    def _make_fifos(self, key: int, handle: int, rx: Any, tx: Any) -> int:
+    def _make_blocks(self, key: int, is_peers: bool, out: Any) -> int:
         connection = self._by_key[key]
+        application, config = connection.application, connection.context.config
+        sizes = []
+        if out[0].bytes:
+            sizes.append(FifoSize(config.rx_fifo_bytes, config.least_rx_bytes))
+        if out[1].bytes:
+            sizes.append(FifoSize(config.tx_fifo_bytes, config.least_tx_bytes))
         try:
-            fifos = self.make_fifos(connection, has_rx=True, has_tx=bool(tx), is_peers=True)
+            made = application.make_blocks(sizes, connection.context if is_peers else None)
         except (OSError, MemoryError):
             return -1
-        self._fifos[handle] = fifos
-        rx[0] = _producer(fifos.rx)
-        if tx:
-            tx[0] = _consumer(fifos.tx)
+        blocks = iter(made)
+        for wanted in out[0:2]:
+            if wanted.bytes:
+                block = next(blocks)
+                place = block.name.place
+                self._blocks[application.key, place] = application, block
+                wanted.bytes, wanted.address = block.block_bytes, block.address
+                wanted.place = place
         return 0
 
     def forget(self, application: Application) -> None:
         """Give back what an application that is gone has not taken."""
-        lib.hs_application_forget_untaken(application.streams)
-        if application.is_remote:
-            self.tell(application)
+        lib.hs_application_leave(application.streams)
         for handle, (owner, _) in list(self._announced.items()):
             if owner is application:
                 del self._announced[handle]
-
-    def signal(self, application: Application, handle: int, code: int) -> bool:
-        """Handle a signal about a stream; return whether the transport may have work now."""
-        signal = _SIGNALS.get(code)
-        return signal is not None and self._signal(application, handle, signal, 0)
-
-    @staticmethod
-    def _signal(application: Application, handle: int, signal: int, code: int) -> bool:
-        if not 0 <= handle < _MOST_HANDLES:
-            return False
-        return bool(lib.hs_session_signal(application.streams, handle, signal, code))
-
-    def reset(self, application: Application, handle: int, code: int) -> None:
-        """Reset a stream of an application; nothing happens if it is not its own."""
-        self._signal(application, handle, lib.HS_SIGNAL_RESET, code)
-
-    def stop(self, application: Application, handle: int, code: int) -> None:
-        """Stop receiving on a stream of an application, as `reset`."""
-        self._signal(application, handle, lib.HS_SIGNAL_STOP, code)
-
-    def tell(self, application: Application) -> None:
-        """Notify an application in another process of what happened to its streams."""
-        while count := lib.hs_application_events(application.streams, self._room, _EVENTS):
-            for event in self._room[0:count]:
-                self._tell_one(application, event)
-
-    def _tell_one(self, application: Application, event: Any) -> None:
-        handle, events, is_cut = event.handle, event.events, event.is_shared
-        fifos = self._fifos.get(handle, _NONE)
-        if events & lib.HS_STREAM_OPENED:
-            _arm(fifos, is_cut)
-            about = m.StreamAccepted(event.connection, handle, event.stream_id, *fifos)
-            application.notify(about)
-        if (
-            events & lib.HS_STREAM_READABLE
-            and fifos.rx is not None
-            and (is_cut or fifos.rx.take_read_armed())
-        ):
-            application.raise_event(handle, m.EventCode.READABLE)
-        if events & lib.HS_STREAM_RESET:
-            application.notify(m.StreamReset(handle, event.reset_code))
-        if events & lib.HS_STREAM_STOPPED:
-            application.notify(m.StreamStopped(handle, event.stop_code))
-        if (
-            events & lib.HS_STREAM_WRITABLE
-            and fifos.tx is not None
-            and (is_cut or fifos.tx.take_write_armed())
-        ):
-            application.raise_event(handle, m.EventCode.WRITABLE)
-        if events & lib.HS_STREAM_FINISHED:
-            application.notify(m.SendFinished(handle))
-        if events & lib.HS_STREAM_OVER:
-            self._fifos.pop(handle, None)
 
     # --- for observers -----------------------------------------------------------------------
 
@@ -554,16 +497,6 @@ class Streams:
 
 def _in_c(transport: StreamsInC | StreamsInPython) -> StreamsInC | None:
     return cast(StreamsInC, transport) if hasattr(transport, "stream_verbs") else None
-
-
-def _arm(fifos: Fifos, is_cut: bool) -> None:
-    """Have an application in another process signal what it does with a new stream. With
-    cut-through the two applications arm for each other."""
-    if not is_cut:
-        if fifos.tx is not None:
-            fifos.tx.arm_read()
-        if fifos.rx is not None:
-            fifos.rx.arm_write()
 
 
 def _producer(fifo: Fifo | None) -> Any:

@@ -46,7 +46,7 @@ _FLAGS: Final = os.O_NONBLOCK | os.O_RDWR
 
 def _nread(session: VclSession) -> int:
     if session.is_listener or session.kind is Kind.CONNECTION:
-        return len(session.accepted)
+        return len(session.accepted) + session.offered_streams
     session.check_readable()
     return _measured(lambda: session.rx.readable if session.rx is not None else 0)
 

@@ -27,30 +27,26 @@ def shutdown(worker: VclWorker, session: VclSession, how: int) -> None:
         if session.is_cut and not session.is_write_shut:
             _reset_cut(worker, session)
             raise error(errno.EPIPE, "a write was interrupted: the session is reset, not ended")
-        _end_writing(worker, session)
+        _end_writing(session)
     if how in (socket.SHUT_RD, socket.SHUT_RDWR):
-        _end_reading(worker, session)
+        _end_reading(session)
     session.touch()
 
 
-def _end_writing(worker: VclWorker, session: VclSession) -> None:
+def _end_writing(session: VclSession) -> None:
     if session.is_write_shut or session.tx is None or session.state is not State.READY:
         return
     session.is_write_shut = True
-    session.tx.set_eof()
-    session.tx.take_read_armed()
-    # A peer that stopped reading is sent no FIN, so there is no acknowledgement to wait for.
-    is_awaited = not session.is_stopped
-    if is_awaited and session.parent is not None and session.parent.kind is Kind.CONNECTION:
-        worker.add_unfinished(session, session.parent)
-    worker.side.signal_sent(session.stream_handle)
+    if session.stream is not None:
+        session.stream.finish()
 
 
 def _reset_cut(worker: VclWorker, session: VclSession) -> None:
     """Reset instead of a FIN, after an interrupted write."""
     session.is_write_shut = True
     if session.protocol == "quic":
-        worker.side.request(m.ResetStream(session.stream_handle, ABORTED_CODE))
+        assert session.stream is not None
+        session.stream.reset(ABORTED_CODE)
     else:
         worker.side.request(m.CloseConnection(session.handle, ABORTED_CODE, "interrupted"))
 
@@ -59,19 +55,19 @@ def _finish_writing(worker: VclWorker, session: VclSession) -> None:
     if session.is_cut and not session.is_write_shut:
         _reset_cut(worker, session)
     else:
-        _end_writing(worker, session)
+        _end_writing(session)
 
 
-def _end_reading(worker: VclWorker, session: VclSession) -> None:
+def _end_reading(session: VclSession) -> None:
     if session.is_read_shut or session.rx is None or session.state is not State.READY:
         return
     session.is_read_shut = True
-    _stop_reading(worker, session)
+    _stop_reading(session)
 
 
-def _stop_reading(worker: VclWorker, session: VclSession) -> None:
-    if not session.has_all:
-        worker.side.request(m.StopSending(session.stream_handle, 0))
+def _stop_reading(session: VclSession) -> None:
+    if not session.has_all and session.stream is not None:
+        session.stream.stop(0)
 
 
 def close(worker: VclWorker, session: VclSession) -> None:
@@ -88,7 +84,7 @@ def close(worker: VclWorker, session: VclSession) -> None:
     for stream in _streams(session):
         if stream.state is State.READY:
             _finish_writing(worker, stream)
-            _stop_reading(worker, stream)
+            _stop_reading(stream)
         worker.end_with_connection(stream)
     if session.kind is Kind.EPOLL:
         worker.epolls.pop(session.sh).clear()
@@ -99,7 +95,7 @@ def close(worker: VclWorker, session: VclSession) -> None:
     elif session.state is State.READY and session.kind is Kind.STREAM:
         _finish_writing(worker, session)
         if session.protocol == "quic":
-            _end_reading(worker, session)
+            _end_reading(session)
         else:
             _close_connection(worker, session)
     elif session.state is State.READY:
@@ -118,9 +114,9 @@ def _streams(session: VclSession) -> list[VclSession]:
 
 
 def _close_lingering(worker: VclWorker, session: VclSession) -> None:
-    if session.unfinished and not session.is_nonblocking:
-        worker.wait(lambda: not session.unfinished, worker.LINGER_S)
-    if session.unfinished:
+    if session.has_unfinished and not session.is_nonblocking:
+        worker.wait(lambda: not session.has_unfinished, worker.LINGER_S)
+    if session.has_unfinished:
         worker.linger(session)
     elif session.state is State.READY:
         _close_connection(worker, session)
@@ -144,9 +140,9 @@ def terminate(worker: VclWorker, session: VclSession, code: int = 0) -> None:
     """End a session at once: unsent data is discarded, and the peer sees a reset."""
     if session.state is State.READY and session.kind is Kind.STREAM:
         if session.protocol == "quic":
-            worker.forget_unfinished(session.stream_handle)
-            worker.side.request(m.ResetStream(session.stream_handle, code))
-            worker.side.request(m.StopSending(session.stream_handle, code))
+            assert session.stream is not None
+            session.stream.reset(code)
+            session.stream.stop(code)
         else:
             worker.side.request(m.CloseConnection(session.handle, code, "terminated"))
         session.state = State.CLOSED

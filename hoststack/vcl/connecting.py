@@ -112,7 +112,7 @@ def _raise_failure(worker: VclWorker, session: VclSession) -> None:
     worker.forget_handles(session)
     worker.disown(session)
     session.state, session.kind, session.has_addresses = State.CREATED, Kind.NEW, False
-    session.rx = session.tx = None
+    session.set_stream(None)
     number, session.error = session.error, 0
     if number:  # else an attribute has returned it already
         raise error(number)
@@ -147,7 +147,7 @@ def _give_back_port(worker: VclWorker, session: VclSession) -> None:
     worker.side.request(m.CloseConnection(session.handle, 0, ""))
     worker.wait(lambda: session.state is State.CLOSED, worker.config.session_timeout_s)
     worker.forget_handles(session)
-    session.rx = session.tx = None
+    session.set_stream(None)
     session.kind, session.state, session.has_addresses = Kind.NEW, State.CREATED, False
 
 
@@ -158,19 +158,22 @@ def accept(worker: VclWorker, session: VclSession, flags: int) -> VclSession:
     """
     if not session.is_listener and session.kind is not Kind.CONNECTION:
         raise error(errno.EBADFD)
-    if not session.accepted:
+    if not session.has_offers:
         worker.pump()
-    if not session.accepted and session.is_nonblocking and session.state is not State.CLOSED:
+    if not session.has_offers and session.is_nonblocking and session.state is not State.CLOSED:
         raise error(errno.EAGAIN)
     if not worker.wait(
-        lambda: bool(session.accepted) or session.state is State.CLOSED,
+        lambda: session.has_offers or session.state is State.CLOSED,
         worker.config.accept_timeout_s,
     ):
         raise error(errno.EAGAIN, "nothing to accept within the timeout")
-    if not session.accepted:
+    if not session.has_offers:
         raise error(session.end_errno or errno.ECONNRESET)
-    accepted = session.accepted.popleft()
-    worker.take(accepted)
+    if session.accepted:
+        accepted = session.accepted.popleft()
+        worker.take(accepted)
+    else:
+        accepted = worker.accept_stream(session)
     accepted.is_nonblocking = bool(flags & socket.SOCK_NONBLOCK)
     accepted.is_offered, accepted.is_counted = False, True
     session.n_accepted += 1
@@ -250,7 +253,7 @@ def stream_connect(worker: VclWorker, session: VclSession, connection: VclSessio
     session.handle = connection.handle
     session.local, session.remote = connection.local, connection.remote
     session.state = State.CONNECTING
-    worker.call(session, lambda token: m.OpenStream(token, connection.handle, False))
+    worker.open_stream(session, connection.handle)
     if session.is_nonblocking:
         raise error(errno.EINPROGRESS)
     _wait_until_ready(worker, session)

@@ -7,11 +7,13 @@ import errno
 import select
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hoststack.boundary.protocols import Protocol
 from hoststack.native.memory.fifo import Fifo, FifoCorruptError
+from hoststack.native.session._session import ffi, lib
 from hoststack.vcl.errors import error
+from hoststack.vcl.stream import ByteStream, Rx, Tx
 
 if TYPE_CHECKING:
     from hoststack.vcl.epoll import EpollSet
@@ -64,8 +66,11 @@ class VclSession:
     local: Address = NOWHERE
     remote: Address = NOWHERE
     bound: Address | None = None
-    rx: Fifo | None = None
-    tx: Fifo | None = None
+    side: Any = None
+    """The struct hs_end_connection of a connection."""
+    stream: ByteStream | None = None
+    rx: Fifo | Rx | None = None
+    tx: Fifo | Tx | None = None
     max_datagram_bytes: int = 0
     has_addresses: bool = False
     """Whether each message begins with its peer's address (transport/kernel/udp.py)."""
@@ -80,8 +85,6 @@ class VclSession:
     """Whether it waits to be accepted."""
     is_counted: bool = False
     """Whether it is one of its parent's `n_accepted`."""
-    unfinished: set[int] = field(default_factory=set)
-    """Handles of a connection's closed streams with data that is not acknowledged yet."""
     certificate: bytes | None = None
     key: bytes | None = None
     alpn: tuple[str, ...] = ()
@@ -91,10 +94,6 @@ class VclSession:
     error: int = 0
     end_errno: int = 0
     """The error of reads and writes after the session is closed."""
-    is_reset: bool = False
-    """The peer reset its sending direction."""
-    is_stopped: bool = False
-    """The peer asked to stop sending."""
     is_write_shut: bool = False
     is_read_shut: bool = False
     is_cut: bool = False
@@ -115,6 +114,38 @@ class VclSession:
         """Whether streams can be opened in it, and accepted from it."""
         return self.kind is Kind.CONNECTION and self.state is State.READY
 
+    @property
+    def has_offers(self) -> bool:
+        """Whether there is a connection or stream to be accepted."""
+        return bool(self.accepted) or self.offered_streams > 0
+
+    @property
+    def offered_streams(self) -> int:
+        """How many streams of a QUIC connection can be accepted."""
+        if self.side is None or self.kind is not Kind.CONNECTION:
+            return 0
+        return int(lib.hs_end_untaken(self.side))
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether streams of this connection have ended with data that is not acknowledged yet."""
+        return self.side is not None and bool(lib.hs_end_unacknowledged(self.side, True))
+
+    @property
+    def is_reset(self) -> bool:
+        """Whether the peer reset its sending direction."""
+        return self.stream is not None and self.stream.is_reset
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the peer asked to stop sending."""
+        return self.stream is not None and self.stream.is_stopped
+
+    def set_stream(self, stream: ByteStream | None) -> None:
+        """Carry a stream's bytes from now on, or none."""
+        self.stream = stream
+        self.rx, self.tx = (None, None) if stream is None else (stream.rx, stream.tx)
+
     def touch(self) -> None:
         """Make it a candidate in its epoll sets, after an event."""
         for each in self.sets:
@@ -128,7 +159,7 @@ class VclSession:
             return select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
         if self.state in (State.CREATED, State.CONNECTING):
             return 0
-        flags = select.EPOLLIN if self.accepted else 0
+        flags = select.EPOLLIN if self.has_offers else 0
         if self.state is State.CLOSED:
             flags |= select.EPOLLIN | select.EPOLLOUT | select.EPOLLHUP | select.EPOLLRDHUP
             return flags | (0 if self.ends_clean else select.EPOLLERR)
@@ -167,7 +198,7 @@ class VclSession:
             return True
         if self.tx is None:
             return False
-        if self.kind is Kind.DATAGRAMS:
+        if isinstance(self.tx, Fifo):
             return self.tx.has_room_for(self.max_datagram_bytes)
         return self.tx.writable > 0
 
@@ -183,11 +214,17 @@ class VclSession:
         """Have the stack report when it can be read or written; check again after this."""
         # A FIN wakes a reader as bytes do. Where this side has ended as well, EPOLLHUP is due
         # even if no flag was requested.
-        reads = events & (select.EPOLLIN | select.EPOLLRDHUP) or self.is_write_shut
-        if reads and self.rx is not None:
-            self.rx.arm_read()
-        if events & select.EPOLLOUT and self.tx is not None:
-            self.tx.arm_write()
+        reads = bool(events & (select.EPOLLIN | select.EPOLLRDHUP) or self.is_write_shut)
+        writes = bool(events & select.EPOLLOUT)
+        if self.kind is Kind.CONNECTION and self.side is not None and not self.offered_streams:
+            lib.hs_end_accept(self.side, ffi.new("struct hs_accepted *"))  # which waits for one
+        elif self.stream is not None:
+            self.stream.watch(reads=reads, writes=writes)
+        else:
+            if reads and self.rx is not None:
+                self.rx.arm_read()
+            if writes and self.tx is not None:
+                self.tx.arm_write()
 
     # --- checks of operations: these raise OSError -------------------------------------------
 

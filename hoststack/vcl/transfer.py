@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from hoststack.native.memory.fifo import FifoCorruptError
+from hoststack.native.memory.fifo import Fifo, FifoCorruptError
 from hoststack.transport.kernel.udp import ADDRESS_BYTES, pack_address, unpack_address
 from hoststack.vcl.connecting import open_endpoint, resolve
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import Address, Kind, State, VclSession
+from hoststack.vcl.stream import Tx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +49,6 @@ def read(worker: VclWorker, session: VclSession, buffer: object) -> int:
             # Read the end flag first: more bytes, and the end, may come after the read.
             is_end = rx.eof
             if count := rx.read_into(view):
-                if rx.take_write_armed():
-                    worker.side.signal_consumed(session.stream_handle)
                 return count
             if is_end or session.is_read_shut:
                 return 0
@@ -68,13 +67,11 @@ def write(worker: VclWorker, session: VclSession, data: object) -> int:
     if not len(view):
         return 0
     tx = session.tx
-    assert tx is not None
+    assert isinstance(tx, Tx)
     try:
         while not (count := tx.write(view)):
             _wait(worker, session, tx.arm_write, lambda: session.can_write)
             session.check_writable()
-        if tx.take_read_armed():
-            worker.side.signal_sent(session.stream_handle)
     except FifoCorruptError:
         raise error(errno.ECONNRESET, "the other side broke the FIFO") from None
     except OSError:
@@ -140,7 +137,7 @@ def _next_message(
     worker: VclWorker, session: VclSession, *, is_peek: bool
 ) -> tuple[bytes, Address]:
     rx = session.rx
-    assert rx is not None
+    assert isinstance(rx, Fifo)
     try:
         while True:
             message = session.message if session.message is not None else rx.read_message()
@@ -180,7 +177,7 @@ def send_to(worker: VclWorker, session: VclSession, data: object, where: object 
     elif where is not None and resolve(session, where)[0] != session.remote:
         raise error(errno.EISCONN)
     tx = session.tx
-    assert tx is not None
+    assert isinstance(tx, Fifo)
     try:
         while not tx.write_message(message):
             _wait(worker, session, tx.arm_write, lambda: session.can_write)

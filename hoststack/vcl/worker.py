@@ -17,16 +17,20 @@ from hoststack.api.daemon_client import DaemonClient, hello_of
 from hoststack.boundary import messages as m
 from hoststack.boundary.codec import CodecError
 from hoststack.boundary.protocols import PROTOCOLS, Protocol
+from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import ABORTED_CODE
 from hoststack.vcl.closing import abort, close
 from hoststack.vcl.config import VclConfig
 from hoststack.vcl.epoll import EpollSet
 from hoststack.vcl.errors import errno_of, error
 from hoststack.vcl.session import Kind, State, VclSession
+from hoststack.vcl.stream import ByteStream
 
 #: As in VPP, the upper bits of a session's number are its worker's.
 _WORKER_SHIFT: Final = 24
 _MOST_SESSIONS: Final = 1 << _WORKER_SHIFT
+#: Wake-ups that are taken with one call.
+_WAKES: Final = 256
 
 
 class VclWorker:
@@ -50,7 +54,6 @@ class VclWorker:
         self._calls: dict[int, VclSession] = {}
         self._early: dict[int, m.DatagramsReady] = {}
         self._lingering: dict[VclSession, float] = {}
-        self._unfinished: dict[int, VclSession] = {}  # connections, by their streams' handles
         self._numbers = itertools.count()
         # Read but not handled yet: a signal handler may raise in between.
         self._notices: deque[m.Notice] = deque()
@@ -63,17 +66,14 @@ class VclWorker:
             m.Failed: self._on_failed,
             m.Listening: self._on_listening,
             m.Connected: self._on_connected,
-            m.StreamReady: self._on_stream_ready,
             m.Accepted: self._on_accepted,
             m.ListenerLost: self._on_listener_lost,
-            m.StreamAccepted: self._on_stream_accepted,
             m.DatagramsReady: self._on_datagrams_ready,
             m.PathChanged: self._on_path_changed,
             m.Closed: self._on_closed,
-            m.StreamReset: self._on_reset,
-            m.StreamStopped: self._on_stopped,
-            m.SendFinished: self._on_send_finished,
         }
+        self._keys = ffi.new("uint64_t[]", _WAKES)
+        self._accepted = ffi.new("struct hs_accepted *")
 
     # --- the table ---------------------------------------------------------------------------
 
@@ -155,6 +155,12 @@ class VclWorker:
         self._calls[session.token] = session
         self.side.request(make_request(session.token))
 
+    def open_stream(self, session: VclSession, connection: int) -> None:
+        """Ask for a stream in a connection; the reply is about the session."""
+        session.token = next(self._tokens)
+        self._calls[session.token] = session
+        self.side.open_stream(connection, False, session.token)
+
     def give_up(self, session: VclSession) -> None:
         """Cancel a session's request: whatever it still creates is closed."""
         if session.token:
@@ -193,24 +199,30 @@ class VclWorker:
                 self._early_notices.append(notice)
             elif handler is not None:  # else VCL has no use for it
                 handler(notice)
-        for handle, _, _ in self.side.take_events():
-            session = self._by_handle.get(handle)
-            if session is not None:
-                session.touch()
+        for token, handle, _, end in self.side.take_opened():
+            self._on_opened(token, handle, end)
+        for handle, _ in self.side.take_events():
+            self._touch(handle)
+        while count := lib.hs_side_take(self.side.side, self._keys, _WAKES):
+            for key in ffi.unpack(self._keys, count):
+                self._touch(key >> 2)
         if self.client.is_gone:
             self._end_listeners()
         self._end_lingering(time.monotonic())
+
+    def _touch(self, handle: int) -> None:
+        session = self._by_handle.get(handle)
+        if session is None:
+            return
+        if session.state is State.CONNECTING and session.is_offered:
+            self._accept_only_stream(session)
+        session.touch()
 
     def _end_listeners(self) -> None:
         """Close the listeners: the daemon has ended, so no more connections arrive."""
         for session in self._sessions.values():
             if session.state is State.LISTENING:
                 self._end(session, errno.ECONNRESET, False)
-
-    def add_unfinished(self, stream: VclSession, connection: VclSession) -> None:
-        """Have `close` of the connection wait until the stream's FIN is acknowledged."""
-        self._unfinished[stream.stream_handle] = connection
-        connection.unfinished.add(stream.stream_handle)
 
     def linger(self, connection: VclSession) -> None:
         """Keep a closed connection open while some of its streams have data to send."""
@@ -220,14 +232,12 @@ class VclWorker:
     def _end_lingering(self, now: float) -> None:
         for connection, deadline in list(self._lingering.items()):
             is_over = connection.state is State.CLOSED
-            if is_over or not connection.unfinished or now >= deadline:
+            if is_over or not connection.has_unfinished or now >= deadline:
                 del self._lingering[connection]
                 self._by_handle.pop(connection.handle, None)
-                for handle in connection.unfinished:
-                    self._unfinished.pop(handle, None)
                 if not is_over:
                     # Data that the peer has not acknowledged by now is discarded.
-                    code = ABORTED_CODE if connection.unfinished else 0
+                    code = ABORTED_CODE if connection.has_unfinished else 0
                     self.side.request(m.CloseConnection(connection.handle, code, ""))
 
     def close(self, *, aborts: bool = False) -> None:
@@ -292,15 +302,17 @@ class VclWorker:
 
     def _on_connected(self, notice: m.Connected) -> None:
         session = self._take_call(notice.token)
+        side = self.side.hold(notice.handle)
         if session is None:
             self._early.pop(notice.handle, None)
             self.side.request(m.CloseConnection(notice.handle, 0, ""))
             return
         session.handle, session.local = notice.handle, notice.local
+        session.side = side
         session.remote = notice.remote if notice.remote[1] else session.remote
         self._by_handle[notice.handle] = session
         if session.protocol == "tcp":
-            self.call(session, lambda token: m.OpenStream(token, notice.handle, False))
+            self.open_stream(session, notice.handle)
             return
         session.kind = Kind.CONNECTION
         self._ready(session)
@@ -312,31 +324,48 @@ class VclWorker:
         session.state = State.READY
         session.touch()
 
-    def _on_stream_ready(self, notice: m.StreamReady) -> None:
-        session = self._take_call(notice.token)
+    def _on_opened(self, token: int, handle: int, end: Any) -> None:
+        session = self._take_call(token)
         if session is None:
-            self.side.request(m.ResetStream(notice.handle, 0))
-            self.side.request(m.StopSending(notice.handle, 0))
+            lib.hs_end_close(end, True, 0)
             return
-        self._set_stream(session, notice)
+        self._set_stream(session, handle, ByteStream(end, has_tx=True))
         self._ready(session)
 
-    def _set_stream(self, session: VclSession, notice: m.StreamReady | m.StreamAccepted) -> None:
+    def _set_stream(self, session: VclSession, handle: int, stream: ByteStream) -> None:
         session.kind = Kind.STREAM
-        session.stream_handle = notice.handle
-        session.rx, session.tx = notice.rx, notice.tx
-        self._by_handle[notice.handle] = session
+        session.stream_handle = handle
+        session.set_stream(stream)
+        self._by_handle[handle] = session
+
+    def _accept(self, connection: VclSession) -> tuple[int, ByteStream] | None:
+        """Return the handle of the next stream that the peer opened, and the stream; None if there
+        is none: the connection is touched when there is."""
+        accepted = self._accepted
+        if not lib.hs_end_accept(connection.side, accepted):
+            return None
+        end = self.side.hold_end(accepted.handle, accepted.end)
+        return accepted.handle, ByteStream(end, has_tx=bool(accepted.has_tx))
+
+    def accept_stream(self, connection: VclSession) -> VclSession:
+        """Return a session for the next stream of a QUIC connection that has one."""
+        found = self._accept(connection)
+        assert found is not None
+        stream = self.add(connection.protocol, kind=Kind.STREAM)
+        self.adopt(connection, stream)
+        stream.handle = connection.handle
+        stream.local, stream.remote = connection.local, connection.remote
+        self._set_stream(stream, *found)
+        self._ready(stream)
+        return stream
 
     def take(self, session: VclSession) -> None:
-        """Tell the stack that a session was accepted or dropped, so that it may report more."""
-        is_stream = session.kind is Kind.STREAM
-        if is_stream:
-            self.side.signal_taken(session.stream_handle)
-        if not is_stream or PROTOCOLS[session.protocol].streams == "one":
-            self.side.signal_taken(session.handle)
+        """Tell the stack that a connection was accepted or dropped, so that it may report more."""
+        self.side.signal_taken(session.handle)
 
     def _on_accepted(self, notice: m.Accepted) -> None:
         listener = self._by_handle.get(notice.listener)
+        side = self.side.hold(notice.handle)
         if listener is None or not listener.is_listener:
             self.side.signal_taken(notice.handle)
             self.side.request(m.CloseConnection(notice.handle, 0, "the listener is closed"))
@@ -345,6 +374,7 @@ class VclWorker:
         self.adopt(listener, session)
         session.is_offered = True
         session.handle, session.local, session.remote = notice.handle, notice.local, notice.remote
+        session.side = side
         self._by_handle[notice.handle] = session
         # With TCP the program accepts only the stream, which is reported next.
         if PROTOCOLS[session.protocol].streams != "one":
@@ -352,6 +382,16 @@ class VclWorker:
             self._offer(listener, session)
         else:
             session.state = State.CONNECTING
+            self._accept_only_stream(session)
+
+    def _accept_only_stream(self, connection: VclSession) -> None:
+        """Offer an accepted TCP connection when its stream is there."""
+        found = self._accept(connection)
+        if found is not None:
+            self._set_stream(connection, *found)
+            self._ready(connection)
+            assert connection.parent is not None
+            self._offer(connection.parent, connection)
 
     def _on_listener_lost(self, notice: m.ListenerLost) -> None:
         session = self._by_handle.get(notice.handle)
@@ -361,28 +401,6 @@ class VclWorker:
     def _offer(self, parent: VclSession, session: VclSession) -> None:
         parent.accepted.append(session)
         parent.touch()
-
-    def _on_stream_accepted(self, notice: m.StreamAccepted) -> None:
-        connection = self._by_handle.get(notice.connection)
-        if connection is None or connection in self._lingering:
-            self.side.signal_taken(notice.handle)
-            if notice.tx is not None:
-                self.side.request(m.ResetStream(notice.handle, 0))
-            self.side.request(m.StopSending(notice.handle, 0))
-        elif PROTOCOLS[connection.protocol].streams == "one":
-            self._set_stream(connection, notice)
-            self._ready(connection)
-            assert connection.parent is not None
-            self._offer(connection.parent, connection)
-        else:
-            stream = self.add(connection.protocol, kind=Kind.STREAM)
-            self.adopt(connection, stream)
-            stream.is_offered = True
-            stream.handle = connection.handle
-            stream.local, stream.remote = connection.local, connection.remote
-            self._set_stream(stream, notice)
-            self._ready(stream)
-            self._offer(connection, stream)
 
     def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
         self.side.signal_noted(notice.handle)
@@ -412,8 +430,8 @@ class VclWorker:
         if connection is None:
             return
         info = notice.info
-        for stream in connection.accepted:
-            self.take(stream)
+        if connection.side is not None:
+            lib.hs_end_connection_gone(connection.side)
         for session in (connection, *connection.children):
             self._end(session, errno_of(info, session.protocol), info.code == 0)
         if connection in self._lingering:
@@ -434,29 +452,4 @@ class VclWorker:
         else:
             session.end_errno, session.ends_clean = number, is_clean
             session.state = State.CLOSED
-        for handle in session.unfinished:
-            self._unfinished.pop(handle, None)
-        session.unfinished.clear()
         session.touch()
-
-    def _on_reset(self, notice: m.StreamReset) -> None:
-        session = self._by_handle.get(notice.handle)
-        if session is not None:
-            session.is_reset = True
-            session.touch()
-
-    def _on_stopped(self, notice: m.StreamStopped) -> None:
-        session = self._by_handle.get(notice.handle)
-        if session is not None:
-            session.is_stopped = True
-            session.touch()
-        self.forget_unfinished(notice.handle)
-
-    def _on_send_finished(self, notice: m.SendFinished) -> None:
-        self.forget_unfinished(notice.handle)
-
-    def forget_unfinished(self, handle: int) -> None:
-        """Stop waiting for the FIN of a stream to be acknowledged."""
-        connection = self._unfinished.pop(handle, None)
-        if connection is not None:
-            connection.unfinished.discard(handle)

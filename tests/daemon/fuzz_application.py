@@ -41,12 +41,12 @@ from hoststack.boundary.codec import (
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.protocols import PROTOCOLS, Config, Protocol, TcpConfig, UdpConfig
 from hoststack.boundary.rings import RING_ENTRIES
-from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import map_segment
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import Ticket
 from tests.daemon.conftest import Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
+from tests.support.event_ring import EventRing
 from tests.support.shared_words import store
 
 _RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)

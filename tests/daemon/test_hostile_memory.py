@@ -22,12 +22,12 @@ from hoststack.boundary.channel import Channel
 from hoststack.boundary.codec import SegmentCame, decode_notice, encode
 from hoststack.boundary.messages import EventCode
 from hoststack.boundary.rings import RING_ENTRIES
-from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.memory.segment import map_segment
 from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TRUSTING, echo_server
 from tests.daemon.fuzz_application import Worker
 from tests.daemon.test_lives import Load
+from tests.support.event_ring import EventRing
 from tests.support.shared_words import store
 
 UP: Final = EventRing.block_bytes(RING_ENTRIES)

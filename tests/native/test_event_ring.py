@@ -7,7 +7,8 @@ import mmap
 
 import pytest
 
-from hoststack.native.memory.event_ring import EventRing, EventRingCorruptError
+from hoststack.boundary.rings import EventRingCorruptError
+from tests.support.event_ring import EventRing
 
 
 def test_events_come_in_order_over_many_turns_of_the_ring() -> None:

@@ -20,7 +20,6 @@ from hoststack.boundary.remote_application import _MOST_UNREAD, Limits, RemoteAp
 from hoststack.boundary.resumption import RelayedSessions
 from hoststack.boundary.rings import RING_ENTRIES, EventChannel
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native.memory.event_ring import EventRing
 from hoststack.native.session._session import lib
 from hoststack.quic.session_cache import Ticket
 from hoststack.session import session as session_module
@@ -28,6 +27,7 @@ from hoststack.session.session import ConnectionSession
 from tests.daemon.echoing import ask
 from tests.session.test_layer import Scene, play
 from tests.support.attached import SEAL, both_ends, inline
+from tests.support.event_ring import EventRing
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import Final, NamedTuple
 
+from hoststack.boundary.rings import EventRingCorruptError
 from hoststack.native.session._session import ffi, lib
 
 _HEADER_BYTES: Final = int(lib.HS_EVENT_RING_HEADER_BYTES)
@@ -19,10 +20,6 @@ class RingEvent(NamedTuple):
     kind: int
     arg: int = 0
     words: tuple[int, ...] = (0,) * _WORDS
-
-
-class EventRingCorruptError(Exception):
-    """The other side wrote an impossible index into the shared block."""
 
 
 class EventRing:
@@ -86,5 +83,5 @@ class EventRing:
     @staticmethod
     def _checked(result: int) -> int:
         if result < 0:
-            raise EventRingCorruptError("an index in the event ring's shared block is invalid")
+            raise EventRingCorruptError
         return result

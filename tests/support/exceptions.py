@@ -21,8 +21,8 @@ from hoststack import TlsConfigError
 from hoststack.boundary.application import ImpossibleRequestError
 from hoststack.boundary.channel import ChannelClosedError
 from hoststack.boundary.codec import CodecError
+from hoststack.boundary.rings import EventRingCorruptError
 from hoststack.link.base import LinkError
-from hoststack.native.memory.event_ring import EventRingCorruptError
 from hoststack.native.memory.fifo import FifoCorruptError
 
 

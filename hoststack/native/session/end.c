@@ -348,6 +348,31 @@ int64_t hs_end_read(struct hs_end *end, uint8_t *out, size_t n, int wants_more)
 	return HS_END_WAIT;
 }
 
+int64_t hs_end_readable(const struct hs_end *end)
+{
+	return end->rx ? hs_fifo_available(end->rx, end->rx->head) : 0;
+}
+
+int hs_end_has_eof(const struct hs_end *end)
+{
+	return end->rx && hs_fifo_eof(end->rx);
+}
+
+void hs_end_watch(struct hs_end *end, int reads, int writes)
+{
+	end->waits |= BIT(HS_WAIT_READ) | BIT(HS_WAIT_WRITE);
+	if (reads && end->rx)
+		hs_fifo_arm_read(end->rx);
+	if (writes && end->tx)
+		hs_fifo_arm_write(end->tx);
+}
+
+void hs_end_sizes(const struct hs_end *end, uint64_t rx_tx[2])
+{
+	rx_tx[0] = end->rx ? end->rx->size_bytes : 0;
+	rx_tx[1] = end->tx ? end->tx->size_bytes : 0;
+}
+
 int64_t hs_end_stop(struct hs_end *end, uint64_t code)
 {
 	if (!end->has_rx || end->is_receiving_closed || end->rx_error || has_all(end))

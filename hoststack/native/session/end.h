@@ -120,6 +120,16 @@ int64_t hs_end_finish(struct hs_end *end);
 /* Note whether a part of what was to be sent is missing: then hs_end_close resets, unless the end
  * is set already. */
 void hs_end_set_cut(struct hs_end *end, int is_cut);
+/* For a program that looks before it acts. The bytes that can be read now, and those that fit; or
+ * an error of the FIFO. */
+int64_t hs_end_readable(const struct hs_end *end);
+/* Whether the peer has set the end: no bytes follow those that can be read. */
+int hs_end_has_eof(const struct hs_end *end);
+/* Wake the program when it can read (`reads`) or write (`writes`), or either direction breaks. Look
+ * once more afterwards. */
+void hs_end_watch(struct hs_end *end, int reads, int writes);
+/* The FIFOs' sizes in bytes; 0: there is none any more. */
+void hs_end_sizes(const struct hs_end *end, uint64_t rx_tx[2]);
 /* Wait for HS_STREAM_FINISHED. Returns 1 if it has come, 0, or an error. */
 int64_t hs_end_wait_finished(struct hs_end *end);
 /* Reset sending, or stop receiving, with a code. Return hints. */

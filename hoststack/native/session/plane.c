@@ -621,6 +621,11 @@ int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional)
 	return HS_SESSION_NO_CREDIT;
 }
 
+void hs_connection_session_set_waiting(struct hs_connection_session *c)
+{
+	c->waits_for_credit = 1;
+}
+
 int hs_connection_session_take_waiting(struct hs_connection_session *c)
 {
 	int waits = c->waits_for_credit;

@@ -160,6 +160,8 @@ uint32_t hs_connection_session_streams(const struct hs_connection_session *c);
 /* Whether its application waits for credit to open a stream: since it was refused for lack of it,
  * and until this was called. */
 int hs_connection_session_take_waiting(struct hs_connection_session *c);
+/* A transport in Python refused it for lack of credit. */
+void hs_connection_session_set_waiting(struct hs_connection_session *c);
 /* The application's side of an announced connection in this process; hs_end_connection_drop gives
  * it back, once. */
 struct hs_end_connection *hs_connection_session_hold(struct hs_connection_session *c);
