@@ -131,7 +131,7 @@ class _Daemon:
                 task_status.started()
 
     def _add(self, index: int, fds: list[int]) -> None:
-        worker = offered_worker(self._name, fds, self._workers)
+        worker = offered_worker(self._name, fds)
         self._lose(index)
         self._scopes[index] = trio.CancelScope()
         self._workers.add(index, worker)

@@ -204,7 +204,7 @@ class DaemonClient:
             self._hung_up[index] = time.monotonic()
 
     def _add(self, index: int, fds: list[int]) -> None:
-        link = offered_worker(self._name, fds, self.workers)
+        link = offered_worker(self._name, fds)
         self._hung_up.pop(index, None)
         self._lose(index)
         self._links[index] = link
@@ -336,11 +336,11 @@ def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching
     raise ChannelClosedError(why)
 
 
-def offered_worker(name: str, fds: list[int], workers: AttachedWorkers) -> AttachedWorker:
+def offered_worker(name: str, fds: list[int]) -> AttachedWorker:
     """Create the worker of a WorkerOffered; raises ChannelClosedError for wrong descriptors."""
     channel, *others = fds
     try:
-        return AttachedWorker(name, socket.socket(fileno=channel), *others, side=workers.side)
+        return AttachedWorker(name, socket.socket(fileno=channel), *others)
     except (OSError, ValueError) as error:
         logger.error("dropping the daemon, which sent wrong descriptors of a worker: %s", error)
         raise ChannelClosedError(str(error)) from None

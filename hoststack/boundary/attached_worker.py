@@ -94,10 +94,9 @@ class AttachedWorker(Application):
         rings_fd: int,
         wake_worker_fd: int,
         wake_fd: int,
-        side: Any = None,
     ) -> None:
-        """Wrap the descriptors. `side` is the struct hs_side of all the application's workers.
-        Raises OSError and ValueError for descriptors of the wrong kind, after closing them."""
+        """Wrap the descriptors. Raises OSError and ValueError for descriptors of the wrong kind,
+        after closing them."""
         with contextlib.ExitStack() as ours:
             self._channel = ours.enter_context(
                 contextlib.closing(Channel(channel, takes_fds=True, max_waiting=None))
@@ -106,7 +105,6 @@ class AttachedWorker(Application):
             self._wakes_us = ours.enter_context(contextlib.closing(WakeUp(wake_fd)))
             super().__init__(name)
             self.rings = rings = Rings(rings_fd)
-            self.side = side if side is not None else self.side
             made = lib.hs_attached_new(
                 self.side, rings.down, rings.up, rings.block_bytes, self._wakes_worker.fileno()
             )
@@ -133,6 +131,11 @@ class AttachedWorker(Application):
         self.is_given_up = False
         self.on_crowded: Callable[[], None] = lambda: None
         """Called when messages wait for room in the channel's socket."""
+
+    def join(self, side: Any) -> None:
+        """Wake tasks through the struct hs_side of all the application's workers."""
+        self.side = side
+        lib.hs_attached_join(self._attached, side)
 
     # --- down --------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class AttachedWorkers:
         """Add a worker, which may replace one that died."""
         assert index not in self._workers
         self._workers[index] = worker
+        worker.join(self.side)
         self._absent.discard(index)
         self._next.append(index)
         self._connections[index] = set()

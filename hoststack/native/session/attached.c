@@ -96,6 +96,11 @@ struct hs_attached *hs_attached_new(struct hs_side *side, void *down, void *up, 
 	return attached;
 }
 
+void hs_attached_join(struct hs_attached *attached, struct hs_side *side)
+{
+	attached->side = attached->orphans.side = side;
+}
+
 static void drop_segment(struct hs_attached *attached, struct segment *segment)
 {
 	struct segment **link = &attached->segments;

@@ -45,6 +45,9 @@ struct hs_attached_news {
  * worker; the caller closes it after hs_attached_gone. NULL without memory. */
 struct hs_attached *hs_attached_new(struct hs_side *side, void *down, void *up,
 				    size_t block_bytes, int wake_fd);
+/* Wake tasks through this side: that of all the application's workers. Before its first
+ * connection. */
+void hs_attached_join(struct hs_attached *attached, struct hs_side *side);
 /* The worker is gone: nothing more is written to it. */
 void hs_attached_gone(struct hs_attached *attached);
 /* The caller needs it no more; freed after its last stream and connection. */
