@@ -31,6 +31,7 @@ from hoststack.boundary.messages import (
     Command,
     Connected,
     EventCode,
+    Failed,
     Notice,
     Request,
     StreamsAvailable,
@@ -301,6 +302,8 @@ class AttachedWorker(Application):
                 self._sides[handle] = ffi.gc(made, lib.hs_end_connection_drop)
             case StreamsAvailable(handle=handle):
                 self._opening.on_available(handle)
+            case Failed(token=token):
+                self._opening.cancel(token)
             case Closed(handle=handle):
                 for failed in self._opening.fail(handle):
                     self.notify(failed)

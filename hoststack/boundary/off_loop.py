@@ -41,5 +41,6 @@ class Threads:
 
 
 def _run_nicely(function: Callable[[], T]) -> T:
-    os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux, of the calling thread
+    nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, 0))  # on Linux, of the calling thread
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     return function()

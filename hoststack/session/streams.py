@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
+from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoSize, SharedBlock
 from hoststack.native.memory.fifo import Fifo
@@ -43,10 +44,6 @@ NO_ROOM: Final = (
 CLOSED: Final = "the connection is closed"
 #: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-_REFUSAL_OF: Final = {
-    errno.ENOMEM: int(lib.HS_SESSION_NO_MEMORY),
-    errno.EMFILE: int(lib.HS_SESSION_MAX_SESSIONS),
-}
 #: Names of refusals in `Streams.refused`.
 _REFUSALS: Final = {
     "max_sessions": lib.HS_SESSION_MAX_SESSIONS,
@@ -280,19 +277,22 @@ class Streams:
     def open_remote(
         self, application: Application, handle: int, unidirectional: bool, token: int
     ) -> None:
-        """Answer a Command.OPEN of an application in another process for a transport in Python."""
-        session = self._sessions.get(handle)
-        refusal = int(lib.HS_SESSION_CLOSED)
-        if isinstance(session, ConnectionSession) and session.state is SessionState.READY:
-            try:
-                added = self._open_in_python(self.announce(session), unidirectional)
-                if added is not None:
-                    lib.hs_session_answer(added, token)
-                    return
-                refusal = int(lib.HS_SESSION_NO_CREDIT)
-            except OSError as error:
-                refusal = _REFUSAL_OF.get(error.errno or 0, refusal)
-        application.refuse_stream(token, refusal)
+        """Answer a Command.OPEN of an application in another process that is not answered in C."""
+        session = self._sessions.owned(application, handle, ConnectionSession)
+        try:
+            if session is None or session.state is not SessionState.READY:
+                raise OSError(errno.ENOTCONN, CLOSED)
+            connection = self.announce(session)
+            if connection.key not in self._transports:
+                raise OSError(errno.ENOTCONN, CLOSED)
+            added = self._open_in_python(connection, unidirectional)
+        except OSError as error:
+            application.notify(m.Failed(token, error.errno or 0, error.strerror or str(error)))
+            return
+        if added is None:
+            application.refuse_stream(token, lib.HS_SESSION_NO_CREDIT)
+        else:
+            lib.hs_session_answer(added, token)
 
     @staticmethod
     def _error(refusal: int, application: Application) -> OSError:

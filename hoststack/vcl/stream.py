@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from hoststack.native.memory._memory import lib as memory
 from hoststack.native.memory.fifo import FifoCorruptError
 from hoststack.native.session._session import ffi, lib
 
-_CORRUPT: Final = int(lib.HS_FIFO_CORRUPT)
+_CORRUPT: Final = int(memory.HS_FIFO_CORRUPT)
 _BYTES: Final = (1 << int(lib.HS_END_BYTES_BITS)) - 1
 _RESET: Final = int(lib.HS_END_RESET)
 _STOPPED: Final = int(lib.HS_END_STOPPED)

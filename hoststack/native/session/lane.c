@@ -194,11 +194,9 @@ static int open(struct hs_application *a, const struct hs_event *command)
 {
 	struct hs_connection_session *c = hs_table_get(&a->plane->connections, command->handle);
 	struct hs_stream_session *s;
-	int refusal = HS_SESSION_CLOSED;
-	if (c && c->application == a && hs_connection_session_is_python(c))
+	if (!c || c->application != a || hs_connection_session_is_python(c))
 		return 1;
-	if (c && c->application == a)
-		refusal = hs_session_begin(c, command->arg & 1, &s);
+	int refusal = hs_session_begin(c, command->arg & 1, &s);
 	if (refusal)
 		return hs_application_refuse(a, command->words[0], (uint32_t)refusal) < 0 ?
 			       HS_EVENT_RING_CORRUPT :
