@@ -210,6 +210,8 @@ class AttachServer:
             config, hello = self._config, client.hello
             order = orders.Serve(
                 name=label,
+                uid=client.uid,
+                pid=client.pid,
                 fifo_bytes=config.fifo_memory_bytes,
                 sessions=config.max_sessions,
                 namespace=hello.namespace,

@@ -43,6 +43,8 @@ class Serve(msgspec.Struct, tag=True, frozen=True):
     """An application attached; its descriptors come along (boundary/attaching.py)."""
 
     name: str
+    uid: int
+    pid: int
     fifo_bytes: int
     sessions: int
     namespace: str

@@ -14,12 +14,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
 from hoststack.api.errors import LinkError
+from hoststack.boundary.application import TimeAccount
 from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.off_loop import OffLoop, Threads
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
@@ -42,6 +44,7 @@ from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink
 from hoststack.quic.seam import CidConfig
+from hoststack.session.slow_lane import charging
 from hoststack.transport.kernel.open_files import ports_of_one, raise_open_files
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
@@ -68,8 +71,17 @@ class _Applications:
     seal: TicketSeal
     off_loop: OffLoop
     most_ports: int
+    accounts: WeakValueDictionary[tuple[int, int], TimeAccount] = field(
+        default_factory=WeakValueDictionary
+    )
+    """By user and process, for as long as one of its applications is served."""
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
+        account = self.accounts.setdefault((order.uid, order.pid), TimeAccount(order.uid))
+        with charging(account):
+            self._serve(order, fds, account)
+
+    def _serve(self, order: orders.Serve, fds: list[int], account: TimeAccount) -> None:
         if len(fds) != _ENDS:
             # The kernel discards descriptors that exceed the limit (unix(7)).
             logger.error("too many open files: %s can't be served", order.name)
@@ -85,19 +97,22 @@ class _Applications:
             # For example no memory to map its rings. The application sees its channel closed.
             logger.error("%s can't be served: %s", order.name, error)
             return
+        application.account = account
         application.namespace = order.namespace
         application.scopes = order.scopes
         application.group = order.group
         self.nursery.start_soon(self._run, application)
 
     async def _run(self, application: RemoteApplication) -> None:
-        self.worker.attach(application)
+        with charging(application.account):
+            self.worker.attach(application)
         logger.info("%s attached", application.name)
         try:
             await application.run()
         finally:
             logger.info("%s left: %s", application.name, application.gone)
-            self.worker.detach(application)
+            with charging(application.account):
+                self.worker.detach(application)
 
 
 async def _serve(
