@@ -222,7 +222,7 @@ class AboutClientConnection(AboutHttp3Connection):
             response._stream.stop_sending(ErrorCode.REQUEST_CANCELLED)
 
     def _on_request_stream(self, stream: Any) -> None:
-        self._fail(ProtocolError(ErrorCode.STREAM_CREATION_ERROR, "a server opens no requests"))
+        self._fail(ProtocolError.of(ErrorCode.STREAM_CREATION_ERROR, "a server opens no requests"))
 
     def _on_goaway(self, identifier: int) -> None:
         for stream_id, exchange in self._exchanges.items():

@@ -105,7 +105,7 @@ class AboutHttp3Connection:
         if stream.stream_id & 2:
             self._other_streams += 1
             if self._other_streams > _CRITICAL_STREAMS + _MAX_OTHER_STREAMS:
-                self._fail(ProtocolError(ErrorCode.EXCESSIVE_LOAD, "too many streams"))
+                self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many streams"))
                 return
             self._layer.add(stream)
             self._spawn(self._read_unidirectional, stream)
@@ -262,7 +262,7 @@ class AboutHttp3Connection:
         size = 1 << (datagram[0] >> 6) if datagram else 0
         quarter = int.from_bytes(datagram[:size]) & ((1 << (8 * size - 2)) - 1) if size else 0
         if not size or len(datagram) < size or quarter >= 1 << 60:
-            raise self._fail(ProtocolError(ErrorCode.DATAGRAM_ERROR, "no valid stream ID"))
+            raise self._fail(ProtocolError.of(ErrorCode.DATAGRAM_ERROR, "no valid stream ID"))
         exchange = self._exchanges.get(quarter << 2)
         if exchange is not None and len(exchange._datagrams) < _MAX_DATAGRAMS:
             exchange._datagrams.append(datagram[size:])

@@ -246,7 +246,7 @@ class AboutServerConnection(AboutHttp3Connection):
             return
         self._resets += 1
         if self._resets > self.config.max_resets + self._answered:
-            self._fail(ProtocolError(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
+            self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
 
     def _forget(self, exchange: Exchange) -> None:
         super()._forget(exchange)

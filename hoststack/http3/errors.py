@@ -61,10 +61,12 @@ class ProtocolError(Http3Error):
     def __init_subclass__(cls) -> None:
         ProtocolError._kinds[cls.code] = cls
 
-    def __new__(cls, code: int, reason: str = "") -> ProtocolError:
-        return super().__new__(cls._kinds.get(code, cls))
+    @classmethod
+    def of(cls, code: int, reason: str) -> ProtocolError:
+        """Return the exception of the breach that a code stands for."""
+        return cls._kinds.get(code, cls)(code, reason)
 
-    def __init__(self, code: int, reason: str = "") -> None:
+    def __init__(self, code: int, reason: str) -> None:
         detail = f": {printable(reason)}" if reason else ""
         super().__init__(f"the peer broke HTTP/3's rules ({code_name(code)}){detail}")
         self.code = code

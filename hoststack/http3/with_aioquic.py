@@ -38,6 +38,13 @@ _INCREMENTAL: Final = re.compile(rb"(?:^|[ ,])i(?:=\?1)?(?:$|[ ,;])")
 _DEFAULT_PRIORITY: Final = (3, False)
 
 
+class _TooLargeError(h3.ProtocolError):
+    """A section is above the limits; the reason is its stream's ID. Raised before aioquic looks at
+    each character."""
+
+    error_code = h3.ErrorCode.H3_EXCESSIVE_LOAD
+
+
 class _Quic:
     """H3Connection's QuicConnection: what it sends is queued for `AioquicLayer.write`."""
 
@@ -109,6 +116,9 @@ class _H3(h3.H3Connection):
 
     def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Fields:
         headers = super()._decode_headers(stream_id, frame_data)
+        cost = sum(len(name) + len(value) + _FIELD_BYTES for name, value in headers)
+        if cost > self._config.max_section_bytes or len(headers) > self._config.max_fields:
+            raise _TooLargeError(f"{stream_id}")
         if self._is_client and (b":status", b"304") in headers[:1]:
             self.without_content.add(stream_id)
         return headers
@@ -278,10 +288,6 @@ class AioquicLayer:
             )
 
     def _on_section(self, stream_id: int, fields: Fields, *, is_last: bool) -> None:
-        cost = sum(len(name) + len(value) + _FIELD_BYTES for name, value in fields)
-        if cost > self._config.max_section_bytes or len(fields) > self._config.max_fields:
-            self._refuse_section(stream_id)
-            return
         kind = Kind.TRAILERS if stream_id in self._final else Kind.SECTION
         if kind == Kind.SECTION:
             if self._is_server and not _is_request(fields, self._config):
@@ -308,11 +314,14 @@ class AioquicLayer:
     def _on_error(self, code: int, reason: str) -> None:
         """Note why aioquic gave up. A malformed message ends with its stream, and no more than that
         (RFC 9114 section 4.1.2)."""
-        if code == ErrorCode.MESSAGE_ERROR and self._fed % 4 == 0:
+        if code == ErrorCode.EXCESSIVE_LOAD:
+            self._h3._is_done = False
+            self._refuse_section(int(reason))
+        elif code == ErrorCode.MESSAGE_ERROR and self._fed % 4 == 0:
             self._h3._is_done = False
             self._reject(self._fed, code)
         elif self._error is None:
-            self._error = ProtocolError(code, reason)
+            self._error = ProtocolError.of(code, reason)
 
     def stop(self, stream_id: int) -> None:
         if stream_id not in self._received or stream_id in self._final:

@@ -68,7 +68,7 @@ class Nghttp3Layer:
     def error(self) -> ProtocolError | None:
         text = ffi.new("const char **")
         code = lib.hs_http3_error(self._it, text)
-        return ProtocolError(code, ffi.string(text[0]).decode()) if code else None
+        return ProtocolError.of(code, ffi.string(text[0]).decode()) if code else None
 
     def _end(self, stream: Any) -> Any:
         return ffi.cast("struct hs_end *", _address(stream._end))

@@ -43,7 +43,7 @@ def run(main: Body) -> None:
         with trio.fail_after(PATIENCE_S):
             await main()
 
-    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0.02))
+    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def hello(request: http3.Request) -> None:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from hoststack import StreamResetError
-from hoststack.http3 import ErrorCode, Http3Config
+from hoststack.http3 import ErrorCode, Http3Config, ProtocolError
 from tests.http3.peers import (
     POST,
     REQUEST,
@@ -438,3 +438,13 @@ def test_malformed_responses(case: str) -> None:
                 assert getattr(caught.value, "code", None) == E.MESSAGE_ERROR
 
     run(main)
+
+
+def test_each_breach_has_a_class_of_its_own() -> None:
+    kinds = [type(ProtocolError.of(code, "why")) for code in ErrorCode]
+    assert len({kind for kind in kinds if kind is not ProtocolError}) >= 12
+    for code in ErrorCode:
+        error = ProtocolError.of(code, "why")
+        assert error.code == code
+        assert code.name in str(error)
+        assert "why" in str(error)
