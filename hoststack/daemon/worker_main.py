@@ -67,6 +67,7 @@ class _Applications:
     """The applications that this worker serves, in order of attachment."""
 
     worker: Worker
+    channel: Channel
     nursery: trio.Nursery
     seal: TicketSeal
     off_loop: OffLoop
@@ -79,31 +80,38 @@ class _Applications:
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
         account = self.accounts.setdefault((order.uid, order.pid), TimeAccount(order.uid))
         with charging(account):
-            self._serve(order, fds, account)
-
-    def _serve(self, order: orders.Serve, fds: list[int], account: TimeAccount) -> None:
-        if len(fds) != _ENDS:
-            # The kernel discards descriptors that exceed the limit (unix(7)).
-            logger.error("too many open files: %s can't be served", order.name)
-            for fd in fds:
-                os.close(fd)
-            return
-        channel, rings, wake_worker, wake_application = fds
-        ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
-        limits = Limits(order.fifo_bytes, order.sessions, self.most_ports)
-        try:
-            application = RemoteApplication(order.name, ends, limits, self.seal, self.off_loop)
-        except (OSError, ValueError) as error:
-            # For example no memory to map its rings. The application sees its channel closed.
-            logger.error("%s can't be served: %s", order.name, error)
+            application = self._make(order, fds)
+        if application is None:
+            self._let_go(order)
             return
         application.account = account
         application.namespace = order.namespace
         application.scopes = order.scopes
         application.group = order.group
-        self.nursery.start_soon(self._run, application)
+        self.nursery.start_soon(self._run, application, order)
 
-    async def _run(self, application: RemoteApplication) -> None:
+    def _let_go(self, order: orders.Serve) -> None:
+        with contextlib.suppress(ChannelClosedError):
+            self.channel.send(orders.encode(orders.LetGo(order.number)))
+
+    def _make(self, order: orders.Serve, fds: list[int]) -> RemoteApplication | None:
+        if len(fds) != _ENDS:
+            # The kernel discards descriptors that exceed the limit (unix(7)).
+            logger.error("too many open files: %s can't be served", order.name)
+            for fd in fds:
+                os.close(fd)
+            return None
+        channel, rings, wake_worker, wake_application = fds
+        ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
+        limits = Limits(order.fifo_bytes, order.sessions, self.most_ports)
+        try:
+            return RemoteApplication(order.name, ends, limits, self.seal, self.off_loop)
+        except (OSError, ValueError) as error:
+            # For example no memory to map its rings. The application sees its channel closed.
+            logger.error("%s can't be served: %s", order.name, error)
+            return None
+
+    async def _run(self, application: RemoteApplication, order: orders.Serve) -> None:
         with charging(application.account):
             self.worker.attach(application)
         logger.info("%s attached", application.name)
@@ -113,6 +121,7 @@ class _Applications:
             logger.info("%s left: %s", application.name, application.gone)
             with charging(application.account):
                 self.worker.detach(application)
+            self._let_go(order)
 
 
 async def _serve(
@@ -128,7 +137,7 @@ async def _serve(
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
             most_ports = ports_of_one(start.workers if start.link == "udp" else 1)
             seal = TicketSeal(start.secret)
-            applications = _Applications(worker, served, seal, threads, most_ports)
+            applications = _Applications(worker, channel, served, seal, threads, most_ports)
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)
