@@ -1,8 +1,8 @@
 """What pyproject.toml can't say: the C modules, and the BPF objects that clang makes.
 
-Two parts can be left out: HOSTSTACK_WITHOUT=native builds no native engine, HOSTSTACK_WITHOUT=xdp
-no AF_XDP, HOSTSTACK_WITHOUT=native,xdp neither. A part that was not left out is built, or the build
-fails and says what to install.
+Two parts can be left out: HOSTSTACK_WITHOUT=native builds neither the native engine nor HTTP/3 in
+C, HOSTSTACK_WITHOUT=xdp no AF_XDP, HOSTSTACK_WITHOUT=native,xdp neither part. A part that was not
+left out is built, or the build fails and says what to install.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Needs:
 class Part:
     """A part that HOSTSTACK_WITHOUT can leave out."""
 
-    module: str
+    modules: tuple[str, ...]
     needs: tuple[Needs, ...]
     instead: str
     """What does its work where it is left out."""
@@ -64,7 +64,7 @@ CORE_NEEDS = Needs(
 )
 PARTS = {
     "native": Part(
-        "hoststack.native.quic._quic",
+        ("hoststack.native.quic._quic", "hoststack.native.http3._http3"),
         (
             Needs(
                 "the native engine",
@@ -85,11 +85,18 @@ PARTS = {
                 "headers of ngtcp2's GnuTLS glue",
                 "libngtcp2-crypto-gnutls-dev (in Debian 12 from bookworm-backports)",
             ),
+            Needs(
+                "HTTP/3 in C",
+                "#include <nghttp3/nghttp3.h>\n"
+                "#if NGHTTP3_VERSION_NUM < 0x010800\n#error older than 1.8\n#endif\n",
+                "headers of nghttp3 1.8 or newer",
+                "libnghttp3-dev (in Debian 12 from bookworm-backports)",
+            ),
         ),
-        "the aioquic engine",
+        "aioquic",
     ),
     "xdp": Part(
-        "pyxdp._pyxdp",
+        ("pyxdp._pyxdp",),
         (
             Needs(
                 "AF_XDP",
@@ -170,7 +177,8 @@ class BuildNative(build_ext):
         if lacking:
             raise refusal(lacking, [line for name in lacking for line in missing[name]])
         for name in without:
-            self.leave_out(PARTS[name].module)
+            for module in PARTS[name].modules:
+                self.leave_out(module)
         if "xdp" in without:
             self.remove_built("*.bpf.o", *BPF_FOLDERS.values())
         else:
@@ -251,6 +259,7 @@ setup(
         "hoststack/native/_build.py:session",
         "hoststack/native/_build.py:wire",
         "hoststack/native/_build.py:quic",
+        "hoststack/native/_build.py:http3",
         "pyxdp/_build.py:ffibuilder",
     ],
     cmdclass={"build_ext": BuildNative, "missing_parts": MissingParts},

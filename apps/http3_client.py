@@ -14,11 +14,9 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 import trio
-from aioquic.h3.connection import ErrorCode
-from aioquic.h3.events import HeadersReceived
 
 import hoststack
-from apps.http3 import ALPN, Exchange, Http3Connection
+from hoststack import http3
 
 _HTTPS_PORT: Final = 443
 #: Characters allowed in URLs; all others are percent-encoded (RFC 3986 section 2).
@@ -45,17 +43,6 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    @property
-    def request(self) -> list[tuple[bytes, bytes]]:
-        """Return the header section of the request."""
-        return [
-            (b":method", b"GET"),
-            (b":scheme", b"https"),
-            (b":authority", self.authority.encode()),
-            (b":path", self.path.encode()),
-            (b"user-agent", b"hoststack"),
-        ]
-
 
 class Download:
     """Downloads targets, and records failures."""
@@ -68,19 +55,12 @@ class Download:
         """Download all targets of one host over one connection, in parallel."""
         authority = targets[0].authority
         try:
-            async with stack.connect(
-                f"quic://{authority}", tls=self._tls, alpn=[ALPN]
-            ) as connection:
-                http = await Http3Connection.over(connection, is_client=True)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(http.run)
-                    async with trio.open_nursery() as getting:
-                        for target in targets:
-                            getting.start_soon(self._get, http, target)
-                    nursery.cancel_scope.cancel()
-                await connection.wait_handshake()
-                self._tell_how(authority, connection)
-                await connection.aclose(ErrorCode.H3_NO_ERROR)
+            async with http3.open_client(stack, authority, tls=self._tls) as client:
+                async with trio.open_nursery() as getting:
+                    for target in targets:
+                        getting.start_soon(self._get, client, target)
+                await client.connection.wait_handshake()
+                self._tell_how(authority, client.connection)
         except hoststack.ConnectError as error:
             self._fail(error.strerror or str(error))
         except (ValueError, trio.BrokenResourceError) as error:
@@ -95,52 +75,41 @@ class Download:
         elif connection.early_data == "rejected":
             print(f"http3_client: {authority}: early data: rejected", file=sys.stderr)
 
-    async def _get(self, http: Http3Connection, target: Target) -> None:
+    async def _get(self, client: http3.ClientConnection, target: Target) -> None:
         start = trio.current_time()
         try:
-            exchange = await http.request(target.request)
-            try:
-                status, size_bytes = await _receive(exchange, target.output)
-            finally:
-                await exchange.aclose(ErrorCode.H3_REQUEST_CANCELLED)
+            headers = [("user-agent", "hoststack")]
+            async with await client.request("GET", target.path, headers) as response:
+                size_bytes = await _receive(response, target.output)
         except (trio.BrokenResourceError, OSError) as error:
             self._fail(f"{target.url}: {error}")
             return
         seconds = trio.current_time() - start
         print(
-            f"{status} {target.url} {size_bytes} bytes in {seconds:.6f} seconds, "
+            f"{response.status} {target.url} {size_bytes} bytes in {seconds:.6f} seconds, "
             f"{size_bytes * 8 / seconds / 1e6:.1f} Mbit/s",
             flush=True,
         )
-        if not 200 <= status < 300:
-            self._fail(f"{target.url}: the server answers {status}")
+        if not 200 <= response.status < 300:
+            self._fail(f"{target.url}: the server answers {response.status}")
 
     def _fail(self, text: str) -> None:
         self.has_failed = True
         print(f"http3_client: {text}", file=sys.stderr, flush=True)
 
 
-async def _receive(exchange: Exchange, output: Path | None) -> tuple[int, int]:
-    """Return status and content size; the content goes to the output if the request succeeded."""
-    status = 0
+async def _receive(response: http3.Response, output: Path | None) -> int:
+    """Return the content's size; the content goes to the output if the request succeeded."""
     size_bytes = 0
-    file = None
-    try:
-        while (part := await exchange.receive()) is not None:
-            if not isinstance(part, HeadersReceived):
-                size_bytes += len(part.data)
-                if file is not None:
-                    await file.write(part.data)
-            elif status < 200:  # A second section after a final status is trailers.
-                status = int(dict(part.headers)[b":status"])
-                if output is not None and 200 <= status < 300:
-                    file = await trio.open_file(output, "wb")
-    finally:
-        if file is not None:
-            await file.aclose()
-    if status < 200:
-        raise trio.BrokenResourceError("the server ended the stream without a response")
-    return status, size_bytes
+    if output is None or not 200 <= response.status < 300:
+        async for chunk in response:
+            size_bytes += len(chunk)
+        return size_bytes
+    async with await trio.open_file(output, "wb") as file:
+        async for chunk in response:
+            size_bytes += len(chunk)
+            await file.write(chunk)
+    return size_bytes
 
 
 def parse_target(url: str, output: Path | None) -> Target:

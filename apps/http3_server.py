@@ -18,15 +18,14 @@ from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 import trio
-from aioquic.h3.connection import ErrorCode
-from aioquic.h3.events import HeadersReceived
 
 import hoststack
-from apps.http3 import ALPN, CHUNK_BYTES, Exchange, Http3Connection
+from hoststack import http3
 
 logger = logging.getLogger(__name__)
 
-
+#: Read and sent at once.
+_CHUNK_BYTES: Final = 256 * 1024
 #: A path that requests that many bytes; a number with more digits is not valid.
 _GENERATED: Final = re.compile(rb"/([0-9]{1,15})")
 _INDEX: Final = b"index.html"
@@ -35,8 +34,8 @@ _FALLBACK_TYPE: Final = "application/octet-stream"
 _NOT_THERE: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG, errno.ENXIO)
 )
-#: Byte i of generated content is i & 0xff, as in quic_echo. CHUNK_BYTES is a multiple of 256.
-_PATTERN: Final = bytes(range(256)) * (CHUNK_BYTES // 256)
+#: Byte i of generated content is i & 0xff, as in quic_echo. _CHUNK_BYTES is a multiple.
+_PATTERN: Final = bytes(range(256)) * (_CHUNK_BYTES // 256)
 
 
 class Content(Protocol):
@@ -92,25 +91,20 @@ class Site:
         self._root = os.fsencode(os.path.realpath(root))
         self._root_fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    async def respond(self, exchange: Exchange) -> None:
+    async def respond(self, request: http3.Request) -> None:
         """Answer one request."""
-        request = await exchange.receive()
-        if not isinstance(request, HeadersReceived):
-            return  # The stream ended before a complete request.
-        fields = dict(request.headers)
-        method = fields[b":method"]
-        if method not in (b"GET", b"HEAD"):
-            await _send_status(exchange, 405, method, [(b"allow", b"GET, HEAD")])
+        if request.method not in (b"GET", b"HEAD"):
+            await _send_status(request, 405, [("allow", "GET, HEAD")])
             return
         try:
-            content = await self._find(fields.get(b":path", b""))
+            content = await self._find(request.path or b"")
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 logger.error("a file can't be read: %s", error)
-            await _send_status(exchange, 404 if error.errno in _NOT_THERE else 500, method)
+            await _send_status(request, 404 if error.errno in _NOT_THERE else 500)
             return
         try:
-            await _send_content(exchange, content, method)
+            await _send_content(request, content)
         finally:
             content.close()
 
@@ -160,54 +154,35 @@ def _not_found(path: bytes) -> OSError:
     return OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
-async def _send_content(exchange: Exchange, content: Content, method: bytes) -> None:
-    has_content = method == b"GET" and content.size_bytes > 0
+async def _send_content(request: http3.Request, content: Content) -> None:
+    has_content = request.method == b"GET" and content.size_bytes > 0
     headers = [
-        (b":status", b"200"),
-        (b"content-type", content.content_type.encode()),
-        (b"content-length", str(content.size_bytes).encode()),
+        ("content-type", content.content_type),
+        ("content-length", str(content.size_bytes)),
     ]
-    await exchange.send_headers(headers, end_stream=not has_content)
+    if has_content and content.size_bytes <= _CHUNK_BYTES:
+        data = await content.read(0, content.size_bytes)
+        if len(data) == content.size_bytes:
+            await request.respond(200, headers, data)
+            return
+    await request.send_headers(200, headers, is_last=not has_content)
     sent = 0
     while has_content and sent < content.size_bytes:
-        data = await content.read(sent, min(CHUNK_BYTES, content.size_bytes - sent))
+        data = await content.read(sent, min(_CHUNK_BYTES, content.size_bytes - sent))
         if not data:
             # The length was announced: only a reset says that the content is incomplete.
             raise trio.BrokenResourceError("the file became shorter while it was sent")
         sent += len(data)
-        await exchange.send_data(data, end_stream=sent == content.size_bytes)
+        await request.send_all(data)
+    if has_content:
+        await request.send_eof()
 
 
 async def _send_status(
-    exchange: Exchange, status: int, method: bytes, extra: Sequence[tuple[bytes, bytes]] = ()
+    request: http3.Request, status: int, extra: Sequence[tuple[str, str]] = ()
 ) -> None:
     """Send a response with a status and nothing else."""
-    text = f"{status}\n".encode()
-    headers = [
-        (b":status", str(status).encode()),
-        (b"content-type", b"text/plain"),
-        (b"content-length", str(len(text)).encode()),
-        *extra,
-    ]
-    is_head = method == b"HEAD"
-    await exchange.send_headers(headers, end_stream=is_head)
-    if not is_head:
-        await exchange.send_data(text, end_stream=True)
-
-
-async def serve_connection(site: Site, connection: hoststack.Connection) -> None:
-    try:
-        http = await Http3Connection.over(connection, is_client=False)
-        await http.run(site.respond)
-    except Exception as error:
-        connection.close_now(ErrorCode.H3_INTERNAL_ERROR)
-        if isinstance(error, trio.BrokenResourceError):
-            raise
-        # A fault with one peer must not end the service for the others.
-        logger.exception("%r ended", connection)
-    except BaseException:  # the server ends
-        connection.close_now(ErrorCode.H3_INTERNAL_ERROR, "the server ends")
-        raise
+    await request.respond(status, [("content-type", "text/plain"), *extra], b"%d\n" % status)
 
 
 def _stack(arguments: argparse.Namespace) -> AbstractAsyncContextManager[hoststack.Stack]:
@@ -229,9 +204,8 @@ async def _serve(arguments: argparse.Namespace, site: Site) -> None:
         print("http3_server: the certificate is self-signed, for localhost", file=sys.stderr)
     else:
         tls = hoststack.TlsConfig(certificate=arguments.cert, key=arguments.key)
-    handler = functools.partial(serve_connection, site)
     async with _stack(arguments) as stack, trio.open_nursery() as nursery:
-        serve = functools.partial(stack.serve, arguments.uri, handler, tls=tls, alpn=[ALPN])
+        serve = functools.partial(http3.serve, stack, arguments.uri, site.respond, tls=tls)
         listener = await nursery.start(serve)
         host, port = listener.local
         print(

@@ -13,7 +13,10 @@ _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent
 
 _HEADERS = (_HERE / "bpf_calls.h", _HERE / "pyxdp.h")
-_SOURCES = ("bpf_calls.c", "frames.c", "fill.c", "rings.c", "open.c", "shared.c", "reclaim.c")
+_SOURCES = (
+    *("bpf_calls.c", "frames.c", "fill.c", "rings.c"),
+    *("map.c", "open.c", "shared.c", "reclaim.c"),
+)
 
 
 def _declarations(header: Path) -> str:

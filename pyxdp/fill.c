@@ -195,3 +195,18 @@ void pyxdp_fill_release(struct pyxdp_umem *umem, struct pyxdp_queue *queue, cons
 			pyxdp_frame_of(umem, *(const uint64_t *)(const void *)next);
 	pay(umem, queue);
 }
+
+void pyxdp_fill_first(struct pyxdp_umem *umem, struct pyxdp_queue *queue)
+{
+	uint32_t first = pyxdp_first_rx(umem, queue->id);
+
+	/* The ring has no other user yet: workers start later. */
+	if (!pyxdp_fill_lock(umem, queue))
+		return;
+	for (uint32_t frame = first; frame < first + umem->shape.rx_frames; frame++) {
+		uint64_t addr = (uint64_t)frame << umem->frame_shift;
+
+		pyxdp_fill(umem, queue, &addr, 1);
+	}
+	pyxdp_fill_unlock(queue);
+}

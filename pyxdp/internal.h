@@ -140,16 +140,25 @@ struct pyxdp_queue *pyxdp_queue_find(struct pyxdp_umem *umem, unsigned int ifind
 struct pyxdp_queue *pyxdp_queue_new(void);
 
 /* shared.c */
-/* Open a further socket on a queue that has one. */
-int pyxdp_shared_open(struct pyxdp_socket *socket, uint32_t rx_size, uint32_t tx_size);
-/* Fill the rings of a newly opened queue with all of its frames. */
-void pyxdp_shared_fill(struct pyxdp_umem *umem, struct pyxdp_queue *queue);
-void pyxdp_shared_destroy(struct pyxdp_umem *umem);
 /* Free the frames that the previous worker had sent and that were not completed within a second:
  * a worker may claim anything about its own frames. */
 void pyxdp_forget_inherited(struct pyxdp_umem *umem);
-void pyxdp_shared_unmap_queue(struct pyxdp_queue *queue);
-void pyxdp_shared_unmap_socket(struct pyxdp_socket *socket);
+
+/* map.c: returns 0, or -errno */
+/* Open a further socket on a queue that has one. */
+int pyxdp_socket_add(struct pyxdp_socket *socket, uint32_t rx_size, uint32_t tx_size);
+int pyxdp_is_ring_size(uint32_t size);
+int pyxdp_get_offsets(int fd, struct xdp_mmap_offsets *out);
+/* Map the FILL and COMPLETION ring of a queue, through any socket that is bound to it. */
+int pyxdp_map_queue(struct pyxdp_queue *queue, int fd, const struct xdp_mmap_offsets *offsets,
+		    uint32_t size);
+/* Map the RX and TX ring of a socket; on failure nothing is left mapped. */
+int pyxdp_map_socket(struct pyxdp_socket *socket, const struct xdp_mmap_offsets *offsets,
+		     uint32_t rx_size, uint32_t tx_size);
+void pyxdp_unmap_queue(struct pyxdp_queue *queue);
+void pyxdp_unmap_socket(struct pyxdp_socket *socket);
+/* Restart a ring that a predecessor left with invalid indices: more entries than slots. */
+void pyxdp_settle_received(struct xsk_ring_cons *ring);
 
 /* fill.c */
 /* Returns 1 with the lock, or 0 if another process holds it for longer than some microseconds:
@@ -168,6 +177,9 @@ void pyxdp_fill_up(struct pyxdp_umem *umem, struct pyxdp_queue *queue);
  * the frames owed from earlier calls. */
 void pyxdp_fill_release(struct pyxdp_umem *umem, struct pyxdp_queue *queue, const void *addrs,
 			size_t stride, uint32_t n);
+
+/* Fill the rings of a newly opened queue with all of its frames, in a UMEM of several processes. */
+void pyxdp_fill_first(struct pyxdp_umem *umem, struct pyxdp_queue *queue);
 
 static inline uint64_t pyxdp_frame_of(const struct pyxdp_umem *umem, uint64_t addr)
 {

@@ -34,7 +34,7 @@ struct pyxdp_queue *pyxdp_queue_new(void)
 
 static void queue_free(struct pyxdp_queue *queue)
 {
-	pyxdp_shared_unmap_queue(queue);
+	pyxdp_unmap_queue(queue);
 	pthread_mutex_destroy(&queue->fill_lock);
 	pthread_mutex_destroy(&queue->completion_lock);
 	free(queue->owed);
@@ -119,7 +119,7 @@ int pyxdp_umem_delete(struct pyxdp_umem *umem)
 		umem->queues = next;
 	}
 	pyxdp_frames_destroy(umem);
-	pyxdp_shared_destroy(umem);
+	free(umem->ledgers);
 	free(umem);
 	return 0;
 }
@@ -190,7 +190,7 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 		return -ESHUTDOWN;
 	}
 	if (umem->is_shared && socket->queue->sockets > 0) {
-		error = pyxdp_shared_open(socket, rx_size, tx_size);
+		error = pyxdp_socket_add(socket, rx_size, tx_size);
 	} else {
 		error = xsk_socket__create_shared(&socket->xsk, interface, queue, umem->xsk,
 						  &socket->rx, &socket->tx, &socket->queue->fill,
@@ -210,7 +210,7 @@ int pyxdp_socket_open(struct pyxdp_umem *umem, const char *interface, uint32_t q
 	socket->next_of_queue = socket->queue->first_socket;
 	socket->queue->first_socket = socket;
 	if (umem->is_shared && socket->queue->sockets == 1)
-		pyxdp_shared_fill(umem, socket->queue);
+		pyxdp_fill_first(umem, socket->queue);
 	else
 		pyxdp_fill_up(umem, socket->queue);
 	*out = socket;
@@ -224,7 +224,7 @@ void pyxdp_socket_close(struct pyxdp_socket *socket)
 	if (socket->xsk)
 		xsk_socket__delete(socket->xsk);
 	else
-		pyxdp_shared_unmap_socket(socket);
+		pyxdp_unmap_socket(socket);
 	for (at = &socket->queue->first_socket; *at; at = &(*at)->next_of_queue) {
 		if (*at == socket) {
 			*at = socket->next_of_queue;

@@ -4,8 +4,8 @@
 # Sets up what building and running take (run), and with "test" also what only the tests take:
 # Debian's packages, and a virtual environment in .venv. Quick when there is nothing to do.
 #
-# HOSTSTACK_WITHOUT=native,xdp     build without the native engine, without AF_XDP; their packages
-#                                  are not installed
+# HOSTSTACK_WITHOUT=native,xdp     build without the native engine and HTTP/3 in C, without AF_XDP;
+#                                  their packages are not installed
 # HOSTSTACK_NO_APT_SOURCE=1        never add a source to apt
 #
 # What can't be installed is left out of the build, and said: .venv/without has the parts.
@@ -19,6 +19,8 @@ XDP_PACKAGES=(clang libbpf-dev libxdp-dev iproute2 ethtool)
 # The native engine: TLS, ChaCha20, QUIC. Debian 12 has ngtcp2 in bookworm-backports.
 NATIVE_PACKAGES=(libgnutls28-dev libssl-dev)
 NGTCP2_PACKAGES=(libngtcp2-dev libngtcp2-crypto-gnutls-dev)
+# HTTP/3 in C; from where ngtcp2 comes.
+NGHTTP3_PACKAGES=(libnghttp3-dev)
 # What only the tests take.
 TEST_PACKAGES=(
 	libclang-rt-dev llvm # libFuzzer, and readable reports of the sanitizers
@@ -31,6 +33,7 @@ TEST_PACKAGES=(
 # QUIC programs by somebody else.
 NGTCP2_TEST_PACKAGES=(ngtcp2-client ngtcp2-server)
 NGTCP2_LEAST=1.11
+NGHTTP3_LEAST=1.8
 
 say() { echo "bootstrap: $*"; }
 
@@ -128,14 +131,18 @@ install_packages() {
 	local core xdp=() native=() ngtcp2=() tests=() as_root suite=""
 	command -v dpkg-query >/dev/null || {
 		say "this is not Debian: what is missing has to be installed by hand; Debian's names are"
-		say "${CORE_PACKAGES[*]} ${XDP_PACKAGES[*]} ${NATIVE_PACKAGES[*]} ${NGTCP2_PACKAGES[*]}"
+		say "${CORE_PACKAGES[*]} ${XDP_PACKAGES[*]} ${NATIVE_PACKAGES[*]} ${NGTCP2_PACKAGES[*]} \
+			${NGHTTP3_PACKAGES[*]}"
 		return 0
 	}
 	mapfile -t core < <(missing "" "${CORE_PACKAGES[@]}")
 	is_left_out xdp || mapfile -t xdp < <(missing "" "${XDP_PACKAGES[@]}")
 	if ! is_left_out native; then
 		mapfile -t native < <(missing "" "${NATIVE_PACKAGES[@]}")
-		mapfile -t ngtcp2 < <(missing "$NGTCP2_LEAST" "${NGTCP2_PACKAGES[@]}")
+		mapfile -t ngtcp2 < <(
+			missing "$NGTCP2_LEAST" "${NGTCP2_PACKAGES[@]}"
+			missing "$NGHTTP3_LEAST" "${NGHTTP3_PACKAGES[@]}"
+		)
 	fi
 	if [ "$purpose" = test ]; then
 		mapfile -t tests < <(missing "" "${TEST_PACKAGES[@]}")
@@ -148,7 +155,7 @@ install_packages() {
 	is_complete=
 	find_privilege || {
 		say "not root: ask an administrator for: apt-get install --no-install-recommends ${all[*]}"
-		[ ${#ngtcp2[@]} -eq 0 ] || say "(ngtcp2 has to be $NGTCP2_LEAST or newer)"
+		[ ${#ngtcp2[@]} -eq 0 ] || say "(ngtcp2 has to be $NGTCP2_LEAST or newer, nghttp3 $NGHTTP3_LEAST)"
 		say "going on with what is there"
 		return 0
 	}
@@ -158,7 +165,7 @@ install_packages() {
 	install_kind "what AF_XDP takes" "${xdp[@]}"
 	install_kind "what the native engine takes" "${native[@]}"
 	if [ ${#ngtcp2[@]} -gt 0 ] && { find_ngtcp2 || add_backports; }; then
-		install_kind "the native engine's QUIC" "${ngtcp2[@]/%/$suite}"
+		install_kind "QUIC and HTTP/3" "${ngtcp2[@]/%/$suite}"
 	fi
 	install_kind "what the tests take" "${tests[@]}"
 }
@@ -194,7 +201,7 @@ choose_parts() {
 	if [ -n "$HOSTSTACK_WITHOUT" ]; then
 		say "BUILDING WITHOUT ${HOSTSTACK_WITHOUT} (HOSTSTACK_WITHOUT=$HOSTSTACK_WITHOUT)"
 		sed 's/^/bootstrap:   /' "$why"
-		! is_left_out native || say "the aioquic engine does the work of the native one"
+		! is_left_out native || say "aioquic does the work of the native engine, and of nghttp3"
 		! is_left_out xdp || say "UDP sockets do the work of AF_XDP"
 	fi
 	rm -f "$why"

@@ -33,7 +33,8 @@ FLOORS = (
     Floor(
         ("hoststack/native",),
         "the C core, a shared object each: FIFOs and event rings (`memory/`), the session plane "
-        "(`session/`), frames, sockets and paths (`wire/`), the native engine (`quic/`)",
+        "(`session/`), frames, sockets and paths (`wire/`), the native engine (`quic/`), HTTP/3 "
+        "(`http3/`)",
     ),
     Floor(
         ("hoststack/link",),
@@ -63,9 +64,9 @@ FLOORS = (
     Floor(("hoststack/aio",), "the same for asyncio"),
     Floor(("hoststack/__init__.py",), "what is public"),
     Floor(
-        ("hoststack/control", "hoststack/vcl"),
+        ("hoststack/control", "hoststack/vcl", "hoststack/http3"),
         "the debug CLI: its grammar, its commands in a worker, the control socket; VCL, the "
-        "blocking API",
+        "blocking API; HTTP/3, for trio and for asyncio",
     ),
     Floor(
         ("hoststack/daemon", "apps"),
@@ -78,7 +79,7 @@ LINK_SEAM = ("hoststack.link.base", "hoststack.link.zones")
 #: The first floor that chooses a link.
 CHOOSES_LINK = "hoststack/worker"
 #: What applications import.
-PUBLIC = ("hoststack", "hoststack.aio", "hoststack.vcl")
+PUBLIC = ("hoststack", "hoststack.aio", "hoststack.http3", "hoststack.vcl")
 
 
 def modules() -> list[Path]:

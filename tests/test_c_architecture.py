@@ -1,4 +1,4 @@
-"""The C files of the native core call each other in one direction, and their includes say so."""
+"""The C files of the native core, and pyxdp's, call each other in one direction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def code(path: Path) -> str:
 @cache
 def files() -> list[Path]:
     """Return the C files, without those that cffi generates."""
-    return sorted(path for path in NATIVE.rglob("*.c") if not path.name.startswith("_"))
+    found = [*NATIVE.rglob("*.c"), *(ROOT / "pyxdp").glob("*.c")]
+    return sorted(path for path in found if not re.match(r"_|.*\.bpf\.c", path.name))
 
 
 @cache
@@ -59,7 +60,7 @@ def calls() -> dict[Path, dict[Path, list[str]]]:
 
 
 def short(path: Path) -> str:
-    return str(path.relative_to(NATIVE))
+    return f"{path.parent.name}/{path.name}"
 
 
 def check_one_way(graph: dict[str, set[str]]) -> None:

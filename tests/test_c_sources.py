@@ -25,6 +25,7 @@ PYXDP = sorted(
     if path.name != "_pyxdp.c" and not path.name.endswith(".bpf.c")
 )
 BPF = sorted([*(ROOT / "bpf").glob("*.bpf.c"), *(ROOT / "pyxdp").glob("*.bpf.c")])
+NO_LIBRARIES = r"ng(tcp2|http3)/\S+: No such file|'ng(tcp2|http3)/\S+' file not found"
 
 
 def short_name(path: Path) -> str:
@@ -43,8 +44,8 @@ def compile_without_warnings(compiler: str, source: Path, *flags: str) -> None:
     )
     if "xsk.h: No such file" in done.stderr or "'xdp/xsk.h' file not found" in done.stderr:
         pytest.skip("libxdp's headers are not installed: scripts/bootstrap.sh installs them")
-    if re.search(r"ngtcp2/\S+: No such file|'ngtcp2/\S+' file not found", done.stderr):
-        pytest.skip("ngtcp2's headers are not installed: scripts/bootstrap.sh installs them")
+    if re.search(NO_LIBRARIES, done.stderr):
+        pytest.skip("no headers of ngtcp2 or nghttp3: scripts/bootstrap.sh installs them")
     assert done.returncode == 0, done.stderr
 
 

@@ -98,6 +98,7 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "_session.c",
         "_wire.c",
         "_quic.c",
+        "_http3.c",
         "_pyxdp.c",
         "build.json",
     )

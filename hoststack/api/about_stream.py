@@ -123,6 +123,11 @@ class AboutSending(AboutStream):
         """Stop sending at once with an application code (RESET_STREAM); never blocks."""
         self._act(lib.hs_end_reset(self._end, code))
 
+    async def _wait_for_room(self) -> None:
+        """Wait until there may be room; call it when a write in C had none."""
+        if not self._router.has_turned():
+            await self._router.sleep(self._handle << 2 | FOR_ROOM)
+
     async def wait_acknowledged(self) -> None:
         """Wait until the peer has acknowledged every byte and the FIN.
 
@@ -164,6 +169,11 @@ class AboutReceiving(AboutStream):
         What has arrived can still be received; after that, receiving raises BrokenResourceError.
         """
         self._act(lib.hs_end_stop(self._end, code))
+
+    async def _wait_for_bytes(self) -> None:
+        """Wait until there may be bytes; call it when a read in C had none (`WAIT`)."""
+        if not self._router.has_turned():
+            await self._router.sleep(self._handle << 2 | FOR_BYTES)
 
     def _read(self, max_bytes: int) -> bytes | None:
         """Return the next bytes; none at the end, None if there are none yet."""

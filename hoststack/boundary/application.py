@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from hoststack.boundary.containment import contained
@@ -127,6 +128,19 @@ class ApplicationSide(Protocol):
     def on_bad_notice(self, notice: Notice, error: Exception) -> None: ...
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class TimeAccount:
+    """A worker's time for the requests of one process. All its attachments share it: by many of
+    them a process gets no more."""
+
+    uid: int = -1
+    """The user of the process."""
+    left_s: float = 0.0
+    """How long requests may take in this turn. Below 0 it has used time of later turns."""
+    served: int = 0
+    """How often one of its attachments was served: the next one is due."""
+
+
 class Application:
     """An application attached to one worker: both sides of the boundary."""
 
@@ -141,9 +155,7 @@ class Application:
         self.wake_application: Callable[[], None] = _no_wake_up
         self.engine: Engine
         """Its worker's, from when it is attached."""
-        self.slow_lane_s = 0.0
-        """How long requests of its own may take in this turn of the worker. Below 0 it has used
-        time of later turns."""
+        self.account = TimeAccount()
         self.max_sessions: int | None = None
         """Most listeners, connections and streams together; None: any number."""
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)

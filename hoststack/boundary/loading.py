@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -39,6 +40,7 @@ class Loading:
         """Token of the request that is being loaded."""
         self._scope = trio.CancelScope()
         self._is_closed = False
+        self._costs: deque[float] = deque()
 
     @property
     def is_full(self) -> bool:
@@ -57,6 +59,13 @@ class Loading:
         self._waiting = deque(each for each in self._waiting if each[0].token != token)
         if token == self._current:
             self._scope.cancel()
+
+    def take_cost(self) -> float:
+        """Return the CPU time that loading used since the last call, in seconds."""
+        cost_s = 0.0
+        while self._costs:
+            cost_s += self._costs.popleft()
+        return cost_s
 
     def close(self) -> None:
         """Forget all requests, and those to come: the application has left."""
@@ -79,9 +88,17 @@ class Loading:
 
     async def _load(self, request: Unparsed | Listen | Connect, engine: Engine) -> Loaded | Failed:
         try:
-            return await self._off_loop(lambda: _load(request, engine))
+            return await self._off_loop(lambda: self._load_now(request, engine))
         except ValueError as error:  # TlsConfigError, for example
             return Failed(request.token, errno.EINVAL, str(error))
+
+    def _load_now(self, request: Unparsed | Listen | Connect, engine: Engine) -> Loaded:
+        """Load in any thread, and note what that cost."""
+        began = time.thread_time()
+        try:
+            return _load(request, engine)
+        finally:
+            self._costs.append(time.thread_time() - began)
 
 
 def _load(request: Unparsed | Listen | Connect, engine: Engine) -> Loaded:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 T = TypeVar("T")
-
-#: nice(2) of the threads: where they share a core with the loop, it gets nine tenths of it.
-_NICE: Final = 10
 
 
 class OffLoop(Protocol):
@@ -22,7 +18,8 @@ class OffLoop(Protocol):
 
 class Threads:
     """A bounded number of threads. If a call is cancelled, its thread is abandoned, but counts
-    until it ends."""
+    until it ends. They have the priority of the loop: one with less that holds the GIL would keep
+    the loop waiting for as long as other processes use the CPU."""
 
     def __init__(self, most: int = 2) -> None:
         self._most = most
@@ -30,7 +27,7 @@ class Threads:
 
     async def __call__(self, function: Callable[[], T], /) -> T:
         return await trio.to_thread.run_sync(
-            _run_nicely, function, abandon_on_cancel=True, limiter=self._limiter
+            function, abandon_on_cancel=True, limiter=self._limiter
         )
 
     async def wait_ended(self) -> None:
@@ -38,9 +35,3 @@ class Threads:
         with trio.CancelScope(shield=True):
             for number in range(self._most):
                 await self._limiter.acquire_on_behalf_of(number)
-
-
-def _run_nicely(function: Callable[[], T]) -> T:
-    nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, 0))  # on Linux, of the calling thread
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
-    return function()

@@ -199,6 +199,7 @@ class RemoteApplication(Application):
         return found is not None
 
     def _on_loaded(self, done: Loaded | Failed) -> None:
+        self.account.left_s -= self._loading.take_cost()
         if isinstance(done, Loaded):
             self._loaded.append(done)
         else:

@@ -7,7 +7,9 @@ import errno
 import logging
 import socket
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -20,6 +22,7 @@ from hoststack.boundary.rings import shared_ends
 from hoststack.control.unix_listener import group_id
 from hoststack.daemon import orders
 from hoststack.daemon.config import ConfigError, DaemonConfig
+from hoststack.daemon.leaving import Attachments, OnLetGo, Process
 from hoststack.session.namespaces import NamespaceError, Namespaces
 
 logger = logging.getLogger("hoststack.daemon")
@@ -28,11 +31,15 @@ logger = logging.getLogger("hoststack.daemon")
 _PATIENCE_S: Final = 5.0
 #: Most clients that have not sent their request; beyond it the oldest is disconnected.
 _MOST_GREETING: Final = 64
+#: Most clients of one process that wait until workers have let go of earlier ones.
+_MOST_WAITING: Final = 64
 _UCRED: Final = struct.Struct("3i")  # unix(7): struct ucred
 
 
 class ServesApplications(Protocol):
     """A worker process that can serve applications."""
+
+    on_let_go: OnLetGo
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None: ...
     async def wait_for_room(self) -> None: ...
@@ -42,6 +49,7 @@ class ServesApplications(Protocol):
 class _Client:
     """An attached application."""
 
+    number: int
     name: str
     pid: int
     uid: int
@@ -72,6 +80,8 @@ class AttachServer:
         self._clients: list[_Client] = []
         self._workers: dict[int, ServesApplications] = {}
         self._greeting: list[trio.CancelScope] = []
+        self._attachments = Attachments()
+        self._waiting: Counter[Process] = Counter()
         self.refused = 0
         """Refused applications since the start."""
         self.is_draining = False
@@ -84,12 +94,14 @@ class AttachServer:
     def add_worker(self, index: int, worker: ServesApplications) -> None:
         """Add a worker that serves, perhaps the replacement of one that died."""
         self._workers[index] = worker
+        worker.on_let_go = partial(self._attachments.let_go, worker=index)
         for client in list(self._clients):
             self._offer(client, index)
 
     def remove_worker(self, index: int) -> None:
         """Remove a worker that died."""
         if self._workers.pop(index, None) is not None:
+            self._attachments.worker_died(index)
             for client in list(self._clients):
                 self._tell(client, attaching.WorkerLost(index))
 
@@ -131,6 +143,7 @@ class AttachServer:
             if client is not None:
                 logger.info("%s (process %d) is gone", client.name, client.pid)
                 self._clients.remove(client)
+                self._attachments.left(client.number)
             channel.close()
 
     async def _greet(self, channel: Channel, pid: int, uid: int) -> _Client | None:
@@ -149,29 +162,37 @@ class AttachServer:
         except attaching.GreetingError as error:
             logger.info("process %d of user %d sent an invalid request: %s", pid, uid, error)
             return None
-        refusal = self._refusal(hello) or await self._wait_for_room()
+        refusal = self._refusal(hello) or await self._wait_for_room((uid, pid))
         refusal = refusal or self._refusal(hello)  # others may have attached meanwhile
         if refusal is not None:
             self.refused += 1
             logger.info("%s (process %d, user %d) refused: %s", hello.name, pid, uid, refusal.text)
             channel.send(attaching.encode(refusal))
             return None
-        client = _Client(hello.name, pid, uid, hello, channel)
         logger.info("%s (process %d, user %d) attached", hello.name, pid, uid)
         about = msgspec.structs.replace(self._about, workers=len(self._workers))
         channel.send(attaching.encode(about))
+        client = _Client(self._attachments.add((uid, pid)), hello.name, pid, uid, hello, channel)
         self._clients.append(client)
         for index in list(self._workers):
             self._offer(client, index)
         return client
 
-    async def _wait_for_room(self) -> attaching.Refused | None:
-        """Wait until all workers accept orders; many attachments at once can outpace them."""
-        with trio.move_on_after(_PATIENCE_S) as patience:
-            for worker in list(self._workers.values()):
-                await worker.wait_for_room()
-        if not patience.cancelled_caught:
-            return None
+    async def _wait_for_room(self, process: Process) -> attaching.Refused | None:
+        """Wait until all workers accept orders, which many attachments at once can outpace, and
+        have let go of what the process has left."""
+        if self._waiting[process] < _MOST_WAITING:
+            self._waiting[process] += 1
+            try:
+                with trio.move_on_after(_PATIENCE_S) as patience:
+                    await self._attachments.wait_for_room(process)
+                    for worker in list(self._workers.values()):
+                        await worker.wait_for_room()
+            finally:
+                self._waiting[process] -= 1
+                self._waiting += Counter()  # drops those at 0
+            if not patience.cancelled_caught:
+                return None
         return attaching.Refused(errno.EAGAIN, "a worker accepts no applications now: try again")
 
     def _refusal(self, hello: attaching.Attach) -> attaching.Refused | None:
@@ -209,14 +230,22 @@ class AttachServer:
             the_workers, theirs = shared_ends(label, ours)
             config, hello = self._config, client.hello
             order = orders.Serve(
+                number=client.number,
                 name=label,
+                uid=client.uid,
+                pid=client.pid,
                 fifo_bytes=config.fifo_memory_bytes,
                 sessions=config.max_sessions,
                 namespace=hello.namespace,
                 scopes=hello.scopes,
                 group=(hello.name, hello.namespace, client.uid) if hello.shares_listeners else None,
             )
-            self._workers[index].serve(order, the_workers)
+            self._attachments.served(client.number, index)
+            try:
+                self._workers[index].serve(order, the_workers)
+            except BaseException:
+                self._attachments.let_go(client.number, index)
+                raise
             self._tell(client, attaching.WorkerOffered(index), theirs)
 
     def _tell(

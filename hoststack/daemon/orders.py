@@ -42,7 +42,11 @@ class Start(msgspec.Struct, tag=True, frozen=True):
 class Serve(msgspec.Struct, tag=True, frozen=True):
     """An application attached; its descriptors come along (boundary/attaching.py)."""
 
+    number: int
+    """For LetGo."""
     name: str
+    uid: int
+    pid: int
     fifo_bytes: int
     sessions: int
     namespace: str
@@ -108,6 +112,12 @@ class Pong(msgspec.Struct, tag=True, frozen=True):
     number: int
 
 
+class LetGo(msgspec.Struct, tag=True, frozen=True):
+    """The worker serves an application no more, or never did."""
+
+    number: int
+
+
 class OpenPort(msgspec.Struct, tag=True, frozen=True):
     """A request for a port, over a socket pair of its own; the worker waits for the answer."""
 
@@ -159,7 +169,7 @@ class PortRefused(msgspec.Struct, tag=True, frozen=True):
 
 
 Order = Start | Relink | Serve | Command | CancelCommand | Ping | Drain
-Report = Ready | Answer | Pong
+Report = Ready | Answer | Pong | LetGo
 PortRequest = OpenPort | ClosePort | OpenSocket | CloseSocket | UseNeighbour
 PortAnswer = PortOpened | NeighbourUsed | PortRefused
 

@@ -23,6 +23,7 @@ from hoststack.boundary.containment import fault_text
 from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.zones import scope_of, without_zone
+from hoststack.session.spent_time import blocked
 from hoststack.transport.kernel.open_files import check_share
 
 logger = logging.getLogger("hoststack.daemon")
@@ -318,8 +319,9 @@ class PortClient:
     def _ask(self, request: orders.PortRequest) -> tuple[orders.PortAnswer, list[int]]:
         """Send a request and wait for its answer and descriptors; raises LinkError if refused."""
         try:
-            self._end.send(orders.encode(request))
-            data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
+            with blocked():
+                self._end.send(orders.encode(request))
+                data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
         except OSError as error:
             raise LinkError(errno.EPIPE, f"the supervisor does not answer: {error}") from None
         if not data:

@@ -14,12 +14,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
 from hoststack.api.errors import LinkError
+from hoststack.boundary.application import TimeAccount
 from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.off_loop import OffLoop, Threads
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
@@ -42,6 +44,7 @@ from hoststack.link.base import Link
 from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink
 from hoststack.quic.seam import CidConfig
+from hoststack.session.slow_lane import charging
 from hoststack.transport.kernel.open_files import ports_of_one, raise_open_files
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
@@ -64,40 +67,61 @@ class _Applications:
     """The applications that this worker serves, in order of attachment."""
 
     worker: Worker
+    channel: Channel
     nursery: trio.Nursery
     seal: TicketSeal
     off_loop: OffLoop
     most_ports: int
+    accounts: WeakValueDictionary[tuple[int, int], TimeAccount] = field(
+        default_factory=WeakValueDictionary
+    )
+    """By user and process, for as long as one of its applications is served."""
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
+        account = self.accounts.setdefault((order.uid, order.pid), TimeAccount(order.uid))
+        with charging(account):
+            application = self._make(order, fds)
+        if application is None:
+            self._let_go(order)
+            return
+        application.account = account
+        application.namespace = order.namespace
+        application.scopes = order.scopes
+        application.group = order.group
+        self.nursery.start_soon(self._run, application, order)
+
+    def _let_go(self, order: orders.Serve) -> None:
+        with contextlib.suppress(ChannelClosedError):
+            self.channel.send(orders.encode(orders.LetGo(order.number)))
+
+    def _make(self, order: orders.Serve, fds: list[int]) -> RemoteApplication | None:
         if len(fds) != _ENDS:
             # The kernel discards descriptors that exceed the limit (unix(7)).
             logger.error("too many open files: %s can't be served", order.name)
             for fd in fds:
                 os.close(fd)
-            return
+            return None
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
         limits = Limits(order.fifo_bytes, order.sessions, self.most_ports)
         try:
-            application = RemoteApplication(order.name, ends, limits, self.seal, self.off_loop)
+            return RemoteApplication(order.name, ends, limits, self.seal, self.off_loop)
         except (OSError, ValueError) as error:
             # For example no memory to map its rings. The application sees its channel closed.
             logger.error("%s can't be served: %s", order.name, error)
-            return
-        application.namespace = order.namespace
-        application.scopes = order.scopes
-        application.group = order.group
-        self.nursery.start_soon(self._run, application)
+            return None
 
-    async def _run(self, application: RemoteApplication) -> None:
-        self.worker.attach(application)
+    async def _run(self, application: RemoteApplication, order: orders.Serve) -> None:
+        with charging(application.account):
+            self.worker.attach(application)
         logger.info("%s attached", application.name)
         try:
             await application.run()
         finally:
             logger.info("%s left: %s", application.name, application.gone)
-            self.worker.detach(application)
+            with charging(application.account):
+                self.worker.detach(application)
+            self._let_go(order)
 
 
 async def _serve(
@@ -113,7 +137,7 @@ async def _serve(
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
             most_ports = ports_of_one(start.workers if start.link == "udp" else 1)
             seal = TicketSeal(start.secret)
-            applications = _Applications(worker, served, seal, threads, most_ports)
+            applications = _Applications(worker, channel, served, seal, threads, most_ports)
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)

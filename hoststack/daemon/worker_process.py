@@ -20,6 +20,7 @@ from hoststack.control.grammar import CommandError
 from hoststack.control.run import read_answer
 from hoststack.control.worker_side import Data
 from hoststack.daemon import orders
+from hoststack.daemon.leaving import OnLetGo
 from hoststack.daemon.watchdog import Watchdog, whereabouts
 from hoststack.text import printable
 from hoststack.worker.engines import EngineName
@@ -89,6 +90,7 @@ class WorkerProcess:
         self.ready = trio.Event()
         self.ended = trio.Event()
         self.about: orders.Ready | None = None
+        self.on_let_go: OnLetGo = lambda number: None
 
     @staticmethod
     def _spawn(fd: int, stacks: int) -> subprocess.Popen[bytes]:
@@ -211,6 +213,8 @@ class WorkerProcess:
             case orders.Pong():
                 if report.number == self._ping:
                     self._pong.set()
+            case orders.LetGo():
+                self.on_let_go(report.number)
 
     def _on_ready(self, report: orders.Ready) -> None:
         if self.about is not None:

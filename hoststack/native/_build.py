@@ -2,8 +2,8 @@
 
 The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory,
 sessions and wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and
-OpenSSL. Where one of these is missing, setup.py says what to install; it leaves the engine out
-where HOSTSTACK_WITHOUT asks for that.
+OpenSSL; HTTP/3 needs nghttp3 1.8. Where one of these is missing, setup.py says what to install; it
+leaves the part out where HOSTSTACK_WITHOUT asks for that.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SESSION_SOURCES: Final = (*_sources("session"), "memory/fifo.c", "memory/event_r
 WIRE_SOURCES: Final = _sources("wire")
 #: Includes the wire and memory files that the engine calls.
 QUIC_SOURCES: Final = (*_sources("quic"), "wire/paths.c", "memory/fifo.c")
+HTTP3_SOURCES: Final = _sources("http3")
 QUIC_LIBRARIES: Final = ("ngtcp2_crypto_gnutls", "ngtcp2", "gnutls", "crypto")
 
 _QUIC_CALLBACKS: Final = """
@@ -49,6 +50,14 @@ const ngtcp2_info *ngtcp2_version(int least_version);
 const char *gnutls_check_version(const char *least_version);
 """
 
+_NGHTTP3: Final = """
+static char *const NGHTTP3_VERSION;
+typedef struct {
+    const char *version_str;
+    ...;
+} nghttp3_info;
+const nghttp3_info *nghttp3_version(int least_version);
+"""
 
 _SESSION_CALLBACKS: Final = """
 extern "Python" void hs_python_command(void *owner, uint64_t handle, uint32_t command,
@@ -124,4 +133,12 @@ quic = _builder(
     declarations=_QUIC_CALLBACKS,
     includes=("#include <gnutls/gnutls.h>", "#include <ngtcp2/ngtcp2.h>"),
     libraries=QUIC_LIBRARIES,
+)
+http3 = _builder(
+    "hoststack.native.http3._http3",
+    ("http3/http3.h",),
+    HTTP3_SOURCES,
+    declarations=_NGHTTP3,
+    includes=("#include <nghttp3/nghttp3.h>",),
+    libraries=("nghttp3",),
 )

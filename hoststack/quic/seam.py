@@ -244,7 +244,7 @@ class QuicConfig(FifoConfig):
 
     datagram_fifo_bytes: int = 0
     """FIFO of each direction for a connection's DATAGRAM frames (RFC 9221), rounded up to a power
-    of two; 0 does not offer them. Only the native engine has them."""
+    of two; 0 does not offer them."""
     connection_window_bytes: int = 4 << 20
     """Receive window of a connection over all its streams (RFC 9000 section 4.1)."""
     max_streams_bidi: int = 128

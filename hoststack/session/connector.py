@@ -131,7 +131,7 @@ class Connector:
                 self._sessions.refused["faults"] += 1
                 application.on_fault(error)
             else:
-                application.slow_lane_s -= HANDSHAKE_S
+                application.account.left_s -= HANDSHAKE_S
                 self.began(application, request, connection)
             finally:
                 del self._searches[application, request.token]

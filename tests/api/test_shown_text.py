@@ -12,8 +12,7 @@ import trio
 import trio.testing
 
 import hoststack
-from apps.http3 import Http3Error
-from hoststack import CloseInfo, ConnectError, ConnectionClosedError, TlsConfig
+from hoststack import CloseInfo, ConnectError, ConnectionClosedError, TlsConfig, http3
 from hoststack.api.daemon_client import admitted
 from hoststack.api.errors import AttachError
 from hoststack.boundary import attaching
@@ -115,7 +114,7 @@ def test_exceptions_of_an_application_in_a_log() -> None:
 
 
 def test_what_breaks_http3() -> None:
-    assert SHOWN in str(Http3Error(0x101, FORGED))
+    assert SHOWN in str(http3.ProtocolError(0x101, FORGED))
 
 
 def test_logs_of_what_a_worker_says(caplog: pytest.LogCaptureFixture) -> None:

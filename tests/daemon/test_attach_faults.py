@@ -19,6 +19,7 @@ from hoststack.control.unix_listener import unix_listener
 from hoststack.daemon import attach_server, orders
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
+from hoststack.daemon.leaving import MOST_LEAVING, OnLetGo
 from hoststack.session.namespaces import Namespaces
 from tests.daemon.faulty import raiser
 from tests.support.exceptions import exceptions
@@ -30,6 +31,9 @@ class Workers:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.served = 0
+        self.on_let_go: OnLetGo = lambda number: None
+        self.held: list[int] = []
+        self.is_holding = False
         self.has_room = trio.Event()
         self.has_room.set()
 
@@ -40,6 +44,14 @@ class Workers:
         if self.error is not None:
             raise self.error
         self.served += 1
+        self.held.append(order.number)
+        if not self.is_holding:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of all applications."""
+        while self.held:
+            self.on_let_go(self.held.pop())
 
 
 class Served:
@@ -80,6 +92,11 @@ class Served:
             and isinstance(offer, attaching.WorkerOffered)
             and self.worker.served == before + 1
         )
+
+    async def all_gone(self) -> None:
+        """Until no application is attached."""
+        while self.server.clients or self.server._waiting:
+            await trio.testing.wait_all_tasks_blocked()
 
 
 @asynccontextmanager
@@ -182,6 +199,62 @@ def test_a_worker_that_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert "try again" in refused.text
             served.worker.has_room.set()
             assert await served.is_well()
+
+    trio.run(main)
+
+
+def test_a_process_that_comes_and_goes_waits_until_the_workers_have_let_go(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served:
+            served.worker.is_holding = True
+            for _ in range(MOST_LEAVING):
+                assert await served.is_well()
+            await served.all_gone()
+            with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                await end.connect(served.path)
+                await end.send(HELLO)
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                assert served.worker.served == MOST_LEAVING
+                served.worker.let_go()
+                answer = attaching.decode_answer(await end.recv(65536))
+                assert isinstance(answer, attaching.Attached)
+
+    trio.run(main)
+
+
+def test_one_that_opens_many_connections_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach_server, "_MOST_WAITING", 2)
+
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served, trio.open_nursery() as nursery:
+            served.worker.has_room = trio.Event()
+            for _ in range(2):
+                nursery.start_soon(served.ask, HELLO, b"")
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            (answer,) = await served.ask(HELLO)
+            assert isinstance(attaching.decode_answer(answer), attaching.Refused)
+            served.worker.has_room.set()
+            await served.all_gone()
+            assert not served.server._waiting
+
+    trio.run(main)
+
+
+def test_a_worker_that_dies_has_let_go_of_all(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served:
+            served.worker.is_holding = True
+            for _ in range(MOST_LEAVING):
+                assert await served.is_well()
+            await served.all_gone()
+            served.server.remove_worker(0)
+            served.server.add_worker(0, served.worker)
+            assert await served.is_well()
+            served.worker.let_go()  # what it no longer has, too
+            await served.all_gone()
+            assert not len(served.server._attachments)
 
     trio.run(main)
 

@@ -40,8 +40,10 @@ from hoststack.boundary.channel import ChannelClosedError
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
 from hoststack.boundary.rings import shared_ends
+from hoststack.daemon import orders
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
+from hoststack.daemon.leaving import OnLetGo
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.tls import TlsConfig
@@ -240,7 +242,11 @@ def _no_fifo(name: BlockName) -> Fifo:
 
 
 class _NoWorker:
-    def serve(self, order: object, fds: list[int]) -> None: ...
+    on_let_go: OnLetGo
+
+    def serve(self, order: orders.Serve, fds: list[int]) -> None:
+        self.on_let_go(order.number)
+
     async def wait_for_room(self) -> None: ...
 
 

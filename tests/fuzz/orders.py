@@ -74,6 +74,7 @@ class Told:
         self.process: subprocess.Popen[bytes] | None = None
         self.pings: list[int] = [0]
         self.commands: list[int] = [0]
+        self.served: list[int] = [0]
         self.is_started = False
         self.is_ready = False
         self.is_deaf = False
@@ -97,6 +98,8 @@ class Told:
             self.pings = [*self.pings[-3:], order.number]
         elif isinstance(order, orders.Command):
             self.commands = [*self.commands[-3:], order.number]
+        elif isinstance(order, orders.Serve):
+            self.served = [*self.served[-3:], order.number]
         for fd in fds:
             os.close(fd)
 
@@ -247,7 +250,9 @@ class Workers:
                 ).encode()
 
     def _any_report(self, told: Told) -> orders.Report:
-        match self.rng.randrange(3):
+        match self.rng.randrange(4):
+            case 3:
+                return orders.LetGo(self.rng.choice([*told.served, -1, 1 << 62]))
             case 0:
                 return orders.Pong(self.rng.choice([told.pings[-1], 0, -1, 1 << 62]))
             case 1:

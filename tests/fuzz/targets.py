@@ -70,7 +70,10 @@ _CORE_SOURCES: Final = tuple(
 _QUIC_SOURCES: Final = tuple(
     dict.fromkeys((*_build.QUIC_SOURCES, *_build.WIRE_SOURCES, *_build.SESSION_SOURCES))
 )
-_PAIR: Final = ("pair.c", "steady.c", "kept_wire.c", "heap_pool.c")
+_PAIR: Final = (
+    *("pair.c", "pair_application.c", "pair_streams.c"),
+    *("steady.c", "kept_wire.c", "heap_pool.c"),
+)
 _HEAP_POOL: Final = ("-Wl,--wrap=hs_pool_take", "-Wl,--wrap=hs_pool_give")
 TARGETS: Final = {
     target.name: target

@@ -132,7 +132,7 @@ def test_the_native_engine(sanitizing_compiler: str, tmp_path: Path) -> None:
     # Without capturing, or what a sanitizer says would be lost.
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k"]
     done = subprocess.run(
-        [*command, "not aioquic-", *ENGINE_TESTS],
+        [*command, "not aioquic- and not aioquic]", *ENGINE_TESTS],
         cwd=tmp_path,
         env={
             **os.environ,

@@ -237,12 +237,12 @@ def test_a_size_that_was_taken_for_granted(engine: str) -> None:
     run(main)
 
 
-@needs_native
-def test_datagrams_of_an_application_shrink_with_the_path() -> None:
+@both_engines
+def test_datagrams_of_an_application_shrink_with_the_path(engine: str) -> None:
     async def main() -> None:
         network = Narrow()
         config = QuicConfig(datagram_fifo_bytes=65536)
-        async with meeting(network, "native", config) as (_, _, accepted, connected):
+        async with meeting(network, engine, config) as (_, _, accepted, connected):
             await trio.sleep(1)
             largest = connected.max_datagram_bytes
             assert largest > BASE_BYTES

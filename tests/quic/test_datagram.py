@@ -1,4 +1,4 @@
-"""DATAGRAM frames (RFC 9221) on the native engine, and that the other one says it has none."""
+"""DATAGRAM frames (RFC 9221)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from hoststack import Connection, ConnectionClosedError, QuicConfig, SessionCach
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryNetwork
 from hoststack.worker import engines
-from tests.quic.test_native_features import CLIENT, SERVER, TLS, TRUSTING, URI, meeting, run
+from tests.quic import test_native_features as native_features
+from tests.quic.test_native_features import CLIENT, SERVER, TLS, TRUSTING, URI, run
 from tests.quic.test_stock_aioquic import stock_client, stock_server
 
 CONFIG = QuicConfig(datagram_fifo_bytes=64 * 1024)
 
-pytestmark = pytest.mark.skipif(
-    "native" not in engines.available_engines(), reason="the native engine was not built"
-)
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def meeting(network: MemoryNetwork, *configs: QuicConfig) -> Any:
+    """Two stacks and a connection, with the engine of this run."""
+    return native_features.meeting(network, *configs, engine="auto", client_engine="auto")
 
 
 async def receive_all(connection: Connection, count: int) -> list[bytes]:
@@ -138,17 +142,6 @@ def test_who_offers_none() -> None:
             for refused in (accepted.send_datagram(b"x"), accepted.receive_datagram()):
                 with pytest.raises(ValueError, match=r"QuicConfig\.datagram_fifo_bytes"):
                     await refused
-
-    run(main)
-
-
-def test_aioquic_offers_none() -> None:
-    async def main() -> None:
-        async with hoststack.open_stack(
-            link=MemoryNetwork().link(SERVER), engine="aioquic", config=CONFIG
-        ) as stack:
-            with pytest.raises(hoststack.ListenError, match=r"aioquic.*datagram_fifo_bytes"):
-                await stack.listen(URI, tls=TLS, alpn=["test"])
 
     run(main)
 
@@ -337,9 +330,7 @@ def test_a_message_that_the_path_has_become_too_narrow_for_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("meet", [stock_client, stock_server], ids=lambda meet: meet.__name__)
-def test_with_a_stock_peer(meet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "available_engines", lambda: ["native"])
-
+def test_with_a_stock_peer(meet: Any) -> None:
     async def main() -> None:
         async with meet(CONFIG, {"max_datagram_frame_size": 1000}) as m:
             assert m.ours.max_datagram_bytes == 1000 - 3
@@ -359,11 +350,7 @@ def test_with_a_stock_peer(meet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run(main)
 
 
-def test_what_a_stock_peer_sends_that_was_not_offered_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engines, "available_engines", lambda: ["native"])
-
+def test_what_a_stock_peer_sends_that_was_not_offered_ends_the_connection() -> None:
     async def main() -> None:
         async with stock_client(QuicConfig(), {"max_datagram_frame_size": 1000}) as m:
             m.quic.send_datagram_frame(b"unasked for")
@@ -393,8 +380,11 @@ def test_a_repeated_packet_brings_no_second_datagram() -> None:
     run(main)
 
 
-def test_datagrams_wait_for_the_handshake() -> None:
+def test_datagrams_wait_for_the_handshake(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One in a 0-RTT packet may be a replay, and has no place to say so."""
+    if engines.why_not_native():
+        pytest.skip("only the native engine's clients send 0-RTT, and it was not built")
+    monkeypatch.setattr(engines, "available_engines", lambda: [engine, "native"])
 
     async def echo(connection: Connection) -> None:
         async for datagram in connection.datagrams():
@@ -404,9 +394,7 @@ def test_datagrams_wait_for_the_handshake() -> None:
         network = MemoryNetwork(delay_s=0.1)
         config = QuicConfig(early_data=True, datagram_fifo_bytes=4096)
         async with (
-            hoststack.open_stack(
-                link=network.link(SERVER), engine="native", config=config
-            ) as server,
+            hoststack.open_stack(link=network.link(SERVER), config=config) as server,
             hoststack.open_stack(
                 link=network.link(CLIENT), engine="native", config=config
             ) as client,

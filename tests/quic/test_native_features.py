@@ -50,11 +50,12 @@ async def meeting(
     config: QuicConfig | None = None,
     client_config: QuicConfig | None = None,
     engine: Any = "native",
+    client_engine: Any = "native",
 ) -> AsyncIterator[tuple[Stack, Stack, Connection, Connection]]:
     async with (
         hoststack.open_stack(link=network.link(SERVER), engine=engine, config=config) as server,
         hoststack.open_stack(
-            link=network.link(CLIENT), engine="native", config=client_config or config
+            link=network.link(CLIENT), engine=client_engine, config=client_config or config
         ) as client,
         await server.listen(URI, tls=TLS, alpn=["test"]) as listener,
         client.connect(URI, tls=TRUSTING, alpn=["test"]) as connected,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -100,6 +102,56 @@ def test_a_mistake_is_one_line(certificate: object, key: object, why: str) -> No
     text = str(caught.value)
     assert why in text
     assert "\n" not in text
+
+
+RSA = rsa.generate_private_key(65537, 2048)
+
+
+def with_numbers(**changed: int) -> tuple[bytes, bytes]:
+    """RSA's certificate, and its key with other numbers that nobody checked."""
+    numbers = RSA.private_numbers()
+    names = ("p", "q", "d", "dmp1", "dmq1", "iqmp")
+    kept: dict[str, Any] = {name: getattr(numbers, name) for name in names}
+    kept |= changed
+    false = rsa.RSAPrivateNumbers(**kept, public_numbers=numbers.public_numbers)
+    key = false.private_key(unsafe_skip_rsa_key_validation=True)
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return self_signed(RSA)[0], key.private_bytes(serialization.Encoding.PEM, *form)
+
+
+@pytest.mark.parametrize("change", [lambda n: n + 1, lambda n: n - 2, lambda n: n * 3, lambda _: 1])
+@pytest.mark.parametrize("name", ["p", "q", "d", "dmp1", "dmq1", "iqmp"])
+def test_rsa_keys_whose_numbers_do_not_fit(name: str, change: Callable[[int], int]) -> None:
+    try:
+        certificate, key = with_numbers(**{name: change(getattr(RSA.private_numbers(), name))})
+    except ValueError:
+        return  # cryptography itself refuses to write it
+    with pytest.raises(TlsConfigError, match="no usable private key"):
+        TlsConfig(certificate=certificate, key=key)
+
+
+def test_factors_of_rsa_keys_of_very_different_sizes() -> None:
+    """Signing takes the cube of the larger one's size."""
+    p, q, e = rsa.generate_private_key(65537, 4096).private_numbers().p, (1 << 107) - 1, 65537
+    d = pow(e, -1, (p - 1) * (q - 1))
+    public = rsa.RSAPublicNumbers(e, p * q)
+    numbers = rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), public)
+    key = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    with pytest.raises(TlsConfigError, match="no usable private key"):
+        TlsConfig(*self_signed(key))
+
+
+def test_no_check_of_an_rsa_key_holds_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of cryptography does, for 400 ms with 4096 bits: a worker serves nobody meanwhile."""
+    load = serialization.load_pem_private_key
+
+    def without_check(*arguments: Any, unsafe_skip_rsa_key_validation: bool, **more: Any) -> Any:
+        assert unsafe_skip_rsa_key_validation
+        return load(*arguments, unsafe_skip_rsa_key_validation=True, **more)
+
+    certificate, key = with_numbers()
+    monkeypatch.setattr(serialization, "load_pem_private_key", without_check)
+    assert TlsConfig(certificate=certificate, key=key).private_key is not None
 
 
 @pytest.mark.parametrize("ca", [b"rubbish", "/nowhere/ca.pem"])

@@ -162,10 +162,11 @@ class Life:
         return await connecting.__aenter__()
 
 
+DATAGRAMS = QuicConfig(datagram_fifo_bytes=1 << 16)
 #: What the transports beside the engine carry: once is enough.
 _BESIDE = ("cut_through", "tcp", "udp", "bound")
 #: What the aioquic engine can't do.
-_NATIVE = ("datagrams", "migrated")
+_NATIVE = ("migrated",)
 
 
 def deeds(engine: str) -> list[str]:
@@ -202,12 +203,11 @@ def fifos(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 @asynccontextmanager
 async def network(engine: str) -> AsyncIterator[tuple[EmbeddedStack, str]]:
     """The stack of a worker, and the URI of an echo server in the network."""
-    config = config_of(engine)
     uri = f"quic://{HOST}:4433"
 
     async def serve(task_status: trio.TaskStatus[hoststack.Listener]) -> None:
         await server.serve(
-            uri, _echo, tls=TLS, alpn=["test"], config=config, task_status=task_status
+            uri, _echo, tls=TLS, alpn=["test"], config=DATAGRAMS, task_status=task_status
         )
 
     hosts = MemoryNetwork()
@@ -227,10 +227,6 @@ async def _echo(connection: hoststack.Connection) -> None:
         await echo(connection)
 
 
-def config_of(engine: str) -> QuicConfig:
-    return QuicConfig(datagram_fifo_bytes=1 << 16 if engine == "native" else 0)
-
-
 def run(main: Callable[[], Awaitable[None]]) -> None:
     with without_collections():
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -245,7 +241,7 @@ def test_a_worker_keeps_nothing(engine: str, fifos: Callable[[], int]) -> None:
                     attached([worker], deed, scopes={"global", "local"}) as stack,
                     trio.open_nursery() as nursery,
                 ):
-                    life = Life(stack, uri, nursery, config_of(engine))
+                    life = Life(stack, uri, nursery, DATAGRAMS)
                     await getattr(life, deed)()
                     (*_, last) = worker._worker.layer.applications
                     application = weakref.ref(last)

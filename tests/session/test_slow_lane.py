@@ -12,11 +12,12 @@ import trio.testing
 import hoststack
 from hoststack import TlsConfig
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import Application
+from hoststack.boundary.application import Application, TimeAccount
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.off_loop import OffLoop, Threads
 from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
+from hoststack.session import spent_time
 from hoststack.session.slow_lane import LEAST_S, MOST_S, PART, SlowLane, charged
 from tests.support.attached import SEAL, both_ends
 from tests.support.costly import false_rsa_pair, listen_with, rsa_pair
@@ -100,6 +101,31 @@ def test_one_that_asks_for_much_delays_itself_alone() -> None:
     assert honest.handled - before >= LEAST_S / honest.cost_s - 1
 
 
+def test_many_attachments_of_a_process_get_no_more_than_one() -> None:
+    requests, _ = lane()
+    account, honest = TimeAccount(), Asking(20e-6)
+    hostile = [Asking(1e-3 if number == 7 else 20e-6) for number in range(40)]
+    for each in hostile:
+        each.account = account
+    for _ in range(1000):
+        requests.run([*hostile, honest])
+    assert honest.took_s == pytest.approx(1000 * LEAST_S / 2, abs=20e-6 * 1000)
+    assert sum(each.took_s for each in hostile) == pytest.approx(1000 * LEAST_S / 2, abs=0.02)
+    assert all(each.handled for each in hostile)
+
+
+def test_many_processes_of_a_user_get_no_more_than_one() -> None:
+    requests, _ = lane()
+    hostile, honest = [Asking(20e-6) for _ in range(4)], Asking(20e-6)
+    for each in hostile:
+        each.account = TimeAccount(uid=1001)
+    for _ in range(1000):
+        requests.run([*hostile, honest])
+    assert honest.took_s == pytest.approx(1000 * LEAST_S / 2, abs=20e-6 * 1000)
+    took = [each.took_s for each in hostile]
+    assert took == [pytest.approx(1000 * LEAST_S / 8, abs=20e-6 * 1000)] * 4
+
+
 def test_one_in_this_process_is_not_held_back() -> None:
     requests, _ = lane()
     own = Asking(0.01, count=500)
@@ -129,9 +155,36 @@ def test_a_task_that_a_request_starts_is_charged_but_not_its_waits() -> None:
         result: list[object] = []
         await charged(application, task, result)
         assert result == [True]
-        assert -50 < application.slow_lane_s < 0
+        assert -50 < application.account.left_s < 0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class Clocks:
+    """The module `time`, with clocks that stand still."""
+
+    def __init__(self) -> None:
+        self.now = self.cpu = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def thread_time(self) -> float:
+        return self.cpu
+
+
+@pytest.mark.parametrize(("waited_s", "counted_s"), [(0.001, 0.001), (0.02, 0.02), (8.0, 0.02)])
+def test_an_answer_that_the_thread_blocks_for_is_spent_time(
+    waited_s: float, counted_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(spent_time, "time", clocks)
+    began = spent_time.spent_s()
+    clocks.now += 100  # asleep
+    with spent_time.blocked():
+        clocks.now += waited_s + 0.003
+        clocks.cpu += 0.003
+    assert spent_time.spent_s() - began == pytest.approx(counted_s + 0.003)
 
 
 # --- off the loop -----------------------------------------------------------------------------
@@ -225,6 +278,19 @@ def test_what_waits_for_a_key_can_be_cancelled() -> None:
         other.request(m.GetStatistics(9, 7))
         (answer,) = await answers(other)
         assert answer.token == 9
+
+    beside(HeldUp, main)
+
+
+def test_loading_a_key_is_charged() -> None:
+    async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
+        other.request(listen(1))
+        await trio.testing.wait_all_tasks_blocked()
+        application._loading._costs.append(0.5)  # as if it had taken so long
+        before = application.engine.counters.turns
+        held.go.set()
+        await answers(other)
+        assert application.engine.counters.turns - before >= 0.5 / MOST_S
 
     beside(HeldUp, main)
 

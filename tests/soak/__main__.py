@@ -3,7 +3,8 @@
 A daemon with two workers serves over AF_XDP between two network namespaces. Well-behaved programs
 use it all the time, hostile ones come and go, a few at a time. None of the honest connections may
 be lost, no process of the daemon may end, and in the end its open files and its memory are back
-where they were.
+where they were. Each program has a session of its own, as on any machine: the kernel may divide the
+CPU between sessions first (sched_autogroup_enabled).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -102,7 +104,9 @@ class Soak:
             hostile = f"quic://{b.ipv4}:{HOSTILE_PORT}"
             words = [self._daemon.api, self._daemon.cli, b.ipv4, CALLED_PORT, hostile, str(seconds)]
             line = a.command(sys.executable, "-m", "tests.soak.application_attacks", name, *words)
-        self._running[name] = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        self._running[name] = subprocess.Popen(
+            line, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def _kill_attacks(self) -> None:
         for process in self._running.values():
@@ -141,7 +145,7 @@ def _soak() -> Iterator[tuple[Soak, Daemon]]:
     with ExitStack() as undo:
         pair = undo.enter_context(veth_pair(queues=WORKERS))
         words = ["-i", pair.a.ifname, "--link", "af_xdp", "--workers", str(WORKERS)]
-        daemon = undo.enter_context(run_daemon(*words, prefix=pair.a.command()))
+        daemon = undo.enter_context(run_daemon(*words, prefix=["setsid", *pair.a.command()]))
         try:
             yield Soak(pair, daemon, undo), daemon
         except BaseException:

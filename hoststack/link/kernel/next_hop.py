@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from hoststack.link.base import LinkError
+from hoststack.link.kernel.route_request import Route
 from hoststack.link.kernel.rtnetlink import (
     NUD_FAILED,
     NUD_NONE,
@@ -29,7 +30,6 @@ from hoststack.link.kernel.rtnetlink import (
     InterfaceChange,
     LocalPrefix,
     NeighbourChange,
-    Route,
     RoutesChanged,
     Rtnetlink,
 )

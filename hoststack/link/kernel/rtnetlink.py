@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from hoststack.link.base import LinkError
+from hoststack.link.kernel.route_request import Route, RouteRequests
 
 # Neighbour states (linux/neighbour.h).
 NUD_INCOMPLETE: Final = 0x01
@@ -37,8 +38,7 @@ NUD_NONE: Final = 0x00
 NUD_VALID: Final = NUD_PERMANENT | NUD_NOARP | NUD_REACHABLE | NUD_PROBE | NUD_STALE | NUD_DELAY
 _NTF_USE: Final = 0x01  # linux/neighbour.h: something is about to send to this neighbour
 
-_RTN_UNICAST: Final = 1  # linux/rtnetlink.h
-_RTN_LOCAL: Final = 2
+_RTN_LOCAL: Final = 2  # linux/rtnetlink.h
 _RTN_BROADCAST: Final = 3
 _RT_TABLE_LOCAL: Final = 255
 
@@ -90,21 +90,6 @@ class LocalPrefix(NamedTuple):
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     bits: int
     is_broadcast: bool
-
-
-class Route(NamedTuple):
-    """The kernel's answer to "how would you send to this address" (`ip route get`)."""
-
-    source: str
-    """The local address that the kernel would send from; empty if it names none."""
-    next_hop: str
-    """The gateway, or the address itself where it is on the link."""
-    ifindex: int
-    is_local: bool
-    """Whether the address is this machine's own."""
-    is_unicast: bool
-    mtu_bytes: int | None
-    """The route's own MTU, where it has one."""
 
 
 class NeighbourChange(NamedTuple):
@@ -161,7 +146,12 @@ class Rtnetlink:
             if follows_changes:
                 self._changes.bind((0, _GROUPS))
                 self._changes.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_IPV6_RULE)
-            self._requests = IPRoute()
+            self._route_requests = RouteRequests()
+            try:
+                self._requests = IPRoute()
+            except BaseException:
+                self._route_requests.close()
+                raise
         except BaseException:
             self._changes.close()
             raise
@@ -173,8 +163,9 @@ class Rtnetlink:
 
     @_outside_of_loops()
     def close(self) -> None:
-        """Close both sockets; idempotent."""
+        """Close the sockets; idempotent."""
         self._changes.close()
+        self._route_requests.close()
         self._requests.close()
 
     @_outside_of_loops()
@@ -195,26 +186,20 @@ class Rtnetlink:
             f"there is no interface {name!r} in this network namespace: use one of {names}",
         )
 
-    @_outside_of_loops()
     def route(self, remote: str, source: str | None = None, oif: int | None = None) -> Route:
         """Ask the kernel for the route to a numeric address.
 
         `source` is the local address to send from, `oif` the index of the output interface.
         Raises LinkError with the kernel's errno: ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL.
         """
-        query: dict[str, Any] = {"dst": remote}
-        if source is not None:
-            query["src"] = source
-        if oif is not None:
-            query["oif"] = oif
         try:
-            answer = self._requests.route("get", **query)[0]
-        except NetlinkError as error:
-            _drop_frames(error)
-            raise _as_link_error(
-                error, f"there is no route to {remote}", "see `ip route get` and add a route"
+            return self._route_requests.route(remote, source, oif)
+        except OSError as error:
+            raise LinkError(
+                error.errno or errno.EIO,
+                f"there is no route to {remote} ({error.strerror}): see `ip route get` and add a "
+                "route",
             ) from None
-        return _route(answer, remote)
 
     @_outside_of_loops()
     def own_addresses(self) -> list[LocalPrefix]:
@@ -322,19 +307,6 @@ def _interface(message: Any) -> Interface:
         mac=_mac(message.get_attr("IFLA_ADDRESS")),
         mtu_bytes=message.get_attr("IFLA_MTU") or 0,
         is_up=message["flags"] & running == running,
-    )
-
-
-def _route(message: Any, remote: str) -> Route:
-    via = message.get_attr("RTA_VIA")  # an IPv4 route through an IPv6 gateway (RFC 5549)
-    metrics = message.get_attr("RTA_METRICS")
-    return Route(
-        source=message.get_attr("RTA_PREFSRC") or "",
-        next_hop=message.get_attr("RTA_GATEWAY") or (via["addr"] if via else remote),
-        ifindex=message.get_attr("RTA_OIF") or 0,
-        is_local=message["type"] == _RTN_LOCAL,
-        is_unicast=message["type"] == _RTN_UNICAST,
-        mtu_bytes=metrics.get_attr("RTAX_MTU") if metrics else None,
     )
 
 

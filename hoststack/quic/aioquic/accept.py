@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hoststack.link.base import Link, Path
 from hoststack.native.memory.fifo import Fifo
+from hoststack.quic.aioquic.datagrams import datagram_offer
 from hoststack.quic.aioquic.half_open import HalfOpen
 from hoststack.quic.aioquic.resume import GivenTickets
 from hoststack.quic.aioquic.retry import RetryTokens, invalid_token
@@ -148,7 +149,6 @@ def _configuration(
         )
     for name, is_asked in (
         ("keep_alive_s", config.keep_alive_s),
-        ("datagram_fifo_bytes", config.datagram_fifo_bytes),
         ("preferred_addresses", config.preferred_addresses),
     ):
         if is_asked:
@@ -164,6 +164,7 @@ def _configuration(
         connection_id_length=CID_BYTES,
         idle_timeout=config.idle_timeout_s,
         max_data=config.connection_window_bytes,
+        max_datagram_frame_size=datagram_offer(config),
         max_stream_data=Fifo.rounded_up(config.least_rx_bytes),
         max_datagram_size=min(config.max_datagram_bytes or max_datagram_bytes, max_datagram_bytes),
         original_version=QUIC_VERSIONS[config.version],

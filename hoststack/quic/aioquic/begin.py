@@ -10,7 +10,7 @@ from aioquic.quic.packet import QuicProtocolVersion
 from hoststack.link.base import Link, Path
 from hoststack.quic.aioquic.accept import Admitted
 from hoststack.quic.aioquic.connection import HostConnection
-from hoststack.quic.seam import Fifos
+from hoststack.quic.seam import EngineOwner
 
 _TYPES_OF_0RTT: Final = {
     int(version).to_bytes(4, "big"): kind
@@ -26,7 +26,7 @@ def accepted_connection(
     *,
     link: Link,
     new_cid: Callable[[], bytes],
-    make_fifos: Callable[..., Fifos],
+    owner: EngineOwner,
     reset_token: Callable[[bytes], bytes],
 ) -> HostConnection:
     """Return the connection that a client's first packet to `dcid` starts."""
@@ -42,7 +42,7 @@ def accepted_connection(
         listener=listener,
         path=path,
         new_cid=new_cid,
-        make_fifos=make_fifos,
+        owner=owner,
         reset_token=reset_token,
         original_destination_connection_id=admitted.original_dcid,
         retry_source_connection_id=admitted.retry_scid,

@@ -2,8 +2,9 @@
 
 aioquic's QuicConnection implements the protocol; this subclass and its parts decide what aioquic
 does not: which connection IDs are issued, when the windows move (windows.py), what peers may send
-(guards.py), and how large datagrams are (sized.py). tests/quic/test_aioquic_internals.py checks the
-private members of aioquic that are used, for each version that pyproject.toml allows.
+(guards.py), how large UDP datagrams are (sized.py), and when DATAGRAM frames are sent
+(datagrams.py). tests/quic/test_aioquic_internals.py checks the private members of aioquic that are
+used, for each version that pyproject.toml allows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnectionId, QuicConnectionState
 from aioquic.quic.events import (
     ConnectionTerminated,
+    DatagramFrameReceived,
     HandshakeCompleted,
     QuicEvent,
     StopSendingReceived,
@@ -30,21 +32,25 @@ from aioquic.quic.packet import (
 from aioquic.tls import Epoch
 
 from hoststack.link.base import Outgoing, Path
-from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.accept import Listener
+from hoststack.quic.aioquic.datagrams import DatagramConnection
 from hoststack.quic.aioquic.guards import GuardedConnection
 from hoststack.quic.aioquic.host_stream import HostStream
 from hoststack.quic.aioquic.sized import SizedConnection
 from hoststack.quic.aioquic.windows import ReceiveWindows
-from hoststack.quic.seam import CloseInfo, ConnectionIds, EventKind, Fifos, Handshake, QuicConfig
+from hoststack.quic.seam import (
+    CloseInfo,
+    ConnectionIds,
+    EngineOwner,
+    EventKind,
+    Fifos,
+    Handshake,
+    QuicConfig,
+)
 
 
-class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
-    """One connection. `make_fifos` is EngineOwner's `make_stream_fifos`."""
-
-    #: It supports no datagrams, so it has no FIFOs of its own.
-    rx: Fifo | None = None
-    tx: Fifo | None = None
+class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, SizedConnection):
+    """One connection."""
 
     _close_event: ConnectionTerminated | None
 
@@ -56,7 +62,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         listener: Listener | None,
         path: Path,
         new_cid: Callable[[], bytes],
-        make_fifos: Callable[..., Fifos],
+        owner: EngineOwner,
         reset_token: Callable[[bytes], bytes],
         **options: Any,
     ) -> None:
@@ -71,7 +77,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         self.handshake_deadline: float | None = None
         self.timer_at: float | None = None
         self.initial_dcid: bytes | None = None
-        self.make_fifos = make_fifos
+        self._owner = owner
         self.first_path = path
         """The path on which it began."""
         self._new_cid = new_cid
@@ -147,7 +153,9 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
         if stream_id // 4 >= self._stream_limits[unidirectional]:
             return None
-        fifos = self.make_fifos(self, has_rx=not unidirectional, has_tx=True, is_peers=False)
+        fifos = self._owner.make_stream_fifos(
+            self, has_rx=not unidirectional, has_tx=True, is_peers=False
+        )
         self.send_stream_data(stream_id, b"")
         return self._add_stream(stream_id, is_local=True, fifos=fifos)
 
@@ -168,7 +176,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
                 self._adopted[unidirectional] += 1
                 fifos = None
                 with contextlib.suppress(OSError, MemoryError):
-                    fifos = self.make_fifos(
+                    fifos = self._owner.make_stream_fifos(
                         self, has_rx=True, has_tx=not unidirectional, is_peers=True
                     )
                 stream = self._add_stream(stream_id, is_local=False, fifos=fifos)
@@ -229,9 +237,12 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
                 self._end_receiving(stream)
             elif isinstance(event, StopSendingReceived):
                 self._on_stop(self.streams.get(event.stream_id), event.error_code)
+            elif isinstance(event, DatagramFrameReceived):
+                self.receive_datagram_frame(event.data)
             else:
                 if isinstance(event, HandshakeCompleted):
                     self._known_stream_limits = self._stream_limits
+                    self.open_datagrams(self._owner.make_datagram_fifos)
                 self.news.append(event)
 
     def _on_data(self, stream: HostStream, data: bytes, is_end: bool) -> None:
@@ -284,6 +295,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
     def write(self, now: float) -> list[Outgoing]:
         """Return the datagrams to send."""
         self.follow_applications()
+        self.feed_datagrams()
         self._update_key_if_due()
         is_close = self._close_pending
         datagrams: list[Outgoing] = self.datagrams_to_send(now)
@@ -317,10 +329,11 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
         """Whether the closing period has ended as well."""
         return self._state is QuicConnectionState.TERMINATED
 
-    def give_up(self, reason: str, code: int = QuicErrorCode.NO_ERROR) -> None:
-        """End at once without a packet to the peer."""
+    def give_up(self, reason: str) -> None:
+        """End at once without a packet to the peer. The application sees an error, not a clean
+        close."""
         self._close_event = ConnectionTerminated(
-            error_code=code,
+            error_code=QuicErrorCode.INTERNAL_ERROR,
             frame_type=QuicFrameType.PADDING,
             reason_phrase=reason,
         )
@@ -334,7 +347,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
     def be_reset(self) -> None:
         """End: the peer has lost this connection (RFC 9000 section 10.3)."""
         self._peer_closed = True
-        self.give_up("Stateless reset", QuicErrorCode.INTERNAL_ERROR)
+        self.give_up("Stateless reset")
 
     def dispose(self) -> None:
         """Free memory at once; for a connection that is no longer used.
@@ -409,6 +422,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, SizedConnection):
             "packets_lost": loss.packets_lost,
             "streams": len(self.streams),
             "datagram_bytes": self._max_datagram_size,
+            **self.datagram_frames,
         }
 
     @property

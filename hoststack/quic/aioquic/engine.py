@@ -73,7 +73,7 @@ class AioquicEngine:
     def __init__(self, link: Link, owner: EngineOwner, cid: CidConfig, secret: bytes) -> None:
         self.counters = EngineCounters()
         self._link = link
-        self._make_fifos = owner.make_stream_fifos
+        self._owner = owner
         self._new_cid = CidGenerator(cid)
         self._resets = StatelessResets(secret, self._new_cid.prefix)
         self._acceptor = Acceptor(link, self.counters, secret, self._new_cid)
@@ -120,7 +120,7 @@ class AioquicEngine:
             listener=None,
             path=way,
             new_cid=self._new_cid,
-            make_fifos=self._make_fifos,
+            owner=self._owner,
             reset_token=self._resets.token,
             **options,
         )
@@ -150,7 +150,7 @@ class AioquicEngine:
         self._due[allowing] = None
 
     def send_datagrams(self, connection: ConnectionContext) -> None:
-        raise ValueError("the aioquic engine does not support datagrams: it has no FIFOs for them")
+        self._due[cast(HostConnection, connection)] = None
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         opened = cast(HostStream, stream)
@@ -342,7 +342,7 @@ class AioquicEngine:
             now,
             link=self._link,
             new_cid=self._new_cid,
-            make_fifos=self._make_fifos,
+            owner=self._owner,
             reset_token=self._resets.token,
         )
         # A client's first flight uses the connection ID that the client chose.
@@ -463,6 +463,7 @@ class AioquicEngine:
         is_news = not connection.has_reported_close
         if is_news:
             self._collect_streams(connection, events)
+            self._collect_datagrams(connection, events)
         if is_news and connection._close_event is not None:
             connection.has_reported_close = True
             self.counters.closed += 1
@@ -494,6 +495,7 @@ class AioquicEngine:
             connection.is_established = True
             connection.handshake_deadline = None
             connection._loss.size.on_acked(connection._max_datagram_size)
+            self._collect_limit(connection, events)
             if connection.listener is None:
                 self.counters.connected += 1
                 events.append(Event(EventKind.CONNECTED, connection))
@@ -529,6 +531,19 @@ class AioquicEngine:
         connection.moved.clear()
         if connection.take_new_stream_limits():
             events.append(Event(EventKind.STREAMS_AVAILABLE, connection))
+
+    def _collect_datagrams(self, connection: HostConnection, events: list[Event]) -> None:
+        self._collect_limit(connection, events)
+        if connection.has_new_datagrams:
+            events.append(Event(EventKind.READABLE, connection))
+        if connection.has_datagram_room:
+            events.append(Event(EventKind.WRITABLE, connection))
+        connection.has_new_datagrams = connection.has_datagram_room = False
+
+    def _collect_limit(self, connection: HostConnection, events: list[Event]) -> None:
+        if connection.has_new_largest():
+            largest = connection.largest_datagram
+            events.append(Event(EventKind.DATAGRAMS_READY, connection, largest))
 
     def _collect_moved(
         self, connection: HostConnection, stream: HostStream, events: list[Event]

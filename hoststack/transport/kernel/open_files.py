@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import resource
 from typing import Final
@@ -11,17 +13,29 @@ from typing import Final
 #: the segments of its FIFOs.
 _SPARED: Final = 256
 
-
 #: Upper bound for the limit. It exceeds any use here; some kernels allow a thousand times as many.
 _MOST: Final = 1 << 20
+#: Descriptors that the kernel's table has room for from the start; they take 512 KiB.
+_TABLE: Final = 1 << 16
 
 
 def raise_open_files() -> None:
-    """Raise this process's soft limit of open files to the hard limit, or to _MOST."""
+    """Raise this process's soft limit of open files to the hard limit, or to _MOST, and have the
+    kernel allocate its table of descriptors. Call it before the process has threads.
+
+    The kernel doubles a table that is full. In a process with threads the system call that needs
+    the room, an accept(2) for example, then waits for all CPUs to leave their RCU read-side
+    sections (expand_fdtable in fs/file.c): several seconds on a busy machine.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    room = _TABLE if soft == resource.RLIM_INFINITY else min(soft, _TABLE)
+    # Without memory for the table, it grows later.
+    with contextlib.suppress(OSError), open(os.devnull, "rb") as file:
+        os.close(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, room - 1))
 
 
 def ports_of_one(sockets_of_port: int) -> int:

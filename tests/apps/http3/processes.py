@@ -1,4 +1,4 @@
-"""Our HTTP/3 client and server as processes, what is compared, and how a response is read."""
+"""Our HTTP/3 client and server as processes, and what is compared."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from aioquic.h3.events import HeadersReceived
 
-from apps.http3 import Exchange
 from tests.apps.echo_process import PATIENCE_S
 from tests.support.netns import Side
 
@@ -93,12 +91,3 @@ def free_port() -> int:
         port: int = udp.getsockname()[1]
         tcp.bind((ADDRESS, port))
         return port
-
-
-async def rest(exchange: Exchange) -> bytes:
-    """The content, after the header section."""
-    content = bytearray()
-    while (part := await exchange.receive()) is not None:
-        assert not isinstance(part, HeadersReceived)
-        content += part.data
-    return bytes(content)

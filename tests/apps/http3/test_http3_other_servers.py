@@ -15,18 +15,15 @@ from typing import Final
 import pytest
 import trio
 import trio.testing
-from aioquic.h3.events import HeadersReceived
 
 import hoststack
-from apps.http3 import Http3Connection
-from hoststack import TlsConfig
+from hoststack import TlsConfig, http3
 from tests.apps.http3.processes import (
     ADDRESS,
     assert_same,
     client,
     free_port,
     program,
-    rest,
 )
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -142,24 +139,12 @@ def test_our_client_moves_at_servers_of_others(
     async def main() -> None:
         async with (
             hoststack.open_stack(link="udp") as stack,
-            stack.connect(
-                f"quic://{authority}", tls=TlsConfig(verify=False), alpn=["h3"]
-            ) as connection,
-            trio.open_nursery() as nursery,
+            http3.open_client(stack, authority, tls=TlsConfig(verify=False)) as client,
         ):
-            http = await Http3Connection.over(connection, is_client=True)
-            nursery.start_soon(http.run)
+            connection = client.connection
             # To another port, to another address, and back to the first.
             for local in (None, "127.0.0.3", ADDRESS):
-                exchange = await http.request(
-                    [
-                        (b":method", b"GET"),
-                        (b":scheme", b"https"),
-                        (b":authority", authority.encode()),
-                        (b":path", b"/large"),
-                    ]
-                )
-                assert isinstance(await exchange.receive(), HeadersReceived)
+                response = await client.request("GET", "/large")
                 before = connection.local
                 if is_forbidden:
                     with pytest.raises(hoststack.MigrationError, match="the peer forbids"):
@@ -167,10 +152,10 @@ def test_our_client_moves_at_servers_of_others(
                 else:
                     await connection.migrate(local)
                 assert (connection.local == before) == is_forbidden
-                assert await rest(exchange) == (folder / "large").read_bytes()
+                assert await response.read() == (folder / "large").read_bytes()
+                await response.aclose()
             moves = (await connection.statistics())["path_changes"]
             assert moves == (0 if is_forbidden else 3)
-            nursery.cancel_scope.cancel()
 
     trio.run(main)
 

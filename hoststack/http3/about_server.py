@@ -1,0 +1,302 @@
+"""The server's side of a connection, in every loop."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any, Final, Self
+
+import trio
+
+from hoststack.api.about_stream import WAIT
+from hoststack.http3.about_connection import AboutHttp3Connection
+from hoststack.http3.errors import ErrorCode, Http3Error, MessageError, ProtocolError
+from hoststack.http3.exchange import Exchange
+from hoststack.http3.fields import Fields, FieldsToSend, to_fields
+from hoststack.http3.seam import BLOCKED, Section
+
+logger = logging.getLogger(__name__)
+
+#: Read of a new request at once: its header section, and the beginning of its content.
+_HEAD_BYTES: Final = 16384
+#: Statuses without content, and without a content-length (RFC 9110 section 6.4.1, 8.6).
+_WITHOUT_CONTENT: Final = frozenset((204, 304))
+#: More than these, and a low urgency (RFC 9218 section 4.1).
+_LEAST_URGENT: Final = 7
+
+
+class Request(Exchange):
+    """A request, and its response: `respond`, or `send_headers`, `send_all` and `send_eof`.
+
+    When it is closed without a complete response, its stream is reset (H3_INTERNAL_ERROR).
+    """
+
+    _abort_code = ErrorCode.INTERNAL_ERROR
+    _http: AboutServerConnection
+
+    def __init__(self, http: AboutServerConnection, stream: Any) -> None:
+        super().__init__(http, stream)
+        self.method: bytes = b""
+        self.scheme: bytes | None = None
+        """None of a CONNECT without `protocol`."""
+        self.authority: bytes | None = None
+        """Host and port; None if the client sent a `host` field alone."""
+        self.path: bytes | None = None
+        """Path and query; None of a CONNECT without `protocol`."""
+        self.protocol: bytes | None = None
+        """Of an extended CONNECT (RFC 9220)."""
+        self.headers: Fields = []
+        """Without pseudo-header fields."""
+        self.is_answered = False
+        """The header section of the response was sent."""
+
+    @property
+    def may_be_replayed(self) -> bool:
+        """Whether this may be a replay of recorded packets: see `Connection.early_data`."""
+        return bool(self._stream.may_be_replayed)
+
+    @property
+    def priority(self) -> tuple[int, bool]:
+        """Urgency, 0 (first) to 7, and whether the response is of use in parts (RFC 9218)."""
+        return self._http._layer.priority(self.stream_id)
+
+    def set_priority(self, urgency: int, *, is_incremental: bool = False) -> None:
+        """Overrule the client's priority. Raises ValueError."""
+        if not 0 <= urgency <= _LEAST_URGENT:
+            raise ValueError(f"urgency must be between 0 and {_LEAST_URGENT}")
+        self._http._layer.set_priority(self.stream_id, urgency, is_incremental=is_incremental)
+
+    async def respond(
+        self, status: int, headers: FieldsToSend = (), body: bytes | bytearray | memoryview = b""
+    ) -> None:
+        """Send a complete response; `content-length` is added where it is missing. The content is
+        not sent in answer to HEAD. Raises ValueError, and as `send_all`."""
+        fields = to_fields(headers)
+        if status not in _WITHOUT_CONTENT and all(name != b"content-length" for name, _ in fields):
+            fields.append((b"content-length", b"%d" % len(body)))
+        if not len(body) or self.method == b"HEAD" or status in _WITHOUT_CONTENT:
+            await self.send_headers(status, fields, is_last=True)
+            return
+        await self._begin_sending()
+        try:
+            layer = self._http._layer
+            layer.send_section(self.stream_id, Section.RESPONSE, _with_status(status, fields))
+            self.is_answered = True
+            data = body if isinstance(body, bytes) else memoryview(body)
+            layer.send_data(self.stream_id, data, is_last=True)
+            self._has_sent_end = True
+            await self._drain()
+        finally:
+            self._is_sending = False
+
+    async def send_headers(
+        self, status: int, headers: FieldsToSend = (), *, is_last: bool = False
+    ) -> None:
+        """Send the header section of the response. Content follows by `send_all`, and `send_eof` or
+        `send_trailers`; with `is_last` there is none. Raises as `respond`."""
+        if status < 200:
+            raise ValueError("an informational response is sent by `inform`")
+        fields = _with_status(status, to_fields(headers))
+        await self._send_section(Section.RESPONSE, fields, is_last=is_last)
+        self.is_answered = True
+
+    async def inform(self, status: int, headers: FieldsToSend = ()) -> None:
+        """Send an informational response, such as 103 (Early Hints). Raises as `respond`."""
+        if not 100 <= status < 200 or status == 101:
+            raise ValueError(f"{status} is the status of no informational response of HTTP/3")
+        fields = _with_status(status, to_fields(headers))
+        await self._send_section(Section.INFORMATIONAL, fields)
+
+    async def wait_gone(self) -> None:
+        """Wait until the client has all of the response, or does not want it any more."""
+        try:
+            await self._stream.wait_acknowledged()
+        except trio.BrokenResourceError as error:
+            self._sending_error = self._sending_error or error
+
+    def _on_section(self, fields: Fields) -> None:
+        count = 0
+        for name, value in fields:
+            if name[:1] != b":":
+                break
+            setattr(self, name[1:].decode(), value)
+            count += 1
+        self.headers = fields[count:]
+        self._http._on_request(self)
+
+    def _stop_code(self) -> int:
+        # RFC 9114 section 4.1: the response does not need the rest of the request.
+        return ErrorCode.NO_ERROR if self.is_answered else self._abort_code
+
+    def _close(self) -> None:
+        if not self._is_closed:
+            self._http._count(self)
+        super()._close()
+
+
+class AboutServerConnection(AboutHttp3Connection):
+    """A client's connection. Iterate over it for its requests.
+
+    The iteration ends when the client closes the connection, or when it was shut down; it raises
+    ProtocolError or ConnectionClosedError when the connection ended in another way.
+    """
+
+    _is_server = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._requests: deque[Request] = deque()
+        self._arrived = self._router.new_lot()
+        self._answered = 0
+        self._resets = 0
+        self._activity = 0
+        self._is_shut_down = False
+
+    async def start(self) -> None:
+        await super().start()
+        self._spawn(self._close_when_idle)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Request:
+        await self._router.checkpoint_if_cancelled()
+        while not self._requests:
+            if self._error is not None:
+                if self._has_ended_cleanly():
+                    raise StopAsyncIteration
+                raise self._error
+            if self._is_shut_down and not self._exchanges:
+                raise StopAsyncIteration
+            await self._arrived.park()
+        await self._router.shielded_checkpoint()
+        return self._requests.popleft()
+
+    # --- requests ---
+
+    def _on_request_stream(self, stream: Any) -> None:
+        request = Request(self, stream)
+        self._exchanges[stream.stream_id] = request
+        self._activity += 1
+        self._layer.add(stream)
+        try:
+            self._read_head(request)
+        except Http3Error as error:
+            logger.debug("%r: %s", self.connection, error)
+
+    def _read_head(self, request: Request) -> None:
+        """Read a request as far as it is there. Raises ProtocolError."""
+        result = self._read(request._stream, _HEAD_BYTES)
+        if request.method or request._is_closed:
+            return
+        if result < 0 or request._receiving_error is not None:
+            if request._receiving_error is None and result not in (WAIT, BLOCKED):
+                request._on_lost(request._stream._receiving_error(result))
+            if request._receiving_error is not None:
+                self._drop(request)
+                return
+        self._spawn(self._await_head, request)
+
+    async def _await_head(self, request: Request) -> None:
+        await self._router.within(self.config.head_seconds, self._pull_head(request))
+        if request.method or request._is_closed:
+            return
+        if request._receiving_error is None:
+            request._abort_code = ErrorCode.REQUEST_INCOMPLETE
+        self._drop(request)
+
+    async def _pull_head(self, request: Request) -> None:
+        try:
+            while not (request.method or request._receiving_error or request._is_closed):
+                if request._has_all:
+                    break
+                await request._pull(_HEAD_BYTES)
+        except Http3Error as error:
+            logger.debug("%r: %s", self.connection, error)
+
+    def _drop(self, request: Request) -> None:
+        """Give up a request that never became one."""
+        error = request._receiving_error
+        if isinstance(error, MessageError) and error.status == 431:
+            self._spawn(self._answer, request, 431)
+        else:
+            request._close()
+
+    async def _answer(self, request: Request, status: int) -> None:
+        """Answer a request that the program does not get."""
+        try:
+            async with request:
+                await request.respond(status)
+        except trio.BrokenResourceError as error:
+            logger.debug("%r: %s", request, error)
+
+    def _on_request(self, request: Request) -> None:
+        if request.method not in self.config.early_methods and (
+            request.may_be_replayed or (b"early-data", b"1") in request.headers
+        ):
+            self._spawn(self._answer, request, 425)
+            return
+        self._requests.append(request)
+        self._arrived.unpark(count=1)
+
+    def _count(self, request: Request) -> None:
+        """Count how a request ended. A client that resets many costs more than it pays."""
+        if request.is_answered and request._sending_error is None:
+            self._answered += 1
+            return
+        self._resets += 1
+        if self._resets > self.config.max_resets + self._answered:
+            self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
+
+    def _forget(self, exchange: Exchange) -> None:
+        super()._forget(exchange)
+        self._flush_quietly()
+        if self._is_shut_down and not self._exchanges:
+            self._arrived.unpark_all()
+
+    def _flush_quietly(self) -> None:
+        try:
+            self._flush()
+        except Http3Error as error:
+            logger.debug("%r: %s", self.connection, error)
+
+    # --- the end ---
+
+    def _on_end(self, error: Exception) -> None:
+        super()._on_end(error)
+        self._arrived.unpark_all()
+
+    def shut_down(self) -> None:
+        """Accept no more requests (GOAWAY), soon; never blocks. Those that arrived before are still
+        handed out, and the iteration ends after the last one was closed."""
+        if not self._is_shut_down:
+            self._is_shut_down = True
+            self._layer.shutdown(is_notice=True)
+            self._flush_quietly()
+            self._spawn(self._shut_down)
+
+    async def _shut_down(self) -> None:
+        """Wait for requests that were on their way, then refuse all others."""
+        await self._router.within(self.config.drain_seconds, self._ended())
+        self._layer.shutdown(is_notice=False)
+        self._flush_quietly()
+        self._arrived.unpark_all()
+
+    async def _ended(self) -> None:
+        while self._error is None:
+            await self._changed.park()
+
+    async def _close_when_idle(self) -> None:
+        while self._error is None:
+            before = self._activity
+            await self._router.within(self.config.idle_seconds, self._ended())
+            if before == self._activity and not self._exchanges and self._error is None:
+                self._layer.shutdown(is_notice=False)
+                self._flush_quietly()
+                self._is_shut_down = True
+                self._arrived.unpark_all()
+                return
+
+
+def _with_status(status: int, fields: Fields) -> Fields:
+    return [(b":status", b"%d" % status), *fields]

@@ -1,0 +1,73 @@
+"""HTTP/3 clients in trio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from hoststack.api.connection import Connection
+from hoststack.api.stack import Stack
+from hoststack.http3.about_client import AboutClientConnection
+from hoststack.http3.about_connection import ALPN
+from hoststack.http3.config import Http3Config
+from hoststack.http3.errors import ErrorCode
+from hoststack.quic.seam import QuicConfig
+from hoststack.quic.tls import TlsConfig
+
+
+class ClientConnection(AboutClientConnection):
+    __doc__ = AboutClientConnection.__doc__
+
+
+@asynccontextmanager
+async def client_on(
+    connection: Connection, authority: bytes | str, config: Http3Config | None = None
+) -> AsyncIterator[ClientConnection]:
+    """Speak HTTP/3 as a client on a connection that negotiated it. `authority` is host and port for
+    requests that name none.
+
+    At the end of the block the connection is closed (NO_ERROR). Raises ConnectionClosedError.
+    """
+    name = authority if isinstance(authority, bytes) else authority.encode()
+    error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        http = ClientConnection(name, connection, config or Http3Config(), nursery.start_soon)
+        try:
+            await http.start()
+            yield http
+        except trio.Cancelled:
+            raise
+        except BaseException as caught:
+            # Raised again outside the nursery, which would put it into an ExceptionGroup.
+            error = caught
+        finally:
+            connection.close_now(ErrorCode.NO_ERROR)
+            nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+@asynccontextmanager
+async def open_client(
+    stack: Stack,
+    authority: str,
+    *,
+    tls: TlsConfig | None = None,
+    config: Http3Config | None = None,
+    quic: QuicConfig | None = None,
+) -> AsyncIterator[ClientConnection]:
+    """Connect to `HOST[:PORT]` (443), and speak HTTP/3. Raises as `Stack.connect`."""
+    uri = f"quic://{with_port(authority)}"
+    async with (
+        stack.connect(uri, tls=tls, alpn=[ALPN], config=quic) as connection,
+        client_on(connection, authority, config) as http,
+    ):
+        yield http
+
+
+def with_port(authority: str) -> str:
+    """Return host and port, 443 where none is named."""
+    has_port = ":" in authority.rpartition("]")[2]
+    return authority if has_port else f"{authority}:443"

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Shared by the files of HTTP/3. Each has one subject:
+ *
+ *   http3/connection.c  a connection: its beginning, its streams, its end
+ *   http3/receive.c     what streams have, to nghttp3
+ *   http3/send.c        what nghttp3 has, to streams
+ *   http3/control.c     what nghttp3 does not check on the peer's control stream
+ *   http3/streams.c     the table of streams
+ *   http3/events.c      what was received, and why the connection has to be closed
+ *
+ * A file calls only those below it in this list.
+ */
+#ifndef HS_HTTP3_INTERNAL_H
+#define HS_HTTP3_INTERNAL_H
+
+#include "http3/http3.h"
+#include "session/end.h"
+
+#include <nghttp3/nghttp3.h>
+
+enum {
+	HS_HTTP3_ROOM_BYTES = 16384,
+	HS_HTTP3_MAX_SETTINGS = 64,
+};
+
+#define HS_HTTP3_BYTES_MASK ((INT64_C(1) << HS_END_BYTES_BITS) - 1)
+
+/* A parser of what the peer sends on a unidirectional stream: http3/control.c. */
+struct hs_http3_control {
+	int64_t stream_type; /* -1: not known yet */
+	uint64_t number; /* a variable-length integer, as far as it was read */
+	uint64_t frame_type, left; /* of a frame */
+	uint64_t setting;
+	uint8_t state;
+	uint8_t number_left; /* bytes */
+	uint8_t number_bytes; /* 0: none was read */
+	uint8_t has_settings, has_push_id;
+	uint8_t is_after_identifier; /* a priority's value follows what was checked */
+	uint8_t has_held, held; /* a byte that nghttp3 must not see before the next one */
+	uint64_t push_id;
+};
+
+struct hs_http3_stream {
+	struct hs_http3_stream *next; /* of the same slot */
+	struct hs_end *end;
+	int64_t id;
+	uint8_t *section; /* name NUL value NUL ..., as far as it was received */
+	size_t section_bytes, section_room;
+	uint64_t section_cost; /* RFC 9114 section 4.2.2 */
+	uint32_t fields;
+	const uint8_t *body; /* to send: given, and not taken by nghttp3 */
+	size_t body_bytes;
+	uint32_t written; /* its place in what hs_http3_write fills, plus 1 */
+	struct hs_http3_control control;
+	unsigned int is_critical : 1; /* this side's */
+	unsigned int is_fed : 1; /* nghttp3 has it */
+	unsigned int has_bytes : 1; /* and something of the peer's */
+	unsigned int is_blocked : 1; /* its section waits for QPACK's encoder stream */
+	unsigned int is_received : 1; /* there is nothing more to read */
+	unsigned int is_too_large : 1;
+	unsigned int has_response : 1; /* the final section, or the request's, is on its way */
+	unsigned int is_ended : 1; /* no content follows what was given */
+	unsigned int has_trailers : 1;
+	unsigned int is_full : 1; /* the end has no room */
+	unsigned int is_abandoned : 1; /* nothing more is sent */
+};
+
+struct hs_http3 {
+	nghttp3_conn *conn;
+	struct hs_http3_config config;
+	struct hs_http3_ends ends;
+	struct hs_http3_stream **slots;
+	uint32_t slot_count, stream_count;
+	struct hs_http3_event *events;
+	uint32_t event_count, event_room;
+	uint8_t *text;
+	uint32_t text_bytes, text_room;
+	uint64_t settings[HS_HTTP3_MAX_SETTINGS][2];
+	uint32_t setting_count;
+	uint64_t max_client_streams;
+	int64_t last_data; /* bytes of content in what nghttp3 reads */
+	const char *error_text;
+	uint64_t error_code;
+	uint8_t has_failed, are_events_taken, is_bound, has_control, has_noticed, is_shut_down;
+	uint8_t room[1 + HS_HTTP3_ROOM_BYTES]; /* the first is for a byte that was held */
+};
+
+/* streams.c */
+int hs_http3_make_streams(struct hs_http3 *h); /* returns 0 without memory */
+void hs_http3_free_streams(struct hs_http3 *h);
+struct hs_http3_stream *hs_http3_find(const struct hs_http3 *h, int64_t id);
+/* NULL without memory. */
+struct hs_http3_stream *hs_http3_insert(struct hs_http3 *h, int64_t id, struct hs_end *end);
+/* Free a stream; returns whether there was one that may be. */
+int hs_http3_remove(struct hs_http3 *h, int64_t id);
+
+/* events.c */
+/* Note why the connection has to be closed; the first reason counts. Returns HS_HTTP3_FAILED. */
+int hs_http3_fail(struct hs_http3 *h, uint64_t code, const char *text);
+/* The same, for an error of nghttp3. */
+int hs_http3_fail_as(struct hs_http3 *h, int64_t error);
+/* Append an event with its text. Returns NULL without memory. */
+struct hs_http3_event *hs_http3_append(struct hs_http3 *h, int kind, int64_t stream_id,
+				       const void *text, size_t bytes);
+
+/* receive.c */
+void hs_http3_set_receive_callbacks(nghttp3_callbacks *callbacks);
+
+/* control.c: check bytes of a peer's unidirectional stream, and change what the encoder must not
+ * know. Returns 0, or HS_HTTP3_FAILED. */
+int hs_http3_check_control(struct hs_http3 *h, struct hs_http3_control *control, uint8_t *data,
+			   size_t bytes);
+
+#endif
