@@ -6,7 +6,8 @@
 
 struct hs_event_ring_shared {
 	_Atomic uint64_t pushed;
-	uint8_t pad_a[56];
+	_Atomic uint32_t want_room; /* the producer sleeps until there is room */
+	uint8_t pad_a[52];
 	_Atomic uint64_t popped;
 	_Atomic uint32_t want; /* the consumer sleeps until there are events */
 	uint8_t pad_b[52];
@@ -73,17 +74,37 @@ int hs_event_ring_pop(struct hs_event_ring_side *consumer, struct hs_event *out,
 	return n;
 }
 
-/* Setting the flag and then reading the index must not be reordered, nor pushing and then
+/* Setting the flag and then reading an index must not be reordered, nor moving an index and then
  * reading the flag (as in fifo.c). */
+static void arm(_Atomic uint32_t *flag)
+{
+	atomic_store(flag, 1);
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
+static int take_armed(_Atomic uint32_t *flag)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+	return atomic_load_explicit(flag, memory_order_relaxed) && atomic_exchange(flag, 0);
+}
+
 void hs_event_ring_arm(struct hs_event_ring_side *consumer)
 {
-	atomic_store(&consumer->shared->want, 1);
-	atomic_thread_fence(memory_order_seq_cst);
+	arm(&consumer->shared->want);
 }
 
 int hs_event_ring_take_armed(struct hs_event_ring_side *producer)
 {
-	atomic_thread_fence(memory_order_seq_cst);
-	return atomic_load_explicit(&producer->shared->want, memory_order_relaxed) &&
-	       atomic_exchange(&producer->shared->want, 0);
+	return take_armed(&producer->shared->want);
+}
+
+int64_t hs_event_ring_arm_room(struct hs_event_ring_side *producer)
+{
+	arm(&producer->shared->want_room);
+	return hs_event_ring_room(producer);
+}
+
+int hs_event_ring_take_room_armed(struct hs_event_ring_side *consumer)
+{
+	return take_armed(&consumer->shared->want_room);
 }

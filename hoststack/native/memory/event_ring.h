@@ -48,5 +48,8 @@ int64_t hs_event_ring_length(struct hs_event_ring_side *consumer);
  * clears the flag after a push, and wakes the consumer only if the flag was set. */
 void hs_event_ring_arm(struct hs_event_ring_side *consumer);
 int hs_event_ring_take_armed(struct hs_event_ring_side *producer);
+/* The same for a producer that waits for room. Returns what hs_event_ring_room does then. */
+int64_t hs_event_ring_arm_room(struct hs_event_ring_side *producer);
+int hs_event_ring_take_room_armed(struct hs_event_ring_side *consumer);
 
 #endif

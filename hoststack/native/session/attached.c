@@ -15,8 +15,11 @@
 
 enum {
 	BATCH = 64, /* news that are read at once */
-	NEARLY_FULL = 16, /* a ring with less room: the worker may wait for some */
+	MOST_BATCHES = 64, /* in one call: the worker may write as fast as this side reads */
 };
+
+/* Handles with an enum hs_wait are wake-ups. */
+#define MOST_HANDLE ((UINT64_C(1) << 62) - 1)
 
 /* Bits of hs_end.due, in the order in which the worker is told. */
 enum due {
@@ -46,6 +49,7 @@ struct hs_attached {
 	struct hs_side *side;
 	struct hs_event_ring_side down, up;
 	struct hs_table ends, connections; /* by handle */
+	struct hs_end_connection *first_connection; /* all that exist */
 	struct hs_end_connection orphans; /* streams of connections that are gone */
 	struct segment *segments;
 	struct hs_end *first_due, *last_due;
@@ -54,7 +58,7 @@ struct hs_attached {
 	int wake_fd; /* -1: the worker is gone */
 	int error; /* of the ring */
 	uint32_t references; /* the owner's, and one for each connection */
-	uint8_t is_owing; /* a wake-up: the worker may wait for room */
+	uint8_t is_iterating; /* no end is freed but that at hand */
 	/* Under drop_lock, as any thread may drop. */
 	uint8_t is_freed; /* by the owner */
 	struct hs_end *dropped_ends;
@@ -133,6 +137,8 @@ static void wake_worker(struct hs_attached *attached)
 static int push(struct hs_attached *attached, const struct hs_event *event)
 {
 	int pushed = hs_event_ring_push(&attached->down, event);
+	if (!pushed && hs_event_ring_arm_room(&attached->down))
+		pushed = hs_event_ring_push(&attached->down, event);
 	if (pushed < 0)
 		attached->error = pushed;
 	if (pushed > 0 && hs_event_ring_take_armed(&attached->down))
@@ -165,6 +171,12 @@ static void free_if_unused(struct hs_end_connection *c)
 	struct hs_attached *attached = c->attached;
 	if (!c->is_dropped || c->ends)
 		return;
+	if (c->previous)
+		c->previous->next = c->next;
+	else
+		attached->first_connection = c->next;
+	if (c->next)
+		c->next->previous = c->previous;
 	free(c);
 	unref(attached);
 }
@@ -180,7 +192,7 @@ static void free_end(struct hs_end *end)
 /* Say what is due, as far as the ring has room. */
 static void say(struct hs_attached *attached)
 {
-	while (attached->first_due) {
+	while (attached->first_due && !attached->is_iterating) {
 		struct hs_end *end = attached->first_due;
 		while (end->due && attached->wake_fd >= 0) {
 			int bit = __builtin_ctz(end->due);
@@ -199,6 +211,35 @@ static void say(struct hs_attached *attached)
 		if (end->is_forgotten)
 			free_end(end);
 	}
+}
+
+/* Ends are forgotten until resume(), which says what is due. */
+static void suspend(struct hs_attached *attached)
+{
+	attached->references++;
+	attached->is_iterating = 1;
+}
+
+static void resume(struct hs_attached *attached)
+{
+	attached->is_iterating = 0;
+	say(attached);
+	unref(attached);
+}
+
+/* What its owner has freed any thread may forget. */
+static int lock_if_gone(const struct hs_attached *attached)
+{
+	int is_gone = attached->wake_fd < 0;
+	if (is_gone)
+		pthread_mutex_lock(&freed_lock);
+	return is_gone;
+}
+
+static void unlock_if(int is_locked)
+{
+	if (is_locked)
+		pthread_mutex_unlock(&freed_lock);
 }
 
 /* `end` may be freed. */
@@ -270,17 +311,11 @@ static void release(struct hs_end *end)
 
 void hs_attached_release(struct hs_end *end)
 {
-	struct hs_attached *attached = end->connection->attached;
 	if (end->is_released)
 		return;
-	attached->references++; /* for the lock's sake */
-	int is_gone = attached->wake_fd < 0;
-	if (is_gone)
-		pthread_mutex_lock(&freed_lock);
+	int is_locked = lock_if_gone(end->connection->attached);
 	release(end);
-	unref(attached);
-	if (is_gone)
-		pthread_mutex_unlock(&freed_lock);
+	unlock_if(is_locked);
 }
 
 /* --- what the program drops -------------------------------------------------------------------- */
@@ -288,7 +323,9 @@ void hs_attached_release(struct hs_end *end)
 /* The program has dropped it, and learns no more of it. */
 static void forget(struct hs_end *end)
 {
-	hs_table_remove(&end->connection->attached->ends, end->handle);
+	struct hs_table *ends = &end->connection->attached->ends;
+	if (hs_table_get(ends, end->handle) == end)
+		hs_table_remove(ends, end->handle);
 	end->is_forgotten = 1;
 	if (!end->is_released)
 		release(end); /* which frees it when that is said */
@@ -298,24 +335,40 @@ static void forget(struct hs_end *end)
 
 static void drop_end(struct hs_end *end)
 {
+	const struct hs_end_connection *c = end->connection;
 	end->is_dropped = 1;
 	/* What it sent may be acknowledged later: its connection's close waits for that. */
-	if (!end->is_unacknowledged || end->connection->is_gone)
+	if (!end->is_unacknowledged || c->is_gone || c->is_dropped)
 		forget(end);
 	else if (!end->is_released)
 		release(end);
 }
 
+static void unlist_connection(struct hs_end_connection *c)
+{
+	if (hs_table_get(&c->attached->connections, c->handle) == c)
+		hs_table_remove(&c->attached->connections, c->handle);
+}
+
+static void forget_dropped(struct hs_end_connection *c)
+{
+	for (struct hs_end *end = c->ends, *next; end; end = next) {
+		next = end->next;
+		if (end->is_dropped && !end->is_forgotten)
+			forget(end);
+	}
+}
+
 static void drop_connection(struct hs_end_connection *c)
 {
 	struct hs_end *end;
-	if (hs_table_get(&c->attached->connections, c->handle) == c)
-		hs_table_remove(&c->attached->connections, c->handle);
+	unlist_connection(c);
 	while ((end = c->first_untaken)) {
 		hs_end_remove_untaken(end);
 		hs_attached_taken(end);
 		drop_end(end);
 	}
+	forget_dropped(c); /* no close waits for them */
 	c->is_dropped = 1;
 	free_if_unused(c);
 }
@@ -330,7 +383,7 @@ static void collect(struct hs_attached *attached)
 	pthread_mutex_unlock(&drop_lock);
 	if (!end && !c)
 		return;
-	attached->references++; /* while this runs */
+	suspend(attached);
 	for (struct hs_end *next; end; end = next) {
 		next = end->next_dropped;
 		drop_end(end);
@@ -339,52 +392,65 @@ static void collect(struct hs_attached *attached)
 		next = c->next_dropped;
 		drop_connection(c);
 	}
-	unref(attached);
+	resume(attached);
 }
 
-/* After something was added to what is dropped, with drop_lock, which this gives back. */
-static void collect_if_freed(struct hs_attached *attached)
+/* Begin to add to what is dropped: until it is there, `attached` exists. Returns whether its owner
+ * has freed it: then end_drop forgets what was added. */
+static int begin_drop(struct hs_attached *attached)
 {
+	pthread_mutex_lock(&drop_lock);
 	int is_freed = attached->is_freed;
+	if (is_freed) {
+		pthread_mutex_unlock(&drop_lock);
+		pthread_mutex_lock(&freed_lock);
+		pthread_mutex_lock(&drop_lock);
+	}
+	return is_freed;
+}
+
+static void end_drop(struct hs_attached *attached, int is_freed)
+{
 	pthread_mutex_unlock(&drop_lock);
-	if (!is_freed)
-		return;
-	pthread_mutex_lock(&freed_lock);
-	collect(attached);
-	pthread_mutex_unlock(&freed_lock);
+	if (is_freed) {
+		collect(attached);
+		pthread_mutex_unlock(&freed_lock);
+	}
 }
 
 int hs_attached_dropped(struct hs_end *end)
 {
 	struct hs_attached *attached = end->connection->attached;
 	int is_held = !end->is_released;
-	pthread_mutex_lock(&drop_lock);
+	int is_freed = begin_drop(attached);
 	end->next_dropped = attached->dropped_ends;
 	attached->dropped_ends = end;
-	collect_if_freed(attached);
+	end_drop(attached, is_freed);
 	return is_held;
 }
 
 void hs_attached_connection_dropped(struct hs_end_connection *c)
 {
 	struct hs_attached *attached = c->attached;
-	pthread_mutex_lock(&drop_lock);
+	int is_freed = begin_drop(attached);
 	c->next_dropped = attached->dropped_connections;
 	attached->dropped_connections = c;
-	collect_if_freed(attached);
+	end_drop(attached, is_freed);
 }
 
 void hs_attached_connection_gone(struct hs_end_connection *c)
 {
-	if (hs_table_get(&c->attached->connections, c->handle) == c)
-		hs_table_remove(&c->attached->connections, c->handle);
-	for (struct hs_end *end = c->ends, *next; end; end = next) {
-		next = end->next;
-		if (end->is_untaken)
-			hs_attached_taken(end);
-		else if (end->is_dropped && !end->is_forgotten)
-			forget(end);
-	}
+	struct hs_attached *attached = c->attached;
+	int is_locked = lock_if_gone(attached);
+	suspend(attached);
+	hs_end_set_gone(c);
+	hs_end_wake_all(c);
+	unlist_connection(c);
+	for (struct hs_end *end = c->first_untaken; end; end = end->next_untaken)
+		hs_attached_taken(end);
+	forget_dropped(c);
+	resume(attached);
+	unlock_if(is_locked);
 }
 
 void hs_attached_gone(struct hs_attached *attached)
@@ -402,6 +468,11 @@ void hs_attached_free(struct hs_attached *attached)
 	attached->is_freed = 1;
 	pthread_mutex_unlock(&drop_lock);
 	collect(attached);
+	for (struct hs_end_connection *c = attached->first_connection, *next; c; c = next) {
+		next = c->next;
+		hs_end_set_gone(c);
+		forget_dropped(c);
+	}
 	unref(attached);
 	pthread_mutex_unlock(&freed_lock);
 }
@@ -529,6 +600,10 @@ struct hs_end_connection *hs_attached_connection(struct hs_attached *attached, u
 	c->side = attached->side;
 	c->attached = attached;
 	c->handle = handle;
+	c->next = attached->first_connection;
+	if (c->next)
+		c->next->previous = c;
+	attached->first_connection = c;
 	attached->references++;
 	return c;
 }
@@ -545,9 +620,14 @@ static int on_opened(struct hs_attached *attached, const struct hs_event *e,
 		     struct hs_attached_news *out)
 {
 	struct hs_end_connection *c = hs_table_get(&attached->connections, e->words[0]);
+	const struct hs_end *old = hs_table_get(&attached->ends, e->handle);
 	int is_peers = e->arg & 1;
-	if (hs_table_get(&attached->ends, e->handle))
+	if (!(e->handle & HS_SESSION_STREAM) || e->handle > MOST_HANDLE ||
+	    (old && !old->is_released))
 		return HS_ATTACHED_INVALID;
+	/* The program may still hold a stream that the worker has forgotten. */
+	if (old)
+		hs_table_remove(&attached->ends, e->handle);
 	struct remote *r = calloc(1, sizeof(*r));
 	if (!r || hs_table_add(&attached->ends, e->handle, r)) {
 		free(r);
@@ -609,8 +689,6 @@ static int refill(struct hs_attached *attached)
 	int64_t waiting = hs_event_ring_length(&attached->up);
 	if (waiting < 0)
 		return (int)waiting;
-	if (waiting + NEARLY_FULL > (int64_t)attached->up.size)
-		attached->is_owing = 1;
 	attached->at = 0;
 	attached->count = hs_event_ring_pop(&attached->up, attached->batch, BATCH);
 	if (attached->count < 0) {
@@ -618,19 +696,18 @@ static int refill(struct hs_attached *attached)
 		attached->count = 0;
 		return error;
 	}
-	if (attached->is_owing && waiting < (int64_t)attached->up.size / 2) {
-		attached->is_owing = 0;
+	if ((waiting - attached->count) * 2 <= (int64_t)attached->up.size &&
+	    hs_event_ring_take_room_armed(&attached->up))
 		wake_worker(attached);
-	}
 	return attached->count;
 }
 
 int hs_attached_take(struct hs_attached *attached, int has_message, struct hs_attached_news *out)
 {
-	for (;;) {
+	for (int batches = 0;;) {
 		if (attached->at == attached->count) {
 			collect(attached);
-			int n = refill(attached);
+			int n = batches++ < MOST_BATCHES ? refill(attached) : 0;
 			if (n <= 0)
 				return n;
 		}

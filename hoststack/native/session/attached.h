@@ -50,7 +50,8 @@ struct hs_attached *hs_attached_new(struct hs_side *side, void *down, void *up,
 void hs_attached_join(struct hs_attached *attached, struct hs_side *side);
 /* The worker is gone: nothing more is written to it. */
 void hs_attached_gone(struct hs_attached *attached);
-/* The caller needs it no more; freed after its last stream and connection. */
+/* The caller needs it no more; freed after its last stream and connection, which any thread may drop
+ * meanwhile. No other thread is in another call about it. */
 void hs_attached_free(struct hs_attached *attached);
 
 /* Map a segment that FIFOs are in; the caller keeps the descriptor. Returns 0 or an errno: streams
@@ -64,14 +65,14 @@ void hs_attached_remove_segment(struct hs_attached *attached, uint32_t number);
 struct hs_end_connection *hs_attached_connection(struct hs_attached *attached, uint64_t handle);
 
 /* Process the worker's news up to one that the caller has a part in; returns its enum
- * hs_attached_task, 0 if there is none, or an error. Without `has_message` the next message has not
- * arrived: news that follow it wait. */
+ * hs_attached_task, 0 if there is none or after very many, or an error. Without `has_message` the
+ * next message has not arrived: news that follow it wait. */
 int hs_attached_take(struct hs_attached *attached, int has_message, struct hs_attached_news *out);
 /* Write a command. Returns 1, 0 if the ring has no room, or an error. */
 int hs_attached_command(struct hs_attached *attached, uint64_t handle, uint32_t command,
 			uint32_t arg, uint64_t word);
 /* Write what the streams have to say and the ring had no room for, and forget what was dropped.
- * Returns how many streams are left, or an error. */
+ * Returns how many streams are left, or an error. The worker wakes this side when there is room. */
 int64_t hs_attached_settle(struct hs_attached *attached);
 /* Ask for a wake-up before sleep; returns whether there are news already, or an error. */
 int hs_attached_arm(struct hs_attached *attached);

@@ -22,8 +22,9 @@ static void give_to_owner(struct hs_application *a, const struct hs_block *block
 		plane->command(plane->owner, a->key, HS_SESSION_FREE_BLOCK, block->place);
 }
 
-void hs_connection_session_drop_spares(struct hs_connection_session *c)
+uint32_t hs_connection_session_drop_spares(struct hs_connection_session *c)
 {
+	uint32_t dropped = c->spare_count[0] + c->spare_count[1];
 	for (int d = 0; d < 2; d++) {
 		for (uint32_t i = 0; i < c->spare_count[d]; i++)
 			give_to_owner(c->application, &c->spares[d][i]);
@@ -31,6 +32,7 @@ void hs_connection_session_drop_spares(struct hs_connection_session *c)
 		c->spares[d] = NULL;
 		c->spare_count[d] = c->spare_room[d] = 0;
 	}
+	return dropped;
 }
 
 static int keep(struct hs_connection_session *c, int d, const struct hs_block *block)
@@ -68,11 +70,12 @@ static int make(struct hs_connection_session *c, int is_peers, struct hs_made_bl
 	if (!plane->make_blocks(plane->owner, c->key, is_peers, made))
 		return 0;
 	/* What streams have given back may be enough. */
+	uint32_t dropped = 0;
 	for (struct hs_connection_session *each = c->application->connections; each;
 	     each = each->next)
-		hs_connection_session_drop_spares(each);
+		dropped += hs_connection_session_drop_spares(each);
 	memcpy(made, asked, sizeof(asked));
-	return plane->make_blocks(plane->owner, c->key, is_peers, made);
+	return !dropped || plane->make_blocks(plane->owner, c->key, is_peers, made);
 }
 
 static int take_shared(struct hs_stream_session *s, int has_rx, int has_tx)

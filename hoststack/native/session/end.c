@@ -149,7 +149,7 @@ uint32_t hs_end_cut_short(const struct hs_end_connection *c)
 	return c->cut_short;
 }
 
-void hs_end_connection_gone(struct hs_end_connection *c)
+void hs_end_set_gone(struct hs_end_connection *c)
 {
 	c->is_gone = 1;
 	for (struct hs_end *end = c->ends; end; end = end->next) {
@@ -157,12 +157,25 @@ void hs_end_connection_gone(struct hs_end_connection *c)
 			end->rx_error = HS_END_GONE;
 		if (!end->tx_error)
 			end->tx_error = HS_END_GONE;
-		if (c->side)
-			wake_end(end, ~0u);
 	}
 	c->unacknowledged = c->cut_short = 0;
-	if (c->attached)
+}
+
+void hs_end_wake_all(struct hs_end_connection *c)
+{
+	for (struct hs_end *end = c->ends; end; end = end->next)
+		wake_end(end, ~0u);
+}
+
+void hs_end_connection_gone(struct hs_end_connection *c)
+{
+	if (c->attached) {
 		hs_attached_connection_gone(c);
+		return;
+	}
+	hs_end_set_gone(c);
+	if (c->side)
+		hs_end_wake_all(c);
 }
 
 /* --- streams ---------------------------------------------------------------------------------- */
@@ -188,8 +201,10 @@ void hs_end_unlink(struct hs_end *end)
 	if (end->next)
 		end->next->previous = end->previous;
 	hs_end_remove_untaken(end);
-	c->unacknowledged -= end->is_unacknowledged && !c->is_gone;
-	c->cut_short -= end->is_cut_short && !c->is_gone;
+	if (c->is_gone)
+		return; /* nothing is counted any more, and another thread may look */
+	c->unacknowledged -= end->is_unacknowledged;
+	c->cut_short -= end->is_cut_short;
 }
 
 int hs_end_drop(struct hs_end *end)
@@ -505,8 +520,8 @@ int64_t hs_end_reset(struct hs_end *end, uint64_t code)
 	if (!end->is_finished && end->session) {
 		hs_session_reset(end->session, code);
 		hints = hint(HS_END_SEND);
-	} else if (!end->is_finished) {
-		hs_attached_reset(end, code);
+	} else if (!end->is_finished && !end->tx_error) {
+		hs_attached_reset(end, code); /* not for a handle that may be another stream's by now */
 	}
 	if (!end->tx_error) {
 		end->tx_error = HS_END_RESET;

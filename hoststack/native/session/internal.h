@@ -39,7 +39,8 @@ struct hs_end_connection {
 	uint8_t waits_for_streams;
 	uint8_t waits_for_finished;
 	uint8_t is_gone;
-	struct hs_end_connection *next_dropped; /* of a worker in another process */
+	/* Of a worker in another process. */
+	struct hs_end_connection *next, *previous, *next_dropped;
 	uint8_t is_dropped;
 };
 
@@ -58,7 +59,10 @@ struct hs_end {
 	uint64_t unannounced; /* bytes read since the last urgent notification of the stack */
 	int8_t rx_error, tx_error; /* 0, or enum hs_end_result */
 	uint8_t waits; /* bits of enum hs_wait */
-	uint8_t due; /* what is to be said to a worker in another process: see attached.c */
+	/* Of a worker in another process: what is to be said to it (attached.c), and whether this
+	 * side uses its FIFOs no more. */
+	uint8_t due;
+	uint8_t is_released;
 	unsigned int arms : 1; /* notify the other side only if it has armed the FIFO: see fifo.h */
 	unsigned int has_rx : 1;
 	unsigned int has_tx : 1;
@@ -73,7 +77,6 @@ struct hs_end {
 	unsigned int is_untaken : 1;
 	/* Of a worker in another process. */
 	unsigned int is_due : 1;
-	unsigned int is_released : 1; /* this side uses its FIFOs no more */
 	unsigned int is_dropped : 1;
 	unsigned int is_forgotten : 1; /* and freed when that is said */
 };
@@ -174,12 +177,14 @@ struct hs_application {
 	uint32_t references; /* the owner's, and one for each connection */
 	uint32_t sessions;
 	uint32_t most_sessions; /* 0: any number */
-	uint8_t has_rings;
 	uint8_t has_left; /* it takes and releases no more */
 	uint8_t is_gone; /* the owner was released: its events are discarded */
 };
 
 /* end.c */
+/* No more comes from its connection, nor goes to it. */
+void hs_end_set_gone(struct hs_end_connection *c);
+void hs_end_wake_all(struct hs_end_connection *c);
 void hs_end_init(struct hs_end *end, struct hs_end_connection *c, uint64_t handle, int64_t id);
 void hs_end_append_untaken(struct hs_end *end);
 void hs_end_unlink(struct hs_end *end); /* from all lists of its connection */
@@ -207,7 +212,8 @@ void hs_session_forget_touched(struct hs_touch **first, struct hs_touch **last);
 int hs_session_take_fifos(struct hs_stream_session *s, int has_rx, int has_tx);
 /* Neither side uses them any more. */
 void hs_session_give_fifos(struct hs_stream_session *s);
-void hs_connection_session_drop_spares(struct hs_connection_session *c);
+/* Returns how many there were. */
+uint32_t hs_connection_session_drop_spares(struct hs_connection_session *c);
 
 /* plane.c: have the owner do something about a stream, or its application */
 void hs_session_command(struct hs_stream_session *s, uint32_t what, uint64_t code);

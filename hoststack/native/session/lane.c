@@ -20,8 +20,7 @@ int hs_application_set_rings(struct hs_application *a, void *down, void *up, siz
 	if (hs_event_ring_open(&a->down, down, block_bytes) ||
 	    hs_event_ring_open(&a->up, up, block_bytes))
 		return -1;
-	a->has_rings = 1;
-	return 0;
+	return a->up.size < MOST_RECORDS ? -1 : 0;
 }
 
 /* --- news -------------------------------------------------------------------------------------- */
@@ -64,6 +63,8 @@ void hs_session_forget_touched(struct hs_touch **first, struct hs_touch **last)
 
 int hs_application_queue_message(struct hs_application *a)
 {
+	if (a->has_left)
+		return 0;
 	if (a->last_touched && !a->last_touched->stream) {
 		a->last_touched->messages++;
 		return 0;
@@ -79,7 +80,8 @@ int hs_application_queue_message(struct hs_application *a)
 int hs_application_push(struct hs_application *a, uint64_t handle, uint32_t news)
 {
 	struct hs_event event = { .handle = handle, .kind = news };
-	return hs_event_ring_push(&a->up, &event);
+	/* Not ahead of the message about its connection. */
+	return a->first_touched ? 0 : hs_event_ring_push(&a->up, &event);
 }
 
 int hs_application_refuse(struct hs_application *a, uint64_t token, uint32_t refusal)
@@ -122,9 +124,7 @@ static uint32_t wanted(struct hs_stream_session *s)
 
 static int tell_stream(struct hs_application *a, struct hs_stream_session *s)
 {
-	int told = 0;
-	if (s->events & HS_STREAM_OPENED)
-		told |= tell_opened(a, s);
+	int told = s->events & HS_STREAM_OPENED ? tell_opened(a, s) : 0;
 	uint32_t events = wanted(s);
 	s->events = 0;
 	s->is_touched = 0;
@@ -135,7 +135,7 @@ static int tell_stream(struct hs_application *a, struct hs_stream_session *s)
 			.arg = events,
 			.words = { s->end.reset_code, s->end.stop_code },
 		};
-		told |= hs_event_ring_push(&a->up, &event);
+		told = hs_event_ring_push(&a->up, &event);
 	}
 	hs_session_closed(s);
 	return told;
@@ -154,6 +154,8 @@ int hs_application_tell(struct hs_application *a)
 	while (a->first_touched) {
 		struct hs_touch *touch = a->first_touched;
 		int64_t room = hs_event_ring_room(&a->up);
+		if (room >= 0 && room < MOST_RECORDS)
+			room = hs_event_ring_arm_room(&a->up);
 		if (room < 0)
 			return (int)room;
 		if (room < MOST_RECORDS)
@@ -267,21 +269,31 @@ static int obey(struct hs_application *a, const struct hs_event *command, uint8_
 	return 0;
 }
 
-int hs_application_commands(struct hs_application *a, struct hs_event *out,
-			    struct hs_commanded *done)
+/* How many commands can be followed now: each may be answered at once. Those for the owner are
+ * answered later. */
+static int64_t most_commands(struct hs_application *a, const struct hs_commanded *done,
+			     int owners_opens)
+{
+	int64_t room = hs_event_ring_room(&a->up);
+	if (room >= 0 && room <= owners_opens)
+		room = hs_event_ring_arm_room(&a->up);
+	if (room < 0)
+		return room;
+	int64_t most = HS_SESSION_COMMANDS - (int64_t)done->count;
+	if (most > BATCH)
+		most = BATCH;
+	return most < room - owners_opens ? most : room - owners_opens;
+}
+
+static int follow_all(struct hs_application *a, struct hs_event *out, struct hs_commanded *done)
 {
 	struct hs_event batch[BATCH];
-	int count = 0;
-	*done = (struct hs_commanded){ 0, 0, 0 };
+	int count = 0, owners_opens = 0;
 	while (done->count < HS_SESSION_COMMANDS) {
-		/* Each may be answered at once. */
-		int64_t most = hs_event_ring_room(&a->up);
-		if (most <= 0) {
-			done->is_held_up = 1;
+		int64_t most = most_commands(a, done, owners_opens);
+		done->is_held_up = most == 0;
+		if (most <= 0)
 			return most < 0 ? (int)most : count;
-		}
-		if (most > BATCH)
-			most = BATCH;
 		int n = hs_event_ring_pop(&a->down, batch, (int)most);
 		if (n < 0)
 			return n;
@@ -291,10 +303,20 @@ int hs_application_commands(struct hs_application *a, struct hs_event *out,
 				return is_owners;
 			if (is_owners)
 				out[count++] = batch[i];
+			owners_opens += is_owners && batch[i].kind == HS_COMMAND_OPEN;
 		}
 		done->count += (uint32_t)n;
 		if (n < most)
 			return count;
 	}
+	return count;
+}
+
+int hs_application_commands(struct hs_application *a, struct hs_event *out,
+			    struct hs_commanded *done)
+{
+	*done = (struct hs_commanded){ 0, 0, 0, 0 };
+	int count = follow_all(a, out, done);
+	done->has_made_room = done->count && hs_event_ring_take_room_armed(&a->down);
 	return count;
 }

@@ -337,7 +337,6 @@ static void unref_connection(struct hs_connection_session *c)
 {
 	if (--c->references)
 		return;
-	hs_connection_session_drop_spares(c);
 	if (c->previous)
 		c->previous->next = c->next;
 	else
@@ -367,7 +366,7 @@ void hs_connection_session_announce(struct hs_connection_session *c, uint64_t ha
 		c->is_held = 1;
 		c->references++;
 	}
-	if (a->is_gone)
+	if (a->has_left)
 		hs_session_forget_touched(&c->first_touched, &c->last_touched);
 	if (!c->first_touched)
 		return;
@@ -422,10 +421,12 @@ int hs_session_may_add(struct hs_connection_session *c, int is_peers)
 	return refusal;
 }
 
-/* Whether the application, in this process, has dropped the connection: it accepts no streams. */
+/* Whether the application accepts no more streams in the connection: it has dropped it, or left. */
 static int is_left(const struct hs_connection_session *c)
 {
-	return c->application->side && c->is_announced && !c->is_held;
+	if (!c->application->side)
+		return c->application->has_left;
+	return c->is_announced && !c->is_held;
 }
 
 static struct hs_stream_session *new_stream(struct hs_connection_session *c, int64_t id,
@@ -690,6 +691,7 @@ void hs_connection_session_close(struct hs_connection_session *c)
 		hs_session_closed(s);
 	}
 	c->transport = NULL;
+	hs_connection_session_drop_spares(c);
 	unref_connection(c); /* the owner's */
 	unref_connection(c);
 }

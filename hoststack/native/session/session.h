@@ -100,13 +100,14 @@ void hs_application_leave(struct hs_application *a);
 
 /* --- applications in other processes ---------------------------------------------------------- */
 
-/* Its rings (records.h), whose blocks outlive it. Returns 0, or -1 for blocks of a wrong size. */
+/* Its rings (records.h), of two events or more, whose blocks outlive it. Returns 0, or -1 for
+ * blocks of a wrong size. */
 int hs_application_set_rings(struct hs_application *a, void *down, void *up, size_t block_bytes);
 /* A message to it was queued: it processes that after all news up to now. Returns 0, or -1 without
  * memory. */
 int hs_application_queue_message(struct hs_application *a);
-/* Write one of HS_NEWS_READABLE and HS_NEWS_WRITABLE. Returns 1, 0 if the ring has no room, or
- * HS_EVENT_RING_CORRUPT. */
+/* Write one of HS_NEWS_READABLE and HS_NEWS_WRITABLE. Returns 1, 0 if the ring has no room or
+ * other news are ahead of it, or HS_EVENT_RING_CORRUPT. */
 int hs_application_push(struct hs_application *a, uint64_t handle, uint32_t news);
 /* Write the news about its streams, as many as the ring has room for. Returns bits of enum
  * hs_told, or HS_EVENT_RING_CORRUPT. */
@@ -131,11 +132,13 @@ struct hs_commanded {
 	uint32_t count; /* of all commands */
 	uint8_t is_held_up; /* there may be more, which wait for room in the other ring */
 	uint8_t is_due; /* a transport may have something to send */
+	uint8_t has_made_room; /* the application may sleep until there is: wake it */
 };
 int hs_application_commands(struct hs_application *a, struct hs_event *out,
 			    struct hs_commanded *done);
 /* Answer HS_COMMAND_OPEN: with a stream of a transport in Python, or with an enum
- * hs_session_refusal. Returns as hs_application_push. */
+ * hs_session_refusal, for which there is room until hs_application_tell. Returns 1, or
+ * HS_EVENT_RING_CORRUPT. */
 void hs_session_answer(struct hs_stream_session *s, uint64_t token);
 int hs_application_refuse(struct hs_application *a, uint64_t token, uint32_t refusal);
 
