@@ -352,8 +352,7 @@ class AttachedWorker(Application):
         if not self.is_gone:
             self.is_gone = True
             lib.hs_attached_gone(self._attached)
-            for failed in self._opening.fail():
-                self.notify(failed)
+            self._opening.end()
         while self._messages:
             close_all(self._messages.popleft()[1])
         self._channel.close()

@@ -113,14 +113,22 @@ class Opening:
             self._go_on(key, queue)
         return True
 
-    def fail(self, connection: int | None = None) -> list[Failed]:
-        """Return the answers to all requests of a connection that is closed; None: of all."""
-        failed = [
-            Failed(token, *CLOSED)
-            for token, (of, _) in self._of.items()
-            if connection is None or of == connection
-        ]
-        for each in failed:
-            key = self._of.pop(each.token)
-            self._queues.pop(key, None)
+    def fail(self, connection: int) -> list[Failed]:
+        """Return the answers to all requests of a connection that is closed."""
+        failed = []
+        for unidirectional in (False, True):
+            queue = self._queues.pop((connection, unidirectional), None)
+            for token in queue.tokens if queue is not None else ():
+                del self._of[token]
+                failed.append(Failed(token, *CLOSED))
         return failed
+
+    def end(self) -> None:
+        """Forget everything: the worker is gone."""
+        self._queues.clear()
+        self._of.clear()
+        self._ask = _nobody
+
+
+def _nobody(connection: int, unidirectional: bool, token: int) -> None:
+    """The worker is gone. A reference to it would be a cycle that holds its memory."""

@@ -3,39 +3,68 @@ daemon, one serves while the other is still asked."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
+from collections.abc import Iterator
 
 import pytest
 
 from hoststack.boundary import messages as m
+from hoststack.boundary.rings import RING_ENTRIES, Rings
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo, Handshake
 from hoststack.vcl import VclConfig, connecting
 from hoststack.vcl.session import State, VclSession
 from hoststack.vcl.worker import VclWorker
+from tests.support.attached import both_ends
+from tests.support.event_ring import EventRing, RingEvent
 
 HERE, THERE = ("10.0.0.1", 80), ("10.0.0.2", 5000)
 LISTENER, CONNECTION, STREAM = 4, 2, 3
 ACCEPTED = m.Accepted(LISTENER, CONNECTION, HERE, THERE, None, Handshake())
-STREAM_ACCEPTED = m.StreamAccepted(CONNECTION, STREAM, 0, None, None)
+#: A stream without FIFOs.
+STREAM_ACCEPTED = RingEvent(STREAM, lib.HS_NEWS_OPENED, 1, (CONNECTION, 0, 0, 0, 0))
+STREAM_RESET = RingEvent(STREAM, lib.HS_NEWS_STREAM, lib.HS_STREAM_RESET, (7, 0))
+Said = m.Notice | RingEvent
 
 
 class Side:
-    """The workers of a daemon, as a script of notices."""
+    """The workers of a daemon, as a script of notices and news."""
 
     def __init__(self) -> None:
-        self.notices: deque[list[m.Notice]] = deque()
+        self.notices: deque[list[Said]] = deque()
         self.requests: list[m.Request] = []
         self.taken: list[int] = []
+        self._ends, self._worker = both_ends("early")
+        rings = Rings(self._ends.rings_fd)
+        self._news = EventRing(RING_ENTRIES, rings.memory, rings.block_bytes)
+        self.side = self._worker.side
+        self.hold = self._worker.hold
+        self.hold_end = self._worker.hold_end
+        self.take_opened = self._worker.take_opened
+
+    def close(self) -> None:
+        self._worker.close()
+        self._ends.channel.close()
+        for fd in (self._ends.wake_worker_fd, self._ends.wake_application_fd):
+            os.close(fd)
 
     @property
     def has_notices(self) -> bool:
         return bool(self.notices)
 
     def take_notices(self) -> list[m.Notice]:
-        return self.notices.popleft() if self.notices else []
+        said = self.notices.popleft() if self.notices else []
+        for each in said:
+            if isinstance(each, RingEvent):
+                self._news.push(*each)
+                self._worker.take_news()
+            else:
+                self._worker._note(each)
+        return [each for each in said if not isinstance(each, RingEvent)]
 
-    def take_events(self) -> list[tuple[int, int, int]]:
+    def take_events(self) -> list[tuple[int, int]]:
         return []
 
     def request(self, request: m.Request) -> None:
@@ -64,9 +93,11 @@ class Client:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> VclWorker:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[VclWorker]:
     monkeypatch.setattr(sys.modules[VclWorker.__module__], "DaemonClient", Client)
-    return VclWorker(0, VclConfig(), "early")
+    made = VclWorker(0, VclConfig(), "early")
+    yield made
+    side_of(made).close()
 
 
 def side_of(worker: VclWorker) -> Side:
@@ -75,7 +106,7 @@ def side_of(worker: VclWorker) -> Side:
     return side
 
 
-def listen(worker: VclWorker, *batches: list[m.Notice]) -> VclSession:
+def listen(worker: VclWorker, *batches: list[Said]) -> VclSession:
     """Listen while these notices arrive."""
     session = worker.add("tcp")
     session.bound = session.local = HERE
@@ -93,7 +124,7 @@ def listen(worker: VclWorker, *batches: list[m.Notice]) -> VclSession:
     ],
     ids=["apart", "between", "after"],
 )
-def test_it_waits_for_its_listener(worker: VclWorker, batches: list[list[m.Notice]]) -> None:
+def test_it_waits_for_its_listener(worker: VclWorker, batches: list[list[Said]]) -> None:
     listener = listen(worker, *batches)
     (accepted,) = listener.accepted
     assert (accepted.handle, accepted.stream_handle) == (CONNECTION, STREAM)
@@ -105,7 +136,7 @@ def test_what_happens_to_it_meanwhile_is_handled_later(worker: VclWorker) -> Non
     closed = m.Closed(CONNECTION, CloseInfo(0, True, "", True))
     listener = listen(
         worker,
-        [ACCEPTED, STREAM_ACCEPTED, m.StreamReset(STREAM, 7), closed],
+        [ACCEPTED, STREAM_ACCEPTED, STREAM_RESET, closed],
         [m.Listening(1, LISTENER, HERE)],
     )
     (accepted,) = listener.accepted

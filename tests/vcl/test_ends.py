@@ -47,7 +47,7 @@ def test_nobody_waits_for_what_was_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     while f.vppcom_session_attr(ours.sh, vcl.Attr.GET_NWRITE):
         ours.write(bytes(1 << 20))  # more than the peer takes
     ours.shutdown()
-    assert connection.unfinished
+    assert connection.has_unfinished
     ours.terminate()
     start = time.monotonic()
     pair.client.close()
