@@ -200,6 +200,7 @@ class DaemonClient:
             else:
                 link.take_messages(link.channel.receive_now())
         except ChannelClosedError:
+            link.hear_out()
             self._lose(index)
             self._hung_up[index] = time.monotonic()
 

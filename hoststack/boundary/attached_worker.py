@@ -240,6 +240,16 @@ class AttachedWorker(Application):
                 self.give_up(error)
                 return
 
+    def hear_out(self) -> None:
+        """Process what the worker has said and ended: maybe before it wrote into the ring where its
+        last messages stand among the news."""
+        self.take_news()
+        try:
+            while self._messages and not self.is_given_up:
+                self._take_message(*self._messages.popleft())
+        except Exception as error:
+            self.give_up(error)
+
     def _on_opened(self, token: int, handle: int, stream_id: int, end: Any) -> None:
         is_wanted = self._opening.on_opened(token)
         opened = Opened(token, handle, stream_id, self.hold_end(handle, end))
@@ -266,6 +276,11 @@ class AttachedWorker(Application):
     def hold(self, handle: int) -> Any:
         """Return the struct hs_end_connection of a new connection."""
         return self._sides.pop(handle)
+
+    def take_sides(self) -> dict[int, Any]:
+        """Return what `hold` has not returned yet."""
+        sides, self._sides = self._sides, {}
+        return sides
 
     def _take_message(self, data: bytes, fds: list[int]) -> None:
         try:
@@ -378,6 +393,8 @@ class AttachedWorker(Application):
                 self.take_messages(await self._channel.receive())
                 self.wake_application()
                 self.settle()
+        self.hear_out()
+        self.wake_application()
 
     async def _send_waiting(self) -> None:
         try:

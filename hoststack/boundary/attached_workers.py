@@ -70,6 +70,8 @@ class AttachedWorkers:
         self._notices: list[m.Notice] = []
         self._calls: dict[int, int] = {}  # worker by token
         self._connections: dict[int, set[int]] = {}  # handles by worker
+        self._sides: dict[int, Any] = {}
+        """What `hold` returns of workers that died."""
         self._sessions: dict[int, ServerSessions] = {}  # by the connect's token
         self._connect_tokens: dict[int, int] = {}  # by handle
         self._listeners: list[_Listener] = []
@@ -92,8 +94,10 @@ class AttachedWorkers:
                 self._listen_at(index, listener)
 
     def remove(self, index: int) -> None:
-        """Remove a worker that died, and report the loss of everything that it served."""
-        del self._workers[index]
+        """Remove a worker that died, and report what it said last and the loss of everything that
+        it served."""
+        self._take_all(index, self._workers[index])
+        self._sides.update(self._workers.pop(index).take_sides())
         self._absent.add(index)
         self._next.remove(index)
         info = CloseInfo(_INTERNAL_ERROR, False, _GONE, False)
@@ -159,6 +163,8 @@ class AttachedWorkers:
 
     def hold(self, handle: int) -> Any:
         """Return the struct hs_end_connection of a new connection."""
+        if handle in self._sides:
+            return self._sides.pop(handle)
         return self._workers[worker_of(handle)].hold(handle)
 
     def hold_end(self, handle: int, end: Any) -> Any:
@@ -353,14 +359,17 @@ class AttachedWorkers:
 
     def take_notices(self) -> list[m.Notice]:
         for index, worker in list(self._workers.items()):
-            for notice in worker.take_notices():
-                try:
-                    self._take(index, notice)
-                except Exception as error:
-                    # For example an answer without a request.
-                    worker.give_up(error)
+            self._take_all(index, worker)
         notices, self._notices = self._notices, []
         return notices
+
+    def _take_all(self, index: int, worker: AttachedWorker) -> None:
+        for notice in worker.take_notices():
+            try:
+                self._take(index, notice)
+            except Exception as error:
+                # For example an answer without a request.
+                worker.give_up(error)
 
     def on_bad_notice(self, notice: m.Notice, error: Exception) -> None:
         """Treat the worker that sent an invalid notice as dead."""

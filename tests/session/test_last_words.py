@@ -18,10 +18,13 @@ from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.codec import encode
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.remote_application import Limits, RemoteApplication
+from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo
 from tests.support.attached import SEAL, both_ends, inline
+from tests.support.event_ring import EventRing
 
 HOST, OTHER = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{HOST}:4433"
@@ -73,8 +76,11 @@ def test_a_close_of_an_application(order: tuple[str, ...]) -> None:
         trio.run(main)
 
 
+@pytest.mark.parametrize("announced", [0, 7, 20])
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
-def test_a_notice_of_a_worker(order: tuple[str, ...]) -> None:
+def test_a_notice_of_a_worker(order: tuple[str, ...], announced: int) -> None:
+    """It may end before the ring names the places of its messages among the news."""
+
     def no_fifo(_: Fifo) -> BlockName:
         raise AssertionError("there is none")
 
@@ -89,6 +95,10 @@ def test_a_notice_of_a_worker(order: tuple[str, ...]) -> None:
             remote = RemoteApplication("brief", theirs, Limits(), SEAL, inline)
             for notice in said:
                 remote._channel.send(encode(notice, no_fifo))
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            assert told == []
+            news = EventRing(RING_ENTRIES, ours.rings.memory, ours.rings.block_bytes)
+            assert not announced or news.push(0, lib.HS_NEWS_MESSAGES, announced)
             names = {"_wakes_us": "_wakes_application"}
             await close_ends(remote, tuple(names.get(name, name) for name in order))
 
