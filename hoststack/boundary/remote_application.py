@@ -213,7 +213,7 @@ class RemoteApplication(Application):
         try:
             count = _checked(lib.hs_application_commands(self.streams, out, done))
             is_crowded = bool(done.count == _COMMANDS or done.is_held_up)
-            if self._is_crowded and not is_crowded:
+            if done.has_made_room:
                 # It may be asleep with commands that the ring had no room for.
                 self._wakes_application.ring()
         except Exception as error:
