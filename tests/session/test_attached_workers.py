@@ -38,6 +38,11 @@ class FakeWorker:
     def refuse(self) -> None:
         self._notices.append(m.Failed(self._listens.pop().token, errno.EMFILE, "full"))
 
+    def join(self, side: object) -> None: ...
+
+    def take_sides(self) -> dict[int, object]:
+        return {}
+
     def take_notices(self) -> list[m.Notice]:
         taken, self._notices = self._notices, []
         return taken

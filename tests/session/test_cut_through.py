@@ -345,7 +345,7 @@ def rubbish(fifo: Fifo, chance: random.Random) -> None:
 
 def rx_of(scene: Scene, stream: Any) -> Fifo:
     """The FIFO that a stream reads from."""
-    rx = scene.stack._worker.layer.streams._fifos[stream.handle].rx
+    _, (rx, _) = scene.stack._worker.layer.streams._fifos[stream.handle]
     assert rx is not None
     return rx
 

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -22,6 +22,7 @@ from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.boundary.protocols import Protocol, TcpConfig, UdpConfig
 from hoststack.link.udp.link import UdpLink
+from hoststack.native.session._session import lib
 from hoststack.quic.tls import TlsConfig
 from hoststack.transport.kernel import udp_peers
 from hoststack.transport.kernel.udp import UdpConnection, pack_address
@@ -75,6 +76,20 @@ def play(script: Callable[[Worker, Recorder], Awaitable[None]]) -> None:
 
 def connect(protocol: Protocol, remote: tuple[str, int], token: int = 1) -> m.Connect:
     return m.Connect(token, remote, "", TlsConfig(verify=False), (), None, protocol=protocol)
+
+
+def open_stream(application: Application, connection: int) -> Any:
+    """The struct hs_end of a new stream."""
+    assert application.plane is not None
+    opened = application.plane.open_here(application, connection, unidirectional=False)
+    assert opened is not None
+    return opened[0]
+
+
+def written(result: int) -> int:
+    """How many bytes `hs_end_write` has taken."""
+    assert result >= 0
+    return result & (1 << lib.HS_END_BYTES_BITS) - 1
 
 
 def listen(protocol: Protocol, port: int = 0) -> m.Listen:
@@ -267,10 +282,8 @@ def test_an_end_in_the_middle_is_no_clean_one() -> None:
         with socket.create_server((HOST, 0)) as server:
             application.request(replace(connect("tcp", server.getsockname()), config=config))
             connected = await application.hears(m.Connected)
-            application.request(m.OpenStream(2, connected.handle, unidirectional=False))
-            tx = (await application.hears(m.StreamReady)).tx
-            assert tx is not None
-            assert tx.write(bytes(size)) == size
+            end = open_stream(application, connected.handle)
+            assert written(lib.hs_end_write(end, bytes(size), size)) == size
             application.request(m.CloseConnection(connected.handle, 0, ""))
             await application.hears(m.Closed)
             assert worker.layer.connections()
@@ -288,10 +301,8 @@ def test_what_was_written_before_a_close_is_waited_for() -> None:
         with socket.create_server((HOST, 0)) as server:
             application.request(connect("tcp", server.getsockname()))
             connected = await application.hears(m.Connected)
-            application.request(m.OpenStream(2, connected.handle, unidirectional=False))
-            tx = (await application.hears(m.StreamReady)).tx
-            assert tx is not None
-            tx.write(b"last words")
+            end = open_stream(application, connected.handle)
+            assert written(lib.hs_end_write(end, b"last words", 10)) == 10
             application.request(m.CloseConnection(connected.handle, 0, ""))
             peer = server.accept()[0]
             peer.setblocking(False)
@@ -553,8 +564,7 @@ def test_a_tcp_connection_has_no_second_stream_after_its_only_one() -> None:
             handle = (await application.hears(m.Connected)).handle
             (context,) = worker.layer.kernel.connections()
             peer, _ = server.accept()
-            application.request(m.OpenStream(2, handle, False))
-            await application.hears(m.StreamReady)
+            assert open_stream(application, handle)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
             await application.hears(m.Closed)

@@ -18,10 +18,11 @@ from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.channel import ChannelClosedError
 from hoststack.boundary.codec import encode
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
-from hoststack.boundary.rings import shared_ends
+from hoststack.boundary.rings import RING_ENTRIES, shared_ends
 from hoststack.boundary.wake_up import WakeUp
 from hoststack.link.memory import MemoryNetwork
 from tests.support.attached import SEAL, both_ends, inline
+from tests.support.event_ring import EventRing
 
 #: More than any buffer of a socket holds.
 MANY = 5000
@@ -142,8 +143,10 @@ def test_an_application_that_blocks_all_that_it_has_blocks_nobody() -> None:
                         for _ in range(MANY):
                             end.send(b"x", socket.MSG_DONTWAIT)
                     fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+                rings = application.rings
+                ring = EventRing(RING_ENTRIES, rings.memory, rings.block_bytes)
                 for _ in range(MANY):
-                    application._events.ring.arm()  # as the other process would, to be woken again
+                    ring.arm()  # as the other process would, to be woken again
                     application.raise_event(7, m.EventCode.READABLE)
                     application.flush()
                     application.notify(m.Failed(1, 1, "x"))
@@ -177,8 +180,9 @@ def test_a_worker_that_is_hostile_does_not_block_a_program() -> None:
         worker = AttachedWorker("x", socket.socket(fileno=channel), *others)
         for fd in (ours[0], *ours[2:]):
             fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        ring = EventRing(RING_ENTRIES, worker.rings.memory)
         for _ in range(MANY):
-            worker._signals.ring.arm()
+            ring.arm()
             worker.signal_sent(7)
             worker.clear_wake_up()
         worker.close()
