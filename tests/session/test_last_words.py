@@ -23,7 +23,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo
-from tests.support.attached import SEAL, both_ends, inline
+from tests.support.attached import SEAL, both_ends, hear, inline
 from tests.support.event_ring import EventRing
 
 HOST, OTHER = "10.0.0.1", "10.0.0.2"
@@ -60,7 +60,7 @@ def test_a_close_of_an_application(order: tuple[str, ...]) -> None:
             stream = await accepted.open_stream()
             await stream.send_all(b"x")
             while not (notices := ours.take_notices()):
-                ours.take_messages(await ours.channel.receive())
+                await hear(ours)
             (connected,) = (each for each in notices if isinstance(each, m.Connected))
             # Events and notices that nobody takes are on their way, too.
             ours.request(m.CloseConnection(connected.handle, 7, "bye"))

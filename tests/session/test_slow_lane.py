@@ -19,7 +19,7 @@ from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.session import spent_time
 from hoststack.session.slow_lane import LEAST_S, MOST_S, PART, SlowLane, charged
-from tests.support.attached import SEAL, both_ends
+from tests.support.attached import SEAL, both_ends, hear
 from tests.support.costly import false_rsa_pair, listen_with, rsa_pair
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ async def answers(other: AttachedWorker, count: int = 1) -> list[Any]:
     """The next notices."""
     found: list[Any] = []
     while len(found) < count:
-        other.take_messages(await other.channel.receive())
+        await hear(other)
         found += other.take_notices()
     return found
 

@@ -21,7 +21,7 @@ from hoststack.boundary.remote_application import Ends, Limits, RemoteApplicatio
 from hoststack.boundary.rings import RING_ENTRIES, shared_ends
 from hoststack.boundary.wake_up import WakeUp
 from hoststack.link.memory import MemoryNetwork
-from tests.support.attached import SEAL, both_ends, inline
+from tests.support.attached import SEAL, both_ends, hear, inline
 from tests.support.event_ring import EventRing
 
 #: More than any buffer of a socket holds.
@@ -157,7 +157,7 @@ def test_an_application_that_blocks_all_that_it_has_blocks_nobody() -> None:
                 stack._worker.attach(well)
                 other._send(encode(m.GetStatistics(7, 1)))
                 with trio.fail_after(60):
-                    other.take_messages(await other.channel.receive())
+                    await hear(other)
                 assert other.take_notices()
                 # Its requests are read when it reads, and then it is thrown out.
                 with trio.fail_after(60), socket.socket(fileno=os.dup(theirs[0])) as end:

@@ -42,6 +42,16 @@ def both_ends(name: str) -> tuple[Ends, AttachedWorker]:
     return ends, AttachedWorker(name, socket.socket(fileno=channel), *others)
 
 
+async def hear(worker: AttachedWorker) -> None:
+    """Receive messages, and the news that name their places."""
+    worker.take_messages(await worker.channel.receive())
+    while worker._messages:
+        if not worker.arm_events():
+            await trio.lowlevel.wait_readable(worker.wake_fd)
+            worker.clear_wake_up()
+        worker.take_news()
+
+
 @asynccontextmanager
 async def attached(
     stacks: Collection[EmbeddedStack],
