@@ -42,16 +42,36 @@ from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.protocols import PROTOCOLS, Config, Protocol, TcpConfig, UdpConfig
 from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.native.memory.segment import map_segment
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import Ticket
 from tests.daemon.conftest import Daemon, run_daemon
 from tests.daemon.echoing import TLS, TRUSTING, ask, echo_server
-from tests.support.event_ring import EventRing
-from tests.support.shared_words import store
+from tests.support.event_ring import RingEvent, pop_raw, push_raw, ring_bytes
 
-_RING_BYTES: Final = EventRing.block_bytes(RING_ENTRIES)
+#: The ring of commands is the first in their segment, that of news the second.
+NEWS_AT: Final = ring_bytes(RING_ENTRIES)
 #: Indices and flags, where a FIFO or a ring begins.
 _HEADER_BYTES: Final = 128
+#: And how often a sly one gives each.
+_COMMANDS: Final = {
+    lib.HS_COMMAND_SENT: 6,
+    lib.HS_COMMAND_CONSUMED: 6,
+    lib.HS_COMMAND_TAKEN: 2,
+    lib.HS_COMMAND_NOTED: 2,
+    lib.HS_COMMAND_OPEN: 3,
+    lib.HS_COMMAND_RESET: 1,
+    lib.HS_COMMAND_STOP: 1,
+    lib.HS_COMMAND_RELEASED: 1,
+}
+_NEWS: Final = {
+    lib.HS_NEWS_MESSAGES: "messages",
+    lib.HS_NEWS_READABLE: "datagrams",
+    lib.HS_NEWS_WRITABLE: "room for datagrams",
+    lib.HS_NEWS_OPENED: "stream opened",
+    lib.HS_NEWS_REFUSED: "stream refused",
+    lib.HS_NEWS_STREAM: "stream news",
+}
 _TOKENS: Final = 12
 _PROTOCOLS: Final = tuple(PROTOCOLS)
 #: A round of the well-behaved that takes longer has been held up.
@@ -61,6 +81,15 @@ MOST_ROUND_S: Final = 20.0
 def _no_fifo(name: BlockName) -> Any:
     """The FIFO of a notice: here its name alone is of use."""
     return name
+
+
+def block_at(place: int) -> BlockName | None:
+    """The block of a FIFO's place (native/session/records.h); 0: none."""
+    log = place & (1 << lib.HS_PLACE_LOG_BITS) - 1
+    place >>= lib.HS_PLACE_LOG_BITS
+    page = place & (1 << lib.HS_PLACE_PAGE_BITS) - 1
+    segment = place >> lib.HS_PLACE_PAGE_BITS
+    return BlockName(segment, page * lib.HS_PLACE_PAGE_BYTES, 1 << log) if log else None
 
 
 class Worker:
@@ -84,8 +113,38 @@ class Worker:
             os.close(fd)
         self.wake_ups = []
 
+    def command(self, *commands: RingEvent) -> None:
+        """Write commands as the library would, as far as there is room, and wake the worker."""
+        push_raw(self.rings, 0, RING_ENTRIES, *commands)
+        self.wake()
+
+    @property
+    def room(self) -> int:
+        """How many commands fit."""
+        pushed, popped = struct.unpack_from("<Q56xQ", self.rings)
+        return max(0, RING_ENTRIES - pushed + popped)
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it has been woken, and not looked yet
+            os.write(self.wake_ups[0], b"x")
+
+    def read_news(self) -> list[RingEvent]:
+        """What it wrote into the ring since the last call."""
+        news = pop_raw(self.rings, NEWS_AT, RING_ENTRIES)
+        for each in news:
+            self.heard[_NEWS.get(each.kind, "rubbish of its own")] += 1
+            if each.kind == lib.HS_NEWS_OPENED:
+                self._note(each.handle, *map(block_at, each.words[2:4]))
+        return news
+
+    def _note(self, handle: int | None, *blocks: BlockName | None) -> None:
+        if handle is not None:
+            self.handles = [*self.handles[-63:], handle]
+        self.blocks = [*self.blocks[-63:], *(block for block in blocks if block is not None)]
+
     def read(self) -> None:
         """What the worker says; raises ChannelClosedError."""
+        self.read_news()
         for data, fds in self.channel.receive_now():
             with contextlib.suppress(CodecError):
                 notice = decode_notice(data, _no_fifo)
@@ -94,12 +153,7 @@ class Worker:
                     self.segments[notice.number] = map_segment(fds[0])
                 if isinstance(notice, m.Listening):
                     self.places = [*self.places[-7:], notice.local]
-                handle = getattr(notice, "handle", None)
-                if handle is not None:
-                    self.handles = [*self.handles[-63:], handle]
-                for fifo in (getattr(notice, "rx", None), getattr(notice, "tx", None)):
-                    if fifo is not None:
-                        self.blocks = [*self.blocks[-63:], fifo]
+                self._note(*(getattr(notice, name, None) for name in ("handle", "rx", "tx")))
             for fd in fds:
                 os.close(fd)
 
@@ -153,7 +207,7 @@ class Evil:
         acts = {
             self._read: 30,
             self._request: 40,
-            self._signal: 30,
+            self._command: 60,
             self._wake: 10,
             self._meddle: 4,
             self._scribble_on_fifo: 6,
@@ -213,19 +267,23 @@ class Evil:
         fds = [worker.wake_ups[0]] * self._rng.choice([0, 0, 1, 5])
         worker.channel.send(self._rng.randbytes(size), fds)
 
-    def _signal(self, worker: Worker) -> None:
-        """Events as an application pushes them, of any session and kind."""
-        pushed, popped = struct.unpack_from("<Q56xQ", worker.rings)
-        for _ in range(self._rng.choice([1, 1, 10, 5000])):
-            if pushed - popped >= RING_ENTRIES:
-                break
-            at = _HEADER_BYTES + (pushed % RING_ENTRIES) * 16
-            handle, kind = self._any_handle(worker), self._rng.choice([3, 4, 3, 4, 0, 1, 2**31])
-            struct.pack_into("<QII", worker.rings, at, handle, kind, 0)
-            pushed += 1
-        store(worker.rings, 0, pushed & ((1 << 64) - 1))
-        with contextlib.suppress(BlockingIOError):
-            os.write(worker.wake_ups[0], b"x")
+    def _command(self, worker: Worker) -> None:
+        """Commands as an application writes them, of any session and kind."""
+        count = self._rng.choice([1, 1, 10, 5000])
+        worker.command(*(self._any_command(worker) for _ in range(min(count, worker.room))))
+
+    def _any_command(self, worker: Worker) -> RingEvent:
+        rng = self._rng
+        codes = [0, 7, (1 << 62) - 1]
+        if self._is_sly:
+            handle = rng.choice(worker.handles)
+            (kind,) = rng.choices(list(_COMMANDS), list(_COMMANDS.values()))
+        else:
+            codes += [*[7] * 100, 1 << 62, (1 << 64) - 1]
+            handle, kind = self._any_handle(worker), rng.choice([*_COMMANDS, 0, 9, 2**31])
+        is_open = kind == lib.HS_COMMAND_OPEN
+        word = rng.randrange(1 << 40) if is_open else rng.choice(codes)
+        return RingEvent(handle, kind, rng.choice([0, 0, 1, 2**32 - 1]), (word,))
 
     def _scribble_on_fifo(self, worker: Worker) -> None:
         if not worker.blocks:
@@ -253,8 +311,8 @@ class Evil:
             memory[at : at + size] = self._rng.randbytes(size)
 
     def _scribble_on_rings(self, worker: Worker) -> None:
-        at = self._rng.choice([0, 64, 72, self._rng.randrange(2 * _RING_BYTES - 8)])
-        at += self._rng.choice([0, _RING_BYTES]) if at < _HEADER_BYTES else 0
+        at = self._rng.choice([0, 64, 72, self._rng.randrange(2 * NEWS_AT - 8)])
+        at += self._rng.choice([0, NEWS_AT]) if at < _HEADER_BYTES else 0
         struct.pack_into("<Q", worker.rings, at, self._rng.choice([0, 1, 5000, 2**63, 2**64 - 1]))
 
     def _any_handle(self, worker: Worker) -> int:
@@ -322,25 +380,19 @@ class Evil:
     def _plausible_request(self, worker: Worker) -> m.Request | FifosReleased:
         rng, handle = self._rng, self._rng.choice(worker.handles)
         token = rng.randrange(1 << 40)
-        kind = rng.choices(range(9), (2, 8, 2, 2, 1, 2, 2, 1, 1))[0]
+        kind = rng.choices(range(6), (4, 1, 4, 2, 2, 4))[0]
         if kind == 0:
             alpn = ("test",)
             return m.Connect(token, self._target, "127.0.0.1", TRUSTING, alpn, None)
         if kind == 1:
-            return m.OpenStream(token, handle, rng.random() < 0.3)
-        if kind == 2:
-            return m.ResetStream(handle, 7)
-        if kind == 3:
-            return m.StopSending(handle, 7)
-        if kind == 4:
             return m.CloseConnection(handle, 0, "")
         protocol: Protocol = rng.choice(["tcp", "udp"])
-        if kind == 6:
+        if kind == 2:
             where = rng.choice([self._target, *worker.places])
             return m.Connect(token, where, "", TRUSTING, (), None, protocol=protocol)
-        if kind == 7:
+        if kind == 3:
             return m.Listen(token, ("127.0.0.1", 0), TRUSTING, (), None, protocol=protocol)
-        if kind == 8:
+        if kind == 4:
             return m.Bind(token, ("127.0.0.1", 0), self._any_udp_config())
         blocks = [*worker.blocks, BlockName(0, 0, 4096)]
         return FifosReleased((rng.choice(blocks), rng.choice(blocks)))
@@ -376,14 +428,9 @@ class Evil:
                     self._any_config(protocol),
                     protocol,
                 ),
-                lambda: m.OpenStream(token, handle, rng.random() < 0.5),
-                lambda: m.OpenStream(token, handle, rng.random() < 0.5),
-                lambda: m.OpenStream(token, handle, rng.random() < 0.5),
                 lambda: m.Cancel(token),
                 lambda: m.Unlisten(handle),
                 lambda: m.CloseConnection(handle, code, rng.choice(["", "why", "é" * 2000])),
-                lambda: m.ResetStream(handle, code),
-                lambda: m.StopSending(handle, code),
                 lambda: m.UpdateKey(handle),
                 lambda: m.Migrate(token, handle, rng.choice([None, self._any_place(worker)])),
                 lambda: m.GetStatistics(token, handle),

@@ -18,15 +18,19 @@ import hoststack
 from hoststack import AttachError, QuicConfig, StreamResetError, TlsConfig
 from hoststack.boundary import attaching
 from hoststack.boundary import messages as m
+from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.codec import FifosReleased, encode
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.remote_application import Limits, RemoteApplication
+from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.link.memory import MemoryNetwork
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon
 from tests.daemon.echoing import TLS, ask, echo, is_well
 from tests.daemon.fuzz_application import fuzz
 from tests.support.attached import SEAL, attached, both_ends, inline
+from tests.support.event_ring import EventRing
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -142,7 +146,9 @@ def test_peers_do_not_get_more_either() -> None:
 
 
 @contextmanager
-def raw_application(stack: hoststack.EmbeddedStack) -> Iterator[tuple[RemoteApplication, object]]:
+def raw_application(
+    stack: hoststack.EmbeddedStack,
+) -> Iterator[tuple[RemoteApplication, AttachedWorker]]:
     ends, attached_worker = both_ends("raw")
     application = RemoteApplication("raw", ends, Limits(), SEAL, inline)
     stack._worker.attach(application)
@@ -174,7 +180,7 @@ def test_who_asks_for_what_can_not_be_is_thrown_out(requests: list[bytes]) -> No
                 nursery.start_soon(run)
                 for data in requests:
                     with suppress(OSError):
-                        other_end._channel._socket.send(data)  # type: ignore[attr-defined]
+                        other_end._channel._socket.send(data)
                 await trio.sleep(1)
             assert application.gone is not None
             assert application not in client._worker.layer.applications
@@ -189,11 +195,8 @@ def test_who_asks_for_what_can_not_be_is_thrown_out(requests: list[bytes]) -> No
 @pytest.mark.parametrize(
     "request_",
     [
-        m.OpenStream(1, 7, False),
         m.Unlisten(7),
         m.CloseConnection(7, 0, "x" * 4096),
-        m.ResetStream(7, 7),
-        m.StopSending(7, 7),
         m.UpdateKey(7),
         m.Migrate(1, 7, None),
         m.GetStatistics(1, 7),
@@ -212,23 +215,60 @@ def test_what_is_about_nothing_of_its_own_is_refused_or_nothing(
 ) -> None:
     """Handle 7 is the session of another application."""
 
+    def send(other_end: AttachedWorker, handles: list[int]) -> None:
+        assert 7 in handles
+        other_end._channel._socket.send(encode(request_))
+
+    beside_the_streams_of_another(send)
+
+
+@pytest.mark.parametrize("kind", range(10))
+def test_commands_about_nothing_of_its_own_come_to_nothing(kind: int) -> None:
+    def write(other_end: AttachedWorker, handles: list[int]) -> None:
+        ring = EventRing(RING_ENTRIES, other_end.rings.memory)
+        for handle in (*handles, *range(100), 1 << 32, (1 << 64) - 1):
+            for arg in range(2):
+                assert ring.push(handle, kind, arg, (7,))
+        other_end._wakes_worker.ring()
+
+    beside_the_streams_of_another(write)
+
+
+def beside_the_streams_of_another(
+    misdeed: Callable[[AttachedWorker, list[int]], None],
+) -> None:
+    """Those streams go on after it, and it is not thrown out. It gets the handles of that
+    application's sessions."""
+
     async def main(server: hoststack.EmbeddedStack, client: hoststack.EmbeddedStack) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(partial_serve(server))
-            connections = []
             async with client.connect(URI, tls=CLIENT_TLS, alpn=["test"]) as connection:
-                connections = [await connection.open_stream() for _ in range(8)]
+                streams = [await connection.open_stream() for _ in range(8)]
                 with raw_application(client) as (application, other_end):
                     nursery.start_soon(application.run)
-                    other_end._channel._socket.send(encode(request_))  # type: ignore[attr-defined]
+                    misdeed(other_end, [connection.handle, *(each.handle for each in streams)])
                     await trio.sleep(15)
                     assert application.gone is None
-                    for stream in connections:
+                    for stream in streams:
                         await stream.send_all(b"x")
                         await stream.send_eof()
                         assert await stream.receive_some() == b"x"
                         await stream.aclose()
             nursery.cancel_scope.cancel()
+
+    on_two_stacks(main)
+
+
+def test_a_code_that_can_not_be_ends_its_application_alone() -> None:
+    async def main(server: hoststack.EmbeddedStack, client: hoststack.EmbeddedStack) -> None:
+        with raw_application(client) as (application, other_end):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(application.run)
+                ring = EventRing(RING_ENTRIES, other_end.rings.memory)
+                assert ring.push(7, lib.HS_COMMAND_RESET, 0, (1 << 62,))
+                other_end._wakes_worker.ring()
+        assert application.gone == "it sent invalid data: a command with a code of 2**62 or more"
 
     on_two_stacks(main)
 

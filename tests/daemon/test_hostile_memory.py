@@ -3,14 +3,15 @@ comes of it, and a well-behaved one does not notice."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import select
 import socket
 import struct
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import trio
@@ -20,21 +21,19 @@ from hoststack.boundary import attaching
 from hoststack.boundary import messages as m
 from hoststack.boundary.channel import Channel
 from hoststack.boundary.codec import SegmentCame, decode_notice, encode
-from hoststack.boundary.messages import EventCode
+from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.native.memory.segment import map_segment
+from hoststack.native.session._session import lib
 from tests.daemon.conftest import PATIENCE_S, Daemon
 from tests.daemon.echoing import TRUSTING, echo_server
-from tests.daemon.fuzz_application import Worker
+from tests.daemon.fuzz_application import NEWS_AT, Worker, block_at
 from tests.daemon.test_lives import Load
-from tests.support.event_ring import EventRing
+from tests.support.event_ring import RingEvent
 from tests.support.shared_words import store
 
-UP: Final = EventRing.block_bytes(RING_ENTRIES)
-"""Where the ring of events to the application begins, behind that to the worker."""
 #: In a ring's or a FIFO's block: the producer's index, and the consumer's.
 PRODUCER, CONSUMER, WANTS_READ = 0, 64, 72
-EVENTS: Final = 128
 _numbers = itertools.count()
 
 
@@ -55,11 +54,15 @@ class Villain:
         offer = attaching.decode_answer(offered[0])
         assert isinstance(offer, attaching.WorkerOffered)
         self.pid = daemon.worker_pid(offer.index)
+        self._news: deque[RingEvent] = deque()
         self.send(m.Connect(1, ("127.0.0.1", port), "127.0.0.1", TRUSTING, ("test",), None))
         self.connection = self.hear(m.Connected).handle
-        self.send(m.OpenStream(2, self.connection, False))
-        ready = self.hear(m.StreamReady)
-        self.stream, self.rx, self.tx = ready.handle, ready.rx, ready.tx
+        self.command(self.connection, lib.HS_COMMAND_OPEN, 0, 2)
+        opened = self.hear_news(lib.HS_NEWS_OPENED)
+        assert opened.words[0] == self.connection
+        assert opened.words[4] == 2
+        self.stream = opened.handle
+        self.rx, self.tx = (self._block(place) for place in opened.words[2:4])
 
     def _wait(self, channel: Channel) -> tuple[bytes, list[int]]:
         while not (received := channel.receive_now(1)):
@@ -81,17 +84,34 @@ class Villain:
             if isinstance(notice, kind):
                 return notice
 
-    def signal(self, handle: int, code: int) -> None:
-        """Push an event to the worker, as the library would."""
-        rings = self.worker.rings
-        (at,) = struct.unpack_from("<Q", rings, PRODUCER)
-        struct.pack_into("<QII", rings, EVENTS + (at % RING_ENTRIES) * 16, handle, code, 0)
-        store(rings, PRODUCER, at + 1)
-        self.wake()
+    def hear_news(self, *kinds: int) -> RingEvent:
+        """The next news of these kinds."""
+        while True:
+            while not self._news:
+                self._news += self.worker.read_news()
+                if not self._news and not self._armed_news():
+                    assert select.select([self.worker.wake_ups[1]], [], [], PATIENCE_S)[0]
+                    os.read(self.worker.wake_ups[1], 64)
+            if (news := self._news.popleft()).kind in kinds:
+                return news
 
-    def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has been woken, and not looked yet
-            os.write(self.worker.wake_ups[0], b"x")
+    def _armed_news(self) -> bool:
+        """Ask to be woken for news; whether there are some already."""
+        store(self.worker.rings, NEWS_AT + WANTS_READ, 1)
+        pushed, popped = struct.unpack_from("<Q56xQ", self.worker.rings, NEWS_AT)
+        return bool(pushed != popped)
+
+    def _block(self, place: int) -> BlockName:
+        """A FIFO's block, once its segment has come."""
+        block = block_at(place)
+        assert block is not None
+        while block.segment not in self.worker.segments:
+            self.hear(SegmentCame)
+        return block
+
+    def command(self, handle: int, kind: int, arg: int = 0, word: int = 0) -> None:
+        """Give the worker a command, as the library would."""
+        self.worker.command(RingEvent(handle, kind, arg, (word,)))
 
     def fifo(self, name: Any, place: int, index: int) -> None:
         store(self.worker.segments[name.segment], name.offset + place, index)
@@ -103,10 +123,10 @@ class Villain:
     def have_echoed(self, count: int) -> None:
         """Send so many bytes, and wait until they have come back."""
         self.fifo(self.tx, PRODUCER, count)
-        self.signal(self.stream, EventCode.SENT)
+        self.command(self.stream, lib.HS_COMMAND_SENT)
         while True:
             self.fifo(self.rx, WANTS_READ, 1)
-            store(self.worker.rings, UP + WANTS_READ, 1)
+            store(self.worker.rings, NEWS_AT + WANTS_READ, 1)
             memory = self.worker.segments[self.rx.segment]
             if struct.unpack_from("<Q", memory, self.rx.offset + PRODUCER)[0] == count:
                 break
@@ -168,22 +188,20 @@ def with_a_villain(daemon: Daemon, script: Callable[[Villain, list[int]], None])
 def ring_tail(villain: Villain) -> None:
     (at,) = struct.unpack_from("<Q", villain.worker.rings, CONSUMER)
     store(villain.worker.rings, PRODUCER, at + RING_ENTRIES + 1)
-    villain.wake()
+    villain.worker.wake()
 
 
 def ring_tail_goes_back(villain: Villain) -> None:
-    villain.signal(villain.stream, EventCode.SENT)
-    while not struct.unpack_from("<Q", villain.worker.rings, CONSUMER)[0]:
-        assert villain.is_served()  # by turns, until one has looked at it
+    assert struct.unpack_from("<Q", villain.worker.rings, CONSUMER)[0]  # it opened a stream
     store(villain.worker.rings, PRODUCER, 0)
-    villain.wake()
+    villain.worker.wake()
 
 
 def ring_head(villain: Villain) -> None:
-    store(villain.worker.rings, UP + CONSUMER, 1 << 63)
+    store(villain.worker.rings, NEWS_AT + CONSUMER, 1 << 63)
     villain.fifo(villain.rx, WANTS_READ, 1)  # an event, please, when the echo is there
     villain.fifo(villain.tx, PRODUCER, 1)
-    villain.signal(villain.stream, EventCode.SENT)
+    villain.command(villain.stream, lib.HS_COMMAND_SENT)
 
 
 @pytest.mark.parametrize("misdeed", [ring_tail, ring_tail_goes_back, ring_head])
@@ -209,7 +227,7 @@ def fifo_tail_goes_back(villain: Villain) -> None:
 def fifo_head(villain: Villain) -> None:
     villain.have_echoed(100)
     villain.fifo(villain.rx, CONSUMER, 101)
-    villain.signal(villain.stream, EventCode.CONSUMED)
+    villain.command(villain.stream, lib.HS_COMMAND_CONSUMED)
     villain.fifo(villain.tx, PRODUCER, 101)  # whose echo has nowhere to go
 
 
@@ -221,7 +239,7 @@ def test_a_fifo_with_an_index_that_can_not_be(
 
     def script(villain: Villain, foreign: list[int]) -> None:
         misdeed(villain)
-        villain.signal(villain.stream, EventCode.SENT)
+        villain.command(villain.stream, lib.HS_COMMAND_SENT)
         if misdeed is fifo_head:
             # The server may have echoed that byte before it heard that nobody reads: one more then.
             end = villain.worker.channel._socket
@@ -229,19 +247,21 @@ def test_a_fifo_with_an_index_that_can_not_be(
                 if select.select([end], [], [], 0.2)[0]:
                     break
                 villain.fifo(villain.tx, PRODUCER, count)
-                villain.signal(villain.stream, EventCode.SENT)
+                villain.command(villain.stream, lib.HS_COMMAND_SENT)
         assert villain.hear(m.Closed).info.by_peer
         assert villain.is_answered()
 
     with_a_villain(daemon, script)
 
 
-def test_events_of_foreign_sessions_come_to_nothing(daemon: Daemon) -> None:
+def test_commands_for_foreign_sessions_come_to_nothing(daemon: Daemon) -> None:
     def script(villain: Villain, foreign: list[int]) -> None:
-        near = [*range(200), *(1 << 32 | index for index in range(200)), (1 << 64) - 1]
-        for handle in (*foreign, *near, villain.connection):
-            for code in (EventCode.SENT, EventCode.CONSUMED, 0, 1, 99, (1 << 32) - 1):
-                villain.signal(handle, code)
+        near = {*range(200), *(1 << 32 | index for index in range(200)), (1 << 64) - 1}
+        for handle in (*foreign, *near - {villain.stream, villain.connection}):
+            for kind in (*range(10), 99, (1 << 32) - 1):
+                villain.command(handle, kind)
+        for kind in (*set(range(10)) - {lib.HS_COMMAND_OPEN}, 99, (1 << 32) - 1):
+            villain.command(villain.connection, kind)
         assert villain.is_served()
 
     with_a_villain(daemon, script)
@@ -272,6 +292,24 @@ def test_requests_whose_answers_nobody_reads_wait(daemon: Daemon) -> None:
     with_a_villain(daemon, script)
 
 
+@pytest.mark.parametrize("of", ["its connection", "nothing"])
+def test_commands_whose_answers_nobody_reads_wait(daemon: Daemon, of: str) -> None:
+    def script(villain: Villain, foreign: list[int]) -> None:
+        handle = villain.connection if of == "its connection" else 1 << 20
+        sent, until = 0, time.monotonic() + 1
+        # A second in which the worker takes nothing: it waits for its answers to be read.
+        while time.monotonic() < until:
+            if villain.worker.room:
+                villain.command(handle, lib.HS_COMMAND_OPEN, 0, 5)
+                sent, until = sent + 1, time.monotonic() + 1
+            assert sent < 20_000, "answers pile up without end"
+        for _ in range(sent):
+            villain.hear_news(lib.HS_NEWS_OPENED, lib.HS_NEWS_REFUSED)
+        assert villain.is_served()
+
+    with_a_villain(daemon, script)
+
+
 def test_descriptors_with_a_request_are_not_taken(daemon: Daemon) -> None:
     def script(villain: Villain, foreign: list[int]) -> None:
         def held() -> int:
@@ -292,9 +330,9 @@ def test_a_stream_that_nobody_reads(daemon: Daemon) -> None:
 
     def script(villain: Villain, foreign: list[int]) -> None:
         villain.fifo(villain.tx, PRODUCER, villain.tx.size_bytes)
-        villain.signal(villain.stream, EventCode.SENT)
+        villain.command(villain.stream, lib.HS_COMMAND_SENT)
         for _ in range(1000):
-            villain.signal(villain.stream, EventCode.CONSUMED)
+            villain.command(villain.stream, lib.HS_COMMAND_CONSUMED)
             assert villain.is_served()
 
     with_a_villain(daemon, script)

@@ -7,7 +7,6 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from hoststack.boundary.loading import Loaded
 from hoststack.boundary.remote_application import RemoteApplication
 from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import commands, orders
+from hoststack.native.session._session import lib
 from hoststack.quic.seam import Event, EventKind
 from tests.daemon.echoing import TLS, TRUSTING
 from tests.daemon.faulty import HOST, Bench, on_bench, raiser
@@ -40,12 +40,9 @@ REQUESTS: tuple[m.Request, ...] = (
     m.Listen(1, (HOST, 1), TLS, ("x",), None),
     m.Bind(1, (HOST, 1), None),
     m.Connect(1, (HOST, 1), "x", TRUSTING, ("x",), None),
-    m.OpenStream(1, 1, False),
     m.Cancel(1),
     m.Unlisten(1),
     m.CloseConnection(1, 0, ""),
-    m.ResetStream(1, 0),
-    m.StopSending(1, 0),
     m.UpdateKey(1),
     m.Migrate(1, 1, None),
     m.GetStatistics(1, 1),
@@ -71,7 +68,20 @@ def test_no_exception_leaves_the_handler_of_a_request(
     on_bench(main)
 
 
-@pytest.mark.parametrize("place", ["decode", "release", "signal", "pop", "wake-up", "receive"])
+class Faulty:
+    """A module in C of which one function raises."""
+
+    def __init__(self, module: Any, name: str, error: Exception) -> None:
+        self._module = module
+        setattr(self, name, raiser(error))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+@pytest.mark.parametrize(
+    "place", ["decode", "release", "command", "open", "commands", "arm", "wake-up", "receive"]
+)
 def test_no_exception_leaves_what_a_worker_does_for_an_application(
     place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,17 +96,20 @@ def test_no_exception_leaves_what_a_worker_does_for_an_application(
                             patch.setattr(remote_application, "decode_request", raiser(error))
                         case "release":
                             patch.setattr(application._pool, "release", raiser(error))
-                        case "signal":
-                            patch.setattr(bench.layer, "_on_signal", raiser(error))
-                        case "pop":
-                            ring = SimpleNamespace(pop_many=raiser(error), arm=lambda: None)
-                            patch.setattr(application._signals, "ring", ring)
+                        case "command":
+                            patch.setattr(bench.layer, "_on_command", raiser(error))
+                        case "open":
+                            patch.setattr(bench.layer.streams, "open_remote", raiser(error))
+                        case "commands" | "arm":
+                            name = f"hs_application_{place}"
+                            patch.setattr(remote_application, "lib", Faulty(lib, name, error))
                         case "wake-up":
                             patch.setattr(application._wakes_worker, "clear", raiser(error))
                         case "receive":
                             patch.setattr(application._channel, "receive_now", raiser(error))
                     other._send(encode(FifosReleased((BlockName(0, 0, 4096),))))
-                    other.signal_sent(7)
+                    other.signal_sent(6)
+                    other.open_stream(6, False, 1)
                     other._wakes_worker.ring()
                     await trio.testing.wait_all_tasks_blocked()
                 assert application.gone is not None, repr(error)
@@ -113,7 +126,9 @@ async def is_over(application: RemoteApplication, error: BaseException) -> None:
     assert application.gone is not None, repr(error)
 
 
-@pytest.mark.parametrize("place", ["encode", "push", "settle", "ring", "segment"])
+@pytest.mark.parametrize(
+    "place", ["encode", "push", "tell", "queue_message", "take_armed", "ring", "segment"]
+)
 def test_no_exception_leaves_what_is_told_to_an_application(
     place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,10 +142,9 @@ def test_no_exception_leaves_what_is_told_to_an_application(
                     match place:
                         case "encode":
                             patch.setattr(remote_application, "encode", raiser(error))
-                        case "push":
-                            patch.setattr(application._events, "push", raiser(error))
-                        case "settle":
-                            patch.setattr(application._events, "settle", raiser(error))
+                        case "push" | "tell" | "queue_message" | "take_armed":
+                            name = f"hs_application_{place}"
+                            patch.setattr(remote_application, "lib", Faulty(lib, name, error))
                         case "ring":
                             patch.setattr(application._wakes_application, "ring", raiser(error))
                         case "segment":

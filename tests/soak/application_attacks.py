@@ -26,7 +26,7 @@ import trio
 import hoststack
 from hoststack.boundary.channel import ChannelClosedError
 from tests.daemon.fuzz_application import Evil, be_evil, ignore_own_signals
-from tests.support.costly import KINDS
+from tests.support.costly import COMMANDS, KINDS
 
 #: Arrays in arrays, deeper than any decoder that recurses follows.
 DEEP: Final = b"\x91" * 3000 + b"\x01"
@@ -88,7 +88,7 @@ def costly_messages(target: Target, end: float) -> Counter[str]:
     """Requests that cost a worker more than the one who asks, as fast as they are read."""
     done: Counter[str] = Counter()
     token = 0
-    for kind in itertools.cycle(KINDS):
+    for kind in itertools.cycle((*KINDS, *COMMANDS)):
         if time.monotonic() > end:
             return done
         try:
@@ -100,11 +100,14 @@ def costly_messages(target: Target, end: float) -> Counter[str]:
         try:
             while time.monotonic() < over:
                 token += 1
-                data = KINDS[kind](token)
                 for worker in evil.workers:
-                    with suppress(BlockingIOError):
-                        worker.channel._socket.send(data, socket.MSG_DONTWAIT)
-                        done[kind] += 1
+                    if kind in COMMANDS:
+                        done[kind] += min(1, worker.room)
+                        worker.command(COMMANDS[kind](token))
+                    else:
+                        with suppress(BlockingIOError):
+                            worker.channel._socket.send(KINDS[kind](token), socket.MSG_DONTWAIT)
+                            done[kind] += 1
                     worker.read()
         except (ChannelClosedError, OSError):
             done["thrown out"] += 1

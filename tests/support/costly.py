@@ -1,4 +1,4 @@
-"""Messages that cost a worker more than the application that sends them."""
+"""Messages and commands that cost a worker more than the application that sends them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from hoststack.boundary import codec
 from hoststack.boundary import messages as m
 from hoststack.boundary.codec import FifosReleased
 from hoststack.boundary.fifo_pool import BlockName
+from hoststack.native.session._session import lib
 from hoststack.quic.tls import TlsConfig
+from tests.support.event_ring import RingEvent
 
 _TLS: Final = TlsConfig.self_signed(["127.0.0.1"])
 _NOBODY: Final = TlsConfig(verify=False)
@@ -79,7 +81,6 @@ def _many_releases(token: int) -> bytes:
 KINDS: Final[dict[str, Callable[[int], bytes]]] = {
     "statistics": lambda token: codec.encode(m.GetStatistics(token, 7)),
     "migrate": lambda token: codec.encode(m.Migrate(token, 7, None)),
-    "open stream": lambda token: codec.encode(m.OpenStream(token, 7, False)),
     "releases": _many_releases,
     "connect": lambda token: _connect(token, _SILENT, _NOBODY),
     "connect, other protocols": lambda token: _connect(
@@ -96,4 +97,9 @@ KINDS: Final[dict[str, Callable[[int], bytes]]] = {
     ),
     "listen rsa": lambda token: listen_with(token, _PORT_0[0], *rsa_pair(4096)),
     "bind": lambda token: codec.encode(m.Bind(token, _PORT_0, None)),
+}
+#: Each makes a command with a token.
+COMMANDS: Final[dict[str, Callable[[int], RingEvent]]] = {
+    "open stream": lambda token: RingEvent(7, lib.HS_COMMAND_OPEN, 0, (token,)),
+    "noted": lambda token: RingEvent(6, lib.HS_COMMAND_NOTED),
 }

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import mmap
+import struct
 from typing import Final, NamedTuple
 
 from hoststack.boundary.rings import EventRingCorruptError
 from hoststack.native.session._session import ffi, lib
+from tests.support.shared_words import store
 
 _HEADER_BYTES: Final = int(lib.HS_EVENT_RING_HEADER_BYTES)
 _EVENT_BYTES: Final = int(lib.HS_EVENT_BYTES)
 _WORDS: Final = int(lib.HS_EVENT_WORDS)
+_FORM: Final = struct.Struct(f"<QII{_WORDS}Q")
+_MASK: Final = (1 << 64) - 1
+#: In a ring's block: the producer's index, the consumer's, and where the events begin.
+PRODUCER: Final = 0
+CONSUMER: Final = 64
+EVENTS: Final = _HEADER_BYTES
 
 
 class RingEvent(NamedTuple):
@@ -22,6 +30,40 @@ class RingEvent(NamedTuple):
     words: tuple[int, ...] = (0,) * _WORDS
 
 
+def ring_bytes(size: int) -> int:
+    """Return the size of the block of a ring of so many events."""
+    return _HEADER_BYTES + size * _EVENT_BYTES
+
+
+def push_raw(memory: mmap.mmap, offset: int, size: int, *events: RingEvent) -> None:
+    """Append events to a ring, which may hold anything: as many as its indices leave room for."""
+    pushed, popped = (_index(memory, offset + at) for at in (PRODUCER, CONSUMER))
+    room = max(0, size - (pushed - popped & _MASK))
+    for event in events[:room]:
+        words = (*event.words, *(0,) * _WORDS)[:_WORDS]
+        at = offset + EVENTS + pushed % size * _EVENT_BYTES
+        _FORM.pack_into(memory, at, event.handle, event.kind, event.arg, *words)
+        pushed += 1
+    store(memory, offset + PRODUCER, pushed & _MASK)
+
+
+def pop_raw(memory: mmap.mmap, offset: int, size: int) -> list[RingEvent]:
+    """Return and drop the events of a ring, which may hold anything."""
+    pushed, popped = (_index(memory, offset + at) for at in (PRODUCER, CONSUMER))
+    events = []
+    for index in range(popped, popped + min(size, pushed - popped & _MASK)):
+        handle, kind, arg, *words = _FORM.unpack_from(
+            memory, offset + EVENTS + index % size * _EVENT_BYTES
+        )
+        events.append(RingEvent(handle, kind, arg, tuple(words)))
+    store(memory, offset + CONSUMER, popped + len(events) & _MASK)
+    return events
+
+
+def _index(memory: mmap.mmap, at: int) -> int:
+    return int(struct.unpack_from("<Q", memory, at)[0])
+
+
 class EventRing:
     """Both sides of a ring with room for `size` events, a power of two."""
 
@@ -30,7 +72,7 @@ class EventRing:
 
         Raises ValueError unless the size is a power of two and the block lies within the memory.
         """
-        block_bytes = _HEADER_BYTES + size * _EVENT_BYTES
+        block_bytes = ring_bytes(size)
         if size < 1:
             raise ValueError("ask for a power of two")
         if memory is None:

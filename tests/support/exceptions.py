@@ -75,7 +75,7 @@ _EXCEPTIONS: Final[tuple[Exception, ...]] = (
     trio.TrioInternalError("x"),
     CodecError("x"),
     ChannelClosedError("x"),
-    EventRingCorruptError("x"),
+    EventRingCorruptError(),
     FifoCorruptError("x"),
     ImpossibleRequestError("x"),
     LinkError(errno.EIO, "x"),
