@@ -18,16 +18,15 @@ from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.remote_application import _MOST_UNREAD, Limits, RemoteApplication
 from hoststack.boundary.resumption import RelayedSessions
-from hoststack.boundary.rings import RING_ENTRIES, EventChannel
+from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.link.memory import MemoryNetwork
-from hoststack.native.session._session import lib
+from hoststack.native.session._session import ffi, lib
 from hoststack.quic.session_cache import Ticket
 from hoststack.session import session as session_module
 from hoststack.session.session import ConnectionSession
 from tests.daemon.echoing import ask
-from tests.session.test_layer import Scene, play
+from tests.session.test_layer import Notes, Scene, play
 from tests.support.attached import SEAL, both_ends, inline
-from tests.support.event_ring import EventRing
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -103,19 +102,17 @@ def test_an_application_that_reads_nothing_keeps_its_worker(engine: str) -> None
                     assert await flood(connection) == FEW
                     assert await flood(connection) == 0
             assert slow.remote.gone is None
-            # Accepted and Closed, and for each stream StreamAccepted, StreamReset and so on.
-            assert slow.messages <= 20 * (2 + 4 * FEW)
+            # Accepted and Closed and so on; news of streams are no messages.
+            assert slow.messages <= 20 * 4
             assert slow.remote.sessions_in_use <= 1 + 20 * (1 + FEW)
             # Now it looks, and takes what has come.
             notices = Counter[str]()
             worker = slow._worker
-            worker.wake_application = lambda: notices.update(
-                type(notice).__name__ for notice in note(worker)
-            )
+            worker.wake_application = lambda: note(worker, notices)
             nursery.start_soon(worker.run)
             await trio.sleep(1)
             assert notices["Accepted"] == notices["Closed"] == 20
-            assert notices["StreamAccepted"] == 20 * FEW
+            assert notices["streams"] == 20 * FEW
             assert slow.messages == 0
             async with client.connect(URI, tls=TRUSTING, alpn=["test"]) as connection:
                 assert await flood(connection, 3 * FEW) == 3 * FEW
@@ -123,12 +120,19 @@ def test_an_application_that_reads_nothing_keeps_its_worker(engine: str) -> None
             assert slow.remote.sessions_in_use == 1  # the listener
             nursery.cancel_scope.cancel()
 
-    def note(worker: AttachedWorker) -> list[m.Notice]:
-        notices = worker.take_notices()
-        for notice in notices:
-            if isinstance(notice, m.Accepted | m.StreamAccepted):
+    accepted = ffi.new("struct hs_accepted *")
+    sides = []
+
+    def note(worker: AttachedWorker, notices: Counter[str]) -> None:
+        for notice in worker.take_notices():
+            notices[type(notice).__name__] += 1
+            if isinstance(notice, m.Accepted):
                 worker.signal_taken(notice.handle)
-        return notices
+                sides.append(worker.hold(notice.handle))
+        for side in sides:
+            while lib.hs_end_accept(side, accepted):
+                notices["streams"] += 1
+                lib.hs_end_close(worker.hold_end(accepted.handle, accepted.end), True, 0)
 
     run(main)
 
@@ -254,7 +258,8 @@ def test_a_path_that_changes_again_and_again_is_told_of_once() -> None:
         for _ in range(100):
             layer._on_path_changed(session.context, None)
             layer._on_datagrams_ready(session.context, 1200)
-        scene.owner.application.flush()
+        scene.owner.remote.flush()
+        await trio.sleep(1)
         assert [type(notice) for notice in owner.notices] == [m.PathChanged]
         owner.application.signal_noted(scene.accepted.handle)
         await trio.sleep(1)
@@ -266,34 +271,61 @@ def test_a_path_that_changes_again_and_again_is_told_of_once() -> None:
     play(script)
 
 
-@pytest.mark.parametrize(
-    ("kind", "notice"),
-    [(lib.HS_STREAM_RESET, m.StreamReset), (lib.HS_STREAM_STOPPED, m.StreamStopped)],
-)
-def test_what_a_peer_says_of_a_stream_is_told_once(kind: int, notice: type) -> None:
+@pytest.mark.parametrize("kind", [lib.HS_STREAM_RESET, lib.HS_STREAM_STOPPED])
+def test_what_a_peer_says_of_a_stream_is_told_once(kind: int) -> None:
     async def script(scene: Scene) -> None:
         layer = scene.server.layer
         stream = lib.hs_session_find(layer.streams._plane, scene.accepted_stream.handle)
+        await trio.sleep(1)
         for code in range(100):
             lib.hs_session_report(stream, kind, code, code)
             layer.give_to_applications([])
-        assert [type(each) for each in scene.owner.notices] == [notice]
+        assert fill(scene.owner) == RING_ENTRIES - 1
+        await trio.sleep(1)
+        state = ffi.new("struct hs_end_state *")
+        lib.hs_end_state(scene.accepted_stream.end, state)
+        assert (state.rx, state.tx).count(0) == 1
+        assert (state.reset_code, state.stop_code) == (0, 0)
 
     play(script)
 
 
+def fill(application: Notes) -> int:
+    """Fill the ring of its news; return how many fitted."""
+    count = 0
+    while lib.hs_application_push(application.remote.streams, 0, lib.HS_NEWS_READABLE):
+        count += 1
+    return count
+
+
 def test_events_that_find_no_room_wait_once_each() -> None:
-    channel = EventChannel(EventRing(4))
-    for _ in range(1000):
-        for handle in range(10):
-            channel.push(handle, m.EventCode.READABLE)
-            channel.push(handle, m.EventCode.WRITABLE)
-    assert len(channel._waiting) <= 20
-    popped = channel.pop_all()
-    assert {(handle, code) for handle, code, _ in popped} == {
-        (handle, code) for handle in range(10) for code in (1, 2)
-    }
-    assert channel.is_idle
+    """Those about datagrams of a connection, and about streams."""
+
+    async def script(scene: Scene) -> None:
+        layer, remote, application = scene.server.layer, scene.owner.remote, scene.owner.application
+        stream = lib.hs_session_find(layer.streams._plane, scene.accepted_stream.handle)
+        await trio.sleep(1)
+        assert fill(scene.owner) == RING_ENTRIES
+        for _ in range(1000):
+            for handle in range(10):
+                remote.raise_event(2 * handle, m.EventCode.READABLE)
+                remote.raise_event(2 * handle, m.EventCode.WRITABLE)
+            lib.hs_session_report(stream, lib.HS_STREAM_STOPPED, 7, 7)
+            layer.give_to_applications([])
+        assert len(remote._raised) == 20
+        application.take_news()
+        assert application.take_events() == [(0, m.EventCode.READABLE)] * RING_ENTRIES
+        layer.give_to_applications([])
+        assert not remote._raised
+        assert fill(scene.owner) == RING_ENTRIES - 21
+        application.take_news()
+        events = application.take_events()[:20]
+        assert set(events) == {(2 * handle, code) for handle in range(10) for code in m.EventCode}
+        state = ffi.new("struct hs_end_state *")
+        lib.hs_end_state(scene.accepted_stream.end, state)
+        assert state.stop_code == 7
+
+    play(script)
 
 
 def test_a_server_that_sends_tickets_without_end_is_learned_from_for_a_while() -> None:
@@ -441,9 +473,9 @@ def test_signals_that_the_ring_has_no_room_for_come_though_nobody_is_told_of_any
             await trio.sleep(1)
             for handle in range(3 * RING_ENTRIES):
                 worker.signal_taken(handle)
-            assert worker._signals.is_held_up
+            assert worker._held_up
             await trio.sleep(1)
-            assert not worker._signals.is_held_up
+            assert not worker._held_up
             nursery.cancel_scope.cancel()
 
     run(main)
