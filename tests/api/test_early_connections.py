@@ -10,8 +10,8 @@ import trio.testing
 from hoststack import Connection, Listener, TlsConfig
 from hoststack.api.in_trio import TrioRouter
 from hoststack.boundary import messages as m
-from hoststack.boundary.application import Application
 from hoststack.quic.seam import Handshake
+from tests.support.lone_worker import LoneWorker
 
 HERE, THERE = ("10.0.0.1", 443), ("10.0.0.2", 5000)
 ACCEPTED = m.Accepted(4, 2, HERE, THERE, "test", Handshake())
@@ -21,8 +21,8 @@ class Stackless:
     """A router, and what its program asked for."""
 
     def __init__(self) -> None:
-        self.application = Application("early")
-        self.router = TrioRouter(self.application)
+        self.worker = LoneWorker()
+        self.router = TrioRouter(self.worker.attached)
         self.replies: list[object] = []
 
     async def listen(self) -> None:
@@ -33,16 +33,15 @@ class Stackless:
 
     def tell(self, *notices: m.Notice) -> None:
         for notice in notices:
-            self.application.notify(notice)
-        self.application.flush()
+            self.worker.notify(notice)
+        self.worker.attached.flush()
 
     def closes(self) -> list[int]:
-        handles = []
-        while self.application.has_requests:
-            request = self.application.take_request()
-            if isinstance(request, m.CloseConnection):
-                handles.append(request.handle)
-        return handles
+        return [
+            request.handle
+            for request in self.worker.requests()
+            if isinstance(request, m.CloseConnection)
+        ]
 
 
 def test_it_waits_for_its_listener() -> None:

@@ -9,10 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trio
-import trio.testing
 
-from hoststack import CloseInfo, ConnectionClosedError, StreamResetError, StreamStoppedError
+from hoststack import (
+    CloseInfo,
+    ConnectionClosedError,
+    EmbeddedStack,
+    StreamResetError,
+    StreamStoppedError,
+)
 from hoststack.api.datagrams import Datagrams
 from hoststack.api.in_trio import TrioRouter
 from hoststack.api.stream import Stream
@@ -20,90 +24,86 @@ from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
-from tests.api.conftest import run
+from tests.api.conftest import SMALL, MakePair, first_stream, run
+from tests.support.lone_worker import LoneWorker
 
 HANDLE = 0x80000001
 
 
-class Side:
-    """The application's side of a worker in another process that does what a test says."""
-
-    plane = None
+class Scene:
+    """A stream of a worker in another process, over FIFOs of 4 KiB."""
 
     def __init__(self) -> None:
-        self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
-        self.wake_application: Callable[[], None] = lambda: None
-        self.acts: list[int] = []
-        self.on_act: Callable[[], None] = lambda: None
-        self.notices: list[Any] = []
+        self.worker = LoneWorker()
+        router = TrioRouter(self.worker.attached)
+        connection: Any = SimpleNamespace(
+            _side=self.worker.connect(), handle=2, close_info=CloseInfo(7, True, "why", True)
+        )
+        end, self.rx, self.tx = self.worker.open_stream(HANDLE, 4096)
+        self.stream = Stream(router, connection, end, HANDLE, 0)
 
-    def act(self, handle: int, hints: int, reset_code: int = 0, stop_code: int = 0) -> None:
-        """Note what an operation asks for."""
-        self.acts.append(hints)
-        self.on_act()
-
-    def before_sleep(self) -> bool:
-        """No turn."""
-        return False
-
-    def take_notices(self) -> list[Any]:
-        """What the worker has said."""
-        notices, self.notices = self.notices, []
-        return notices
-
-    def take_events(self) -> list[tuple[int, int, int]]:
-        """None: only notices."""
-        return []
+    def report(self, events: int, code: int) -> None:
+        """Tell the application what the peer did."""
+        self.worker.tell(HANDLE, lib.HS_NEWS_STREAM, events, code, code)
 
 
-def stream_on(side: Side) -> Stream:
-    """A stream over FIFOs of 4 KiB."""
-    router = TrioRouter(side)  # type: ignore[arg-type]
-    connection: Any = SimpleNamespace(
-        _side=router.hold(1), _held={}, handle=1, close_info=CloseInfo(7, True, "why", True)
-    )
-    notice = m.StreamReady(1, 1, HANDLE, 0, Fifo(4096), Fifo(4096))
-    held = router._hold_stream(connection, notice, is_peers=False)
-    assert notice.tx is not None
-    notice.tx.arm_read()
-    return Stream(router, connection, held.end, HANDLE, 0, held)
+def after_each_act(stream: Stream, deed: Callable[[], None]) -> None:
+    """Do something whenever an operation has told the worker, and let no task sleep."""
+    router = stream._router
+    act = router.act
+
+    def act_and_more(hints: int) -> None:
+        act(hints)
+        deed()
+
+    def sleep(key: int) -> None:
+        raise AssertionError("it waits for a wake-up that was before")
+
+    router.act = act_and_more
+    router.sleep = sleep  # type: ignore[assignment, method-assign]
 
 
-def test_an_end_that_comes_with_what_is_sent_is_heard() -> None:
+@pytest.mark.parametrize("transport", ["quic"], indirect=True)
+def test_an_end_that_comes_with_what_is_sent_is_heard(make_pair: MakePair) -> None:
     """Telling the worker may have its turn at once, and that may find that the peer reads no
     more: the rest, for which there is no room, must not wait for a wake-up that was before it."""
-    side = Side()
-    stream = stream_on(side)
-
-    def stop() -> None:
-        side.notices.append(m.StreamStopped(HANDLE, 9))
-        side.wake_application()
-
-    side.on_act = stop
 
     async def main() -> None:
-        with trio.fail_after(1), pytest.raises(StreamStoppedError) as caught:
-            await stream.send_all(bytes(10_000))
-        assert caught.value.code == 9
+        async with make_pair(SMALL) as pair:
+            stream = await pair.connected.open_stream()
+            assert isinstance(stream, Stream)
+            assert isinstance(pair.client, EmbeddedStack)
+            plane = pair.client._worker.layer.streams._plane
+            session = lib.hs_session_find(plane, stream.handle)
+            after_each_act(
+                stream, lambda: lib.hs_session_report(session, lib.HS_STREAM_STOPPED, 9, 9)
+            )
+            with pytest.raises(StreamStoppedError) as caught:
+                await stream.send_all(bytes(10_000))
+            assert caught.value.code == 9
 
     run(main)
-    assert side.acts == [lib.HS_END_SEND]
 
 
-def test_room_that_is_made_while_the_worker_is_told_is_used() -> None:
-    side = Side()
-    stream = stream_on(side)
+@pytest.mark.parametrize("transport", ["cut-through"], indirect=True)
+def test_room_that_is_made_while_the_worker_is_told_is_used(make_pair: MakePair) -> None:
     sent = bytearray()
-
-    def read() -> None:
-        tx = stream._held.tx  # type: ignore[attr-defined]
-        sent.extend(tx.read(4096))
-        tx.arm_read()
-
-    side.on_act = read
+    room = ffi.new("uint8_t[4096]")
 
     async def main() -> None:
-        with trio.fail_after(1):
+        async with make_pair(SMALL) as pair:
+            stream = await pair.connected.open_stream()
+            assert isinstance(stream, Stream)
+            await stream.send_all(b"x")
+            peer = await first_stream(pair.accepted)
+            assert await peer.receive_some() == b"x"
+
+            def read() -> None:
+                got = lib.hs_end_read(peer._end, room, len(room), False)
+                assert got > 0
+                sent.extend(ffi.buffer(room, got & (1 << lib.HS_END_BYTES_BITS) - 1))
+
+            after_each_act(stream, read)
             await stream.send_all(bytes(10_000))
 
     run(main)
@@ -145,26 +145,22 @@ def test_a_broken_stream_that_was_used_is_freed_at_once(
     """Its memory is the application's: with each stream that a peer breaks some would be missing
     until a garbage collection."""
 
-    async def main() -> list[weakref.ref[Fifo]]:
-        side = Side()
-        stream = stream_on(side)
+    async def main() -> None:
+        scene = Scene()
         if kind is ConnectionClosedError:
-            lib.hs_end_connection_gone(stream.connection._side)
+            lib.hs_end_connection_gone(scene.stream.connection._side)
         else:
-            side.notices += [m.StreamReset(HANDLE, 7), m.StreamStopped(HANDLE, 7)]
-            side.wake_application()
-        held: Any = stream._held
+            scene.report(lib.HS_STREAM_RESET | lib.HS_STREAM_STOPPED, 7)
         with pytest.raises(kind) as caught:
-            await use(stream)
+            await use(scene.stream)
         assert getattr(caught.value, "code", 7) == 7
-        fifos = [weakref.ref(held.rx), weakref.ref(held.tx)]
-        stream._router._held.clear()
-        del caught, held, stream, side
-        return fifos
+        assert scene.worker.commands() == []
+        del caught, scene.stream
+        assert scene.worker.commands() == [(HANDLE, lib.HS_COMMAND_RELEASED)]
 
     gc.disable()
     try:
-        assert [fifo() for fifo in run(main)] == [None, None]
+        run(main)
     finally:
         gc.enable()
 
