@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
-from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoSize, SharedBlock
 from hoststack.native.memory.fifo import Fifo
@@ -44,6 +43,10 @@ NO_ROOM: Final = (
 CLOSED: Final = "the connection is closed"
 #: Errors of memfd_create(2), mmap(2) and the limits on an application's FIFOs.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_REFUSAL_OF: Final = {
+    errno.ENOMEM: lib.HS_SESSION_NO_MEMORY,
+    errno.EMFILE: lib.HS_SESSION_MAX_SESSIONS,
+}
 #: Names of refusals in `Streams.refused`.
 _REFUSALS: Final = {
     "max_sessions": lib.HS_SESSION_MAX_SESSIONS,
@@ -287,7 +290,9 @@ class Streams:
                 raise OSError(errno.ENOTCONN, CLOSED)
             added = self._open_in_python(connection, unidirectional)
         except OSError as error:
-            application.notify(m.Failed(token, error.errno or 0, error.strerror or str(error)))
+            # Commands are read while its messages wait: it has room for the answer in its ring.
+            refusal = _REFUSAL_OF.get(error.errno or 0, lib.HS_SESSION_CLOSED)
+            application.refuse_stream(token, refusal)
             return
         if added is None:
             application.refuse_stream(token, lib.HS_SESSION_NO_CREDIT)
