@@ -217,10 +217,18 @@ static void run_events(struct input *in)
 	int is_hostile = 0;
 	CHECK(!hs_event_ring_open(&producer, block, block_bytes));
 	CHECK(!hs_event_ring_open(&consumer, block, block_bytes));
+	hs_event_ring_arm(&consumer);
+	hs_event_ring_arm_room(&producer);
+	CHECK(hs_event_ring_take_armed(&producer) && hs_event_ring_take_room_armed(&consumer));
+	CHECK(!hs_event_ring_take_armed(&producer) && !hs_event_ring_take_room_armed(&consumer));
 	while (in->left) {
 		uint8_t operation = take_8(in);
 		if ((operation & 3) == 0) {
-			int got = hs_event_ring_push(&producer, pushed, (uint32_t)pushed, 7);
+			const struct hs_event event = { .handle = pushed, .words = { [5] = ~pushed } };
+			int64_t room = hs_event_ring_room(&producer);
+			int got = hs_event_ring_push(&producer, &event);
+			CHECK(room >= 0 ? room <= (int64_t)size && got == (room > 0) :
+					  room == HS_EVENT_RING_CORRUPT && got == room);
 			CHECK(got == 0 || got == 1 || got == HS_EVENT_RING_CORRUPT);
 			CHECK(is_hostile || got == (pushed - popped < size));
 			pushed += got == 1;
@@ -231,7 +239,7 @@ static void run_events(struct input *in)
 			CHECK(got <= n && (got >= 0 || got == HS_EVENT_RING_CORRUPT));
 			CHECK(got <= (int)size);
 			for (int k = 0; k < got && !is_hostile; k++, popped++)
-				CHECK(out[k].handle == popped && out[k].arg == 7);
+				CHECK(out[k].handle == popped && out[k].words[5] == ~popped);
 			free(out);
 		} else if ((operation & 3) == 2) {
 			memcpy(block, &producer.own, sizeof(producer.own));

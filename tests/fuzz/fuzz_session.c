@@ -3,17 +3,19 @@
  * The session plane (hoststack/native/session) between a transport and applications of this file's
  * own. The input is a program: what peers, the transport and the applications do with connections
  * and streams, in any order that the headers allow. Some applications are in this process, some
- * "in another" one: those use their own ends of FIFOs that are made here, send signals about any
- * handle, and overwrite what they share. Some connections are of a transport "in Python", which
- * has its streams from hs_session_add and is called with commands.
+ * "in another" one, with rings that are soon full: those may become hostile, give any command, and
+ * overwrite what they share. Some connections are of a transport "in Python", which has its streams
+ * from hs_session_add and is called with commands.
  *
  * What is checked: a transport is called about streams that it has, and never again after their
- * end; FIFOs are freed once, and not used after that; bytes arrive as they were written; a peer
- * gets credit once for each stream that is over and taken; at the end nothing is left.
+ * end; FIFOs are freed once, not used after that, and not given to a stream while another's
+ * application uses them; bytes arrive as they were written; messages and news of streams arrive in
+ * order; a peer gets credit once for each stream that is over and taken; at the end nothing is left.
  */
 #include "session/internal.h"
 
 #include "fuzz.h"
+#include "remote.h"
 
 enum {
 	APPLICATIONS = 3,
@@ -25,16 +27,22 @@ enum {
 	WORKER = 5,
 	CONSUMERS_INDEX = 64, /* where it lies in a FIFO's block */
 	KEY = 1000, /* the first connection's */
+	APPLICATION_KEY = 2000,
+	MOST_ASKED = 64, /* streams, of one application in another process */
+	MOST_PINGS = 40,
+	MOST_MESSAGES = MOST_PINGS + 2 * CONNECTIONS,
+	MOST_ROUNDS = 1000, /* until an application in another process has nothing to do */
 };
 
 #define BYTES_MASK ((INT64_C(1) << HS_END_BYTES_BITS) - 1)
 
-/* The FIFOs of a stream that are not of the plane's pool. */
+/* The FIFOs of a stream that the owner made: of the heap, or in the memory of an application in
+ * another process. */
 struct outside {
 	uint8_t *rx_block, *tx_block; /* NULL: none */
 	struct hs_fifo_producer rx_in, tx_in;
 	struct hs_fifo_consumer rx_out, tx_out;
-	uint8_t uses; /* the plane's, and the end's of an application in another process */
+	uint64_t rx_place, tx_place;
 };
 
 /* The transport's stream. */
@@ -49,13 +57,12 @@ struct stream {
 	struct hs_fifo_producer *rx; /* as does what the transport uses */
 	struct hs_fifo_consumer *tx;
 	struct outside *outside; /* NULL: freed, or none */
-	struct outside *shared; /* with an application in another process */
 	struct hs_end *end; /* NULL: the application does not have it, or no longer */
+	uint64_t places[2]; /* of its FIFOs, in the memory of an application in another process */
 	uint64_t handle;
 	int64_t id;
 	uint8_t has_rx, has_tx;
 	uint8_t is_peers, is_opened, is_taken, is_over, is_credited;
-	uint8_t is_told_over; /* to an application in another process */
 	uint8_t is_spoilt; /* its FIFOs were overwritten */
 };
 
@@ -68,13 +75,27 @@ struct connection {
 	uint32_t allowed, expected; /* credit for streams of the peer */
 	uint8_t is_in_python, is_announced, is_closing;
 	uint8_t is_dropped, is_let_go; /* by an application in this process; and collected */
+	uint8_t is_known, is_known_closed; /* to an application in another process */
 	uint8_t may_open, fails_to_open;
+};
+
+enum message_kind { PING, ANNOUNCED, CLOSED };
+struct message {
+	enum message_kind kind;
+	struct connection *connection;
 };
 
 struct application {
 	struct hs_application *it; /* NULL: released */
 	struct hs_side *side;
 	uint8_t is_remote;
+	/* Of one in another process. */
+	struct remote remote;
+	struct message messages[MOST_MESSAGES]; /* on the channel */
+	uint32_t first_message, message_count, asked;
+	uint8_t is_answered[MOST_ASKED + 1];
+	uint8_t is_hostile;
+	uint8_t has_left; /* the worker serves it no more */
 };
 
 static struct world {
@@ -85,7 +106,7 @@ static struct world {
 	struct stream streams[STREAMS];
 	uint32_t connection_count, stream_count;
 	uint8_t has_memory; /* for FIFOs of applications in other processes */
-	struct stream *opening; /* for the calls that the plane makes meanwhile */
+	struct stream *opening; /* for the calls that the plane makes meanwhile; NULL: a new one */
 	struct input *in;
 } w;
 
@@ -96,50 +117,96 @@ static uint8_t byte_at(uint64_t offset)
 
 /* --- FIFOs of others ---------------------------------------------------------------------------- */
 
-static uint8_t *new_fifo(struct hs_fifo_producer *in, struct hs_fifo_consumer *out, size_t bytes)
+static int is_spoilt(const struct stream *s)
+{
+	return s->is_spoilt || s->connection->application->is_hostile;
+}
+
+static uint8_t *new_fifo(struct application *a, struct hs_fifo_producer *in,
+			 struct hs_fifo_consumer *out, size_t bytes, uint64_t *place)
 {
 	size_t block_bytes = HS_FIFO_HEADER_BYTES + bytes;
-	uint8_t *block = take_memory(block_bytes);
+	uint8_t *block;
+	if (a->is_remote) {
+		struct hs_made_block made = { .bytes = bytes };
+		remote_make_block(&a->remote, &made);
+		block = memset((void *)(uintptr_t)made.address, 0, HS_FIFO_HEADER_BYTES);
+		*place = made.place;
+	} else {
+		block = take_memory(block_bytes);
+	}
 	CHECK(!hs_fifo_producer_open(in, block, block_bytes));
 	CHECK(!hs_fifo_consumer_open(out, block, block_bytes));
 	return block;
 }
 
-static struct outside *new_outside(int has_rx, int has_tx)
+static struct outside *new_outside(struct application *a, int has_rx, int has_tx)
 {
 	struct outside *o = take_memory(sizeof(*o));
 	if (has_rx)
-		o->rx_block = new_fifo(&o->rx_in, &o->rx_out, RX_BYTES);
+		o->rx_block = new_fifo(a, &o->rx_in, &o->rx_out, RX_BYTES, &o->rx_place);
 	if (has_tx)
-		o->tx_block = new_fifo(&o->tx_in, &o->tx_out, TX_BYTES);
-	o->uses = 1;
+		o->tx_block = new_fifo(a, &o->tx_in, &o->tx_out, TX_BYTES, &o->tx_place);
 	return o;
 }
 
-static void unuse(struct outside *o)
+static void free_fifo(struct application *a, struct hs_fifo_producer *in, uint8_t *block,
+		      uint64_t place)
 {
-	if (--o->uses)
-		return;
-	hs_fifo_producer_close(&o->rx_in);
-	hs_fifo_producer_close(&o->tx_in);
-	free(o->rx_block);
-	free(o->tx_block);
-	free(o);
+	hs_fifo_producer_close(in);
+	if (block && a->is_remote)
+		remote_free_block(&a->remote, place);
+	else
+		free(block);
 }
 
-static struct outside *share(struct stream *s)
+/* Neither side of a stream uses a block. */
+static void check_unused(const struct application *a, uint64_t place)
 {
-	s->shared = s->outside;
-	s->shared->uses++;
-	return s->shared;
+	for (uint32_t i = 0; place && i < w.stream_count && !a->is_hostile && !a->has_left; i++) {
+		const struct stream *s = &w.streams[i];
+		if (s->connection->application == a && (s->carried || s->end) &&
+		    (s->places[0] == place || s->places[1] == place))
+			CHECK(!s->carried && s->end->is_released);
+	}
 }
 
 /* The plane no longer uses them. */
 static void free_outside(struct stream *s)
 {
-	CHECK(s->outside && !s->carried);
-	unuse(s->outside);
+	struct application *a = s->connection->application;
+	struct outside *o = s->outside;
+	CHECK(o && !s->carried);
+	if (a->is_remote && w.plane) {
+		check_unused(a, o->rx_place);
+		check_unused(a, o->tx_place);
+	}
+	free_fifo(a, &o->rx_in, o->rx_block, o->rx_place);
+	free_fifo(a, &o->tx_in, o->tx_block, o->tx_place);
+	free(o);
 	s->outside = NULL;
+}
+
+static int make_blocks(void *owner, uint64_t key, int is_peers, struct hs_made_block out[2])
+{
+	CHECK(owner == &w && key - KEY < w.connection_count && is_peers >> 1 == 0);
+	struct application *a = w.connections[key - KEY].application;
+	CHECK(a->is_remote && (out[0].bytes || out[1].bytes));
+	if (!w.has_memory)
+		return -1;
+	for (int d = 0; d < 2; d++) {
+		CHECK(!out[d].bytes || out[d].bytes == (d ? TX_BYTES : RX_BYTES));
+		if (out[d].bytes)
+			remote_make_block(&a->remote, &out[d]);
+	}
+	return 0;
+}
+
+static void free_block(struct application *a, uint64_t place)
+{
+	CHECK(a->is_remote);
+	check_unused(a, place);
+	remote_free_block(&a->remote, place);
 }
 
 /* --- streams ------------------------------------------------------------------------------------ */
@@ -153,7 +220,7 @@ static struct stream *new_stream(struct connection *c, int is_peers, int is_uni)
 	memset(s, 0, sizeof(*s));
 	s->connection = c;
 	s->is_peers = is_peers != 0;
-	s->is_taken = !is_peers || c->is_let_go;
+	s->is_taken = !is_peers || c->is_let_go || (c->application->is_remote && c->application->has_left);
 	s->has_rx = is_peers || !is_uni;
 	s->has_tx = !is_peers || !is_uni;
 	s->id = c->next_id[is_peers | is_uni << 1]++ * 4 + (is_peers | is_uni << 1);
@@ -180,10 +247,26 @@ static void uncarry(struct stream *s)
 static struct stream *by_handle(uint64_t handle)
 {
 	for (uint32_t i = w.stream_count; i-- > 0;) {
-		if (w.streams[i].handle == handle)
+		if (handle && w.streams[i].handle == handle)
 			return &w.streams[i];
 	}
 	return NULL;
+}
+
+/* It has its session. */
+static void note_session(struct stream *s)
+{
+	struct application *a = s->connection->application;
+	s->handle = hs_session_handle(s->session);
+	if (!a->is_remote)
+		return;
+	const uint64_t places[2] = { s->session->rx_block.place, s->session->tx_block.place };
+	for (int d = 0; d < 2; d++) {
+		s->places[d] = 0;
+		if (places[d])
+			check_unused(a, places[d]);
+		s->places[d] = places[d];
+	}
 }
 
 /* The peer may have credit for a stream. */
@@ -216,14 +299,18 @@ static void *open_stream(void *connection, int is_unidirectional, void *session,
 			 struct hs_fifo_producer *rx, struct hs_fifo_consumer *tx, int64_t *id)
 {
 	struct connection *c = connection;
-	struct stream *s = w.opening;
-	CHECK(c->session && s->connection == c && tx && (rx == NULL) == (is_unidirectional != 0));
+	CHECK(c->session && tx && (rx == NULL) == (is_unidirectional != 0));
 	if (c->fails_to_open)
 		return NULL;
+	struct stream *s = w.opening ? w.opening : new_stream(c, 0, is_unidirectional != 0);
+	if (!s)
+		return NULL;
+	CHECK(s->connection == c);
 	s->session = session;
 	s->rx = rx;
 	s->tx = tx;
 	*id = s->id;
+	note_session(s);
 	return carry(s);
 }
 
@@ -244,8 +331,8 @@ static void send_some(struct stream *s, size_t n)
 		return;
 	uint64_t head = s->tx->head;
 	int64_t got = hs_fifo_read(s->tx, chunk, n < sizeof(chunk) ? n : sizeof(chunk));
-	CHECK(got >= 0 || s->is_spoilt);
-	for (int64_t i = 0; i < got && !s->is_spoilt; i++)
+	CHECK(got >= 0 || is_spoilt(s));
+	for (int64_t i = 0; i < got && !is_spoilt(s); i++)
 		CHECK(chunk[i] == byte_at(head + (uint64_t)i));
 }
 
@@ -262,7 +349,7 @@ static int consumed(void *stream)
 	struct carried *carried = stream;
 	struct stream *s = carried->stream;
 	CHECK(s->carried == carried && s->rx);
-	CHECK(hs_fifo_head(s->rx) >= 0 || s->is_spoilt);
+	CHECK(hs_fifo_head(s->rx) >= 0 || is_spoilt(s));
 	return take_8(w.in) & 1;
 }
 
@@ -301,10 +388,14 @@ static void on_command(void *owner, uint64_t handle, uint32_t command, uint64_t 
 		allow(&w.connections[handle - KEY], (int)code);
 		return;
 	}
+	if (command == HS_SESSION_FREE_BLOCK) {
+		CHECK(handle - APPLICATION_KEY < APPLICATIONS);
+		free_block(&w.applications[handle - APPLICATION_KEY], code);
+		return;
+	}
 	struct stream *s = by_handle(handle);
 	CHECK(s);
 	if (command == HS_SESSION_FREED) {
-		CHECK(!s->is_told_over);
 		free_outside(s);
 		return;
 	}
@@ -317,21 +408,6 @@ static void on_command(void *owner, uint64_t handle, uint32_t command, uint64_t 
 		consumed(s->carried);
 	else
 		reset(s->carried, code);
-}
-
-static int make_fifos(void *owner, uint64_t key, uint64_t handle, struct hs_fifo_producer **rx,
-		      struct hs_fifo_consumer **tx)
-{
-	struct stream *s = w.opening;
-	CHECK(owner == &w && s->connection->key == key && !s->outside && rx);
-	if (!w.has_memory)
-		return -1;
-	s->handle = handle;
-	s->outside = new_outside(1, tx != NULL);
-	*rx = &s->outside->rx_in;
-	if (tx)
-		*tx = &s->outside->tx_out;
-	return 0;
 }
 
 /* --- peers -------------------------------------------------------------------------------------- */
@@ -356,14 +432,15 @@ static struct stream *add_in_python(struct connection *c, int is_peers, int is_u
 	struct stream *s = new_stream(c, is_peers, is_uni);
 	if (!s)
 		return NULL;
-	struct outside *o = s->outside = new_outside(s->has_rx, s->has_tx);
+	struct outside *o = s->outside = new_outside(c->application, s->has_rx, s->has_tx);
 	s->rx = s->has_rx ? &o->rx_in : NULL;
 	s->tx = s->has_tx ? &o->tx_out : NULL;
 	s->session = hs_session_add(c->session, s->id, is_peers, s->rx, s->tx,
 				    is_remote || !s->has_rx ? NULL : &o->rx_out,
-				    is_remote || !s->has_tx ? NULL : &o->tx_in);
+				    is_remote || !s->has_tx ? NULL : &o->tx_in, o->rx_place,
+				    o->tx_place);
 	CHECK(s->session && hs_session_stream_id(s->session) == s->id);
-	s->handle = hs_session_handle(s->session);
+	note_session(s);
 	carry(s);
 	return s;
 }
@@ -383,15 +460,17 @@ static void peer_opens(struct connection *c, uint8_t how)
 		if (!s->session) {
 			uncarry(s);
 			CHECK(!s->outside);
+			w.opening = NULL;
 			return;
 		}
 		CHECK(s->rx && (s->tx != NULL) == s->has_tx);
-		s->handle = hs_session_handle(s->session);
+		note_session(s);
 	}
 	if (w.opening && !(how & 4)) {
 		w.opening->is_opened = 1;
 		report(w.opening, HS_STREAM_OPENED);
 	}
+	w.opening = NULL;
 }
 
 static void peer_sends(struct stream *s, uint8_t how)
@@ -402,7 +481,7 @@ static void peer_sends(struct stream *s, uint8_t how)
 	size_t n = (size_t)how * 2;
 	for (size_t i = 0; i < n; i++)
 		chunk[i] = byte_at(s->rx->tail + i);
-	CHECK(hs_fifo_write(s->rx, chunk, n) >= 0 || s->is_spoilt);
+	CHECK(hs_fifo_write(s->rx, chunk, n) >= 0 || is_spoilt(s));
 	if (!(how & 7))
 		hs_fifo_set_eof(s->rx);
 	report(s, HS_STREAM_READABLE);
@@ -410,31 +489,19 @@ static void peer_sends(struct stream *s, uint8_t how)
 
 /* --- applications ------------------------------------------------------------------------------- */
 
-/* What an application in another process has to tell, if it gets to that. */
 static int64_t act(struct stream *s, int64_t result)
 {
-	struct application *a = s->connection->application;
 	if (result < 0)
 		return result;
 	uint32_t hints = (uint32_t)(result >> HS_END_BYTES_BITS);
 	CHECK(!(hints & ~(uint32_t)HS_END_MASK));
-	CHECK(!(hints & (HS_END_MUST_RESET | HS_END_MUST_STOP)) || a->is_remote);
-	if (a->is_remote && a->it && hints && take_8(w.in) & 1) {
-		if (hints & HS_END_SEND)
-			hs_session_signal(a->it, s->handle, HS_SIGNAL_SENT, 0);
-		if (hints & (HS_END_CREDIT | HS_END_CREDIT_NOW))
-			hs_session_signal(a->it, s->handle, HS_SIGNAL_CONSUMED, 0);
-		if (hints & HS_END_MUST_RESET)
-			hs_session_signal(a->it, s->handle, HS_SIGNAL_RESET, 3);
-		if (hints & HS_END_MUST_STOP)
-			hs_session_signal(a->it, s->handle, HS_SIGNAL_STOP, 4);
-	}
+	CHECK(!s->connection->application->is_remote || !(hints & ~(uint32_t)HS_END_WAKES));
 	return result & BYTES_MASK;
 }
 
 static int has_space(const struct stream *s)
 {
-	return s->end->tx && !s->end->is_ended && !s->is_spoilt;
+	return s->end->tx && !s->end->is_ended && !is_spoilt(s);
 }
 
 static void write_some(struct stream *s, size_t n)
@@ -450,7 +517,7 @@ static void write_some(struct stream *s, size_t n)
 
 static void check_read(const struct stream *s, const uint8_t *bytes, uint64_t head, int64_t n)
 {
-	for (int64_t i = 0; i < n && !s->is_spoilt; i++)
+	for (int64_t i = 0; i < n && !is_spoilt(s); i++)
 		CHECK(bytes[i] == byte_at(head + (uint64_t)i));
 }
 
@@ -474,11 +541,9 @@ static void read_some(struct stream *s, uint8_t how)
 
 static void drop_end(struct stream *s)
 {
-	hs_end_drop(s->end);
+	int is_due = s->connection->application->is_remote && !s->end->is_released;
+	CHECK(hs_end_drop(s->end) == is_due);
 	s->end = NULL;
-	if (s->shared)
-		unuse(s->shared);
-	s->shared = NULL;
 }
 
 static void use_end(struct stream *s, uint8_t operation)
@@ -518,7 +583,6 @@ static void use_end(struct stream *s, uint8_t operation)
 		hs_end_state(s->end, &state);
 		CHECK(state.handle == s->handle && state.stream_id == s->id);
 		CHECK(s->has_rx == (state.rx != 1) && s->has_tx == (state.tx != 1));
-		hs_end_is_over(s->end);
 		break;
 	default:
 		drop_end(s);
@@ -530,117 +594,278 @@ static void accept_one(struct connection *c)
 	struct hs_accepted accepted;
 	uint32_t untaken = hs_end_untaken(c->held);
 	int got = hs_end_accept(c->held, &accepted);
-	CHECK(got == (untaken != 0) || c->application->is_remote);
+	CHECK(got == (untaken != 0));
 	if (!got)
 		return;
 	struct stream *s = by_handle(accepted.handle);
+	if (c->application->is_hostile && (!s || s->end || !s->is_opened)) {
+		hs_end_drop(accepted.end); /* its own ring says so */
+		return;
+	}
 	CHECK(s && s->connection == c && s->is_opened && s->id == accepted.stream_id);
 	CHECK(accepted.has_tx == s->has_tx && hs_end_untaken(c->held) < untaken);
-	if (c->application->is_remote) {
-		CHECK(s->end == accepted.end);
-		return; /* a signal follows, at some time */
-	}
 	CHECK(!s->end);
 	s->end = accepted.end;
-	take(s);
+	if (!c->application->is_remote)
+		take(s);
 }
 
-static void new_remote_end(struct stream *s)
+static void ask(struct connection *c, int is_uni)
 {
-	struct outside *o = share(s);
-	s->end = hs_end_new(s->connection->held, s->handle, s->id, s->is_peers,
-			    s->has_rx ? &o->rx_out : NULL, s->has_tx ? &o->tx_in : NULL);
-	CHECK(s->end);
+	struct application *a = c->application;
+	if (!c->held || a->asked == MOST_ASKED)
+		return;
+	uint64_t token = a->asked + 1;
+	int asked = hs_attached_command(a->remote.attached, c->handle, HS_COMMAND_OPEN,
+					(uint32_t)is_uni, token);
+	CHECK(asked >= 0 || a->is_hostile);
+	a->asked += asked == 1;
 }
 
 static void opens(struct connection *c, uint8_t how)
 {
 	struct hs_opened opened;
-	int is_uni = how & 1, is_remote = c->application->is_remote;
-	struct hs_end *end = NULL;
+	int is_uni = how & 1;
 	c->may_open = !(how & 2);
 	c->fails_to_open = how >> 2 & 1;
+	if (c->application->is_remote) {
+		ask(c, is_uni);
+		return;
+	}
 	if (w.stream_count == STREAMS || hs_session_may_add(c->session, 0))
 		return;
 	struct stream *s = w.opening = c->is_in_python ? add_in_python(c, 0, is_uni) :
 							 new_stream(c, 0, is_uni);
 	if (c->is_in_python) {
-		end = is_remote ? NULL : hs_session_end(s->session);
-	} else if (!is_remote) {
+		s->end = hs_session_end(s->session);
+	} else {
 		int refusal = hs_session_open(c->session, is_uni, &opened);
 		CHECK(refusal == (!c->may_open	     ? HS_SESSION_NO_CREDIT :
 				  c->fails_to_open ? HS_SESSION_CLOSED :
 						     0));
+		w.opening = NULL;
 		if (refusal)
 			return;
-		s->handle = opened.handle;
-		end = opened.end;
-		CHECK(opened.stream_id == s->id && hs_session_end(s->session) == end);
-	} else {
-		s->outside = new_outside(s->has_rx, s->has_tx);
-		if (!hs_session_open_over(c->session, is_uni, s->has_rx ? &s->outside->rx_in : NULL,
-					  &s->outside->tx_out)) {
-			free_outside(s);
-			return;
-		}
-		s->handle = hs_session_handle(s->session);
+		CHECK(opened.handle == s->handle && opened.stream_id == s->id);
+		s->end = opened.end;
+		CHECK(hs_session_end(s->session) == s->end);
 	}
+	w.opening = NULL;
 	CHECK(hs_session_find(w.plane, s->handle) == s->session);
-	s->end = end;
-	if (is_remote && c->held)
-		new_remote_end(s);
 }
 
-/* What an application in another process hears. */
-static void take_events(struct application *a, uint32_t n)
+/* --- in other processes: the worker's side ------------------------------------------------------ */
+
+static void leave(struct application *a)
 {
-	struct hs_session_event events[4];
-	uint32_t count = hs_application_events(a->it, events, n < 4 ? n : 4);
-	CHECK(count <= 4 && (a->is_remote || !count));
-	for (uint32_t i = 0; i < count; i++) {
-		const struct hs_session_event *event = &events[i];
-		struct stream *s = by_handle(event->handle);
-		CHECK(s && s->connection->application == a && s->connection->is_announced);
-		CHECK(event->connection == s->connection->handle && event->stream_id == s->id);
-		CHECK(!s->is_told_over);
-		if (event->events & HS_STREAM_OPENED && s->connection->held && s->is_peers &&
-		    !s->end)
-			new_remote_end(s);
-		if (s->end)
-			hs_end_report(s->end, event->events, event->reset_code, event->stop_code);
-		if (event->events & HS_STREAM_OVER) {
-			s->is_told_over = 1;
-			free_outside(s);
-		}
+	a->has_left = 1;
+	for (uint32_t i = 0; i < w.stream_count; i++) {
+		if (w.streams[i].connection->application == a)
+			take(&w.streams[i]);
 	}
+	hs_application_leave(a->it);
+	if (a->is_remote)
+		hs_attached_gone(a->remote.attached);
+}
+
+static void send(struct application *a, enum message_kind kind, struct connection *c)
+{
+	uint32_t sent = a->first_message + a->message_count;
+	if (a->has_left || !a->it || (kind == PING && sent >= MOST_PINGS))
+		return;
+	a->message_count++;
+	a->messages[sent] = (struct message){ kind, c };
+	CHECK(!hs_application_queue_message(a->it));
+}
+
+static struct connection *by_connection(uint64_t handle)
+{
+	uint64_t number = (handle & UINT32_MAX) / 2;
+	if (handle >> 32 != WORKER || handle & 1 || number >= w.connection_count)
+		return NULL;
+	return &w.connections[number];
+}
+
+/* Of a transport in Python, or of no connection of this application. */
+static void answer(struct application *a, const struct hs_event *command, int refuses)
+{
+	struct connection *c = by_connection(command->handle);
+	if (command->kind != HS_COMMAND_OPEN) {
+		CHECK(!(command->handle & HS_SESSION_STREAM));
+		return;
+	}
+	int is_own = c && c->application == a && c->session && c->is_announced;
+	CHECK(!is_own || c->is_in_python);
+	struct stream *s = !is_own || refuses || hs_session_may_add(c->session, 0) ?
+				   NULL :
+				   add_in_python(c, 0, command->arg & 1);
+	if (s) {
+		hs_session_answer(s->session, command->words[0]);
+		return;
+	}
+	int told = hs_application_refuse(a->it, command->words[0], HS_SESSION_NO_CREDIT);
+	CHECK(told == 1 || a->is_hostile);
+}
+
+/* What the commands that were followed say of credit. */
+static void note_taken(struct application *a, const struct hs_event *commands, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct stream *s = by_handle(commands[i].handle);
+		if (commands[i].kind == HS_COMMAND_TAKEN && s && s->connection->application == a)
+			take(s);
+	}
+}
+
+static uint32_t peek(struct application *a, struct hs_event **out)
+{
+	struct hs_event_ring_side look = a->it->down;
+	int64_t n = hs_event_ring_length(&look);
+	const struct hs_event *events = (const void *)(a->remote.down + HS_EVENT_RING_HEADER_BYTES);
+	*out = take_memory((size_t)(n > 0 ? n : 0) * sizeof(**out));
+	for (int64_t i = 0; i < n; i++)
+		(*out)[i] = events[(look.own + (uint64_t)i) & (look.size - 1)];
+	return n > 0 ? (uint32_t)n : 0;
+}
+
+static uint32_t follow(struct application *a, uint8_t how)
+{
+	struct hs_event *out = take_memory(HS_SESSION_COMMANDS * sizeof(*out)), *waiting;
+	struct hs_commanded done;
+	w.has_memory = !(how & 4);
+	for (uint32_t i = 0; i < w.connection_count; i++) {
+		w.connections[i].may_open = !(how & 8);
+		w.connections[i].fails_to_open = how >> 4 & 1;
+	}
+	uint32_t waiting_count = peek(a, &waiting);
+	int count = hs_application_commands(a->it, out, &done);
+	CHECK(count >= 0 ? (uint32_t)count <= done.count : a->is_hostile);
+	CHECK(count < 0 || done.count <= waiting_count);
+	note_taken(a, waiting, done.count < waiting_count ? done.count : waiting_count);
+	for (int i = 0; i < count; i++)
+		answer(a, &out[i], how >> 5 & 1);
+	if (count < 0)
+		leave(a);
+	free(waiting);
+	free(out);
+	return done.count;
+}
+
+static int tell(struct application *a)
+{
+	int told = hs_application_tell(a->it);
+	CHECK(told >= 0 || a->is_hostile);
+	if (told < 0)
+		leave(a);
+	else if (told & HS_TOLD_NOT_ALL)
+		CHECK(hs_event_ring_room(&a->it->up) < 2);
+	return told > 0 && told & HS_TOLD_SOME;
+}
+
+static void push_readable(struct application *a, uint8_t which)
+{
+	if (!w.connection_count)
+		return;
+	struct connection *c = &w.connections[which % w.connection_count];
+	if (c->application != a || !c->is_announced)
+		return;
+	int pushed = hs_application_push(a->it, c->handle, HS_NEWS_READABLE);
+	CHECK(pushed >= 0 || a->is_hostile);
+}
+
+/* --- in other processes: the application's side ------------------------------------------------- */
+
+static void read_message(struct application *a)
+{
+	struct message m = a->messages[a->first_message++];
+	struct connection *c = m.connection;
+	a->message_count--;
+	if (m.kind == ANNOUNCED) {
+		CHECK(!c->is_known && !c->held);
+		c->is_known = 1;
+		c->held = hs_attached_connection(a->remote.attached, c->handle);
+		CHECK(c->held);
+	} else if (m.kind == CLOSED) {
+		CHECK(c->is_known && !c->is_known_closed);
+		c->is_known_closed = 1;
+		if (c->held)
+			hs_end_connection_gone(c->held);
+	}
+}
+
+static void note_answer(struct application *a, uint64_t token)
+{
+	if (a->is_hostile)
+		return;
+	CHECK(token && token <= a->asked && !a->is_answered[token]);
+	a->is_answered[token] = 1;
+}
+
+/* Returns whether there was something. */
+static int hear(struct application *a, int has_messages)
+{
+	struct hs_attached_news news;
+	int has_message = has_messages && a->message_count;
+	int task = hs_attached_take(a->remote.attached, has_message, &news);
+	CHECK(task >= 0 || a->is_hostile);
+	if (task == HS_TASK_MESSAGE) {
+		CHECK(has_message);
+		read_message(a);
+	} else if (task == HS_TASK_OPENED) {
+		struct stream *s = by_handle(news.handle);
+		if (a->is_hostile && (!s || s->end || s->is_peers)) {
+			hs_end_drop(news.end); /* its own ring says so */
+			return 1;
+		}
+		CHECK(s && s->connection->application == a && s->connection->is_known && !s->end);
+		CHECK(!s->is_peers && s->id == news.stream_id && !s->connection->is_known_closed);
+		CHECK(news.end->has_rx == s->has_rx && news.end->has_tx == s->has_tx);
+		note_answer(a, news.token);
+		s->end = news.end;
+	} else if (task == HS_TASK_REFUSED) {
+		note_answer(a, news.token);
+	} else if (task == HS_TASK_READABLE) {
+		CHECK(by_connection(news.handle)->is_known);
+	}
+	return task > 0;
 }
 
 /* About a stream, or anything. */
-static void send_signal(struct application *a)
+static void give_any_command(struct application *a)
 {
-	uint8_t signal = take_8(w.in), which = take_8(w.in);
+	uint8_t kind = take_8(w.in), which = take_8(w.in);
 	struct stream *s = w.stream_count ? &w.streams[which % w.stream_count] : NULL;
-	uint64_t handle = signal & 0x80 || !s ? take_64(w.in) : s->handle;
-	if (signal & 0x40)
+	uint64_t handle = kind & 0x80 || !s ? take_64(w.in) : s->handle;
+	if (kind & 0x40)
 		handle ^= UINT64_C(1) << which % 64;
-	s = by_handle(handle);
-	int is_known = s && s->connection->application == a;
-	if ((signal & 7) == HS_SIGNAL_TAKEN && is_known && a->is_remote)
-		take(s);
-	int is_due = hs_session_signal(a->it, handle, signal & 7, which);
-	CHECK(!is_due || is_known);
+	if (kind & 0x20 && w.connection_count)
+		handle = w.connections[which % w.connection_count].handle;
+	uint64_t word = kind & 0x10 ? take_64(w.in) : which;
+	a->is_hostile = 1;
+	hs_attached_command(a->remote.attached, handle, kind & 0xf, which >> 1, word);
+}
+
+static void scribble_ring(struct application *a, uint8_t which)
+{
+	uint8_t how = take_8(w.in);
+	uint64_t value = how & 1 ? take_64(w.in) : take_8(w.in);
+	uint8_t *ring = which & 0x40 ? a->remote.up : a->remote.down;
+	size_t words = (how & 2 ? a->remote.ring_bytes : HS_EVENT_RING_HEADER_BYTES) / sizeof(value);
+	a->is_hostile = 1;
+	memcpy(ring + (size_t)(how >> 2) % words * sizeof(value), &value, sizeof(value));
 }
 
 /* A malicious application in another process writes into what it shares. */
 static void scribble(struct stream *s)
 {
+	struct application *a = s->connection->application;
 	uint8_t how = take_8(w.in);
-	uint64_t value = how & 1 ? take_64(w.in) : take_8(w.in);
-	uint8_t *block = s->outside ? how & 2 ? s->outside->tx_block : s->outside->rx_block : NULL;
-	if (!block || !s->connection->application->is_remote)
+	uint64_t value = how & 1 ? take_64(w.in) : take_8(w.in), place = s->places[how >> 1 & 1];
+	if (!place || !a->is_remote || !s->carried)
 		return;
 	s->is_spoilt = 1;
-	memcpy(block + (how & 4 ? CONSUMERS_INDEX : 0) + (how >> 3 & 3) * 8, &value, sizeof(value));
+	memcpy(remote_block(&a->remote, place) + (how & 4 ? CONSUMERS_INDEX : 0) + (how >> 3 & 3) * 8,
+	       &value, sizeof(value));
 }
 
 /* --- connections -------------------------------------------------------------------------------- */
@@ -649,12 +874,12 @@ static void new_connection(uint8_t how)
 {
 	struct application *a = &w.applications[how % APPLICATIONS];
 	struct connection *c = &w.connections[w.connection_count];
-	if (w.connection_count == CONNECTIONS || !a->it)
+	if (w.connection_count == CONNECTIONS || !a->it || a->has_left)
 		return;
 	memset(c, 0, sizeof(*c));
 	c->application = a;
 	c->key = KEY + w.connection_count;
-	c->handle = (uint64_t)WORKER << 32 | w.connection_count;
+	c->handle = (uint64_t)WORKER << 32 | w.connection_count * 2;
 	c->is_in_python = how >> 6 & 1;
 	c->session = hs_connection_session_new(
 		a->it, c->key, c->is_in_python ? 0 : (uint64_t)(uintptr_t)&VERBS, c, RX_BYTES,
@@ -670,11 +895,12 @@ static void announce(struct connection *c)
 	if (c->is_announced || !c->session)
 		return;
 	c->is_announced = 1;
+	if (c->application->is_remote)
+		send(c->application, ANNOUNCED, c);
 	hs_connection_session_announce(c->session, c->handle);
 	if (c->application->is_remote)
-		c->held = hs_end_connection_new(c->application->side, c->handle);
-	else
-		c->held = hs_connection_session_hold(c->session);
+		return;
+	c->held = hs_connection_session_hold(c->session);
 	CHECK(c->held);
 }
 
@@ -685,8 +911,8 @@ static void close_connection(struct connection *c)
 	c->is_closing = 1;
 	hs_connection_session_close(c->session);
 	c->session = NULL;
-	if (c->application->is_remote && c->held)
-		hs_end_connection_gone(c->held);
+	if (c->application->is_remote && c->is_announced)
+		send(c->application, CLOSED, c);
 	for (uint32_t i = 0; i < w.stream_count; i++)
 		CHECK(w.streams[i].connection != c || !w.streams[i].carried);
 }
@@ -719,15 +945,6 @@ static void collect(void)
 	CHECK(!hs_plane_has_credit(w.plane));
 }
 
-static void forget_untaken(struct application *a)
-{
-	for (uint32_t i = 0; i < w.stream_count; i++) {
-		if (w.streams[i].connection->application == a)
-			take(&w.streams[i]);
-	}
-	hs_application_forget_untaken(a->it);
-}
-
 static void look(void)
 {
 	struct hs_session_about about;
@@ -745,6 +962,23 @@ static void look(void)
 	CHECK(count == carried && hs_plane_streams(w.plane) == count);
 }
 
+/* Both sides of an application in another process do what they can. */
+static void quiesce(struct application *a)
+{
+	int rounds = 0;
+	for (int is_busy = 1; is_busy && !a->has_left;) {
+		is_busy = 0;
+		while (hear(a, 1))
+			is_busy = 1;
+		hs_attached_settle(a->remote.attached);
+		is_busy |= follow(a, 0) != 0;
+		if (!a->has_left)
+			is_busy |= tell(a);
+		CHECK(++rounds < MOST_ROUNDS || a->is_hostile);
+		is_busy &= rounds < MOST_ROUNDS;
+	}
+}
+
 static void take_wakes(struct application *a, uint32_t n)
 {
 	uint64_t keys[8];
@@ -757,6 +991,8 @@ static void take_wakes(struct application *a, uint32_t n)
 
 static void release(struct application *a)
 {
+	if (a->is_remote && !a->has_left)
+		leave(a);
 	hs_application_release(a->it);
 	a->it = NULL;
 }
@@ -778,6 +1014,8 @@ static void on_stream(uint8_t operation)
 		return;
 	} else if ((operation & 3) == 0) {
 		uint8_t events = take_8(w.in) & 0x7f;
+		if (s->connection->application->is_remote && (s->is_opened || !s->is_peers))
+			events &= (uint8_t)~HS_STREAM_OPENED; /* once, as transports do */
 		s->is_opened |= events & HS_STREAM_OPENED;
 		report(s, events);
 	} else if ((operation & 3) == 1) {
@@ -801,7 +1039,7 @@ static void on_connection(uint8_t operation)
 			peer_opens(c, take_8(w.in));
 		break;
 	case 2:
-		if (c->session)
+		if (c->session || c->application->is_remote)
 			opens(c, take_8(w.in));
 		break;
 	case 3:
@@ -823,24 +1061,56 @@ static void on_connection(uint8_t operation)
 	}
 }
 
+static void on_remote(struct application *a, uint8_t operation, uint8_t which)
+{
+	switch (operation & 0xf) {
+	case 0:
+		follow(a, which);
+		break;
+	case 1:
+		give_any_command(a);
+		break;
+	case 8:
+		tell(a);
+		break;
+	case 9:
+		for (int i = which >> 3; i >= 0 && hear(a, which & 4); i--)
+			;
+		break;
+	case 10:
+		CHECK(hs_attached_settle(a->remote.attached) >= 0 || a->is_hostile);
+		break;
+	case 11:
+		send(a, PING, NULL);
+		break;
+	case 12:
+		scribble_ring(a, which);
+		break;
+	case 13:
+		if (!a->remote.blocks)
+			remote_change_segment(&a->remote);
+		break;
+	case 14:
+		push_readable(a, which >> 2);
+		break;
+	default: /* both sides, until there is no more */
+		quiesce(a);
+	}
+}
+
 static void on_application(uint8_t operation)
 {
 	uint8_t which = take_8(w.in);
 	struct application *a = &w.applications[which % APPLICATIONS];
 	if (!a->it)
 		return;
-	switch (operation & 7) {
-	case 0:
-		take_events(a, which >> 2);
-		break;
-	case 1:
-		send_signal(a);
-		break;
+	switch (operation & 0xf) {
 	case 2:
 		take_wakes(a, which >> 2);
 		break;
 	case 3:
-		forget_untaken(a);
+		if (!a->has_left)
+			leave(a);
 		break;
 	case 4:
 		hs_application_set_max(a->it, which >> 2);
@@ -849,8 +1119,13 @@ static void on_application(uint8_t operation)
 		if (which & 0x80)
 			release(a);
 		break;
-	default:
+	case 6:
+	case 7:
 		new_connection(which);
+		break;
+	default:
+		if (a->is_remote && !a->has_left)
+			on_remote(a, operation, which);
 	}
 }
 
@@ -877,15 +1152,18 @@ static void run(void)
 static void begin(uint8_t shape)
 {
 	static const uint32_t FIRST[] = { 0, 1000, 0x7ffffffe, 0xfffffff0 };
-	w.plane = hs_plane_new(WORKER, FIRST[shape & 3], on_command, make_fifos, &w);
+	w.plane = hs_plane_new(WORKER, FIRST[shape & 3], on_command, make_blocks, &w);
 	w.verbs = (const void *)(uintptr_t)hs_plane_verbs();
 	CHECK(w.plane);
 	for (int i = 0; i < APPLICATIONS; i++) {
 		struct application *a = &w.applications[i];
 		a->is_remote = shape >> (2 + i) & 1;
 		a->side = hs_side_new();
-		a->it = hs_application_new(w.plane, a->is_remote ? NULL : a->side);
+		a->it = hs_application_new(w.plane, a->is_remote ? NULL : a->side,
+					   (uint64_t)APPLICATION_KEY + (uint64_t)i);
 		CHECK(a->side && a->it);
+		if (a->is_remote)
+			remote_begin(&a->remote, i, a->it, a->side, 2U << (shape >> 5 & 3));
 	}
 }
 
@@ -899,20 +1177,78 @@ static void drop_all(void)
 		drop_connection(&w.connections[i]);
 }
 
-static void hear_all(void)
-{
-	for (int i = 0; i < APPLICATIONS; i++) {
-		struct application *a = &w.applications[i];
-		for (int k = 0; a->it && k < STREAMS; k++)
-			take_events(a, 1);
-	}
-}
-
 static void release_plane(void)
 {
 	struct hs_plane *plane = w.plane;
 	w.plane = NULL; /* no more commands */
 	hs_plane_release(plane);
+}
+
+/* A transport reports each stream, but the input may have ended before. */
+static int has_unreported(const struct application *a)
+{
+	for (uint32_t i = 0; i < w.stream_count; i++) {
+		const struct stream *s = &w.streams[i];
+		if (s->connection->application == a && s->is_peers && s->handle && !s->is_opened)
+			return 1;
+	}
+	return 0;
+}
+
+/* An honest application in another process that has dropped everything has nothing any more. */
+static void end_remote(struct application *a, uint8_t order)
+{
+	if (order & 0x40 && !a->has_left)
+		leave(a);
+	if (order & 0x40)
+		return;
+	if (!a->has_left)
+		quiesce(a);
+	drop_all();
+	if (!a->has_left)
+		quiesce(a);
+	if (!a->is_hostile && !a->has_left && !has_unreported(a)) {
+		CHECK(!hs_application_sessions(a->it) && !a->remote.blocks);
+		for (uint32_t i = 1; i <= a->asked; i++)
+			CHECK(a->is_answered[i]);
+	}
+	if (order & 0x10 && !a->has_left)
+		leave(a);
+}
+
+static void end_applications(uint8_t order)
+{
+	for (int i = 0; i < APPLICATIONS; i++) {
+		struct application *a = &w.applications[i];
+		if (a->it && a->is_remote)
+			end_remote(a, order);
+		if (!a->it)
+			continue;
+		if (order & 8 && !a->has_left)
+			leave(a);
+		else if (!(order & 8))
+			release(a);
+	}
+}
+
+static void free_remotes(void)
+{
+	for (int i = 0; i < APPLICATIONS; i++) {
+		if (w.applications[i].remote.attached)
+			hs_attached_free(w.applications[i].remote.attached);
+		w.applications[i].remote.attached = NULL;
+	}
+}
+
+static void check_memory(int is_plane_gone)
+{
+	for (uint32_t i = 0; i < w.stream_count; i++) {
+		if (w.streams[i].outside && is_plane_gone)
+			free_outside(&w.streams[i]);
+		CHECK(!w.streams[i].outside);
+	}
+	for (int i = 0; i < APPLICATIONS; i++)
+		CHECK(!w.applications[i].remote.blocks || is_plane_gone);
 }
 
 /* In one of many orders. */
@@ -922,25 +1258,23 @@ static void end(uint8_t order)
 		drop_all();
 	for (uint32_t i = 0; i < w.connection_count; i++)
 		close_connection(&w.connections[order & 2 ? w.connection_count - 1 - i : i]);
-	hear_all();
-	if (order & 4)
+	if (order & 4) {
+		for (int i = 0; i < APPLICATIONS; i++) {
+			if (w.applications[i].it && !w.applications[i].has_left)
+				leave(&w.applications[i]);
+		}
 		release_plane();
-	drop_all();
-	for (int i = 0; i < APPLICATIONS; i++) {
-		if (w.applications[i].it && order & 8)
-			forget_untaken(&w.applications[i]);
-		else if (w.applications[i].it)
-			release(&w.applications[i]);
 	}
+	end_applications(order);
+	if (order & 0x20)
+		free_remotes();
+	drop_all();
+	free_remotes();
 	if (w.plane) {
 		hs_plane_collect(w.plane);
 		CHECK(!hs_plane_streams(w.plane));
 	}
-	for (uint32_t i = 0; i < w.stream_count; i++) {
-		if (w.streams[i].outside && order & 4)
-			free_outside(&w.streams[i]);
-		CHECK(!w.streams[i].outside);
-	}
+	check_memory(order & 4);
 	for (int i = 0; i < APPLICATIONS; i++) {
 		struct application *a = &w.applications[i];
 		if (a->it) {
@@ -948,6 +1282,8 @@ static void end(uint8_t order)
 			hs_application_release(a->it);
 		}
 		hs_side_free(a->side);
+		if (a->is_remote)
+			remote_end(&a->remote);
 	}
 	if (w.plane)
 		release_plane();

@@ -125,9 +125,10 @@ def fifo() -> Iterator[bytes]:
 class Program:
     """An input of the session target: operations, as that names them."""
 
-    def __init__(self, remote: int = 0, order: int = 0, first: int = 0) -> None:
-        """`remote` has a bit for each application, `order` is that in which all ends."""
-        self.data = bytes((first | remote << 2, order))
+    def __init__(self, remote: int = 0, order: int = 0, first: int = 0, ring: int = 0) -> None:
+        """`remote` has a bit for each application, `order` is that in which all ends, and the rings
+        have 2 << `ring` events."""
+        self.data = bytes((first | remote << 2 | ring << 5, order))
 
     def _more(self, *data: int) -> Program:
         self.data += bytes(data)
@@ -174,9 +175,14 @@ class Program:
         return self._more(0xC0 + names.index(name), stream, how)
 
     def application(self, name: str, *data: int) -> Program:
-        codes = {"events": 0, "signal": 1, "wakes": 2, "forget": 3, "most": 4, "release": 5}
-        which = {"release": 0x81, "most": 12}.get(name, 24)
-        return self._more(0x10 | codes[name], which, *data)
+        """`follow` and `tell` are the worker's, `hear` and `settle` the application's, and `events`
+        is all of them; the application is the first."""
+        names = (
+            *("follow", "command", "wakes", "leave", "most", "release", "", "", "tell", "hear"),
+            *("settle", "ping", "scribble", "segment", "push", "events"),
+        )
+        which = {"release": 0x81, "most": 12, "follow": 0}.get(name, 0xFC)
+        return self._more(0x10 | names.index(name), which, *data)
 
     def collect(self) -> Program:
         return self._more(1)
@@ -196,24 +202,42 @@ def session() -> Iterator[bytes]:
 
                 whole = start().on_connection("announce").peer_opens().peer_sends()
                 whole.application("events").on_connection("accept").end("read", 255).end("write", 9)
-                whole.application("signal", 2, 0).end("read", 1).end("finish").transport_sends()
+                whole.application("events").end("read", 1).end("finish").transport_sends()
                 whole.report("finished", "over").look().application("wakes").application("events")
                 yield whole.end("close").end("drop").collect().look().data
                 late = start().peer_opens(1).peer_sends().report("over").look()
                 late.on_connection("announce", "accept").application("events")
                 yield late.on_connection("accept").end("read", 255).end("state").data
-                own = start().on_connection("announce").opens().end("write", 255).end("wait")
+                own = start().on_connection("announce").application("events").opens()
+                own.application("events").end("write", 255).end("wait")
                 own.end("cut", 1).end("stop").end("close").report("stopped", "finished", "over")
                 yield own.application("events").application("wakes").collect().data
                 cut = start().on_connection("announce").opens(1).peer_opens().application("events")
                 cut.on_connection("accept").end("write", 255, 0).end("reset", 7, 1).on_connection(
                     "close", "count", "drop"
                 )
-                yield cut.application("wakes").application("forget").collect().data
+                yield cut.application("wakes").application("leave").collect().data
     refused = Program().application("most").connection().on_connection("announce")
     yield refused.opens(2).opens(4).peer_opens().peer_opens(1).peer_opens().look().data
-    hostile = Program(1).connection().on_connection("announce").peer_opens(2).opens(4).opens()
+    hostile = Program(1).connection().on_connection("announce").application("events")
+    hostile.peer_opens(2).opens(4).application("events").opens().application("events")
     yield hostile.scribbles(3, 255, 255, stream=1).transport_sends(stream=1).look().data
+    for ring in range(4):
+        for kind in range(1, 10):
+            for order in (0, 5, 0x48, 0x61):
+                full = Program(1, order, ring=ring).connection().on_connection("announce")
+                full.application("ping").peer_opens().application("events").peer_opens(1)
+                full.opens(1).opens().application("tell").peer_sends().peer_sends(stream=1)
+                full.application("push").application("hear").application("settle")
+                full.on_connection("accept", "accept").end("write", 200).end("close")
+                full.application("command", kind, 0).application("command", kind | 0x30, 0)
+                full.application("follow").application("tell").end("drop").end("drop", stream=1)
+                full.report("finished", "over").report("over", stream=1).collect()
+                yield full.application("settle").application("segment").data
+    for words in range(0, 40, 8):
+        broken = Program(1, words).connection().on_connection("announce").application("events")
+        broken.opens().peer_opens().application("scribble", 1 | words, *(200 + words,) * 8)
+        yield broken.application("events").application("events").data
 
 
 def found_session() -> dict[str, bytes]:
@@ -254,7 +278,7 @@ def found_session() -> dict[str, bytes]:
         .on_connection("accept"),
         "signal_of_this_process": start()
         .peer_opens()
-        .application("signal", 2, 0)
+        .application("events")
         .on_connection("drop")
         .collect(),
         "application_left": start(1).peer_opens().application("release"),
@@ -266,6 +290,85 @@ def found_session() -> dict[str, bytes]:
         "never_reported": start().peer_opens(4),
     }
     return {name: program.data for name, program in faults.items()}
+
+
+class News:
+    """An input of the attached target: what the worker tells, and what the application does."""
+
+    def __init__(self, ring: int = 3, order: int = 0) -> None:
+        """The rings have 1 << `ring` events."""
+        self.data = bytes((ring, order))
+
+    def _more(self, *data: int) -> News:
+        self.data += bytes(data)
+        return self
+
+    def opened(self, stream: int = 0, rx: int = 1, tx: int = 9, *, own: bool = False) -> News:
+        """Of the first connection; `rx` and `tx` are segment << 6 | page << 3 | size."""
+        return self._more(0, not own, stream, rx, tx)
+
+    def happened(self, events: int, stream: int = 0) -> News:
+        return self._more(2, events, stream)
+
+    def anything(self, kind: int, *data: int) -> News:
+        return self._more(4, kind, *data)
+
+    def scribbles(self, how: int, value: int, word: int = 0) -> News:
+        return self._more(5, how & ~1, value, word)
+
+    def obeys(self, count: int = 7) -> News:
+        return self._more(6, count)
+
+    def take(self) -> News:
+        return self._more(0x18, 1)
+
+    def settle(self, how: int = 0) -> News:
+        return self._more(0x1D, how)
+
+    def segment(self, how: int) -> News:
+        return self._more(0x1C, how)
+
+    def gone(self, *, freed: bool = False) -> News:
+        return self._more(0x1E, 0x66 + freed)
+
+    def connection(self, name: str = "new") -> News:
+        return self._more(9, ("accept", "new", "gone", "count", "drop").index(name))
+
+    def end(self, name: str, more: int = 0, which: int = 0) -> News:
+        names = (
+            *("read", "write", "finish", "close", "reset", "stop", "close_receiving"),
+            *("wait", "cut", "state", "drop"),
+        )
+        more_of = (more,) if name in ("read", "write") else ()
+        return self._more(8 | which << 1, names.index(name), *more_of)
+
+
+def attached() -> Iterator[bytes]:
+    for order in range(8):
+        for ring in (0, 1, 3):
+            start = News(ring, order).connection().opened().take().connection("accept")
+            yield start.scribbles(4, 200, 0).end("read", 201).end("write", 200).end("read", 40).data
+            full = start.opened(2, own=True).take().end("write", 9).end("finish").end("drop")
+            full.end("finish").obeys().settle().happened(0x20).take().opened(4).take()
+            yield full.connection("gone").settle().obeys().connection("drop").settle(0x80).data
+    for rx in (1, 0x39, 0x2F, 0x81, 0xC1, 255):
+        yield News().connection().opened(0, rx, 9).take().connection("accept").end("read", 9).data
+        outside = News().connection().opened(0, 1, rx).take().connection("accept")
+        yield outside.end("write", 200).end("close").end("drop").settle().data
+    again = News(1).connection().opened().take().connection("accept").end("close").opened().take()
+    yield (
+        again.connection("accept").end("reset").end("drop").end("write", 9).end("drop").take().data
+    )
+    segments = News().connection().opened().take().segment(0x81).connection("accept").end("read", 1)
+    yield segments.end("close").opened(2).take().segment(1).opened(4).take().connection("drop").data
+    for kind in range(8):
+        yield News().connection().anything(kind | 0x88, *range(56)).take().settle().data
+    for word in (0, 1, 8):
+        for how in (0, 2):
+            yield News(2).connection().scribbles(how, 200, word).opened().take().settle().data
+    yield News().connection().opened().take().gone().connection("accept").end("close").data
+    freed = News().connection().opened().opened(2).take().connection("accept").connection("accept")
+    yield freed.gone(freed=True).end("write", 9).connection("gone").end("close").end("drop").data
 
 
 #: One of each frame type (RFC 9000 section 19), where a stream is meant: 0.
@@ -460,7 +563,8 @@ def strangers() -> Iterator[bytes]:
 def seeds() -> dict[str, dict[str, bytes]]:
     """The whole corpus: for each target, files by name."""
     made = {}
-    for make in (frames, fifo, session, stops, tokens, strangers, turn, handshake, plaintext):
+    core = (frames, fifo, session, attached)
+    for make in (*core, stops, tokens, strangers, turn, handshake, plaintext):
         files = {f"seed_{i:03}": data for i, data in enumerate(make())}
         for name, text in FOUND.get(make.__name__, {}).items():
             files[f"found_{name}"] = bytes.fromhex(text)

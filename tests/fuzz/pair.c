@@ -15,6 +15,8 @@ enum {
 	TRIP_NS = 100000,
 	MOST_TURNS = 20000,
 	MOST_ROUNDS_OF_A_MOMENT = 200, /* turns without time going on */
+	MOST_PUMPED = 10000, /* times in a turn */
+	RING_EVENTS = 4,
 };
 
 #define FIRST_NS (1ULL << 41)
@@ -55,7 +57,7 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 		s->is_closed = 0;
 		s->is_forgotten = 0;
 		pair_announce(p, side, event->connection);
-		if (side == CLIENT)
+		if (side == CLIENT && !s->is_remote)
 			pair_open_streams(p);
 		break;
 	case HS_QUIC_CLOSED:
@@ -71,7 +73,11 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 			s->is_forgotten = 1;
 			s->connection = NULL;
 		}
-		pair_forget_flows(p, side, event->connection);
+		pair_close_session(p, side, event->connection);
+		if (s->is_remote)
+			pair_send_message(s, PAIR_FORGOTTEN, event->connection);
+		else
+			pair_forget_flows(p, side, event->connection);
 		break;
 	case HS_QUIC_DATAGRAMS_READY:
 		f = pair_find_flow(p, side, event->connection, PAIR_DATAGRAMS);
@@ -182,7 +188,11 @@ static uint64_t turn(struct pair *p, int side)
 	pair_wake(p, side);
 	carry_all(p, side);
 	pair_work(p, side);
-	pair_free_unused(s);
+	for (uint32_t rounds = 0; pair_pump(p, side); rounds++) {
+		CHECK(rounds < MOST_PUMPED);
+		pair_wake(p, side);
+		pair_work(p, side);
+	}
 	CHECK(++p->turns < MOST_TURNS);
 	return out.more || s->q->first_due ? p->now_ns : hs_quic_deadline(s->q);
 }
@@ -286,11 +296,13 @@ static void begin_side(struct pair *p, int side)
 	s->wire = kept_wire(side);
 	s->pair = p;
 	s->is_remote = p->shape.is_remote[side];
-	s->plane = hs_plane_new((uint32_t)side, 7, pair_on_command, pair_make_stream_fifos, s);
+	s->plane = hs_plane_new((uint32_t)side, 7, pair_on_command, pair_make_blocks, s);
 	s->wakes = hs_side_new();
 	CHECK(s->plane && s->wakes);
-	s->application = hs_application_new(s->plane, s->is_remote ? NULL : s->wakes);
+	s->application = hs_application_new(s->plane, s->is_remote ? NULL : s->wakes, 1);
 	CHECK(s->application);
+	if (s->is_remote)
+		remote_begin(&s->remote, side, s->application, s->wakes, RING_EVENTS);
 	s->q = hs_quic_new(s->wire, PREFIXES[side], SECRETS[side],
 			   (const void *)(uintptr_t)hs_plane_verbs(), pair_find_session, pair_make_datagram_fifos,
 			   find_path, p);
@@ -357,9 +369,13 @@ static void free_side(struct side *s)
 {
 	hs_quic_free(s->q);
 	hs_plane_collect(s->plane);
-	pair_free_unused(s);
-	CHECK(!s->shared);
+	pair_pump(s->pair, (int)(s - s->pair->side));
 	CHECK(!hs_plane_streams(s->plane) && !hs_application_sessions(s->application));
+	if (s->is_remote) {
+		CHECK(!s->remote.blocks);
+		hs_attached_free(s->remote.attached);
+		remote_end(&s->remote);
+	}
 	hs_plane_release(s->plane);
 	hs_application_release(s->application);
 	hs_side_free(s->wakes);

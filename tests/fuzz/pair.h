@@ -5,7 +5,7 @@
  * A target says what becomes of each datagram.
  *
  * The applications use their streams through the session plane, in this process or as if they were
- * in another one, and only when they are woken: a wake-up that is lost leaves a transfer incomplete.
+ * in another one (remote.h), and only when they are woken: a wake-up that is lost leaves a transfer incomplete.
  *
  * What is checked whatever happens: bytes that an application reads are those that the other wrote
  * (unless the target says that nothing may be trusted); a stream is over when both sides of it are;
@@ -16,6 +16,7 @@
 #define HS_FUZZ_PAIR_H
 
 #include "quic/state.h"
+#include "remote.h"
 #include "session/internal.h"
 #include "wire/handed.h"
 
@@ -34,6 +35,7 @@ enum {
 	PAIR_PATHS = 2 * PAIR_PORTS,
 	PAIR_CONNECTIONS = 16, /* that the server takes at once */
 	PAIR_NUMBERS = 64, /* of connections */
+	PAIR_MESSAGES = 256, /* unread ones */
 };
 
 /* What an application did to a stream. */
@@ -65,7 +67,6 @@ enum { PAIR_DATAGRAMS = -1 };
 struct flow {
 	struct flow *next;
 	struct hs_end *end;
-	struct shared *shared; /* NULL: the application is in this process */
 	int64_t id;
 	uint64_t handle;
 	uint32_t connection;
@@ -82,17 +83,11 @@ struct flow {
 	uint64_t largest_message;
 };
 
-/* The FIFOs of a stream of an application in another process. */
-struct shared {
-	struct shared *next;
-	struct hs_end *end; /* NULL: not yet, or dropped */
-	uint64_t handle;
+/* To an application in another process, about a connection. */
+enum pair_message_kind { PAIR_ANNOUNCED, PAIR_CLOSED, PAIR_FORGOTTEN };
+struct pair_message {
+	enum pair_message_kind kind;
 	uint32_t connection;
-	uint8_t *rx_block, *tx_block;
-	struct hs_fifo_producer rx_in, tx_in;
-	struct hs_fifo_consumer rx_out, tx_out;
-	uint8_t is_over; /* the plane uses them no more */
-	uint8_t is_taken;
 };
 
 /* A connection's sessions. */
@@ -111,9 +106,13 @@ struct side {
 	struct hs_application *application;
 	struct link links[PAIR_NUMBERS]; /* by the connection's number */
 	struct flow *flows;
-	struct shared *shared;
 	struct pair *pair;
 	uint8_t is_remote;
+	/* Of an application in another process. */
+	struct remote remote;
+	struct pair_message messages[PAIR_MESSAGES];
+	uint32_t sent_messages, read_messages;
+	uint32_t asking, asked, to_ask; /* streams of its own: for which connection, and how many */
 	/* Of the connection that was told last. */
 	struct hs_connection *connection;
 	struct hs_quic_close_info close;

@@ -26,100 +26,53 @@ static const uint8_t *pattern(const struct flow *f, int from, uint64_t offset)
 	return bytes + (offset + shift) % PATTERN_PERIOD;
 }
 
-/* What an application in another process tells its worker. */
-static int64_t act(struct pair *p, const struct flow *f, int64_t result, uint64_t code)
+static int64_t checked(const struct pair *p, const struct flow *f, int64_t result)
 {
-	struct hs_application *a = p->side[f->side].application;
 	uint32_t hints = result < 0 ? 0 : (uint32_t)(result >> HS_END_BYTES_BITS);
-	CHECK(f->shared || !(hints & (HS_END_MUST_RESET | HS_END_MUST_STOP)));
-	if (!f->shared)
-		return result;
-	if (hints & HS_END_SEND)
-		hs_session_signal(a, f->handle, HS_SIGNAL_SENT, 0);
-	if (hints & (HS_END_CREDIT | HS_END_CREDIT_NOW))
-		hs_session_signal(a, f->handle, HS_SIGNAL_CONSUMED, 0);
-	if (hints & HS_END_MUST_RESET)
-		hs_session_signal(a, f->handle, HS_SIGNAL_RESET, code);
-	if (hints & HS_END_MUST_STOP)
-		hs_session_signal(a, f->handle, HS_SIGNAL_STOP, code);
+	CHECK(!p->side[f->side].is_remote || !(hints & ~(uint32_t)HS_END_WAKES));
 	return result;
 }
 
 void pair_reset(struct pair *p, struct flow *f, uint64_t code)
 {
-	act(p, f, hs_end_reset(f->end, code), code);
+	checked(p, f, hs_end_reset(f->end, code));
 }
 
 void pair_stop(struct pair *p, struct flow *f, uint64_t code)
 {
-	act(p, f, hs_end_stop(f->end, code), code);
+	checked(p, f, hs_end_stop(f->end, code));
 }
 
 void pair_poke(struct pair *p, struct flow *f)
 {
-	if (f->shared) {
-		hs_session_signal(p->side[f->side].application, f->handle, HS_SIGNAL_SENT, 0);
-		hs_session_signal(p->side[f->side].application, f->handle, HS_SIGNAL_CONSUMED, 0);
+	struct side *s = &p->side[f->side];
+	if (s->is_remote) {
+		hs_attached_sent(f->end);
+		hs_attached_consumed(f->end);
 	} else {
 		hs_session_send_ready(f->end->session);
 		hs_session_consumed(f->end->session);
 	}
 }
 
-static void add_stream(struct pair *p, int side, uint32_t connection, struct hs_end *end,
+void pair_add_stream(struct pair *p, int side, uint32_t connection, struct hs_end *end,
 		       uint64_t handle, int64_t id)
 {
-	struct shared *shared = NULL;
-	if (p->side[side].is_remote) {
-		shared = pair_find_shared(&p->side[side], handle);
-		CHECK(shared->end == end);
-		shared->is_taken = 1;
-	}
 	if (p->distrusts && id >= MOST_STREAM_NUMBERS) {
-		struct flow too_many = { .side = side, .handle = handle, .shared = shared };
-		act(p, &too_many, hs_end_close(end, 1, 0), 0);
+		hs_end_close(end, 1, 0);
 		hs_end_drop(end);
-		if (shared)
-			shared->end = NULL;
 		return;
 	}
 	CHECK(!pair_find_flow(p, side, connection, id));
 	struct flow *f = pair_new_flow(p, side, connection, id);
 	f->end = end;
 	f->handle = handle;
-	f->shared = shared;
 }
 
-static void new_remote_end(struct side *s, struct shared *shared, int64_t id, int is_peers)
+int64_t pair_own_id(const struct pair *p, int i)
 {
-	int has_rx = shared->rx_block != NULL, has_tx = shared->tx_block != NULL;
-	if (has_tx)
-		hs_fifo_arm_read(&shared->tx_out);
-	if (has_rx)
-		hs_fifo_arm_write(&shared->rx_in);
-	shared->end = hs_end_new(s->links[shared->connection].held, shared->handle, id, is_peers,
-				 has_rx ? &shared->rx_out : NULL, has_tx ? &shared->tx_in : NULL);
-	CHECK(shared->end);
-}
-
-/* Returns 0, or a refusal. */
-static int open_remote(struct side *s, uint32_t connection, int is_uni, struct hs_opened *out)
-{
-	struct hs_connection_session *c = s->links[connection].session;
-	int refusal = hs_session_why_not(c, is_uni);
-	if (refusal)
-		return refusal;
-	struct shared *shared = pair_new_shared(s, connection, !is_uni, 1);
-	struct hs_stream_session *session = hs_session_open_over(
-		c, is_uni, is_uni ? NULL : &shared->rx_in, &shared->tx_out);
-	if (!session) {
-		shared->is_over = 1;
-		return HS_SESSION_CLOSED;
-	}
-	shared->handle = hs_session_handle(session);
-	new_remote_end(s, shared, hs_session_stream_id(session), 0);
-	*out = (struct hs_opened){ shared->end, shared->handle, hs_session_stream_id(session) };
-	return 0;
+	int is_uni = p->shape.is_uni && i % 2;
+	return (i / (p->shape.is_uni ? 2 : 1)) * 4 + (is_uni ? 2 : 0);
 }
 
 void pair_open_streams(struct pair *p)
@@ -127,18 +80,16 @@ void pair_open_streams(struct pair *p)
 	struct side *client = &p->side[CLIENT];
 	uint32_t number = hs_connection_number(client->connection);
 	for (int i = 0; i < p->shape.streams; i++) {
-		int is_uni = p->shape.is_uni && i % 2;
-		int64_t id = (i / (p->shape.is_uni ? 2 : 1)) * 4 + (is_uni ? 2 : 0);
 		struct hs_opened opened;
-		int refusal = client->is_remote ?
-				      open_remote(client, number, is_uni, &opened) :
-				      hs_session_open(client->links[number].session, is_uni, &opened);
+		int64_t id = pair_own_id(p, i);
+		int refusal =
+			hs_session_open(client->links[number].session, (id & 2) != 0, &opened);
 		if (refusal) {
 			CHECK(p->distrusts); /* a hostile server allowed none */
 			continue;
 		}
 		CHECK(opened.stream_id == id);
-		add_stream(p, CLIENT, number, opened.end, opened.handle, id);
+		pair_add_stream(p, CLIENT, number, opened.end, opened.handle, id);
 	}
 }
 
@@ -152,10 +103,8 @@ static void accept_streams(struct pair *p, int side, uint32_t connection)
 	while (hs_end_accept(link->held, &accepted)) {
 		CHECK((accepted.stream_id & 1) == (side == CLIENT));
 		CHECK(accepted.has_tx == !(accepted.stream_id & 2));
-		add_stream(p, side, connection, accepted.end, accepted.handle, accepted.stream_id);
-		if (p->side[side].is_remote)
-			hs_session_signal(p->side[side].application, accepted.handle,
-					  HS_SIGNAL_TAKEN, 0);
+		pair_add_stream(p, side, connection, accepted.end, accepted.handle,
+				accepted.stream_id);
 	}
 }
 
@@ -169,7 +118,7 @@ static void lose(struct pair *p, struct flow *f, int64_t error)
 
 static void set_end(struct pair *p, struct flow *f)
 {
-	int64_t result = act(p, f, hs_end_finish(f->end), 0);
+	int64_t result = checked(p, f, hs_end_finish(f->end));
 	if (result < 0)
 		lose(p, f, result);
 	f->has_set_end = 1;
@@ -184,7 +133,7 @@ static void write_some(struct pair *p, struct flow *f)
 		uint64_t left = p->shape.stream_bytes - f->written;
 		size_t n = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
 		int64_t result =
-			act(p, f, hs_end_write(f->end, pattern(f, f->side, f->written), n), 0);
+			checked(p, f, hs_end_write(f->end, pattern(f, f->side, f->written), n));
 		if (result < 0) {
 			lose(p, f, result);
 			f->may_write = 0;
@@ -229,10 +178,10 @@ static void read_some(struct pair *p, struct flow *f)
 		CHECK(n >= 0);
 		if (n) {
 			note_read(p, f, there, n);
-			CHECK(act(p, f, hs_end_skip(f->end, (size_t)n), 0) >= 0);
+			CHECK(checked(p, f, hs_end_skip(f->end, (size_t)n)) >= 0);
 			continue;
 		}
-		n = act(p, f, hs_end_read(f->end, chunk, sizeof(chunk), 0), 0);
+		n = checked(p, f, hs_end_read(f->end, chunk, sizeof(chunk), 0));
 		if (!note_read(p, f, chunk, n))
 			return;
 	}
@@ -296,43 +245,32 @@ static void stream_is_over(struct pair *p, struct flow *f)
 	}
 }
 
+/* An application in another process has to find out by itself. */
+static int is_over(const struct pair *p, const struct flow *f)
+{
+	struct hs_end_state state;
+	if (!p->side[f->side].is_remote)
+		return f->end->session->is_over;
+	hs_end_state(f->end, &state);
+	return (!f->has_rx || f->has_read_end || state.rx) &&
+	       (!f->has_tx || f->is_send_finished || state.tx);
+}
+
 static void work_on_stream(struct pair *p, struct flow *f)
 {
 	struct side *s = &p->side[f->side];
 	if (f->is_lost)
 		return;
-	int is_over = f->shared ? f->shared->is_over : f->end->session->is_over;
 	write_some(p, f);
-	if (!s->is_not_reading || is_over)
+	if (!s->is_not_reading || is_over(p, f))
 		read_some(p, f);
-	if (is_over)
+	if (is_over(p, f))
 		stream_is_over(p, f);
 	else if (!is_dropped_early(p, f))
 		return;
 	s->streams_over++;
-	act(p, f, hs_end_close(f->end, 0, 0), 0);
-	CHECK(!is_over || hs_end_is_over(f->end) || p->is_spoilt[f->id] || p->distrusts);
+	checked(p, f, hs_end_close(f->end, 0, 0));
 	pair_remove_flow(p, f);
-}
-
-/* What the plane tells an application in another process. */
-static void hear_of_streams(struct side *s)
-{
-	struct hs_session_event event;
-	while (hs_application_events(s->application, &event, 1)) {
-		struct shared *shared = pair_find_shared(s, event.handle);
-		uint32_t events = event.events;
-		CHECK(s->is_remote && !shared->is_over);
-		if (events & HS_STREAM_OPENED)
-			new_remote_end(s, shared, event.stream_id, 1);
-		if (events & HS_STREAM_READABLE && !hs_fifo_take_read_armed(&shared->rx_in))
-			events &= ~(uint32_t)HS_STREAM_READABLE;
-		if (events & HS_STREAM_WRITABLE && !hs_fifo_take_write_armed(&shared->tx_out))
-			events &= ~(uint32_t)HS_STREAM_WRITABLE;
-		if (shared->end)
-			hs_end_report(shared->end, events, event.reset_code, event.stop_code);
-		shared->is_over = (event.events & HS_STREAM_OVER) != 0;
-	}
 }
 
 void pair_work(struct pair *p, int side)
@@ -353,17 +291,10 @@ void pair_work(struct pair *p, int side)
 	}
 }
 
-/* The connection is closed. Some of its streams are dropped now, some when it is forgotten. */
-void pair_close_session(struct pair *p, int side, uint32_t connection)
+/* The application knows that the connection is closed. Some of its streams are dropped now, some when
+ * it is forgotten. */
+void pair_lose_flows(struct pair *p, int side, uint32_t connection)
 {
-	struct link *link = pair_link_of(p, side, connection);
-	hear_of_streams(&p->side[side]);
-	if (link->session)
-		hs_connection_session_close(link->session);
-	hear_of_streams(&p->side[side]);
-	if (p->side[side].is_remote && link->held)
-		hs_end_connection_gone(link->held);
-	link->session = NULL;
 	for (struct flow *f = p->side[side].flows, *next; f; f = next) {
 		next = f->next;
 		if (f->connection != connection || !f->end)
@@ -371,7 +302,7 @@ void pair_close_session(struct pair *p, int side, uint32_t connection)
 		f->is_lost = 1;
 		if (f->id & 4)
 			continue;
-		act(p, f, hs_end_close(f->end, 1, 0), 0);
+		checked(p, f, hs_end_close(f->end, 1, 0));
 		pair_remove_flow(p, f);
 	}
 }
@@ -379,14 +310,6 @@ void pair_close_session(struct pair *p, int side, uint32_t connection)
 void pair_forget_flows(struct pair *p, int side, uint32_t connection)
 {
 	struct link *link = pair_link_of(p, side, connection);
-	pair_close_session(p, side, connection);
-	for (struct shared *shared = p->side[side].shared; shared; shared = shared->next) {
-		if (shared->connection != connection || !shared->end || shared->is_taken)
-			continue;
-		hs_session_signal(p->side[side].application, shared->handle, HS_SIGNAL_TAKEN, 0);
-		hs_end_drop(shared->end);
-		shared->end = NULL;
-	}
 	if (link->held)
 		hs_end_connection_drop(link->held);
 	link->held = NULL;
@@ -397,14 +320,31 @@ void pair_forget_flows(struct pair *p, int side, uint32_t connection)
 	}
 }
 
+void pair_close_session(struct pair *p, int side, uint32_t connection)
+{
+	struct side *s = &p->side[side];
+	struct link *link = pair_link_of(p, side, connection);
+	if (link->session) {
+		hs_connection_session_close(link->session);
+		link->session = NULL;
+		if (s->is_remote)
+			pair_send_message(s, PAIR_CLOSED, connection);
+	}
+	if (!s->is_remote)
+		pair_lose_flows(p, side, connection);
+}
+
 void pair_announce(struct pair *p, int side, uint32_t connection)
 {
+	struct side *s = &p->side[side];
 	struct link *link = pair_link_of(p, side, connection);
 	struct hs_connection_session *session = pair_session_of(p, side, connection);
+	if (s->is_remote)
+		pair_send_message(s, PAIR_ANNOUNCED, connection);
 	hs_connection_session_announce(session, (uint64_t)connection << 1); /* streams are odd */
-	link->held = p->side[side].is_remote ?
-			     hs_end_connection_new(p->side[side].wakes, connection) :
-			     hs_connection_session_hold(session);
+	if (s->is_remote)
+		return;
+	link->held = hs_connection_session_hold(session);
 	CHECK(link->held);
 	link->may_accept = 1;
 }
@@ -421,7 +361,7 @@ static struct flow *find_handle(struct pair *p, int side, uint64_t handle)
 void pair_wake(struct pair *p, int side)
 {
 	uint64_t key;
-	hear_of_streams(&p->side[side]);
+	pair_pump(p, side);
 	while (hs_side_take(p->side[side].wakes, &key, 1)) {
 		if (!(key >> 2 & HS_SESSION_STREAM)) {
 			pair_link_of(p, side, (uint32_t)(key >> 3))->may_accept = 1;

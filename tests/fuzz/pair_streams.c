@@ -15,66 +15,24 @@ static void open_fifo(uint8_t **block, struct hs_fifo_producer *in, struct hs_fi
 	CHECK(!hs_fifo_consumer_open(out, *block, block_bytes));
 }
 
-struct shared *pair_new_shared(struct side *s, uint32_t connection, int has_rx, int has_tx)
-{
-	struct shared *made = take_memory(sizeof(*made));
-	uint32_t bytes = s->pair->shape.fifo_bytes;
-	if (has_rx)
-		open_fifo(&made->rx_block, &made->rx_in, &made->rx_out, bytes);
-	if (has_tx)
-		open_fifo(&made->tx_block, &made->tx_in, &made->tx_out, bytes);
-	made->connection = connection;
-	made->next = s->shared;
-	s->shared = made;
-	return made;
-}
-
-struct shared *pair_find_shared(struct side *s, uint64_t handle)
-{
-	struct shared *shared = s->shared;
-	while (shared && shared->handle != handle)
-		shared = shared->next;
-	CHECK(shared);
-	return shared;
-}
-
-void pair_free_unused(struct side *s)
-{
-	for (struct shared **at = &s->shared; *at;) {
-		struct shared *shared = *at;
-		if (shared->end || !shared->is_over) {
-			at = &shared->next;
-			continue;
-		}
-		*at = shared->next;
-		hs_fifo_producer_close(&shared->rx_in);
-		hs_fifo_producer_close(&shared->tx_in);
-		free(shared->rx_block);
-		free(shared->tx_block);
-		free(shared);
-	}
-}
-
-/* For the plane: of a stream that the peer opened. */
-int pair_make_stream_fifos(void *owner, uint64_t key, uint64_t handle,
-			   struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx)
+int pair_make_blocks(void *owner, uint64_t key, int is_peers, struct hs_made_block out[2])
 {
 	struct side *s = owner;
-	struct shared *made = pair_new_shared(s, (uint32_t)key, 1, tx != NULL);
-	CHECK(s->is_remote);
-	made->handle = handle;
-	*rx = &made->rx_in;
-	if (tx)
-		*tx = &made->tx_out;
+	(void)key, (void)is_peers;
+	CHECK(s->is_remote && (out[0].bytes || out[1].bytes));
+	for (int d = 0; d < 2; d++) {
+		if (out[d].bytes)
+			remote_make_block(&s->remote, &out[d]);
+	}
 	return 0;
 }
 
 void pair_on_command(void *owner, uint64_t handle, uint32_t command, uint64_t code)
 {
-	struct shared *shared = pair_find_shared(owner, handle);
-	(void)code;
-	CHECK(command == HS_SESSION_FREED && !shared->is_over);
-	shared->is_over = 1;
+	struct side *s = owner;
+	(void)handle;
+	CHECK(command == HS_SESSION_FREE_BLOCK && s->is_remote);
+	remote_free_block(&s->remote, code);
 }
 
 struct flow *pair_new_flow(struct pair *p, int side, uint32_t connection, int64_t id)
@@ -97,8 +55,6 @@ static void free_flow(struct flow *f)
 {
 	if (f->end)
 		hs_end_drop(f->end);
-	if (f->shared)
-		f->shared->end = NULL;
 	hs_fifo_producer_close(&f->rx_in);
 	hs_fifo_producer_close(&f->tx_in);
 	free(f->rx_block);

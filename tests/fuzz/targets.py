@@ -71,8 +71,8 @@ _QUIC_SOURCES: Final = tuple(
     dict.fromkeys((*_build.QUIC_SOURCES, *_build.WIRE_SOURCES, *_build.SESSION_SOURCES))
 )
 _PAIR: Final = (
-    *("pair.c", "pair_application.c", "pair_streams.c"),
-    *("steady.c", "kept_wire.c", "heap_pool.c"),
+    *("pair.c", "pair_application.c", "pair_remote.c", "pair_streams.c"),
+    *("remote.c", "steady.c", "kept_wire.c", "heap_pool.c"),
 )
 _HEAP_POOL: Final = ("-Wl,--wrap=hs_pool_take", "-Wl,--wrap=hs_pool_give")
 TARGETS: Final = {
@@ -80,7 +80,8 @@ TARGETS: Final = {
     for target in (
         Target("frames", False),
         Target("fifo", False),
-        Target("session", False, ("heap_pool.c",), _HEAP_POOL),
+        Target("session", False, ("remote.c", "heap_pool.c"), _HEAP_POOL),
+        Target("attached", False),
         Target("stops", True, most_bytes=1472),
         Target("tokens", True, ("steady.c", "kept_wire.c")),
         Target("strangers", True, ("steady.c",)),

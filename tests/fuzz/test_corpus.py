@@ -27,7 +27,8 @@ from tests.fuzz.targets import (
 RUNS = {
     "frames": 60_000,
     "fifo": 40_000,
-    "session": 40_000,
+    "session": 20_000,
+    "attached": 40_000,
     "stops": 60_000,
     "tokens": 8_000,
     "strangers": 4_000,
@@ -69,6 +70,12 @@ PLANTS = {
         "if (s->is_peers && !c->is_closed) {",
         "if (!c->is_closed) {",
         "not true: w.connections[i].allowed == w.connections[i].expected",
+    ),
+    "attached": Plant(
+        "session/attached.c",
+        "if (start + bytes > found->bytes)",
+        "if (start > found->bytes)",
+        "ERROR: AddressSanitizer: SEGV",
     ),
     "stops": Plant(
         "quic/frames.c",

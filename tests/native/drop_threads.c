@@ -4,11 +4,17 @@
  * the plane is released, and while a plane calls its owner. Built with ThreadSanitizer, and with
  * AddressSanitizer.
  */
+#define _GNU_SOURCE
 #include "session/internal.h"
+#include "session/records.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define CHECK(condition)                                                              \
 	do {                                                                          \
@@ -18,7 +24,15 @@
 		}                                                                     \
 	} while (0)
 
-enum { ROUNDS = 200, THREADS = 4, ENDS = 20, FIFO_BYTES = 1024 };
+enum {
+	ROUNDS = 200,
+	THREADS = 4,
+	ENDS = 20,
+	FIFO_BYTES = 1024,
+	RING_EVENTS = 256,
+	RING_BYTES = HS_EVENT_RING_HEADER_BYTES + RING_EVENTS * HS_EVENT_BYTES,
+	CONNECTION = 100,
+};
 
 /* --- a transport -------------------------------------------------------------------------------- */
 
@@ -84,7 +98,7 @@ static void begin(struct stack *s, hs_session_command_to command, void *owner)
 	s->plane = hs_plane_new(1, 0, command, NULL, owner);
 	s->side = hs_side_new();
 	CHECK(s->plane && s->side);
-	s->application = hs_application_new(s->plane, s->side);
+	s->application = hs_application_new(s->plane, s->side, 0);
 	CHECK(s->application);
 	s->connection = hs_connection_session_new(s->application, 1, (uint64_t)(uintptr_t)&VERBS, s,
 						  FIFO_BYTES, FIFO_BYTES);
@@ -161,7 +175,7 @@ static void of_applications(void)
 	struct hs_end *ends[ENDS];
 	begin(&s, NULL, NULL);
 	for (int k = 0; k < THREADS; k++) {
-		others[k] = hs_application_new(s.plane, NULL);
+		others[k] = hs_application_new(s.plane, NULL, 0);
 		CHECK(others[k]);
 	}
 	for (int k = 0; k < THREADS; k++)
@@ -181,29 +195,100 @@ static void of_applications(void)
 	hs_side_free(s.side);
 }
 
-static void of_another_process(void)
+/* A worker in another process: rings, and a segment with a FIFO. */
+struct elsewhere {
+	struct hs_attached *attached;
+	struct hs_side *side;
+	struct hs_event_ring_side up;
+	uint8_t *up_block, *down_block;
+	struct hs_end_connection *connection;
+	int fd;
+};
+
+static void begin_elsewhere(struct elsewhere *w)
 {
+	w->up_block = calloc(1, RING_BYTES);
+	w->down_block = calloc(1, RING_BYTES);
+	w->side = hs_side_new();
+	w->fd = memfd_create("test", MFD_ALLOW_SEALING);
+	CHECK(w->up_block && w->down_block && w->side && w->fd >= 0);
+	CHECK(!ftruncate(w->fd, 2 * HS_PLACE_PAGE_BYTES));
+	CHECK(!fcntl(w->fd, F_ADD_SEALS, F_SEAL_SHRINK));
+	CHECK(!hs_event_ring_open(&w->up, w->up_block, RING_BYTES));
+	/* Nobody is woken: the descriptor is no socket. */
+	w->attached = hs_attached_new(w->side, w->down_block, w->up_block, RING_BYTES, w->fd);
+	CHECK(w->attached && !hs_attached_add_segment(w->attached, 1, w->fd));
+	w->connection = hs_attached_connection(w->attached, CONNECTION);
+	CHECK(w->connection);
+}
+
+static void end_elsewhere(struct elsewhere *w)
+{
+	hs_side_free(w->side);
+	free(w->up_block);
+	free(w->down_block);
+	close(w->fd);
+}
+
+static struct hs_end *opened_elsewhere(struct elsewhere *w, uint64_t number)
+{
+	const uint64_t place = UINT64_C(1) << (HS_PLACE_LOG_BITS + HS_PLACE_PAGE_BITS) | 10;
+	struct hs_attached_news news;
+	struct hs_event event = {
+		.handle = number * 2 + 1,
+		.kind = HS_NEWS_OPENED,
+		.words = { CONNECTION, number * 4, place, place | 1 << HS_PLACE_LOG_BITS, number },
+	};
+	CHECK(hs_event_ring_push(&w->up, &event) == 1);
+	CHECK(hs_attached_take(w->attached, 0, &news) == HS_TASK_OPENED && news.token == number);
+	return news.end;
+}
+
+/* Ends are dropped while their worker is served, after that is gone, and after its owner has freed
+ * it: before or after the connection. */
+static void of_another_process(int round)
+{
+	struct elsewhere w;
 	struct job jobs[THREADS];
-	struct hs_side *side = hs_side_new();
-	struct hs_accepted accepted;
-	struct hs_end_connection *c = hs_end_connection_new(side, 1);
-	CHECK(side && c);
+	struct hs_attached_news news;
+	begin_elsewhere(&w);
 	for (int i = 0; i < THREADS * ENDS; i++) {
-		jobs[i / ENDS].ends[i % ENDS] = hs_end_new(c, (uint64_t)i, i, 1, NULL, NULL);
-		CHECK(jobs[i / ENDS].ends[i % ENDS]);
+		struct hs_end *end = jobs[i / ENDS].ends[i % ENDS] =
+			opened_elsewhere(&w, (uint64_t)i);
+		hs_end_write(end, (const uint8_t *)"x", 1);
+		if (i & 1)
+			hs_end_finish(end); /* its acknowledgement is waited for */
 	}
+	struct hs_end *kept = opened_elsewhere(&w, 1000), *last = opened_elsewhere(&w, 1001);
 	start(&jobs[0]);
+	for (int i = 0; i < 10; i++) {
+		CHECK(!hs_attached_take(w.attached, 0, &news));
+		CHECK(hs_attached_settle(w.attached) >= 0);
+	}
 	start(&jobs[1]);
-	struct hs_end *last = hs_end_new(c, 1000, 1000, 1, NULL, NULL);
-	while (hs_end_accept(c, &accepted) && accepted.end != last)
-		;
+	if (round & 1)
+		hs_end_connection_gone(w.connection);
+	if (round & 2)
+		hs_attached_gone(w.attached);
+	hs_attached_free(w.attached);
 	start(&jobs[2]);
-	hs_end_connection_gone(c);
+	if (round & 4)
+		hs_end_connection_drop(w.connection);
 	start(&jobs[3]);
-	hs_end_connection_drop(c);
+	/* The program may still use what it holds. */
+	hs_end_finish(kept);
+	hs_end_close(kept, 0, 0);
+	CHECK(hs_end_write(last, (const uint8_t *)"x", 1) == HS_END_GONE);
 	hs_end_drop(last);
+	hs_end_close(kept, 1, 7);
+	if (!(round & 4)) {
+		hs_end_unacknowledged(w.connection, 0);
+		hs_end_connection_gone(w.connection);
+		hs_end_connection_drop(w.connection);
+	}
+	hs_end_drop(kept);
 	join_all(jobs);
-	hs_side_free(side);
+	end_elsewhere(&w);
 }
 
 /* --- the owner is called ------------------------------------------------------------------------ */
@@ -227,7 +312,7 @@ static void while_collecting(void)
 	hs_plane_release(released.plane);
 	begin(&s, drop_another, end);
 	struct hs_stream_session *session =
-		hs_session_add(s.connection, 0, 0, &rx, &tx, &application_rx, &application_tx);
+		hs_session_add(s.connection, 0, 0, &rx, &tx, &application_rx, &application_tx, 0, 0);
 	CHECK(session);
 	hs_end_drop(hs_session_end(session));
 	hs_session_report(session, HS_STREAM_OVER, 0, 0);
@@ -247,7 +332,7 @@ int main(void)
 	for (int i = 0; i < ROUNDS; i++) {
 		of_this_process();
 		of_applications();
-		of_another_process();
+		of_another_process(i);
 		while_collecting();
 	}
 	printf("%d rounds\n", ROUNDS);

@@ -8,6 +8,7 @@
  */
 #include "memory/event_ring.h"
 #include "memory/fifo.h"
+#include "session/table.h"
 #include "wire/frames.h"
 
 #include <inttypes.h>
@@ -325,7 +326,13 @@ static void event_ring(int hostile)
 		if (hostile && below(3) == 0)
 			scribble(block, HS_EVENT_RING_HEADER_BYTES, producer.own);
 		if (below(3)) {
-			int got = hs_event_ring_push(&producer, pushed, (uint32_t)pushed, 7);
+			const struct hs_event event = { .handle = pushed,
+							.kind = (uint32_t)pushed,
+							.arg = 7,
+							.words = { [5] = ~pushed } };
+			int64_t room = hs_event_ring_room(&producer);
+			int got = hs_event_ring_push(&producer, &event);
+			CHECK(hostile || room == (int64_t)(size - (pushed - popped)));
 			if (!hostile)
 				CHECK(got == (pushed - popped < size));
 			CHECK(got == 0 || got == 1 || got == HS_EVENT_RING_CORRUPT);
@@ -343,13 +350,48 @@ static void event_ring(int hostile)
 			CHECK(got == (waiting < (uint64_t)n ? (int)waiting : n));
 			for (int k = 0; k < got; k++, popped++)
 				CHECK(out[k].handle == popped && out[k].arg == 7 &&
-				      out[k].kind == (uint32_t)popped);
+				      out[k].kind == (uint32_t)popped && out[k].words[5] == ~popped);
 		}
 		CHECK(got <= n && (got >= 0 || got == HS_EVENT_RING_CORRUPT));
 		corrupt_seen += got == HS_EVENT_RING_CORRUPT;
 		free(out);
 	}
 	free(block);
+}
+
+/* Against a list, with handles that collide: of a few slots, or of one another's neighbours. */
+static void table_against_model(void)
+{
+	enum { MOST = 300 };
+	struct hs_table table = { NULL, 0, 0 };
+	uint64_t handles[MOST] = { 0 };
+	uint8_t objects[MOST];
+	uint32_t count = 0, most = 1 + (uint32_t)below(MOST);
+	uint64_t range = 1 + below(4) * most, step = below(2) ? 1 : UINT64_C(1) << below(60);
+	for (int i = 0; i < OPERATIONS * 4; i++) {
+		uint64_t handle = below(range + 1) * step;
+		uint32_t at = 0;
+		while (at < count && handles[at] != handle)
+			at++;
+		CHECK(hs_table_get(&table, handle) == (at < count ? &objects[at] : NULL));
+		if (at == count && count < most) {
+			CHECK(!hs_table_add(&table, handle, &objects[count]));
+			handles[count++] = handle;
+		} else if (below(2)) {
+			hs_table_remove(&table, handle);
+			if (at < count && --count > at) {
+				/* The last one's object moves. */
+				hs_table_remove(&table, handles[count]);
+				handles[at] = handles[count];
+				CHECK(!hs_table_add(&table, handles[at], &objects[at]));
+			}
+		}
+		CHECK(table.count == count && (!count || table.room * 3 >= count * 4));
+	}
+	for (uint32_t at = 0; at < count; at++)
+		CHECK(hs_table_get(&table, handles[at]) == &objects[at]);
+	hs_table_free(&table);
+	CHECK(!hs_table_get(&table, handles[0]));
 }
 
 static void random_flow(struct hs_frame_flow *flow)
@@ -497,6 +539,7 @@ int main(int argc, char **argv)
 		messages_in_a_fifo();
 		event_ring(0);
 		event_ring(1);
+		table_against_model();
 		frame_there_and_back();
 		burst_of_rubbish();
 	}

@@ -122,6 +122,14 @@ class EventRing:
         one."""
         return bool(lib.hs_event_ring_take_armed(self._producer))
 
+    def arm_room(self) -> int:
+        """Producer: request a wake-up for room; return how many events fit already."""
+        return self._checked(lib.hs_event_ring_arm_room(self._producer))
+
+    def take_room_armed(self) -> bool:
+        """Consumer, after it popped: the same as `take_armed` for room."""
+        return bool(lib.hs_event_ring_take_room_armed(self._consumer))
+
     @staticmethod
     def _checked(result: int) -> int:
         if result < 0:

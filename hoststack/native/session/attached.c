@@ -58,7 +58,6 @@ struct hs_attached {
 	int wake_fd; /* -1: the worker is gone */
 	int error; /* of the ring */
 	uint32_t references; /* the owner's, and one for each connection */
-	uint8_t is_iterating; /* no end is freed but that at hand */
 	/* Under drop_lock, as any thread may drop. */
 	uint8_t is_freed; /* by the owner */
 	struct hs_end *dropped_ends;
@@ -189,10 +188,10 @@ static void free_end(struct hs_end *end)
 	free_if_unused(c); /* which the orphans' never is: it is not dropped */
 }
 
-/* Say what is due, as far as the ring has room. */
+/* Say what is due, as far as the ring has room. Frees ends that are forgotten. */
 static void say(struct hs_attached *attached)
 {
-	while (attached->first_due && !attached->is_iterating) {
+	while (attached->first_due) {
 		struct hs_end *end = attached->first_due;
 		while (end->due && attached->wake_fd >= 0) {
 			int bit = __builtin_ctz(end->due);
@@ -211,20 +210,6 @@ static void say(struct hs_attached *attached)
 		if (end->is_forgotten)
 			free_end(end);
 	}
-}
-
-/* Ends are forgotten until resume(), which says what is due. */
-static void suspend(struct hs_attached *attached)
-{
-	attached->references++;
-	attached->is_iterating = 1;
-}
-
-static void resume(struct hs_attached *attached)
-{
-	attached->is_iterating = 0;
-	say(attached);
-	unref(attached);
 }
 
 /* What its owner has freed any thread may forget. */
@@ -350,6 +335,7 @@ static void unlist_connection(struct hs_end_connection *c)
 		hs_table_remove(&c->attached->connections, c->handle);
 }
 
+/* They are released, so that nothing is said: no other end is freed. */
 static void forget_dropped(struct hs_end_connection *c)
 {
 	for (struct hs_end *end = c->ends, *next; end; end = next) {
@@ -383,7 +369,7 @@ static void collect(struct hs_attached *attached)
 	pthread_mutex_unlock(&drop_lock);
 	if (!end && !c)
 		return;
-	suspend(attached);
+	attached->references++; /* while this runs */
 	for (struct hs_end *next; end; end = next) {
 		next = end->next_dropped;
 		drop_end(end);
@@ -392,7 +378,7 @@ static void collect(struct hs_attached *attached)
 		next = c->next_dropped;
 		drop_connection(c);
 	}
-	resume(attached);
+	unref(attached);
 }
 
 /* Begin to add to what is dropped: until it is there, `attached` exists. Returns whether its owner
@@ -440,16 +426,13 @@ void hs_attached_connection_dropped(struct hs_end_connection *c)
 
 void hs_attached_connection_gone(struct hs_end_connection *c)
 {
-	struct hs_attached *attached = c->attached;
-	int is_locked = lock_if_gone(attached);
-	suspend(attached);
+	int is_locked = lock_if_gone(c->attached);
 	hs_end_set_gone(c);
 	hs_end_wake_all(c);
 	unlist_connection(c);
 	for (struct hs_end *end = c->first_untaken; end; end = end->next_untaken)
 		hs_attached_taken(end);
 	forget_dropped(c);
-	resume(attached);
 	unlock_if(is_locked);
 }
 
