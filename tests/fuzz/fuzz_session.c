@@ -730,7 +730,8 @@ static uint32_t peek(struct application *a, struct hs_event **out)
 
 static uint32_t follow(struct application *a, uint8_t how)
 {
-	struct hs_event *out = take_memory(HS_SESSION_COMMANDS * sizeof(*out)), *waiting;
+	static struct hs_event out[HS_SESSION_COMMANDS];
+	struct hs_event *waiting;
 	struct hs_commanded done;
 	w.has_memory = !(how & 4);
 	for (uint32_t i = 0; i < w.connection_count; i++) {
@@ -747,7 +748,6 @@ static uint32_t follow(struct application *a, uint8_t how)
 	if (count < 0)
 		leave(a);
 	free(waiting);
-	free(out);
 	return done.count;
 }
 

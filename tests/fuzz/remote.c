@@ -29,6 +29,7 @@ static void keep(struct kept *k)
 	k->memory = mmap(NULL, (size_t)REMOTE_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
 			 k->fd, 0);
 	CHECK(k->memory != MAP_FAILED);
+	ASAN_POISON_MEMORY_REGION(k->memory, (size_t)REMOTE_PAGES * PAGE_BYTES);
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends));
 	k->worker_fd = ends[0];
 	k->application_fd = ends[1];
@@ -42,7 +43,6 @@ void remote_begin(struct remote *r, int slot, struct hs_application *a, struct h
 	memset(r, 0, sizeof(*r));
 	r->slot = slot;
 	r->memory = kept[slot].memory;
-	ASAN_POISON_MEMORY_REGION(r->memory, (size_t)REMOTE_PAGES * PAGE_BYTES);
 	remote_take_wake(r);
 	r->ring_bytes = HS_EVENT_RING_HEADER_BYTES + (size_t)ring_events * HS_EVENT_BYTES;
 	r->down = take_memory(r->ring_bytes);
@@ -53,12 +53,6 @@ void remote_begin(struct remote *r, int slot, struct hs_application *a, struct h
 	CHECK(r->attached);
 	r->segment = 1;
 	CHECK(!hs_attached_add_segment(r->attached, r->segment, kept[slot].fd));
-}
-
-void remote_end(struct remote *r)
-{
-	free(r->down);
-	free(r->up);
 }
 
 void remote_make_block(struct remote *r, struct hs_made_block *out)
@@ -99,6 +93,17 @@ void remote_free_block(struct remote *r, uint64_t place)
 				  (size_t)r->used_pages[page] * PAGE_BYTES);
 	r->used_pages[page] = 0;
 	r->blocks--;
+}
+
+void remote_end(struct remote *r)
+{
+	for (uint32_t page = 0; page < REMOTE_PAGES; page++) {
+		if (r->used_pages[page])
+			ASAN_POISON_MEMORY_REGION(r->memory + (size_t)page * PAGE_BYTES,
+						  (size_t)r->used_pages[page] * PAGE_BYTES);
+	}
+	free(r->down);
+	free(r->up);
 }
 
 void remote_change_segment(struct remote *r)

@@ -138,6 +138,7 @@ struct hs_stream_session {
 	unsigned int is_in_use : 1; /* the application has it: hs_end_drop follows */
 	unsigned int is_dropped : 1;
 	unsigned int is_counted : 1; /* among the application's sessions */
+	unsigned int is_settled : 1; /* over and taken: the peer has its credit */
 	unsigned int is_touched : 1;
 	unsigned int is_outside : 1; /* its FIFOs are the owner's */
 	unsigned int is_released : 1; /* by an application in another process */

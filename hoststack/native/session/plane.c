@@ -487,17 +487,21 @@ void hs_session_closed(struct hs_stream_session *s)
 	struct hs_application *a = c->application;
 	if (!s->is_over)
 		return;
-	if (s->is_counted && s->is_taken) {
+	/* One in another process keeps its memory until it releases it. */
+	if (s->is_counted && s->is_taken && (a->side || s->is_released || a->has_left)) {
 		s->is_counted = 0;
 		a->sessions--;
 		c->streams--;
+	}
+	if (!s->is_settled && s->is_taken) {
+		s->is_settled = 1;
 		if (s->is_peers && !c->is_closed) {
 			if (c->verbs->allow(c->transport, (s->end.id & 2) != 0))
 				a->plane->is_credit_due = 1;
 		}
 	}
 	if (!a->side) {
-		if (!s->is_touched && !s->is_counted && (s->is_released || a->has_left))
+		if (!s->is_touched && !s->is_counted)
 			free_stream(s);
 		return;
 	}
