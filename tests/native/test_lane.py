@@ -251,6 +251,8 @@ def test_commands_wait_for_room_for_their_answers(remote: Elsewhere) -> None:
     assert remote.command(lib.HS_COMMAND_NOTED)
     remote.follow()
     assert (remote.done.count, bool(remote.done.is_held_up)) == (0, True)
+    assert remote.tell() == lib.HS_TOLD_SOME  # so that it is woken for the refusals
+    assert remote.tell() == 0
     remote.take_wake()
     refused = [(task.kind, task.token, task.code) for task in remote.take()]
     assert refused == [(REFUSED, token, lib.HS_SESSION_NO_CREDIT) for token in range(4)]

@@ -178,6 +178,7 @@ struct hs_application {
 	uint32_t references; /* the owner's, and one for each connection */
 	uint32_t sessions;
 	uint32_t most_sessions; /* 0: any number */
+	uint8_t has_refused; /* since it was told of anything else */
 	uint8_t has_left; /* it takes and releases no more */
 	uint8_t is_gone; /* the owner was released: its events are discarded */
 };

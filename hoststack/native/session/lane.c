@@ -87,6 +87,7 @@ int hs_application_push(struct hs_application *a, uint64_t handle, uint32_t news
 int hs_application_refuse(struct hs_application *a, uint64_t token, uint32_t refusal)
 {
 	struct hs_event event = { .kind = HS_NEWS_REFUSED, .arg = refusal, .words = { token } };
+	a->has_refused = 1;
 	return hs_event_ring_push(&a->up, &event);
 }
 
@@ -150,7 +151,8 @@ static int tell_messages(struct hs_application *a, struct hs_touch *touch)
 
 int hs_application_tell(struct hs_application *a)
 {
-	int told = 0;
+	int told = a->has_refused ? HS_TOLD_SOME : 0;
+	a->has_refused = 0;
 	while (a->first_touched) {
 		struct hs_touch *touch = a->first_touched;
 		int64_t room = hs_event_ring_room(&a->up);

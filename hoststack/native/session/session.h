@@ -110,7 +110,7 @@ int hs_application_queue_message(struct hs_application *a);
  * other news are ahead of it, or HS_EVENT_RING_CORRUPT. */
 int hs_application_push(struct hs_application *a, uint64_t handle, uint32_t news);
 /* Write the news about its streams, as many as the ring has room for. Returns bits of enum
- * hs_told, or HS_EVENT_RING_CORRUPT. */
+ * hs_told, or HS_EVENT_RING_CORRUPT. HS_TOLD_SOME also stands for refusals since the last call. */
 enum hs_told {
 	HS_TOLD_SOME = 1,
 	HS_TOLD_NOT_ALL = 2,
