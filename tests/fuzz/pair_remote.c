@@ -102,7 +102,12 @@ int pair_pump(struct pair *p, int side)
 		if (side == CLIENT)
 			ask_for_streams(p);
 		CHECK(hs_attached_settle(s->remote.attached) >= 0);
-		CHECK(!hs_application_commands(s->application, owners, &done));
+		int count = hs_application_commands(s->application, owners, &done);
+		CHECK(count >= 0);
+		/* Of a connection that is closed. */
+		for (int i = 0; i < count; i++)
+			CHECK(hs_application_refuse(s->application, owners[i].words[0],
+						    HS_SESSION_CLOSED) == 1);
 		if (!told && !done.count)
 			return heard || hs_side_has(s->wakes);
 	}
