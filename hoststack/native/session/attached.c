@@ -79,6 +79,8 @@ static pthread_mutex_t freed_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 /* --- the worker ------------------------------------------------------------------------------- */
 
+static const struct hs_end_verbs END_VERBS;
+
 struct hs_attached *hs_attached_new(struct hs_side *side, void *down, void *up, size_t block_bytes,
 				    int wake_fd)
 {
@@ -93,6 +95,7 @@ struct hs_attached *hs_attached_new(struct hs_side *side, void *down, void *up, 
 	attached->side = side;
 	attached->wake_fd = wake_fd;
 	attached->references = 1;
+	attached->orphans.verbs = &END_VERBS;
 	attached->orphans.side = side;
 	attached->orphans.attached = attached;
 	attached->orphans.is_gone = 1;
@@ -249,31 +252,47 @@ static void post(struct hs_end *end, uint8_t due)
 	say(attached);
 }
 
-void hs_attached_taken(struct hs_end *end)
+static uint32_t end_taken(struct hs_end *end)
 {
 	post(end, DUE_TAKEN);
+	return 0;
 }
 
-void hs_attached_sent(struct hs_end *end)
+static uint32_t end_sent(struct hs_end *end, int is_end)
 {
-	post(end, DUE_SENT);
+	/* The worker is told of the end even if it does not wait for bytes (cut-through). */
+	if (hs_fifo_take_read_armed(end->tx) || is_end)
+		post(end, DUE_SENT);
+	return 0;
 }
 
-void hs_attached_consumed(struct hs_end *end)
+static uint32_t end_consumed(struct hs_end *end, int is_urgent)
 {
+	/* A command in time, and another one if much more was read since. */
+	if (!hs_fifo_take_write_armed(end->rx) && !(is_urgent && end->has_told_lazily))
+		return 0;
+	if (is_urgent)
+		end->unannounced = 0;
+	end->has_told_lazily = !is_urgent;
 	post(end, DUE_CONSUMED);
+	return 0;
 }
 
-void hs_attached_reset(struct hs_end *end, uint64_t code)
+static uint32_t end_reset(struct hs_end *end, uint64_t code)
 {
-	end->due_reset_code = code;
-	post(end, DUE_RESET);
+	/* Not of a stream that is broken: its handle may be another one's by now. */
+	if (!end->tx_error) {
+		end->due_reset_code = code;
+		post(end, DUE_RESET);
+	}
+	return 0;
 }
 
-void hs_attached_stop(struct hs_end *end, uint64_t code)
+static uint32_t end_stop(struct hs_end *end, uint64_t code)
 {
 	end->due_stop_code = code;
 	post(end, DUE_STOP);
+	return 0;
 }
 
 static void unuse(struct hs_attached *attached, struct segment **segment)
@@ -294,9 +313,9 @@ static void release(struct hs_end *end)
 	post(end, DUE_RELEASED);
 }
 
-void hs_attached_release(struct hs_end *end)
+static void end_closed(struct hs_end *end)
 {
-	if (end->is_released)
+	if (end->is_released || !hs_end_is_closed(end))
 		return;
 	int is_locked = lock_if_gone(end->connection->attached);
 	release(end);
@@ -351,7 +370,7 @@ static void drop_connection(struct hs_end_connection *c)
 	unlist_connection(c);
 	while ((end = c->first_untaken)) {
 		hs_end_remove_untaken(end);
-		hs_attached_taken(end);
+		end_taken(end);
 		drop_end(end);
 	}
 	forget_dropped(c); /* no close waits for them */
@@ -404,7 +423,7 @@ static void end_drop(struct hs_attached *attached, int is_freed)
 	}
 }
 
-int hs_attached_dropped(struct hs_end *end)
+static int end_dropped(struct hs_end *end)
 {
 	struct hs_attached *attached = end->connection->attached;
 	int is_held = !end->is_released;
@@ -415,7 +434,7 @@ int hs_attached_dropped(struct hs_end *end)
 	return is_held;
 }
 
-void hs_attached_connection_dropped(struct hs_end_connection *c)
+static void end_connection_dropped(struct hs_end_connection *c)
 {
 	struct hs_attached *attached = c->attached;
 	int is_freed = begin_drop(attached);
@@ -424,17 +443,29 @@ void hs_attached_connection_dropped(struct hs_end_connection *c)
 	end_drop(attached, is_freed);
 }
 
-void hs_attached_connection_gone(struct hs_end_connection *c)
+static void end_connection_gone(struct hs_end_connection *c)
 {
 	int is_locked = lock_if_gone(c->attached);
 	hs_end_set_gone(c);
 	hs_end_wake_all(c);
 	unlist_connection(c);
 	for (struct hs_end *end = c->first_untaken; end; end = end->next_untaken)
-		hs_attached_taken(end);
+		end_taken(end);
 	forget_dropped(c);
 	unlock_if(is_locked);
 }
+
+static const struct hs_end_verbs END_VERBS = {
+	.taken = end_taken,
+	.sent = end_sent,
+	.consumed = end_consumed,
+	.reset = end_reset,
+	.stop = end_stop,
+	.closed = end_closed,
+	.dropped = end_dropped,
+	.connection_dropped = end_connection_dropped,
+	.connection_gone = end_connection_gone,
+};
 
 void hs_attached_gone(struct hs_attached *attached)
 {
@@ -580,6 +611,7 @@ struct hs_end_connection *hs_attached_connection(struct hs_attached *attached, u
 		free(c);
 		return NULL;
 	}
+	c->verbs = &END_VERBS;
 	c->side = attached->side;
 	c->attached = attached;
 	c->handle = handle;

@@ -74,10 +74,7 @@ static uint32_t wake_end(struct hs_end *end, uint32_t bits)
 
 void hs_end_connection_drop(struct hs_end_connection *c)
 {
-	if (c->session)
-		hs_connection_session_dropped(c->session);
-	else
-		hs_attached_connection_dropped(c);
+	c->verbs->connection_dropped(c);
 }
 
 void hs_end_append_untaken(struct hs_end *end)
@@ -126,10 +123,7 @@ int hs_end_accept(struct hs_end_connection *c, struct hs_accepted *out)
 	}
 	hs_end_remove_untaken(end);
 	*out = (struct hs_accepted){ end, end->handle, end->id, 0, end->has_tx };
-	if (end->session)
-		out->hints = hs_session_taken(end->session);
-	else
-		hs_attached_taken(end);
+	out->hints = c->verbs->taken(end);
 	return 1;
 }
 
@@ -169,13 +163,7 @@ void hs_end_wake_all(struct hs_end_connection *c)
 
 void hs_end_connection_gone(struct hs_end_connection *c)
 {
-	if (c->attached) {
-		hs_attached_connection_gone(c);
-		return;
-	}
-	hs_end_set_gone(c);
-	if (c->side)
-		hs_end_wake_all(c);
+	c->verbs->connection_gone(c);
 }
 
 /* --- streams ---------------------------------------------------------------------------------- */
@@ -209,10 +197,7 @@ void hs_end_unlink(struct hs_end *end)
 
 int hs_end_drop(struct hs_end *end)
 {
-	if (!end->session)
-		return hs_attached_dropped(end);
-	hs_session_dropped(end->session);
-	return 0;
+	return end->connection->verbs->dropped(end);
 }
 
 /* Keep the connection's counts. */
@@ -299,20 +284,7 @@ static int64_t tell_consumed(struct hs_end *end, int64_t bytes)
 {
 	end->unannounced += (uint64_t)bytes;
 	int is_urgent = end->unannounced >= end->rx->size_bytes / 4;
-	if (end->session) {
-		if (is_urgent)
-			end->unannounced = 0;
-		int is_first = hs_session_consumed(end->session);
-		return hint(is_urgent ? HS_END_CREDIT_NOW : is_first ? HS_END_CREDIT : 0);
-	}
-	/* A command in time, and another one if much more was read since. */
-	if (!hs_fifo_take_write_armed(end->rx) && !(is_urgent && end->has_told_lazily))
-		return 0;
-	if (is_urgent)
-		end->unannounced = 0;
-	end->has_told_lazily = !is_urgent;
-	hs_attached_consumed(end);
-	return 0;
+	return hint(end->connection->verbs->consumed(end, is_urgent));
 }
 
 int64_t hs_end_look(struct hs_end *end, size_t n, const uint8_t **out)
@@ -395,12 +367,7 @@ int64_t hs_end_stop(struct hs_end *end, uint64_t code)
 	end->rx_error = HS_END_STOPPED;
 	end->reset_code = code;
 	int64_t hints = hint(wake_end(end, BIT(HS_WAIT_READ)));
-	if (!end->session) {
-		hs_attached_stop(end, code);
-		return hints;
-	}
-	hs_session_stop(end->session, code);
-	return hints | hint(HS_END_SEND);
+	return hints | hint(end->connection->verbs->stop(end, code));
 }
 
 int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code)
@@ -408,8 +375,7 @@ int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code)
 	int64_t hints = hs_end_stop(end, code);
 	end->is_receiving_closed = 1;
 	hints |= hint(wake_end(end, BIT(HS_WAIT_READ)));
-	if (!end->session && hs_end_is_closed(end))
-		hs_attached_release(end);
+	end->connection->verbs->closed(end);
 	return hints;
 }
 
@@ -417,13 +383,7 @@ int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code)
 
 static int64_t tell_sent(struct hs_end *end)
 {
-	if (end->session) {
-		hs_session_send_ready(end->session);
-		return hint(HS_END_SEND);
-	}
-	if (hs_fifo_take_read_armed(end->tx))
-		hs_attached_sent(end);
-	return 0;
+	return hint(end->connection->verbs->sent(end, 0));
 }
 
 static int64_t why_not_write(const struct hs_end *end)
@@ -486,14 +446,7 @@ int64_t hs_end_finish(struct hs_end *end)
 		return HS_END_CUT;
 	end->is_ended = 1;
 	hs_fifo_set_eof(end->tx);
-	if (end->session) {
-		hs_session_send_ready(end->session);
-		return hint(HS_END_SEND | count(end));
-	}
-	/* Notify the worker even if the reader is not waiting (cut-through). */
-	(void)hs_fifo_take_read_armed(end->tx);
-	hs_attached_sent(end);
-	return hint(count(end));
+	return hint(end->connection->verbs->sent(end, 1) | count(end));
 }
 
 void hs_end_set_cut(struct hs_end *end, int is_cut)
@@ -517,12 +470,8 @@ int64_t hs_end_reset(struct hs_end *end, uint64_t code)
 	int64_t hints = 0;
 	if (!end->has_tx)
 		return 0;
-	if (!end->is_finished && end->session) {
-		hs_session_reset(end->session, code);
-		hints = hint(HS_END_SEND);
-	} else if (!end->is_finished && !end->tx_error) {
-		hs_attached_reset(end, code); /* not for a handle that may be another stream's by now */
-	}
+	if (!end->is_finished)
+		hints = hint(end->connection->verbs->reset(end, code));
 	if (!end->tx_error) {
 		end->tx_error = HS_END_RESET;
 		end->stop_code = code;
@@ -549,9 +498,6 @@ int64_t hs_end_close(struct hs_end *end, int aborts, uint64_t code)
 	int64_t hints = close_sending(end, aborts, code);
 	if (end->has_rx && !end->is_receiving_closed)
 		hints |= hs_end_close_receiving(end, aborts ? code : 0);
-	if (end->session)
-		hs_session_closed(end->session);
-	else if (hs_end_is_closed(end))
-		hs_attached_release(end);
+	end->connection->verbs->closed(end);
 	return hints;
 }

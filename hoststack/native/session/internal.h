@@ -4,11 +4,14 @@
  *
  *   session/lane.c      commands of applications in other processes, and their news
  *   session/plane.c     streams of a worker: opening, accepting, events, credit, forgetting
+ *   session/touch.c     what these are to be told
  *   session/blocks.c    memory for FIFOs
  *   session/pool.c      such memory within this process
+ *   session/attached.c  a worker in another process, as its application sees it
  *   session/end.c       an application's side of its streams
- *   session/attached.c  the same for a worker in another process
  *   session/table.c     objects by handle
+ *
+ * A file calls only those below it; an end calls its worker through struct hs_end_verbs.
  */
 #ifndef HS_SESSION_INTERNAL_H
 #define HS_SESSION_INTERNAL_H
@@ -26,7 +29,22 @@ struct hs_side {
 	uint32_t first, end, room; /* of `wakes` */
 };
 
+/* What an end does with its worker: in this process (plane.c), or in another (attached.c). The
+ * results are hints, bits of enum hs_end_hint. */
+struct hs_end_verbs {
+	uint32_t (*taken)(struct hs_end *end);
+	uint32_t (*sent)(struct hs_end *end, int is_end);
+	uint32_t (*consumed)(struct hs_end *end, int is_urgent); /* the peer may wait for room */
+	uint32_t (*reset)(struct hs_end *end, uint64_t code);
+	uint32_t (*stop)(struct hs_end *end, uint64_t code);
+	void (*closed)(struct hs_end *end); /* a direction, or both */
+	int (*dropped)(struct hs_end *end); /* as hs_end_drop */
+	void (*connection_dropped)(struct hs_end_connection *c);
+	void (*connection_gone)(struct hs_end_connection *c);
+};
+
 struct hs_end_connection {
+	const struct hs_end_verbs *verbs;
 	struct hs_side *side; /* NULL: the application is in another process */
 	struct hs_connection_session *session; /* NULL: the worker is in another process */
 	struct hs_attached *attached; /* NULL: the worker is in this process */
@@ -194,18 +212,9 @@ void hs_end_remove_untaken(struct hs_end *end);
 /* Whether the application reads and writes no more. */
 int hs_end_is_closed(const struct hs_end *end);
 
-/* attached.c: what an end says to a worker in another process */
-void hs_attached_taken(struct hs_end *end);
-void hs_attached_sent(struct hs_end *end);
-void hs_attached_consumed(struct hs_end *end);
-void hs_attached_reset(struct hs_end *end, uint64_t code);
-void hs_attached_stop(struct hs_end *end, uint64_t code);
-void hs_attached_release(struct hs_end *end);
-int hs_attached_dropped(struct hs_end *end); /* as hs_end_drop */
-void hs_attached_connection_dropped(struct hs_end_connection *c);
-void hs_attached_connection_gone(struct hs_end_connection *c);
 
-/* lane.c: have an application in another process told of the stream */
+/* touch.c: have an application in another process told of the stream */
+void hs_touch_append(struct hs_touch **first, struct hs_touch **last, struct hs_touch *touch);
 void hs_session_touch(struct hs_stream_session *s);
 void hs_session_forget_touched(struct hs_touch **first, struct hs_touch **last);
 
@@ -226,15 +235,7 @@ uint32_t hs_session_taken(struct hs_stream_session *s);
 /* Open a stream, over FIFOs of its application. Returns 0, or an enum hs_session_refusal. */
 int hs_session_begin(struct hs_connection_session *c, int is_unidirectional,
 		     struct hs_stream_session **out);
-/* What an end does with its stream. */
-void hs_session_send_ready(struct hs_stream_session *s);
-/* Returns whether this is the first credit since the stack's last turn. */
-int hs_session_consumed(struct hs_stream_session *s);
-void hs_session_reset(struct hs_stream_session *s, uint64_t code);
-void hs_session_stop(struct hs_stream_session *s, uint64_t code);
 void hs_session_closed(struct hs_stream_session *s);
-void hs_session_dropped(struct hs_stream_session *s);
-void hs_connection_session_dropped(struct hs_connection_session *c);
 
 /* pool.c */
 struct hs_pool;

@@ -25,42 +25,6 @@ int hs_application_set_rings(struct hs_application *a, void *down, void *up, siz
 
 /* --- news -------------------------------------------------------------------------------------- */
 
-static void append(struct hs_touch **first, struct hs_touch **last, struct hs_touch *touch)
-{
-	touch->next = NULL;
-	if (*last)
-		(*last)->next = touch;
-	else
-		*first = touch;
-	*last = touch;
-}
-
-void hs_session_touch(struct hs_stream_session *s)
-{
-	struct hs_connection_session *c = s->connection;
-	struct hs_application *a = c->application;
-	if (s->is_touched || a->is_gone || a->has_left)
-		return;
-	s->is_touched = 1;
-	s->touch.stream = s;
-	if (c->is_announced)
-		append(&a->first_touched, &a->last_touched, &s->touch);
-	else
-		append(&c->first_touched, &c->last_touched, &s->touch);
-}
-
-void hs_session_forget_touched(struct hs_touch **first, struct hs_touch **last)
-{
-	for (struct hs_touch *touch = *first, *next; touch; touch = next) {
-		next = touch->next;
-		if (touch->stream)
-			touch->stream->is_touched = 0;
-		else
-			free(touch);
-	}
-	*first = *last = NULL;
-}
-
 int hs_application_queue_message(struct hs_application *a)
 {
 	if (a->has_left)
@@ -73,7 +37,7 @@ int hs_application_queue_message(struct hs_application *a)
 	if (!touch)
 		return -1;
 	touch->messages = 1;
-	append(&a->first_touched, &a->last_touched, touch);
+	hs_touch_append(&a->first_touched, &a->last_touched, touch);
 	return 0;
 }
 

@@ -309,6 +309,8 @@ static const struct hs_transport_verbs PYTHON_VERBS = {
 	.let_go = python_let_go,
 };
 
+static const struct hs_end_verbs END_VERBS;
+
 struct hs_connection_session *hs_connection_session_new(struct hs_application *a, uint64_t key,
 							uint64_t verbs, void *transport,
 							uint64_t rx_bytes, uint64_t tx_bytes)
@@ -320,6 +322,7 @@ struct hs_connection_session *hs_connection_session_new(struct hs_application *a
 	if (c->next)
 		c->next->previous = c;
 	a->connections = c;
+	c->end.verbs = &END_VERBS;
 	c->end.side = a->side;
 	c->end.session = c;
 	c->application = a;
@@ -718,31 +721,58 @@ uint64_t hs_session_handle(const struct hs_stream_session *s)
 	return s->end.handle;
 }
 
-void hs_session_send_ready(struct hs_stream_session *s)
+static uint32_t end_taken(struct hs_end *end)
 {
+	return hs_session_taken(end->session);
+}
+
+static uint32_t end_sent(struct hs_end *end, int is_end)
+{
+	struct hs_stream_session *s = end->session;
+	(void)is_end;
 	if (s->stream)
 		s->connection->verbs->send_ready(s->stream);
+	return HS_END_SEND;
 }
 
-int hs_session_consumed(struct hs_stream_session *s)
+static uint32_t end_consumed(struct hs_end *end, int is_urgent)
 {
+	struct hs_stream_session *s = end->session;
 	struct hs_plane *plane = s->connection->application->plane;
-	if (!s->stream || !s->connection->verbs->consumed(s->stream) || plane->is_credit_due)
-		return 0;
-	plane->is_credit_due = 1;
-	return 1;
+	int is_due = s->stream && s->connection->verbs->consumed(s->stream);
+	int is_first = is_due && !plane->is_credit_due; /* since the last turn */
+	plane->is_credit_due |= is_due != 0;
+	if (is_urgent)
+		end->unannounced = 0;
+	return is_urgent ? HS_END_CREDIT_NOW : is_first ? HS_END_CREDIT : 0;
 }
 
-void hs_session_reset(struct hs_stream_session *s, uint64_t code)
+static uint32_t end_reset(struct hs_end *end, uint64_t code)
 {
+	struct hs_stream_session *s = end->session;
 	if (s->stream)
 		s->connection->verbs->reset(s->stream, code);
+	return HS_END_SEND;
 }
 
-void hs_session_stop(struct hs_stream_session *s, uint64_t code)
+static uint32_t end_stop(struct hs_end *end, uint64_t code)
 {
+	struct hs_stream_session *s = end->session;
 	if (s->stream)
 		s->connection->verbs->stop(s->stream, code);
+	return HS_END_SEND;
+}
+
+static void end_closed(struct hs_end *end)
+{
+	hs_session_closed(end->session);
+}
+
+static void end_connection_gone(struct hs_end_connection *c)
+{
+	hs_end_set_gone(c);
+	if (c->side)
+		hs_end_wake_all(c);
 }
 
 /* Begin to add to what the next turn forgets. Until it is there, its plane exists. Returns whether
@@ -768,23 +798,38 @@ static void end_drop(struct hs_plane *plane, int is_released)
 	}
 }
 
-void hs_session_dropped(struct hs_stream_session *s)
+static int end_dropped(struct hs_end *end)
 {
+	struct hs_stream_session *s = end->session;
 	struct hs_plane *plane = s->connection->application->plane;
 	int is_released = begin_drop(plane);
 	s->next_dropped = plane->dropped_streams;
 	plane->dropped_streams = s;
 	end_drop(plane, is_released);
+	return 0;
 }
 
-void hs_connection_session_dropped(struct hs_connection_session *c)
+static void end_connection_dropped(struct hs_end_connection *of)
 {
+	struct hs_connection_session *c = of->session;
 	struct hs_plane *plane = c->application->plane;
 	int is_released = begin_drop(plane);
 	c->next_dropped = plane->dropped_connections;
 	plane->dropped_connections = c;
 	end_drop(plane, is_released);
 }
+
+static const struct hs_end_verbs END_VERBS = {
+	.taken = end_taken,
+	.sent = end_sent,
+	.consumed = end_consumed,
+	.reset = end_reset,
+	.stop = end_stop,
+	.closed = end_closed,
+	.dropped = end_dropped,
+	.connection_dropped = end_connection_dropped,
+	.connection_gone = end_connection_gone,
+};
 
 void hs_application_release(struct hs_application *a)
 {
