@@ -179,6 +179,8 @@ class DaemonClient:
                     case attaching.WorkerLost(index):
                         self._expected -= index not in self._links
                         self._hung_up.pop(index, None)
+                        if index in self._links:
+                            self._links[index].hear_out()
                         self._lose(index)
             self.has_started |= self._about is not None and len(self._links) >= self._expected
         except ChannelClosedError:

@@ -241,8 +241,13 @@ class AttachedWorker(Application):
                 return
 
     def hear_out(self) -> None:
-        """Process what the worker has said and ended: maybe before it wrote into the ring where its
-        last messages stand among the news."""
+        """Process what the worker, which has ended, said last. It may not have come to write into
+        the ring where its messages stand among the news."""
+        if self.is_gone:
+            return
+        with contextlib.suppress(ChannelClosedError):
+            while received := self._channel.receive_now():
+                self.take_messages(received)
         self.take_news()
         try:
             while self._messages and not self.is_given_up:

@@ -96,6 +96,7 @@ class AttachedWorkers:
     def remove(self, index: int) -> None:
         """Remove a worker that died, and report what it said last and the loss of everything that
         it served."""
+        self._workers[index].hear_out()
         self._take_all(index, self._workers[index])
         self._sides.update(self._workers.pop(index).take_sides())
         self._absent.add(index)

@@ -40,6 +40,8 @@ class FakeWorker:
 
     def join(self, side: object) -> None: ...
 
+    def hear_out(self) -> None: ...
+
     def take_sides(self) -> dict[int, object]:
         return {}
 

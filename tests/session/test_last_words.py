@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from itertools import permutations
 
@@ -14,6 +15,7 @@ import hoststack
 from hoststack import TlsConfig
 from hoststack.boundary import messages as m
 from hoststack.boundary.attached_worker import AttachedWorker
+from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.codec import encode
 from hoststack.boundary.fifo_pool import BlockName
@@ -22,7 +24,7 @@ from hoststack.boundary.rings import RING_ENTRIES
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import lib
-from hoststack.quic.seam import CloseInfo
+from hoststack.quic.seam import CloseInfo, Handshake
 from tests.support.attached import SEAL, both_ends, hear, inline
 from tests.support.event_ring import EventRing
 
@@ -107,6 +109,24 @@ def test_a_notice_of_a_worker(order: tuple[str, ...], announced: int) -> None:
         assert ours.is_gone
 
     trio.run(main)
+
+
+def test_a_worker_that_the_daemon_reports_lost_first() -> None:
+    """Nothing of what it said has been read by then, and it still has its end of the channel."""
+    theirs, ours = both_ends("brief")
+    workers = AttachedWorkers("native")
+    workers.add(0, ours)
+    workers.request(m.Connect(1, (HOST, 4433), HOST, TlsConfig(verify=False), ("test",), None))
+    connected = m.Connected(1, 2, (OTHER, 1), (HOST, 4433), "test", Handshake())
+    theirs.channel.send(encode(connected))
+    workers.remove(0)
+    said = workers.take_notices()
+    assert [type(each) for each in said] == [m.Connected, m.Closed]
+    assert workers.hold(2)
+    ours.close()
+    theirs.channel.close()
+    for fd in (theirs.rings_fd, theirs.wake_worker_fd, theirs.wake_application_fd):
+        os.close(fd)
 
 
 def test_messages_of_an_end_that_closed_with_unread_ones() -> None:
