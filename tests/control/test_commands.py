@@ -16,7 +16,6 @@ from hoststack.boundary import messages as m
 from hoststack.control.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
-from hoststack.native.memory._memory import ffi
 from hoststack.quic.seam import ConnectionIds
 from hoststack.session.session import ConnectionSession, ListenerSession
 from tests.control.conftest import Net
@@ -349,15 +348,19 @@ def test_a_corrupt_fifo_is_shown(play: Play) -> None:
             attached([stack_on(side.worker, "here")], "elsewhere") as mine,
             mine.connect(URI, tls=TRUSTING, alpn=["echo"]) as connection,
         ):
-            stream = await connection.open_stream()
-            # What an application in another process can do to the shared block.
-            shared = stream._held.rx._consumer.shared  # type: ignore[attr-defined]
-            block = ffi.buffer(ffi.cast("uint8_t *", shared), 64)
-            kept = block[:]
-            block[:] = b"\xff" * 64
+            await connection.open_stream()
+            (application,) = (a for a in side.worker.layer.applications if a.is_remote)
+            pool = application._pool  # type: ignore[attr-defined]
+            (segment,) = pool._arena.segments
+            # What an application in another process can do to the shared blocks.
+            memory, places = segment.memory, [name.offset for name in pool._held]
+            kept = [memory[at : at + 64] for at in places]
+            for at in places:
+                memory[at : at + 64] = b"\xff" * 64
             shown = await net.client.ctl("show session verbose 2 thread 0")
             assert "corrupt: the application has written invalid indices" in shown
-            block[:] = kept
+            for at, bytes_ in zip(places, kept, strict=True):
+                memory[at : at + 64] = bytes_
 
     play(script)
 

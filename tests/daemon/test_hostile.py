@@ -80,7 +80,7 @@ def test_an_application_has_so_many_sessions_and_no_more() -> None:
             ):
                 first = await one.open_stream()
                 await other.open_stream()
-                with pytest.raises(OSError, match="4 sessions that it may have") as caught:
+                with pytest.raises(OSError, match="as many sessions as it may have") as caught:
                     await one.open_stream()
                 assert caught.value.errno == errno.EMFILE
                 with pytest.raises(hoststack.ConnectError, match="raise max-sessions"):
