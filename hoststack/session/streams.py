@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
+from hoststack.boundary import messages as m
 from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoSize, SharedBlock
 from hoststack.native.memory.fifo import Fifo
@@ -290,9 +291,13 @@ class Streams:
                 raise OSError(errno.ENOTCONN, CLOSED)
             added = self._open_in_python(connection, unidirectional)
         except OSError as error:
-            # Commands are read while its messages wait: it has room for the answer in its ring.
-            refusal = _REFUSAL_OF.get(error.errno or 0, lib.HS_SESSION_CLOSED)
-            application.refuse_stream(token, refusal)
+            number = error.errno or 0
+            if number == errno.ENOTSUP and not application.is_behind:
+                application.notify(m.Failed(token, number, error.strerror or str(error)))
+            else:
+                # Commands are read while its messages wait: there is room in its ring.
+                refusal = _REFUSAL_OF.get(number, lib.HS_SESSION_CLOSED)
+                application.refuse_stream(token, refusal)
             return
         if added is None:
             application.refuse_stream(token, lib.HS_SESSION_NO_CREDIT)
