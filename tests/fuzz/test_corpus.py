@@ -28,6 +28,7 @@ RUNS = {
     "frames": 60_000,
     "fifo": 40_000,
     "session": 40_000,
+    "http3": 8_000,
     "stops": 60_000,
     "tokens": 8_000,
     "strangers": 4_000,
@@ -69,6 +70,12 @@ PLANTS = {
         "if (s->is_peers && !c->is_closed) {",
         "if (!c->is_closed) {",
         "not true: w.connections[i].allowed == w.connections[i].expected",
+    ),
+    "http3": Plant(
+        "http3/receive.c",
+        "c->has_held = c->is_after_identifier;",
+        "c->has_held = 0;",
+        "Assertion `len > 0' failed",
     ),
     "stops": Plant(
         "quic/frames.c",

@@ -296,6 +296,7 @@ def test_fields_that_http3_does_not_have() -> None:
                 [("Transfer-Encoding", "chunked")],
                 [(":path", "/other")],
                 [("a", "b\0c")],
+                [("a", "\n")],
                 [("a\0b", "c")],
                 [("a b", "c")],
                 [("a", "b\r\nc: d")],
