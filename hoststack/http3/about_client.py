@@ -49,7 +49,7 @@ class Response(Exchange):
             if self._receiving_error is not None:
                 raise self._receiving_error
             await self._pull(CHUNK_BYTES)
-        await self._router.shielded_checkpoint()
+        await self._http._checkpoint()
 
     def header(self, name: bytes | str) -> bytes | None:
         """Return the first value of a header field."""
@@ -229,7 +229,7 @@ class AboutClientConnection(AboutHttp3Connection):
             if stream_id >= identifier:
                 exchange._receiving_error = exchange._sending_error = GoingAwayError()
                 exchange._stream.stop_sending(ErrorCode.REQUEST_CANCELLED)
-                exchange._changed.unpark_all()
+                exchange._wake()
         self._changed.unpark_all()
 
     async def wait_going_away(self) -> None:

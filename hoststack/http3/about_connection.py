@@ -14,7 +14,7 @@ from hoststack.api.errors import ConnectionClosedError
 from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import ErrorCode, Http3Error, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import CHUNK_BYTES, Exchange
-from hoststack.http3.seam import FAILED, FULL, Event, Kind, Layer
+from hoststack.http3.seam import FAILED, FULL, Event, Kind, Layer, Written
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,12 @@ ALPN: Final = "h3"
 _CRITICAL_STREAMS: Final = 3
 #: A peer's unidirectional streams beside those, over a connection: reserved types, so few.
 _MAX_OTHER_STREAMS: Final = 64
-_MAX_DATAGRAMS: Final = 64
 _SETTING_CONNECT_PROTOCOL: Final = 0x08
 _SETTING_DATAGRAM: Final = 0x33
 _NGHTTP3: Final = "hoststack.native.http3._http3"
+#: Calls in a row that need not wait, and return without a trip through the scheduler: a turn of the
+#: engine brings many requests, and sends many responses at once.
+_IN_A_ROW: Final = 32
 _CLEAN_CODES: Final = (0, ErrorCode.NO_ERROR)
 
 Spawn = Callable[..., object]
@@ -68,6 +70,7 @@ class AboutHttp3Connection:
         self._streams: dict[int, Any] = {}
         self._exchanges: dict[int, Exchange] = {}
         self._other_streams = 0
+        self._calls = 0
         self._settings: dict[int, int] | None = None
         self._goaway: int | None = None
         """Identifier of the last GOAWAY from the peer."""
@@ -89,6 +92,12 @@ class AboutHttp3Connection:
     def close_now(self, code: int = ErrorCode.NO_ERROR, reason: str = "") -> None:
         """Close the connection at once with a code; never blocks."""
         self.connection.close_now(code, reason)
+
+    async def _checkpoint(self) -> None:
+        """Let other tasks run, in one of many calls."""
+        self._calls += 1
+        if self._calls % _IN_A_ROW == 0:
+            await self._router.shielded_checkpoint()
 
     # --- what the peer opens ---
 
@@ -170,7 +179,11 @@ class AboutHttp3Connection:
 
     def _flush(self) -> None:
         """Write what the layer has to send. Raises ProtocolError."""
-        for stream_id, state, hints in self._layer.write():
+        self._on_written(self._layer.write())
+
+    def _on_written(self, written: list[Written]) -> None:
+        """Act on what the layer wrote. Raises ProtocolError."""
+        for stream_id, state, hints in written:
             stream = self._streams.get(stream_id)
             if stream is None:
                 continue
@@ -183,6 +196,12 @@ class AboutHttp3Connection:
                 stream._act(hints << HINTS)
         if self._error is None and self._layer.error is not None:
             raise self._fail(self._layer.error)
+
+    async def _take_turn(self, exchange: Exchange) -> None:
+        """Wait while more urgent messages are sent."""
+
+    def _on_sent(self, exchange: Exchange) -> None:
+        """Let others send: this message has no more for now."""
 
     def _unblock(self, exchange: Exchange) -> None:
         exchange._is_full = False
@@ -216,7 +235,7 @@ class AboutHttp3Connection:
         if self._error is None:
             self._error = error
         for exchange in list(self._exchanges.values()):
-            exchange._changed.unpark_all()
+            exchange._wake()
         self._changed.unpark_all()
 
     def _has_ended_cleanly(self) -> bool:
@@ -264,9 +283,8 @@ class AboutHttp3Connection:
         if not size or len(datagram) < size or quarter >= 1 << 60:
             raise self._fail(ProtocolError.of(ErrorCode.DATAGRAM_ERROR, "no valid stream ID"))
         exchange = self._exchanges.get(quarter << 2)
-        if exchange is not None and len(exchange._datagrams) < _MAX_DATAGRAMS:
-            exchange._datagrams.append(datagram[size:])
-            exchange._changed.unpark_all()
+        if exchange is not None:
+            exchange._on_datagram(datagram[size:])
 
 
 def _number(value: int) -> bytes:

@@ -21,8 +21,13 @@ logger = logging.getLogger(__name__)
 _HEAD_BYTES: Final = 16384
 #: Statuses without content, and without a content-length (RFC 9110 section 6.4.1, 8.6).
 _WITHOUT_CONTENT: Final = frozenset((204, 304))
-#: More than these, and a low urgency (RFC 9218 section 4.1).
-_LEAST_URGENT: Final = 7
+#: Pseudo-header fields, which come first (RFC 9114 section 4.3), and attributes of a Request.
+_PSEUDO: Final = {
+    f":{name}".encode(): name for name in ("method", "scheme", "authority", "path", "protocol")
+}
+_LEAST_URGENT: Final = 7  #: RFC 9218 section 4.1
+#: How long a response waits at most for more urgent ones, whose client may not read them.
+_HOLD_SECONDS: Final = 0.1
 
 
 class Request(Exchange):
@@ -79,13 +84,12 @@ class Request(Exchange):
             return
         await self._begin_sending()
         try:
-            layer = self._http._layer
-            layer.send_section(self.stream_id, Section.RESPONSE, _with_status(status, fields))
-            self.is_answered = True
             data = body if isinstance(body, bytes) else memoryview(body)
-            layer.send_data(self.stream_id, data, is_last=True)
-            self._has_sent_end = True
-            await self._drain()
+            fields.insert(0, (b":status", b"%d" % status))
+            written = self._http._layer.respond(self.stream_id, fields, data)
+            self.is_answered = self._has_sent_end = True
+            self._http._on_written(written)
+            await self._finish_writing()
         finally:
             self._is_sending = False
 
@@ -117,9 +121,10 @@ class Request(Exchange):
     def _on_section(self, fields: Fields) -> None:
         count = 0
         for name, value in fields:
-            if name[:1] != b":":
+            attribute = _PSEUDO.get(name)
+            if attribute is None:
                 break
-            setattr(self, name[1:].decode(), value)
+            setattr(self, attribute, value)
             count += 1
         self.headers = fields[count:]
         self._http._on_request(self)
@@ -151,6 +156,9 @@ class AboutServerConnection(AboutHttp3Connection):
         self._resets = 0
         self._activity = 0
         self._is_shut_down = False
+        self._senders: dict[int, tuple[int, int]] = {}
+        """Responses whose FIFOs are full, and their ranks: less is more urgent."""
+        self._turns = self._router.new_lot()
 
     async def start(self) -> None:
         await super().start()
@@ -169,7 +177,7 @@ class AboutServerConnection(AboutHttp3Connection):
             if self._is_shut_down and not self._exchanges:
                 raise StopAsyncIteration
             await self._arrived.park()
-        await self._router.shielded_checkpoint()
+        await self._checkpoint()
         return self._requests.popleft()
 
     # --- requests ---
@@ -248,9 +256,23 @@ class AboutServerConnection(AboutHttp3Connection):
         if self._resets > self.config.max_resets + self._answered:
             self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
 
+    async def _take_turn(self, exchange: Exchange) -> None:
+        """Wait while more urgent responses are sent, so that bytes of this one are not in their way
+        (RFC 9218 section 10): what is in a FIFO takes turns with all others."""
+        stream_id = exchange.stream_id
+        urgency, is_incremental = self._layer.priority(stream_id)
+        rank = self._senders[stream_id] = urgency, 1 << 62 if is_incremental else stream_id
+        if min(self._senders.values()) < rank:
+            await self._router.within(_HOLD_SECONDS, self._turns.park())
+
+    def _on_sent(self, exchange: Exchange) -> None:
+        if self._senders.pop(exchange.stream_id, None) is not None:
+            self._turns.unpark_all()
+
     def _forget(self, exchange: Exchange) -> None:
         super()._forget(exchange)
-        self._flush_quietly()
+        if exchange._receiving_error is not None or not exchange._has_all:
+            self._flush_quietly()  # QPACK's Stream Cancellation
         if self._is_shut_down and not self._exchanges:
             self._arrived.unpark_all()
 
