@@ -15,7 +15,7 @@ from hoststack.api.stack import Stack
 from hoststack.http3.about_connection import ALPN
 from hoststack.http3.about_server import AboutServerConnection, Request
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode, MessageError
+from hoststack.http3.errors import ErrorCode, MessageError, ProtocolError
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
@@ -45,7 +45,8 @@ async def serve_connection(
             yield http
             await connection.aclose(ErrorCode.NO_ERROR)
         except BaseException as caught:
-            connection.close_now(ErrorCode.INTERNAL_ERROR)
+            if not isinstance(caught, ProtocolError):  # those have closed it
+                connection.close_now(ErrorCode.INTERNAL_ERROR)
             if isinstance(caught, trio.Cancelled):
                 raise
             # Raised again outside the nursery, which would put it into an ExceptionGroup.

@@ -171,12 +171,8 @@ class Nghttp3Layer:
         self._check(lib.hs_http3_update_priority(self._it, stream_id, value, len(value)))
 
     def _check(self, result: int) -> None:
-        if result >= 0:
-            return
-        if result == lib.HS_HTTP3_FAILED:
-            error = self.error
-            assert error is not None
-            raise error
+        if result >= 0 or result == lib.HS_HTTP3_FAILED:
+            return  # who writes or reads next finds `error`
         if result == lib.HS_HTTP3_INVALID:
             raise ValueError("a field has characters that it must not have")
         if result == lib.HS_HTTP3_GOING_AWAY:
