@@ -8,10 +8,9 @@ from collections.abc import AsyncIterable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import trio
-
 from hoststack.http3.about_connection import (
     _SETTING_CONNECT_PROTOCOL,
+    LOST,
     AboutHttp3Connection,
 )
 from hoststack.http3.errors import ErrorCode, GoingAwayError, NotSupportedError, ProtocolError
@@ -214,7 +213,7 @@ class AboutClientConnection(AboutHttp3Connection):
             else:
                 await response.send_all(body)
             await response.send_eof()
-        except (trio.BrokenResourceError, self._router.closed_error, RuntimeError) as error:
+        except (*LOST, self._router.closed_error, RuntimeError) as error:
             logger.debug("%r: %s", response, error)
         except Exception as error:
             response.reset(ErrorCode.REQUEST_CANCELLED)
@@ -236,3 +235,9 @@ class AboutClientConnection(AboutHttp3Connection):
         """Wait until the server sends GOAWAY, or the connection ends."""
         while not self.is_going_away:
             await self._changed.park()
+
+
+def with_port(authority: str) -> str:
+    """Return host and port, 443 where none is named."""
+    has_port = ":" in authority.rpartition("]")[2]
+    return authority if has_port else f"{authority}:443"

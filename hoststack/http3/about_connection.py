@@ -10,7 +10,6 @@ from typing import Any, Final
 import trio
 
 from hoststack.api.about_stream import HINTS, RESET, WAIT
-from hoststack.api.errors import ConnectionClosedError
 from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import ErrorCode, Http3Error, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import CHUNK_BYTES, Exchange
@@ -31,6 +30,9 @@ _NGHTTP3: Final = "hoststack.native.http3._http3"
 #: engine brings many requests, and sends many responses at once.
 _IN_A_ROW: Final = 32
 _CLEAN_CODES: Final = (0, ErrorCode.NO_ERROR)
+
+#: What ends a connection or a stream, in every loop.
+LOST: Final = (trio.BrokenResourceError, ConnectionError)
 
 Spawn = Callable[..., object]
 
@@ -106,7 +108,7 @@ class AboutHttp3Connection:
             async for stream in self.connection.streams():
                 self._on_stream(stream)
             self._on_end(self._router.closed_error("this connection was closed"))
-        except trio.BrokenResourceError as error:
+        except LOST as error:
             self._on_end(error)
 
     def _on_stream(self, stream: Any) -> None:
@@ -137,7 +139,7 @@ class AboutHttp3Connection:
                 self._layer.close(stream.stream_id, ErrorCode.NO_ERROR)
                 self._streams.pop(stream.stream_id, None)
                 stream._close()
-        except (Http3Error, ConnectionClosedError) as error:
+        except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _read(self, stream: Any, max_bytes: int) -> int:
@@ -274,7 +276,7 @@ class AboutHttp3Connection:
         try:
             async for datagram in self.connection.datagrams():
                 self._on_datagram(datagram)
-        except (trio.BrokenResourceError, ProtocolError) as error:
+        except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _on_datagram(self, datagram: bytes) -> None:

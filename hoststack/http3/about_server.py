@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Self
 
-import trio
-
 from hoststack.api.about_stream import WAIT
-from hoststack.http3.about_connection import AboutHttp3Connection
+from hoststack.http3.about_connection import LOST, AboutHttp3Connection
 from hoststack.http3.errors import ErrorCode, Http3Error, MessageError, ProtocolError
 from hoststack.http3.exchange import Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, to_fields
@@ -115,7 +114,7 @@ class Request(Exchange):
         """Wait until the client has all of the response, or does not want it any more."""
         try:
             await self._stream.wait_acknowledged()
-        except trio.BrokenResourceError as error:
+        except LOST as error:
             self._sending_error = self._sending_error or error
 
     def _on_section(self, fields: Fields) -> None:
@@ -137,6 +136,9 @@ class Request(Exchange):
         if not self._is_closed:
             self._http._count(self)
         super()._close()
+
+
+Handler = Callable[[Request], Awaitable[object]]
 
 
 class AboutServerConnection(AboutHttp3Connection):
@@ -226,23 +228,23 @@ class AboutServerConnection(AboutHttp3Connection):
         """Give up a request that never became one."""
         error = request._receiving_error
         if isinstance(error, MessageError) and error.status == 431:
-            self._spawn(self._answer, request, 431)
+            self._spawn(self._answer_quietly, request, 431)
         else:
             request._close()
 
-    async def _answer(self, request: Request, status: int) -> None:
+    async def _answer_quietly(self, request: Request, status: int) -> None:
         """Answer a request that the program does not get."""
         try:
             async with request:
                 await request.respond(status)
-        except trio.BrokenResourceError as error:
+        except LOST as error:
             logger.debug("%r: %s", request, error)
 
     def _on_request(self, request: Request) -> None:
         if request.method not in self.config.early_methods and (
             request.may_be_replayed or (b"early-data", b"1") in request.headers
         ):
-            self._spawn(self._answer, request, 425)
+            self._spawn(self._answer_quietly, request, 425)
             return
         self._requests.append(request)
         self._arrived.unpark(count=1)
@@ -322,3 +324,25 @@ class AboutServerConnection(AboutHttp3Connection):
 
 def _with_status(status: int, fields: Fields) -> Fields:
     return [(b":status", b"%d" % status), *fields]
+
+
+async def answer(handler: Handler, request: Request) -> None:
+    """Run a handler for a request, and answer what it does not: see `serve`."""
+    async with request:
+        try:
+            await handler(request)
+        except MessageError as error:
+            await _give_up(request, error.status)
+        except LOST as error:
+            logger.debug("%r: %s", request, error)
+        except Exception:
+            logger.exception("%r: its handler failed", request)
+            await _give_up(request, 500)
+
+
+async def _give_up(request: Request, status: int) -> None:
+    if not request.is_answered:
+        try:
+            await request.respond(status)
+        except LOST as error:
+            logger.debug("%r: %s", request, error)
