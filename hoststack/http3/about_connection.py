@@ -11,7 +11,7 @@ import trio
 
 from hoststack.api.about_stream import HINTS, RESET, WAIT
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode, Http3Error, NotSupportedError, ProtocolError
+from hoststack.http3.errors import ErrorCode, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import CHUNK_BYTES, Exchange
 from hoststack.http3.seam import FAILED, FULL, Event, Kind, Layer, Written
 
@@ -199,6 +199,12 @@ class AboutHttp3Connection:
         if self._error is None and self._layer.error is not None:
             raise self._fail(self._layer.error)
 
+    def _flush_quietly(self) -> None:
+        try:
+            self._flush()
+        except LOST as error:
+            logger.debug("%r: %s", self.connection, error)
+
     async def _take_turn(self, exchange: Exchange) -> None:
         """Wait while more urgent messages are sent."""
 
@@ -213,11 +219,8 @@ class AboutHttp3Connection:
     async def _make_room(self, stream: Any) -> None:
         """Go on with a critical stream when it has room again."""
         await stream._wait_for_room()
-        try:
-            self._layer.unblock(stream.stream_id)
-            self._flush()
-        except Http3Error as error:
-            logger.debug("%r: %s", self.connection, error)
+        self._layer.unblock(stream.stream_id)
+        self._flush_quietly()
 
     # --- the end ---
 
@@ -255,6 +258,8 @@ class AboutHttp3Connection:
         stream = self._streams.pop(stream_id)
         self._layer.close(stream_id, ErrorCode.NO_ERROR)
         stream._close()
+        if exchange._receiving_error is not None or not exchange._has_all:
+            self._flush_quietly()  # QPACK's Stream Cancellation
         if not self._exchanges:
             self._changed.unpark_all()
 

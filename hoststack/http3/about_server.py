@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 from hoststack.api.about_stream import WAIT
 from hoststack.http3.about_connection import LOST, AboutHttp3Connection
-from hoststack.http3.errors import ErrorCode, Http3Error, MessageError, ProtocolError
+from hoststack.http3.errors import ErrorCode, MessageError, ProtocolError
 from hoststack.http3.exchange import Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, to_fields
 from hoststack.http3.seam import BLOCKED, Section
@@ -191,7 +191,7 @@ class AboutServerConnection(AboutHttp3Connection):
         self._layer.add(stream)
         try:
             self._read_head(request)
-        except Http3Error as error:
+        except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _read_head(self, request: Request) -> None:
@@ -221,7 +221,7 @@ class AboutServerConnection(AboutHttp3Connection):
                 if request._has_all:
                     break
                 await request._pull(_HEAD_BYTES)
-        except Http3Error as error:
+        except (*LOST, self._router.closed_error) as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _drop(self, request: Request) -> None:
@@ -237,7 +237,7 @@ class AboutServerConnection(AboutHttp3Connection):
         try:
             async with request:
                 await request.respond(status)
-        except LOST as error:
+        except (*LOST, RuntimeError) as error:  # its stream was reset meanwhile
             logger.debug("%r: %s", request, error)
 
     def _on_request(self, request: Request) -> None:
@@ -273,16 +273,8 @@ class AboutServerConnection(AboutHttp3Connection):
 
     def _forget(self, exchange: Exchange) -> None:
         super()._forget(exchange)
-        if exchange._receiving_error is not None or not exchange._has_all:
-            self._flush_quietly()  # QPACK's Stream Cancellation
         if self._is_shut_down and not self._exchanges:
             self._arrived.unpark_all()
-
-    def _flush_quietly(self) -> None:
-        try:
-            self._flush()
-        except Http3Error as error:
-            logger.debug("%r: %s", self.connection, error)
 
     # --- the end ---
 
@@ -341,8 +333,8 @@ async def answer(handler: Handler, request: Request) -> None:
 
 
 async def _give_up(request: Request, status: int) -> None:
-    if not request.is_answered:
+    if not request.is_answered and not request._is_closed:
         try:
             await request.respond(status)
-        except LOST as error:
+        except (*LOST, RuntimeError) as error:  # it was reset, or another task sends
             logger.debug("%r: %s", request, error)

@@ -44,7 +44,7 @@ def test_a_client_sends_early_what_may_be_replayed(method: str) -> None:
             if is_early:
                 assert seen == [False, method == "GET"]
 
-    run(main)
+    run(main, patience_s=0.05)
 
 
 def test_a_server_does_not_process_what_must_not_be_replayed() -> None:
@@ -70,7 +70,7 @@ def test_a_server_does_not_process_what_must_not_be_replayed() -> None:
         assert methods == [b"GET", b"POST", b"GET"]
         assert answers[0] == answers[1] == answers[2] != answers[3]
 
-    run(main)
+    run(main, patience_s=0.05)
 
 
 def test_what_a_gateway_marks_as_early() -> None:
@@ -83,4 +83,4 @@ def test_what_a_gateway_marks_as_early() -> None:
             assert (await client.request("GET", "/", early)).status == 200
             assert (await client.request("POST", "/", early)).status == 425
 
-    run(main)
+    run(main, patience_s=0.05)
