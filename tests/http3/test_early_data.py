@@ -67,7 +67,7 @@ def test_a_server_does_not_process_what_must_not_be_replayed() -> None:
                     await trio.sleep(2)
             if not is_early:
                 pytest.skip("this engine accepts no early data")
-        assert methods == [b"GET", b"POST", b"GET"]
+        assert (sorted(methods[:2]), methods[2:]) == ([b"GET", b"POST"], [b"GET"])
         assert answers[0] == answers[1] == answers[2] != answers[3]
 
     run(main, patience_s=0.05)
