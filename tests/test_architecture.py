@@ -79,7 +79,7 @@ LINK_SEAM = ("hoststack.link.base", "hoststack.link.zones")
 #: The first floor that chooses a link.
 CHOOSES_LINK = "hoststack/worker"
 #: What applications import.
-PUBLIC = ("hoststack", "hoststack.aio", "hoststack.http3", "hoststack.vcl")
+PUBLIC = ("hoststack", "hoststack.aio", "hoststack.http3", "hoststack.http3.aio", "hoststack.vcl")
 
 
 def modules() -> list[Path]:

@@ -339,6 +339,11 @@ class Application:
         return self.make_fifo(size_bytes)
 
     @property
+    def fifo_bytes(self) -> int:
+        """Memory of its FIFOs in shared segments."""
+        return 0
+
+    @property
     def peer_fifo_bytes(self) -> int:
         """Memory from `make_peer_fifo` that another process has not released yet."""
         return 0

@@ -58,8 +58,10 @@ logger = logging.getLogger("hoststack.worker")
 #: Most commands of one application in one turn; the rest waits for the next.
 _COMMANDS: Final = int(lib.HS_SESSION_COMMANDS)
 _TOLD_SOME: Final = int(lib.HS_TOLD_SOME)
-#: While as many notices are queued, datagrams of new UDP peers are dropped.
-_MANY_NOTICES: Final = 1024
+#: While as many notices are queued, datagrams of new UDP peers are dropped: forged addresses cost
+#: nothing, and whatever else is for the application waits behind these notices. Some 270 more are
+#: in the socket.
+_MANY_NOTICES: Final = 64
 #: While as many answers are queued for an application, its requests are not read. Notices about
 #: peers are not held back, and hold back nothing: what peers have open bounds them, and peers get
 #: credit for more only when the application has taken them.

@@ -2,7 +2,7 @@
 
 from hoststack.http3.about_client import Response
 from hoststack.http3.about_connection import ALPN
-from hoststack.http3.about_server import Request
+from hoststack.http3.about_server import Request, answer
 from hoststack.http3.client import ClientConnection, client_on, open_client
 from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import (
@@ -25,7 +25,7 @@ from hoststack.http3.errors import (
     SettingsError,
     StreamCreationError,
 )
-from hoststack.http3.server import ServerConnection, answer, serve, serve_connection
+from hoststack.http3.server import ServerConnection, serve, serve_connection
 
 __all__ = [
     "ALPN",

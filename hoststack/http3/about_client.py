@@ -8,10 +8,9 @@ from collections.abc import AsyncIterable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import trio
-
 from hoststack.http3.about_connection import (
     _SETTING_CONNECT_PROTOCOL,
+    LOST,
     AboutHttp3Connection,
 )
 from hoststack.http3.errors import ErrorCode, GoingAwayError, NotSupportedError, ProtocolError
@@ -49,7 +48,7 @@ class Response(Exchange):
             if self._receiving_error is not None:
                 raise self._receiving_error
             await self._pull(CHUNK_BYTES)
-        await self._router.shielded_checkpoint()
+        await self._http._checkpoint()
 
     def header(self, name: bytes | str) -> bytes | None:
         """Return the first value of a header field."""
@@ -214,7 +213,7 @@ class AboutClientConnection(AboutHttp3Connection):
             else:
                 await response.send_all(body)
             await response.send_eof()
-        except (trio.BrokenResourceError, self._router.closed_error, RuntimeError) as error:
+        except (*LOST, self._router.closed_error, RuntimeError) as error:
             logger.debug("%r: %s", response, error)
         except Exception as error:
             response.reset(ErrorCode.REQUEST_CANCELLED)
@@ -229,10 +228,16 @@ class AboutClientConnection(AboutHttp3Connection):
             if stream_id >= identifier:
                 exchange._receiving_error = exchange._sending_error = GoingAwayError()
                 exchange._stream.stop_sending(ErrorCode.REQUEST_CANCELLED)
-                exchange._changed.unpark_all()
+                exchange._wake()
         self._changed.unpark_all()
 
     async def wait_going_away(self) -> None:
         """Wait until the server sends GOAWAY, or the connection ends."""
         while not self.is_going_away:
             await self._changed.park()
+
+
+def with_port(authority: str) -> str:
+    """Return host and port, 443 where none is named."""
+    has_port = ":" in authority.rpartition("]")[2]
+    return authority if has_port else f"{authority}:443"

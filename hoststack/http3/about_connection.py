@@ -10,11 +10,10 @@ from typing import Any, Final
 import trio
 
 from hoststack.api.about_stream import HINTS, RESET, WAIT
-from hoststack.api.errors import ConnectionClosedError
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode, Http3Error, NotSupportedError, ProtocolError
+from hoststack.http3.errors import ErrorCode, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import CHUNK_BYTES, Exchange
-from hoststack.http3.seam import FAILED, FULL, Event, Kind, Layer
+from hoststack.http3.seam import FAILED, FULL, Event, Kind, Layer, Written
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +23,16 @@ ALPN: Final = "h3"
 _CRITICAL_STREAMS: Final = 3
 #: A peer's unidirectional streams beside those, over a connection: reserved types, so few.
 _MAX_OTHER_STREAMS: Final = 64
-_MAX_DATAGRAMS: Final = 64
 _SETTING_CONNECT_PROTOCOL: Final = 0x08
 _SETTING_DATAGRAM: Final = 0x33
 _NGHTTP3: Final = "hoststack.native.http3._http3"
+#: Calls in a row that need not wait, and return without a trip through the scheduler: a turn of the
+#: engine brings many requests, and sends many responses at once.
+_IN_A_ROW: Final = 32
 _CLEAN_CODES: Final = (0, ErrorCode.NO_ERROR)
+
+#: What ends a connection or a stream, in every loop.
+LOST: Final = (trio.BrokenResourceError, ConnectionError)
 
 Spawn = Callable[..., object]
 
@@ -68,6 +72,7 @@ class AboutHttp3Connection:
         self._streams: dict[int, Any] = {}
         self._exchanges: dict[int, Exchange] = {}
         self._other_streams = 0
+        self._calls = 0
         self._settings: dict[int, int] | None = None
         self._goaway: int | None = None
         """Identifier of the last GOAWAY from the peer."""
@@ -90,6 +95,12 @@ class AboutHttp3Connection:
         """Close the connection at once with a code; never blocks."""
         self.connection.close_now(code, reason)
 
+    async def _checkpoint(self) -> None:
+        """Let other tasks run, in one of many calls."""
+        self._calls += 1
+        if self._calls % _IN_A_ROW == 0:
+            await self._router.shielded_checkpoint()
+
     # --- what the peer opens ---
 
     async def _accept_streams(self) -> None:
@@ -97,7 +108,7 @@ class AboutHttp3Connection:
             async for stream in self.connection.streams():
                 self._on_stream(stream)
             self._on_end(self._router.closed_error("this connection was closed"))
-        except trio.BrokenResourceError as error:
+        except LOST as error:
             self._on_end(error)
 
     def _on_stream(self, stream: Any) -> None:
@@ -128,7 +139,7 @@ class AboutHttp3Connection:
                 self._layer.close(stream.stream_id, ErrorCode.NO_ERROR)
                 self._streams.pop(stream.stream_id, None)
                 stream._close()
-        except (Http3Error, ConnectionClosedError) as error:
+        except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _read(self, stream: Any, max_bytes: int) -> int:
@@ -170,7 +181,11 @@ class AboutHttp3Connection:
 
     def _flush(self) -> None:
         """Write what the layer has to send. Raises ProtocolError."""
-        for stream_id, state, hints in self._layer.write():
+        self._on_written(self._layer.write())
+
+    def _on_written(self, written: list[Written]) -> None:
+        """Act on what the layer wrote. Raises ProtocolError."""
+        for stream_id, state, hints in written:
             stream = self._streams.get(stream_id)
             if stream is None:
                 continue
@@ -184,6 +199,18 @@ class AboutHttp3Connection:
         if self._error is None and self._layer.error is not None:
             raise self._fail(self._layer.error)
 
+    def _flush_quietly(self) -> None:
+        try:
+            self._flush()
+        except LOST as error:
+            logger.debug("%r: %s", self.connection, error)
+
+    async def _take_turn(self, exchange: Exchange) -> None:
+        """Wait while more urgent messages are sent."""
+
+    def _on_sent(self, exchange: Exchange) -> None:
+        """Let others send: this message has no more for now."""
+
     def _unblock(self, exchange: Exchange) -> None:
         exchange._is_full = False
         self._layer.unblock(exchange.stream_id)
@@ -192,11 +219,8 @@ class AboutHttp3Connection:
     async def _make_room(self, stream: Any) -> None:
         """Go on with a critical stream when it has room again."""
         await stream._wait_for_room()
-        try:
-            self._layer.unblock(stream.stream_id)
-            self._flush()
-        except Http3Error as error:
-            logger.debug("%r: %s", self.connection, error)
+        self._layer.unblock(stream.stream_id)
+        self._flush_quietly()
 
     # --- the end ---
 
@@ -216,7 +240,7 @@ class AboutHttp3Connection:
         if self._error is None:
             self._error = error
         for exchange in list(self._exchanges.values()):
-            exchange._changed.unpark_all()
+            exchange._wake()
         self._changed.unpark_all()
 
     def _has_ended_cleanly(self) -> bool:
@@ -234,6 +258,8 @@ class AboutHttp3Connection:
         stream = self._streams.pop(stream_id)
         self._layer.close(stream_id, ErrorCode.NO_ERROR)
         stream._close()
+        if exchange._receiving_error is not None or not exchange._has_all:
+            self._flush_quietly()  # QPACK's Stream Cancellation
         if not self._exchanges:
             self._changed.unpark_all()
 
@@ -255,7 +281,7 @@ class AboutHttp3Connection:
         try:
             async for datagram in self.connection.datagrams():
                 self._on_datagram(datagram)
-        except (trio.BrokenResourceError, ProtocolError) as error:
+        except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _on_datagram(self, datagram: bytes) -> None:
@@ -264,9 +290,8 @@ class AboutHttp3Connection:
         if not size or len(datagram) < size or quarter >= 1 << 60:
             raise self._fail(ProtocolError.of(ErrorCode.DATAGRAM_ERROR, "no valid stream ID"))
         exchange = self._exchanges.get(quarter << 2)
-        if exchange is not None and len(exchange._datagrams) < _MAX_DATAGRAMS:
-            exchange._datagrams.append(datagram[size:])
-            exchange._changed.unpark_all()
+        if exchange is not None:
+            exchange._on_datagram(datagram[size:])
 
 
 def _number(value: int) -> bytes:

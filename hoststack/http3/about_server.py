@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Self
 
-import trio
-
 from hoststack.api.about_stream import WAIT
-from hoststack.http3.about_connection import AboutHttp3Connection
-from hoststack.http3.errors import ErrorCode, Http3Error, MessageError, ProtocolError
+from hoststack.http3.about_connection import LOST, AboutHttp3Connection
+from hoststack.http3.errors import ErrorCode, MessageError, ProtocolError
 from hoststack.http3.exchange import Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, to_fields
 from hoststack.http3.seam import BLOCKED, Section
@@ -21,8 +20,13 @@ logger = logging.getLogger(__name__)
 _HEAD_BYTES: Final = 16384
 #: Statuses without content, and without a content-length (RFC 9110 section 6.4.1, 8.6).
 _WITHOUT_CONTENT: Final = frozenset((204, 304))
-#: More than these, and a low urgency (RFC 9218 section 4.1).
-_LEAST_URGENT: Final = 7
+#: Pseudo-header fields, which come first (RFC 9114 section 4.3), and attributes of a Request.
+_PSEUDO: Final = {
+    f":{name}".encode(): name for name in ("method", "scheme", "authority", "path", "protocol")
+}
+_LEAST_URGENT: Final = 7  #: RFC 9218 section 4.1
+#: How long a response waits at most for more urgent ones, whose client may not read them.
+_HOLD_SECONDS: Final = 0.1
 
 
 class Request(Exchange):
@@ -79,13 +83,12 @@ class Request(Exchange):
             return
         await self._begin_sending()
         try:
-            layer = self._http._layer
-            layer.send_section(self.stream_id, Section.RESPONSE, _with_status(status, fields))
-            self.is_answered = True
             data = body if isinstance(body, bytes) else memoryview(body)
-            layer.send_data(self.stream_id, data, is_last=True)
-            self._has_sent_end = True
-            await self._drain()
+            fields.insert(0, (b":status", b"%d" % status))
+            written = self._http._layer.respond(self.stream_id, fields, data)
+            self.is_answered = self._has_sent_end = True
+            self._http._on_written(written)
+            await self._finish_writing()
         finally:
             self._is_sending = False
 
@@ -111,15 +114,16 @@ class Request(Exchange):
         """Wait until the client has all of the response, or does not want it any more."""
         try:
             await self._stream.wait_acknowledged()
-        except trio.BrokenResourceError as error:
+        except LOST as error:
             self._sending_error = self._sending_error or error
 
     def _on_section(self, fields: Fields) -> None:
         count = 0
         for name, value in fields:
-            if name[:1] != b":":
+            attribute = _PSEUDO.get(name)
+            if attribute is None:
                 break
-            setattr(self, name[1:].decode(), value)
+            setattr(self, attribute, value)
             count += 1
         self.headers = fields[count:]
         self._http._on_request(self)
@@ -132,6 +136,9 @@ class Request(Exchange):
         if not self._is_closed:
             self._http._count(self)
         super()._close()
+
+
+Handler = Callable[[Request], Awaitable[object]]
 
 
 class AboutServerConnection(AboutHttp3Connection):
@@ -151,6 +158,9 @@ class AboutServerConnection(AboutHttp3Connection):
         self._resets = 0
         self._activity = 0
         self._is_shut_down = False
+        self._senders: dict[int, tuple[int, int]] = {}
+        """Responses whose FIFOs are full, and their ranks: less is more urgent."""
+        self._turns = self._router.new_lot()
 
     async def start(self) -> None:
         await super().start()
@@ -169,7 +179,7 @@ class AboutServerConnection(AboutHttp3Connection):
             if self._is_shut_down and not self._exchanges:
                 raise StopAsyncIteration
             await self._arrived.park()
-        await self._router.shielded_checkpoint()
+        await self._checkpoint()
         return self._requests.popleft()
 
     # --- requests ---
@@ -181,7 +191,7 @@ class AboutServerConnection(AboutHttp3Connection):
         self._layer.add(stream)
         try:
             self._read_head(request)
-        except Http3Error as error:
+        except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _read_head(self, request: Request) -> None:
@@ -211,30 +221,30 @@ class AboutServerConnection(AboutHttp3Connection):
                 if request._has_all:
                     break
                 await request._pull(_HEAD_BYTES)
-        except Http3Error as error:
+        except (*LOST, self._router.closed_error) as error:
             logger.debug("%r: %s", self.connection, error)
 
     def _drop(self, request: Request) -> None:
         """Give up a request that never became one."""
         error = request._receiving_error
         if isinstance(error, MessageError) and error.status == 431:
-            self._spawn(self._answer, request, 431)
+            self._spawn(self._answer_quietly, request, 431)
         else:
             request._close()
 
-    async def _answer(self, request: Request, status: int) -> None:
+    async def _answer_quietly(self, request: Request, status: int) -> None:
         """Answer a request that the program does not get."""
         try:
             async with request:
                 await request.respond(status)
-        except trio.BrokenResourceError as error:
+        except (*LOST, RuntimeError) as error:  # its stream was reset meanwhile
             logger.debug("%r: %s", request, error)
 
     def _on_request(self, request: Request) -> None:
         if request.method not in self.config.early_methods and (
             request.may_be_replayed or (b"early-data", b"1") in request.headers
         ):
-            self._spawn(self._answer, request, 425)
+            self._spawn(self._answer_quietly, request, 425)
             return
         self._requests.append(request)
         self._arrived.unpark(count=1)
@@ -248,17 +258,23 @@ class AboutServerConnection(AboutHttp3Connection):
         if self._resets > self.config.max_resets + self._answered:
             self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
 
+    async def _take_turn(self, exchange: Exchange) -> None:
+        """Wait while more urgent responses are sent, so that bytes of this one are not in their way
+        (RFC 9218 section 10): what is in a FIFO takes turns with all others."""
+        stream_id = exchange.stream_id
+        urgency, is_incremental = self._layer.priority(stream_id)
+        rank = self._senders[stream_id] = urgency, 1 << 62 if is_incremental else stream_id
+        if min(self._senders.values()) < rank:
+            await self._router.within(_HOLD_SECONDS, self._turns.park())
+
+    def _on_sent(self, exchange: Exchange) -> None:
+        if self._senders.pop(exchange.stream_id, None) is not None:
+            self._turns.unpark_all()
+
     def _forget(self, exchange: Exchange) -> None:
         super()._forget(exchange)
-        self._flush_quietly()
         if self._is_shut_down and not self._exchanges:
             self._arrived.unpark_all()
-
-    def _flush_quietly(self) -> None:
-        try:
-            self._flush()
-        except Http3Error as error:
-            logger.debug("%r: %s", self.connection, error)
 
     # --- the end ---
 
@@ -300,3 +316,25 @@ class AboutServerConnection(AboutHttp3Connection):
 
 def _with_status(status: int, fields: Fields) -> Fields:
     return [(b":status", b"%d" % status), *fields]
+
+
+async def answer(handler: Handler, request: Request) -> None:
+    """Run a handler for a request, and answer what it does not: see `serve`."""
+    async with request:
+        try:
+            await handler(request)
+        except MessageError as error:
+            await _give_up(request, error.status)
+        except LOST as error:
+            logger.debug("%r: %s", request, error)
+        except Exception:
+            logger.exception("%r: its handler failed", request)
+            await _give_up(request, 500)
+
+
+async def _give_up(request: Request, status: int) -> None:
+    if not request.is_answered and not request._is_closed:
+        try:
+            await request.respond(status)
+        except (*LOST, RuntimeError) as error:  # it was reset, or another task sends
+            logger.debug("%r: %s", request, error)

@@ -9,7 +9,7 @@ import trio
 
 from hoststack.api.connection import Connection
 from hoststack.api.stack import Stack
-from hoststack.http3.about_client import AboutClientConnection
+from hoststack.http3.about_client import AboutClientConnection, with_port
 from hoststack.http3.about_connection import ALPN
 from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import ErrorCode
@@ -65,9 +65,3 @@ async def open_client(
         client_on(connection, authority, config) as http,
     ):
         yield http
-
-
-def with_port(authority: str) -> str:
-    """Return host and port, 443 where none is named."""
-    has_port = ":" in authority.rpartition("]")[2]
-    return authority if has_port else f"{authority}:443"

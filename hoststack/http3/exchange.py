@@ -12,17 +12,20 @@ from hoststack.http3.fields import Fields, FieldsToSend, to_fields
 from hoststack.http3.seam import BLOCKED, Event, Kind, Section
 
 if TYPE_CHECKING:
+    from hoststack.api.router import Lot
     from hoststack.http3.about_connection import AboutHttp3Connection
 
 #: Most content that is received at a time, unless the program says how much.
 CHUNK_BYTES: Final = 256 * 1024
+_MAX_DATAGRAMS: Final = 64
 
 
 class Exchange:
     """Base of requests and responses: content in both directions, trailers, the end.
 
     One task may receive while another one sends. Close it when done: `aclose`, or the end of an
-    `async with` block.
+    `async with` block. Each call is a cancellation point; of a connection's calls that need not
+    wait, every 32nd is a schedule point.
     """
 
     #: The code for what this side did not send to its end.
@@ -47,9 +50,9 @@ class Exchange:
         """The stream has no room for what was given to the layer."""
         self._has_sent_end = False
         self._is_closed = False
-        self._changed = self._router.new_lot()
+        self._waiting: Lot | None = None
         """Tasks that wait for an event that comes by way of another stream."""
-        self._datagrams: deque[bytes] = deque()
+        self._datagrams: deque[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.stream_id} of {self._http.connection!r}>"
@@ -72,14 +75,14 @@ class Exchange:
             if self._receiving_error is not None:
                 raise self._receiving_error
             if self._has_all:
-                await self._router.shielded_checkpoint()
+                await self._http._checkpoint()
                 return b""
             await self._pull(max_bytes)
         chunk = self._chunks.popleft()
         if len(chunk) > max_bytes:
             self._chunks.appendleft(chunk[max_bytes:])
             chunk = chunk[:max_bytes]
-        await self._router.shielded_checkpoint()
+        await self._http._checkpoint()
         return chunk
 
     def __aiter__(self) -> Self:
@@ -113,11 +116,20 @@ class Exchange:
             await self._stream._wait_for_bytes()
         elif result == BLOCKED:
             self._http._check()
-            await self._changed.park()
+            await self._park()
         elif result < 0:
             self._on_lost(self._stream._receiving_error(result))
         elif not result and not self._has_all and self._receiving_error is None:
             self._has_all = True  # the layer reads no more
+
+    async def _park(self) -> None:
+        if self._waiting is None:
+            self._waiting = self._router.new_lot()
+        await self._waiting.park()
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            self._waiting.unpark_all()
 
     def _on_lost(self, error: Exception) -> None:
         """Note that no more of the peer's message follows."""
@@ -152,7 +164,7 @@ class Exchange:
             self._on_rejected(event.code)
         if event.is_last:
             self._has_all = True
-        self._changed.unpark_all()
+        self._wake()
 
     def _on_section(self, fields: Fields) -> None:
         raise NotImplementedError
@@ -223,18 +235,30 @@ class Exchange:
 
     async def _drain(self) -> None:
         """Write, and wait until the stream has accepted everything."""
+        self._http._flush()
+        await self._finish_writing()
+
+    async def _finish_writing(self) -> None:
+        """Wait until the stream has accepted everything that was given to the layer."""
         try:
-            self._http._flush()
-            while self._is_full and self._sending_error is None:
-                await self._stream._wait_for_room()
-                self._http._unblock(self)
+            if self._is_full:
+                await self._wait_for_room()
             if self._sending_error is not None:
                 raise self._sending_error
-            await self._router.shielded_checkpoint()
+            await self._http._checkpoint()
         except BaseException:
             if self._is_full:
                 self.reset(self._abort_code)
             raise
+
+    async def _wait_for_room(self) -> None:
+        try:
+            while self._is_full and self._sending_error is None:
+                await self._stream._wait_for_room()
+                await self._http._take_turn(self)
+                self._http._unblock(self)
+        finally:
+            self._http._on_sent(self)
 
     def _on_written(self, state: int) -> None:
         if state < 0:
@@ -261,7 +285,7 @@ class Exchange:
     async def aclose(self) -> None:
         """Finish. What was not sent to its end is reset, what was not received is stopped."""
         self._close()
-        await self._router.checkpoint()
+        await self._http._checkpoint()
 
     async def __aenter__(self) -> Self:
         return self
@@ -273,7 +297,7 @@ class Exchange:
         traceback: TracebackType | None,
     ) -> None:
         self._close()
-        await self._router.shielded_checkpoint()
+        await self._http._checkpoint()
 
     def _close(self) -> None:
         if self._is_closed:
@@ -305,6 +329,13 @@ class Exchange:
             self._http._check()
             if self._is_closed:
                 raise self._router.closed_error("this exchange was closed")
-            await self._changed.park()
-        await self._router.shielded_checkpoint()
+            await self._park()
+        await self._http._checkpoint()
         return self._datagrams.popleft()
+
+    def _on_datagram(self, data: bytes) -> None:
+        if self._datagrams is None:
+            self._datagrams = deque()
+        if len(self._datagrams) < _MAX_DATAGRAMS:
+            self._datagrams.append(data)
+            self._wake()

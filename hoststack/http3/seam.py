@@ -100,6 +100,9 @@ class Layer(Protocol):
     def send_data(self, stream_id: int, data: bytes | memoryview, *, is_last: bool) -> None:
         """Send content. It must not change until all of it is written. Raises RuntimeError."""
 
+    def respond(self, stream_id: int, fields: Fields, data: bytes | memoryview) -> list[Written]:
+        """Send a complete response, as `send_section`, `send_data` and `write` would."""
+
     def abandon(self, stream_id: int) -> None:
         """Send nothing more on a stream."""
 

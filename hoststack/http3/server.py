@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -13,15 +12,11 @@ from hoststack.api.connection import Connection
 from hoststack.api.listener import Listener
 from hoststack.api.stack import Stack
 from hoststack.http3.about_connection import ALPN
-from hoststack.http3.about_server import AboutServerConnection, Request
+from hoststack.http3.about_server import AboutServerConnection, Handler, answer
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode, MessageError
+from hoststack.http3.errors import ErrorCode, ProtocolError
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
-
-logger = logging.getLogger(__name__)
-
-Handler = Callable[[Request], Awaitable[object]]
 
 
 class ServerConnection(AboutServerConnection):
@@ -45,7 +40,8 @@ async def serve_connection(
             yield http
             await connection.aclose(ErrorCode.NO_ERROR)
         except BaseException as caught:
-            connection.close_now(ErrorCode.INTERNAL_ERROR)
+            if not isinstance(caught, ProtocolError):  # those have closed it
+                connection.close_now(ErrorCode.INTERNAL_ERROR)
             if isinstance(caught, trio.Cancelled):
                 raise
             # Raised again outside the nursery, which would put it into an ExceptionGroup.
@@ -92,25 +88,3 @@ async def _serve_connection(
     ):
         async for request in http:
             nursery.start_soon(answer, handler, request)
-
-
-async def answer(handler: Handler, request: Request) -> None:
-    """Run a handler for a request, and answer what it does not."""
-    async with request:
-        try:
-            await handler(request)
-        except MessageError as error:
-            await _give_up(request, error.status)
-        except trio.BrokenResourceError as error:
-            logger.debug("%r: %s", request, error)
-        except Exception:
-            logger.exception("%r: its handler failed", request)
-            await _give_up(request, 500)
-
-
-async def _give_up(request: Request, status: int) -> None:
-    if not request.is_answered:
-        try:
-            await request.respond(status)
-        except trio.BrokenResourceError as error:
-            logger.debug("%r: %s", request, error)

@@ -368,6 +368,11 @@ class AioquicLayer:
         else:
             self._h3.send_data(stream_id, bytes(data), is_last)
 
+    def respond(self, stream_id: int, fields: Fields, data: bytes | memoryview) -> list[Written]:
+        self.send_section(stream_id, Section.RESPONSE, fields)
+        self.send_data(stream_id, data, is_last=True)
+        return self.write()
+
     def _queue(self, stream_id: int, data: bytes, is_end: bool) -> None:
         if data or is_end:
             self._pending.setdefault(stream_id, deque()).append(memoryview(data))

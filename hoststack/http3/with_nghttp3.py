@@ -132,15 +132,30 @@ class Nghttp3Layer:
     def unblock(self, stream_id: int) -> None:
         lib.hs_http3_unblock(self._it, stream_id)
 
+    def respond(self, stream_id: int, fields: Fields, data: bytes | memoryview) -> list[Written]:
+        text, lent = to_text(fields), ffi.from_buffer("uint8_t[]", data)
+        self._lent[stream_id] = lent
+        count = lib.hs_http3_respond(
+            self._it,
+            stream_id,
+            *(text, len(text), len(fields), lent, len(lent)),
+            *(self._written, _ROOM),
+        )
+        self._check(count)
+        found = self._found(count)
+        return found if count < _ROOM else found + self.write()
+
     def write(self) -> list[Written]:
         found: list[Written] = []
         count = _ROOM
         while count == _ROOM:
             count = lib.hs_http3_write(self._it, self._written, _ROOM)
-            for i in range(count):
-                written = self._written[i]
-                found.append(Written(written.stream_id, written.state, written.hints))
+            found += self._found(count)
         return found
+
+    def _found(self, count: int) -> list[Written]:
+        written = (self._written[i] for i in range(count))
+        return [Written(each.stream_id, each.state, each.hints) for each in written]
 
     def shutdown(self, *, is_notice: bool) -> None:
         lib.hs_http3_shutdown(self._it, is_notice)
@@ -156,12 +171,8 @@ class Nghttp3Layer:
         self._check(lib.hs_http3_update_priority(self._it, stream_id, value, len(value)))
 
     def _check(self, result: int) -> None:
-        if result >= 0:
-            return
-        if result == lib.HS_HTTP3_FAILED:
-            error = self.error
-            assert error is not None
-            raise error
+        if result >= 0 or result == lib.HS_HTTP3_FAILED:
+            return  # who writes or reads next finds `error`
         if result == lib.HS_HTTP3_INVALID:
             raise ValueError("a field has characters that it must not have")
         if result == lib.HS_HTTP3_GOING_AWAY:

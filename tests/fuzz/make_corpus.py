@@ -15,6 +15,18 @@ from tests.support import packets
 
 #: Inputs that ended a process once; what was wrong is in the log of the files that changed.
 FOUND: Final = {
+    "http3": {
+        "hidden_content": (
+            "2400001f94000500283f0700006f0000410000000500283f0700006f010061500059ce"
+            "803a012a00283f0000000000002f6f3a00003a"
+        ),
+        "value_of_one_nul": (
+            "55380000000050559eaef3f301a7737373737373737373737373737373737373737373"
+            "73737373737373737373737373f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3"
+            "f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f32655550040559e850023d3"
+            "00"
+        ),
+    },
     "turn": {"client_returns": "00950030197009"},
     "handshake": {
         "early_keys_twice": "58000503390100",
@@ -560,10 +572,53 @@ def strangers() -> Iterator[bytes]:
                 yield bytes((shape,)) + (bytes((7,)) + frames + b"\1") * 3
 
 
+def http3() -> Iterator[bytes]:
+    """Programs of fuzz_http3.c: two peers, and an application that answers."""
+    server, client = b"\x01", b"\x00"
+    a_request, unidirectional = b"\x00\x00", b"\x01\x00"
+    control, encoder, decoder, settings, priority = 0, 1, 2, 5, 7
+    get, post, with_entry, response, trailers, data, entry = 14, 15, 16, 18, 21, 22, 26
+
+    def piece(stream: int, *numbers: int) -> bytes:
+        return b"".join(bytes([0x03, stream, number]) for number in numbers)
+
+    def respond(stream: int, *, is_last: bool = False) -> bytes:
+        return bytes([0x08, stream, 0x80 if is_last else 0])
+
+    def content(stream: int, size_bytes: int, *, is_last: bool = False) -> bytes:
+        return bytes([0x09, stream]) + struct.pack("!H", size_bytes << 1 | is_last)
+
+    def end(stream: int) -> bytes:
+        return bytes([0x06, stream])
+
+    greeting = unidirectional + piece(0, control, settings)
+    greeting += unidirectional + piece(1, encoder) + unidirectional + piece(2, decoder)
+    asked = greeting + a_request + piece(3, get) + end(3)
+    yield server + asked + respond(3, is_last=True) + b"\x0c\x03"
+    yield (
+        server
+        + asked
+        + respond(3)
+        + content(3, 3000)
+        + b"\x0a\x03\xff"
+        + content(3, 5, is_last=True)
+    )
+    yield server + asked + respond(3) + content(3, 3000) + b"\x8f\x03" + b"\x0e\x03\x85"
+    yield server + greeting + a_request + piece(3, post, data, trailers) + end(3) + b"\x08\x03\x02"
+    yield server + greeting + a_request + piece(3, with_entry) + piece(1, entry) + respond(3)
+    yield server + greeting + a_request + piece(3, with_entry) + b"\x0c\x03" + piece(1, entry)
+    yield server + greeting + piece(0, priority, priority + 1, priority, priority + 2)
+    yield server + asked + b"\x8d\x00" + a_request + piece(4, get) + b"\x0d\x00"
+    yield server + greeting + a_request + piece(3, get) + b"\x07\x03" + b"\x0c\x03"
+    yield client + greeting + a_request + b"\x08\x03\x83" + piece(3, response, data) + end(3)
+    yield client + greeting + a_request + b"\x08\x03\x03" + content(3, 9000) + piece(0, 11, 12)
+    yield client + greeting + a_request + b"\x08\x03\x83" + piece(3, 19, response, trailers)
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     """The whole corpus: for each target, files by name."""
     made = {}
-    core = (frames, fifo, session, attached)
+    core = (frames, fifo, session, attached, http3)
     for make in (*core, stops, tokens, strangers, turn, handshake, plaintext):
         files = {f"seed_{i:03}": data for i, data in enumerate(make())}
         for name, text in FOUND.get(make.__name__, {}).items():

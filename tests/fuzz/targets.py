@@ -35,6 +35,7 @@ _NGTCP2_HEADERS: Final = """
 #include <ngtcp2/ngtcp2.h>
 #include <ngtcp2/ngtcp2_crypto_gnutls.h>
 #include <openssl/evp.h>
+#include <nghttp3/nghttp3.h>
 #if NGTCP2_VERSION_NUM < 0x010b00
 #error
 #endif
@@ -49,10 +50,11 @@ class Target(NamedTuple):
     """One program, of fuzz_NAME.c."""
 
     name: str
-    is_quic: bool  #: made of the native engine, with ngtcp2; else of the core without it
+    is_quic: bool  #: takes what the native part of the build takes, ngtcp2 and nghttp3
     helpers: tuple[str, ...] = ()
     link: tuple[str, ...] = ()
     most_bytes: int = 512  #: of an input
+    libraries: tuple[str, ...] = ()  #: in place of ngtcp2's
 
     @property
     def program(self) -> Path:
@@ -60,6 +62,8 @@ class Target(NamedTuple):
 
     @property
     def core(self) -> tuple[str, ...]:
+        if "-lnghttp3" in self.libraries:
+            return _build.HTTP3_SOURCES
         return _QUIC_SOURCES if self.is_quic else _CORE_SOURCES
 
 
@@ -82,6 +86,7 @@ TARGETS: Final = {
         Target("fifo", False),
         Target("session", False, ("remote.c", "heap_pool.c"), _HEAP_POOL),
         Target("attached", False),
+        Target("http3", True, libraries=("-lnghttp3",)),
         Target("stops", True, most_bytes=1472),
         Target("tokens", True, ("steady.c", "kept_wire.c")),
         Target("strangers", True, ("steady.c",)),
@@ -127,7 +132,9 @@ def why_not() -> str:
 def why_no_quic() -> str:
     """Why the targets with ngtcp2 can't be built here; empty if they can."""
     if _run(["clang", "-E", "-x", "c", "-"], _NGTCP2_HEADERS).returncode:
-        return "no headers of ngtcp2 1.11, GnuTLS and OpenSSL: scripts/bootstrap.sh installs them"
+        return (
+            "no headers of ngtcp2, nghttp3, GnuTLS or OpenSSL: scripts/bootstrap.sh installs them"
+        )
     return ""
 
 
@@ -196,7 +203,7 @@ class Builder:
     def _link(self, target: Target, parts: list[Path]) -> Path:
         program = self._folder / target.name
         if not _is_newer(program, max(part.stat().st_mtime for part in parts)):
-            libraries = _NGTCP2 if target.is_quic else ()
+            libraries = target.libraries or (_NGTCP2 if target.is_quic else ())
             _must(["clang", _LINKED, *target.link, *parts, *libraries, "-o", program])
         return program
 

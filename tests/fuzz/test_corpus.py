@@ -29,6 +29,7 @@ RUNS = {
     "fifo": 40_000,
     "session": 20_000,
     "attached": 40_000,
+    "http3": 8_000,
     "stops": 60_000,
     "tokens": 8_000,
     "strangers": 4_000,
@@ -76,6 +77,12 @@ PLANTS = {
         "if (start + bytes > found->bytes)",
         "if (start > found->bytes)",
         "ERROR: AddressSanitizer: SEGV",
+    ),
+    "http3": Plant(
+        "http3/receive.c",
+        "c->has_held = c->is_after_identifier;",
+        "c->has_held = 0;",
+        "Assertion `len > 0' failed",
     ),
     "stops": Plant(
         "quic/frames.c",

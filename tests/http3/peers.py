@@ -36,14 +36,15 @@ Handler = Callable[[http3.Request], Awaitable[object]]
 Body = Callable[[], Coroutine[Any, Any, None]]
 
 
-def run(main: Body) -> None:
-    """Run a test in trio, on a clock that jumps."""
+def run(main: Body, *, patience_s: float = 0) -> None:
+    """Run a test in trio, on a clock that jumps when nothing has happened for so long: also while a
+    thread works, as for keys."""
 
     async def limited() -> None:
         with trio.fail_after(PATIENCE_S):
             await main()
 
-    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=patience_s))
 
 
 async def hello(request: http3.Request) -> None:

@@ -448,3 +448,25 @@ def test_each_breach_has_a_class_of_its_own() -> None:
         assert error.code == code
         assert code.name in str(error)
         assert "why" in str(error)
+
+
+@pytest.mark.parametrize("value", [b"\0", b"\n", b"\r", b"\x7f", b"a\0b", b"a\nb"])
+def test_values_with_control_characters(value: bytes) -> None:
+    """nghttp3 leaves such a field out, and aioquic resets the stream; a program never sees one."""
+    seen: list[bytes] = []
+
+    async def handler(request: Any) -> None:
+        seen.extend(value for _, value in request.headers)
+        await request.respond(200)
+
+    async def main() -> None:
+        async with raw_client(handler) as connection:
+            await greet(connection)
+            name = frame(0x01, section(REQUEST)[2:] + b"\x21a" + bytes([len(value)]) + value)
+            stream = await ask(connection, name)
+            with suppress(StreamResetError):
+                await stream.receive_some()
+            assert await is_alive(connection)
+
+    run(main)
+    assert not [byte for found in seen for byte in found if byte in b"\0\r\n"]

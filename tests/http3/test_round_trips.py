@@ -230,6 +230,10 @@ def test_a_handler_that_fails_is_answered_for(caplog: pytest.LogCaptureFixture) 
             await request.send_headers(200)
             await request.send_all(b"a part")
             await trio.sleep(1)
+        if request.path == b"/closed":
+            await request.aclose()
+        if request.path == b"/reset":
+            request.reset()
         if request.path != b"/nothing":
             raise KeyError("a bug")
 
@@ -242,8 +246,9 @@ def test_a_handler_that_fails_is_answered_for(caplog: pytest.LogCaptureFixture) 
                 with pytest.raises(StreamResetError) as caught:
                     await response.read()
                 assert caught.value.code == http3.ErrorCode.INTERNAL_ERROR
-            with pytest.raises(StreamResetError):
-                await client.request("GET", "/nothing")
+            for path in ("/nothing", "/closed", "/reset"):
+                with pytest.raises(StreamResetError):
+                    await client.request("GET", path)
             assert (await client.request("GET", "/early")).status == 500
 
     run(main)
@@ -296,6 +301,7 @@ def test_fields_that_http3_does_not_have() -> None:
                 [("Transfer-Encoding", "chunked")],
                 [(":path", "/other")],
                 [("a", "b\0c")],
+                [("a", "\n")],
                 [("a\0b", "c")],
                 [("a b", "c")],
                 [("a", "b\r\nc: d")],

@@ -181,7 +181,7 @@ def test_a_servers_iteration_ends_with_its_client() -> None:
 
 
 def test_names_of_servers() -> None:
-    from hoststack.http3.client import with_port
+    from hoststack.http3.about_client import with_port
 
     assert with_port("example.com") == "example.com:443"
     assert with_port("example.com:1") == "example.com:1"

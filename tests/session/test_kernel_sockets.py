@@ -503,6 +503,30 @@ def test_who_does_not_keep_up_has_no_new_peers(monkeypatch: pytest.MonkeyPatch) 
     play(script)
 
 
+def test_new_peers_leave_memory_to_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else uses it."""
+    used = 0
+    monkeypatch.setattr(Recorder, "fifo_bytes", property(lambda self: used))
+    monkeypatch.setattr(Recorder, "peer_fifo_bytes", property(lambda self: 2 * 65536))
+
+    async def script(worker: Worker, application: Recorder) -> None:
+        nonlocal used
+        application.max_fifo_bytes = 80 * 2 * 65536
+        application.request(replace(listen("udp"), config=UdpConfig(65536, 65536)))
+        where = (await application.hears(m.Listening)).local
+        refused = worker.layer.sessions.refused
+        with ExitStack() as undo:
+            peer = Peer(undo, where)
+            used = 50 * 2 * 65536
+            peer.send()
+            await until(lambda: refused["udp_peers"] == 1)
+            used = 48 * 2 * 65536
+            peer.send()
+            await until(lambda: peers_of(worker) == {peer.address})
+
+    play(script)
+
+
 @pytest.fixture
 def few_files() -> Iterator[int]:
     """Some more open files than there are, and no more."""

@@ -295,6 +295,20 @@ def test_loading_a_key_is_charged() -> None:
     beside(HeldUp, main)
 
 
+def test_few_notices_of_new_udp_peers_are_in_front_of_others() -> None:
+    async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
+        del held
+        sent = 0
+        while not application.is_behind:
+            application.notify(m.SendFinished(sent))
+            sent += 1
+        assert sent < 1000
+        await answers(other, sent)
+        assert not application.is_behind
+
+    beside(HeldUp, main)
+
+
 def test_an_application_that_leaves_leaves_no_key_behind() -> None:
     async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
         other.request(listen(1))

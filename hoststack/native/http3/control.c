@@ -23,6 +23,14 @@ enum {
 
 enum { BLOCKED_STREAMS = 0x07 }; /* a setting: RFC 9204 section 5 */
 
+int hs_http3_is_value(const uint8_t *value, size_t bytes)
+{
+	/* nghttp3 1.8 takes any single byte but a space. */
+	if (bytes == 1)
+		return *value > 0x20 && *value != 0x7f;
+	return nghttp3_check_header_value(value, bytes);
+}
+
 /* Read a byte of a variable-length integer; returns whether it was the last (RFC 9000 section 16). */
 static int read_number(struct hs_http3_control *c, uint8_t byte)
 {

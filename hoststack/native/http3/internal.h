@@ -5,7 +5,7 @@
  *   http3/connection.c  a connection: its beginning, its streams, its end
  *   http3/receive.c     what streams have, to nghttp3
  *   http3/send.c        what nghttp3 has, to streams
- *   http3/control.c     what nghttp3 does not check on the peer's control stream
+ *   http3/control.c     what nghttp3 does not check: the peer's control stream, short values
  *   http3/streams.c     the table of streams
  *   http3/events.c      what was received, and why the connection has to be closed
  *
@@ -83,6 +83,7 @@ struct hs_http3 {
 	const char *error_text;
 	uint64_t error_code;
 	uint8_t has_failed, are_events_taken, is_bound, has_control, has_noticed, is_shut_down;
+	uint8_t has_skipped; /* nghttp3 asked for content of a stream that has none */
 	uint8_t room[1 + HS_HTTP3_ROOM_BYTES]; /* the first is for a byte that was held */
 };
 
@@ -111,5 +112,7 @@ void hs_http3_set_receive_callbacks(nghttp3_callbacks *callbacks);
  * know. Returns 0, or HS_HTTP3_FAILED. */
 int hs_http3_check_control(struct hs_http3 *h, struct hs_http3_control *control, uint8_t *data,
 			   size_t bytes);
+/* Whether a field may have this value (RFC 9110 section 5.5). */
+int hs_http3_is_value(const uint8_t *value, size_t bytes);
 
 #endif

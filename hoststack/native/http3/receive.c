@@ -64,8 +64,8 @@ static int on_field(nghttp3_conn *conn, int64_t id, int32_t token, nghttp3_rcbuf
 	(void)token;
 	(void)flags;
 	(void)stream_user;
-	if (!s || s->is_too_large)
-		return 0;
+	if (!s || s->is_too_large || !hs_http3_is_value(text[1].base, text[1].len))
+		return 0; /* as nghttp3 leaves out what is longer */
 	s->section_cost += text[0].len + text[1].len + FIELD_BYTES;
 	if (s->section_cost > h->config.max_section_bytes || s->fields >= h->config.max_fields) {
 		s->is_too_large = 1;

@@ -17,12 +17,15 @@ enum {
 static nghttp3_ssize read_body(nghttp3_conn *conn, int64_t id, nghttp3_vec *out, size_t room,
 			       uint32_t *flags, void *user, void *stream_user)
 {
-	struct hs_http3_stream *s = hs_http3_find(user, id);
+	struct hs_http3 *h = user;
+	struct hs_http3_stream *s = hs_http3_find(h, id);
 	(void)conn;
 	(void)room;
 	(void)stream_user;
-	if (!s || s->is_abandoned || (!s->body_bytes && !s->is_ended))
+	if (!s || s->is_abandoned || (!s->body_bytes && !s->is_ended)) {
+		h->has_skipped = 1;
 		return NGHTTP3_ERR_WOULDBLOCK;
+	}
 	if (s->is_ended) {
 		*flags |= NGHTTP3_DATA_FLAG_EOF;
 		if (s->has_trailers)
@@ -39,7 +42,24 @@ static nghttp3_ssize read_body(nghttp3_conn *conn, int64_t id, nghttp3_vec *out,
 static int is_valid(const nghttp3_nv *field)
 {
 	return nghttp3_check_header_name(field->name, field->namelen) &&
-	       nghttp3_check_header_value(field->value, field->valuelen);
+	       hs_http3_is_value(field->value, field->valuelen);
+}
+
+/* Fields whose values are other ones each time, or secret: QPACK's table is of no use to them. */
+static const char *const CHANGING[] = {
+	":path",	 "age",		      "authorization", "content-length", "cookie",
+	"etag",		 "if-modified-since", "if-none-match", "location",	 "proxy-authorization",
+	"set-cookie",
+};
+
+static uint8_t flags_of(const nghttp3_nv *field)
+{
+	for (size_t i = 0; i < sizeof(CHANGING) / sizeof(CHANGING[0]); i++) {
+		if (strlen(CHANGING[i]) == field->namelen &&
+		    !memcmp(CHANGING[i], field->name, field->namelen))
+			return NGHTTP3_NV_FLAG_NONE;
+	}
+	return NGHTTP3_NV_FLAG_TRY_INDEX;
 }
 
 /* Point `out` to the fields of a text: name NUL value NUL ... Returns 0 or HS_HTTP3_INVALID. */
@@ -63,6 +83,7 @@ static int split(const uint8_t *text, size_t bytes, uint32_t fields, nghttp3_nv 
 		} else {
 			*field = (nghttp3_nv){ .name = (uint8_t *)at,
 					       .namelen = (size_t)(stop - at) };
+			field->flags = flags_of(field);
 		}
 		at = stop < end ? stop + 1 : end;
 	}
@@ -253,11 +274,12 @@ static int write_next(struct hs_http3 *h, struct writing *w)
 	nghttp3_vec vec[VECTORS];
 	int64_t id = -1;
 	int fin = 0;
+	h->has_skipped = 0;
 	nghttp3_ssize count = nghttp3_conn_writev_stream(h->conn, &id, &fin, vec, VECTORS);
 	if (count < 0)
 		return hs_http3_fail_as(h, count);
-	if (id < 0)
-		return 0;
+	if (id < 0) /* a stream without content hides those after it */
+		return h->has_skipped;
 	struct hs_http3_stream *s = hs_http3_find(h, id);
 	if (!s || s->is_abandoned) {
 		/* nghttp3 schedules it again when its priority changes. */

@@ -34,10 +34,17 @@ class UdpPeers:
     def may_add(application: Application, block_bytes: int) -> bool:
         """Return whether the application keeps up: it has read most notices about peers, and
         released most FIFOs of closed ones. `block_bytes` is the memory of an endpoint's two
-        FIFOs."""
+        FIFOs.
+
+        Three eighths of the memory are left to others: in the last quarter, connections that have
+        streams get no further ones (boundary/shares.py).
+        """
         most_bytes, held = application.max_fifo_bytes, application.peer_fifo_bytes
-        has_room = most_bytes is None or not held or held + block_bytes <= most_bytes // 2
-        return has_room and not application.is_behind
+        if most_bytes is not None and held:
+            used = application.fifo_bytes + block_bytes
+            if held + block_bytes > most_bytes // 2 or used > most_bytes * 5 // 8:
+                return False
+        return not application.is_behind
 
     def whose_place(self, application: Application, block_bytes: int) -> UdpConnection | None:
         """Return the endpoint that a new one with FIFOs of this memory replaces; None if there
