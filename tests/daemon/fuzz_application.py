@@ -122,7 +122,7 @@ class Worker:
     def room(self) -> int:
         """How many commands fit."""
         pushed, popped = struct.unpack_from("<Q56xQ", self.rings)
-        return max(0, RING_ENTRIES - pushed + popped)
+        return int(max(0, RING_ENTRIES - pushed + popped))
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it has been woken, and not looked yet

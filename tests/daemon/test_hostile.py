@@ -22,7 +22,7 @@ from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.codec import FifosReleased, encode
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.remote_application import Limits, RemoteApplication
-from hoststack.boundary.rings import RING_ENTRIES
+from hoststack.boundary.rings import RING_ENTRIES, Rings
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo
@@ -222,10 +222,15 @@ def test_what_is_about_nothing_of_its_own_is_refused_or_nothing(
     beside_the_streams_of_another(send)
 
 
+def rings_of(worker: AttachedWorker) -> Rings:
+    assert worker.rings is not None
+    return worker.rings
+
+
 @pytest.mark.parametrize("kind", range(10))
 def test_commands_about_nothing_of_its_own_come_to_nothing(kind: int) -> None:
     def write(other_end: AttachedWorker, handles: list[int]) -> None:
-        ring = EventRing(RING_ENTRIES, other_end.rings.memory)
+        ring = EventRing(RING_ENTRIES, rings_of(other_end).memory)
         for handle in (*handles, *range(100), 1 << 32, (1 << 64) - 1):
             for arg in range(2):
                 assert ring.push(handle, kind, arg, (7,))
@@ -265,7 +270,7 @@ def test_a_code_that_can_not_be_ends_its_application_alone() -> None:
         with raw_application(client) as (application, other_end):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(application.run)
-                ring = EventRing(RING_ENTRIES, other_end.rings.memory)
+                ring = EventRing(RING_ENTRIES, rings_of(other_end).memory)
                 assert ring.push(7, lib.HS_COMMAND_RESET, 0, (1 << 62,))
                 other_end._wakes_worker.ring()
         assert application.gone == "it sent invalid data: a command with a code of 2**62 or more"
