@@ -50,7 +50,7 @@ from hoststack.session.session import (
     SessionState,
     SessionTable,
 )
-from hoststack.session.slow_lane import SlowLane
+from hoststack.session.slow_lane import SlowLane, charging
 from hoststack.session.streams import Streams
 from hoststack.transport.local.cut_through import CutConnection, CutThrough, is_cut
 from hoststack.transport.local.ports import LocalPorts
@@ -236,12 +236,19 @@ class SessionLayer:
                 continue
             commands, is_due = application.take_commands()
             self._is_engine_due |= is_due
-            for handle, command, argument, token in commands:
-                try:
-                    self._on_command(application, handle, command, argument, token)
-                except Exception as error:
-                    application.on_fault(error)
+            if commands:
+                with charging(application.account):
+                    self._on_commands(application, commands)
         self._slow_lane.run(self.applications)
+
+    def _on_commands(
+        self, application: Application, commands: Sequence[tuple[int, int, int, int]]
+    ) -> None:
+        for handle, command, argument, token in commands:
+            try:
+                self._on_command(application, handle, command, argument, token)
+            except Exception as error:
+                application.on_fault(error)
 
     def _handle(self, application: Application, request: m.Request | Loaded) -> None:
         try:

