@@ -74,9 +74,9 @@ PLANTS = {
     ),
     "attached": Plant(
         "session/attached.c",
-        "if (start + bytes > found->bytes)",
-        "if (start > found->bytes)",
-        "ERROR: AddressSanitizer: SEGV",
+        "if (hs_table_get(ends, end->handle) == end)",
+        "if (end->is_forgotten)",
+        "ERROR: AddressSanitizer: heap-use-after-free",
     ),
     "http3": Plant(
         "http3/receive.c",
