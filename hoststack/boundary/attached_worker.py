@@ -125,6 +125,12 @@ class AttachedWorker(Application):
         self._released = _Released()
         this = weakref.ref(self)  # a reference cycle would hold its memory
         self._released.on_first = lambda: _tell_soon(this())
+
+        def drop_end(end: Any) -> None:
+            if lib.hs_end_drop(end):
+                _tell_soon(this())
+
+        self._drop_end = drop_end
         self._fifos = SharedFifos(self._released.add)
         self.call_soon: Callable[[Callable[[], None]], object] | None = None
         """Calls a function soon, from any thread, in the thread of the program's loop."""
@@ -265,13 +271,7 @@ class AttachedWorker(Application):
 
     def hold_end(self, handle: int, end: Any) -> Any:
         """Own a stream's struct hs_end; when the result is collected, the worker is told."""
-        this = weakref.ref(self)
-
-        def drop(end: Any) -> None:
-            if lib.hs_end_drop(end):
-                _tell_soon(this())
-
-        return ffi.gc(end, drop)
+        return ffi.gc(end, self._drop_end)
 
     def take_opened(self) -> list[Opened]:
         """Return the streams opened since the last call."""

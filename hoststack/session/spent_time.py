@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-#: What one call counts for at most: whoever asked is not to blame for a supervisor that hangs.
+#: What one call counts for at most: the one who asked is not to blame for a supervisor that hangs.
 _MOST_BLOCKED_S: Final = 20e-3
 
 _blocked_s = 0.0

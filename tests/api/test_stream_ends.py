@@ -65,7 +65,7 @@ def after_each_act(stream: Stream, deed: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("transport", ["quic"], indirect=True)
 def test_an_end_that_comes_with_what_is_sent_is_heard(make_pair: MakePair) -> None:
-    """Telling the worker may have its turn at once, and that may find that the peer reads no
+    """The worker may run at once when it is told, and may find that the peer reads no
     more: the rest, for which there is no room, must not wait for a wake-up that was before it."""
 
     async def main() -> None:

@@ -272,7 +272,7 @@ def test_a_request_without_anything() -> None:
 
 
 def test_reserved_frames_settings_and_streams_are_ignored() -> None:
-    """RFC 9114 section 9: whoever sends them tests that."""
+    """RFC 9114 section 9: a peer that sends them tests that."""
 
     async def main() -> None:
         async with raw_client() as connection:

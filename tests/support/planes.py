@@ -55,7 +55,7 @@ class Transport:
         self.verbs = int(ffi.cast("uintptr_t", self._verbs))
 
     def _note(self, name: str, stream: Any, *more: int) -> int:
-        """Note a call; the peer should hear of what is credited."""
+        """Note a call; the peer should be told what is credited."""
         number = () if stream is None else (int(ffi.cast("uintptr_t", stream)),)
         self.done.append((name, *number, *more))
         return 1
