@@ -59,7 +59,7 @@ class Datagrams:
         with breaks_if_corrupt("connection"):
             while not self._write(message):
                 has_slept |= await self._wait_for_room(len(message))
-        if not has_slept:
+        if not has_slept and self._router.must_yield(len(message)):
             await self._router.shielded_checkpoint()
 
     def _write(self, message: memoryview) -> bool:
@@ -97,7 +97,7 @@ class Datagrams:
         has_slept = False
         while (message := self.take()) is None:
             has_slept |= await self.wait()
-        if not has_slept:
+        if not has_slept and self._router.must_yield(len(message)):
             await self._router.shielded_checkpoint()
         return message
 

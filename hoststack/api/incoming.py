@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from hoststack.api.router import Router
 
 T_co = TypeVar("T_co", covariant=True)
-
-#: Most items that are there already and are taken without a trip through the scheduler. A turn
-#: often brings many streams: with a trip for each, their tasks would run one by one.
-_IN_A_ROW: Final = 32
 
 
 class Incoming(trio.abc.ReceiveChannel[T_co], Generic[T_co]):
@@ -41,21 +37,18 @@ class Incoming(trio.abc.ReceiveChannel[T_co], Generic[T_co]):
         self._wait = wait
         self._wake = wake
         self._is_closed = False
-        self._in_a_row = 0
 
     async def receive(self) -> T_co:
         """Return the next one.
 
         Raises trio.EndOfChannel when the connection was closed with code 0 by either side,
         ConnectionClosedError when it ended in another way, and trio.ClosedResourceError after
-        `aclose`. Several tasks may receive: each item goes to one of them. Each call is a
-        cancellation point; of items that are there already, every 32nd is a schedule point.
+        `aclose`. Several tasks may receive: each item goes to one of them.
         """
-        if self._in_a_row % _IN_A_ROW:
-            await self._router.checkpoint_if_cancelled()
-        else:
+        if self._router.must_yield():
             await self._router.checkpoint()
-        self._in_a_row += 1
+        else:
+            await self._router.checkpoint_if_cancelled()
         try:
             while not self._is_closed:
                 item = self._take()

@@ -9,7 +9,7 @@ import errno
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.application import ApplicationSide
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 #: Up to so many bytes are copied once more rather than looked at in two calls.
 FEW_BYTES: Final = 8192
+#: Of an operation that need not wait; so many count as one operation more.
+_BYTES_OF_A_CALL: Final = 1024
 #: Wake-ups that are taken with one call.
 _WAKES: Final = 256
 _ENDED: Final = "the stack has ended"
@@ -98,12 +100,16 @@ class _Call:
 class Router(ABC):
     """The objects of one application by handle, and its pending calls by token."""
 
+    calls_in_a_row: ClassVar[int] = 32
+    """Operations that need not wait, before one lets other tasks run."""
+
     def __init__(self, application: ApplicationSide, kinds: Kinds) -> None:
         self._application = application
         self._kinds = kinds
         self._tokens = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._is_ended = False
+        self._calls_left = 0
         self._listeners: dict[int, ListenerHere] = {}
         self._connections: dict[int, ConnectionHere] = {}
         self._listens = 0
@@ -142,6 +148,15 @@ class Router(ABC):
             m.Closed: self._on_closed,
         }
         application.wake_application = self._collect
+
+    def must_yield(self, size_bytes: int = 0) -> bool:
+        """Return whether an operation that need not wait lets other tasks run: a trip through the
+        scheduler costs more than a small one."""
+        self._calls_left -= 1 + size_bytes // _BYTES_OF_A_CALL
+        if self._calls_left > 0:
+            return False
+        self._calls_left = self.calls_in_a_row
+        return True
 
     # --- out ---
 
@@ -286,7 +301,7 @@ class Router(ABC):
         opened = None
         if not waiting:
             opened = self._open_here(connection, unidirectional)
-            if opened is not None:
+            if opened is not None and self.must_yield():
                 await self.shielded_checkpoint()
         while opened is None:
             await waiting.park()

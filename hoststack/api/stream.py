@@ -1,6 +1,7 @@
 """Streams of a connection, as trio streams.
 
-An operation is a call in C (native/session/end.h), and a checkpoint.
+An operation is a call in C (native/session/end.h), and a cancellation point. It is a schedule
+point too if it waits; of those that need not wait, `Router.must_yield` chooses some.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class StreamBase(AboutStream, trio.abc.AsyncResource):
             self._close(aborts=True)
             raise
         self._close()
-        await cancel_shielded_checkpoint()
+        if self._router.must_yield():
+            await cancel_shielded_checkpoint()
 
 
 class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
@@ -99,7 +101,8 @@ class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
                     self._router.act(result >> HINTS)
             elif await self._send_rest(memoryview(data)[taken:], result):
                 return
-            await cancel_shielded_checkpoint()
+            if self._router.must_yield(len(data)):
+                await cancel_shielded_checkpoint()
         finally:
             self._is_sending = False
 
@@ -135,7 +138,8 @@ class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
                 await self._router.sleep(self._handle << 2 | FOR_ROOM)
             if room < 0:
                 raise self._sending_error(room)
-            await cancel_shielded_checkpoint()
+            if self._router.must_yield():
+                await cancel_shielded_checkpoint()
         finally:
             self._is_sending = False
 
@@ -147,7 +151,9 @@ class SendStream(AboutSending, StreamBase, trio.abc.SendStream):
         """
         if self._is_sending:
             raise _busy("sending on")
-        await trio.lowlevel.checkpoint()
+        await checkpoint_if_cancelled()
+        if self._router.must_yield():
+            await cancel_shielded_checkpoint()
         result = lib.hs_end_finish(self._end)
         if result == CUT:
             self.reset(ABORTED_CODE)
@@ -187,7 +193,7 @@ class ReceiveStream(AboutReceiving, StreamBase, trio.abc.ReceiveStream):
                 if not self._router.has_turned():
                     await self._router.sleep(self._handle << 2 | FOR_BYTES)
                     has_slept = True
-            if not has_slept:
+            if not has_slept and self._router.must_yield(len(data)):
                 await cancel_shielded_checkpoint()
             return data
         finally:
@@ -209,7 +215,7 @@ class ReceiveStream(AboutReceiving, StreamBase, trio.abc.ReceiveStream):
                 if not self._router.has_turned():
                     await self._router.sleep(self._handle << 2 | FOR_BYTES)
                     has_slept = True
-            if not has_slept:
+            if not has_slept and self._router.must_yield(max(0, result & BYTES)):
                 await cancel_shielded_checkpoint()
             if result < 0:
                 raise self._receiving_error(result)

@@ -26,9 +26,6 @@ _MAX_OTHER_STREAMS: Final = 64
 _SETTING_CONNECT_PROTOCOL: Final = 0x08
 _SETTING_DATAGRAM: Final = 0x33
 _NGHTTP3: Final = "hoststack.native.http3._http3"
-#: Calls in a row that need not wait, and return without a trip through the scheduler: a turn of the
-#: engine brings many requests, and sends many responses at once.
-_IN_A_ROW: Final = 32
 _CLEAN_CODES: Final = (0, ErrorCode.NO_ERROR)
 
 #: What ends a connection or a stream, in every loop.
@@ -72,7 +69,6 @@ class AboutHttp3Connection:
         self._streams: dict[int, Any] = {}
         self._exchanges: dict[int, Exchange] = {}
         self._other_streams = 0
-        self._calls = 0
         self._settings: dict[int, int] | None = None
         self._goaway: int | None = None
         """Identifier of the last GOAWAY from the peer."""
@@ -97,8 +93,7 @@ class AboutHttp3Connection:
 
     async def _checkpoint(self) -> None:
         """Let other tasks run, in one of many calls."""
-        self._calls += 1
-        if self._calls % _IN_A_ROW == 0:
+        if self._router.must_yield():
             await self._router.shielded_checkpoint()
 
     # --- what the peer opens ---

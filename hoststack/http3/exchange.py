@@ -24,8 +24,8 @@ class Exchange:
     """Base of requests and responses: content in both directions, trailers, the end.
 
     One task may receive while another one sends. Close it when done: `aclose`, or the end of an
-    `async with` block. Each call is a cancellation point; of a connection's calls that need not
-    wait, every 32nd is a schedule point.
+    `async with` block. Each call is a cancellation point; those that need not wait are
+    schedule points as a stream's are (docs/decisions/schedule-points.md).
     """
 
     #: The code for what this side did not send to its end.

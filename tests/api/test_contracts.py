@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from hoststack import Stream
+from hoststack.api.router import Router
 from tests.api.conftest import SMALL, MakePair, Pair, first_stream, run
 
 
@@ -36,7 +37,10 @@ class _Makers:
 
 
 @pytest.mark.parametrize("impaired", [False, True], ids=["clean", "lossy"])
-def test_half_closeable_stream(make_pair: MakePair, impaired: bool) -> None:
+def test_half_closeable_stream(
+    make_pair: MakePair, impaired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Router, "calls_in_a_row", 1)
     options = {"loss": 0.05, "reorder": 0.05, "seed": 1} if impaired else {}
 
     async def main() -> None:

@@ -30,6 +30,7 @@ from hoststack import (
     UdpConfig,
 )
 from hoststack.api import racing
+from hoststack.api.router import Router
 from tests.api.conftest import first_stream
 from tests.support.attached import attached
 
@@ -114,7 +115,8 @@ def test_a_transfer_both_ways(on_stack: OnStack, host: str) -> None:
     on_stack(main)
 
 
-def test_half_closeable_stream(on_stack: OnStack) -> None:
+def test_half_closeable_stream(on_stack: OnStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Router, "calls_in_a_row", 1)
     config = TcpConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096)
 
     async def main(stack: Stack) -> None:

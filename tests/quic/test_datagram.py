@@ -14,6 +14,7 @@ from aioquic.quic.events import DatagramFrameReceived
 
 import hoststack
 from hoststack import Connection, ConnectionClosedError, QuicConfig, SessionCache
+from hoststack.api.router import Router
 from hoststack.link.base import Path
 from hoststack.link.memory import MemoryNetwork
 from hoststack.worker import engines
@@ -223,7 +224,9 @@ def test_streams_and_datagrams_share_the_path() -> None:
     run(main)
 
 
-def test_checkpoints_and_cancellation() -> None:
+def test_checkpoints_and_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Router, "calls_in_a_row", 1)
+
     async def main() -> None:
         async with meeting(MemoryNetwork(), CONFIG) as (_, _, accepted, connected):
             with trio.testing.assert_checkpoints():
