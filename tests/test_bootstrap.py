@@ -104,7 +104,7 @@ def install(folder: Path, purpose: str = "run", **settings: str) -> Done:
 
 
 #: What only the tests take.
-TESTS_ONLY = {"vagrant", "caddy", "libclang-rt-dev", "python3-bpfcc"}
+TESTS_ONLY = {"vagrant", "caddy", "chromium-headless-shell", "libclang-rt-dev", "python3-bpfcc"}
 
 
 def test_running_takes_less_than_the_tests(tmp_path: Path) -> None:
