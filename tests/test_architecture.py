@@ -68,6 +68,7 @@ FLOORS = (
         "the debug CLI: its grammar, its commands in a worker, the control socket; VCL, the "
         "blocking API; HTTP/3, for trio and for asyncio",
     ),
+    Floor(("hoststack/asgi",), "ASGI applications over HTTP/3, for asyncio and for trio"),
     Floor(
         ("hoststack/daemon", "apps"),
         "supervisor and worker processes; programs on the public API: `quic_echo`, the demo",
@@ -79,7 +80,10 @@ LINK_SEAM = ("hoststack.link.base", "hoststack.link.zones")
 #: The first floor that chooses a link.
 CHOOSES_LINK = "hoststack/worker"
 #: What applications import.
-PUBLIC = ("hoststack", "hoststack.aio", "hoststack.http3", "hoststack.http3.aio", "hoststack.vcl")
+PUBLIC = (
+    *("hoststack", "hoststack.aio", "hoststack.asgi", "hoststack.asgi.trio"),
+    *("hoststack.http3", "hoststack.http3.aio", "hoststack.vcl"),
+)
 
 
 def modules() -> list[Path]:

@@ -122,7 +122,7 @@ class AboutClientConnection(AboutHttp3Connection):
                 self._spawn(self._send_body, response, body)
             await response.wait_headers()
         except BaseException:
-            response._close()
+            response.close()
             raise
         return response
 
@@ -176,7 +176,7 @@ class AboutClientConnection(AboutHttp3Connection):
             self._layer.add(stream)
             await response._send_section(Section.REQUEST, fields, is_last=is_last)
         except BaseException:
-            response._close()
+            response.close()
             raise
         return response
 

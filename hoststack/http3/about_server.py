@@ -132,10 +132,12 @@ class Request(Exchange):
         # RFC 9114 section 4.1: the response does not need the rest of the request.
         return ErrorCode.NO_ERROR if self.is_answered else self._abort_code
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if not self._is_closed:
             self._http._count(self)
-        super()._close()
+        super().close()
+
+    close.__doc__ = Exchange.close.__doc__
 
 
 Handler = Callable[[Request], Awaitable[object]]
@@ -230,7 +232,7 @@ class AboutServerConnection(AboutHttp3Connection):
         if isinstance(error, MessageError) and error.status == 431:
             self._spawn(self._answer_quietly, request, 431)
         else:
-            request._close()
+            request.close()
 
     async def _answer_quietly(self, request: Request, status: int) -> None:
         """Answer a request that the program does not get."""

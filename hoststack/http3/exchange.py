@@ -62,6 +62,21 @@ class Exchange:
         """The QUIC connection."""
         return self._http.connection
 
+    @property
+    def has_content(self) -> bool:
+        """Some of the peer's content has arrived."""
+        return self._received_bytes > 0
+
+    @property
+    def is_received(self) -> bool:
+        """The peer's message has ended, and all of its content was received."""
+        return self._has_all and not self._chunks
+
+    @property
+    def is_sent(self) -> bool:
+        """The end of this side's message was sent, or it was reset."""
+        return self._has_sent_end
+
     # --- receiving ---
 
     async def receive_some(self, max_bytes: int = CHUNK_BYTES) -> bytes:
@@ -284,7 +299,7 @@ class Exchange:
 
     async def aclose(self) -> None:
         """Finish. What was not sent to its end is reset, what was not received is stopped."""
-        self._close()
+        self.close()
         await self._http._checkpoint()
 
     async def __aenter__(self) -> Self:
@@ -296,10 +311,11 @@ class Exchange:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close()
+        self.close()
         await self._http._checkpoint()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Finish as `aclose` does, without a checkpoint."""
         if self._is_closed:
             return
         if not self._has_sent_end or self._is_full:

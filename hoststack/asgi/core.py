@@ -1,0 +1,177 @@
+"""What servers of ASGI applications do in every loop."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+from hoststack.api.router import Lot
+from hoststack.asgi.access_log import AccessLog, Entry
+from hoststack.asgi.config import AsgiConfig
+from hoststack.asgi.exchange import Exchange
+from hoststack.asgi.http import HttpExchange
+from hoststack.asgi.loading import Application, checked
+from hoststack.asgi.scopes import BadRequestError, Peer
+from hoststack.http3.about_server import Request
+from hoststack.http3.fields import to_fields
+
+logger = logging.getLogger("hoststack.asgi")
+
+_WEBSOCKET: Final = b"websocket"
+_CONNECT: Final = b"CONNECT"
+_BAD_REQUEST: Final = 400
+_NOT_IMPLEMENTED: Final = 501
+_SERVER_ERROR: Final = 500
+
+
+class Statistics:
+    """What a server has done so far."""
+
+    __slots__ = ("body_bytes", "connections", "errors", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        """That are over."""
+        self.errors = 0
+        """Of those, answered with a status of 500 or more."""
+        self.body_bytes = 0
+        """Of responses' content, sent."""
+        self.connections = 0
+        """That were accepted."""
+
+
+class Core(ABC):
+    """An application, with what its requests share."""
+
+    def __init__(
+        self,
+        application: Application,
+        config: AsgiConfig | None = None,
+        *,
+        access_log: AccessLog | None = None,
+    ) -> None:
+        """Raises ApplicationError if that is no ASGI application."""
+        self.application = checked(application, "the application")
+        self.config = config or AsgiConfig()
+        self.access_log = access_log
+        self.statistics = Statistics()
+        self.state: dict[str, Any] = {}
+        """What the application put into its lifespan's state: each scope gets a copy."""
+        self.default_fields = to_fields(self.config.headers)
+        self.has_date = self.config.date_header
+        self.running: dict[Exchange, None] = {}
+        """Calls of the application, the oldest first."""
+
+        self._idle = self.new_lot()
+        self._websocket = _websocket_exchange()
+
+    @abstractmethod
+    def new_event(self) -> Any:
+        """Return an event of the loop."""
+
+    @abstractmethod
+    def new_lot(self) -> Lot:
+        """Return a parking lot of the loop."""
+
+    @abstractmethod
+    def spawn(self, function: Callable[[], Any]) -> object:
+        """Run an asynchronous function in a task, which ends with the server at the latest."""
+
+    @abstractmethod
+    async def _call(self, exchange: Exchange, scope: dict[str, Any]) -> None:
+        """Call the application. Raises what it raises; if the exchange has expired, nothing."""
+
+    async def handle(self, peer: Peer, request: Request) -> None:
+        """Have the application answer a request. Raises only what ends the whole program."""
+        if request.method == _CONNECT:
+            make = self._websocket if request.protocol == _WEBSOCKET else None
+            if make is None:  # RFC 9220 section 3
+                exchange: Exchange = HttpExchange(self, peer, request)
+                await exchange.answer(_NOT_IMPLEMENTED, "this server has no such CONNECT")
+                exchange.close()
+                return
+            exchange = make(self, peer, request)
+        else:
+            exchange = HttpExchange(self, peer, request)
+        self.running[exchange] = None
+        try:
+            scope = exchange.make_scope()
+            await self._call(exchange, scope)
+        except BadRequestError as error:
+            await exchange.answer(_BAD_REQUEST, str(error))
+        except (Exception, SystemExit) as error:
+            await exchange.on_failed(error)
+        else:
+            if exchange.is_expired:
+                await exchange.on_expired()
+            elif not exchange.is_complete:
+                await exchange.on_returned()
+        finally:
+            del self.running[exchange]
+            exchange.close()
+            if not self.running:
+                self._idle.unpark_all()
+
+    def expire(self) -> None:
+        """Cancel calls whose response has not begun in time."""
+        if self.config.answer_seconds is None:
+            return
+        latest = monotonic() - self.config.answer_seconds
+        for exchange in list(self.running):
+            if exchange.began > latest:
+                break
+            if exchange.is_waiting and not exchange.is_expired:
+                exchange.is_expired = True
+                if exchange.cancel is not None:
+                    exchange.cancel()
+
+    async def _until_idle(self) -> None:
+        while self.running:
+            await self._idle.park()
+
+    def _report_cut_off(self) -> None:
+        logger.warning(
+            "%d requests were not over within %g s, and are cut off",
+            len(self.running),
+            self.config.drain_seconds,
+        )
+
+    def on_request_over(self, exchange: Exchange) -> None:
+        """Count a request, and add its line to the access log."""
+        statistics = self.statistics
+        statistics.requests += 1
+        statistics.body_bytes += exchange.sent_bytes
+        if exchange.status >= _SERVER_ERROR:
+            statistics.errors += 1
+        if self.access_log is None:
+            return
+        request, peer = exchange.request, exchange.peer
+        headers = request.headers
+        if request.authority is not None:
+            headers = [(b"host", request.authority), *headers]
+        self.access_log.add(
+            Entry(
+                peer.connection.remote[0],
+                request.method.decode("latin-1"),
+                request.path or request.authority or b"-",
+                "HTTP/3",
+                exchange.status,
+                exchange.sent_bytes,
+                monotonic() - exchange.began,
+                headers,
+                peer.request_id(request),
+            )
+        )
+
+
+def _websocket_exchange() -> Callable[..., Exchange] | None:
+    """Return what serves WebSockets; None where wsproto is not installed."""
+    if importlib.util.find_spec("wsproto") is None:
+        return None
+    from hoststack.asgi.websocket import WebSocketExchange
+
+    return WebSocketExchange

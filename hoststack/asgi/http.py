@@ -1,0 +1,248 @@
+"""An HTTP request, between its stream and the application."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hoststack.asgi.exchange import GONE, DisconnectedError, Exchange, logger
+from hoststack.asgi.file_parts import CHUNK_BYTES, Part, open_path, parts_of
+from hoststack.http3.errors import MessageError
+from hoststack.http3.fields import Fields, get
+from hoststack.text import printable
+
+# States of a response.
+_WAITING: Final = 0  #: for http.response.start
+_HELD: Final = 1  #: the start, until there is content
+_SENDING: Final = 2
+_TRAILING: Final = 3  #: the content is over, trailers follow
+_COMPLETE: Final = 4
+_NEXT: Final = (
+    "http.response.start comes first",
+    "http.response.body comes next",
+    "http.response.body comes next, with more_body false at the end",
+    "http.response.trailers comes next",
+    "the response is complete, and nothing comes after it",
+)
+
+_WITHOUT_CONTENT: Final = frozenset((204, 304))
+
+
+class HttpExchange(Exchange):
+    """One call of the application for an HTTP request."""
+
+    _state = _WAITING
+    _fields: Fields
+    _left: int | None = None
+    """Content that the announced length still allows."""
+    _is_bare = False
+    """The response has no content: to HEAD, or by its status."""
+    _has_trailers = False
+    _has_body_end = False
+    """The application has received all content."""
+    _has_continued = False
+    """100 was sent."""
+    _trailers: Fields = []  # noqa: RUF012 (never changed in place)
+
+    def make_scope(self) -> dict[str, Any]:
+        return self.peer.scope(self.request, self.core.state)
+
+    # --- receiving ---
+
+    async def receive(self) -> dict[str, Any]:
+        request = self.request
+        if self._state == _COMPLETE or self.is_gone:
+            return {"type": "http.disconnect"}
+        if self._has_body_end:
+            await self._wait_gone()
+            return {"type": "http.disconnect"}
+        if request.is_received:
+            self._has_body_end = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        try:
+            await self._continue_if_expected()
+            chunk = await request.receive_some()
+        except MessageError as error:
+            await self._refuse(error.status)
+        except GONE as error:
+            self._on_gone(error)
+        else:
+            self._has_body_end = request.is_received
+            return {"type": "http.request", "body": chunk, "more_body": not self._has_body_end}
+        return {"type": "http.disconnect"}
+
+    async def _continue_if_expected(self) -> None:
+        """Ask for the content that the client holds back (RFC 9110 section 10.1.1)."""
+        request = self.request
+        if (
+            get(request.headers, b"expect") == b"100-continue"
+            and not self._has_continued
+            and not request.has_content
+            and not request.is_answered
+        ):
+            self._has_continued = True
+            await request.inform(100)
+
+    async def _wait_gone(self) -> None:
+        await self.request.wait_gone()
+        if self._state != _COMPLETE:
+            self.is_gone = True
+
+    # --- sending ---
+
+    async def send(self, message: Any) -> None:
+        kind = self._kind_of(message)
+        if self.is_gone:
+            raise DisconnectedError
+        state = self._state
+        try:
+            if kind == "http.response.body" and _HELD <= state <= _SENDING:
+                await self._send_body(message)
+            elif kind == "http.response.start" and state == _WAITING:
+                self._start(message)
+            elif kind == "http.response.trailers" and state == _TRAILING:
+                await self._send_trailers(message)
+            elif kind == "http.response.early_hint" and state <= _HELD:
+                links = [(b"link", bytes(link)) for link in message.get("links", ())]
+                await self.request.inform(103, links)
+            elif kind == "http.response.pathsend" and state == _HELD:
+                await self._send_path(message)
+            elif kind == "http.response.zerocopysend" and _HELD <= state <= _SENDING:
+                await self._send_parts(
+                    parts_of(message["file"], message.get("offset"), message.get("count")),
+                    more=bool(message.get("more_body", False)),
+                )
+            else:
+                raise self._out_of_order(kind, _NEXT[state])
+        except GONE as error:
+            self._on_gone(error)
+            raise DisconnectedError from error
+
+    def _start(self, message: Any) -> None:
+        self.status = status = self._status_of(message)
+        self._fields = self._made(message.get("headers", ()))
+        length = get(self._fields, b"content-length")
+        if length is not None:
+            if not length.isdigit():
+                raise ValueError(f"content-length is a number, not {printable(length, 40)!r}")
+            self._left = int(length)
+        if self.request.method == b"HEAD" or status in _WITHOUT_CONTENT:
+            self._is_bare = True
+            self._left = None
+        self._has_trailers = bool(message.get("trailers", False))
+        self._state = _HELD
+        self.is_waiting = False
+
+    async def _send_body(self, message: Any) -> None:
+        body = message.get("body", b"")
+        if type(body) is not bytes and not isinstance(body, bytes | bytearray | memoryview):
+            raise TypeError(f"a body is bytes, not {type(body).__name__}")
+        more = message.get("more_body", False)
+        self._count(len(body))
+        if more or self._has_trailers or self._state == _SENDING:
+            await self._continue(body, more=more)
+            return
+        if self._left:
+            raise self._too_short()
+        request = self.request
+        await request.respond(self.status, self._fields, body)
+        if not self._is_bare:
+            self.sent_bytes = len(body)
+        self._on_complete()
+
+    def _count(self, size: int) -> None:
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                self._left = None
+                raise ValueError("the content is longer than the announced content-length")
+
+    def _too_short(self) -> ValueError:
+        return ValueError(
+            f"the content is {self._left} bytes shorter than the announced content-length"
+        )
+
+    async def _continue(self, body: bytes | bytearray | memoryview, *, more: bool) -> None:
+        """Send some of a response that has several parts."""
+        request = self.request
+        if self._state == _HELD:
+            await request.send_headers(self.status, self._fields, is_last=self._is_bare)
+            self._state = _SENDING
+        is_over = request.is_sent
+        if len(body) and not is_over:
+            await request.send_all(body)
+            self.sent_bytes += len(body)
+        if more:
+            return
+        if self._left:
+            raise self._too_short()
+        if self._has_trailers:
+            self._state = _TRAILING
+            return
+        if not is_over:
+            await request.send_eof()
+        self._on_complete()
+
+    async def _send_trailers(self, message: Any) -> None:
+        self._trailers = [*self._trailers, *message.get("headers", ())]
+        if message.get("more_trailers", False):
+            return
+        if not self.request.is_sent:
+            if self._trailers:
+                await self.request.send_trailers(self._trailers)
+            else:
+                await self.request.send_eof()
+        self._on_complete()
+
+    # --- files ---
+
+    async def _send_path(self, message: Any) -> None:
+        with open_path(message["path"]) as file:
+            size = file.size_bytes
+            if get(self._fields, b"content-length") is None:
+                self._fields.append((b"content-length", b"%d" % size))
+                self._left = size
+            if size <= CHUNK_BYTES and not self._is_bare:
+                await self._send_body({"body": await file.read(0, size)})
+                return
+            await self._send_parts(file.part(0, size), more=False)
+
+    async def _send_parts(self, part: Part, *, more: bool) -> None:
+        if self._is_bare:
+            await self._continue(b"", more=more)
+            return
+        async for data in part:
+            self._count(len(data))
+            await self._continue(data, more=True)
+        await self._continue(b"", more=more)
+
+    # --- the end ---
+
+    def _on_complete(self) -> None:
+        self._state = _COMPLETE
+        self.is_complete = True
+        self.log()
+        self.request.close()
+
+    async def _refuse(self, status: int) -> None:
+        """Answer in the application's place, if it has not begun."""
+        self.is_gone = True
+        await self.answer(status)
+
+    async def on_returned(self) -> None:
+        """The application returned before its response was complete."""
+        if self.is_gone:
+            return
+        if self._state == _WAITING:
+            logger.error(
+                "%s: the application returned without a response, and 500 is sent: have it send "
+                "http.response.start and http.response.body",
+                self,
+            )
+        else:
+            logger.error(
+                "%s: the application returned before its response was complete, and it is cut off: "
+                "have it send http.response.%s at the end",
+                self,
+                "trailers" if self._state == _TRAILING else "body with more_body false",
+            )
+        await self.answer(500, "Internal Server Error")

@@ -1,0 +1,144 @@
+"""Scopes: what an application is told about a request, and about its connection."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hoststack.http3.about_server import Request
+from hoststack.http3.fields import Fields
+from hoststack.quic.tls import TlsConfig
+
+#: Of the ASGI specification and its HTTP and WebSocket parts.
+VERSIONS: Final = {"version": "3.0", "spec_version": "2.5"}
+_TLS_1_3: Final = 0x0304
+#: RFC 8446 section B.4, by the names of TlsConfig.ciphers.
+_SUITES: Final = {
+    "aes-128-gcm": 0x1301,
+    "aes-256-gcm": 0x1302,
+    "chacha20-poly1305": 0x1303,
+}
+_OF_HTTP: Final = (
+    "http.response.trailers",
+    "http.response.early_hint",
+    "http.response.pathsend",
+    "http.response.zerocopysend",
+)
+_OF_WEBSOCKETS: Final = ("websocket.http.response",)
+
+EARLY_DATA: Final = "hoststack.early_data"
+REQUEST_ID: Final = "hoststack.request_id"
+
+
+class BadRequestError(Exception):
+    """A request that no application gets: it is answered with 400."""
+
+
+class Peer:
+    """What the requests of a connection have in common."""
+
+    def __init__(self, connection: Any, tls: TlsConfig | None, root_path: str) -> None:
+        self.connection = connection
+        self._certificate = (
+            tls.chain[0].public_bytes(Encoding.PEM).decode() if tls and tls.chain else None
+        )
+        self._root_path = root_path
+        self._raw_root_path = root_path.encode()
+        self._id = f"{connection.handle:x}-"
+        self._extensions: dict[str, dict[str, dict[str, Any]]] = {}
+        """By the scope's type, once the handshake is complete."""
+
+    def request_id(self, request: Request) -> str:
+        """Return the connection's handle and the stream ID, which log lines have too."""
+        return f"{self._id}{request.stream_id}"
+
+    def scope(self, request: Request, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the scope of an HTTP request. Raises BadRequestError."""
+        scope = self._common("http", request, state)
+        scope["method"] = request.method.decode("latin-1").upper()
+        return scope
+
+    def websocket_scope(self, request: Request, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the scope of a WebSocket. Raises BadRequestError."""
+        scope = self._common("websocket", request, state)
+        scope["scheme"] = "wss"
+        scope["subprotocols"] = [
+            name.strip().decode("latin-1")
+            for value in _values(request.headers, b"sec-websocket-protocol")
+            for name in value.split(b",")
+            if name.strip()
+        ]
+        return scope
+
+    def _common(self, kind: str, request: Request, state: dict[str, Any]) -> dict[str, Any]:
+        target = request.path or b""
+        raw_path, _, query = target.partition(b"?")
+        decoded = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
+        connection = self.connection
+        extensions = self._extensions.get(kind)
+        if extensions is None:
+            extensions = self._make_extensions(kind)
+        extensions = extensions.copy()
+        extensions[REQUEST_ID] = {"id": f"{self._id}{request.stream_id}"}
+        if request.may_be_replayed:
+            extensions[EARLY_DATA] = {"wait_handshake": connection.wait_handshake}
+        return {
+            "type": kind,
+            "asgi": VERSIONS.copy(),
+            "http_version": "3",
+            "scheme": "https" if request.scheme is None else request.scheme.decode("latin-1"),
+            "path": self._root_path + decoded.decode("utf-8", "replace"),
+            "raw_path": self._raw_root_path + raw_path,
+            "query_string": query,
+            "root_path": self._root_path,
+            "headers": headers_of(request),
+            "client": connection.remote,
+            "server": connection.local,
+            "state": state.copy(),
+            "extensions": extensions,
+        }
+
+    def _make_extensions(self, kind: str) -> dict[str, dict[str, Any]]:
+        connection = self.connection
+        names = _OF_HTTP if kind == "http" else _OF_WEBSOCKETS
+        extensions: dict[str, dict[str, Any]] = {name: {} for name in names}
+        certificate = connection.peer_certificate
+        extensions["tls"] = {
+            "server_cert": self._certificate,
+            "client_cert_chain": (
+                [certificate.public_bytes(Encoding.PEM).decode()] if certificate else []
+            ),
+            "client_cert_name": certificate.subject.rfc4514_string() if certificate else None,
+            "client_cert_error": None,
+            "tls_version": _TLS_1_3,
+            "cipher_suite": _SUITES.get(connection.cipher),
+        }
+        if connection.early_data != "pending":
+            self._extensions[kind] = extensions
+        return extensions
+
+
+def headers_of(request: Request) -> Fields:
+    """Return a request's fields as applications expect them: `host` first, which is the authority,
+    and one `cookie` (RFC 9114 sections 4.2.1, 4.3.1). Raises BadRequestError."""
+    headers, authority = request.headers, request.authority
+    names = [name for name, _ in headers]
+    if authority is not None:
+        if b"host" in names:
+            if any(value != authority for value in _values(headers, b"host")):
+                raise BadRequestError("its host is not its :authority")
+            headers = [field for field in headers if field[0] != b"host"]
+        headers = [(b"host", authority), *headers]
+    elif names.count(b"host") > 1:
+        raise BadRequestError("it has several hosts")
+    if names.count(b"cookie") > 1:
+        cookies = b"; ".join(_values(headers, b"cookie"))
+        headers = [field for field in headers if field[0] != b"cookie"]
+        headers.append((b"cookie", cookies))
+    return headers
+
+
+def _values(headers: Fields, name: bytes) -> list[bytes]:
+    return [value for found, value in headers if found == name]

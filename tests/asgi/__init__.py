@@ -1,0 +1,1 @@
+"""ASGI applications on the memory link, in trio, and over loopback, in asyncio."""

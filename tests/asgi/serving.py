@@ -1,0 +1,75 @@
+"""Servers of applications over the memory link, and their clients."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+import hoststack
+from hoststack import QuicConfig, TlsConfig, http3
+from hoststack.asgi import AccessLog, AsgiConfig
+from hoststack.asgi import trio as asgi_trio
+from hoststack.link.memory import MemoryNetwork
+from tests.http3.peers import CLIENT, SERVER, TRUSTING, URI, run
+
+__all__ = ["SERVER", "URI", "answering", "run", "serving", "talking", "text"]
+
+TLS = TlsConfig.self_signed([SERVER])
+
+
+@asynccontextmanager
+async def serving(
+    application: Any,
+    config: AsgiConfig | None = None,
+    *,
+    access_log: AccessLog | None = None,
+    quic: QuicConfig | None = None,
+    client_tls: TlsConfig = TRUSTING,
+    tls: TlsConfig = TLS,
+    **impairments: Any,
+) -> AsyncIterator[tuple[asgi_trio.Server, hoststack.Stack]]:
+    """A server, and the stack of its clients."""
+    network = MemoryNetwork(**impairments)
+    async with (
+        hoststack.open_stack(link=network.link(SERVER), config=quic) as here,
+        hoststack.open_stack(link=network.link(CLIENT), config=quic) as stack,
+        asgi_trio.open_server(application, config, access_log=access_log) as server,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(partial(server.serve, here, URI, tls=tls))
+        yield server, stack
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def talking(
+    application: Any, config: AsgiConfig | None = None, **options: Any
+) -> AsyncIterator[http3.ClientConnection]:
+    """A client of an application."""
+    async with (
+        serving(application, config, **options) as (_, stack),
+        http3.open_client(stack, SERVER, tls=TRUSTING) as client,
+    ):
+        yield client
+
+
+def answering(*parts: bytes, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> Any:
+    """An application that answers with these parts."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for number, part in enumerate(parts, 1):
+            more = number < len(parts)
+            await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    return application
+
+
+async def text(client: http3.ClientConnection, path: str = "/", method: str = "GET") -> bytes:
+    """The content of a page."""
+    async with await client.request(method, path) as response:
+        return await response.read()
