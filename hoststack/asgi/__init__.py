@@ -8,6 +8,7 @@ from hoststack.asgi.config import ApplicationError, AsgiConfig
 from hoststack.asgi.exchange import DisconnectedError
 from hoststack.asgi.loading import Application, load_application
 from hoststack.asgi.server import Server, open_server, serve
+from hoststack.asgi.static_files import StaticFiles
 
 __all__ = [
     "AccessLog",
@@ -17,6 +18,7 @@ __all__ = [
     "DisconnectedError",
     "Entry",
     "Server",
+    "StaticFiles",
     "load_application",
     "open_server",
     "serve",

@@ -45,12 +45,16 @@ class Part:
 
 
 class OpenFile:
-    """A regular file; its size is read once."""
+    """An open file; its size is read once."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.status = os.fstat(fd)
         self.size_bytes = self.status.st_size
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._fd
 
     def part(self, offset: int, count: int) -> Part:
         """Return a part of it."""
@@ -100,17 +104,13 @@ def open_path(path: Any) -> OpenFile:
     """Open a file for http.response.pathsend. Raises ValueError and OSError."""
     if not isinstance(path, str | os.PathLike) or not os.path.isabs(path):
         raise ValueError(f"http.response.pathsend needs an absolute path, not {path!r}")
-    return open_regular(os.fspath(path))
-
-
-def open_regular(path: str | bytes, *, folder: int | None = None, flags: int = 0) -> OpenFile:
-    """Open a regular file. Raises OSError, FileNotFoundError for what is none."""
     # Opening a FIFO without a writer must not block.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    file = OpenFile(fd)
+    if not stat.S_ISREG(file.status.st_mode):
+        file.close()
         raise FileNotFoundError(errno.ENOENT, "it is no regular file", path)
-    return OpenFile(fd)
+    return file
 
 
 def parts_of(file: Any, offset: int | None, count: int | None) -> Part:
