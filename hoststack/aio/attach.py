@@ -4,7 +4,6 @@ processes."""
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -64,7 +63,6 @@ class _Driver:
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._again: asyncio.Handle | None = None
         self._is_closed = False
-        self._end = time.monotonic() + PATIENCE_S
         client.call_soon = self._loop.call_soon_threadsafe
         self._loop.add_reader(client.fileno(), self._pump)
 
@@ -85,7 +83,7 @@ class _Driver:
             client.pump()
             client.workers.wake_application()
             if not client.has_started:
-                client.check_start(self._end)
+                client.check_start()
         except Exception as error:
             if self._started.done():
                 raise

@@ -1,7 +1,7 @@
 """Attaching to a daemon without a loop of its own.
 
-The caller waits until `fileno` is readable, and calls `pump`: VCL whenever a call blocks, asyncio
-in its loop. api/attach.py does the same in trio's tasks.
+The caller waits until `fileno` is readable, and calls `pump`: VCL whenever a call blocks, trio in a
+task (attach.py), asyncio in its loop.
 """
 
 from __future__ import annotations
@@ -42,10 +42,17 @@ class DaemonClient:
     One thread at a time, but for `hang_up`.
     """
 
-    def __init__(self, path: str, hello: attaching.Attach) -> None:
+    def __init__(
+        self,
+        path: str,
+        hello: attaching.Attach,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Ask to be attached. `pump` until `has_started`; raises AttachError if there is no
-        daemon."""
+        daemon. `clock` returns seconds."""
         self._path = path
+        self._clock = clock
+        self._end_of_start = clock() + PATIENCE_S
         self._name = hello.name
         self._daemon = Channel(connect_to(path), takes_fds=True)
         self._epoll = select.epoll()
@@ -83,21 +90,22 @@ class DaemonClient:
     def start(self) -> None:
         """Wait until the daemon has admitted this program and offered all workers, PATIENCE_S at
         most. Raises AttachError, and closes this."""
-        end = time.monotonic() + PATIENCE_S
         try:
             while not self.has_started:
-                self.check_start(end)
-                self.wait(end - time.monotonic())
+                self.wait(self.check_start())
         except BaseException:
             self.close()
             raise
 
-    def check_start(self, end: float) -> None:
-        """Raise AttachError if no start can follow: the daemon has ended, or `end` has passed."""
+    def check_start(self) -> float:
+        """Return how many seconds the start may still take. Raises AttachError if none can follow:
+        the daemon has ended, or PATIENCE_S have passed."""
         if self.is_gone:
             raise no_answer(self._path, ConnectionResetError("it ended"))
-        if time.monotonic() >= end:
+        left_s = self._end_of_start - self._clock()
+        if left_s <= 0:
             raise no_answer(self._path, TimeoutError("its workers do not appear"))
+        return left_s
 
     def fileno(self) -> int:
         """A descriptor that is readable when there is something to `pump`."""
@@ -126,7 +134,7 @@ class DaemonClient:
         if self._is_short:
             limit_s = _SHORT_S if limit_s is None else limit_s
         if self._hung_up:
-            left_s = min(self._hung_up.values()) + PATIENCE_S - time.monotonic()
+            left_s = min(self._hung_up.values()) + PATIENCE_S - self._clock()
             limit_s = max(0.0, left_s if limit_s is None else min(limit_s, left_s))
         # A notice may have been queued by a call, without any descriptor becoming readable.
         return 0 if self.workers.has_notices else limit_s
@@ -146,7 +154,7 @@ class DaemonClient:
         for link in self._links.values():
             link.take_news()
             link.settle()
-        if self._hung_up and min(self._hung_up.values()) + PATIENCE_S <= time.monotonic():
+        if self._hung_up and min(self._hung_up.values()) + PATIENCE_S <= self._clock():
             self._end(THROWN_OUT)
 
     def _flush(self, index: int, link: AttachedWorker) -> None:
@@ -204,7 +212,7 @@ class DaemonClient:
         except ChannelClosedError:
             link.hear_out()
             self._lose(index)
-            self._hung_up[index] = time.monotonic()
+            self._hung_up[index] = self._clock()
 
     def _add(self, index: int, fds: list[int]) -> None:
         link = offered_worker(self._name, fds)

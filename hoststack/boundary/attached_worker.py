@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
 
-import trio
-
 from hoststack.boundary.application import Application
 from hoststack.boundary.channel import Channel, ChannelClosedError, close_all
 from hoststack.boundary.codec import (
@@ -84,8 +82,7 @@ class _Released:
 class AttachedWorker(Application):
     """A worker in another process. Owns the socket and the descriptors.
 
-    In a trio program, `run` must run; it returns when the worker or the connection to it is gone.
-    Without trio, the program's own loop does the work of `run` (hoststack/api/daemon_client.py).
+    The program's loop reads what it sends, by way of hoststack/api/daemon_client.py.
     """
 
     def __init__(
@@ -198,7 +195,7 @@ class AttachedWorker(Application):
 
     def _send(self, data: bytes) -> None:
         if not self.is_gone:
-            with contextlib.suppress(ChannelClosedError):  # `run` is about to report it
+            with contextlib.suppress(ChannelClosedError):  # whoever reads next reports it
                 self._channel.send(data)
                 if self._channel.has_waiting:
                     self.on_crowded()
@@ -341,7 +338,7 @@ class AttachedWorker(Application):
             self.is_given_up = True
             if not isinstance(error, ChannelClosedError):
                 logger.error("dropping a worker of the daemon: %s", fault_text(error))
-            self._channel.shut()  # which ends `run`
+            self._channel.shut()
 
     def arm_events(self) -> bool:
         """Ask for a wake-up before this side sleeps; return whether there are events already."""
@@ -378,44 +375,6 @@ class AttachedWorker(Application):
         self._channel.close()
         self._wakes_worker.close()
         self._wakes_us.close()
-
-    async def run(self) -> None:
-        """Receive from the worker until it is gone, or this is cancelled."""
-        self.call_soon = trio.lowlevel.current_trio_token().run_sync_soon
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_waiting)
-                nursery.start_soon(self._listen_to_events)
-                await self._receive()
-                nursery.cancel_scope.cancel()
-        finally:
-            self.close()
-
-    async def _receive(self) -> None:
-        """Receive until the worker is gone and all that it sent has been read."""
-        with contextlib.suppress(ChannelClosedError):
-            while True:
-                self.take_messages(await self._channel.receive())
-                self.wake_application()
-                self.settle()
-        self.hear_out()
-        self.wake_application()
-
-    async def _send_waiting(self) -> None:
-        try:
-            await self._channel.run()
-        except ChannelClosedError:
-            self._channel.abandon()
-
-    async def _listen_to_events(self) -> None:
-        while True:
-            if not self.arm_events():
-                await trio.lowlevel.wait_readable(self._wakes_us)
-                self.clear_wake_up()
-            self.take_news()
-            self.wake_application()
-            self.settle()
-            await trio.lowlevel.checkpoint()
 
 
 def _tell_soon(worker: AttachedWorker | None) -> None:

@@ -26,7 +26,7 @@ from hoststack.session import session as session_module
 from hoststack.session.session import ConnectionSession
 from tests.daemon.echoing import ask
 from tests.session.test_layer import Notes, Scene, play
-from tests.support.attached import SEAL, both_ends, inline
+from tests.support.attached import SEAL, both_ends, follow, inline, receive
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -67,7 +67,7 @@ class SlowApplication:
         workers = AttachedWorkers("native")
         workers.add(0, self._worker)
         router = TrioRouter(workers)
-        nursery.start_soon(self._worker.run)
+        nursery.start_soon(follow, self._worker)
         stack = Stack(router, None, link_name="", link_reason="", engine_name="native")
         return stack, self._worker
 
@@ -109,7 +109,7 @@ def test_an_application_that_reads_nothing_keeps_its_worker(engine: str) -> None
             notices = Counter[str]()
             worker = slow._worker
             worker.wake_application = lambda: note(worker, notices)
-            nursery.start_soon(worker.run)
+            nursery.start_soon(follow, worker)
             await trio.sleep(1)
             assert notices["Accepted"] == notices["Closed"] == 20
             assert notices["streams"] == 20 * FEW
@@ -153,7 +153,7 @@ def test_requests_wait_while_their_answers_are_not_read() -> None:
             assert slow.messages <= 1024
             answers: list[m.Notice] = []
             slow._worker.wake_application = lambda: answers.extend(slow._worker.take_notices())
-            nursery.start_soon(slow._worker._receive)
+            nursery.start_soon(receive, slow._worker)
             await trio.sleep(5)
             assert len(answers) == 20_000
             nursery.cancel_scope.cancel()

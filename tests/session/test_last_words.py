@@ -25,7 +25,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import lib
 from hoststack.quic.seam import CloseInfo, Handshake
-from tests.support.attached import SEAL, both_ends, hear, inline
+from tests.support.attached import SEAL, both_ends, follow, hear, inline
 from tests.support.event_ring import EventRing
 
 HOST, OTHER = "10.0.0.1", "10.0.0.2"
@@ -93,7 +93,7 @@ def test_a_notice_of_a_worker(order: tuple[str, ...], announced: int) -> None:
         said = [m.Closed(handle, CloseInfo(7, True, "bye", by_peer=True)) for handle in range(20)]
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ours.run)
+            nursery.start_soon(follow, ours)
             remote = RemoteApplication("brief", theirs, Limits(), SEAL, inline)
             for notice in said:
                 remote._channel.send(encode(notice, no_fifo))

@@ -20,7 +20,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.native.session._session import ffi, lib
 from hoststack.worker.engines import available_engines, engine_maker
 from hoststack.worker.worker import Worker
-from tests.support.attached import SEAL, both_ends, inline
+from tests.support.attached import SEAL, both_ends, follow, inline
 
 TLS = TlsConfig.self_signed(["localhost"])
 LOCAL = ("10.0.0.1", 4433)
@@ -51,7 +51,7 @@ class Notes:
         """Attach it."""
         worker.attach(self.remote)
         nursery.start_soon(self.remote.run)
-        nursery.start_soon(self.application.run)
+        nursery.start_soon(follow, self.application)
 
     def _collect(self) -> None:
         for notice in self.application.take_notices():

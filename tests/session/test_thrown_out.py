@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,8 @@ import trio.testing
 
 import hoststack
 from hoststack import Connection, TlsConfig
-from hoststack.api.attach import _Daemon
 from hoststack.api.daemon_client import THROWN_OUT
-from hoststack.api.in_trio import TrioRouter
-from hoststack.api.stack import Stack
 from hoststack.boundary import attaching
-from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.channel import Channel
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
 from hoststack.boundary.rings import shared_ends
@@ -31,46 +28,64 @@ TLS = TlsConfig.self_signed([HOST])
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_a_listener_is_lost_unless_the_worker_is(*, is_lost: bool) -> None:
+def test_a_listener_is_lost_unless_the_worker_is(tmp_path: Path, *, is_lost: bool) -> None:
     """A worker that died has a successor, which the daemon offers; one that hung up has none."""
 
     async def main() -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        daemon = Channel(theirs)
+        path = tmp_path / "api"
         async with (
             hoststack.open_stack(link=MemoryNetwork().link(HOST)) as embedded,
             trio.open_nursery() as nursery,
         ):
-            first = offer(daemon)
-            nursery.start_soon(serve, embedded, first)
-            workers = AttachedWorkers(embedded.engine_name)
-            attached = _Daemon(Channel(ours, takes_fds=True), nursery, workers, "test")
-            await nursery.start(attached.run, 1)
-            stack = Stack(
-                TrioRouter(workers), None, link_name="", link_reason="", engine_name="native"
-            )
-            listener = await stack.listen(URI, tls=TLS, alpn=["test"])
-            accepting: list[Any] = []
-            nursery.start_soon(accept, listener, accepting)
-            await trio.sleep(1)
-            first.leave("a fault of ours")
-            if is_lost:
+            listening = await nursery.start(admit, path, embedded)
+            async with hoststack.attach(path) as stack:
+                daemon, first = await listening.receive()
+                listener = await stack.listen(URI, tls=TLS, alpn=["test"])
+                accepting: list[Any] = []
+                nursery.start_soon(accept, listener, accepting)
                 await trio.sleep(1)
-                daemon.send(attaching.encode(attaching.WorkerLost(0)))
-                nursery.start_soon(serve, embedded, offer(daemon))
-                await trio.sleep(100)
-                assert not accepting
-                async with embedded.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]):
+                first.leave("a fault of ours")
+                if is_lost:
                     await trio.sleep(1)
-                    assert isinstance(accepting[0], Connection)
-            else:
-                await trio.sleep(100)
-                assert isinstance(accepting[0], trio.BrokenResourceError)
-                assert THROWN_OUT in str(accepting[0])
+                    daemon.send(attaching.encode(attaching.WorkerLost(0)))
+                    nursery.start_soon(serve, embedded, offer(daemon))
+                    await trio.sleep(100)
+                    assert not accepting
+                    async with embedded.connect(URI, tls=TlsConfig(verify=False), alpn=["test"]):
+                        await trio.sleep(1)
+                        assert isinstance(accepting[0], Connection)
+                else:
+                    await trio.sleep(100)
+                    assert isinstance(accepting[0], trio.BrokenResourceError)
+                    assert THROWN_OUT in str(accepting[0])
             daemon.close()
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+Told = tuple[Channel, RemoteApplication]
+
+
+async def admit(
+    path: Path,
+    stack: hoststack.EmbeddedStack,
+    *,
+    task_status: trio.TaskStatus[trio.MemoryReceiveChannel[Told]],
+) -> None:
+    """Be a daemon of one worker, for one application; says what it has of that."""
+    told, hears = trio.open_memory_channel[Told](1)
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        await listening.bind(str(path))
+        listening.listen()
+        task_status.started(hears)
+        accepted, _ = await listening.accept()
+    daemon = Channel(socket.socket(fileno=accepted.detach()))
+    await daemon.receive_one()
+    daemon.send(attaching.encode(attaching.Attached(1, "memory", "", stack.engine_name)))
+    application = offer(daemon)
+    await told.send((daemon, application))
+    await serve(stack, application)
 
 
 def offer(daemon: Channel) -> RemoteApplication:

@@ -14,7 +14,7 @@ from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
-from tests.support.attached import SEAL, both_ends, inline
+from tests.support.attached import SEAL, both_ends, follow, inline
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -65,7 +65,7 @@ def test_an_application_elsewhere_is_heard_each_time_while_the_worker_sleeps() -
         worker.attach(remote)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(remote.run)
-            nursery.start_soon(elsewhere.run)
+            nursery.start_soon(follow, elsewhere)
             # As by its first request: then it falls asleep listening to the ring, too.
             worker.wake()
             await trio.testing.wait_all_tasks_blocked()

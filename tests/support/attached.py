@@ -3,6 +3,7 @@ process has in between, shared memory and sockets, on a clock that may jump."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Collection
@@ -15,6 +16,7 @@ from hoststack import EmbeddedStack, QuicConfig, Stack
 from hoststack.api.in_trio import TrioRouter
 from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
+from hoststack.boundary.channel import ChannelClosedError
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
 from hoststack.boundary.resumption import TicketSeal
 from hoststack.boundary.rings import shared_ends
@@ -94,6 +96,48 @@ async def _serve(worker: Worker, application: RemoteApplication) -> None:
 
 async def _follow(workers: AttachedWorkers, index: int, worker: AttachedWorker) -> None:
     try:
-        await worker.run()
+        await follow(worker)
     finally:
         workers.remove(index)
+
+
+async def follow(worker: AttachedWorker) -> None:
+    """Read what a worker sends until it is gone, as a DaemonClient does."""
+    worker.call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send_waiting, worker)
+            nursery.start_soon(_listen_to_events, worker)
+            await receive(worker)
+            nursery.cancel_scope.cancel()
+    finally:
+        worker.close()
+
+
+async def receive(worker: AttachedWorker) -> None:
+    """Read the messages of a worker until it is gone."""
+    with contextlib.suppress(ChannelClosedError):
+        while True:
+            worker.take_messages(await worker.channel.receive())
+            worker.wake_application()
+            worker.settle()
+    worker.hear_out()
+    worker.wake_application()
+
+
+async def _send_waiting(worker: AttachedWorker) -> None:
+    try:
+        await worker.channel.run()
+    except ChannelClosedError:
+        worker.channel.abandon()
+
+
+async def _listen_to_events(worker: AttachedWorker) -> None:
+    while True:
+        if not worker.arm_events():
+            await trio.lowlevel.wait_readable(worker.wake_fd)
+            worker.clear_wake_up()
+        worker.take_news()
+        worker.wake_application()
+        worker.settle()
+        await trio.lowlevel.checkpoint()
