@@ -188,6 +188,26 @@ async def requests(stack: Stack, given: argparse.Namespace) -> Found:
     }
 
 
+async def streams(stack: Stack, given: argparse.Namespace) -> Found:
+    """Streams opened and closed without data, `--at-once` of them at a time."""
+    count = 0
+
+    async def one_after_the_other(connection: Connection, end: float) -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            async with await connection.open_stream() as stream:
+                await stream.send_eof()
+                assert not await stream.receive_some()
+            count += 1
+
+    async with stack.connect(given.uri, tls=_TLS, alpn=[ALPN]) as connection:
+        start = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(given.at_once):
+                nursery.start_soon(one_after_the_other, connection, start + given.seconds)
+        return {"count": count, "seconds": time.perf_counter() - start}
+
+
 async def ping_pong(stack: Stack, given: argparse.Namespace) -> Found:
     """PING_BYTES there and back on one stream, one at a time; all that comes back is checked."""
     times_us: list[float] = []
@@ -343,6 +363,7 @@ _ROLES: Final[dict[str, Callable[[Stack, argparse.Namespace], Awaitable[Found]]]
     "handshakes": handshakes,
     "ping_pong": ping_pong,
     "requests": requests,
+    "streams": streams,
     "ping_slices": ping_slices,
     "upload": upload,
     "beside_idle": beside_idle,

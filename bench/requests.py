@@ -2,11 +2,12 @@
 
 One connection between two processes; 100 requests at a time, and one at a time. Both ends have a
 stack of their own, or are attached to a daemon each, with trio, asyncio and uvloop. Against
-aioquic's own asyncio streams.
+aioquic's own asyncio streams. And streams without data, 100 at a time.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -14,10 +15,10 @@ from typing import Any, Final
 
 from bench import ends
 from bench.daemons import daemon
-from bench.lines import Expected, compared
+from bench.lines import Expected, Line, compared
 from bench.processes import run_to_json, running
 from bench.report import Benchmark, Found
-from bench.rounds import interleave, spread
+from bench.rounds import interleave, progress, spread
 from hoststack.worker.engines import available_engines
 from tests.support import netns
 
@@ -38,6 +39,7 @@ EXPECTED: Final = {
     "attached, uvloop": (_AIOQUIC, Expected(">=", 1)),
 }
 _UNIT: Final = "per second"
+_EMPTY: Final = "streams opened and closed without data, udp"
 
 
 def _of_aioquic(pair: netns.VethPair, seconds: float, at_once: int) -> dict[str, Any]:
@@ -112,6 +114,19 @@ def measure(rounds: int, seconds: float) -> Found:
                 )
                 for name, (other, expected) in EXPECTED.items()
             ]
+        progress("streams without data")
+        made = [
+            one["count"] / one["seconds"]
+            for one in (
+                ends.measure(
+                    pair, "streams", "udp", available_engines()[0], seconds, at_once=AT_ONCE[0]
+                )
+                for _ in range(rounds)
+            )
+        ]
+        case = f"{AT_ONCE[0]} at a time"
+        rows.append({"what": _EMPTY, "case": case, "figure": _UNIT, **spread(made, 0)})
+        lines.append(Line(what=_EMPTY, case=case, unit=_UNIT, ours=statistics.median(made)))
     return Found("as named", rows, lines)
 
 
