@@ -87,8 +87,7 @@ class AccessLog:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise ApplicationError(
-                f"the access log {printable(path)!r} can't be opened: {why}: check path and "
-                "permissions"
+                f"the access log {path!r} can't be opened: {why}: check path and permissions"
             ) from None
 
     def add(self, entry: Entry) -> None:

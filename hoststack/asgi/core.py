@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final
 
 from hoststack.api.router import Lot
@@ -69,6 +68,9 @@ class Core(ABC):
         self._idle = self.new_lot()
         self._websocket = _websocket_exchange()
 
+    now: Callable[[], float]
+    """The loop's time in seconds."""
+
     @abstractmethod
     def new_event(self) -> Any:
         """Return an event of the loop."""
@@ -102,7 +104,7 @@ class Core(ABC):
             scope = exchange.make_scope()
             await self._call(exchange, scope)
         except BadRequestError as error:
-            await exchange.answer(_BAD_REQUEST, str(error))
+            await exchange.answer(_BAD_REQUEST, str(error), error.fields)
         except (Exception, SystemExit) as error:
             await exchange.on_failed(error)
         else:
@@ -120,7 +122,7 @@ class Core(ABC):
         """Cancel calls whose response has not begun in time."""
         if self.config.answer_seconds is None:
             return
-        latest = monotonic() - self.config.answer_seconds
+        latest = self.now() - self.config.answer_seconds
         for exchange in list(self.running):
             if exchange.began > latest:
                 break
@@ -161,7 +163,7 @@ class Core(ABC):
                 "HTTP/3",
                 exchange.status,
                 exchange.sent_bytes,
-                monotonic() - exchange.began,
+                self.now() - exchange.began,
                 headers,
                 peer.request_id(request),
             )

@@ -72,7 +72,7 @@ class Exchange:
         self.core = core
         self.peer = peer
         self.request = request
-        self.began = time.monotonic()
+        self.began = core.now()
         self.is_expired = False
         """The server gave up waiting for its response."""
         self.is_gone = False
@@ -149,7 +149,7 @@ class Exchange:
 
     # --- the end ---
 
-    async def answer(self, status: int, text: str = "") -> None:
+    async def answer(self, status: int, text: str = "", fields: Fields | None = None) -> None:
         """Answer in the application's place; or reset the stream, if its response has begun."""
         request = self.request
         if request.is_answered:
@@ -158,7 +158,8 @@ class Exchange:
             self.status = status
             body = text.encode() + b"\n" if text else b""
             try:
-                await request.respond(status, self._made(_TEXT if body else ()), body)
+                headers = [*(_TEXT if body else ()), *(fields or ())]
+                await request.respond(status, self._made(headers), body)
                 self.sent_bytes = 0 if request.method == b"HEAD" else len(body)
             except (*GONE, RuntimeError) as error:
                 self._on_gone(error)

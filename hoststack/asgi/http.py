@@ -198,9 +198,10 @@ class HttpExchange(Exchange):
     async def _send_path(self, message: Any) -> None:
         with open_path(message["path"]) as file:
             size = file.size_bytes
-            if get(self._fields, b"content-length") is None:
+            is_unknown = get(self._fields, b"content-length") is None
+            if is_unknown and self.status not in _WITHOUT_CONTENT:
                 self._fields.append((b"content-length", b"%d" % size))
-                self._left = size
+                self._left = None if self._is_bare else size
             if size <= CHUNK_BYTES and not self._is_bare:
                 await self._send_body({"body": await file.read(0, size)})
                 return
@@ -232,17 +233,16 @@ class HttpExchange(Exchange):
         """The application returned before its response was complete."""
         if self.is_gone:
             return
+        what, wanted = "before its response was complete", "body with more_body false at the end"
         if self._state == _WAITING:
-            logger.error(
-                "%s: the application returned without a response, and 500 is sent: have it send "
-                "http.response.start and http.response.body",
-                self,
-            )
-        else:
-            logger.error(
-                "%s: the application returned before its response was complete, and it is cut off: "
-                "have it send http.response.%s at the end",
-                self,
-                "trailers" if self._state == _TRAILING else "body with more_body false",
-            )
+            what, wanted = "without a response", "start and http.response.body"
+        elif self._state == _TRAILING:
+            wanted = "trailers at the end"
+        logger.error(
+            "%s: the application returned %s, and %s: have it send http.response.%s",
+            self,
+            what,
+            "it is cut off" if self.request.is_answered else "500 is sent",
+            wanted,
+        )
         await self.answer(500, "Internal Server Error")

@@ -36,11 +36,11 @@ def load_application(name: str, *, folder: str = ".", is_factory: bool = False) 
     module_name, colon, path = name.partition(":")
     if not module_name or (colon and not path):
         raise ApplicationError(
-            f"{printable(name)!r} names no application: write MODULE:ATTRIBUTE, such as main:app"
+            f"{name!r} names no application: write MODULE:ATTRIBUTE, such as main:app"
         )
     if module_name.endswith(".py") or "/" in module_name:
         raise ApplicationError(
-            f"{printable(module_name)!r} is a file: write the module's name, with dots and without "
+            f"{module_name!r} is a file: write the module's name, with dots and without "
             f".py, such as {printable(_as_module(module_name))}:app"
         )
     found: Any = _import(module_name, folder)
@@ -101,7 +101,7 @@ def _import(module_name: str, folder: str) -> ModuleType:
             module_name == error.name or module_name.startswith(error.name + ".")
         ):
             raise ApplicationError(
-                f"there is no module {printable(error.name)!r} in {printable(place)} or among the "
+                f"there is no module {error.name!r} in {printable(place)} or among the "
                 "installed packages: check its name, or the folder to look in"
             ) from None
         raise ApplicationError(_failed(module_name, error)) from error
@@ -109,7 +109,7 @@ def _import(module_name: str, folder: str) -> ModuleType:
         raise ApplicationError(_failed(module_name, error)) from error
     except SystemExit as error:
         raise ApplicationError(
-            f"the module {printable(module_name)!r} ended the program when it was imported: put "
+            f"the module {module_name!r} ended the program when it was imported: put "
             'what runs a server below `if __name__ == "__main__":`'
         ) from error
 
@@ -121,10 +121,7 @@ def _failed(module_name: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         at = f" ({printable(error.filename)}, line {error.lineno})"
     why = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
-    return (
-        f"the module {printable(module_name)!r} can't be imported: {printable(why)}{at}: correct "
-        "it there"
-    )
+    return f"the module {module_name!r} can't be imported: {printable(why)}{at}: correct it there"
 
 
 def _attribute(module: ModuleType, module_name: str, path: str) -> Any:
@@ -140,8 +137,7 @@ def _attribute(module: ModuleType, module_name: str, path: str) -> Any:
             ]
             hint = f"it has {', '.join(there[:_MAX_SHOWN])}" if there else "it has none"
             raise ApplicationError(
-                f"the module {printable(module_name)!r} has no {printable(path)!r}: name its "
-                f"application ({hint})"
+                f"the module {module_name!r} has no {path!r}: name its application ({hint})"
             ) from None
     return found
 
@@ -151,7 +147,7 @@ def _usual(module: ModuleType, module_name: str) -> Any:
         if hasattr(module, name):
             return getattr(module, name)
     raise ApplicationError(
-        f"the module {printable(module_name)!r} has neither `app` nor `application`: write "
+        f"the module {module_name!r} has neither `app` nor `application`: write "
         f"{printable(module_name)}:NAME"
     )
 

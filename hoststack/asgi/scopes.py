@@ -33,7 +33,11 @@ REQUEST_ID: Final = "hoststack.request_id"
 
 
 class BadRequestError(Exception):
-    """A request that no application gets: it is answered with 400."""
+    """A request that no application gets: it is answered with 400, and these fields."""
+
+    def __init__(self, text: str, fields: Fields | None = None) -> None:
+        super().__init__(text)
+        self.fields = fields
 
 
 class Peer:
@@ -142,3 +146,15 @@ def headers_of(request: Request) -> Fields:
 
 def _values(headers: Fields, name: bytes) -> list[bytes]:
     return [value for found, value in headers if found == name]
+
+
+def is_early(scope: Any) -> bool:
+    """Whether a request may be a replay of recorded packets (RFC 8470): do nothing that must not
+    happen twice, or await `scope["extensions"]["hoststack.early_data"]["wait_handshake"]()`."""
+    return EARLY_DATA in scope.get("extensions", ())
+
+
+async def respond_too_early(send: Any) -> None:
+    """Answer with 425: the client repeats the request after the handshake."""
+    await send({"type": "http.response.start", "status": 425, "headers": []})
+    await send({"type": "http.response.body"})

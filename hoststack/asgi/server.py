@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,6 +33,7 @@ logger = logging.getLogger("hoststack.asgi")
 class Server(Core):
     """A started application: `serve` it on any number of endpoints. Made by `open_server`."""
 
+    now = staticmethod(time.monotonic)
     new_event = asyncio.Event
     new_lot = ParkingLot
 

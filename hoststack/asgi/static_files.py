@@ -53,7 +53,7 @@ class StaticFiles:
             fd = os.open(self._root or b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ApplicationError(
-                f"the folder {printable(os.fspath(root))!r} can't be opened: {error.strerror}: "
+                f"the folder {os.fspath(root)!r} can't be opened: {error.strerror}: "
                 "check path and permissions"
             ) from None
         os.close(fd)

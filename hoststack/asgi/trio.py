@@ -32,19 +32,20 @@ logger = logging.getLogger("hoststack.asgi")
 class Server(Core):
     """A started application: `serve` it on any number of endpoints. Made by `open_server`."""
 
+    _nursery: trio.Nursery
+    """Of the server's tasks; set by `open_server`."""
+    now = staticmethod(trio.current_time)
     new_event = trio.Event
     new_lot = trio.lowlevel.ParkingLot
 
     def __init__(
         self,
-        nursery: trio.Nursery,
         application: Application,
         config: AsgiConfig | None = None,
         *,
         access_log: AccessLog | None = None,
     ) -> None:
         super().__init__(application, config, access_log=access_log)
-        self._nursery = nursery
         self._connections: set[ServerConnection] = set()
         self._listeners: list[Listener] = []
         self._leaving = trio.Event()
@@ -153,10 +154,11 @@ async def open_server(
 
     Raises ApplicationError if it is none, or if its startup fails.
     """
+    server = Server(application, config, access_log=access_log)
+    config = server.config
     caught: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        server = Server(nursery, application, config, access_log=access_log)
-        config = server.config
+        server._nursery = nursery
         if access_log is not None:
             nursery.start_soon(server._flush_log, access_log)
         if config.answer_seconds is not None:

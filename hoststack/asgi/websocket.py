@@ -71,7 +71,8 @@ class WebSocketExchange(Exchange):
     def make_scope(self) -> dict[str, Any]:
         versions = [v for name, v in self.request.headers if name == b"sec-websocket-version"]
         if versions != [_VERSION]:
-            raise BadRequestError("sec-websocket-version is 13 here")
+            fields = [(b"sec-websocket-version", _VERSION)]
+            raise BadRequestError("sec-websocket-version is 13 here", fields)
         return self.peer.websocket_scope(self.request, self.core.state)
 
     # --- receiving ---

@@ -28,7 +28,7 @@ async def serving(
     *,
     access_log: AccessLog | None = None,
     quic: QuicConfig | None = None,
-    client_tls: TlsConfig = TRUSTING,
+    http3_config: http3.Http3Config | None = None,
     tls: TlsConfig = TLS,
     **impairments: Any,
 ) -> AsyncIterator[tuple[asgi_trio.Server, hoststack.Stack]]:
@@ -40,7 +40,7 @@ async def serving(
         asgi_trio.open_server(application, config, access_log=access_log) as server,
         trio.open_nursery() as nursery,
     ):
-        await nursery.start(partial(server.serve, here, URI, tls=tls))
+        await nursery.start(partial(server.serve, here, URI, tls=tls, http3=http3_config))
         yield server, stack
         nursery.cancel_scope.cancel()
 
