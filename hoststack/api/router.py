@@ -24,6 +24,7 @@ FEW_BYTES: Final = 8192
 _BYTES_OF_A_CALL: Final = 1024
 #: Wake-ups that are taken with one call.
 _WAKES: Final = 256
+_WAKE_ALL: Final = int(lib.HS_WAKE_ALL)
 _ENDED: Final = "the stack has ended"
 
 
@@ -266,6 +267,9 @@ class Router(ABC):
         side, keys, sleepers = self._application.side, self._keys, self._sleepers
         while count := lib.hs_side_take(side, keys, _WAKES):
             for key in ffi.unpack(keys, count):
+                if key == _WAKE_ALL:
+                    self._wake_all()
+                    break
                 wake = sleepers.pop(key, None)
                 if wake is not None:
                     wake()
@@ -273,6 +277,17 @@ class Router(ABC):
                     self._lots.pop(key).unpark_all()
                 elif (connection := self._connections.get(key >> 2)) is not None:
                     connection._on_wake()
+
+    def _wake_all(self) -> None:
+        """Have everything that waits look again."""
+        sleepers, lots = self._sleepers, self._lots
+        self._sleepers, self._lots = {}, {}
+        for wake in sleepers.values():
+            wake()
+        for lot in lots.values():
+            lot.unpark_all()
+        for connection in self._connections.values():
+            connection._on_wake()
 
     # --- streams ---
 

@@ -205,7 +205,11 @@ class VclWorker:
             self._touch(handle)
         while count := lib.hs_side_take(self.side.side, self._keys, _WAKES):
             for key in ffi.unpack(self._keys, count):
-                self._touch(key >> 2)
+                if key == lib.HS_WAKE_ALL:
+                    for handle in list(self._by_handle):
+                        self._touch(handle)
+                else:
+                    self._touch(key >> 2)
         if self.client.is_gone:
             self._end_listeners()
         self._end_lingering(time.monotonic())

@@ -26,12 +26,17 @@ void hs_side_free(struct hs_side *side)
 
 int hs_side_has(const struct hs_side *side)
 {
-	return side->first != side->end;
+	return side->first != side->end || side->has_lost;
 }
 
 uint32_t hs_side_take(struct hs_side *side, uint64_t *keys, uint32_t n)
 {
 	uint32_t waiting = side->end - side->first;
+	if (!waiting && n && side->has_lost) {
+		side->has_lost = 0;
+		*keys = HS_WAKE_ALL;
+		return 1;
+	}
 	if (n > waiting)
 		n = waiting;
 	if (!n)
@@ -49,8 +54,10 @@ static int wake(struct hs_side *side, uint64_t handle, enum hs_wait wait)
 	if (side->end == side->room) {
 		uint32_t room = side->room ? side->room * 2 : 256;
 		uint64_t *grown = realloc(side->wakes, room * sizeof(*grown));
-		if (!grown)
-			abort(); /* its task would never wake */
+		if (!grown) {
+			side->has_lost = 1;
+			return HS_END_WAKES;
+		}
 		side->wakes = grown;
 		side->room = room;
 	}

@@ -27,6 +27,10 @@ enum hs_wait {
 	HS_WAIT_STREAMS = 3, /* of a connection: the peer opened one */
 };
 
+enum hs_wake {
+	HS_WAKE_ALL = 0, /* in place of keys that there was no memory for: no stream has handle 0 */
+};
+
 /* Results in place of a number of bytes, beside those of enum hs_fifo_error. */
 enum hs_end_result {
 	HS_END_WAIT = -10, /* nothing now; the end waits for it */

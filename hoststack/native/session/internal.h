@@ -27,6 +27,7 @@
 struct hs_side {
 	uint64_t *wakes;
 	uint32_t first, end, room; /* of `wakes` */
+	uint8_t has_lost; /* wake-ups that there was no memory for */
 };
 
 /* What an end does with its worker: in this process (plane.c), or in another (attached.c). The
