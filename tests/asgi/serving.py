@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,14 +11,26 @@ from typing import Any
 import trio
 
 import hoststack
-from hoststack import QuicConfig, TlsConfig, http3
+from hoststack import QuicConfig, TlsConfig, aio, asgi, http3
 from hoststack.asgi import AccessLog, AsgiConfig
 from hoststack.asgi import trio as asgi_trio
+from hoststack.http3 import aio as http3_aio
 from hoststack.link.memory import MemoryNetwork
 from tests.http3.peers import CLIENT, SERVER, TRUSTING, URI, run
 
-__all__ = ["SERVER", "URI", "answering", "run", "serving", "talking", "text"]
+__all__ = [
+    "SERVER",
+    "URI",
+    "answering",
+    "run",
+    "serving",
+    "serving_in_asyncio",
+    "talking",
+    "text",
+]
 
+#: Of a test in asyncio, for a server that hangs.
+PATIENCE_S = 120
 TLS = TlsConfig.self_signed([SERVER])
 
 
@@ -73,3 +86,25 @@ async def text(client: http3.ClientConnection, path: str = "/", method: str = "G
     """The content of a page."""
     async with await client.request(method, path) as response:
         return await response.read()
+
+
+@asynccontextmanager
+async def serving_in_asyncio(
+    application: Any, config: AsgiConfig | None = None
+) -> AsyncIterator[tuple[asgi.Server, http3_aio.ClientConnection]]:
+    """A server in asyncio over loopback, and a client of it."""
+    tls = TlsConfig.self_signed(["127.0.0.1"])
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        aio.open_stack(link="udp") as stack,
+        asgi.open_server(application, config) as server,
+    ):
+        listening: asyncio.Future[aio.Listener] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(
+            server.serve(stack, "quic://127.0.0.1:0", tls=tls, listening=listening)
+        )
+        authority = f"127.0.0.1:{(await listening).local[1]}"
+        async with http3_aio.open_client(stack, authority, tls=TRUSTING) as client:
+            yield server, client
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
