@@ -22,10 +22,13 @@ from hoststack.http3.errors import (
     QpackDecoderStreamError,
     QpackDecompressionError,
     QpackEncoderStreamError,
+    SessionRefusedError,
     SettingsError,
     StreamCreationError,
 )
 from hoststack.http3.server import ServerConnection, serve, serve_connection
+from hoststack.http3.webtransport.session import Session, SessionClosedError, SessionEnd
+from hoststack.http3.webtransport.wire import WebTransportCode
 
 __all__ = [
     "ALPN",
@@ -50,8 +53,13 @@ __all__ = [
     "Request",
     "Response",
     "ServerConnection",
+    "Session",
+    "SessionClosedError",
+    "SessionEnd",
+    "SessionRefusedError",
     "SettingsError",
     "StreamCreationError",
+    "WebTransportCode",
     "answer",
     "client_on",
     "open_client",

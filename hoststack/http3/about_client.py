@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -13,10 +13,18 @@ from hoststack.http3.about_connection import (
     LOST,
     AboutHttp3Connection,
 )
-from hoststack.http3.errors import ErrorCode, GoingAwayError, NotSupportedError, ProtocolError
+from hoststack.http3.errors import (
+    ErrorCode,
+    GoingAwayError,
+    NotSupportedError,
+    ProtocolError,
+    SessionRefusedError,
+)
 from hoststack.http3.exchange import CHUNK_BYTES, Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, get, to_bytes, to_fields
 from hoststack.http3.seam import Section
+from hoststack.http3.webtransport import wire
+from hoststack.http3.webtransport.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +159,39 @@ class AboutClientConnection(AboutHttp3Connection):
             protocol = to_bytes(protocol)
         return await self._open(method, url, to_fields(headers), protocol=protocol)
 
+    async def open_webtransport(
+        self, url: bytes | str, headers: FieldsToSend = (), *, protocols: Iterable[str] = ()
+    ) -> Session:
+        """Open a WebTransport session, and return it when the server has accepted it. `protocols`
+        are those of the application, the preferred one first; `Session.protocol` is the server's
+        choice. It needs `Http3Config.webtransport_sessions`.
+
+        Raises SessionRefusedError, NotSupportedError if the server does not offer WebTransport or
+        as many sessions, ValueError, and as `request`.
+        """
+        if self._webtransport is None:
+            raise RuntimeError("set Http3Config.webtransport_sessions to use WebTransport")
+        fields = [*to_fields(headers), *wire.offer(protocols)]
+        settings = await self._wait_for_settings()
+        if not wire.is_offered(settings):
+            raise NotSupportedError("the server does not offer WebTransport")
+        most = wire.most_sessions(settings)
+        # Draft-15 allows one session where there is no flow control (section 5.1).
+        if len(self._webtransport) >= (most or 1):
+            raise NotSupportedError(f"the server accepts {most or 1} WebTransport sessions at once")
+        token = wire.PROTOCOL if most else wire.PROTOCOL_15
+        response = await self.open("CONNECT", url, fields, protocol=token)
+        session = self._webtransport.add(response)
+        try:
+            await response.wait_headers()
+            if not 200 <= response.status < 300:
+                raise SessionRefusedError(response.status)
+        except BaseException:
+            response._close()
+            raise
+        session._establish(wire.chosen(response.headers))
+        return session
+
     async def _open(
         self,
         method: bytes,
@@ -221,6 +262,9 @@ class AboutClientConnection(AboutHttp3Connection):
             response._stream.stop_sending(ErrorCode.REQUEST_CANCELLED)
 
     def _on_request_stream(self, stream: Any) -> None:
+        if self._webtransport is not None:
+            self._read_beside(stream)
+            return
         self._fail(ProtocolError.of(ErrorCode.STREAM_CREATION_ERROR, "a server opens no requests"))
 
     def _on_goaway(self, identifier: int) -> None:

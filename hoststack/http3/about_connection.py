@@ -14,6 +14,8 @@ from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import ErrorCode, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import CHUNK_BYTES, Exchange
 from hoststack.http3.seam import FAILED, FULL, Event, Kind, Layer, Written
+from hoststack.http3.webtransport.sessions import Sessions
+from hoststack.http3.webtransport.wire import number
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class AboutHttp3Connection:
         self._settings: dict[int, int] | None = None
         self._goaway: int | None = None
         """Identifier of the last GOAWAY from the peer."""
+        self._webtransport = Sessions(self) if config.webtransport_sessions else None
         self._changed = self._router.new_lot()
         """Tasks that wait for settings, for the last exchange to end, for the connection's end."""
 
@@ -84,7 +87,7 @@ class AboutHttp3Connection:
         self._layer.bind(critical)
         self._flush()
         self._spawn(self._accept_streams)
-        if self.config.datagrams:
+        if self.config.has_datagrams:
             self._spawn(self._accept_datagrams)
 
     def close_now(self, code: int = ErrorCode.NO_ERROR, reason: str = "") -> None:
@@ -109,25 +112,32 @@ class AboutHttp3Connection:
     def _on_stream(self, stream: Any) -> None:
         self._streams[stream.stream_id] = stream
         if stream.stream_id & 2:
-            self._other_streams += 1
-            if self._other_streams > _CRITICAL_STREAMS + _MAX_OTHER_STREAMS:
-                self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many streams"))
-                return
-            self._layer.add(stream)
-            self._spawn(self._read_unidirectional, stream)
+            self._read_beside(stream)
         else:
             self._on_request_stream(stream)
+
+    def _read_beside(self, stream: Any) -> None:
+        """Read a stream that is no request's."""
+        self._other_streams += 1
+        if self._other_streams > _CRITICAL_STREAMS + _MAX_OTHER_STREAMS:
+            self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many streams"))
+        else:
+            self._layer.add(stream)
+            self._spawn(self._read_to_end, stream)
 
     def _on_request_stream(self, stream: Any) -> None:
         raise NotImplementedError
 
-    async def _read_unidirectional(self, stream: Any) -> None:
-        """Read a stream of the peer to its end: for critical ones, that of the connection."""
+    async def _read_to_end(self, stream: Any) -> None:
+        """Read a stream of the peer to its end, for critical ones that of the connection; or until
+        it belongs to a session."""
         try:
             result = WAIT
             while result == WAIT or result > 0:
                 result = self._read(stream, CHUNK_BYTES)
                 self._flush()
+                if stream.stream_id not in self._streams:
+                    return
                 if result == WAIT:
                     await stream._wait_for_bytes()
             if result in (0, RESET):  # of a stream that nobody needs
@@ -141,7 +151,10 @@ class AboutHttp3Connection:
         """Read a stream, and act on what it brought. Raises ProtocolError."""
         result = self._layer.read(stream.stream_id, max_bytes)
         for event in self._layer.events():
-            self._on_event(event)
+            if event.kind == Kind.WEBTRANSPORT:
+                self._on_session_stream(stream, event.code)
+            else:
+                self._on_event(event)
         if result > 0 and result >> HINTS:
             stream._act(result)
         elif result == FAILED:
@@ -168,6 +181,19 @@ class AboutHttp3Connection:
             exchange = self._exchanges.get(event.stream_id)
             if exchange is not None:
                 exchange._on_event(event)
+
+    def _on_session_stream(self, stream: Any, session_id: int) -> None:
+        """Give a stream of which the head was read to its session."""
+        assert self._webtransport is not None
+        exchange = self._exchanges.pop(stream.stream_id, None)
+        del self._streams[stream.stream_id]
+        self._layer.close(stream.stream_id, ErrorCode.NO_ERROR)
+        if exchange is None:
+            self._other_streams -= 1
+        else:
+            exchange._is_closed = True
+            self._on_forgotten()
+        self._webtransport.on_stream(stream, session_id)
 
     def _on_goaway(self, identifier: int) -> None:
         """Act on a GOAWAY."""
@@ -236,6 +262,8 @@ class AboutHttp3Connection:
             self._error = error
         for exchange in list(self._exchanges.values()):
             exchange._wake()
+        if self._webtransport is not None:
+            self._webtransport.on_end()
         self._changed.unpark_all()
 
     def _has_ended_cleanly(self) -> bool:
@@ -255,6 +283,12 @@ class AboutHttp3Connection:
         stream._close()
         if exchange._receiving_error is not None or not exchange._has_all:
             self._flush_quietly()  # QPACK's Stream Cancellation
+        if self._webtransport is not None:
+            self._webtransport.forget(stream_id)
+        self._on_forgotten()
+
+    def _on_forgotten(self) -> None:
+        """An exchange is gone."""
         if not self._exchanges:
             self._changed.unpark_all()
 
@@ -268,9 +302,9 @@ class AboutHttp3Connection:
 
     async def _send_datagram(self, stream_id: int, data: bytes) -> None:
         settings = await self._wait_for_settings()
-        if not self.config.datagrams or not settings.get(_SETTING_DATAGRAM):
+        if not self.config.has_datagrams or not settings.get(_SETTING_DATAGRAM):
             raise NotSupportedError("HTTP datagrams are not enabled on both sides")
-        await self.connection.send_datagram(_number(stream_id >> 2) + data)
+        await self.connection.send_datagram(number(stream_id >> 2) + data)
 
     async def _accept_datagrams(self) -> None:
         try:
@@ -287,11 +321,5 @@ class AboutHttp3Connection:
         exchange = self._exchanges.get(quarter << 2)
         if exchange is not None:
             exchange._on_datagram(datagram[size:])
-
-
-def _number(value: int) -> bytes:
-    """Return a variable-length integer (RFC 9000 section 16)."""
-    for shift, size in enumerate((1, 2, 4, 8)):
-        if value < 1 << (8 * size - 2):
-            return (value | shift << (8 * size - 2)).to_bytes(size)
-    raise ValueError(f"{value} is too large")
+        elif self._webtransport is not None:
+            self._webtransport.on_early_datagram(quarter << 2, datagram[size:])

@@ -9,10 +9,12 @@ from typing import Any, Final, Self
 
 from hoststack.api.about_stream import WAIT
 from hoststack.http3.about_connection import LOST, AboutHttp3Connection
-from hoststack.http3.errors import ErrorCode, MessageError, ProtocolError
+from hoststack.http3.errors import ErrorCode, MessageError, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import Exchange
-from hoststack.http3.fields import Fields, FieldsToSend, to_fields
+from hoststack.http3.fields import Fields, FieldsToSend, get, to_bytes, to_fields
 from hoststack.http3.seam import BLOCKED, Section
+from hoststack.http3.webtransport import wire
+from hoststack.http3.webtransport.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,38 @@ class Request(Exchange):
         fields = _with_status(status, to_fields(headers))
         await self._send_section(Section.INFORMATIONAL, fields)
 
+    def header(self, name: bytes | str) -> bytes | None:
+        """Return the first value of a header field."""
+        return get(self.headers, to_bytes(name).lower())
+
+    @property
+    def is_webtransport(self) -> bool:
+        """Whether this asks for a WebTransport session that `Http3Config` allows."""
+        return self._session is not None
+
+    @property
+    def webtransport_protocols(self) -> list[str]:
+        """Application protocols that the client offers for a session, the preferred one first."""
+        return wire.available(self.headers)
+
+    async def accept_webtransport(
+        self, headers: FieldsToSend = (), *, protocol: str | None = None
+    ) -> Session:
+        """Accept a WebTransport session, with one of the client's application protocols.
+
+        Raises RuntimeError if this asks for none, ValueError for a protocol that the client does
+        not offer, NotSupportedError if its settings lack datagrams or WebTransport, and as
+        `send_headers`.
+        """
+        if self._session is None:
+            raise RuntimeError("this request asks for no WebTransport session that is allowed")
+        fields = [*to_fields(headers), *wire.choice(self.headers, protocol)]
+        if not wire.is_offered(await self._http._wait_for_settings()):
+            raise NotSupportedError("the client's settings lack WebTransport, or datagrams")
+        await self.send_headers(200, fields)
+        self._session._establish(protocol)
+        return self._session
+
     async def wait_gone(self) -> None:
         """Wait until the client has all of the response, or does not want it any more."""
         try:
@@ -132,10 +166,10 @@ class Request(Exchange):
         # RFC 9114 section 4.1: the response does not need the rest of the request.
         return ErrorCode.NO_ERROR if self.is_answered else self._abort_code
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if not self._is_closed:
             self._http._count(self)
-        super().close()
+        super()._close()
 
     close.__doc__ = Exchange.close.__doc__
 
@@ -248,6 +282,10 @@ class AboutServerConnection(AboutHttp3Connection):
         ):
             self._spawn(self._answer_quietly, request, 425)
             return
+        status = self._webtransport.admit(request) if self._webtransport is not None else 0
+        if status:
+            self._spawn(self._answer_quietly, request, status)
+            return
         self._requests.append(request)
         self._arrived.unpark(count=1)
 
@@ -273,8 +311,8 @@ class AboutServerConnection(AboutHttp3Connection):
         if self._senders.pop(exchange.stream_id, None) is not None:
             self._turns.unpark_all()
 
-    def _forget(self, exchange: Exchange) -> None:
-        super()._forget(exchange)
+    def _on_forgotten(self) -> None:
+        super()._on_forgotten()
         if self._is_shut_down and not self._exchanges:
             self._arrived.unpark_all()
 

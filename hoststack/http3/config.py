@@ -40,9 +40,19 @@ class Http3Config:
     """Offer HTTP datagrams (RFC 9297). Set `QuicConfig.datagram_fifo_bytes` too."""
     connect_protocol: bool = True
     """A server accepts extended CONNECT (RFC 9220)."""
+    webtransport_sessions: int = 0
+    """WebTransport sessions that the peer may have at once; 0 offers none. It needs
+    `QuicConfig.datagram_fifo_bytes`, as `datagrams`, which it implies."""
+    webtransport_origins: frozenset[bytes] | None = None
+    """Origins whose sessions a server accepts; None accepts all, and clients that name none."""
     early_methods: frozenset[bytes] = SAFE_METHODS
     """Methods that are processed before the handshake is complete; others are answered with 425
     (RFC 8470), and by a client not sent that early."""
+
+    @property
+    def has_datagrams(self) -> bool:
+        """Whether HTTP datagrams are offered."""
+        return self.datagrams or self.webtransport_sessions > 0
 
     def __post_init__(self) -> None:
         for name in ("max_section_bytes", "max_fields", "table_bytes", "blocked_streams"):
@@ -50,3 +60,5 @@ class Http3Config:
                 raise ValueError(f"{name} must be between 0 and {(1 << 30) - 1}")
         if not 0 <= self.max_streams < 1 << 31:
             raise ValueError(f"max_streams must be between 0 and {(1 << 31) - 1}")
+        if not 0 <= self.webtransport_sessions < 1 << 31:
+            raise ValueError(f"webtransport_sessions must be between 0 and {(1 << 31) - 1}")

@@ -169,3 +169,13 @@ class NotSupportedError(Http3Error):
     """The peer has not enabled what the request needs: extended CONNECT, or datagrams."""
 
     code = ErrorCode.SETTINGS_ERROR
+
+
+class SessionRefusedError(Http3Error):
+    """The server refused a WebTransport session, with `status`."""
+
+    code = ErrorCode.REQUEST_REJECTED
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the server refused the WebTransport session (status {status})")
+        self.status = status

@@ -14,6 +14,7 @@ from hoststack.http3.seam import BLOCKED, Event, Kind, Section
 if TYPE_CHECKING:
     from hoststack.api.router import Lot
     from hoststack.http3.about_connection import AboutHttp3Connection
+    from hoststack.http3.webtransport.session import Session
 
 #: Most content that is received at a time, unless the program says how much.
 CHUNK_BYTES: Final = 256 * 1024
@@ -53,6 +54,8 @@ class Exchange:
         self._waiting: Lot | None = None
         """Tasks that wait for an event that comes by way of another stream."""
         self._datagrams: deque[bytes] | None = None
+        self._session: Session | None = None
+        """The WebTransport session that this began."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.stream_id} of {self._http.connection!r}>"
@@ -298,7 +301,8 @@ class Exchange:
     # --- the end ---
 
     async def aclose(self) -> None:
-        """Finish. What was not sent to its end is reset, what was not received is stopped."""
+        """Finish. What was not sent to its end is reset, what was not received is stopped. A
+        session that it began is closed with code 0."""
         self.close()
         await self._http._checkpoint()
 
@@ -316,6 +320,12 @@ class Exchange:
 
     def close(self) -> None:
         """Finish as `aclose` does, without a checkpoint."""
+        if self._session is not None and not self._is_closed:
+            self._session._leave()
+        else:
+            self._close()
+
+    def _close(self) -> None:
         if self._is_closed:
             return
         if not self._has_sent_end or self._is_full:

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     RESET = 7  #: reset the stream with `code`
     GOAWAY = 8  #: `code` is its identifier
     SETTINGS = 9  #: settings
+    WEBTRANSPORT = 10  #: the stream belongs to the session `code`; `Layer.close` is next
 
 
 class Event(NamedTuple):

@@ -21,6 +21,7 @@ from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import ErrorCode, GoingAwayError, ProtocolError
 from hoststack.http3.fields import Fields, get
 from hoststack.http3.seam import BLOCKED, FAILED, FULL, SENT, Event, Kind, Section, Written
+from hoststack.http3.webtransport.wire import StreamHead, settings_of
 from hoststack.native.session._session import ffi, lib
 
 _ROOM_BYTES: Final = 65536
@@ -108,7 +109,8 @@ class _H3(h3.H3Connection):
             h3.Setting.QPACK_MAX_TABLE_CAPACITY: config.table_bytes,
             h3.Setting.QPACK_BLOCKED_STREAMS: config.blocked_streams,
         }
-        if config.datagrams:
+        settings.update(settings_of(config))
+        if config.has_datagrams:
             settings[h3.Setting.H3_DATAGRAM] = 1
         if config.connect_protocol and self._is_server:
             settings[h3.Setting.ENABLE_CONNECT_PROTOCOL] = 1
@@ -166,6 +168,8 @@ class AioquicLayer:
         self._priorities: dict[int, tuple[int, bool]] = {}
         self._controls: dict[int, ControlFrames] = {}
         self._rejected: set[int] = set()
+        self._heads: dict[int, StreamHead] = {}
+        """Of streams that may belong to sessions."""
         self._has_settings = False
         self._last_request = -4
         self._goaway_sent = _NO_MORE + 4
@@ -184,11 +188,20 @@ class AioquicLayer:
 
     def add(self, stream: Any) -> None:
         self._streams[stream.stream_id] = stream
+        is_peers = self._is_server or stream.stream_id % 4 != 0
+        if self._config.webtransport_sessions and is_peers:
+            self._heads[stream.stream_id] = StreamHead(stream.stream_id)
         if stream.stream_id % 4 == 0:
             self._last_request = max(self._last_request, stream.stream_id)
 
     def close(self, stream_id: int, code: int) -> None:
-        for kept in (self._streams, self._pending, self._priorities, self._controls):
+        for kept in (
+            self._streams,
+            self._pending,
+            self._priorities,
+            self._controls,
+            self._heads,
+        ):
             kept.pop(stream_id, None)
         for noted in (self._received, self._final, self._ended, self._full, self._rejected):
             noted.discard(stream_id)
@@ -207,12 +220,39 @@ class AioquicLayer:
         known = self._h3._stream.get(stream_id)
         if known is not None and known.blocked:
             return BLOCKED
+        head = self._heads.get(stream_id)
+        if head is not None:
+            return self._read_head(stream, head)
         result = int(lib.hs_end_read(stream._end, self._room, min(max_bytes, _ROOM_BYTES), False))
         if result >= 0:
             data: bytes = ffi.buffer(self._room, result & BYTES)[:]
             self._feed(stream_id, data, is_end=not data)
         elif result == RESET and stream_id % 4:
             self._handle(stream_id, StreamReset(error_code=0, stream_id=stream_id))
+        return result if self._error is None else FAILED
+
+    def _read_head(self, stream: Any, head: StreamHead) -> int:
+        """Read a byte of a stream that may belong to a session: what follows is the program's."""
+        stream_id: int = stream.stream_id
+        result = int(lib.hs_end_read(stream._end, self._room, 1, False))
+        if result < 0:
+            return result
+        data: bytes = ffi.buffer(self._room, result & BYTES)[:]
+        if head.feed(data):
+            return result
+        del self._heads[stream_id]
+        if head.session_id is not None:
+            self._received.add(stream_id)
+            self._found.append(Event(Kind.WEBTRANSPORT, stream_id, head.session_id))
+        elif stream_id % 4 == 1:
+            self._received.add(stream_id)
+            if head.data:
+                self._on_error(ErrorCode.STREAM_CREATION_ERROR, "a server opens no requests")
+        else:
+            if head.data:
+                self._feed(stream_id, head.data, is_end=False)
+            if not data:
+                self._feed(stream_id, b"", is_end=True)
         return result if self._error is None else FAILED
 
     def _feed(self, stream_id: int, data: bytes, *, is_end: bool) -> None:

@@ -10,6 +10,7 @@ from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import GoingAwayError, ProtocolError
 from hoststack.http3.fields import Fields, from_text, to_text
 from hoststack.http3.seam import Event, Kind, Section, Written
+from hoststack.http3.webtransport.wire import settings_of
 from hoststack.native.http3._http3 import ffi, lib
 from hoststack.native.session._session import ffi as session_ffi
 from hoststack.native.session._session import lib as session_lib
@@ -42,6 +43,7 @@ class Nghttp3Layer:
     """A seam.Layer."""
 
     def __init__(self, config: Http3Config, *, is_server: bool) -> None:
+        more = list(settings_of(config).items())
         settings = ffi.new(
             "struct hs_http3_config *",
             {
@@ -52,7 +54,10 @@ class Nghttp3Layer:
                 "max_streams": config.max_streams,
                 "is_server": is_server,
                 "has_connect_protocol": config.connect_protocol,
-                "has_datagrams": config.datagrams,
+                "has_datagrams": config.has_datagrams,
+                "has_webtransport": bool(more),
+                "more_count": len(more),
+                "more_settings": more,
             },
         )
         made = lib.hs_http3_new(settings, _ENDS)

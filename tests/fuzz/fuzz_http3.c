@@ -28,7 +28,7 @@ struct hs_end {
 	size_t room;
 	uint8_t *body; /* what was given, and perhaps not written */
 	int64_t id;
-	uint8_t has_eof, is_reset, is_stopped, is_finished, is_full, is_open;
+	uint8_t has_eof, is_reset, is_stopped, is_finished, is_full, is_open, is_session;
 };
 
 static struct world {
@@ -36,7 +36,7 @@ static struct world {
 	struct hs_end ends[STREAMS], critical[3];
 	int count;
 	int64_t next_request, next_unidirectional;
-	uint8_t is_server;
+	uint8_t is_server, has_sessions;
 	uint64_t sum; /* of what was written: all of it is read */
 } w;
 
@@ -134,6 +134,9 @@ static const struct piece {
 	PIECE("\x01"), /* to the decoder stream */
 	PIECE("\x80"),
 	PIECE("\x40"),
+	PIECE("\x40\x54\x00"), /* streams of sessions */
+	PIECE("\x40\x41\x00"),
+	PIECE("\x80\x00\x00\x41\xc0\x00\x00\x00\x00\x00\x00\x04"),
 #undef PIECE
 };
 
@@ -194,6 +197,10 @@ static void look_at_events(void)
 			look_at_section(event, batch.text);
 		if (event->kind == HS_HTTP3_RESET && end)
 			give_up(end);
+		if (event->kind == HS_HTTP3_WEBTRANSPORT) {
+			CHECK(end);
+			end->is_session = 1;
+		}
 		if (event->kind == HS_HTTP3_TOO_LARGE)
 			hs_http3_stop(w.http3, event->stream_id);
 	}
@@ -224,6 +231,16 @@ static void write_all(void)
 	}
 }
 
+static void close_stream(struct hs_end *end, uint8_t code)
+{
+	hs_http3_close(w.http3, end->id, code);
+	free(end->body);
+	free(end->rx);
+	end->body = end->rx = NULL;
+	end->rx_bytes = 0;
+	end->is_open = 0;
+}
+
 static void read_some(struct hs_end *end, size_t most)
 {
 	int64_t got = hs_http3_read(w.http3, end->id, most);
@@ -232,6 +249,8 @@ static void read_some(struct hs_end *end, size_t most)
 	if (got == HS_HTTP3_FAILED)
 		CHECK(hs_http3_error(w.http3, &text) && *text);
 	look_at_events();
+	if (end->is_session)
+		close_stream(end, 0); /* what it has more is the program's */
 }
 
 static void open_stream(int64_t *id)
@@ -243,6 +262,8 @@ static void open_stream(int64_t *id)
 	end->is_open = 1;
 	end->room = 1000;
 	*id += 4;
+	if (!w.is_server && w.has_sessions && id == &w.next_request && w.count % 3 == 0)
+		end->id++; /* the server's */
 	hs_http3_add(w.http3, end->id, end);
 }
 
@@ -291,16 +312,6 @@ static void send_data(struct hs_end *end, struct input *in)
 		end->body = body;
 	else
 		free(body);
-}
-
-static void close_stream(struct hs_end *end, uint8_t code)
-{
-	hs_http3_close(w.http3, end->id, code);
-	free(end->body);
-	free(end->rx);
-	end->body = end->rx = NULL;
-	end->rx_bytes = 0;
-	end->is_open = 0;
 }
 
 static void prioritize(struct hs_end *end, struct input *in)
@@ -396,11 +407,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		.is_server = how & 1,
 		.has_connect_protocol = how >> 4 & 1,
 		.has_datagrams = how >> 5 & 1,
+		.has_webtransport = how >> 7,
+		.more_count = how >> 7 ? 3 : 0,
+		.more_settings = { { 0x2b603742, 1 }, { 0xc671706a, 100 }, { 0x14e9cd29, 1 } },
 	};
 	struct hs_end *critical[3];
 	int64_t ids[3];
 	memset(&w, 0, sizeof(w));
 	w.is_server = config.is_server;
+	w.has_sessions = config.has_webtransport;
 	w.http3 = hs_http3_new(&config, &ENDS);
 	CHECK(w.http3);
 	for (int i = 0; i < 3; i++) {

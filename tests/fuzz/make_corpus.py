@@ -595,6 +595,10 @@ def http3() -> Iterator[bytes]:
     greeting += unidirectional + piece(1, encoder) + unidirectional + piece(2, decoder)
     asked = greeting + a_request + piece(3, get) + end(3)
     yield server + asked + respond(3, is_last=True) + b"\x0c\x03"
+    sessions = bytes([0x81])
+    yield sessions + asked + unidirectional + piece(4, 32, 22) + a_request + piece(5, 33, 22)
+    yield bytes([0xC1]) + asked + a_request + piece(4, 31, 30) + bytes([0x0A, 0, 9]) + end(4)
+    yield bytes([0x80]) + greeting + a_request + a_request + piece(4, 34) + end(3)
     yield (
         server
         + asked

@@ -9,10 +9,13 @@ struct hs_http3 *hs_http3_new(const struct hs_http3_config *config,
 	nghttp3_callbacks callbacks = { 0 };
 	nghttp3_settings settings;
 	struct hs_http3 *h = calloc(1, sizeof(*h));
-	if (!h)
+	if (!h || config->more_count > HS_HTTP3_MORE_SETTINGS) {
+		free(h);
 		return NULL;
+	}
 	h->config = *config;
 	h->ends = *ends;
+	h->has_preface = !config->more_count;
 	nghttp3_settings_default(&settings);
 	settings.max_field_section_size = config->max_section_bytes;
 	settings.qpack_max_dtable_capacity = config->table_bytes;
@@ -60,6 +63,7 @@ int hs_http3_bind(struct hs_http3 *h, const int64_t ids[3], struct hs_end *const
 		s->is_critical = 1;
 		s->is_received = 1;
 	}
+	h->control_id = ids[0];
 	int error = nghttp3_conn_bind_control_stream(h->conn, ids[0]);
 	if (!error)
 		error = nghttp3_conn_bind_qpack_streams(h->conn, ids[1], ids[2]);
@@ -88,7 +92,8 @@ int hs_http3_shutdown(struct hs_http3 *h, int is_notice)
 int hs_http3_add(struct hs_http3 *h, int64_t id, struct hs_end *end)
 {
 	int is_request = (id & 3) == 0;
-	int is_peers = (id & 3) == (h->config.is_server ? 2 : 3);
+	int is_peers = (id & 3) == (h->config.is_server ? 2 : 3) ||
+		       ((id & 3) == 1 && !h->config.is_server && h->config.has_webtransport);
 	if (h->has_failed)
 		return HS_HTTP3_FAILED;
 	if (id < 0 || hs_http3_find(h, id) || (!is_request && !is_peers))

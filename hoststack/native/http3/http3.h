@@ -25,6 +25,8 @@ struct hs_http3_ends {
 	int64_t (*finish)(struct hs_end *end);
 };
 
+enum { HS_HTTP3_MORE_SETTINGS = 8 };
+
 struct hs_http3_config {
 	uint64_t max_section_bytes; /* of a field section that is accepted: RFC 9114 section 4.2.2 */
 	uint32_t max_fields; /* in one */
@@ -34,6 +36,9 @@ struct hs_http3_config {
 	uint8_t is_server;
 	uint8_t has_connect_protocol; /* RFC 9220; a server's */
 	uint8_t has_datagrams; /* RFC 9297 */
+	uint8_t has_webtransport; /* streams may belong to sessions */
+	uint32_t more_count;
+	uint64_t more_settings[HS_HTTP3_MORE_SETTINGS][2]; /* that nghttp3 does not know */
 };
 
 /* Results, beside those of session/end.h: negative ones, bytes, and hints above them. */
@@ -56,6 +61,8 @@ enum hs_http3_kind {
 	HS_HTTP3_RESET = 7, /* reset the stream with `code` */
 	HS_HTTP3_GOAWAY = 8, /* `code` is its ID (RFC 9114 section 5.2) */
 	HS_HTTP3_SETTINGS = 9, /* text is pairs of an identifier and its value, uint64_t each */
+	HS_HTTP3_WEBTRANSPORT = 10, /* the stream belongs to the session `code`; what follows its
+				     * head is not read, and hs_http3_close is next */
 };
 
 enum hs_http3_event_flag {

@@ -210,11 +210,6 @@ void hs_http3_set_receive_callbacks(nghttp3_callbacks *callbacks)
 
 /* --- reading ---------------------------------------------------------------------------------- */
 
-static int is_request(const struct hs_http3_stream *s)
-{
-	return (s->id & 3) == 0;
-}
-
 /* Nothing more of a request's stream is of interest. */
 static int stop(struct hs_http3 *h, struct hs_http3_stream *s)
 {
@@ -240,12 +235,12 @@ static int feed(struct hs_http3 *h, struct hs_http3_stream *s, const uint8_t *da
 	s->is_fed = s->has_bytes = 1;
 	if (h->has_failed)
 		return HS_HTTP3_FAILED;
-	if (used == NGHTTP3_ERR_MALFORMED_HTTP_MESSAGING && is_request(s))
+	if (used == NGHTTP3_ERR_MALFORMED_HTTP_MESSAGING && hs_http3_has_requests(s))
 		return reject(h, s, NGHTTP3_H3_MESSAGE_ERROR);
 	if (used < 0)
 		return hs_http3_fail_as(h, used);
 	/* nghttp3 keeps what follows a section that waits for QPACK's encoder stream. */
-	if (is_request(s) && !s->is_received && !s->is_too_large &&
+	if (hs_http3_has_requests(s) && !s->is_received && !s->is_too_large &&
 	    used + h->last_data < (int64_t)bytes)
 		s->is_blocked = 1;
 	return s->is_too_large ? stop(h, s) : 0;
@@ -270,9 +265,28 @@ static int feed_unidirectional(struct hs_http3 *h, struct hs_http3_stream *s, si
 	return bytes ? feed(h, s, data, bytes, 0) : 0;
 }
 
+/* What was read to find out whose the stream is. */
+static int feed_head(struct hs_http3 *h, struct hs_http3_stream *s)
+{
+	size_t bytes = s->head_bytes;
+	s->head_bytes = 0;
+	if (!bytes)
+		return 0;
+	if (!hs_http3_has_requests(s) && !(s->id & 2))
+		return hs_http3_fail(h, NGHTTP3_H3_STREAM_CREATION_ERROR,
+				     "a server opens no requests");
+	memcpy(h->room + 1, s->head, bytes);
+	return hs_http3_has_requests(s) ? feed(h, s, h->room + 1, bytes, 0) :
+					  feed_unidirectional(h, s, bytes);
+}
+
 static int64_t end(struct hs_http3 *h, struct hs_http3_stream *s)
 {
-	if (is_request(s) && !s->has_bytes) /* RFC 9114 section 4.1 */
+	if (!hs_http3_has_requests(s) && !(s->id & 2)) {
+		s->is_received = 1; /* a server's, of which nothing came */
+		return 0;
+	}
+	if (hs_http3_has_requests(s) && !s->has_bytes) /* RFC 9114 section 4.1 */
 		return reject(h, s, NGHTTP3_H3_REQUEST_INCOMPLETE);
 	s->is_received = 1;
 	return feed(h, s, NULL, 0, 1);
@@ -282,7 +296,7 @@ static int64_t end(struct hs_http3 *h, struct hs_http3_stream *s)
 static int64_t check_reset(struct hs_http3 *h, struct hs_http3_stream *s, int64_t result)
 {
 	int64_t type = s->control.stream_type;
-	if (result == HS_END_RESET && !is_request(s) &&
+	if (result == HS_END_RESET && !hs_http3_has_requests(s) &&
 	    (type == 0x00 || type == 0x02 || type == 0x03))
 		return hs_http3_fail(h, NGHTTP3_H3_CLOSED_CRITICAL_STREAM,
 				     "a critical stream was reset");
@@ -304,7 +318,20 @@ int64_t hs_http3_read(struct hs_http3 *h, int64_t id, size_t max_bytes)
 			break;
 		if (s->is_blocked)
 			return done ? done | hints : HS_HTTP3_BLOCKED;
-		int64_t got = is_request(s) ? h->ends.look(s->end, left, &place) : 0;
+		int64_t got;
+		if (!s->has_head) {
+			got = hs_http3_read_head(h, s);
+			if (got == HS_HTTP3_FAILED)
+				return got;
+			if (got < 0)
+				return done ? done | hints : check_reset(h, s, got);
+			hints |= got & ~HS_HTTP3_BYTES_MASK;
+			done += got & HS_HTTP3_BYTES_MASK;
+			if (s->has_head && feed_head(h, s))
+				return HS_HTTP3_FAILED;
+			continue;
+		}
+		got = hs_http3_has_requests(s) ? h->ends.look(s->end, left, &place) : 0;
 		if (got >= LONG_BYTES) {
 			if (feed(h, s, place, (size_t)got, 0))
 				return HS_HTTP3_FAILED;
@@ -322,7 +349,7 @@ int64_t hs_http3_read(struct hs_http3 *h, int64_t id, size_t max_bytes)
 		hints |= got & ~HS_HTTP3_BYTES_MASK;
 		got &= HS_HTTP3_BYTES_MASK;
 		int failed = !got	   ? (int)end(h, s) :
-			     is_request(s) ? feed(h, s, h->room + 1, (size_t)got, 0) :
+			     hs_http3_has_requests(s) ? feed(h, s, h->room + 1, (size_t)got, 0) :
 					     feed_unidirectional(h, s, (size_t)got);
 		if (failed)
 			return HS_HTTP3_FAILED;
@@ -336,7 +363,7 @@ int hs_http3_stop(struct hs_http3 *h, int64_t id)
 	struct hs_http3_stream *s = hs_http3_find(h, id);
 	if (h->has_failed)
 		return HS_HTTP3_FAILED;
-	if (!s || s->is_critical || !is_request(s))
+	if (!s || s->is_critical || !hs_http3_has_requests(s))
 		return HS_HTTP3_MISUSED;
 	return stop(h, s);
 }

@@ -268,6 +268,39 @@ static int break_off(struct hs_http3 *h, struct hs_http3_stream *s, int32_t stat
 	return 0;
 }
 
+/* The end has copied the bytes, so they can go; but not the empty buffer with which nghttp3 schedules a
+ * FIN that waits. */
+static int on_written(struct hs_http3 *h, struct hs_http3_stream *s, size_t done, int is_full)
+{
+	int error = nghttp3_conn_add_write_offset(h->conn, s->id, done);
+	if (!error && done)
+		error = nghttp3_conn_add_ack_offset(h->conn, s->id, done);
+	if (error)
+		return hs_http3_fail_as(h, error);
+	if (is_full) {
+		s->is_full = 1;
+		nghttp3_conn_block_stream(h->conn, s->id);
+	}
+	return 1;
+}
+
+static int write_preface(struct hs_http3 *h, struct hs_http3_stream *s, const nghttp3_vec *vec,
+			 nghttp3_ssize count, struct hs_http3_written *entry)
+{
+	int64_t hints = hs_http3_write_preface(h, s, vec, count);
+	if (hints == HS_HTTP3_FAILED)
+		return HS_HTTP3_FAILED;
+	if (hints < 0) {
+		entry->state = (int32_t)hints;
+		return break_off(h, s, entry->state) ? HS_HTTP3_FAILED : 1;
+	}
+	entry->hints |= (uint32_t)(hints >> HS_END_BYTES_BITS) & HS_END_MASK;
+	if (h->has_preface)
+		return on_written(h, s, h->replaced_bytes, 0);
+	entry->state = HS_HTTP3_FULL;
+	return on_written(h, s, 0, 1);
+}
+
 /* Returns 0 when there is nothing more to write. */
 static int write_next(struct hs_http3 *h, struct writing *w)
 {
@@ -287,21 +320,12 @@ static int write_next(struct hs_http3 *h, struct writing *w)
 		return 1;
 	}
 	struct hs_http3_written *entry = entry_of(w, s);
+	if (!h->has_preface && id == h->control_id)
+		return write_preface(h, s, vec, count, entry);
 	size_t done = write_share(h, s, vec, count, fin, entry);
 	if (entry->state < 0)
 		return break_off(h, s, entry->state) ? HS_HTTP3_FAILED : 1;
-	/* The end has copied the bytes, so they can go; but not the empty buffer with which nghttp3
-	 * schedules a FIN that waits. */
-	int error = nghttp3_conn_add_write_offset(h->conn, id, done);
-	if (!error && done)
-		error = nghttp3_conn_add_ack_offset(h->conn, id, done);
-	if (error)
-		return hs_http3_fail_as(h, error);
-	if (entry->state == HS_HTTP3_FULL) {
-		s->is_full = 1;
-		nghttp3_conn_block_stream(h->conn, id);
-	}
-	return 1;
+	return on_written(h, s, done, entry->state == HS_HTTP3_FULL);
 }
 
 int hs_http3_write(struct hs_http3 *h, struct hs_http3_written *out, uint32_t room)

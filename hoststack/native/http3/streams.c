@@ -53,6 +53,8 @@ struct hs_http3_stream *hs_http3_insert(struct hs_http3 *h, int64_t id, struct h
 	s->id = id;
 	s->end = end;
 	s->control.stream_type = -1;
+	/* A response's stream is this side's. */
+	s->has_head = !h->config.has_webtransport || (!(id & 3) && !h->config.is_server);
 	if (h->stream_count++ == h->slot_count)
 		grow(h);
 	link_in(h, s);
