@@ -171,8 +171,6 @@ class Request(Exchange):
             self._http._count(self)
         super()._close()
 
-    close.__doc__ = Exchange.close.__doc__
-
 
 Handler = Callable[[Request], Awaitable[object]]
 

@@ -107,10 +107,9 @@ def browse(browser: chromium.Chromium, path: str, script: str) -> Any:
     async def main() -> Any:
         with trio.fail_after(PATIENCE_S):
             async with listening(Http3Config(webtransport_sessions=16)) as port:
-                names = {"port": port, "path": path, "hash": chromium.certificate_hash(CERTIFICATE)}
-                return await trio.to_thread.run_sync(
-                    partial(browser.run, OPEN + script, **names), abandon_on_cancel=True
-                )
+                shown = chromium.certificate_hash(CERTIFICATE)
+                run = partial(browser.run, OPEN + script, port=port, path=path, hash=shown)
+                return await trio.to_thread.run_sync(run, abandon_on_cancel=True)
 
     return trio.run(main)
 
