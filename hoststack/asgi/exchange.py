@@ -103,14 +103,8 @@ class Exchange:
         TypeError and ValueError for what can't be sent."""
         raise NotImplementedError
 
-    def _kind_of(self, message: Any) -> str:
-        try:
-            kind: str = message["type"]
-        except (TypeError, KeyError):
-            raise TypeError(
-                f"send takes a dict with a `type`, not {printable(repr(message), 80)}"
-            ) from None
-        return kind
+    def _no_kind(self, message: object) -> TypeError:
+        return TypeError(f"send takes a dict with a `type`, not {printable(repr(message), 80)}")
 
     def _out_of_order(self, kind: object, expected: str) -> RuntimeError:
         return RuntimeError(f"the application sent {printable(repr(kind), 80)}, but {expected}")
@@ -132,12 +126,19 @@ class Exchange:
         return status
 
     def _made(self, headers: Iterable[tuple[bytes, bytes]]) -> Fields:
-        """Return a response's fields, with those that this server adds."""
+        """Return a response's fields, with those that this server adds. Raises TypeError, and
+        ValueError for pseudo-header fields."""
         try:
             fields = [(name.lower(), value) for name, value in headers]
+            names = {name for name, _ in fields}
+            for name, value in fields:
+                if type(name) is not bytes or type(value) is not bytes:
+                    raise TypeError
         except (TypeError, ValueError, AttributeError):
             raise TypeError("headers are pairs of bytes: (name, value)") from None
-        names = {name for name, _ in fields}
+        for name in names:
+            if name[:1] == b":":
+                raise ValueError(f"a response has no such header field: {printable(name, 40)!r}")
         if not names.isdisjoint(_OF_CONNECTIONS):
             fields = [field for field in fields if field[0] not in _OF_CONNECTIONS]
         for field in self.core.default_fields:

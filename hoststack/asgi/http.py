@@ -34,6 +34,8 @@ class HttpExchange(Exchange):
     _fields: Fields
     _left: int | None = None
     """Content that the announced length still allows."""
+    _has_length = False
+    """The response announces its length."""
     _is_bare = False
     """The response has no content: to HEAD, or by its status."""
     _has_trailers = False
@@ -90,7 +92,10 @@ class HttpExchange(Exchange):
     # --- sending ---
 
     async def send(self, message: Any) -> None:
-        kind = self._kind_of(message)
+        try:
+            kind = message["type"]
+        except (TypeError, KeyError):
+            raise self._no_kind(message) from None
         if self.is_gone:
             raise DisconnectedError
         state = self._state
@@ -120,11 +125,12 @@ class HttpExchange(Exchange):
     def _start(self, message: Any) -> None:
         self.status = status = self._status_of(message)
         self._fields = self._made(message.get("headers", ()))
-        length = get(self._fields, b"content-length")
-        if length is not None:
-            if not length.isdigit():
-                raise ValueError(f"content-length is a number, not {printable(length, 40)!r}")
-            self._left = int(length)
+        for name, value in self._fields:
+            if name == b"content-length":
+                if not value.isdigit():
+                    raise ValueError(f"content-length is a number, not {printable(value, 40)!r}")
+                self._has_length = True
+                self._left = int(value)
         if self.request.method == b"HEAD" or status in _WITHOUT_CONTENT:
             self._is_bare = True
             self._left = None
@@ -144,7 +150,9 @@ class HttpExchange(Exchange):
         if self._left:
             raise self._too_short()
         request = self.request
-        await request.respond(self.status, self._fields, body)
+        if not self._has_length and self.status not in _WITHOUT_CONTENT:
+            self._fields.append((b"content-length", b"%d" % len(body)))
+        await request._respond(self.status, self._fields, body)
         if not self._is_bare:
             self.sent_bytes = len(body)
         self._on_complete()
@@ -198,9 +206,9 @@ class HttpExchange(Exchange):
     async def _send_path(self, message: Any) -> None:
         with open_path(message["path"]) as file:
             size = file.size_bytes
-            is_unknown = get(self._fields, b"content-length") is None
-            if is_unknown and self.status not in _WITHOUT_CONTENT:
+            if not self._has_length and self.status not in _WITHOUT_CONTENT:
                 self._fields.append((b"content-length", b"%d" % size))
+                self._has_length = True
                 self._left = None if self._is_bare else size
             if size <= CHUNK_BYTES and not self._is_bare:
                 await self._send_body({"body": await file.read(0, size)})

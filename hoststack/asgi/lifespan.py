@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from hoststack.asgi.config import ApplicationError
 from hoststack.asgi.core import Core
-from hoststack.asgi.scopes import VERSIONS
 from hoststack.text import printable
 
 logger = logging.getLogger("hoststack.asgi")
@@ -36,7 +35,7 @@ class Lifespan:
 
     async def run(self) -> None:
         """Call the application."""
-        scope = {"type": "lifespan", "asgi": {**VERSIONS, "spec_version": "2.0"}}
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
         try:
             await self._core.application(
                 {**scope, "state": self._core.state}, self._receive, self._send

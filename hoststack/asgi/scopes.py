@@ -11,8 +11,6 @@ from hoststack.http3.about_server import Request
 from hoststack.http3.fields import Fields
 from hoststack.quic.tls import TlsConfig
 
-#: Of the ASGI specification and its HTTP and WebSocket parts.
-VERSIONS: Final = {"version": "3.0", "spec_version": "2.5"}
 _TLS_1_3: Final = 0x0304
 #: RFC 8446 section B.4, by the names of TlsConfig.ciphers.
 _SUITES: Final = {
@@ -86,11 +84,11 @@ class Peer:
             extensions = self._make_extensions(kind)
         extensions = extensions.copy()
         extensions[REQUEST_ID] = {"id": f"{self._id}{request.stream_id}"}
-        if request.may_be_replayed:
+        if connection.early_data == "pending":
             extensions[EARLY_DATA] = {"wait_handshake": connection.wait_handshake}
         return {
             "type": kind,
-            "asgi": VERSIONS.copy(),
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
             "http_version": "3",
             "scheme": "https" if request.scheme is None else request.scheme.decode("latin-1"),
             "path": self._root_path + decoded.decode("utf-8", "replace"),

@@ -54,6 +54,9 @@ class Server(Core):
         self._nursery.start_soon(function)
 
     async def _call(self, exchange: Exchange, scope: dict[str, Any]) -> None:
+        if self.config.answer_seconds is None:
+            await self.application(scope, exchange.receive, exchange.send)
+            return
         with trio.CancelScope() as cancel_scope:
             exchange.cancel = cancel_scope.cancel
             await self.application(scope, exchange.receive, exchange.send)

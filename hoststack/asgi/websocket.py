@@ -187,7 +187,10 @@ class WebSocketExchange(Exchange):
     # --- sending ---
 
     async def send(self, message: Any) -> None:
-        kind = self._kind_of(message)
+        try:
+            kind = message["type"]
+        except (TypeError, KeyError):
+            raise self._no_kind(message) from None
         state = self._state
         if self.is_gone or (state == _OPEN and self._ending is not None):
             raise DisconnectedError

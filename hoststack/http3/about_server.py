@@ -80,8 +80,17 @@ class Request(Exchange):
         fields = to_fields(headers)
         if status not in _WITHOUT_CONTENT and all(name != b"content-length" for name, _ in fields):
             fields.append((b"content-length", b"%d" % len(body)))
+        await self._respond(status, fields, body)
+
+    async def _respond(
+        self, status: int, fields: Fields, body: bytes | bytearray | memoryview
+    ) -> None:
+        """Send a complete response, whose fields `to_fields` has checked."""
         if not len(body) or self.method == b"HEAD" or status in _WITHOUT_CONTENT:
-            await self.send_headers(status, fields, is_last=True)
+            await self._send_section(
+                Section.RESPONSE, [(b":status", b"%d" % status), *fields], is_last=True
+            )
+            self.is_answered = True
             return
         await self._begin_sending()
         try:
