@@ -131,6 +131,11 @@ class Core(ABC):
                 if exchange.cancel is not None:
                     exchange.cancel()
 
+    def _announce_end(self) -> None:
+        """Tell calls that last that the server ends."""
+        for exchange in list(self.running):
+            exchange.on_server_leaving()
+
     async def _until_idle(self) -> None:
         while self.running:
             await self._idle.park()

@@ -181,6 +181,9 @@ class Exchange:
         """The application returned before it was complete."""
         raise NotImplementedError
 
+    def on_server_leaving(self) -> None:
+        """The server waits for this exchange, not for long."""
+
     async def on_expired(self) -> None:
         """The application did not begin a response in time, and was cancelled."""
         logger.error(

@@ -124,6 +124,7 @@ class Server(Core):
             listening.result().close()
         for http in self._connections:
             http.shut_down()
+        self._announce_end()
         try:
             async with asyncio.timeout(self.config.drain_seconds):
                 await asyncio.wait((serving,))

@@ -109,6 +109,7 @@ class Server(Core):
             listener.close()
         for http in self._connections:
             http.shut_down()
+        self._announce_end()
         await trio.sleep(self.config.drain_seconds)
         self._report_cut_off()
         serving.cancel()

@@ -329,6 +329,17 @@ class WebSocketExchange(Exchange):
         logger.error("%s: the application failed, 1011 is sent", self, exc_info=error)
         await self._leave(CloseReason.INTERNAL_ERROR)
 
+    def on_server_leaving(self) -> None:
+        if self._state == _OPEN:
+            self.core.spawn(self._restart)
+
+    async def _restart(self) -> None:
+        """Ask the client to come back."""
+        try:
+            await self._close(CloseReason.SERVICE_RESTART, "")
+        except GONE as error:
+            self._on_gone(error)
+
     async def _leave(self, code: int) -> None:
         """Close the WebSocket, and wait for the client's close frame."""
         try:

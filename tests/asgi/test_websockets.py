@@ -15,8 +15,8 @@ from wsproto.extensions import PerMessageDeflate
 
 from hoststack import StreamStoppedError, http3
 from hoststack.asgi import AsgiConfig, DisconnectedError
-from tests.asgi.serving import run, talking
-from tests.http3.peers import SMALL
+from tests.asgi.serving import SERVER, run, serving, talking
+from tests.http3.peers import SMALL, TRUSTING
 
 OFF = AsgiConfig(lifespan="off")
 ACCEPT = {"type": "websocket.accept"}
@@ -385,5 +385,30 @@ def test_an_application_that_does_not_receive_stops_its_client() -> None:
                     await peer.send(BytesMessage(bytes(1000)))
                     sent += 1000
         assert 3000 <= sent < 64_000
+
+    run(main)
+
+
+def test_a_server_that_ends_closes_websockets() -> None:
+    ends: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        ends.append(await receive())
+
+    async def main() -> None:
+        async with (
+            serving(application, OFF) as (server, stack),
+            http3.open_client(stack, SERVER, tls=TRUSTING) as client,
+            open_websocket(client) as peer,
+        ):
+            server.shut_down()
+            closed = await peer.next()
+            assert closed.code == 1012
+            await peer.send(closed.response())
+            assert await peer.next() is None
+            await server._until_idle()
+        assert [each["code"] for each in ends] == [1012]
 
     run(main)
