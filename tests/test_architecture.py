@@ -68,12 +68,18 @@ FLOORS = (
         "the debug CLI: its grammar, its commands in a worker, the control socket; VCL, the "
         "blocking API; HTTP/3, for trio and for asyncio",
     ),
-    Floor(("hoststack/asgi",), "ASGI applications over HTTP/3, for asyncio and for trio"),
+    Floor(
+        ("hoststack/asgi", "hoststack/httpx"),
+        "ASGI applications over HTTP/3, for asyncio and for trio; transports for httpx",
+    ),
     Floor(
         ("hoststack/daemon", "apps"),
         "supervisor and worker processes; programs on the public API: `quic_echo`, the demo",
     ),
-    Floor(("hoststack/cli",), "the command line: `hoststack run`, `ctl`, `trace`, `xdp`, `doctor`"),
+    Floor(
+        ("hoststack/cli",),
+        "the command line: `hoststack run`, `get`, `ctl`, `trace`, `xdp`, `doctor`",
+    ),
 )
 #: What those above it know of a link, and nothing of any particular one.
 LINK_SEAM = ("hoststack.link.base", "hoststack.link.zones")
@@ -82,7 +88,7 @@ CHOOSES_LINK = "hoststack/worker"
 #: What applications import.
 PUBLIC = (
     *("hoststack", "hoststack.aio", "hoststack.asgi", "hoststack.asgi.trio"),
-    *("hoststack.http3", "hoststack.http3.aio", "hoststack.vcl"),
+    *("hoststack.http3", "hoststack.http3.aio", "hoststack.httpx", "hoststack.vcl"),
 )
 
 

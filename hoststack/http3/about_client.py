@@ -141,9 +141,10 @@ class AboutClientConnection(AboutHttp3Connection):
         headers: FieldsToSend = (),
         *,
         protocol: bytes | str | None = None,
+        is_last: bool = False,
     ) -> Response:
         """Send the header section of a request. Its content follows by `send_all`, and `send_eof`
-        or `send_trailers`; `wait_headers` waits for the response.
+        or `send_trailers`; with `is_last` there is none. `wait_headers` waits for the response.
 
         With the method CONNECT, `url` is host and port; with a `protocol` it is an extended CONNECT
         (RFC 9220), and a URL. Raises as `request`, and NotSupportedError if the server does not
@@ -157,7 +158,7 @@ class AboutClientConnection(AboutHttp3Connection):
             if settings.get(_SETTING_CONNECT_PROTOCOL) != 1:
                 raise NotSupportedError("the server does not accept extended CONNECT")
             protocol = to_bytes(protocol)
-        return await self._open(method, url, to_fields(headers), protocol=protocol)
+        return await self._open(method, url, to_fields(headers), protocol=protocol, is_last=is_last)
 
     async def open_webtransport(
         self, url: bytes | str, headers: FieldsToSend = (), *, protocols: Iterable[str] = ()

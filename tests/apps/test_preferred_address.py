@@ -95,8 +95,8 @@ def test_our_client_goes_where_gtlsserver_wants_it(
     line = [gtlsserver, "--no-quic-dump", "--no-http-dump", "-d", str(folder)]
     line += [f"--preferred-{family}-addr={bracketed(second)}:{preferred}"]
     line += [first, str(port), str(paths[1]), str(paths[0])]
-    get = [sys.executable, "-m", "apps.http3_client", "--engine", "native", "--insecure"]
-    get += ["--output", str(tmp_path), f"https://{bracketed(first)}:{port}/large"]
+    get = [sys.executable, "-m", "hoststack.cli.main", "get", "--engine", "native", "-k"]
+    get += ["-o", str(tmp_path), f"https://{bracketed(first)}:{port}/large"]
     with running(line, tmp_path / "log"):
         # Its first packet is sent again until the server is there.
         done = subprocess.run(get, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

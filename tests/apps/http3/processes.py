@@ -57,9 +57,9 @@ def serving(
 
 
 def client(engine: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run our client to its end."""
+    """Run `hoststack get` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "apps.http3_client", "--engine", engine, *words],
+        [sys.executable, "-m", "hoststack.cli.main", "get", "--engine", engine, *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
