@@ -178,10 +178,10 @@ async def raw_server(serve: Server, **options: Any) -> AsyncIterator[http3.Clien
     """A client of a server that writes what it wants."""
     network = MemoryNetwork()
     tls = TlsConfig.self_signed([SERVER])
-    config = options.pop("config", None)
+    config, quic = options.pop("config", None), options.pop("quic", None)
     async with (
-        hoststack.open_stack(link=network.link(SERVER), **options) as server,
-        hoststack.open_stack(link=network.link(CLIENT), **options) as stack,
+        hoststack.open_stack(link=network.link(SERVER), config=quic, **options) as server,
+        hoststack.open_stack(link=network.link(CLIENT), config=quic, **options) as stack,
         trio.open_nursery() as nursery,
     ):
         await nursery.start(partial(server.serve, URI, serve, tls=tls, alpn=["h3"]))

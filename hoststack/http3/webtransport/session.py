@@ -262,8 +262,6 @@ class Session:
                 if is_ended:
                     raise wire.CapsuleError("data follows the end of a session")
                 for kind, value in capsules.feed(chunk):
-                    if is_ended:
-                        raise wire.CapsuleError("a capsule follows the end of a session")
                     if kind == wire.CLOSE_SESSION:
                         is_ended = True
                         self._finish(SessionEnd(*wire.read_close(value)))

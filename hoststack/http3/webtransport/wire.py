@@ -240,6 +240,8 @@ class Capsules:
             value = bytes(self._data[start : start + size])
             del self._data[: start + size]
             yield kind, value
+            if kind == CLOSE_SESSION and self._data:
+                raise CapsuleError("data follows the end of a session")
 
     def _read_head(self) -> tuple[int, int, int] | None:
         kind = read_number(self._data)

@@ -74,8 +74,13 @@ int64_t hs_http3_read_head(struct hs_http3 *h, struct hs_http3_stream *s)
 		return 0;
 	}
 	int64_t got = h->ends.read(s->end, &byte, 1, 0);
-	if (!got)
+	if (!got) {
 		s->has_head = 1;
+		if (s->id & 2) { /* may be closed before its type (RFC 9114 section 6.2) */
+			s->head_bytes = 0;
+			s->is_received = 1;
+		}
+	}
 	if (got <= 0)
 		return got;
 	return add_byte(h, s, byte) ? HS_HTTP3_FAILED : got;
