@@ -15,6 +15,7 @@ from typing import Final
 
 from bench import (
     abuse,
+    asgi,
     attached,
     bulk,
     ciphers,
@@ -51,6 +52,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         half_open,
         abuse,
         requests,
+        asgi,
         start,
         ping_pong,
         cpu,

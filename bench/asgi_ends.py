@@ -1,0 +1,79 @@
+"""Servers of the same ASGI application, "hello": `python -m bench.asgi_ends KIND ADDRESS PORT`.
+
+The kinds are trio and asyncio, which are Hoststack with its engine in the same loop, uvloop, and
+hypercorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+import hoststack
+from hoststack import TlsConfig, aio, asgi
+from hoststack.asgi import trio as asgi_trio
+
+TLS: Final = TlsConfig.self_signed(["localhost"])
+_HEADERS: Final = [(b"content-type", b"text/plain"), (b"content-length", b"6")]
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """Answer each request with 6 bytes."""
+    if scope["type"] != "http":
+        raise NotImplementedError
+    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+    await send({"type": "http.response.body", "body": b"hello\n"})
+
+
+async def _in_trio(uri: str) -> None:
+    async with hoststack.open_stack(link="udp") as stack, trio.open_nursery() as nursery:
+        await nursery.start(partial(asgi_trio.serve, hello, stack, uri, tls=TLS))
+        print("ready", flush=True)
+
+
+async def _in_asyncio(uri: str) -> None:
+    async with aio.open_stack(link="udp") as stack:
+        listening: asyncio.Future[aio.Listener] = asyncio.get_running_loop().create_future()
+        listening.add_done_callback(lambda _: print("ready", flush=True))
+        await asgi.serve(hello, stack, uri, tls=TLS, listening=listening)
+
+
+def _by_hypercorn(address: str) -> None:
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"certfile": TLS.certificate, "keyfile": TLS.key}
+        for name, pem in files.items():
+            assert isinstance(pem, bytes)
+            Path(folder, name).write_bytes(pem)
+        config = Config.from_mapping(
+            {name: f"{folder}/{name}" for name in files}, bind=[], quic_bind=[address]
+        )
+        print("ready", flush=True)
+        asyncio.run(serve(hello, config))  # type: ignore[arg-type]
+
+
+def main(kind: str, address: str, port: str) -> None:
+    """Serve until the process is ended."""
+    uri = f"quic://{address}:{port}"
+    if kind == "trio":
+        trio.run(_in_trio, uri)
+    elif kind == "hypercorn":
+        _by_hypercorn(f"{address}:{port}")
+    elif kind == "uvloop":
+        import uvloop
+
+        uvloop.run(_in_asyncio(uri))
+    else:
+        asyncio.run(_in_asyncio(uri))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
