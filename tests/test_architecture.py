@@ -77,8 +77,12 @@ FLOORS = (
         "supervisor and worker processes; programs on the public API: `quic_echo`, the demo",
     ),
     Floor(
+        ("hoststack/serve",),
+        "`hoststack serve`: a manager, engines and applications as processes, HTTP/3 beside TCP",
+    ),
+    Floor(
         ("hoststack/cli",),
-        "the command line: `hoststack run`, `get`, `ctl`, `trace`, `xdp`, `doctor`",
+        "the command line: `hoststack serve`, `get`, `run`, `ctl`, `trace`, `xdp`, `doctor`",
     ),
 )
 #: What those above it know of a link, and nothing of any particular one.

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Final
 
 #: Each is a module here; one is imported when it is asked for.
-COMMANDS: Final = ("run", "get", "xdp", "doctor", "ctl", "trace")
+COMMANDS: Final = ("serve", "get", "run", "xdp", "doctor", "ctl", "trace")
 
 #: As shells report a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130

@@ -25,6 +25,11 @@ MOST_LINES: Final = 4096
 #: Most characters of a line, so that processes that share a pipe don't mix lines (PIPE_BUF,
 #: pipe(7)).
 _MOST_CHARACTERS: Final = 3000
+#: The environment variable with the least level of a line; workers inherit it.
+LEVEL_VARIABLE: Final = "HOSTSTACK_LOG_LEVEL"
+_LEVELS: Final = {
+    name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error")
+}
 _WHY: Final = "stderr was not read"
 #: How long a process that ends waits for its last lines to be read.
 _LAST_WORDS_S: Final = 1.0
@@ -148,8 +153,10 @@ class _Stderr(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def log_to_stderr(level: int = logging.INFO) -> Iterator[LineWriter]:
+def log_to_stderr() -> Iterator[LineWriter]:
     """Have a process, within the block, log to stderr without ever blocking on it.
+
+    HOSTSTACK_LOG_LEVEL names the least level of a line.
 
     Nothing is written before the writer's `start`: a thread keeps the privileges that it started
     with.
@@ -159,7 +166,7 @@ def log_to_stderr(level: int = logging.INFO) -> Iterator[LineWriter]:
     writer, was = LineWriter(2), sys.stderr
     handler, root = _Handler(writer), logging.getLogger()
     root.addHandler(handler)
-    root.setLevel(level)
+    root.setLevel(_LEVELS.get(os.environ.get(LEVEL_VARIABLE, ""), logging.INFO))
     sys.stderr = _Stderr(writer)
     try:
         yield writer
