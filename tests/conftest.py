@@ -19,6 +19,29 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Files whose tests take half a minute and more together. They come first: at the end, one of them
+#: would keep one process busy while the others have nothing left.
+LONG = (
+    "test_quic_echo_udp.py",
+    "test_sanitizers.py",
+    "test_packaging.py",
+    "test_corpus.py",
+    "test_http3_gtlsclient.py",
+    "test_programs.py",
+    "test_in_daemon.py",
+    "test_quic_echo_af_xdp.py",
+    "test_lossy_hop.py",
+    "test_docs.py",
+    "test_key_update.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_root") and (why := netns.why_not()):
         pytest.skip(why)
