@@ -66,6 +66,7 @@ class Core(ABC):
         """Calls of the application, the oldest first."""
 
         self._idle = self.new_lot()
+        self._has_reported = False
         self._websocket = _websocket_exchange()
 
     now: Callable[[], float]
@@ -92,6 +93,8 @@ class Core(ABC):
         if request.method == _CONNECT:
             make = self._websocket if request.protocol == _WEBSOCKET else None
             if make is None:  # RFC 9220 section 3
+                if request.protocol == _WEBSOCKET:
+                    self._report_no_websockets()
                 exchange: Exchange = HttpExchange(self, peer, request)
                 await exchange.answer(_NOT_IMPLEMENTED, "this server has no such CONNECT")
                 exchange.close()
@@ -117,6 +120,14 @@ class Core(ABC):
             exchange.close()
             if not self.running:
                 self._idle.unpark_all()
+
+    def _report_no_websockets(self) -> None:
+        if not self._has_reported:
+            self._has_reported = True
+            logger.warning(
+                "WebSockets are answered with 501, for wsproto is not installed: "
+                "pip install hoststack[asgi]"
+            )
 
     def expire(self) -> None:
         """Cancel calls whose response has not begun in time."""

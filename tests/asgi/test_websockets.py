@@ -412,3 +412,16 @@ def test_a_server_that_ends_closes_websockets() -> None:
         assert [each["code"] for each in ends] == [1012]
 
     run(main)
+
+
+def test_without_wsproto(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("hoststack.asgi.core._websocket_exchange", lambda: None)
+
+    async def main() -> None:
+        async with talking(echo, OFF) as client:
+            for _ in range(2):
+                async with open_websocket(client) as peer:
+                    assert peer.response.status == 501
+
+    run(main)
+    assert caplog.text.count("pip install hoststack[asgi]") == 1
