@@ -1,14 +1,16 @@
-"""A browser that was told nothing comes by TCP first, and by HTTP/3 afterwards."""
+"""The README's first example, with a browser: told nothing, it comes by TCP first, and by HTTP/3
+afterwards."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.serve.conftest import run_server, write_application
+from tests.serve.conftest import run_server
 from tests.support import chromium
 from tests.support.certificates import self_signed
 
@@ -28,9 +30,12 @@ return seen;
 def test_chromium_finds_http3_by_alt_svc(tmp_path: Path) -> None:
     if why := chromium.why_not():
         pytest.skip(why)
-    if importlib.util.find_spec("hypercorn") is None:
-        pytest.skip("hypercorn is not installed: pip install '.[test]'")
-    write_application(tmp_path)
+    for name in ("hypercorn", "fastapi"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install '.[test]'")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [program] = re.findall(r"^```python main.py\n(.*?)^```", readme, re.M | re.S)
+    (tmp_path / "main.py").write_text(program)
     certificate, key = self_signed(ec.generate_private_key(ec.SECP256R1()))
     (tmp_path / "cert.pem").write_bytes(certificate)
     (tmp_path / "key.pem").write_bytes(key)
@@ -47,4 +52,6 @@ def test_chromium_finds_http3_by_alt_svc(tmp_path: Path) -> None:
         first = browser.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol")
         assert first in ("h2", "http/1.1")
         assert browser.run(_ASK)[-1] == "h3"
+        browser.go(f"https://localhost:{served.port}/")
+        assert '{"http":"3"}' in browser.evaluate("document.body.innerText")
         assert served.stop() == 0
