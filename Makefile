@@ -46,9 +46,9 @@ demo: build ## quic_echo between two namespaces over AF_XDP, with the proof
 	@$(PYTHON) -m apps.demo
 
 bench: build ## measure, into bench/results/
-	@$(PYTHON) -c "import matplotlib" 2>/dev/null || \
+	@$(PYTHON) -c "import h2, matplotlib" 2>/dev/null || \
 		HOSTSTACK_WITHOUT="$$(cat .venv/without)" $(PYTHON) -m pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[bench]' || \
-		echo "bench: matplotlib could not be installed: going on without the picture"
+		echo "bench: h2 and matplotlib could not be installed: going on without the picture and without httpx over HTTP/2"
 	@$(PYTHON) -m bench
 
 clean: ## remove what was built, and .venv

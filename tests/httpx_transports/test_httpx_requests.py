@@ -14,7 +14,7 @@ import trio
 from hoststack import Connection, QuicConfig, TlsConfig, http3
 from hoststack.http3 import ErrorCode, Http3Config
 from hoststack.httpx import AsyncHTTP3Transport
-from tests.http3.peers import SERVER, URI, greet, pattern, run, section
+from tests.http3.peers import SERVER, SMALL, URI, greet, pattern, run, section
 from tests.httpx_transports.places import (
     BASE,
     TLS,
@@ -81,7 +81,7 @@ def test_fields_of_http1_connections_are_not_sent() -> None:
 
 def test_content_is_sent_while_the_response_is_received() -> None:
     """Neither side's memory could hold it, if one of the two did not read."""
-    total, piece = 8 << 20, bytes(100_000)
+    total, piece = 3 << 20, bytes(100_000)
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(0, total, len(piece)):
@@ -89,7 +89,7 @@ def test_content_is_sent_while_the_response_is_received() -> None:
 
     async def main() -> None:
         async with (
-            site_client(Site()) as client,
+            site_client(Site(), quic=SMALL) as client,
             client.stream("POST", "/echo", content=endless()) as response,
         ):
             received = 0
