@@ -198,10 +198,12 @@ def test_a_client_closes_with_a_code() -> None:
         ends.append(await session.wait_closed())
         with pytest.raises((StreamResetError, trio.BrokenResourceError)):
             await stream.receive_some()
+        assert [stream async for stream in session.streams()] == []
+        assert [data async for data in session.datagrams()] == []
         with pytest.raises(SessionClosedError, match="0x7b"):
-            await session.streams().receive()
-        with pytest.raises(SessionClosedError):
             await session.open_stream()
+        with pytest.raises(SessionClosedError, match="0x7b"):
+            await session.receive_datagram()
 
     async def main() -> None:
         async with in_session(serve) as session:

@@ -94,15 +94,15 @@ class Session:
 
     def streams(self) -> Incoming[Any]:
         """Return the streams that the peer opens, for `async for`: each is a Stream or a
-        ReceiveStream. Ends when the session is closed with code 0, else raises
-        SessionClosedError."""
+        ReceiveStream. Ends when the session is closed, with any code (`wait_closed` tells which);
+        raises SessionClosedError if it is reset, and what ended its connection."""
         return Incoming(
             self._router, self._next_stream, self._changed.park, self._changed.unpark_all
         )
 
     def _next_stream(self) -> Any:
         if not self._arrived:
-            self._check()
+            self._check_iterating()
             return None
         return self._arrived.popleft()
 
@@ -132,10 +132,11 @@ class Session:
         """Receive the next datagram. While 64 wait, new ones are dropped. Raises
         SessionClosedError."""
         await self._router.checkpoint_if_cancelled()
-        while (data := self._next_datagram()) is None:
+        while not self.exchange._datagrams:
+            self._check()
             await self.exchange._park()
         await self._http._checkpoint()
-        return data
+        return self.exchange._datagrams.popleft()
 
     def datagrams(self) -> Incoming[bytes]:
         """Return the peer's datagrams, for `async for`. Ends and raises as `streams` does."""
@@ -144,7 +145,7 @@ class Session:
 
     def _next_datagram(self) -> bytes | None:
         if not self.exchange._datagrams:
-            self._check()
+            self._check_iterating()
             return None
         return self.exchange._datagrams.popleft()
 
@@ -157,6 +158,11 @@ class Session:
                 raise self._router.closed_error("this session was closed")
             raise SessionClosedError(self._end)
         self._http._check()
+
+    def _check_iterating(self) -> None:
+        if self._end is not None:
+            raise self._router.closed_error("this session was closed")
+        self._check()
 
     async def drain(self) -> None:
         """Ask the peer to end the session soon. Raises as `open_stream`."""

@@ -37,6 +37,11 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    @property
+    def open_count(self) -> int:
+        """Of sessions that neither side has ended; others end with the peer's FIN."""
+        return sum(not session._is_over for session in self._sessions.values())
+
     def add(self, exchange: Exchange) -> Session:
         """Make the session of a request, with what came before it."""
         session = self._sessions[exchange.stream_id] = Session(exchange)
@@ -62,7 +67,7 @@ class Sessions:
         most = config.webtransport_sessions
         if request.protocol == wire.PROTOCOL_15 and not wire.most_sessions(settings):
             most = 1  # without flow control (draft-15 section 5.1)
-        if len(self._sessions) >= most:
+        if self.open_count >= most:
             self._refuse_early(request.stream_id)
             return 429
         self.add(request)
@@ -94,6 +99,7 @@ class Sessions:
         session = self._sessions.pop(stream_id, None)
         if session is not None:
             session._finish(None)
+            self._http._changed.unpark_all()
         else:
             self._refuse_early(stream_id)
 
