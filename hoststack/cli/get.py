@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 import hoststack
 from hoststack.cli.getting import Downloads, Exit, FailedError, Settings
 from hoststack.cli.targets import Target, parse_place, parse_target, place_outputs
+
+E = TypeVar("E", bound=BaseException)
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,16 +118,17 @@ def _seconds(text: str) -> float:
 
 def _run(options: argparse.Namespace) -> int:
     status = Exit.DONE
+    ended_by: BaseException | None = None
     try:
         status = _get(options)
     except* FailedError as group:
         error = _first(group)
         status = error.status
         print(f"hoststack get: {error}", file=sys.stderr)
-    except* BrokenPipeError:
-        raise BrokenPipeError from None
-    except* KeyboardInterrupt:
-        raise KeyboardInterrupt from None
+    except* (BrokenPipeError, KeyboardInterrupt) as interrupts:
+        ended_by = _first(interrupts)
+    if ended_by is not None:
+        raise ended_by  # outside the group: for `main`
     return status
 
 
@@ -139,12 +142,12 @@ def _get(options: argparse.Namespace) -> Exit:
     return downloads.status
 
 
-def _first(group: BaseExceptionGroup[FailedError]) -> FailedError:
+def _first(group: BaseExceptionGroup[E]) -> E:
     found: Any = group
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
-    assert isinstance(found, FailedError)
-    return found
+    first: E = found
+    return first
 
 
 def _targets(options: argparse.Namespace) -> list[Target]:

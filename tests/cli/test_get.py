@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ async def answer(request: http3.Request) -> None:
             await request.send_headers(200, [("content-length", "10")])
             await request.send_all(b"half")
             await request.send_eof()
+        case "/much":
+            await request.respond(200, [], bytes(8 << 20))
         case "/never":
             await trio.sleep_forever()
         case "/refuse":
@@ -134,6 +138,17 @@ def test_requests(
     assert out(f"{base}/x".replace("127.0.0.1", "localhost")) == "/x"
     place = f"10.0.0.1:{base.rpartition(':')[2]}:127.0.0.1"
     assert out("--resolve", place, f"{base}/x".replace("127.0.0.1", "10.0.0.1")) == "/x"
+
+
+def test_a_reader_that_goes_away(base: str, ca: str) -> None:
+    line = [sys.executable, "-m", "hoststack.cli.main", "get", "--cacert", ca, f"{base}/much"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert len(process.stdout.read(10)) == 10
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_verbose_and_json(base: str, ca: str, capfd: pytest.CaptureFixture[str]) -> None:
