@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from hoststack.http3.config import Http3Config
@@ -66,14 +66,14 @@ class Nghttp3Layer:
         self._it = ffi.gc(made, lib.hs_http3_free)
         self._lent: dict[int, Any] = {}
         """Content that nghttp3 has pointers to, by stream."""
+        self._why = ffi.new("const char **")
         self._batch = ffi.new("struct hs_http3_batch *")
         self._written = ffi.new("struct hs_http3_written[]", _ROOM)
 
     @property
     def error(self) -> ProtocolError | None:
-        text = ffi.new("const char **")
-        code = lib.hs_http3_error(self._it, text)
-        return ProtocolError.of(code, ffi.string(text[0]).decode()) if code else None
+        code = lib.hs_http3_error(self._it, self._why)
+        return ProtocolError.of(code, ffi.string(self._why[0]).decode()) if code else None
 
     def _end(self, stream: Any) -> Any:
         return ffi.cast("struct hs_end *", _address(stream._end))
@@ -97,9 +97,9 @@ class Nghttp3Layer:
 
     def events(self) -> Iterable[Event]:
         count = lib.hs_http3_events(self._it, self._batch)
-        return list(self._read_events(count)) if count else ()
-
-    def _read_events(self, count: int) -> Iterator[Event]:
+        if not count:
+            return ()
+        found: list[Event] = []
         batch = self._batch
         raw = ffi.buffer(batch.events, count * _EVENT.size)
         text = ffi.buffer(batch.text, batch.text_bytes) if batch.text_bytes else b""
@@ -107,14 +107,15 @@ class Nghttp3Layer:
             data: bytes = text[offset : offset + size]
             is_last = bool(flags & _IS_LAST)
             if kind == Kind.DATA:
-                yield Event(kind, stream_id, code, data, None, None, is_last)
+                found.append(Event(kind, stream_id, code, data, None, None, is_last))
             elif kind in _WITH_FIELDS:
-                yield Event(kind, stream_id, code, b"", from_text(data), None, is_last)
+                found.append(Event(kind, stream_id, code, b"", from_text(data), None, is_last))
             elif kind == Kind.SETTINGS:
                 settings = dict(_SETTING.iter_unpack(data))
-                yield Event(kind, stream_id, code, b"", None, settings)
+                found.append(Event(kind, stream_id, code, b"", None, settings))
             else:
-                yield Event(kind, stream_id, code, b"", None, None, is_last)
+                found.append(Event(kind, stream_id, code, b"", None, None, is_last))
+        return found
 
     def send_section(
         self, stream_id: int, kind: Section, fields: Fields, *, is_last: bool = False
@@ -159,8 +160,11 @@ class Nghttp3Layer:
         return found
 
     def _found(self, count: int) -> list[Written]:
-        written = (self._written[i] for i in range(count))
-        return [Written(each.stream_id, each.state, each.hints) for each in written]
+        found: list[Written] = []
+        for i in range(count):
+            each = self._written[i]
+            found.append(Written(each.stream_id, each.state, each.hints))
+        return found
 
     def shutdown(self, *, is_notice: bool) -> None:
         lib.hs_http3_shutdown(self._it, is_notice)
