@@ -23,6 +23,7 @@ from hoststack.api.listener import Listener
 from hoststack.api.stack import EmbeddedStack, Stack, open_stack
 from hoststack.api.stream import ReceiveStream, SendStream, Stream
 from hoststack.boundary.protocols import TcpConfig, UdpConfig
+from hoststack.quic.certificate import Certificate
 from hoststack.quic.seam import ABORTED_CODE, CloseInfo, FifoConfig, QuicConfig
 from hoststack.quic.session_cache import SessionCache
 from hoststack.quic.tls import TlsConfig
@@ -32,6 +33,7 @@ from hoststack.text import printable
 __all__ = [
     "ABORTED_CODE",
     "AttachError",
+    "Certificate",
     "CloseInfo",
     "ConnectError",
     "Connection",

@@ -15,6 +15,7 @@ from hoststack.boundary import messages as m
 from hoststack.link.base import Endpoint
 from hoststack.native.session._session import lib
 from hoststack.quic.seam import ABORTED_CODE, MAX_REASON_CHARACTERS, CloseInfo, EarlyData
+from hoststack.quic.tls import CIPHER_SUITES
 
 if TYPE_CHECKING:
     from hoststack.api.router import Router
@@ -99,13 +100,46 @@ class AboutConnection(Generic[Both, Sending, Receiving]):
         return self._handshake.is_resumed
 
     @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        """The certificate that the peer sent in this connection's handshake.
+    def tls_version(self) -> int | None:
+        """0x0304: QUIC's handshake is TLS 1.3 (RFC 9001 section 4.2). None as `cipher`."""
+        return None if self.cipher is None else 0x0304
 
-        None while `early_data` is "pending", for a client that was not asked or has none, and, on
-        the client's side, if the session was resumed: the earlier session's certificate applies.
+    @property
+    def cipher_suite(self) -> int | None:
+        """The number of the cipher suite (RFC 8446 section B.4). None as `cipher`."""
+        return None if self.cipher is None else CIPHER_SUITES[self.cipher]
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the client asked for (SNI, RFC 6066 section 3), in lower case; None if it
+        sent none. On the client's side the name, or address, that the certificate had to be for.
+
+        A client may send any name of letters, digits, dots, hyphens and underscores.
         """
-        der = self._handshake.certificate
+        return self._handshake.server_name
+
+    @property
+    def peer_certificates(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer sent in this connection's handshake, the leaf first.
+
+        Empty while `early_data` is "pending", from a client that was not asked or has none, and, on
+        the client's side, if the session was resumed: the earlier session's certificate applies.
+        They are checked if the `TlsConfig` says so. Of a chain of more than 32 KiB the rest is
+        left out.
+        """
+        return tuple(map(x509.load_der_x509_certificate, self._handshake.certificates))
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The first of `peer_certificates`, the peer's own; None if there is none."""
+        leaf = self._handshake.certificates[:1]
+        return x509.load_der_x509_certificate(leaf[0]) if leaf else None
+
+    @property
+    def own_certificate(self) -> x509.Certificate | None:
+        """The certificate that this side presented; None if it presented none, as in a resumed
+        session."""
+        der = self._handshake.own_certificate
         return None if der is None else x509.load_der_x509_certificate(der)
 
     @property
@@ -241,7 +275,7 @@ class AboutConnection(Generic[Both, Sending, Receiving]):
         self._check()
         call = self._router.call(lambda token: m.Migrate(token, self.handle, endpoint))
         reply = await self._router.within(MIGRATION_SECONDS, call)
-        if isinstance(reply, m.Migrated):
+        if isinstance(reply, m.Done):
             return
         self._check()
         if isinstance(reply, m.Failed):

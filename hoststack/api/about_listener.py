@@ -7,7 +7,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from hoststack.api.about_connection import AboutConnection
+from hoststack.api.errors import ListenError
 from hoststack.boundary import messages as m
+from hoststack.boundary.protocols import not_supported
+from hoststack.quic.tls import TlsConfig
 
 if TYPE_CHECKING:
     from hoststack.api.router import Router
@@ -24,6 +27,7 @@ class AboutListener(Generic[C]):
         self._local = local
         self._accepted: deque[C] = deque()
         self._sleepers = router.new_lot()
+        self._alpn: tuple[str, ...] = ()
         self._closed = False
         self._lost: str | None = None
 
@@ -37,6 +41,38 @@ class AboutListener(Generic[C]):
         """The address and port that it listens on, with the port that was picked for port 0."""
         return self._local
 
+    async def replace_tls(self, tls: TlsConfig) -> None:
+        """Use other certificates, and the other choices of a TlsConfig, in handshakes that begin
+        from now on.
+
+        Connections, and handshakes that have begun, are not affected. Clients resume with the
+        tickets that they have, and send early data, unless `ciphers` or `client_certificates`
+        change. Another application of the same group that listens there gets the new ones as well.
+        If cancelled, the replacement may still happen.
+
+        Raises ListenError, and the old ones stay, if the engine or the daemon can't use them; its
+        `kind` says why. Raises OSError with ENOTSUP for TCP and UDP, and what `accept` raises for a
+        listener that is closed or lost. Certificates and keys themselves are checked when the
+        TlsConfig is made.
+        """
+        await self._router.checkpoint_if_cancelled()
+        self._check()
+        if not self._alpn:
+            raise not_supported("tcp and udp", "certificates")
+        reply = await self._router.call(
+            lambda token: m.ReplaceTls(token, self._handle, tls, self._alpn)
+        )
+        if isinstance(reply, m.Failed):
+            self._check()
+            host, port = self._local
+            raise ListenError(reply.errno, f"{host} port {port}: {reply.text}")
+
+    def _check(self) -> None:
+        if self._closed:
+            raise self._router.closed_error("this listener was closed")
+        if self._lost is not None:
+            raise self._router.broken_error(f"this listener is gone: {self._lost}")
+
     async def accept(self) -> C:
         """Wait for the next connection, and return it.
 
@@ -46,10 +82,7 @@ class AboutListener(Generic[C]):
         """
         await self._router.checkpoint()
         while not self._accepted:
-            if self._closed:
-                raise self._router.closed_error("this listener was closed")
-            if self._lost is not None:
-                raise self._router.broken_error(f"this listener is gone: {self._lost}")
+            self._check()
             await self._sleepers.park()
         connection = self._accepted.popleft()
         connection._take()

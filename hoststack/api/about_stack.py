@@ -163,7 +163,20 @@ class AboutStack(ABC, Generic[C, L]):
         )
         if isinstance(reply, m.Failed):
             raise ListenError(reply.errno, f"{uri}: {reply.text}")
-        return cast(L, reply)
+        listener = cast(L, reply)
+        listener._alpn = tuple(alpn)
+        return listener
+
+    def reload_requests(self) -> AsyncIterator[None]:
+        """Iterate over the requests to read certificates again: `tls reload` in the debug CLI.
+
+        An application that reads its certificates from files makes a TlsConfig of them and passes
+        it to `Listener.replace_tls`. Requests that come while it is busy count as one, and each of
+        a daemon's workers passes a request on, so one may be reported twice. Several tasks may
+        iterate: each hears of all requests that come after it has begun. The iteration ends with
+        the stack.
+        """
+        return self._router.reload_requests()
 
     def _checked(
         self, uri: Uri, tls: TlsConfig | None, alpn: Sequence[str], config: Config | None

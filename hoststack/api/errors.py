@@ -9,8 +9,8 @@ import trio
 
 from hoststack.boundary.uri import UriError
 from hoststack.link.base import LinkError
+from hoststack.quic.certificate import TlsConfigError
 from hoststack.quic.seam import CloseInfo
-from hoststack.quic.tls import TlsConfigError
 from hoststack.session.namespaces import NamespaceError
 from hoststack.session.rules import RuleError
 from hoststack.text import printable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from hoststack.boundary import messages as m
@@ -87,7 +87,7 @@ class Kinds(NamedTuple):
     receive_stream: Callable[..., Made]
 
 
-Reply = m.Failed | m.Statistics | m.Migrated | Made
+Reply = m.Failed | m.Statistics | m.Done | Made
 
 
 class _Call:
@@ -132,6 +132,9 @@ class Router(ABC):
         self._accepted = ffi.new("struct hs_accepted *")
         self.act = application.act
         self.has_turned = application.before_sleep
+        self._reloads = 0
+        """How often this application was asked to read its certificates again."""
+        self._reloading = self.new_lot()
         self._early_datagrams: dict[int, m.DatagramsReady] = {}
         """For connections whose own notice has not arrived yet."""
         self._notices: dict[type, Callable[[Any], None]] = {
@@ -141,11 +144,12 @@ class Router(ABC):
             m.Connected: self._on_connected,
             m.Accepted: self._on_accepted,
             m.ListenerLost: self._on_listener_lost,
+            m.ReloadRequested: self._on_reload_requested,
             m.HandshakeDone: self._on_handshake_done,
             m.StreamsAvailable: self._on_streams_available,
             m.DatagramsReady: self._on_datagrams_ready,
             m.PathChanged: self._on_path_changed,
-            m.Migrated: self._on_migrated,
+            m.Done: self._on_done,
             m.Closed: self._on_closed,
         }
         application.wake_application = self._collect
@@ -218,8 +222,19 @@ class Router(ABC):
     def end(self) -> None:
         """Fail all calls, those to come as well: nothing answers them any more."""
         self._is_ended = True
+        self._reloading.unpark_all()
         for token in list(self._calls):
             self._reply(token, m.Failed(token, errno.ECONNRESET, _ENDED))
+
+    async def reload_requests(self) -> AsyncIterator[None]:
+        """See AboutStack."""
+        seen = self._reloads
+        while not self._is_ended:
+            if seen == self._reloads:
+                await self._reloading.park()
+            else:
+                seen = self._reloads
+                yield
 
     # --- waiting ---
 
@@ -386,7 +401,7 @@ class Router(ABC):
 
     def _give_up(self, reply: Reply | None) -> None:
         """Close the result of a call whose caller was cancelled."""
-        if reply is not None and not isinstance(reply, m.Failed | m.Statistics | m.Migrated):
+        if reply is not None and not isinstance(reply, m.Failed | m.Statistics | m.Done):
             reply._abandon()
 
     def _on_failed(self, notice: m.Failed) -> None:
@@ -395,7 +410,7 @@ class Router(ABC):
     def _on_statistics(self, notice: m.Statistics) -> None:
         self._reply(notice.token, notice)
 
-    def _on_migrated(self, notice: m.Migrated) -> None:
+    def _on_done(self, notice: m.Done) -> None:
         self._reply(notice.token, notice)
 
     def _on_listening(self, notice: m.Listening) -> None:
@@ -430,6 +445,10 @@ class Router(ABC):
         listener = self._listeners.pop(notice.handle, None)
         if listener is not None:
             listener._on_lost(notice.text)
+
+    def _on_reload_requested(self, _: m.ReloadRequested) -> None:
+        self._reloads += 1
+        self._reloading.unpark_all()
 
     def _on_handshake_done(self, notice: m.HandshakeDone) -> None:
         connection = self._connections.get(notice.handle)

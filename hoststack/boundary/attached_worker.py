@@ -4,6 +4,7 @@ boundary/remote_application.py."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import weakref
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 from hoststack.boundary.application import Application
 from hoststack.boundary.channel import Channel, ChannelClosedError, close_all
 from hoststack.boundary.codec import (
+    MAX_MESSAGE_BYTES,
     CodecError,
     FifosReleased,
     SegmentCame,
@@ -33,6 +35,7 @@ from hoststack.boundary.messages import (
     Notice,
     Request,
     StreamsAvailable,
+    WithKeys,
 )
 from hoststack.boundary.opening import Opening
 from hoststack.boundary.rings import EventRingCorruptError, Rings
@@ -145,7 +148,17 @@ class AttachedWorker(Application):
 
     def request(self, request: Request) -> None:
         self._release_fifos()
-        self._send(encode(request))
+        data = encode(request)
+        if len(data) <= MAX_MESSAGE_BYTES:
+            self._send(data)
+            return
+        assert isinstance(request, WithKeys), "nothing else is large"
+        text = (
+            f"the certificates, keys and CAs have {len(data) >> 10} KiB, and a daemon takes "
+            f"{MAX_MESSAGE_BYTES >> 10} KiB: pass fewer of them"
+        )
+        self.notify(Failed(request.token, errno.EMSGSIZE, text))
+        self.wake_application()
 
     def open_stream(self, connection: int, unidirectional: bool, token: int) -> None:
         """Ask for a stream: `take_opened` or a Failed follows, perhaps after the peer allowed

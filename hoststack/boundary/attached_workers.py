@@ -22,6 +22,7 @@ from hoststack.boundary.protocols import PROTOCOLS
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import CloseInfo
 from hoststack.quic.session_cache import ServerSessions
+from hoststack.quic.tls import TlsConfig
 
 #: First token of requests that this module makes itself. The application's tokens are smaller.
 _FIRST_OWN_TOKEN: Final = 1 << 60
@@ -43,6 +44,8 @@ class _Listener:
     """Handles by worker."""
     missing: int = 0
     """Workers that have not answered yet."""
+    told: dict[int, TlsConfig] = field(default_factory=dict)
+    """The certificates with which each worker was told to listen."""
     refused: set[int] = field(default_factory=set)
     """Workers that refused it after another worker had accepted it."""
     is_over: bool = False
@@ -52,6 +55,19 @@ class _Listener:
         """Whether only one worker has it, since a kernel socket has one owner. Another worker gets
         it only when that worker is gone."""
         return PROTOCOLS[self.request.protocol].is_kernels
+
+
+@dataclass(slots=True, eq=False)
+class _Replacement:
+    """Other certificates for a listener: one worker shows whether they can be used, then all others
+    get them."""
+
+    request: m.ReplaceTls
+    listener: _Listener
+    is_accepted: bool = False
+    missing: int = 0
+    """Workers that have not answered yet."""
+    failure: m.Failed | None = None
 
 
 class AttachedWorkers:
@@ -76,6 +92,8 @@ class AttachedWorkers:
         self._connect_tokens: dict[int, int] = {}  # by handle
         self._listeners: list[_Listener] = []
         self._own_calls: dict[int, _Listener] = {}
+        self._replacements: dict[int, tuple[int, _Replacement]] = {}
+        """Worker and replacement, by the token of a request of this module."""
         self._own_tokens = itertools.count(_FIRST_OWN_TOKEN)
 
     # --- workers ------------------------------------------------------------------------------
@@ -120,6 +138,9 @@ class AttachedWorkers:
                 other = self._pick()
                 if other >= 0:
                     self._listen_at(other, listener)
+        for token, (worker, _) in list(self._replacements.items()):
+            if worker == index:
+                self._on_replaced(m.Failed(token, errno.ECONNRESET, _GONE))
         self.wake_application()
 
     def end(self, why: str = "the daemon has ended") -> None:
@@ -136,6 +157,8 @@ class AttachedWorkers:
                 self._listen(request)
             case m.Unlisten():
                 self._unlisten(request)
+            case m.ReplaceTls():
+                self._replace_tls(request)
             case m.Cancel():
                 self._cancel(request)
             case m.Connect():
@@ -279,6 +302,7 @@ class AttachedWorkers:
         self._own_calls[token] = listener
         listener.missing += 1
         listener.at[index] = -token  # no handle yet
+        listener.told[index] = listener.request.tls
         self._send(index, replace(listener.request, token=token))
 
     def _on_reply_to_own(self, notice: m.Listening | m.Failed) -> None:
@@ -300,6 +324,9 @@ class AttachedWorkers:
             return
         listener.at[index] = notice.handle
         listener.refused.clear()
+        if listener.told[index] is not listener.request.tls:  # replaced meanwhile
+            update = m.ReplaceTls(0, notice.handle, listener.request.tls, listener.request.alpn)
+            self._replace_at(index, _Replacement(update, listener, is_accepted=True))
         if len(listener.at) == 1 and listener.handle is None:
             # All others listen on the port that this one got.
             listener.request = replace(listener.request, local=notice.local)
@@ -345,6 +372,53 @@ class AttachedWorkers:
         elif listener.handle is not None:
             self._notices.append(m.ListenerLost(listener.handle, why))
 
+    def _replace_tls(self, request: m.ReplaceTls) -> None:
+        for listener in self._listeners:
+            if listener.handle == request.handle:
+                self._try_replacement(_Replacement(request, listener))
+                return
+        self._notices.append(m.Failed(request.token, errno.ENOTCONN, "the listener is closed"))
+        self.wake_application()
+
+    def _try_replacement(self, replacement: _Replacement) -> None:
+        """Ask one worker."""
+        index = next((i for i, handle in replacement.listener.at.items() if handle >= 0), -1)
+        if index < 0:
+            self._fail(replacement.request.token)
+        else:
+            self._replace_at(index, replacement)
+
+    def _replace_at(self, index: int, replacement: _Replacement) -> None:
+        token = next(self._own_tokens)
+        self._replacements[token] = index, replacement
+        replacement.missing += 1
+        handle = replacement.listener.at[index]
+        self._send(index, replace(replacement.request, token=token, handle=handle))
+
+    def _on_replaced(self, notice: m.Done | m.Failed) -> None:
+        index, replacement = self._replacements.pop(notice.token)
+        request, listener = replacement.request, replacement.listener
+        replacement.missing -= 1
+        if isinstance(notice, m.Failed):
+            is_gone = notice.text == _GONE
+            if is_gone and not replacement.is_accepted and not listener.is_over:
+                self._try_replacement(replacement)
+                return
+            text = notice.text
+            if replacement.is_accepted:
+                text += f": worker {index} keeps the old certificates: try again"
+            # A dead worker's successor gets what was accepted.
+            if not (is_gone and replacement.is_accepted):
+                replacement.failure = replace(notice, token=request.token, text=text)
+        elif not replacement.is_accepted:
+            replacement.is_accepted = True
+            listener.request = replace(listener.request, tls=request.tls)
+            for other, handle in listener.at.items():
+                if other != index and handle >= 0:
+                    self._replace_at(other, replacement)
+        if request.token and not replacement.missing:
+            self._notices.append(replacement.failure or m.Done(request.token))
+
     def _unlisten(self, request: m.Unlisten) -> None:
         for listener in self._listeners:
             if listener.handle == request.handle:
@@ -382,8 +456,12 @@ class AttachedWorkers:
     def _take(self, index: int, notice: m.Notice) -> None:
         token = getattr(notice, "token", None)
         if token is not None and token >= _FIRST_OWN_TOKEN:
-            assert isinstance(notice, m.Listening | m.Failed)
-            self._on_reply_to_own(notice)
+            if token in self._replacements:
+                assert isinstance(notice, m.Done | m.Failed)
+                self._on_replaced(notice)
+            else:
+                assert isinstance(notice, m.Listening | m.Failed)
+                self._on_reply_to_own(notice)
             return
         if isinstance(notice, m.Learned):
             self._learn(notice)

@@ -14,7 +14,6 @@ from ipaddress import ip_address
 from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
-from cryptography.hazmat.primitives import serialization
 
 from hoststack.boundary import messages as m
 from hoststack.boundary.containment import fault_text
@@ -22,6 +21,7 @@ from hoststack.boundary.fifo_pool import BlockName
 from hoststack.boundary.protocols import Config, TcpConfig, UdpConfig, protocol_of
 from hoststack.link.zones import is_zone
 from hoststack.native.memory.fifo import Fifo
+from hoststack.quic.certificate import Certificate
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
@@ -57,8 +57,8 @@ class FifosReleased:
 class _TlsForm(NamedTuple):
     """A TlsConfig with its files read, so that the worker opens no path of the application's."""
 
-    certificate: bytes | None
-    key: bytes | None
+    certificates: tuple[tuple[bytes, bytes], ...]
+    """Each with its key."""
     ca: bytes | None
     verify: bool
     server_name: str | None
@@ -82,7 +82,7 @@ class _ConfigForm(NamedTuple):
 class Unparsed(NamedTuple):
     """A request with certificates or keys that have yet to be parsed, which may take long."""
 
-    request: m.Listen | m.Connect
+    request: m.WithKeys
     """It lacks these."""
     tls: _TlsForm
 
@@ -90,9 +90,10 @@ class Unparsed(NamedTuple):
     def token(self) -> int:
         return self.request.token
 
-    def parse(self) -> m.Listen | m.Connect:
+    def parse(self) -> m.WithKeys:
         """Return the whole request, from any thread; raises TlsConfigError."""
-        return replace(self.request, tls=TlsConfig(**self.tls._asdict()))
+        pairs = tuple(Certificate(*pair) for pair in self.tls.certificates)
+        return replace(self.request, tls=TlsConfig(**self.tls._asdict() | {"certificates": pairs}))
 
 
 ToWorker = m.Request | FifosReleased
@@ -195,7 +196,7 @@ def _decode(
         pem: _TlsForm | None = None
         for index, value in enumerate(values):
             if isinstance(value, _TlsForm):
-                has_pem = any((value.certificate, value.key, value.ca))
+                has_pem = any((value.certificates, value.ca))
                 pem = value if has_pem else None
                 values[index] = TlsConfig() if has_pem else TlsConfig(**value._asdict())
             elif isinstance(value, _ConfigForm):
@@ -219,16 +220,8 @@ def _endpoint(host: str, port: int) -> tuple[str, int]:
 
 
 def _tls_form(tls: TlsConfig) -> _TlsForm:
-    pem = serialization.Encoding.PEM
-    key = None
-    if tls.private_key is not None:
-        key = tls.private_key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    chain = b"".join(certificate.public_bytes(pem) for certificate in tls.chain)
     return _TlsForm(
-        certificate=chain or None,
-        key=key,
+        certificates=tuple((each.chain_pem(), each.key_pem()) for each in tls.own),
         ca=tls.ca_pem,
         verify=tls.verify,
         server_name=tls.server_name,

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import trio
 
 from hoststack.boundary.codec import Unparsed
-from hoststack.boundary.messages import Connect, Failed, Listen
+from hoststack.boundary.messages import Failed, Listen, ReplaceTls, WithKeys
 from hoststack.boundary.off_loop import OffLoop
 from hoststack.quic.seam import Credentials, Engine
 
@@ -22,7 +22,7 @@ _MOST_WAITING: Final = 16
 class Loaded(NamedTuple):
     """A request with its credentials."""
 
-    request: Listen | Connect
+    request: WithKeys
     credentials: Credentials
 
 
@@ -34,7 +34,7 @@ class Loading:
 
     def __init__(self, off_loop: OffLoop) -> None:
         self._off_loop = off_loop
-        self._waiting: deque[tuple[Unparsed | Listen | Connect, Engine]] = deque()
+        self._waiting: deque[tuple[Unparsed | WithKeys, Engine]] = deque()
         self._has_waiting = trio.Event()
         self._current: int | None = None
         """Token of the request that is being loaded."""
@@ -47,7 +47,7 @@ class Loading:
         """Whether no further request may be added now."""
         return len(self._waiting) >= _MOST_WAITING
 
-    def add(self, request: Unparsed | Listen | Connect, engine: Engine) -> None:
+    def add(self, request: Unparsed | WithKeys, engine: Engine) -> None:
         """Load the credentials of a request for an engine, unless it is closed."""
         if self._is_closed:
             return
@@ -86,13 +86,13 @@ class Loading:
                 on_done(await self._load(request, engine))
             self._current = None
 
-    async def _load(self, request: Unparsed | Listen | Connect, engine: Engine) -> Loaded | Failed:
+    async def _load(self, request: Unparsed | WithKeys, engine: Engine) -> Loaded | Failed:
         try:
             return await self._off_loop(lambda: self._load_now(request, engine))
         except ValueError as error:  # TlsConfigError, for example
             return Failed(request.token, errno.EINVAL, str(error))
 
-    def _load_now(self, request: Unparsed | Listen | Connect, engine: Engine) -> Loaded:
+    def _load_now(self, request: Unparsed | WithKeys, engine: Engine) -> Loaded:
         """Load in any thread, and note what that cost."""
         began = time.thread_time()
         try:
@@ -101,8 +101,8 @@ class Loading:
             self._costs.append(time.thread_time() - began)
 
 
-def _load(request: Unparsed | Listen | Connect, engine: Engine) -> Loaded:
+def _load(request: Unparsed | WithKeys, engine: Engine) -> Loaded:
     """Parse and load what a request has of certificates and keys; in any thread."""
     parsed = request.parse() if isinstance(request, Unparsed) else request
-    is_server = isinstance(parsed, Listen)
+    is_server = isinstance(parsed, Listen | ReplaceTls)
     return Loaded(parsed, engine.load_credentials(parsed.tls, parsed.alpn, is_server=is_server))

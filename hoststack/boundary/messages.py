@@ -97,6 +97,16 @@ class Unlisten:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaceTls:
+    """Use other certificates in a listener's handshakes from now on. The answer is Done."""
+
+    token: int
+    handle: int
+    tls: TlsConfig
+    alpn: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     handle: int
     code: int
@@ -125,12 +135,16 @@ class GetStatistics:
     handle: int
 
 
+#: Requests with certificates, keys or trusted CAs.
+WithKeys = Listen | Connect | ReplaceTls
+
 Request = (
     Listen
     | Bind
     | Connect
     | Cancel
     | Unlisten
+    | ReplaceTls
     | CloseConnection
     | UpdateKey
     | Migrate
@@ -188,6 +202,11 @@ class ListenerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadRequested:
+    """Someone asks for certificates to be read again. Each worker sends it."""
+
+
+@dataclass(frozen=True, slots=True)
 class HandshakeDone:
     """The handshake of a connection that began with early data is complete."""
 
@@ -231,7 +250,9 @@ class PathChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Migrated:
+class Done:
+    """A Migrate or ReplaceTls is done."""
+
     token: int
 
 
@@ -252,12 +273,13 @@ class Statistics:
     figures: dict[str, int | float]
 
 
-Answer = Failed | Statistics | Listening | Connected | Migrated
+Answer = Failed | Statistics | Listening | Connected | Done
 
 Notice = (
     Answer
     | Accepted
     | ListenerLost
+    | ReloadRequested
     | HandshakeDone
     | StreamsAvailable
     | DatagramsReady

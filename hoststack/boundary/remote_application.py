@@ -41,6 +41,7 @@ from hoststack.boundary.messages import (
     EventCode,
     Failed,
     Learned,
+    Listen,
     Notice,
     Request,
 )
@@ -178,11 +179,11 @@ class RemoteApplication(Application):
                     self._pool.release(name)
                     self._peer_fifo_bytes -= self._peer_blocks.pop(name, 0)
                 return None
-            case Unparsed() if PROTOCOLS[message.request.protocol].tls:
+            case Unparsed(request=Listen() | Connect() as request) if not _has_tls(request):
+                return request  # without TLS, whatever it says
+            case Unparsed():
                 self._loading.add(message, self.engine)
                 return None
-            case Unparsed():
-                return message.request  # without TLS, whatever it says
             case Connect() if not self._has_credentials(message):
                 self._loading.add(message, self.engine)
                 return None
@@ -192,7 +193,7 @@ class RemoteApplication(Application):
 
     def _has_credentials(self, request: Connect) -> bool:
         """Return whether the credentials of a connect cost little, or it needs none."""
-        if not PROTOCOLS[request.protocol].tls:
+        if not _has_tls(request):
             return True
         try:
             found = self.engine.find_credentials(request.tls, request.alpn, is_server=False)
@@ -436,6 +437,10 @@ class RemoteApplication(Application):
         """Keep the message's place among the news of streams."""
         if lib.hs_application_queue_message(self.streams):
             raise MemoryError("no memory for an application's news")
+
+
+def _has_tls(request: Listen | Connect) -> bool:
+    return PROTOCOLS[request.protocol].tls
 
 
 def _checked(result: int) -> int:

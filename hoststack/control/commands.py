@@ -93,6 +93,7 @@ SPECS: Final = (
     Spec(("show", "errors"), "what was dropped, by reason"),
     Spec(("show", "workers"), "the workers, their links, engines and load"),
     Spec(("show", "udp"), "UDP ports in use, and datagrams"),
+    Spec(("tls", "reload"), "ask applications to read their certificates again"),
     Spec(("clear", "errors"), "start error counts from zero"),
     Spec(
         ("quic", "set", "cc"),

@@ -117,6 +117,13 @@ def _applications(command: Command, answers: Sequence[Data]) -> Data:
     return {"applications": list(by_name.values())}
 
 
+def _asked(command: Command, answers: Sequence[Data]) -> Data:
+    """Merge the applications that were asked: one of several workers is enough."""
+    asked = {name for answer in answers for name in answer["asked"]}
+    behind = {name for answer in answers for name in answer["behind"]} - asked
+    return {"asked": sorted(asked), "behind": sorted(behind)}
+
+
 def _errors(command: Command, answers: Sequence[Data]) -> Data:
     found: dict[tuple[str, str], Data] = {}
     for answer in answers:
@@ -166,6 +173,7 @@ _MERGERS: Final[dict[str, Merger]] = {
     "show xdp": _xdp,
     "show app": _applications,
     "show errors": _errors,
+    "tls reload": _asked,
     "show workers": _side_by_side,
     "show udp": _side_by_side,
     "test echo clients": _echo_clients,

@@ -66,6 +66,13 @@ def _echo_clients(command: Command, data: Data) -> Iterator[str]:
         yield f"{data['gbit_per_second']:.4f} gbit/second {duplex}"
 
 
+def _asked(command: Command, data: Data) -> Iterator[str]:
+    asked, behind = (", ".join(map(str, data[key])) for key in ("asked", "behind"))
+    yield f"asked to read their certificates again: {asked or 'none, no application is attached'}"
+    if behind:
+        yield f"not asked, since they do not read what they are told: {behind}"
+
+
 def _quic(command: Command, data: Data) -> Iterator[str]:
     default = data["default"]
     yield (
@@ -198,6 +205,7 @@ def _done(what: str) -> Renderer:
 
 _RENDERERS: Final[dict[str, Renderer]] = {
     "help": _help,
+    "tls reload": _asked,
     "session enable": _done("session layer enabled"),
     "session disable": _done("session layer disabled: existing sessions continue"),
     "test echo server": _echo_server,

@@ -31,6 +31,7 @@ _HANDLERS: Final[dict[str, Handler]] = {
     "show workers": counters.show_workers,
     "show udp": counters.show_udp,
     "clear errors": counters.clear_errors,
+    "tls reload": settings.tls_reload,
     "quic set cc": settings.quic_set_cc,
     "quic set fifo-size": settings.quic_set_fifo_size,
     "session rule add": namespaces.session_rule_add,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hoststack.boundary.messages import ReloadRequested
 from hoststack.boundary.protocols import CONFIGS, Config, Protocol
 from hoststack.control.grammar import Command, CommandError
 from hoststack.control.worker_side import Data, WorkerSide
@@ -18,6 +19,18 @@ async def session_enable(command: Command, side: WorkerSide) -> Data:
 async def session_disable(command: Command, side: WorkerSide) -> Data:
     side.worker.layer.is_enabled = False
     return {"enabled": False}
+
+
+async def tls_reload(command: Command, side: WorkerSide) -> Data:
+    """Ask each application. One whose notices wait already is left out: it does not read them."""
+    asked: list[str] = []
+    behind: list[str] = []
+    for application in side.worker.layer.applications:
+        (behind if application.is_behind else asked).append(application.name)
+        if not application.is_behind:
+            application.notify(ReloadRequested())
+    side.worker.wake()
+    return {"asked": asked, "behind": behind}
 
 
 async def quic_set_cc(command: Command, side: WorkerSide) -> Data:

@@ -72,10 +72,15 @@ class Handshake(NamedTuple):
     until HANDSHAKE_DONE."""
     is_resumed: bool = False
     """Whether it resumed an earlier session."""
-    certificate: bytes | None = None
-    """The peer's, DER; None if it sent none, or none again in a resumed session."""
+    certificates: tuple[bytes, ...] = ()
+    """The peer's chain, DER, the leaf first; none if it sent none, or none again in a resumed
+    session. Those beyond certificate.MAX_CHAIN_BYTES are left out."""
     cipher: str | None = None
     """The packets' cipher, by TlsConfig's names; None until it is negotiated."""
+    server_name: str | None = None
+    """What the client asked for (SNI), in lower case."""
+    own_certificate: bytes | None = None
+    """The leaf that this side presented, DER; None if it presented none."""
 
 
 #: The application code for resetting streams, and closing connections, whose data is incomplete: 0
@@ -553,6 +558,10 @@ class Engine(Transport, Protocol):
         self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> ListenerContext:
         """Accept connections on a local endpoint that the link has opened. Raises ValueError."""
+
+    def replace_tls(self, listener: ListenerContext, credentials: Credentials) -> None:
+        """Use other credentials in handshakes that begin from now on. Raises ValueError for what
+        `listen` would not accept: then the old ones stay."""
 
     def unlisten(self, listener: ListenerContext) -> None:
         """Accept no more connections; accepted ones continue."""

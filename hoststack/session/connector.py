@@ -51,9 +51,7 @@ def config_of(request: m.Connect | m.Listen, default: QuicConfig) -> Config:
     return request.config
 
 
-def credentials_for(
-    engine: Engine, request: m.Listen | m.Connect, *, is_server: bool
-) -> Credentials:
+def credentials_for(engine: Engine, request: m.WithKeys, *, is_server: bool) -> Credentials:
     """Return the credentials for a request of an application in this process; raises ValueError."""
     tls, alpn = request.tls, request.alpn
     found = engine.find_credentials(tls, alpn, is_server=is_server)

@@ -111,6 +111,7 @@ class SessionLayer:
             m.Connect: self._connect,
             m.Cancel: self._cancel,
             m.Unlisten: self._unlisten,
+            m.ReplaceTls: self._replace_tls,
             m.CloseConnection: self._close_connection,
             m.UpdateKey: self._update_key,
             m.Migrate: self._migrate,
@@ -370,10 +371,13 @@ class SessionLayer:
 
     def _on_loaded(self, application: Application, loaded: Loaded) -> None:
         request, credentials = loaded
-        if isinstance(request, m.Listen):
-            self._listen(application, request, credentials)
-        else:
-            self._connect(application, request, credentials)
+        match request:
+            case m.Listen():
+                self._listen(application, request, credentials)
+            case m.ReplaceTls():
+                self._replace_tls(application, request, credentials)
+            case m.Connect():
+                self._connect(application, request, credentials)
 
     def _connect(
         self, application: Application, request: m.Connect, credentials: Credentials | None = None
@@ -401,6 +405,22 @@ class SessionLayer:
             self._listeners.listen(application, request, config, credentials)
         else:
             self.kernel.listen(application, request, config)
+
+    def _replace_tls(
+        self,
+        application: Application,
+        request: m.ReplaceTls,
+        credentials: Credentials | None = None,
+    ) -> None:
+        session = self.sessions.owned(application, request.handle, ListenerSession)
+        if session is None:
+            text = "the listener is closed"
+            application.notify(m.Failed(request.token, errno.ENOTCONN, text))
+        elif is_kernels(session.context):
+            text = "a listener of TCP or UDP has no certificates"
+            application.notify(m.Failed(request.token, errno.ENOTSUP, text))
+        else:
+            self._listeners.replace_tls(application, session, request, credentials)
 
     def _unlisten(self, application: Application, request: m.Unlisten) -> None:
         session = self.sessions.owned(application, request.handle, ListenerSession)

@@ -171,6 +171,26 @@ class Listeners:
         self._by_context[context] = point
         return point
 
+    def replace_tls(
+        self,
+        application: Application,
+        session: ListenerSession,
+        request: m.ReplaceTls,
+        credentials: Credentials | None,
+    ) -> None:
+        """Use other credentials in an endpoint's next handshakes, also for its other receivers.
+        Without credentials, load them."""
+        try:
+            loaded = credentials or credentials_for(self._engine, request, is_server=True)
+            for point in self._by_session[session]:
+                if not isinstance(point.context, CutListener):
+                    self._engine.replace_tls(point.context, loaded)
+        except (ValueError, MemoryError) as error:
+            number = errno.ENOMEM if isinstance(error, MemoryError) else errno.EINVAL
+            application.notify(m.Failed(request.token, number, error_text(error)))
+        else:
+            application.notify(m.Done(request.token))
+
     def unlisten(self, session: ListenerSession) -> None:
         """Remove a receiver; close the endpoint after the last one."""
         self._sessions.remove(session)

@@ -112,7 +112,7 @@ class Migrator:
             self._spawn(self._close_later, left)
         self._own[context] = move.local
         if move.token is not None:
-            move.application.notify(m.Migrated(move.token))
+            move.application.notify(m.Done(move.token))
 
     def on_failed(self, context: ConnectionContext) -> None:
         """Fail the migration of a connection."""

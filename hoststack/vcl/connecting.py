@@ -14,8 +14,9 @@ from hoststack.api.resolving import in_order
 from hoststack.boundary import messages as m
 from hoststack.boundary.protocols import CONFIGS, PROTOCOLS, Config, UdpConfig
 from hoststack.boundary.uri import UriError, parse_uri
+from hoststack.quic.certificate import TlsConfigError
 from hoststack.quic.seam import FifoConfig, QuicConfig
-from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.quic.tls import TlsConfig
 from hoststack.vcl.errors import error
 from hoststack.vcl.session import NOWHERE, Address, Kind, State, VclSession
 

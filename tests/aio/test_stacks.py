@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from hoststack import AttachError, ConnectError, ListenError, QuicConfig, aio
+from hoststack import AttachError, ConnectError, ListenError, QuicConfig, TlsConfig, aio
 from tests.aio.conftest import ALPN, TLS, TRUSTING, Open, connected, echo, serving
 from tests.daemon.conftest import run_daemon
 
@@ -160,3 +160,26 @@ def test_what_a_program_holds_comes_back(run: Run) -> None:
         run(main)
         daemon.wait_for("left: ")
         assert "no sessions" in daemon.ctl("show session")
+
+
+def test_certificates_are_replaced_while_a_listener_listens(run: Run, open_stack: Open) -> None:
+    new = TlsConfig.self_signed(["127.0.0.1"])
+
+    async def main() -> None:
+        async with (
+            open_stack() as stack,
+            await stack.listen("quic://127.0.0.1:0", tls=TLS, alpn=ALPN) as listener,
+        ):
+            uri = f"quic://127.0.0.1:{listener.local[1]}"
+            async with stack.connect(uri, tls=TRUSTING, alpn=ALPN):
+                await listener.replace_tls(new)
+                trusting = TlsConfig(ca=new.certificate)
+                async with stack.connect(uri, tls=trusting, alpn=ALPN) as connection:
+                    assert connection.peer_certificate == new.chain[0]
+            with pytest.raises(ListenError, match="certificate"):
+                await listener.replace_tls(TlsConfig())
+            await listener.aclose()
+            with pytest.raises(aio.ClosedError):
+                await listener.replace_tls(new)
+
+    run(main)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import hoststack
 from hoststack import QuicConfig, TlsConfig
 from hoststack.api.stack import stack_on
 from hoststack.boundary import messages as m
+from hoststack.boundary.remote_application import RemoteApplication
 from hoststack.control.grammar import CommandError
 from hoststack.link.base import Endpoint
 from hoststack.link.memory import Impairments
@@ -560,3 +562,43 @@ def test_an_echo_server_whose_listener_is_lost_ends_alone(
 
     play(script)
     assert "the interface is gone" in caplog.text
+
+
+def test_tls_reload_asks_applications(play: Play) -> None:
+    async def script(net: Net) -> None:
+        asked = await net.server.ctl("tls reload")
+        assert asked == "asked to read their certificates again: none, no application is attached"
+        heard: list[str] = []
+
+        async def follow(stack: hoststack.Stack, name: str) -> None:
+            async for _ in stack.reload_requests():
+                heard.append(name)
+
+        web = stack_on(net.server.sides[0].worker, "web")
+        async with attached([web], "other") as other, trio.open_nursery() as nursery:
+            nursery.start_soon(follow, web, "web")
+            nursery.start_soon(follow, other, "other")
+            await trio.testing.wait_all_tasks_blocked()
+            for times in (1, 2):
+                asked = await net.server.ctl("tls rel")
+                assert asked == "asked to read their certificates again: other, web"
+                await trio.testing.wait_all_tasks_blocked()
+                assert sorted(heard) == ["other"] * times + ["web"] * times
+            nursery.cancel_scope.cancel()
+
+    play(script)
+
+
+def test_tls_reload_leaves_out_who_does_not_read(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(net: Net) -> None:
+        web = stack_on(net.server.sides[0].worker, "web")
+        async with attached([web], "deaf"):
+            monkeypatch.setattr(RemoteApplication, "is_behind", True)
+            assert (await net.server.ctl("tls reload")).splitlines() == [
+                "asked to read their certificates again: web",
+                "not asked, since they do not read what they are told: deaf",
+            ]
+
+    play(script)

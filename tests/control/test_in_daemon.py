@@ -110,6 +110,7 @@ def test_an_echo_test_in_two_workers(daemon: Daemon, uri: str) -> None:
         app for app in daemon.json("show app")["applications"] if app["name"] == "echo_server"
     ]
     assert (server["workers"], server["listeners"]) == ([0, 1], 2)
+    assert "echo_server" in daemon.json("tls reload")["asked"]
 
 
 def test_an_echo_test_over_tcp(daemon: Daemon, uri: str) -> None:

@@ -430,6 +430,7 @@ class Evil:
                 ),
                 lambda: m.Cancel(token),
                 lambda: m.Unlisten(handle),
+                lambda: m.ReplaceTls(token, handle, rng.choice([TLS, TRUSTING]), ("hq",)),
                 lambda: m.CloseConnection(handle, code, rng.choice(["", "why", "é" * 2000])),
                 lambda: m.UpdateKey(handle),
                 lambda: m.Migrate(token, handle, rng.choice([None, self._any_place(worker)])),

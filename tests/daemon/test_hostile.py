@@ -196,6 +196,7 @@ def test_who_asks_for_what_can_not_be_is_thrown_out(requests: list[bytes]) -> No
     "request_",
     [
         m.Unlisten(7),
+        m.ReplaceTls(1, 7, SERVER_TLS, ("test",)),
         m.CloseConnection(7, 0, "x" * 4096),
         m.UpdateKey(7),
         m.Migrate(1, 7, None),

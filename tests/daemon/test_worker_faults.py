@@ -29,6 +29,7 @@ from hoststack.control.worker_side import WorkerSide
 from hoststack.daemon import commands, orders
 from hoststack.native.session._session import lib
 from hoststack.quic.seam import Event, EventKind
+from hoststack.quic.tls import TlsConfig
 from tests.daemon.echoing import TLS, TRUSTING
 from tests.daemon.faulty import HOST, Bench, on_bench, raiser
 from tests.support.exceptions import exceptions
@@ -42,6 +43,8 @@ REQUESTS: tuple[m.Request, ...] = (
     m.Connect(1, (HOST, 1), "x", TRUSTING, ("x",), None),
     m.Cancel(1),
     m.Unlisten(1),
+    m.ReplaceTls(1, 1, TLS, ("x",)),
+    m.ReplaceTls(1, 1, TlsConfig(), ("x",)),
     m.CloseConnection(1, 0, ""),
     m.UpdateKey(1),
     m.Migrate(1, 1, None),

@@ -39,6 +39,19 @@ static int64_t find_path(void *owner, uint32_t connection, uint8_t ip_version,
 
 /* --- what an engine tells ----------------------------------------------------------------------- */
 
+/* What a program asks about a handshake that is complete. */
+static void ask_about_handshake(struct hs_connection *c)
+{
+	size_t bytes;
+	const char *name = hs_connection_server_name(c);
+	CHECK(!name || strlen(name) < 256);
+	for (uint32_t i = 0; hs_connection_certificate(c, i, &bytes); i++)
+		CHECK(bytes);
+	CHECK(!hs_connection_own_certificate(c, &bytes) == !bytes);
+	hs_connection_release_tls(c);
+	CHECK(hs_connection_listener(c) < 0 || !hs_connection_own_certificate(c, &bytes));
+}
+
 static void hear_of_connection(struct pair *p, int side, const struct hs_quic_event *event)
 {
 	struct side *s = &p->side[side];
@@ -47,6 +60,10 @@ static void hear_of_connection(struct pair *p, int side, const struct hs_quic_ev
 	uint8_t token[HS_QUIC_TOKEN_BYTES];
 	struct flow *f;
 	CHECK(c && hs_connection_number(c) == event->connection);
+	if ((event->kind == HS_QUIC_ACCEPTED || event->kind == HS_QUIC_CONNECTED ||
+	     event->kind == HS_QUIC_HANDSHAKE_DONE) &&
+	    !(event->info & HS_QUIC_IS_EARLY))
+		ask_about_handshake(c);
 	switch (event->kind) {
 	case HS_QUIC_ACCEPTED:
 	case HS_QUIC_CONNECTED:
@@ -282,6 +299,14 @@ static struct hs_tls *new_tls(int is_server)
 					     is_server ? key : NULL, NULL, 0,
 					     (const uint8_t *)"\2hs", 3, error, sizeof(error));
 		CHECK(kept[is_server]);
+		if (is_server) {
+			struct hs_tls *tls = kept[is_server];
+			CHECK(!hs_tls_add(tls, 1, certificate, key, error, sizeof(error)));
+			CHECK(!hs_tls_add_name(tls, "*.test", 0));
+			CHECK(!hs_tls_add_name(tls, "localhost", 1));
+			CHECK(hs_tls_add_name(tls, "localhost", 1) == -1);
+			CHECK(hs_tls_add_name(tls, "z", 2) == -1);
+		}
 	}
 	return kept[is_server];
 }
@@ -359,7 +384,9 @@ void pair_begin(struct pair *p, const struct pair_shape *shape)
 	begin_side(p, CLIENT);
 	begin_side(p, SERVER);
 	struct side *client = &p->side[CLIENT], *server = &p->side[SERVER];
-	CHECK(hs_quic_listen(server->q, 4, SERVER_IPS[0], SERVER_PORT, server->tls, &config));
+	struct hs_listener *listener = hs_quic_listen(server->q, 4, SERVER_IPS[0], SERVER_PORT,
+						      server->tls, &config);
+	CHECK(listener && !hs_quic_replace_tls(server->q, listener, server->tls));
 	client->connection = hs_quic_connect(client->q, 0, client->tls, "localhost", &config,
 					     &resume, p->now_ns);
 	CHECK(client->connection);

@@ -95,6 +95,7 @@ ENGINE_TESTS = (
     "tests/quic/test_native_features.py",
     "tests/quic/test_datagram.py",
     "tests/quic/test_migration.py",
+    "tests/quic/test_replaced_certificates.py",
     "tests/quic/test_stock_aioquic.py",
     "tests/quic/test_hostile_peer.py",
     "tests/quic/test_fuzz.py",

@@ -114,6 +114,7 @@ def test_every_private_member_is_there(objects: list[Any]) -> None:
         (QuicConnection, "_write_connection_limits", ["builder", "space"]),
         (QuicConnection, "_write_stream_limits", ["builder", "space", "stream"]),
         (QuicPacketRecovery, "on_packet_sent", ["packet", "space"]),
+        (tls.Context, "_server_handle_hello", ["input_buf", "initial_buf", "handshake_buf"]),
     ],
 )
 def test_what_we_override_is_there(owner: type, name: str, arguments: list[str]) -> None:

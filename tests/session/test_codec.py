@@ -33,6 +33,7 @@ from hoststack.quic.tls import TlsConfig
 
 TLS = TlsConfig.self_signed(["localhost"])
 KNOWN = m.Known(Ticket(b"session", b"parameters", "h3", 2e9), b"")
+WHOLE = Handshake("accepted", True, (b"leaf", b"ca"), "aes-128-gcm", "localhost", b"own")
 HERE, THERE = ("127.0.0.1", 4433), ("::1", 1234)
 
 
@@ -52,6 +53,7 @@ def no_fifo(name: BlockName) -> Fifo:
         m.Unlisten(1 << 61),
         m.CloseConnection(1, (1 << 62) - 1, "why"),
         m.UpdateKey(1),
+        m.ReplaceTls(1, 2, TlsConfig(), ("h3",)),
         m.Migrate(1, 2, None),
         m.Migrate(1, 2, THERE),
         m.GetStatistics(1, 2),
@@ -81,8 +83,9 @@ def test_certificates_go_along_and_paths_do_not() -> None:
     [
         m.Failed(1, 111, "why"),
         m.Listening(1, 2, HERE),
-        m.Connected(1, 2, HERE, THERE, "h3", Handshake(certificate=b"der", cipher="aes-128-gcm")),
+        m.Connected(1, 2, HERE, THERE, "h3", WHOLE),
         m.Accepted(1, 2, HERE, THERE, None, Handshake()),
+        m.Done(1),
         m.StreamsAvailable(1),
         m.HandshakeDone(1, Handshake()),
         m.Closed(1, CloseInfo(2, True, "why", True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -181,6 +182,21 @@ def commands(kind: int, which: Callable[[Scene], int]) -> Callable[[Scene, Notes
 
 def of_stream(scene: Scene) -> int:
     return scene.accepted_stream.handle
+
+
+@pytest.mark.parametrize("credentials", [TLS, TlsConfig()], ids=["with", "without"])
+def test_another_applications_listener_keeps_its_certificates(credentials: TlsConfig) -> None:
+    async def script(scene: Scene) -> None:
+        for handle in (scene.listening.handle, scene.accepted.handle, 1 << 61):
+            request = m.ReplaceTls(7, handle, credentials, ("x",))
+            scene.intruder.application.request(request)
+            failed = await scene.intruder.wait_for(m.Failed)
+            assert (failed.token, failed.errno) == (7, errno.ENOTCONN)
+        await is_alive(scene)
+        assert scene.intruder.remote.gone is None
+        assert not scene.owner.notices
+
+    play(script)
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,28 @@ def test_loading_a_key_is_charged() -> None:
     beside(HeldUp, main)
 
 
+def test_other_certificates_are_loaded_off_the_loop_and_charged() -> None:
+    async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
+        held.go.set()
+        other.request(listen(1))
+        (listening,) = await answers(other)
+        held.go = trio.Event()
+        for token in (2, 3):
+            other.request(m.ReplaceTls(token, listening.handle, TLS, ("x",)))
+        other.request(m.GetStatistics(9, 7))
+        (answer,) = await answers(other)
+        assert (type(answer), answer.token) == (m.Failed, 9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (held.asked, held.under_way) == (2, 1)  # one at a time
+        application._loading._costs.append(0.5)  # as if it had taken so long
+        before = application.engine.counters.turns
+        held.go.set()
+        assert await answers(other, 2) == [m.Done(2), m.Done(3)]
+        assert application.engine.counters.turns - before >= 0.5 / MOST_S
+
+    beside(HeldUp, main)
+
+
 def test_few_notices_of_new_udp_peers_are_in_front_of_others() -> None:
     async def main(application: RemoteApplication, other: AttachedWorker, held: HeldUp) -> None:
         del held

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
@@ -11,11 +13,21 @@ from cryptography.hazmat.primitives.asymmetric import ed448, ed25519
 from cryptography.x509.oid import NameOID
 
 
+def _name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
 def self_signed(
-    key: Any, in_days: int = 0, purpose: x509.ObjectIdentifier | None = None
+    key: Any,
+    in_days: int = 0,
+    purpose: x509.ObjectIdentifier | None = None,
+    names: Sequence[str] = ("localhost",),
 ) -> tuple[bytes, bytes]:
-    """A certificate that begins to be valid in so many days, and its key, as PEM; for one purpose
-    alone, if it is given."""
+    """A certificate for these names that begins to be valid in so many days, and its key, as PEM;
+    for one purpose alone, if it is given."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     begin = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=in_days, hours=-1)
     is_edwards = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
@@ -27,9 +39,10 @@ def self_signed(
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
         .not_valid_after(begin + datetime.timedelta(days=9))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
     )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_name, names))), False)
     if purpose is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), False)
     certificate = builder.sign(key, None if is_edwards else hashes.SHA256())

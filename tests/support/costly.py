@@ -64,7 +64,7 @@ def listen_with(token: int, host: str, certificate: bytes, key: bytes) -> bytes:
     """A Listen with a key that TlsConfig need not accept."""
     listen = codec.encode(m.Listen(token, (host, 0), _TLS, ("h",), None))
     fields = msgspec.msgpack.decode(listen[1:])
-    fields[2][:2] = certificate, key
+    fields[2][0] = [[certificate, key]]
     return listen[:1] + msgspec.msgpack.encode(fields)
 
 
@@ -92,6 +92,10 @@ KINDS: Final[dict[str, Callable[[int], bytes]]] = {
     "connect tcp": lambda token: _connect(token, _HERE, _NOBODY, protocol="tcp"),
     "connect udp": lambda token: _connect(token, _HERE, _NOBODY, protocol="udp"),
     "listen": lambda token: codec.encode(m.Listen(token, _PORT_0, _TLS, ("h",), None)),
+    "replace": lambda token: codec.encode(m.ReplaceTls(token, 7, _TLS, ("h",))),
+    "replace, many": lambda token: codec.encode(
+        m.ReplaceTls(token, 7, TlsConfig(certificates=_TLS.own * 60), ("h",))
+    ),
     "listen tcp": lambda token: codec.encode(
         m.Listen(token, _PORT_0, _NOBODY, ("h",), None, "tcp")
     ),

@@ -264,7 +264,8 @@ void hs_connection_free(struct hs_connection *c)
 		hs_listener_release(q, c->listener);
 	hs_number_release(q, c);
 	hs_path_end(c);
-	hs_tls_free(c->tls);
+	if (c->tls)
+		hs_tls_free(c->tls);
 	free(c->server_name);
 	free(c->close_packet);
 	free(c->datagrams);

@@ -11,6 +11,7 @@
 
 #include "quic/certificates.h"
 #include "quic/chacha.h"
+#include "quic/names.h"
 #include "quic/resume.h"
 #include "quic/varint.h"
 #include "quic/version.h"
@@ -26,12 +27,14 @@ enum {
 	CERTIFICATE_VERIFY = 15,
 	FINISHED = 20,
 	/* Extensions, section 4.2, and RFC 9001 section 8.2. */
+	SERVER_NAME = 0,
 	ALPN = 16,
 	EARLY_DATA = 42,
 	TRANSPORT_PARAMETERS = 57,
 	/* Transport parameters below this are checked for duplicates: all those of RFC 9000,
 	 * 9221 and 9368. */
 	KNOWN_PARAMETERS = 64,
+	HOST_NAME = 0, /* the type of a server's name (RFC 6066 section 3) */
 	HEADER_BYTES = 4, /* of a message: type, length */
 	VERSION_BYTES = 2,
 	RANDOM_BYTES = 32,
@@ -152,7 +155,7 @@ static int skip_bytes(struct hs_cursor *at, size_t bytes)
 /* The extensions of a hello, of EncryptedExtensions or of a ticket, as far as QUIC has rules for
  * them. */
 struct extensions {
-	struct hs_cursor parameters, early_data;
+	struct hs_cursor parameters, early_data, server_name;
 	uint8_t has_parameters, has_alpn, has_early_data;
 	uint8_t has_duplicate; /* among the transport parameters */
 };
@@ -168,6 +171,8 @@ static int read_extensions(struct hs_cursor *list, struct extensions *out)
 			out->has_duplicate |= out->has_parameters;
 			out->has_parameters = 1;
 			out->parameters = content;
+		} else if (type == SERVER_NAME) {
+			out->server_name = content;
 		} else if (type == ALPN) {
 			out->has_alpn = 1;
 		} else if (type == EARLY_DATA) {
@@ -220,6 +225,19 @@ static int check_extensions(struct hs_connection *c, const struct extensions *fo
 	return 0;
 }
 
+/* Choose the certificate for the name in a list of one (RFC 6066 section 3). GnuTLS refuses lists
+ * that are malformed. */
+static int choose_certificate(struct hs_connection *c, struct hs_cursor extension)
+{
+	struct hs_cursor list, name;
+	size_t type;
+	if (extension.at && take_vector(&extension, 2, &list) && take_number(&list, 1, &type) &&
+	    type == HOST_NAME && take_vector(&list, 2, &name) &&
+	    hs_names_note(c, name.at, (size_t)(name.end - name.at)))
+		return -1;
+	return hs_names_choose(c);
+}
+
 static int check_client_hello(struct hs_connection *c, struct hs_cursor at)
 {
 	struct hs_cursor session_id, unused, list;
@@ -246,7 +264,7 @@ static int check_client_hello(struct hs_connection *c, struct hs_cursor at)
 		return failed;
 	failed = hs_version_negotiate(c, found.parameters.at,
 				      (size_t)(found.parameters.end - found.parameters.at));
-	if (!failed && hs_resume_offer(c))
+	if (!failed && (choose_certificate(c, found.server_name) || hs_resume_offer(c)))
 		failed = NGTCP2_ERR_NOMEM;
 	return failed ? refuse(c, failed, NULL) : 0;
 }

@@ -27,13 +27,26 @@ struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const 
 	listener->tls = tls;
 	hs_tls_hold(tls);
 	listener->config = *config;
-	if (hs_resume_ticket_key(q, listener)) {
+	if (hs_resume_ticket_keys(q, config, tls, listener->ticket_keys)) {
 		hs_listener_release(q, listener);
 		return NULL;
 	}
 	listener->next = q->listeners;
 	q->listeners = listener;
 	return listener;
+}
+
+int hs_quic_replace_tls(struct hs_quic *q, struct hs_listener *listener, struct hs_tls *tls)
+{
+	uint8_t keys[HS_QUIC_VERSIONS][HS_QUIC_TICKET_KEY_BYTES];
+	if (hs_resume_ticket_keys(q, &listener->config, tls, keys))
+		return -1;
+	hs_tls_hold(tls);
+	hs_tls_free(listener->tls);
+	listener->tls = tls;
+	memcpy(listener->ticket_keys, keys, sizeof(keys));
+	explicit_bzero(keys, sizeof(keys));
+	return 0;
 }
 
 static int unlink_listener(struct hs_listener **list, struct hs_listener *listener)

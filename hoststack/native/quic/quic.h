@@ -254,12 +254,23 @@ int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char
 /* Allow only these ciphers, by GnuTLS's names with ":+" between them, in order of preference; a
  * server's order overrides its clients'. Returns 0, or -1 and one line in `error`. */
 int hs_tls_set_ciphers(struct hs_tls *tls, const char *ciphers, char *error, size_t error_bytes);
-void hs_tls_free(struct hs_tls *tls); /* freed after the last connection that uses it */
+/* Add a certificate to a server's group of certificates for the same names: of a group GnuTLS takes
+ * the first one whose signature the client accepts. Group 0 has that of hs_tls_new, and is the
+ * default; the next ones begin in ascending order. Returns 0, or -1 with a text. */
+int hs_tls_add(struct hs_tls *tls, uint32_t group, const char *certificate, const char *key,
+	       char *error, size_t error_bytes);
+/* Present a group for a name or address, or for a wildcard ("*.example.com"), in lower case. Names
+ * come in ascending order (strcmp). Returns 0, or -1: the order is wrong, or there is no memory. */
+int hs_tls_add_name(struct hs_tls *tls, const char *name, uint32_t group);
+void hs_tls_free(struct hs_tls *tls); /* freed after the last handshake that uses it */
 
 /* `ip` is 4 or 16 bytes, all zeros for any. */
 struct hs_listener *hs_quic_listen(struct hs_quic *q, uint8_t ip_version, const uint8_t *ip,
 				   uint16_t port, struct hs_tls *tls,
 				   const struct hs_quic_config *config);
+/* Use other credentials in handshakes that begin from now on; the old ones are freed after the last
+ * handshake that uses them. Returns 0, or -1 without memory: then the old ones stay. */
+int hs_quic_replace_tls(struct hs_quic *q, struct hs_listener *listener, struct hs_tls *tls);
 /* The listener and its private key are freed after its last connection. */
 void hs_quic_unlisten(struct hs_quic *q, struct hs_listener *listener);
 /* Whether a listener with that number exists, or a connection of it. */
@@ -297,9 +308,18 @@ struct hs_quic_ticket {
 int hs_connection_ticket(const struct hs_connection *c, struct hs_quic_ticket *out);
 /* The last token received in a NEW_TOKEN frame, at most HS_QUIC_TOKEN_BYTES; returns its length. */
 size_t hs_connection_token(const struct hs_connection *c, uint8_t *out);
-/* The peer's certificate as DER, once the handshake is complete; NULL if it presented none, or
- * if the session was resumed. Valid until the next turn. */
-const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes);
+/* A certificate of the peer's chain as DER, once the handshake is complete, from the leaf (0) on;
+ * NULL if it presented no more, or if the session was resumed. Valid until the next turn. */
+const uint8_t *hs_connection_certificate(const struct hs_connection *c, uint32_t index,
+					 size_t *bytes);
+/* The same for the leaf that this side presented. */
+const uint8_t *hs_connection_own_certificate(const struct hs_connection *c, size_t *bytes);
+/* A server's handshake is complete, and its caller knows what the sides presented: let go of the
+ * credentials. */
+void hs_connection_release_tls(struct hs_connection *c);
+/* The name that the client asked for, in lower case, or was told to check; NULL if a client sent
+ * none. */
+const char *hs_connection_server_name(const struct hs_connection *c);
 /* GnuTLS's name of the cipher for packets, once the handshake is complete. */
 const char *hs_connection_cipher(const struct hs_connection *c);
 int hs_connection_is_resumed(const struct hs_connection *c);

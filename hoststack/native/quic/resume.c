@@ -232,6 +232,9 @@ int hs_resume_offer(struct hs_connection *c)
 	 * present it. */
 	if (c->tls->asks_clients)
 		return 0;
+	/* The keys are for the listener's ciphers; it has got others since. */
+	if (c->tls != c->listener->tls)
+		return 0;
 	if (gnutls_session_ticket_enable_server(c->session, &key))
 		return -1;
 	if (!c->config.early_data)
@@ -249,14 +252,13 @@ int hs_resume_offer(struct hs_connection *c)
  * the secret that workers share, and from what early data depend on: a ticket from a time with
  * other protocols, other ciphers or higher limits can't be decrypted, so its early data are
  * refused (RFC 8446 section 4.2.10, RFC 9000 section 7.4.1). */
-int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
+int hs_resume_ticket_keys(struct hs_quic *q, const struct hs_quic_config *config,
+			  const struct hs_tls *tls, uint8_t out[][HS_QUIC_TICKET_KEY_BYTES])
 {
 	static const char LABEL[] = "hoststack session tickets";
-	const struct hs_quic_config *config = &listener->config;
 	const uint64_t limits[] = { config->first_window_bytes, config->connection_window_bytes,
 				    config->max_streams_bidi, config->max_streams_uni,
 				    config->datagram_fifo_bytes };
-	const struct hs_tls *tls = listener->tls;
 	const unsigned int *ciphers;
 	size_t cipher_bytes = sizeof(*ciphers) *
 			      (size_t)gnutls_priority_cipher_list(tls->priority, &ciphers);
@@ -275,7 +277,7 @@ int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener)
 	       names_bytes);
 	gnutls_datum_t secret = { q->secret, sizeof(q->secret) };
 	int failed = 0;
-	uint8_t *keys = listener->ticket_keys[0];
+	uint8_t *keys = out[0];
 	for (uint8_t half = 0; half < 2 * HS_QUIC_VERSIONS && !failed; half++) {
 		about.data[0] = half;
 		failed = gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &secret, &about, keys + 32 * half, 32);

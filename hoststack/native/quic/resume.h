@@ -15,6 +15,7 @@ int hs_resume_completed(struct hs_connection *c);
 void hs_resume_keep_token(struct hs_connection *c, const uint8_t *token, size_t bytes);
 void hs_resume_free(struct hs_connection *c);
 void hs_resume_free_replays(struct hs_quic *q);
-int hs_resume_ticket_key(struct hs_quic *q, struct hs_listener *listener);
+int hs_resume_ticket_keys(struct hs_quic *q, const struct hs_quic_config *config,
+			  const struct hs_tls *tls, uint8_t out[][HS_QUIC_TICKET_KEY_BYTES]);
 
 #endif

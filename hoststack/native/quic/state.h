@@ -27,6 +27,7 @@
  *   quic/version.c        versions and their negotiation
  *   quic/cid.c            connection IDs, and the connections by them
  *   quic/tables.c         connections by number; streams by stream ID
+ *   quic/names.c          a server's certificates by name
  *   quic/certificates.c   limits of the keys in certificates
  *   quic/chacha.c         OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
  *
@@ -50,6 +51,7 @@ union hs_address; /* wire/paths.h */
 
 enum {
 	HS_QUIC_TICKET_KEY_BYTES = 64, /* required by GnuTLS */
+	HS_QUIC_NAME_BYTES = 255,
 	HS_QUIC_LONG_HEADER = 0x80, /* in a packet's first byte (RFC 9000 section 17.2) */
 	HS_QUIC_VERSIONS = 2,
 	/* More arrives than can be read: so many more bursts were full than not. A crowd of honest
@@ -88,9 +90,20 @@ struct hs_credentials {
 	gnutls_certificate_credentials_t credentials;
 };
 
+struct hs_name {
+	char *name;
+	uint32_t group;
+};
+
 struct hs_tls {
 	_Atomic uint32_t references;
 	struct hs_credentials *shared;
+	/* A server's certificates in groups for the same names, of which the first is in `shared`, and
+	 * names in ascending order. */
+	gnutls_certificate_credentials_t *groups;
+	struct hs_name *names;
+	uint32_t group_count; /* without the first */
+	uint32_t name_count;
 	gnutls_priority_t priority;
 	gnutls_datum_t alpn[HS_QUIC_MAX_ALPN];
 	uint32_t alpn_count;
@@ -227,10 +240,10 @@ struct hs_connection {
 	ngtcp2_conn *conn;
 	gnutls_session_t session;
 	ngtcp2_crypto_conn_ref ref;
-	struct hs_tls *tls;
+	struct hs_tls *tls; /* NULL: a server's, after hs_connection_release_tls */
 	struct hs_listener *listener; /* NULL: a client's connection */
 	void *streams_owner; /* the plane's session; NULL: none yet */
-	char *server_name;
+	char *server_name; /* NULL: a server's client asked for none */
 	struct hs_path *path;
 	struct hs_path *last_path; /* the previous one; any of these three may be NULL */
 	struct hs_path *next_path; /* being validated */

@@ -14,6 +14,7 @@
 
 #include "quic/certificates.h"
 #include "quic/handshake.h"
+#include "quic/names.h"
 
 /* AES first: processors have instructions for it. */
 static const char CIPHERS[] = "AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";
@@ -53,10 +54,11 @@ static int load_trust(struct hs_tls *tls, const char *ca)
 	return hs_certificates_trust(credentials, &pem);
 }
 
-static int load_own(struct hs_tls *tls, const char *certificate, const char *key)
+static int load_own(gnutls_certificate_credentials_t credentials, const char *certificate,
+		    const char *key)
 {
 	gnutls_datum_t chain = datum(certificate), private_key = datum(key);
-	return gnutls_certificate_set_x509_key_mem(tls->shared->credentials, &chain, &private_key,
+	return gnutls_certificate_set_x509_key_mem(credentials, &chain, &private_key,
 						   GNUTLS_X509_FMT_PEM);
 }
 
@@ -125,7 +127,7 @@ static int load(struct hs_tls *tls, const char *certificate, const char *key, co
 	if (failed < 0)
 		return failed;
 	*what = "certificate and key";
-	return certificate && key ? load_own(tls, certificate, key) : 0;
+	return certificate && key ? load_own(tls->shared->credentials, certificate, key) : 0;
 }
 
 struct hs_tls *hs_tls_new(int is_server, const char *certificate, const char *key, const char *ca,
@@ -170,6 +172,18 @@ int hs_tls_ask_clients(struct hs_tls *tls, int is_required, const char *ca, char
 	return failed < 0 ? -1 : 0;
 }
 
+int hs_tls_add(struct hs_tls *tls, uint32_t group, const char *certificate, const char *key,
+	       char *error, size_t error_bytes)
+{
+	gnutls_certificate_credentials_t credentials = hs_names_group(tls, group);
+	int failed = credentials ? load_own(credentials, certificate, key) :
+				   GNUTLS_E_MEMORY_ERROR;
+	if (failed < 0)
+		snprintf(error, error_bytes, "GnuTLS can't use certificate and key: %s",
+			 gnutls_strerror(failed));
+	return failed < 0 ? -1 : 0;
+}
+
 int hs_tls_set_ciphers(struct hs_tls *tls, const char *ciphers, char *error, size_t error_bytes)
 {
 	int failed = set_priority(tls, ciphers, ":%SERVER_PRECEDENCE");
@@ -189,6 +203,7 @@ void hs_tls_free(struct hs_tls *tls)
 	if (--tls->references)
 		return;
 	release_credentials(tls->shared);
+	hs_names_free(tls);
 	if (tls->priority)
 		gnutls_priority_deinit(tls->priority);
 	free(tls->alpn_names);
@@ -245,6 +260,9 @@ static int verify_client(gnutls_session_t session)
 	struct hs_connection *c = ref->user_data;
 	if (!gnutls_certificate_get_peers(session, NULL))
 		return 0;
+	/* Those that were presented may be without the trusted CAs. */
+	if (gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, c->tls->shared->credentials))
+		return GNUTLS_E_CERTIFICATE_ERROR;
 	if (gnutls_certificate_verify_peers(session, &PURPOSE, 1, &c->client_flaws))
 		return GNUTLS_E_CERTIFICATE_ERROR;
 	return c->client_flaws ? GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR : 0;
@@ -293,6 +311,8 @@ void hs_tls_failure(struct hs_connection *c, char *out, size_t room)
 {
 	gnutls_datum_t text = { 0 };
 	out[0] = 0;
+	if (!c->tls)
+		return;
 	if (c->listener && c->tls->requires_clients && !gnutls_certificate_get_peers(c->session, NULL)) {
 		snprintf(out, room, "The server requires a client certificate");
 		return;
@@ -307,12 +327,34 @@ void hs_tls_failure(struct hs_connection *c, char *out, size_t room)
 	gnutls_free(text.data);
 }
 
-const uint8_t *hs_connection_certificate(const struct hs_connection *c, size_t *bytes)
+const uint8_t *hs_connection_certificate(const struct hs_connection *c, uint32_t index,
+					 size_t *bytes)
 {
 	unsigned int count = 0;
 	const gnutls_datum_t *chain = gnutls_certificate_get_peers(c->session, &count);
-	*bytes = chain && count ? chain[0].size : 0;
-	return *bytes ? chain[0].data : NULL;
+	*bytes = chain && index < count ? chain[index].size : 0;
+	return *bytes ? chain[index].data : NULL;
+}
+
+const uint8_t *hs_connection_own_certificate(const struct hs_connection *c, size_t *bytes)
+{
+	const gnutls_datum_t *own = gnutls_certificate_get_ours(c->session);
+	*bytes = own ? own->size : 0;
+	return *bytes ? own->data : NULL;
+}
+
+void hs_connection_release_tls(struct hs_connection *c)
+{
+	if (!c->listener || !c->tls)
+		return;
+	gnutls_credentials_clear(c->session);
+	hs_tls_free(c->tls);
+	c->tls = NULL;
+}
+
+const char *hs_connection_server_name(const struct hs_connection *c)
+{
+	return c->server_name;
 }
 
 const char *hs_connection_cipher(const struct hs_connection *c)

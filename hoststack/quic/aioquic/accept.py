@@ -30,6 +30,7 @@ from hoststack.quic.aioquic.datagrams import datagram_offer
 from hoststack.quic.aioquic.half_open import HalfOpen
 from hoststack.quic.aioquic.resume import GivenTickets
 from hoststack.quic.aioquic.retry import RetryTokens, invalid_token
+from hoststack.quic.certificate import TlsConfigError, presented
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import (
     QUIC_VERSIONS,
@@ -38,7 +39,7 @@ from hoststack.quic.seam import (
     QuicConfig,
     check_protocols,
 )
-from hoststack.quic.tls import Cipher, TlsConfig, TlsConfigError, checked_server_name
+from hoststack.quic.tls import Cipher, TlsConfig, checked_server_name
 
 #: RFC 9000 section 14.1.
 _LEAST_INITIAL_BYTES = 1200
@@ -63,25 +64,30 @@ class Listener:
     def __init__(
         self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> None:
+        self.session = -1
+        self.local = local
+        self.config = config
+        self.tickets = GivenTickets() if config.early_data else None
+        self.replace_tls(credentials)
+
+    def replace_tls(self, credentials: Credentials) -> None:
+        """Use other credentials in handshakes that begin from now on. Raises ValueError."""
         tls, alpn, _ = credentials
-        if not tls.chain:
+        if not tls.own:
             raise TlsConfigError("a server needs a certificate and a key: give both")
         if tls.client_certificates != "none":
             raise TlsConfigError(
                 "the aioquic engine requests no client certificates: use the native one, or leave "
                 "out client_certificates"
             )
-        _check_key(tls)
-        self.session = -1
-        self.local = local
-        self.config = config
-        check_protocols(alpn, config, "aioquic")
-        self.tickets = GivenTickets() if config.early_data else None
+        _check_keys(tls)
+        check_protocols(alpn, self.config, "aioquic")
+        # Report an invalid configuration now, not when the first client connects.
+        _configuration(tls, self.config, list(alpn), _LEAST_INITIAL_BYTES)
         self._tls = tls
         self._alpn = list(alpn)
+        self.presented = presented(tls.own)
         self._configurations: dict[int, QuicConfiguration] = {}
-        # Report an invalid configuration now, not when the first client connects.
-        self.configuration(_LEAST_INITIAL_BYTES)
 
     def configuration(self, max_datagram_bytes: int) -> QuicConfiguration:
         """Return aioquic's configuration for connections over a path of that datagram size."""
@@ -107,7 +113,7 @@ def client_configuration(
             "QuicConfig.early_data"
         )
     check_protocols(alpn, config, "aioquic")
-    _check_key(tls)
+    _check_keys(tls)
     configuration = _configuration(tls, config, list(alpn), max_datagram_bytes)
     configuration.server_name = checked_server_name(server_name)
     configuration.verify_mode = ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
@@ -130,13 +136,13 @@ def plain_credentials(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -
     return Credentials(tls, alpn, None)
 
 
-def _check_key(tls: TlsConfig) -> None:
-    key = tls.private_key
-    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP521R1):
-        raise TlsConfigError(
-            "the aioquic engine can't sign with a key on the curve P-521: use the native engine, "
-            "or a key on P-256 or P-384"
-        )
+def _check_keys(tls: TlsConfig) -> None:
+    for key in (each.private_key for each in tls.own):
+        if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP521R1):
+            raise TlsConfigError(
+                "the aioquic engine can't sign with a key on the curve P-521: use the native "
+                "engine, or a key on P-256 or P-384"
+            )
 
 
 def _configuration(

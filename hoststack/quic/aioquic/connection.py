@@ -36,6 +36,7 @@ from hoststack.quic.aioquic.accept import Listener
 from hoststack.quic.aioquic.datagrams import DatagramConnection
 from hoststack.quic.aioquic.guards import GuardedConnection
 from hoststack.quic.aioquic.host_stream import HostStream
+from hoststack.quic.aioquic.presenting import choose_certificate
 from hoststack.quic.aioquic.sized import SizedConnection
 from hoststack.quic.aioquic.windows import ReceiveWindows
 from hoststack.quic.seam import (
@@ -72,6 +73,8 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
         self.listener = listener
         self.alpn: str | None = None
         self.handshake = Handshake()
+        self.server_name = configuration.server_name
+        """What the client asks for."""
         self.is_established = False
         self.has_reported_close = False
         self.handshake_deadline: float | None = None
@@ -118,6 +121,18 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
         self._peer_closed = False
         self._close_datagrams: list[Outgoing] = []
         self._came_while_closing = 0
+
+    # --- TLS ---------------------------------------------------------------------------------
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self.listener is not None:
+            choose_certificate(
+                self.tls, self.listener.presented, self.first_path.local[0], self._on_name
+            )
+
+    def _on_name(self, name: str | None) -> None:
+        self.server_name = name
 
     # --- connection IDs ----------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from typing import cast
 
 from aioquic.quic import events as aio
 from aioquic.quic.packet import QuicErrorCode
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.link.base import BURST, Link, Outgoing, Path, Received
 from hoststack.quic.aioquic.accept import (
@@ -33,6 +32,7 @@ from hoststack.quic.aioquic.connection import HostConnection
 from hoststack.quic.aioquic.guards import TooManyPiecesError
 from hoststack.quic.aioquic.half_open import HeldPackets, RefusedError
 from hoststack.quic.aioquic.host_stream import HostStream
+from hoststack.quic.aioquic.presenting import own_certificate, peers_chain
 from hoststack.quic.aioquic.resets import StatelessResets
 from hoststack.quic.aioquic.resume import resume
 from hoststack.quic.cid import CID_BYTES, CidGenerator
@@ -98,6 +98,9 @@ class AioquicEngine:
         self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> ListenerContext:
         return self._acceptor.listen(local, credentials, config)
+
+    def replace_tls(self, listener: ListenerContext, credentials: Credentials) -> None:
+        cast(Listener, listener).replace_tls(credentials)
 
     def unlisten(self, listener: ListenerContext) -> None:
         self._acceptor.unlisten(cast(Listener, listener))
@@ -483,14 +486,15 @@ class AioquicEngine:
         elif isinstance(event, aio.HandshakeCompleted):
             connection.alpn = event.alpn_protocol
             is_early = connection.handshake.early_data == "pending"
-            certificate = connection.tls._peer_certificate
             schedule = connection.tls.key_schedule
             assert schedule is not None
             connection.handshake = Handshake(
                 "accepted" if is_early else "none",
                 event.session_resumed,
-                certificate.public_bytes(Encoding.DER) if certificate else None,
+                peers_chain(connection.tls),
                 CIPHERS[schedule.cipher_suite],
+                connection.server_name,
+                own_certificate(connection.tls, is_resumed=event.session_resumed),
             )
             connection.is_established = True
             connection.handshake_deadline = None
@@ -512,7 +516,7 @@ class AioquicEngine:
         if connection.opened and not connection.is_established and not is_early:
             # Only early data arrive before the handshake is complete.
             connection.alpn = connection.tls.alpn_negotiated
-            connection.handshake = Handshake("pending")
+            connection.handshake = Handshake("pending", server_name=connection.server_name)
             events.append(Event(EventKind.ACCEPTED, connection))
         for stream in connection.opened:
             events.append(Event(EventKind.STREAM_OPENED, stream))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
 from hoststack.link.base import Endpoint, Wire
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.quic._quic import ffi, lib
-from hoststack.quic.seam import CloseInfo, ConnectionIds, EarlyData, Handshake, QuicConfig
+from hoststack.quic.certificate import within_chain
+from hoststack.quic.seam import (
+    CloseInfo,
+    ConnectionIds,
+    EarlyData,
+    Handshake,
+    QuicConfig,
+)
 from hoststack.quic.session_cache import ServerSessions
 
 _MAX_ALPN_BYTES: Final = 255
@@ -129,7 +137,7 @@ class NativeConnection:
         """Store the progress and outcome of the handshake, bits of enum hs_quic_handshake."""
         early_data: EarlyData = "none"
         if info & lib.HS_QUIC_IS_EARLY:
-            self.handshake = Handshake("pending")
+            self.handshake = Handshake("pending", server_name=self._server_name())
             # A client learns the protocol in the handshake; until then this is the one that it
             # requests.
             if self.listener is not None:
@@ -138,14 +146,29 @@ class NativeConnection:
         if self.handshake.early_data == "pending":
             early_data = "rejected" if info & lib.HS_QUIC_WAS_REJECTED else "accepted"
         size = ffi.new("size_t *")
-        certificate = lib.hs_connection_certificate(self.pointer, size)
+        own = lib.hs_connection_own_certificate(self.pointer, size)
         self.handshake = Handshake(
             early_data,
             bool(info & lib.HS_QUIC_IS_RESUMED),
-            bytes(ffi.buffer(certificate, size[0])) if certificate else None,
-            ffi.string(lib.hs_connection_cipher(self.pointer)).decode().lower(),
+            cipher=ffi.string(lib.hs_connection_cipher(self.pointer)).decode().lower(),
+            server_name=self._server_name(),
+            own_certificate=bytes(ffi.buffer(own, size[0])) if own else None,
+            certificates=within_chain(self._peers_chain()),
         )
+        lib.hs_connection_release_tls(self.pointer)
         self._read_alpn()
+
+    def _server_name(self) -> str | None:
+        name = lib.hs_connection_server_name(self.pointer)
+        return ffi.string(name).decode() if name else None
+
+    def _peers_chain(self) -> Iterator[bytes]:
+        size = ffi.new("size_t *")
+        for index in itertools.count():
+            certificate = lib.hs_connection_certificate(self.pointer, index, size)
+            if not certificate:
+                return
+            yield bytes(ffi.buffer(certificate, size[0]))
 
     def _read_alpn(self) -> None:
         room = ffi.new("uint8_t[]", _MAX_ALPN_BYTES)

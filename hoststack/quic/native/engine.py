@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from hoststack.link.base import BURST, Link, LinkError, Path, Wire
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.quic._quic import ffi, lib
+from hoststack.quic.certificate import TlsConfigError
 from hoststack.quic.cid import CidGenerator
 from hoststack.quic.native.contexts import (
     NativeConnection,
@@ -41,7 +42,7 @@ from hoststack.quic.seam import (
     preferred_endpoints,
 )
 from hoststack.quic.session_cache import ServerSessions
-from hoststack.quic.tls import TlsConfig, TlsConfigError, checked_server_name
+from hoststack.quic.tls import TlsConfig, checked_server_name
 
 _CONGESTION_CONTROLS: Final = ("reno", "cubic", "bbr")
 _SECOND_NS: Final = 1_000_000_000
@@ -171,29 +172,37 @@ class NativeEngine:
         check_protocols(alpn, None, self.name)
         if not is_server:
             return Credentials(tls, alpn, self._clients.load(tls, alpn))
-        if not tls.chain:
+        if not tls.own:
             raise TlsConfigError("a server needs a certificate and a key: give both")
         return Credentials(tls, alpn, make_context(tls, alpn, is_server=True))
 
     def listen(
         self, local: tuple[str, int], credentials: Credentials, config: QuicConfig
     ) -> ListenerContext:
-        tls, alpn, context = credentials
-        check_protocols(alpn, config, self.name)
-        if config.early_data and tls.client_certificates != "none":
-            raise TlsConfigError(
-                "early data (0-RTT) come before a client has shown its certificate: leave out "
-                "early_data, or client_certificates"
-            )
+        self._check_listener(credentials, config)
         host = ip_address(local[0])
         pointer = lib.hs_quic_listen(
-            self._quic, host.version, host.packed, local[1], context, _c_config(config)
+            self._quic, host.version, host.packed, local[1], credentials.context, _c_config(config)
         )
         if not pointer:
             raise MemoryError("no memory for a listener")
         listener = NativeListener(local, config, pointer)
         self._listeners[lib.hs_listener_number(pointer)] = listener
         return listener
+
+    def _check_listener(self, credentials: Credentials, config: QuicConfig) -> None:
+        check_protocols(credentials.alpn, config, self.name)
+        if config.early_data and credentials.tls.client_certificates != "none":
+            raise TlsConfigError(
+                "early data (0-RTT) come before a client has shown its certificate: leave out "
+                "early_data, or client_certificates"
+            )
+
+    def replace_tls(self, listener: ListenerContext, credentials: Credentials) -> None:
+        replacing = cast(NativeListener, listener)
+        self._check_listener(credentials, replacing.config)
+        if lib.hs_quic_replace_tls(self._quic, replacing.pointer, credentials.context):
+            raise MemoryError("no memory for a listener's certificates")
 
     def unlisten(self, listener: ListenerContext) -> None:
         closing = cast(NativeListener, listener)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-from cryptography.hazmat.primitives import serialization
-
 from hoststack.native.quic._quic import ffi, lib
-from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.quic.certificate import Certificate, TlsConfigError, presented
+from hoststack.quic.tls import TlsConfig
 
 _ERROR_BYTES: Final = 256
 #: The most cached configurations.
@@ -80,40 +80,43 @@ def make_context(tls: TlsConfig, alpn: Sequence[str], *, is_server: bool) -> Any
 
     May be called in any thread: GnuTLS checks keys and CAs without the GIL. Raises TlsConfigError.
     """
-    certificate = key = ffi.NULL
-    if tls.chain and tls.private_key is not None:
-        pem = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in tls.chain)
-        certificate = ffi.new("char[]", pem)
-        key = ffi.new(
-            "char[]",
-            tls.private_key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-        )
-    try:
-        return _make(tls, alpn, is_server, certificate, key)
-    finally:
-        if key:
-            ffi.memmove(key, bytes(len(key)), len(key))
-
-
-def _make(tls: TlsConfig, alpn: Sequence[str], is_server: bool, certificate: Any, key: Any) -> Any:
     ca = ffi.new("char[]", tls.ca_pem) if tls.ca_pem is not None else ffi.NULL
     error = ffi.new("char[]", _ERROR_BYTES)
-    made = lib.hs_tls_new(
-        is_server, certificate, key, ca, tls.verify, *_names(alpn), error, _ERROR_BYTES
-    )
+    groups, by_name = presented(tls.own if is_server else tls.own[:1])
+    with _pem_of(groups[0][0] if groups else None) as (certificate, key):
+        made = lib.hs_tls_new(
+            is_server, certificate, key, ca, tls.verify, *_names(alpn), error, _ERROR_BYTES
+        )
     if not made:
         raise TlsConfigError(ffi.string(error).decode())
     made = ffi.gc(made, lib.hs_tls_free)
+    for number, group in enumerate(groups):
+        for each in group[number == 0 :]:
+            with _pem_of(each) as (certificate, key):
+                if lib.hs_tls_add(made, number, certificate, key, error, _ERROR_BYTES):
+                    raise TlsConfigError(ffi.string(error).decode())
+    for name in sorted(name.encode() for name in by_name):
+        if lib.hs_tls_add_name(made, name, by_name[name.decode()]):
+            raise MemoryError("no memory for the names of certificates")
     if is_server and tls.client_certificates != "none":
         is_required = tls.client_certificates == "required"
         if lib.hs_tls_ask_clients(made, is_required, ca, error, _ERROR_BYTES):
             raise TlsConfigError(ffi.string(error).decode())
     _set_ciphers(made, tls)
     return made
+
+
+@contextmanager
+def _pem_of(certificate: Certificate | None) -> Iterator[tuple[Any, Any]]:
+    """Pass a certificate and its key to C, and clear the key afterwards."""
+    if certificate is None:
+        yield ffi.NULL, ffi.NULL
+        return
+    key = ffi.new("char[]", certificate.key_pem())
+    try:
+        yield ffi.new("char[]", certificate.chain_pem()), key
+    finally:
+        ffi.memmove(key, bytes(len(key)), len(key))
 
 
 def _set_ciphers(made: Any, tls: TlsConfig) -> None:
