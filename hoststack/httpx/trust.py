@@ -6,7 +6,8 @@ import os
 import ssl
 from pathlib import Path
 
-from hoststack.quic.tls import TlsConfig, TlsConfigError
+from hoststack.quic.certificate import TlsConfigError
+from hoststack.quic.tls import TlsConfig
 
 #: A client's certificate: a PEM file that has its key, too, or both files.
 Certificate = str | Path | tuple[str | Path, str | Path]
