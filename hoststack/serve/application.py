@@ -210,12 +210,8 @@ def _failure(error: BaseException, is_loaded: bool) -> orders.Failed:
 
 async def replace_tls(listener: Any, tls: TlsConfig) -> None:
     """Have a listener use other certificates, of hoststack or hoststack.aio."""
-    replace = getattr(listener, "replace_tls", None)
-    if replace is None:
-        logger.error("HTTP/3 has the new certificates after a restart")
-        return
     try:
-        await replace(tls)
+        await listener.replace_tls(tls)
     except (OSError, trio.ClosedResourceError, trio.BrokenResourceError) as error:
         logger.error("%s; the certificates in use stay", getattr(error, "strerror", None) or error)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-import hoststack
-from hoststack import TlsConfig, TlsConfigError
+from hoststack import Certificate, TlsConfig, TlsConfigError
 from hoststack.boundary.uri import Uri
 from hoststack.serve.settings import ServeError, ServeSettings
 
@@ -67,10 +66,8 @@ def about_self_signed(pair: Pair, uris: Sequence[Uri]) -> list[str]:
 def tls_of(pairs: Sequence[Pair]) -> TlsConfig:
     """Return the TLS configuration with these certificates, of which the first is the default."""
     first, *more = pairs
-    others: dict[str, Any] = {}
-    if more:
-        make: Any = getattr(hoststack, "Certificate", None)
-        if make is None:
-            raise ServeError("HTTP/3 presents one certificate: give one --certfile")
-        others["certificates"] = tuple(make(each.certificate, each.key) for each in more)
-    return TlsConfig(certificate=first.certificate, key=first.key, **others)
+    return TlsConfig(
+        certificate=first.certificate,
+        key=first.key,
+        certificates=tuple(Certificate(each.certificate, each.key) for each in more),
+    )

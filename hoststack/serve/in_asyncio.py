@@ -57,10 +57,7 @@ async def _serve(application: Application, job: Job) -> None:
 
 
 async def _pass_on_requests(stack: aio.Stack, job: Job) -> None:
-    requests: Any = getattr(stack, "reload_requests", None)
-    if requests is None:
-        return
-    async for _ in requests():
+    async for _ in stack.reload_requests():
         job.end.send(orders.WantCertificates())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -62,10 +61,7 @@ async def _count(job: Job, server: Server) -> None:
 
 
 async def _pass_on_requests(stack: hoststack.Stack, job: Job) -> None:
-    requests: Any = getattr(stack, "reload_requests", None)
-    if requests is None:
-        return
-    async for _ in requests():
+    async for _ in stack.reload_requests():
         job.end.send(orders.WantCertificates())
 
 

@@ -53,6 +53,22 @@ async def get(client: http3.ClientConnection, path: str = "/") -> tuple[int, byt
             return response.status, await response.read()
 
 
+def fingerprint_of(certificate: Certificate) -> str:
+    return certificate.fingerprint(SHA256()).hex()
+
+
+@pytest.fixture
+def pairs(folder: Path) -> list[str]:
+    """Two certificates with their fingerprints; the first is in the files that are served."""
+    fingerprints = []
+    for name in ("served", "next"):
+        certificate, key = self_signed(ec.generate_private_key(ec.SECP256R1()))
+        (folder / f"{name}.pem").write_bytes(certificate)
+        (folder / f"{name}.key").write_bytes(key)
+        fingerprints.append(fingerprint_of(load_pem_x509_certificate(certificate)))
+    return fingerprints
+
+
 async def ask_for_ever(client: http3.ClientConnection) -> None:
     while True:
         await get(client)
@@ -97,6 +113,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
         trio.run(ask, served)
 
 
+@pytest.mark.usefixtures("pairs")
 def test_a_dead_application_is_replaced_and_others_notice_nothing(folder: Path) -> None:
     failed: list[bytes] = []
     answered: dict[bytes, int] = {}
@@ -132,9 +149,13 @@ def test_a_dead_application_is_replaced_and_others_notice_nothing(folder: Path) 
                 over.set()
         assert failed == []
 
-    with run_server(folder, "main:app", "--workers", "2", "--apps", "2") as served:
+    words = ("--workers", "2", "--apps", "2", "--cli-socket", str(folder / "cli.sock"))
+    certificates = ("--certfile", "served.pem", "--keyfile", "served.key")
+    with run_server(folder, "main:app", *words, *certificates) as served:
         assert "2 engines, 2 applications" in served.wait_for("listening on .*")[0]
         trio.run(ask, served)
+        served.ctl("tls", "reload")
+        served.wait_for("new handshakes use the certificates of served.pem")
         assert served.stop() == 0
         # Nothing is left of it.
         pids = re.findall(r"application process (\d+) died", served.log)
@@ -157,26 +178,6 @@ def test_an_application_that_cannot_start_ends_the_server(folder: Path) -> None:
     assert done.stderr.count("no database") == 1
 
 
-def fingerprint_of(certificate: Certificate) -> str:
-    return certificate.fingerprint(SHA256()).hex()
-
-
-@pytest.fixture
-def pairs(folder: Path) -> list[str]:
-    """Two certificates with their fingerprints; the first is in the files that are served."""
-    fingerprints = []
-    for name in ("served", "next"):
-        certificate, key = self_signed(ec.generate_private_key(ec.SECP256R1()))
-        (folder / f"{name}.pem").write_bytes(certificate)
-        (folder / f"{name}.key").write_bytes(key)
-        fingerprints.append(fingerprint_of(load_pem_x509_certificate(certificate)))
-    return fingerprints
-
-
-@pytest.mark.skipif(
-    not hasattr(hoststack.Listener, "replace_tls"),
-    reason="listeners can't replace certificates yet",
-)
 def test_certificates_are_read_again_without_losing_a_connection(
     folder: Path, pairs: list[str]
 ) -> None:
@@ -234,4 +235,18 @@ def test_reload_restarts_the_application(folder: Path) -> None:
         (folder / "main.py").write_text(text)
         served.wait_for("listening on", 3)
         trio.run(ask, served, b"kept")
+        assert served.stop() == 0
+
+
+def test_a_folder_is_served_by_http3_and_tcp(folder: Path) -> None:
+    async def ask(served: Served) -> None:
+        async with clients(served) as [client]:
+            assert await get(client, "/main.py") == (200, (folder / "main.py").read_bytes())
+            assert (await get(client, "/missing"))[0] == 404
+
+    if importlib.util.find_spec("hypercorn") is None:
+        pytest.skip("hypercorn is not installed: pip install '.[test]'")
+    with run_server(folder, "--root", ".", "--tcp") as served:
+        assert served.by_tcp("/main.py")[0] == (folder / "main.py").read_bytes()
+        trio.run(ask, served)
         assert served.stop() == 0
