@@ -71,7 +71,7 @@ class TlsConfig:
     """A client's store of tickets and tokens, with which its next connections resume."""
     certificates: Sequence[Certificate] = ()
     """Further certificates of a server. It chooses by the names in subjectAltName: an exact name,
-    then a wildcard ("*.example.com"), then the first certificate of all, which clients that ask for
+    then a wildcard (`*.example.com`), then the first certificate of all, which clients that ask for
     an unknown name get as well. A client that asks for no name gets the one for the address that it
     connected to. Among certificates for the same names, such as RSA and ECDSA, the first one whose
     signature the client accepts is used."""
