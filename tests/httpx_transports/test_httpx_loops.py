@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hoststack import aio
 from hoststack.httpx import AsyncHTTP3Transport, HTTP3Transport
 from tests.httpx_transports.places import TLS, TRUSTING, Site, site_on_loopback
 
@@ -83,6 +84,19 @@ def test_a_transport_belongs_to_one_loop(base: str) -> None:
     assert asyncio.run(ask()) == 200
     with pytest.raises(RuntimeError, match="another event loop"):
         asyncio.run(ask())
+
+
+def test_in_a_loop_that_has_a_stack(base: str) -> None:
+    async def main() -> None:
+        async with aio.open_stack(link="udp") as stack:
+            async with aclient(base) as client:
+                with pytest.raises(RuntimeError, match="pass the stack as `stack=`"):
+                    await client.get("/")
+            transport = AsyncHTTP3Transport(TRUSTING, stack=stack)
+            async with httpx.AsyncClient(transport=transport, timeout=PATIENCE_S) as client:
+                assert (await client.get(base)).status_code == 200
+
+    asyncio.run(main())
 
 
 def test_without_a_loop(client: httpx.Client, site: Site) -> None:

@@ -133,8 +133,8 @@ def test_a_hundred_requests_use_one_connection() -> None:
 
 
 @pytest.mark.usefixtures("layer")
-@pytest.mark.parametrize(("path", "said"), [("/cut", "reset the stream"), ("/giant", "")])
-def test_a_response_that_is_not_whole(path: str, said: str) -> None:
+@pytest.mark.parametrize(("path", "said"), [("/cut", "reset the stream"), ("/giant", None)])
+def test_a_response_that_is_not_whole(path: str, said: str | None) -> None:
     async def main() -> None:
         site = Site()
         async with site_client(site, http3=Http3Config(max_section_bytes=16384)) as client:
