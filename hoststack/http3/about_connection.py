@@ -270,6 +270,8 @@ class AboutHttp3Connection:
         info = self.connection.close_info
         if isinstance(self._error, ProtocolError):
             return False
+        if isinstance(self._error, self._router.closed_error):
+            return True  # this side's program closed it
         return info is None or (
             info.code in _CLEAN_CODES and (info.is_application or not info.code)
         )

@@ -13,6 +13,7 @@ from hoststack.http3 import ErrorCode, GoingAwayError, Http3Config
 from tests.http3.peers import (
     REQUEST,
     SERVER,
+    TRUSTING,
     ask,
     closed,
     code_of_reset,
@@ -22,6 +23,7 @@ from tests.http3.peers import (
     raw_server,
     run,
     section,
+    serving,
     settings,
     unidirectional,
 )
@@ -178,6 +180,31 @@ def test_a_servers_iteration_ends_with_its_client() -> None:
 
     run(main)
     assert ends == ["clean", "0x102"]
+
+
+@pytest.mark.parametrize("code", [0, ErrorCode.NO_ERROR, 5])
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_handler_that_closes_its_connection_ends_no_other(code: int, *, awaits: bool) -> None:
+    async def handler(request: http3.Request) -> None:
+        if request.path == b"/close":
+            if awaits:
+                await request.connection.aclose(code)
+            else:
+                request.connection.close_now(code)
+        else:
+            await request.respond(200)
+
+    async def main() -> None:
+        async with serving(handler) as stack:
+            for path in ("/close", "/", "/close"):
+                async with http3.open_client(stack, SERVER, tls=TRUSTING) as client:
+                    if path == "/":
+                        assert (await client.request("GET", path)).status == 200
+                    else:
+                        with pytest.raises(ConnectionClosedError):
+                            await client.request("GET", path)
+
+    run(main)
 
 
 def test_names_of_servers() -> None:
