@@ -15,6 +15,7 @@ from hoststack.asgi.exchange import Exchange
 from hoststack.asgi.http import HttpExchange
 from hoststack.asgi.loading import Application, checked
 from hoststack.asgi.scopes import BadRequestError, Peer
+from hoststack.asgi.webtransport import WebTransportExchange
 from hoststack.http3.about_server import Request
 from hoststack.http3.fields import to_fields
 
@@ -91,7 +92,11 @@ class Core(ABC):
     async def handle(self, peer: Peer, request: Request) -> None:
         """Have the application answer a request. Raises only what ends the whole program."""
         if request.method == _CONNECT:
-            make = self._websocket if request.protocol == _WEBSOCKET else None
+            make: Callable[..., Exchange] | None = None
+            if request.is_webtransport:
+                make = WebTransportExchange
+            elif request.protocol == _WEBSOCKET:
+                make = self._websocket
             if make is None:  # RFC 9220 section 3
                 if request.protocol == _WEBSOCKET:
                     self._report_no_websockets()

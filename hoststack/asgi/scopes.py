@@ -18,13 +18,16 @@ _SUITES: Final = {
     "aes-256-gcm": 0x1302,
     "chacha20-poly1305": 0x1303,
 }
-_OF_HTTP: Final = (
-    "http.response.trailers",
-    "http.response.early_hint",
-    "http.response.pathsend",
-    "http.response.zerocopysend",
-)
-_OF_WEBSOCKETS: Final = ("websocket.http.response",)
+#: By the scope's type.
+_EXTENSIONS: Final = {
+    "http": (
+        "http.response.trailers",
+        "http.response.early_hint",
+        "http.response.pathsend",
+        "http.response.zerocopysend",
+    ),
+    "websocket": ("websocket.http.response",),
+}
 
 EARLY_DATA: Final = "hoststack.early_data"
 REQUEST_ID: Final = "hoststack.request_id"
@@ -74,6 +77,12 @@ class Peer:
         ]
         return scope
 
+    def webtransport_scope(self, request: Request, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the scope of a WebTransport session. Raises BadRequestError."""
+        scope = self._common("webtransport", request, state)
+        scope["subprotocols"] = request.webtransport_protocols
+        return scope
+
     def _common(self, kind: str, request: Request, state: dict[str, Any]) -> dict[str, Any]:
         target = request.path or b""
         raw_path, _, query = target.partition(b"?")
@@ -104,7 +113,7 @@ class Peer:
 
     def _make_extensions(self, kind: str) -> dict[str, dict[str, Any]]:
         connection = self.connection
-        names = _OF_HTTP if kind == "http" else _OF_WEBSOCKETS
+        names = _EXTENSIONS.get(kind, ())
         extensions: dict[str, dict[str, Any]] = {name: {} for name in names}
         certificate = connection.peer_certificate
         extensions["tls"] = {

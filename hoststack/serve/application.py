@@ -57,6 +57,10 @@ class Control(Protocol):
     def stop_at_once(self) -> None: ...
 
 
+#: Of connections that may have WebTransport sessions.
+_DATAGRAM_FIFO_BYTES: Final = 65536
+
+
 @dataclass(slots=True)
 class Job:
     """What an application has to do: the manager's orders."""
@@ -79,7 +83,12 @@ class Job:
     @property
     def quic(self) -> QuicConfig:
         settings = self.settings
-        return QuicConfig(max_streams_bidi=settings.limit_streams, early_data=True)
+        datagrams = _DATAGRAM_FIFO_BYTES if settings.webtransport else 0
+        return QuicConfig(
+            max_streams_bidi=settings.limit_streams,
+            early_data=True,
+            datagram_fifo_bytes=datagrams,
+        )
 
     def attach_options(self) -> dict[str, Any]:
         """Return the arguments of `attach`."""

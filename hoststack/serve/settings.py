@@ -90,6 +90,9 @@ class ServeSettings:
     limit_resets: int = _setting(
         _HTTP3.max_resets, "requests that a connection may reset beyond those answered", "N"
     )
+    webtransport: int = _setting(
+        0, "WebTransport sessions at a time, of one connection; 0: none", "N"
+    )
     head_timeout: float = _setting(
         _HTTP3.head_seconds, "from the beginning of a request to the end of its headers", "SECONDS"
     )
@@ -180,6 +183,7 @@ class ServeSettings:
             max_body_bytes=self.limit_body_bytes,
             max_streams=self.limit_streams,
             max_resets=self.limit_resets,
+            webtransport_sessions=self.webtransport,
             head_seconds=self.head_timeout,
             idle_seconds=self.idle_timeout,
         )

@@ -85,7 +85,7 @@ class Session:
         try:
             self._check()
             head = wire.head(self.session_id, is_unidirectional=unidirectional)
-            await streams.write_head(stream, head)
+            await streams.send(stream, head)
         except BaseException:
             streams.refuse(stream, WebTransportCode.SESSION_GONE)
             raise
@@ -241,7 +241,10 @@ class Session:
             self.exchange._close()
         elif not self._is_over:
             self._finish(SessionEnd(0, ""))
-            self._http._spawn(self._send_end, wire.close_session(0, ""))
+            try:
+                self._http._spawn(self._send_end, wire.close_session(0, ""))
+            except RuntimeError:  # the connection's tasks have ended
+                self.exchange._close()
 
     def _finish(self, end: SessionEnd | None) -> None:
         """Note the end of the session, and end its streams."""

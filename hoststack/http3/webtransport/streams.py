@@ -81,8 +81,8 @@ def end(stream: Any, code: int) -> None:
         AboutReceiving.stop_sending(stream, code)
 
 
-async def write_head(stream: Any, data: bytes) -> None:
-    """Send the head of a stream. Raises as `send_all`."""
+async def send(stream: Any, data: bytes) -> None:
+    """Send all of `data`, in any loop. Raises as `send_all`."""
     while data:
         result = lib.hs_end_write(stream._end, ffi.from_buffer("uint8_t[]", data), len(data))
         if result < 0:
@@ -92,3 +92,18 @@ async def write_head(stream: Any, data: bytes) -> None:
             stream._act(result)
         if data:
             await stream._wait_for_room()
+
+
+def finish(stream: Any) -> None:
+    """Send the end of a stream, in any loop. Raises as `send_eof`."""
+    result = lib.hs_end_finish(stream._end)
+    if result < 0:
+        raise stream._sending_error(result)
+    stream._act(result)
+
+
+async def receive(stream: Any, max_bytes: int) -> bytes:
+    """Receive the next bytes, in any loop; b"" only at the end. Raises as `receive_some`."""
+    while (data := stream._read(max_bytes)) is None:
+        await stream._wait_for_bytes()
+    return bytes(data)
