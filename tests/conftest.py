@@ -32,7 +32,7 @@ LONG = (
     "test_quic_echo_af_xdp.py",
     "test_lossy_hop.py",
     "test_docs.py",
-    "test_key_update.py",
+    "test_serve_command.py",
 )
 
 

@@ -130,7 +130,7 @@ def test_lines_that_are_none(line: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", ["app", "clear", "help", "quic", "session", "show", "test"]),
+        ("", ["app", "clear", "help", "quic", "session", "show", "test", "tls"]),
         ("s", ["session", "show"]),
         ("sh ", ["app", "errors", "quic", "session", "udp", "workers", "xdp"]),
         ("sh s", ["session"]),

@@ -89,14 +89,13 @@ def test_what_finalizers_drop(sanitizing_compiler: str, sanitizers: str, tmp_pat
     assert "rounds" in done.stdout
 
 
-#: What goes through the C of the native engine: its own features, a stock peer, peers that have the
+#: What goes through the C of the native engine: its own features, peers that have the
 #: keys and send rubbish, and 100,000 datagrams from those that don't.
 ENGINE_TESTS = (
     "tests/quic/test_native_features.py",
     "tests/quic/test_datagram.py",
     "tests/quic/test_migration.py",
     "tests/quic/test_replaced_certificates.py",
-    "tests/quic/test_stock_aioquic.py",
     "tests/quic/test_hostile_peer.py",
     "tests/quic/test_fuzz.py",
     "tests/api/test_streams.py",
