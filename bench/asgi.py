@@ -1,18 +1,24 @@
 """Requests of an ASGI application that answers with 6 bytes, over HTTP/3 and udp.
 
 One process serves, and gtlsclient, in C, sends all requests on one connection as fast as the server
-allows. Against hypercorn, with the same application.
+allows. Against hypercorn, with the same application; against uvicorn over HTTP/1.1, asked by wrk on
+100 connections; and a file of 6 bytes against caddy.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+from bench.caddy import caddyfile
 from bench.lines import Expected, Line, compared
 from bench.processes import BenchError, running
 from bench.report import Benchmark, Found
@@ -28,29 +34,63 @@ _KINDS: Final = {
     "hoststack, uvloop": ("uvloop", 4000),
     _HYPERCORN: (_HYPERCORN, 1000),
 }
+_FILES: Final = "hoststack, a file"
+_CADDY: Final = "caddy, a file"
+_UVICORN: Final = "uvicorn, HTTP/1.1"
+_FAST_COUNT: Final = 20000
 _EXPECTED: Final = {"hoststack, uvloop": Expected(">=", 10)}
+_AT_LEAST: Final = Expected(">=", 1)
 _UNIT: Final = "per second"
 _PATIENCE_S: Final = 120
 
 
 def _measure(pair: netns.VethPair, kind: str, count: int) -> float:
     """Requests a second."""
-    address = pair.b.ipv4
-    server = (sys.executable, "-m", "bench.asgi_ends", kind, address, str(PORT))
-    url = f"https://localhost:{PORT}/"
-    client = ("gtlsclient", "-q", "-n", str(count), "--exit-on-all-streams-close")
+    server = (sys.executable, "-m", "bench.asgi_ends", kind, pair.b.ipv4, str(PORT))
     with running(pair.b.command(*server)):
-        began = time.monotonic()
-        done = subprocess.run(
-            pair.a.command(*client, address, str(PORT), url),
-            capture_output=True,
-            timeout=_PATIENCE_S,
-            check=False,
-        )
-        seconds = time.monotonic() - began
+        return _ask(pair, count, "/page" if kind == "files" else "/")
+
+
+def _ask(pair: netns.VethPair, count: int, path: str) -> float:
+    url = f"https://localhost:{PORT}{path}"
+    client = ("gtlsclient", "-q", "-n", str(count), "--exit-on-all-streams-close")
+    began = time.monotonic()
+    done = subprocess.run(
+        pair.a.command(*client, pair.b.ipv4, str(PORT), url),
+        capture_output=True,
+        timeout=_PATIENCE_S,
+        check=False,
+    )
+    seconds = time.monotonic() - began
     if done.returncode:
-        raise BenchError(f"gtlsclient failed against {kind}: {done.stderr.decode()[-200:]}")
+        raise BenchError(f"gtlsclient failed: {done.stderr.decode()[-200:]}")
     return count / seconds
+
+
+def _caddy(pair: netns.VethPair, count: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        config = caddyfile(Path(folder), pair.b.ipv4, PORT)
+        command = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
+        with running(
+            pair.b.command(*command),
+            environment={"HOME": folder, "XDG_DATA_HOME": folder},
+            is_ready=lambda process: "serving initial configuration" in process.errors(),
+        ):
+            return _ask(pair, count, "/page")
+
+
+def _uvicorn(pair: netns.VethPair, seconds: float) -> float:
+    address = pair.b.ipv4
+    server = (sys.executable, "-m", "bench.asgi_ends", "uvicorn", address, str(PORT))
+    with running(pair.b.command(*server)):
+        line = ("wrk", "-t1", "-c100", f"-d{max(1, round(seconds))}", f"http://{address}:{PORT}/")
+        done = subprocess.run(
+            pair.a.command(*line), capture_output=True, text=True, timeout=60, check=False
+        )
+    found = re.search(r"Requests/sec: +([0-9.]+)", done.stdout)
+    if found is None or "Non-2xx" in done.stdout:
+        raise BenchError(f"wrk failed against uvicorn: {done.stdout}{done.stderr}")
+    return float(found[1])
 
 
 def measure(rounds: int, seconds: float) -> Found:
@@ -65,6 +105,12 @@ def measure(rounds: int, seconds: float) -> Found:
             name: partial(_measure, pair, kind, round(count * seconds))
             for name, (kind, count) in _KINDS.items()
         }
+        fast = round(_FAST_COUNT * seconds / 2)
+        runs[_FILES] = partial(_measure, pair, "files", round(4000 * seconds))
+        if shutil.which("caddy"):
+            runs[_CADDY] = partial(_caddy, pair, fast)
+        if shutil.which("wrk") and importlib.util.find_spec("uvicorn"):
+            runs[_UVICORN] = partial(_uvicorn, pair, seconds)
         rates = interleave(runs, rounds, case)
     rows: list[dict[str, Any]] = [
         {"what": name, "case": case, **spread(found, 0)} for name, found in rates.items()
@@ -75,6 +121,16 @@ def measure(rounds: int, seconds: float) -> Found:
         )
         for name in _KINDS
         if name != _HYPERCORN
+    ]
+    absent = {
+        _CADDY: "caddy is not installed: scripts/bootstrap.sh test",
+        _UVICORN: "install wrk (Debian) and uvicorn[standard] (PyPI)",
+    }
+    lines += [
+        compared(
+            rates, ours, other, what=what, case=case, unit=_UNIT, expected=_AT_LEAST, absent=absent
+        )
+        for ours, other in (("hoststack, uvloop", _UVICORN), (_FILES, _CADDY))
     ]
     return Found(_UNIT, rows, lines)
 

@@ -1,7 +1,8 @@
 """Servers of the same ASGI application, "hello": `python -m bench.asgi_ends KIND ADDRESS PORT`.
 
-The kinds are trio and asyncio, which are Hoststack with its engine in the same loop, uvloop, and
-hypercorn.
+The kinds are trio and asyncio, which are Hoststack with its engine in the same loop, uvloop,
+hypercorn, and uvicorn, which answers in HTTP/1.1. With "files", Hoststack in uvloop serves a file
+of as many bytes in place of the application.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ async def _in_trio(uri: str) -> None:
         print("ready", flush=True)
 
 
-async def _in_asyncio(uri: str) -> None:
+async def _in_asyncio(uri: str, application: Any = hello) -> None:
     async with aio.open_stack(link="udp") as stack:
         listening: asyncio.Future[aio.Listener] = asyncio.get_running_loop().create_future()
         listening.add_done_callback(lambda _: print("ready", flush=True))
-        await asgi.serve(hello, stack, uri, tls=TLS, listening=listening)
+        await asgi.serve(application, stack, uri, tls=TLS, listening=listening)
 
 
 def _by_hypercorn(address: str) -> None:
@@ -60,6 +61,21 @@ def _by_hypercorn(address: str) -> None:
         asyncio.run(serve(hello, config))  # type: ignore[arg-type]
 
 
+def _by_uvicorn(address: str, port: int) -> None:
+    import uvicorn
+
+    print("ready", flush=True)
+    uvicorn.run(hello, host=address, port=port, log_level="warning", access_log=False)
+
+
+def _files(uri: str) -> None:
+    import uvloop
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "page").write_bytes(b"hello\n")
+        uvloop.run(_in_asyncio(uri, asgi.StaticFiles(folder)))
+
+
 def main(kind: str, address: str, port: str) -> None:
     """Serve until the process is ended."""
     uri = f"quic://{address}:{port}"
@@ -67,6 +83,10 @@ def main(kind: str, address: str, port: str) -> None:
         trio.run(_in_trio, uri)
     elif kind == "hypercorn":
         _by_hypercorn(f"{address}:{port}")
+    elif kind == "uvicorn":
+        _by_uvicorn(address, int(port))
+    elif kind == "files":
+        _files(uri)
     elif kind == "uvloop":
         import uvloop
 

@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
+from bench.caddy import caddyfile
 from bench.lines import Expected, compared
 from bench.processes import run_to_json, running
 from bench.report import Benchmark, Found
 from bench.rounds import interleave, spread
-from hoststack import TlsConfig
 from hoststack.httpx import AsyncHTTP3Transport
 from tests.support import netns
 
@@ -125,27 +125,10 @@ def _client(name: str, url: str, seconds: float) -> None:
     print(json.dumps({"requests": requests, "seconds": seconds}))
 
 
-def _caddyfile(folder: Path, address: str) -> Path:
-    tls = TlsConfig.self_signed([address])
-    for name, source in (("cert.pem", tls.certificate), ("key.pem", tls.key)):
-        assert isinstance(source, bytes)
-        (folder / name).write_bytes(source)
-    (folder / "page").write_bytes(b"hello\n")
-    path = folder / "Caddyfile"
-    path.write_text(
-        "{\nadmin off\nauto_https disable_redirects\n"
-        f"default_sni {address}\nservers {{\nprotocols h1 h2 h3\n}}\n}}\n"
-        f"https://{address}:{_PORT} {{\nbind {address}\n"
-        f"tls {folder}/cert.pem {folder}/key.pem\nroot * {folder}\nfile_server\n}}\n",
-        encoding="ascii",
-    )
-    return path
-
-
 def measure(rounds: int, seconds: float) -> Found:
     """Requests a second of each client."""
     with netns.veth_pair() as pair, tempfile.TemporaryDirectory() as name:
-        config = _caddyfile(Path(name), pair.b.ipv4)
+        config = caddyfile(Path(name), pair.b.ipv4, _PORT)
         url = f"https://{pair.b.ipv4}:{_PORT}/page"
         server = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
         environment = {"HOME": name, "XDG_DATA_HOME": name}
