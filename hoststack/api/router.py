@@ -280,6 +280,7 @@ class Router(ABC):
 
     def _wake(self) -> None:
         side, keys, sleepers = self._application.side, self._keys, self._sleepers
+        woken = 0
         while count := lib.hs_side_take(side, keys, _WAKES):
             for key in ffi.unpack(keys, count):
                 if key == _WAKE_ALL:
@@ -292,6 +293,8 @@ class Router(ABC):
                     self._lots.pop(key).unpark_all()
                 elif (connection := self._connections.get(key >> 2)) is not None:
                     connection._on_wake()
+            woken += count
+        self._application.runnable = woken
 
     def _wake_all(self) -> None:
         """Have everything that waits look again."""
@@ -317,6 +320,7 @@ class Router(ABC):
             return None
         handle = accepted.handle
         end = self._application.hold_end(handle, accepted.end)
+        self._application.runnable += 1
         if accepted.hints:
             self.act(accepted.hints)
         kind = self._kinds.stream if accepted.has_tx else self._kinds.receive_stream

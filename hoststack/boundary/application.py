@@ -111,6 +111,8 @@ class ApplicationSide(Protocol):
     """Its struct hs_side (native/session/end.h): what it waits for."""
     plane: Plane | None
     """The worker's streams, if the worker is in this process."""
+    runnable: int
+    """Tasks that the last turn has woken, and that have not slept again."""
 
     def act(self, hints: int) -> None: ...
     def before_sleep(self) -> bool: ...
@@ -161,7 +163,8 @@ class Application:
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
         self.plane: Plane | None = None
         self._has_sent = False
-        """Whether streams have sent since the last `before_sleep`."""
+        """Whether streams have sent since the last turn of `before_sleep`."""
+        self.runnable = 0
         self.rings: Rings | None = None
         """What an application in another process shares with its worker."""
         self.key = 0
@@ -196,7 +199,8 @@ class Application:
     def before_sleep(self) -> bool:
         """Send what a task has to send before it waits for the answer. Return whether the worker
         had a turn, which may have brought what the task wants to wait for."""
-        if not self._has_sent:
+        self.runnable -= 1
+        if not self._has_sent or self.runnable > 0:
             return False
         self._has_sent = False
         self.worker.turn_over()

@@ -78,6 +78,7 @@ class AttachedWorkers:
         self.engine = engine
         self.wake_application: Callable[[], None] = lambda: None
         self.side = ffi.gc(lib.hs_side_new(), lib.hs_side_free)
+        self.runnable = 0
         self.plane: Plane | None = None
         self._workers: dict[int, AttachedWorker] = {}
         self._next: deque[int] = deque()
