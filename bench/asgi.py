@@ -82,7 +82,9 @@ def _caddy(pair: netns.VethPair, count: int) -> float:
 def _uvicorn(pair: netns.VethPair, seconds: float) -> float:
     address = pair.b.ipv4
     server = (sys.executable, "-m", "bench.asgi_ends", "uvicorn", address, str(PORT))
-    with running(pair.b.command(*server)):
+    with running(
+        pair.b.command(*server), is_ready=lambda process: "running on" in process.errors()
+    ):
         line = ("wrk", "-t1", "-c100", f"-d{max(1, round(seconds))}", f"http://{address}:{PORT}/")
         done = subprocess.run(
             pair.a.command(*line), capture_output=True, text=True, timeout=60, check=False

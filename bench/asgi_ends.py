@@ -64,8 +64,7 @@ def _by_hypercorn(address: str) -> None:
 def _by_uvicorn(address: str, port: int) -> None:
     import uvicorn
 
-    print("ready", flush=True)
-    uvicorn.run(hello, host=address, port=port, log_level="warning", access_log=False)
+    uvicorn.run(hello, host=address, port=port, access_log=False)
 
 
 def _files(uri: str) -> None:
