@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import socket
 from contextlib import suppress
 
@@ -21,6 +20,7 @@ from hoststack.boundary.codec import (
 )
 from hoststack.quic.seam import CloseInfo
 from tests.daemon.faulty import HOST, Bench, on_bench
+from tests.support.open_files import open_files
 
 
 def request_of(kind: type, *fields: bytes) -> bytes:
@@ -99,10 +99,6 @@ def test_numbers_that_are_none_end_nobody_else(kind: str, config: dict[str, obje
         assert await bench.is_well()
 
     on_bench(main)
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_descriptors_of_an_application_do_not_stay() -> None:

@@ -17,6 +17,7 @@ import pyxdp
 from pyxdp import Program, Socket, Umem
 from tests.pyxdp.conftest import Veth
 from tests.pyxdp.test_program import REDIRECT
+from tests.support.open_files import open_files
 
 FRAMES = 256
 HEADER = bytes.fromhex("ffffffffffff 020000000001 88b5")
@@ -411,10 +412,10 @@ def test_nothing_is_left_open(veth: Veth) -> None:
                 Program.load(REDIRECT, name="nope")
 
     everything()
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     for _ in range(5):
         everything()
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before
 
 
 def test_queue_closed_for_good(veth: Veth) -> None:

@@ -17,6 +17,7 @@ from hoststack.boundary.application import Application
 from hoststack.boundary.fifo_pool import FifoPool, FifoSize, PoolExhaustedError, SharedFifos
 from hoststack.boundary.shared_fifo import FifosBetween
 from hoststack.native.memory.fifo import Fifo
+from tests.support.open_files import open_files
 
 #: What a stream with the usual configuration asks for.
 STREAM = [FifoSize(1 << 20, 32 << 10), FifoSize(1 << 20, 16 << 10)]
@@ -44,10 +45,6 @@ def streams_of(pool: FifoPool, owner: Owner, most: int) -> list[list[Fifo]]:
 
 def forget(number: int) -> None:
     """Stands for an application that is told of a segment that went."""
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 # --- shares ----------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,6 +23,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.aioquic.connection import HostConnection
 from tests.daemon.echoing import ask, echo
 from tests.support.attached import attached
+from tests.support.open_files import open_files
 
 HOST, OTHER = "10.0.0.1", "10.0.0.2"
 #: Nobody answers there.
@@ -236,7 +236,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 def test_a_worker_keeps_nothing(engine: str, fifos: Callable[[], int]) -> None:
     async def main() -> None:
         async with network(engine) as (worker, uri):
-            descriptors = len(os.listdir("/proc/self/fd"))
+            descriptors = open_files()
             for deed in deeds(engine):
                 async with (
                     attached([worker], deed, scopes={"global", "local"}) as stack,
@@ -255,7 +255,7 @@ def test_a_worker_keeps_nothing(engine: str, fifos: Callable[[], int]) -> None:
             gc.collect()
             await trio.sleep(1)  # open generators end
             gc.collect()
-            assert len(os.listdir("/proc/self/fd")) <= descriptors
+            assert open_files() <= descriptors
 
     run(main)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import weakref
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from hoststack.boundary.arena import SEGMENT_BYTES
 from hoststack.boundary.fifo_pool import BlockName, FifoPool, FifoSize, SharedFifos
 from hoststack.boundary.shared_fifo import FifosBetween
 from hoststack.native.memory.fifo import Fifo
+from tests.support.open_files import open_files
 
 
 @dataclass
@@ -52,10 +52,6 @@ def make_fifo_between(
     size = FifoSize(size_bytes, size_bytes)
     (fifo,) = (between or FifosBetween()).make({one: None, other: None}, [size])
     return fifo
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_what_one_writes_the_other_reads_and_the_worker_looks_on() -> None:

@@ -20,6 +20,7 @@ from hoststack.vcl import EPOLL_CTL_ADD, EpollEvent
 from hoststack.vcl import functions as f
 from hoststack.vcl.worker import VclWorker
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
+from tests.support.open_files import open_files
 from tests.vcl.conftest import Pair, config_of, free_port, listener, wait_until_connected
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -341,10 +342,10 @@ def test_descriptors_come_back(daemon: Daemon) -> None:
             thread.join()
 
     live()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(3):
         live()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_a_thread_that_ends_without_a_word() -> None:
