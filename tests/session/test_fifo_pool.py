@@ -288,6 +288,6 @@ def test_a_segment_that_went_is_no_segment_any_more() -> None:
     fifo.write(b"still there")
     assert opened.read(100) == b"still there"
     del opened
-    assert open_files() == before - 1
+    assert open_files() < before
     with pytest.raises(ValueError, match="no segment"):
         fifos.open(name)
