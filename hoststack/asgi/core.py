@@ -16,7 +16,7 @@ from hoststack.asgi.http import HttpExchange
 from hoststack.asgi.loading import Application, checked
 from hoststack.asgi.scopes import BadRequestError, Peer
 from hoststack.asgi.webtransport import WebTransportExchange
-from hoststack.http3.about_server import Request
+from hoststack.http3.about_server import AboutServerConnection, Request
 from hoststack.http3.fields import to_fields
 
 logger = logging.getLogger("hoststack.asgi")
@@ -66,6 +66,8 @@ class Core(ABC):
         self.running: dict[Exchange, None] = {}
         """Calls of the application, the oldest first."""
 
+        self._connections: set[AboutServerConnection] = set()
+        self._leaving = self.new_event()
         self._idle = self.new_lot()
         self._has_reported = False
         self._websocket = _websocket_exchange()
@@ -88,6 +90,11 @@ class Core(ABC):
     @abstractmethod
     async def _call(self, exchange: Exchange, scope: dict[str, Any]) -> None:
         """Call the application. Raises what it raises; if the exchange has expired, nothing."""
+
+    def shut_down(self) -> None:
+        """End gracefully; never blocks: clients are told (GOAWAY), new connections are refused, and
+        `serve` returns after the last request, or after `AsgiConfig.drain_seconds`."""
+        self._leaving.set()
 
     async def handle(self, peer: Peer, request: Request) -> None:
         """Have the application answer a request. Raises only what ends the whole program."""
@@ -162,6 +169,18 @@ class Core(ABC):
             len(self.running),
             self.config.drain_seconds,
         )
+
+    async def _flush_log(self, access_log: AccessLog) -> None:
+        """Write the access log, once for all requests of a turn of the loop."""
+        added = self.new_lot()
+        access_log.on_first_line = added.unpark
+        try:
+            while True:
+                await added.park()
+                access_log.flush()
+        finally:
+            access_log.on_first_line = None
+            access_log.flush()
 
     def on_request_over(self, exchange: Exchange) -> None:
         """Count a request, and add its line to the access log."""

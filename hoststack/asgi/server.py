@@ -22,7 +22,7 @@ from hoststack.asgi.lifespan import Lifespan
 from hoststack.asgi.loading import Application
 from hoststack.asgi.scopes import Peer
 from hoststack.http3.about_connection import ALPN
-from hoststack.http3.aio import ServerConnection, serve_connection
+from hoststack.http3.aio import serve_connection
 from hoststack.http3.config import Http3Config
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
@@ -46,8 +46,6 @@ class Server(Core):
     ) -> None:
         super().__init__(application, config, access_log=access_log)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: set[ServerConnection] = set()
-        self._leaving = asyncio.Event()
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._start(function())
@@ -112,11 +110,6 @@ class Server(Core):
         if isinstance(result, Exception):
             raise result
 
-    def shut_down(self) -> None:
-        """End gracefully; never blocks: clients are told (GOAWAY), new connections are refused, and
-        `serve` returns after the last request, or after `AsgiConfig.drain_seconds`."""
-        self._leaving.set()
-
     async def _drain(
         self, listening: asyncio.Future[Listener], serving: asyncio.Future[None]
     ) -> None:
@@ -146,18 +139,6 @@ class Server(Core):
                     self._start(self.handle(peer, request))
             finally:
                 self._connections.discard(http)
-
-    async def _flush_log(self, access_log: AccessLog) -> None:
-        """Write the access log, once for all requests of a turn of the loop."""
-        added = ParkingLot()
-        access_log.on_first_line = added.unpark
-        try:
-            while True:
-                await added.park()
-                access_log.flush()
-        finally:
-            access_log.on_first_line = None
-            access_log.flush()
 
     async def _expire_now_and_then(self, seconds: float) -> None:
         while True:

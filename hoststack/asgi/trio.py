@@ -22,7 +22,7 @@ from hoststack.asgi.loading import Application
 from hoststack.asgi.scopes import Peer
 from hoststack.http3.about_connection import ALPN
 from hoststack.http3.config import Http3Config
-from hoststack.http3.server import ServerConnection, serve_connection
+from hoststack.http3.server import serve_connection
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
@@ -46,9 +46,7 @@ class Server(Core):
         access_log: AccessLog | None = None,
     ) -> None:
         super().__init__(application, config, access_log=access_log)
-        self._connections: set[ServerConnection] = set()
         self._listeners: list[Listener] = []
-        self._leaving = trio.Event()
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._nursery.start_soon(function)
@@ -98,11 +96,6 @@ class Server(Core):
         if lost is not None:
             raise lost
 
-    def shut_down(self) -> None:
-        """End gracefully; never blocks: clients are told (GOAWAY), new connections are refused, and
-        `serve` returns after the last request, or after `AsgiConfig.drain_seconds`."""
-        self._leaving.set()
-
     async def _leave(self, serving: trio.CancelScope) -> None:
         await self._leaving.wait()
         for listener in self._listeners:
@@ -128,18 +121,6 @@ class Server(Core):
                     self._nursery.start_soon(self.handle, peer, request)
             finally:
                 self._connections.discard(http)
-
-    async def _flush_log(self, access_log: AccessLog) -> None:
-        """Write the access log, once for all requests of a turn of the loop."""
-        added = trio.lowlevel.ParkingLot()
-        access_log.on_first_line = added.unpark
-        try:
-            while True:
-                await added.park()
-                access_log.flush()
-        finally:
-            access_log.on_first_line = None
-            access_log.flush()
 
     async def _expire_now_and_then(self, seconds: float) -> None:
         while True:

@@ -208,7 +208,7 @@ class AttachedWorker(Application):
 
     def _send(self, data: bytes) -> None:
         if not self.is_gone:
-            with contextlib.suppress(ChannelClosedError):  # whoever reads next reports it
+            with contextlib.suppress(ChannelClosedError):  # the next read reports it
                 self._channel.send(data)
                 if self._channel.has_waiting:
                     self.on_crowded()
