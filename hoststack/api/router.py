@@ -298,11 +298,12 @@ class Router(ABC):
 
     def _wake_all(self) -> None:
         """Have everything that waits look again."""
-        sleepers, lots = self._sleepers, self._lots
-        self._sleepers, self._lots = {}, {}
-        for wake in sleepers.values():
+        sleepers, lots = list(self._sleepers.values()), list(self._lots.values())
+        self._sleepers.clear()
+        self._lots.clear()
+        for wake in sleepers:
             wake()
-        for lot in lots.values():
+        for lot in lots:
             lot.unpark_all()
         for connection in self._connections.values():
             connection._on_wake()

@@ -12,12 +12,6 @@ from hoststack.http3.fields import Fields
 from hoststack.quic.tls import TlsConfig
 
 _TLS_1_3: Final = 0x0304
-#: RFC 8446 section B.4, by the names of TlsConfig.ciphers.
-_SUITES: Final = {
-    "aes-128-gcm": 0x1301,
-    "aes-256-gcm": 0x1302,
-    "chacha20-poly1305": 0x1303,
-}
 #: By the scope's type.
 _EXTENSIONS: Final = {
     "http": (
@@ -124,7 +118,7 @@ class Peer:
             "client_cert_name": certificate.subject.rfc4514_string() if certificate else None,
             "client_cert_error": None,
             "tls_version": _TLS_1_3,
-            "cipher_suite": _SUITES.get(connection.cipher),
+            "cipher_suite": connection.cipher_suite,
         }
         if connection.early_data != "pending":
             self._extensions[kind] = extensions
