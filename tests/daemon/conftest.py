@@ -60,6 +60,11 @@ class Daemon:
         assert len(found) >= count, f"it ended without {pattern!r}: {self.log}"
         return found[count - 1]
 
+    def account(self) -> str:
+        """What a failed test says of it."""
+        status = self.process.poll()
+        return f"The process {'lives' if status is None else f'ended with {status}'}: {self.log}"
+
     def worker_pid(self, index: int) -> int:
         """The process of a worker, as the log has it last."""
         pids: list[str] = re.findall(rf"worker {index} is process (\d+)", self.log)
@@ -105,6 +110,9 @@ def run_daemon(*words: str, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
             try:
                 daemon.wait_for("serving at")
                 yield daemon
+            except BaseException as error:
+                error.add_note(daemon.account())
+                raise
             finally:
                 process.kill()
                 daemon.join()

@@ -98,6 +98,9 @@ def run_server(folder: Path, *words: str) -> Iterator[Served]:
         try:
             served.wait_for("listening on")
             yield served
+        except BaseException as error:
+            error.add_note(served.account())
+            raise
         finally:
             process.kill()
             served.join()
