@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from hoststack.aio.connection import Connection
@@ -40,7 +41,7 @@ class ParkingLot:
 
     def unpark(self, *, count: int = 1) -> None:
         """Wake so many tasks."""
-        for waiting in list(self._waiting)[:count]:
+        for waiting in list(islice(self._waiting, count)):
             del self._waiting[waiting]
             _wake(waiting)
 

@@ -344,10 +344,8 @@ class Router(ABC):
                 opened = self._open_here(connection, unidirectional)
             except OSError:
                 # The credit is the next one's.
-                self.wake_opener(connection, unidirectional)
+                self.wake_openers(connection, unidirectional)
                 raise
-            if opened is not None:
-                self.wake_opener(connection, unidirectional)
         end, handle, stream_id = opened
         kind = self._kinds.send_stream if unidirectional else self._kinds.stream
         return kind(self, connection, end, handle, stream_id)
@@ -373,12 +371,12 @@ class Router(ABC):
         assert plane is not None
         return plane.open_here(self._application, connection.handle, unidirectional=unidirectional)
 
-    def wake_opener(self, connection: ConnectionHere, unidirectional: bool) -> None:
-        """Have the next task that waits to open a stream try, if the peer allows one."""
+    def wake_openers(self, connection: ConnectionHere, unidirectional: bool) -> None:
+        """Have tasks that wait to open a stream try, as many as the peer allows."""
         waiting = connection._openers[unidirectional]
         plane = self._application.plane
-        if waiting and plane is not None and plane.may_open(connection.handle, unidirectional):
-            waiting.unpark(count=1)
+        if waiting and plane is not None:
+            waiting.unpark(count=plane.openings(connection.handle, unidirectional))
 
     # --- in ---
 
@@ -480,7 +478,7 @@ class Router(ABC):
         connection = self._connections.get(notice.handle)
         if connection is not None:
             for unidirectional in (False, True):
-                self.wake_opener(connection, unidirectional)
+                self.wake_openers(connection, unidirectional)
 
     def _on_datagrams_ready(self, notice: m.DatagramsReady) -> None:
         connection = self._connections.get(notice.handle)

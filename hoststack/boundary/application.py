@@ -55,8 +55,9 @@ class Plane(Protocol):
         """Open a stream: its struct hs_end, handle and ID. Returns None while the peer's limit
         forbids it: StreamsAvailable follows. Raises OSError."""
 
-    def may_open(self, handle: int, unidirectional: bool) -> bool:
-        """Return whether a connection's peer may allow another stream."""
+    def openings(self, handle: int, unidirectional: bool) -> int:
+        """Return how many more streams a connection's peer allows now; StreamsAvailable reports
+        when there are more."""
 
 
 class Wakeable(Protocol):

@@ -511,6 +511,10 @@ class StreamsInPython(Protocol):
         """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it
         (STREAMS_AVAILABLE reports when to try again)."""
 
+    def openings(self, connection: ConnectionContext, *, unidirectional: bool) -> int:
+        """Return how many more streams the peer allows now (MAX_STREAMS, RFC 9000 section 4.6);
+        STREAMS_AVAILABLE reports when there are more."""
+
     def send_ready(self, stream: StreamContext) -> None:
         """Send: the application wrote into the tx FIFO, or set its end."""
 

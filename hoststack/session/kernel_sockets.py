@@ -471,6 +471,10 @@ class KernelSockets:
         self._run(connection)
         return stream
 
+    def openings(self, connection: ConnectionContext, *, unidirectional: bool) -> int:
+        """Return 0: opening a stream never waits."""
+        return 0
+
     def send_ready(self, stream: StreamContext) -> None:
         """Send what the tx FIFO has; see Transport."""
         assert isinstance(stream, TcpStream)

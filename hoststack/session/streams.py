@@ -255,17 +255,18 @@ class Streams:
             lib.hs_connection_session_take_waiting(connection.pointer)
         )
 
-    def may_open(self, handle: int, unidirectional: bool) -> bool:
-        """Return whether a connection's peer may allow another stream; for a transport in Python
-        that is not known."""
+    def openings(self, handle: int, unidirectional: bool) -> int:
+        """Return how many more streams a connection's peer allows now, 0 without a connection;
+        StreamsAvailable reports when there are more."""
         session = self._sessions.get(handle)
         if not isinstance(session, ConnectionSession):
-            return False
+            return 0
         connection = self.announce(session)
-        if connection.key in self._transports:
-            return True
-        refusal = lib.hs_session_why_not(connection.pointer, unidirectional)
-        return bool(refusal != lib.HS_SESSION_NO_CREDIT)
+        transport = self._transports.get(connection.key)
+        if transport is not None:
+            lib.hs_connection_session_set_waiting(connection.pointer)
+            return transport.openings(session.context, unidirectional=unidirectional)
+        return int(lib.hs_session_openings(connection.pointer, unidirectional))
 
     def _open_in_c(
         self, connection: StreamConnection, unidirectional: bool

@@ -220,6 +220,42 @@ def test_many_tasks_that_want_streams_get_them_in_turn(make_pair: MakePair, few:
     run(main)
 
 
+class Rounds(trio.abc.Instrument):
+    """Counts the scheduler's rounds."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+def test_credit_for_several_streams_is_used_at_once(make_pair: MakePair) -> None:
+    """A task that woke the next one would leave most of them waiting while packets leave."""
+
+    async def main() -> None:
+        rounds = Rounds()
+        trio.lowlevel.add_instrument(rounds)
+        opened_in: list[int] = []
+
+        async def open_one(connection: Connection) -> None:
+            async with await connection.open_stream(unidirectional=True):
+                opened_in.append(rounds.count)
+
+        async with make_pair(config=CONFIG) as pair, trio.open_nursery() as nursery:
+            for _ in range(3 * FEW):
+                nursery.start_soon(open_one, pair.connected)
+            await trio.testing.wait_all_tasks_blocked()
+            for done in (FEW, 2 * FEW, 3 * FEW):
+                assert len(opened_in) == done
+                assert len(set(opened_in[-FEW:])) <= 2, "one in 32 operations is a schedule point"
+                for _ in range(FEW):
+                    assert await read_all(await first_stream(pair.accepted)) == b""
+                await trio.sleep(1)
+        trio.lowlevel.remove_instrument(rounds)
+
+    run(main)
+
+
 async def answer_all(connection: Connection) -> None:
     async def answer(stream: Any) -> None:
         async with stream:

@@ -287,7 +287,7 @@ static void take(struct stream *s)
 
 /* --- the transport ------------------------------------------------------------------------------ */
 
-static int may_open(void *connection, int is_unidirectional)
+static uint64_t openings(void *connection, int is_unidirectional)
 {
 	struct connection *c = connection;
 	(void)is_unidirectional;
@@ -368,7 +368,7 @@ static void let_go(void *stream)
 }
 
 static const struct hs_transport_verbs VERBS = {
-	.may_open = may_open,
+	.openings = openings,
 	.open = open_stream,
 	.allow = allow,
 	.send_ready = send_ready,

@@ -36,7 +36,7 @@ enum {
 
 /* --- a transport -------------------------------------------------------------------------------- */
 
-static int may_open(void *connection, int is_unidirectional)
+static uint64_t openings(void *connection, int is_unidirectional)
 {
 	(void)connection, (void)is_unidirectional;
 	return 1;
@@ -73,7 +73,7 @@ static void on_code(void *stream, uint64_t code)
 }
 
 static const struct hs_transport_verbs VERBS = {
-	.may_open = may_open,
+	.openings = openings,
 	.open = open_stream,
 	.allow = on_credit,
 	.send_ready = on_stream,

@@ -14,13 +14,13 @@ static int is_usable(const struct hs_connection *c)
 	return c->state == HS_OPEN || (c->state == HS_OPENING && c->is_early);
 }
 
-static int may_open(void *connection, int is_unidirectional)
+static uint64_t openings(void *connection, int is_unidirectional)
 {
 	struct hs_connection *c = connection;
 	if (!is_usable(c))
 		return 0;
-	return (is_unidirectional ? ngtcp2_conn_get_streams_uni_left(c->conn) :
-				    ngtcp2_conn_get_streams_bidi_left(c->conn)) > 0;
+	return is_unidirectional ? ngtcp2_conn_get_streams_uni_left(c->conn) :
+				   ngtcp2_conn_get_streams_bidi_left(c->conn);
 }
 
 static void *open_stream(void *connection, int is_unidirectional, void *session,
@@ -83,7 +83,7 @@ static void let_go(void *stream)
 uint64_t hs_quic_transport_verbs(void)
 {
 	static const struct hs_transport_verbs VERBS = {
-		.may_open = may_open,
+		.openings = openings,
 		.open = open_stream,
 		.allow = allow,
 		.send_ready = send_ready,

@@ -237,7 +237,7 @@ int hs_application_is_full(struct hs_application *a)
 
 /* --- connections ------------------------------------------------------------------------------ */
 
-static int python_may_open(void *connection, int is_unidirectional)
+static uint64_t python_openings(void *connection, int is_unidirectional)
 {
 	(void)connection;
 	(void)is_unidirectional;
@@ -299,7 +299,7 @@ static void python_let_go(void *stream)
 }
 
 static const struct hs_transport_verbs PYTHON_VERBS = {
-	.may_open = python_may_open,
+	.openings = python_openings,
 	.open = python_open,
 	.allow = python_allow,
 	.send_ready = python_send_ready,
@@ -616,17 +616,23 @@ struct hs_stream_session *hs_session_add(struct hs_connection_session *c, int64_
 	return s;
 }
 
-int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional)
+static int why_not(struct hs_connection_session *c, int is_unidirectional)
 {
 	if (c->is_closed)
 		return HS_SESSION_CLOSED;
 	int refusal = hs_session_may_add(c, 0);
 	if (refusal)
 		return refusal;
-	if (c->verbs->may_open(c->transport, is_unidirectional))
+	if (c->verbs->openings(c->transport, is_unidirectional))
 		return 0;
 	c->waits_for_credit = 1;
 	return HS_SESSION_NO_CREDIT;
+}
+
+uint64_t hs_session_openings(struct hs_connection_session *c, int is_unidirectional)
+{
+	c->waits_for_credit = 1;
+	return c->is_closed ? 0 : c->verbs->openings(c->transport, is_unidirectional);
 }
 
 void hs_connection_session_set_waiting(struct hs_connection_session *c)
@@ -644,7 +650,7 @@ int hs_connection_session_take_waiting(struct hs_connection_session *c)
 int hs_session_begin(struct hs_connection_session *c, int is_unidirectional,
 		     struct hs_stream_session **out)
 {
-	int refusal = hs_session_why_not(c, is_unidirectional);
+	int refusal = why_not(c, is_unidirectional);
 	if (refusal)
 		return refusal;
 	struct hs_stream_session *s = new_stream(c, -1, 0);

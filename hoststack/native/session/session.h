@@ -180,8 +180,8 @@ struct hs_opened {
 };
 int hs_session_open(struct hs_connection_session *c, int is_unidirectional,
 		    struct hs_opened *out);
-/* Why hs_session_open would not open one now, or 0. */
-int hs_session_why_not(struct hs_connection_session *c, int is_unidirectional);
+/* How many more its peer's limit allows; from now on its application waits for credit. */
+uint64_t hs_session_openings(struct hs_connection_session *c, int is_unidirectional);
 /* Whether the application may have another stream in this connection, as far as sessions go: 0, or
  * a refusal, which is counted. With `is_peers` the connection's share counts as well. */
 int hs_session_may_add(struct hs_connection_session *c, int is_peers);

@@ -26,8 +26,8 @@ enum hs_stream_event {
 
 /* What a transport does with its streams and connections. */
 struct hs_transport_verbs {
-	/* Whether the peer's limit allows another stream. */
-	int (*may_open)(void *connection, int is_unidirectional);
+	/* How many more streams the peer's limit allows. */
+	uint64_t (*openings)(void *connection, int is_unidirectional);
 	/* Open a stream over these FIFOs; `rx` is NULL for a unidirectional one. Returns the
 	 * transport's stream, and its ID; NULL on failure. */
 	void *(*open)(void *connection, int is_unidirectional, void *session,

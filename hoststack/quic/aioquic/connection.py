@@ -165,14 +165,19 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
 
     def open_stream(self, unidirectional: bool) -> HostStream | None:
         """Open a stream of ours; None while the peer's limit forbids it."""
-        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
-        if stream_id // 4 >= self._stream_limits[unidirectional]:
+        if not self.openings(unidirectional):
             return None
+        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
         fifos = self._owner.make_stream_fifos(
             self, has_rx=not unidirectional, has_tx=True, is_peers=False
         )
         self.send_stream_data(stream_id, b"")
         return self._add_stream(stream_id, is_local=True, fifos=fifos)
+
+    def openings(self, unidirectional: bool) -> int:
+        """How many more streams the peer allows."""
+        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
+        return max(0, self._stream_limits[unidirectional] - stream_id // 4)
 
     def _add_stream(self, stream_id: int, *, is_local: bool, fifos: Fifos | None) -> HostStream:
         stream = HostStream(self, self._streams[stream_id], is_local, fifos)

@@ -137,6 +137,9 @@ class AioquicEngine:
     ) -> StreamContext | None:
         return cast(HostConnection, connection).open_stream(unidirectional)
 
+    def openings(self, connection: ConnectionContext, *, unidirectional: bool) -> int:
+        return cast(HostConnection, connection).openings(unidirectional)
+
     def send_ready(self, stream: StreamContext) -> None:
         self._use(cast(HostStream, stream))
 

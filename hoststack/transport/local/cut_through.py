@@ -235,6 +235,12 @@ class CutThrough:
 
     # --- streams -----------------------------------------------------------------------------
 
+    def openings(self, connection: ConnectionContext, *, unidirectional: bool) -> int:
+        """Return how many more streams the other side allows; STREAMS_AVAILABLE reports more."""
+        side = cast(CutConnection, connection)
+        side.is_waiting = True
+        return side.allowed[unidirectional] - side.opened[unidirectional] if side.peer else 0
+
     def open_stream(
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> CutStream | None:
@@ -242,8 +248,7 @@ class CutThrough:
         Raises OSError if there is no shared memory."""
         side = cast(CutConnection, connection)
         peer, count = side.peer, side.opened[unidirectional]
-        if peer is None or count >= side.allowed[unidirectional]:
-            side.is_waiting = True
+        if peer is None or not self.openings(side, unidirectional=unidirectional):
             return None
         readers = [peer] if unidirectional else [peer, side]
         sizes = [
