@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.http3.about_server import Request
 from hoststack.http3.fields import Fields
-from hoststack.quic.tls import TlsConfig
+from hoststack.text import printable
 
 _TLS_1_3: Final = 0x0304
 #: By the scope's type.
@@ -38,11 +39,8 @@ class BadRequestError(Exception):
 class Peer:
     """What the requests of a connection have in common."""
 
-    def __init__(self, connection: Any, tls: TlsConfig | None, root_path: str) -> None:
+    def __init__(self, connection: Any, root_path: str) -> None:
         self.connection = connection
-        self._certificate = (
-            tls.chain[0].public_bytes(Encoding.PEM).decode() if tls and tls.chain else None
-        )
         self._root_path = root_path
         self._raw_root_path = root_path.encode()
         self._id = f"{connection.handle:x}-"
@@ -109,20 +107,35 @@ class Peer:
         connection = self.connection
         names = _EXTENSIONS.get(kind, ())
         extensions: dict[str, dict[str, Any]] = {name: {} for name in names}
-        certificate = connection.peer_certificate
+        own = connection.own_certificate
         extensions["tls"] = {
-            "server_cert": self._certificate,
-            "client_cert_chain": (
-                [certificate.public_bytes(Encoding.PEM).decode()] if certificate else []
-            ),
-            "client_cert_name": certificate.subject.rfc4514_string() if certificate else None,
-            "client_cert_error": None,
+            "server_cert": None if own is None else _pem(own),
+            **_about_client(connection),
             "tls_version": _TLS_1_3,
             "cipher_suite": connection.cipher_suite,
         }
         if connection.early_data != "pending":
             self._extensions[kind] = extensions
         return extensions
+
+
+def _about_client(connection: Any) -> dict[str, Any]:
+    """Return what the TLS extension has about a client's certificates, the client's own first."""
+    error = None
+    try:
+        chain = connection.peer_certificates
+        name = chain[0].subject.rfc4514_string() if chain else None
+    except ValueError as why:  # accepted by the handshake, and not by cryptography
+        chain, name, error = (), None, printable(f"can't be read: {why}", 200)
+    return {
+        "client_cert_chain": list(map(_pem, chain)),
+        "client_cert_name": name,
+        "client_cert_error": error,
+    }
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode()
 
 
 def headers_of(request: Request) -> Fields:

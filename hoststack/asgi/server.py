@@ -88,7 +88,7 @@ class Server(Core):
         serving = asyncio.ensure_future(
             stack.serve(
                 uri,
-                partial(self._serve_connection, tls, http3),
+                partial(self._serve_connection, http3),
                 tls=tls,
                 alpn=[ALPN],
                 config=quic,
@@ -125,11 +125,9 @@ class Server(Core):
         except TimeoutError:
             self._report_cut_off()
 
-    async def _serve_connection(
-        self, tls: TlsConfig, config: Http3Config | None, connection: Connection
-    ) -> None:
+    async def _serve_connection(self, config: Http3Config | None, connection: Connection) -> None:
         self.statistics.connections += 1
-        peer = Peer(connection, tls, self.config.root_path)
+        peer = Peer(connection, self.config.root_path)
         async with serve_connection(connection, config) as http:
             self._connections.add(http)
             try:

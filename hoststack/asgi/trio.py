@@ -79,7 +79,7 @@ class Server(Core):
             try:
                 await stack.serve(
                     uri,
-                    partial(self._serve_connection, tls, http3),
+                    partial(self._serve_connection, http3),
                     tls=tls,
                     alpn=[ALPN],
                     config=quic,
@@ -107,11 +107,9 @@ class Server(Core):
         self._report_cut_off()
         serving.cancel()
 
-    async def _serve_connection(
-        self, tls: TlsConfig, config: Http3Config | None, connection: Connection
-    ) -> None:
+    async def _serve_connection(self, config: Http3Config | None, connection: Connection) -> None:
         self.statistics.connections += 1
-        peer = Peer(connection, tls, self.config.root_path)
+        peer = Peer(connection, self.config.root_path)
         async with serve_connection(connection, config) as http:
             self._connections.add(http)
             try:

@@ -9,8 +9,10 @@ import trio
 
 from hoststack import QuicConfig, SessionCache, TlsConfig, http3
 from hoststack.asgi import AsgiConfig, is_early, respond_too_early
+from hoststack.asgi.scopes import Peer
 from tests.asgi.serving import SERVER, TLS, answering, run, serving, talking, text
 from tests.http3.peers import SMALL, pattern
+from tests.support.certificates import chain_pem, issued, key_pem
 
 OFF = AsgiConfig(lifespan="off")
 START = {"type": "http.response.start", "status": 200}
@@ -301,12 +303,18 @@ def test_early_data_is_marked() -> None:
     run(main, patience_s=0.05)
 
 
-def test_a_clients_certificate() -> None:
-    client_tls = TlsConfig.self_signed(["client"])
+def test_both_sides_certificates() -> None:
+    """The client's whole chain, and of the server's the one that it was shown."""
+    root = issued("root")
+    middle = issued("middle", root)
+    leaf = issued("leaf", middle)
+    client_chain = [chain_pem(each[0]).decode() for each in (leaf, middle)]
+    other = TlsConfig.self_signed(["other.example"])
     server_tls = TlsConfig(
         certificate=TLS.certificate,
         key=TLS.key,
-        ca=client_tls.certificate,
+        certificates=other.own,
+        ca=chain_pem(root[0]),
         client_certificates="required",
     )
     seen: list[Any] = []
@@ -316,16 +324,41 @@ def test_a_clients_certificate() -> None:
         await answering(b"x")(scope, receive, send)
 
     async def main() -> None:
-        shown = TlsConfig(certificate=client_tls.certificate, key=client_tls.key, verify=False)
-        async with (
-            serving(application, OFF, tls=server_tls) as (_, stack),
-            http3.open_client(stack, SERVER, tls=shown) as client,
-        ):
-            assert await text(client) == b"x"
-        [tls] = seen
-        assert tls["client_cert_name"] == "CN=client"
-        assert [pem.encode() for pem in tls["client_cert_chain"]] == [client_tls.certificate]
-        assert tls["server_cert"].encode() == TLS.certificate
-        assert tls["cipher_suite"] in (0x1301, 0x1302, 0x1303)
+        async with serving(application, OFF, tls=server_tls) as (_, stack):
+            for name, shown in ((None, TLS), ("other.example", other)):
+                mine = TlsConfig(
+                    certificate=chain_pem(leaf[0], middle[0]),
+                    key=key_pem(leaf[1]),
+                    server_name=name,
+                    verify=False,
+                )
+                async with http3.open_client(stack, SERVER, tls=mine) as client:
+                    assert await text(client) == b"x"
+                tls = seen.pop()
+                assert tls["client_cert_chain"] == client_chain
+                assert tls["client_cert_name"] == "CN=leaf"
+                assert tls["client_cert_error"] is None
+                assert tls["server_cert"].encode() == shown.certificate
+                assert tls["cipher_suite"] in (0x1301, 0x1302, 0x1303)
 
     run(main)
+
+
+class _Unreadable:
+    """A connection whose client's certificate only the TLS library accepts."""
+
+    own_certificate = None
+    cipher_suite = 0x1301
+    early_data = None
+    handle = 1
+
+    @property
+    def peer_certificates(self) -> Any:
+        raise ValueError("error parsing asn1 value:\n\x1b[2J")
+
+
+def test_a_clients_certificate_that_cannot_be_read() -> None:
+    tls = Peer(_Unreadable(), "")._make_extensions("http")["tls"]
+    assert (tls["client_cert_chain"], tls["client_cert_name"]) == ([], None)
+    assert tls["client_cert_error"].isprintable()
+    assert "error parsing" in tls["client_cert_error"]

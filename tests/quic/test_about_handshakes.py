@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 import hoststack
 from hoststack import TlsConfig
@@ -20,6 +15,7 @@ from hoststack.link.memory import MemoryNetwork
 from hoststack.quic.certificate import MAX_CHAIN_BYTES, within_chain
 from hoststack.worker import engines
 from tests.support.attached import attached
+from tests.support.certificates import chain_pem, issued, key_pem
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 URI = f"quic://{SERVER}:4433"
@@ -100,41 +96,6 @@ def test_the_name_is_told_in_lower_case(engine: str, asked: str, seen: str | Non
     meet(engine, False, TLS, TlsConfig(server_name=asked, verify=False), look)
 
 
-def issued(
-    name: str, issuer: tuple[x509.Certificate, Any] | None = None, filling: int = 0
-) -> tuple[x509.Certificate, Any]:
-    """A certificate and its key; an extension of it has so many bytes."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    oid = x509.ObjectIdentifier("1.3.6.1.4.1.55555.1")
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=9))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .add_extension(x509.UnrecognizedExtension(oid, bytes(filling)), False)
-    )
-    return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
-
-
-def pem(*certificates: x509.Certificate) -> bytes:
-    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
-
-
-def key_pem(key: Any) -> bytes:
-    data: bytes = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return data
-
-
 needs_native = pytest.mark.skipif(
     "native" not in engines.available_engines(), reason="aioquic requests no client certificates"
 )
@@ -156,9 +117,14 @@ def test_a_clients_chain_is_told_as_far_as_there_is_room(
         leaf = issued("leaf", middle, filling)
         chain = [leaf[0], middle[0]]
     alice = TlsConfig(
-        certificate=pem(*chain), key=key_pem(leaf[1]), ca=TLS.certificate, server_name="localhost"
+        certificate=chain_pem(*chain),
+        key=key_pem(leaf[1]),
+        ca=TLS.certificate,
+        server_name="localhost",
     )
-    server = TlsConfig(TLS.certificate, TLS.key, ca=pem(root[0]), client_certificates="required")
+    server = TlsConfig(
+        TLS.certificate, TLS.key, ca=chain_pem(root[0]), client_certificates="required"
+    )
 
     def look(connection: hoststack.Connection, accepted: hoststack.Connection) -> None:
         assert accepted.peer_certificates == tuple(chain[:told])

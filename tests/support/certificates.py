@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ed448, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
 from cryptography.x509.oid import NameOID
 
 
@@ -46,8 +46,39 @@ def self_signed(
     if purpose is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), False)
     certificate = builder.sign(key, None if is_edwards else hashes.SHA256())
-    return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
+    return chain_pem(certificate), key_pem(key)
+
+
+def issued(
+    name: str, issuer: tuple[x509.Certificate, Any] | None = None, filling: int = 0
+) -> tuple[x509.Certificate, Any]:
+    """A certificate and its key; an extension of it has so many bytes."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    oid = x509.ObjectIdentifier("1.3.6.1.4.1.55555.1")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=9))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .add_extension(x509.UnrecognizedExtension(oid, bytes(filling)), False)
+    )
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
+
+
+def chain_pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
+
+
+def key_pem(key: Any) -> bytes:
+    data: bytes = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+    return data
