@@ -6,8 +6,10 @@ not in the first handshake.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,10 @@ _MOST_RSA_BITS: Final = 4096
 #: A signature is blinded with the public exponent; almost all keys have 65537 (17 bits).
 _MOST_EXPONENT_BITS: Final = 32
 
+_PEM: Final = re.compile(
+    rb"-----BEGIN ((?:X509 )?CERTIFICATE)-----([A-Za-z0-9+/=\s]*)-----END \1-----"
+)
+_VERSION_TAG: Final = 0xA0
 
 #: Limit of a peer's certificates that are passed on, which must fit into a message.
 MAX_CHAIN_BYTES: Final = 32 << 10
@@ -153,6 +159,46 @@ def parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
             f"{name} has no usable certificate ({error}): it must be PEM, "
             "with -----BEGIN CERTIFICATE-----"
         ) from None
+
+
+def authorities(pem: bytes, name: str) -> bytes:
+    """Return the PEM text of authorities without those that cryptography refuses in the future, and
+    warns of until then: their serial number is not positive, as RFC 5280 section 4.1.2.2 requires.
+    Bundles of authorities have old ones. Raises TlsConfigError if there is no other certificate."""
+    usable = _PEM.sub(lambda found: b"" if _has_bad_serial(found[2]) else found[0], pem)
+    if usable != pem and not _PEM.search(usable):
+        raise TlsConfigError(
+            f"{name} has only certificates whose serial number is not positive, which RFC 5280 "
+            "forbids: get a new one"
+        )
+    parse_chain(usable, name)
+    return usable
+
+
+def _has_bad_serial(text: bytes) -> bool:
+    """Whether a certificate, DER in base64, has a serial number below 1; False if it can't be read
+    so far, which its parser reports."""
+    try:
+        der = base64.b64decode(text)
+        certificate, _ = _content(der, 0)
+        position, _ = _content(der, certificate)
+        if der[position] == _VERSION_TAG:
+            _, position = _content(der, position)
+        begin, end = _content(der, position)
+    except (ValueError, IndexError):
+        return False
+    return int.from_bytes(der[begin:end], signed=True) <= 0
+
+
+def _content(der: bytes, position: int) -> tuple[int, int]:
+    """Return where the content of a DER element begins and ends. Raises IndexError."""
+    size, position = der[position + 1], position + 2
+    if size & 0x80:
+        begin, position = position, position + (size & 0x7F)
+        size = int.from_bytes(der[begin:position])
+    if position + size > len(der):
+        raise IndexError("a DER element is cut off")
+    return position, position + size
 
 
 def _load_chain(source: Source) -> tuple[x509.Certificate, ...]:

@@ -23,7 +23,7 @@ from hoststack.quic.certificate import (
     PrivateKey,
     Source,
     TlsConfigError,
-    parse_chain,
+    authorities,
     read_source,
 )
 from hoststack.quic.session_cache import SessionCache
@@ -50,7 +50,8 @@ class TlsConfig:
     `certificate` (a chain, the leaf first) and `key` are PEM, as bytes or as a path, and so are
     those of each Certificate in `certificates`. A server needs one; with several it presents the
     one for the name that the client asks for (SNI). A client may have one. `ca` names the
-    authorities to trust, the system's if it is None; `verify=False` accepts any certificate.
+    authorities to trust, the system's if it is None, without those whose serial number is not
+    positive; `verify=False` accepts any certificate.
     `server_name` is the host name or address that the certificate must be for, if it is not the
     host that is connected to. Keys are EC (P-256, P-384, P-521), Ed25519 or RSA of 2048 to 4096
     bits. Raises TlsConfigError.
@@ -79,6 +80,7 @@ class TlsConfig:
     own: tuple[Certificate, ...] = field(init=False, repr=False, compare=False, default=())
     """All certificates, the first one from `certificate` and `key` if these were given."""
     ca_pem: bytes | None = field(init=False, repr=False, compare=False, default=None)
+    """The authorities of `ca` that can be used."""
 
     def __post_init__(self) -> None:
         if self.client_certificates not in ("none", "optional", "required"):
@@ -107,9 +109,7 @@ class TlsConfig:
             first = (Certificate(self.certificate, self.key),)
         object.__setattr__(self, "own", (*first, *self.certificates))
         if self.ca is not None:
-            pem, name = read_source(self.ca, "CA file")
-            parse_chain(pem, name)
-            object.__setattr__(self, "ca_pem", pem)
+            object.__setattr__(self, "ca_pem", authorities(*read_source(self.ca, "CA file")))
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:

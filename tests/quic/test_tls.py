@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import ssl
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,42 @@ def test_no_check_of_an_rsa_key_holds_the_gil(monkeypatch: pytest.MonkeyPatch) -
 def test_authorities_that_cannot_be_read(ca: bytes | str) -> None:
     with pytest.raises(TlsConfigError):
         TlsConfig(ca=ca)
+
+
+def with_serial(value: int) -> bytes:
+    """A certificate whose serial number is one byte; its signature is not right."""
+    certificate, _ = expired()
+    der = x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
+    before = b"\xa0\x03\x02\x01\x02\x02\x01"  # version 3, and an integer of one byte
+    assert der.count(before + b"\x01") == 1
+    der = der.replace(before + b"\x01", before + value.to_bytes(1, signed=True))
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def test_authorities_without_a_positive_serial_number_are_left_out() -> None:
+    """cryptography warns of them, and will raise (RFC 5280 section 4.1.2.2)."""
+    good, fine = pem(GOOD.certificate), with_serial(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bundle = b"# a comment\n" + b"".join((with_serial(0), good, with_serial(-1), fine))
+        assert TlsConfig(ca=bundle).ca_pem == b"# a comment\n\n" + good + b"\n" + fine
+        assert TlsConfig(ca=good).ca_pem == good
+        with pytest.raises(TlsConfigError, match="serial number is not positive"):
+            TlsConfig(ca=with_serial(0))
+
+
+def test_authorities_that_are_cut_off_are_reported() -> None:
+    der = ssl.PEM_cert_to_DER_cert(with_serial(0).decode())
+    for size in range(16):
+        with pytest.raises(TlsConfigError, match="no usable certificate"):
+            TlsConfig(ca=ssl.DER_cert_to_PEM_cert(der[:size]).encode())
+
+
+def test_certifis_authorities_can_be_used() -> None:
+    certifi = pytest.importorskip("certifi", reason="certifi is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert TlsConfig(ca=certifi.where()).ca_pem
 
 
 @pytest.mark.parametrize(
