@@ -52,7 +52,7 @@ bench: build ## measure, into bench/results/
 	@$(PYTHON) -m bench
 
 clean: ## remove what was built, and .venv
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv build dist *.egg-info pyxdp/build pyxdp/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find pyxdp hoststack -name '*.so' -delete -o -name '*.o' -delete -o -name build.json -delete -o -name '_memory.c' -delete -o -name '_wire.c' -delete -o -name '_quic.c' -delete \
 		-o -name '_http3.c' -delete \
 		-o -name '_pyxdp.c' -delete

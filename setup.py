@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,10 +25,9 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
 
+compile_bpf = runpy.run_path(str(ROOT / "pyxdp/_bpf_build.py"))["compile_bpf"]
 #: BPF sources by folder, and the package that carries their objects.
 BPF_FOLDERS = {"bpf": "hoststack/link/xdp", "pyxdp": "pyxdp"}
-#: Where Debian keeps asm/types.h, which clang's BPF target does not look for.
-MULTIARCH = Path("/usr/include") / f"{sys.implementation._multiarch}"
 #: What was left out, for `hoststack doctor` and for error messages.
 RECORD = "hoststack/native/build.json"
 
@@ -212,19 +212,11 @@ class BuildNative(build_ext):
         target = folder / f"{source.stem}.o"
         if target.exists() and target.stat().st_mtime >= newest and not self.force:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Wextra", "-Werror"]
-        command = ["clang", *flags, f"-I{MULTIARCH}", "-c", str(source), "-o", str(target)]
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
-        sys.stderr.write(done.stderr)
-        if done.returncode:
-            target.unlink(missing_ok=True)
-            said = done.stderr.strip().splitlines()
+        if why := compile_bpf(source, target):
             raise refusal(
                 ["xdp"],
                 [
-                    f"clang can't compile {source.name} for BPF: "
-                    f"{said[0] if said else f'exit status {done.returncode}'}",
+                    f"clang can't compile {source.name} for BPF: {why}",
                     "it takes a clang with the BPF target: install clang libbpf-dev linux-libc-dev",
                 ],
             )

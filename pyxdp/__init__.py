@@ -31,6 +31,7 @@ from pyxdp.program import (
     RunResult,
     unpin,
 )
+from pyxdp.ring import Ring
 from pyxdp.shared import AdoptedSocket, AdoptedUmem, SharedSocket, SharedUmem
 from pyxdp.umem import Umem, largest_packet_bytes
 from pyxdp.xsk import Burst, Socket, Statistics
@@ -58,6 +59,7 @@ __all__ = [
     "Program",
     "PyxdpError",
     "QueueBusyError",
+    "Ring",
     "RunResult",
     "SharedSocket",
     "SharedUmem",

@@ -10,11 +10,12 @@ from pathlib import Path
 from cffi import FFI
 
 _HERE = Path(__file__).resolve().parent
-_ROOT = _HERE.parent
+#: Where setup.py runs, of hoststack or of pyxdp by itself: setuptools takes paths from there.
+_ROOT = Path.cwd()
 
-_HEADERS = (_HERE / "bpf_calls.h", _HERE / "pyxdp.h")
+_HEADERS = (_HERE / "bpf_calls.h", _HERE / "ring.h", _HERE / "pyxdp.h")
 _SOURCES = (
-    *("bpf_calls.c", "frames.c", "fill.c", "rings.c"),
+    *("bpf_calls.c", "ring.c", "frames.c", "fill.c", "rings.c"),
     *("map.c", "open.c", "shared.c", "reclaim.c"),
 )
 
@@ -39,4 +40,4 @@ ffibuilder.set_source(
 )
 
 if __name__ == "__main__":
-    ffibuilder.compile(verbose=True, tmpdir=str(_ROOT))
+    ffibuilder.compile(verbose=True, tmpdir=str(_HERE.parent))

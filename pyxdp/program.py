@@ -104,7 +104,8 @@ class Program:
                 if error_number < 0:
                     raise ObjectError(-error_number, f"{where} has no map {map_name!r}")
             error_number = library.pyxdp_object_load(opened[0])
-            if error_number in (-errno.EPERM, -errno.EACCES) and os.geteuid() != 0:
+            # Without a word of the verifier: it was not asked.
+            if error_number in (-errno.EPERM, -errno.EACCES) and not ffi.string(log):
                 raise NoPrivilegeError(
                     errno.EPERM,
                     f"cannot load {where}: not permitted; run as root, or with CAP_BPF and"
