@@ -128,6 +128,10 @@ class AboutSending(AboutStream):
         if not self._router.has_turned():
             await self._router.sleep(self._handle << 2 | FOR_ROOM)
 
+    def _room(self) -> int:
+        """Return how many bytes fit, or what ended sending (enum hs_end_result)."""
+        return int(lib.hs_end_writable(self._end))
+
     async def wait_acknowledged(self) -> None:
         """Wait until the peer has acknowledged every byte and the FIN.
 

@@ -31,13 +31,15 @@ _SERVER_ERROR: Final = 500
 class Statistics:
     """What a server has done so far."""
 
-    __slots__ = ("body_bytes", "connections", "errors", "requests")
+    __slots__ = ("body_bytes", "connections", "errors", "requests", "unread")
 
     def __init__(self) -> None:
         self.requests = 0
         """That are over."""
         self.errors = 0
         """Of those, answered with a status of 500 or more."""
+        self.unread = 0
+        """Of those, reset since the client did not read the response."""
         self.body_bytes = 0
         """Of responses' content, sent."""
         self.connections = 0
@@ -189,6 +191,8 @@ class Core(ABC):
         statistics.body_bytes += exchange.sent_bytes
         if exchange.status >= _SERVER_ERROR:
             statistics.errors += 1
+        if exchange.request.is_unread:
+            statistics.unread += 1
         if self.access_log is None:
             return
         request, peer = exchange.request, exchange.peer

@@ -226,6 +226,9 @@ class AboutHttp3Connection:
         except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
+    def _on_full(self, exchange: Exchange) -> None:
+        """A message waits until the peer reads more of it."""
+
     async def _take_turn(self, exchange: Exchange) -> None:
         """Wait while more urgent messages are sent."""
 

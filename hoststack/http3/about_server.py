@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from hoststack.api.about_stream import WAIT
 from hoststack.http3.about_connection import LOST, AboutHttp3Connection
+from hoststack.http3.config import UNREAD_BYTES
 from hoststack.http3.errors import ErrorCode, MessageError, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, get, to_bytes, to_fields
@@ -55,6 +56,12 @@ class Request(Exchange):
         """Without pseudo-header fields."""
         self.is_answered = False
         """The header section of the response was sent."""
+        self.is_unread = False
+        """It was reset, for the client did not read it: `Http3Config.unread_seconds`."""
+        self._taken_bytes = 0
+        """What the client has taken while the response waited for it."""
+        self._checked_bytes: int | None = None
+        """The same when this was last checked, if the response has waited since."""
 
     @property
     def may_be_replayed(self) -> bool:
@@ -204,6 +211,9 @@ class AboutServerConnection(AboutHttp3Connection):
         self._senders: dict[int, tuple[int, int]] = {}
         """Responses whose FIFOs are full, and their ranks: less is more urgent."""
         self._turns = self._router.new_lot()
+        self._unread: dict[int, Request] = {}
+        """Responses that wait for their client."""
+        self._is_watching = False
 
     async def start(self) -> None:
         await super().start()
@@ -309,12 +319,38 @@ class AboutServerConnection(AboutHttp3Connection):
         """Wait while more urgent responses are sent, so that bytes of this one are not in their way
         (RFC 9218 section 10): what is in a FIFO takes turns with all others."""
         stream_id = exchange.stream_id
+        if (request := self._unread.get(stream_id)) is not None:
+            request._taken_bytes += max(0, exchange._stream._room())
         urgency, is_incremental = self._layer.priority(stream_id)
         rank = self._senders[stream_id] = urgency, 1 << 62 if is_incremental else stream_id
         if min(self._senders.values()) < rank:
             await self._router.within(_HOLD_SECONDS, self._turns.park())
 
+    def _on_full(self, exchange: Exchange) -> None:
+        assert isinstance(exchange, Request)
+        if exchange.stream_id not in self._unread and self.config.unread_seconds is not None:
+            self._unread[exchange.stream_id] = exchange
+            exchange._checked_bytes = None
+            if not self._is_watching:
+                self._is_watching = True
+                self._spawn(self._watch_unread, self.config.unread_seconds)
+
+    async def _watch_unread(self, seconds: float) -> None:
+        """Reset responses of which the client takes too little, while there are any that wait."""
+        while self._unread and self._error is None:
+            await self._router.within(seconds, self._ended())
+            for request in list(self._unread.values()):
+                before = request._checked_bytes
+                if before is None or request._taken_bytes - before >= UNREAD_BYTES:
+                    request._checked_bytes = request._taken_bytes
+                else:
+                    logger.debug("%r: its client does not read it", request)
+                    request.is_unread = True
+                    request.reset(ErrorCode.EXCESSIVE_LOAD)
+        self._is_watching = False
+
     def _on_sent(self, exchange: Exchange) -> None:
+        self._unread.pop(exchange.stream_id, None)
         if self._senders.pop(exchange.stream_id, None) is not None:
             self._turns.unpark_all()
 

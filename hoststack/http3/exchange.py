@@ -272,6 +272,7 @@ class Exchange:
     async def _wait_for_room(self) -> None:
         try:
             while self._is_full and self._sending_error is None:
+                self._http._on_full(self)
                 await self._stream._wait_for_room()
                 await self._http._take_turn(self)
                 self._http._unblock(self)

@@ -99,6 +99,11 @@ class ServeSettings:
     idle_timeout: float = _setting(
         _HTTP3.idle_seconds, "close a connection without requests after that", "SECONDS"
     )
+    unread_timeout: float | None = _setting(
+        _HTTP3.unread_seconds,
+        "reset a response of which the client takes less than 16 KiB in that time",
+        "SECONDS",
+    )
     limit_message_bytes: int = _setting(
         _ASGI.max_message_bytes, "of a WebSocket message", "BYTES", least=1
     )
@@ -186,6 +191,7 @@ class ServeSettings:
             webtransport_sessions=self.webtransport,
             head_seconds=self.head_timeout,
             idle_seconds=self.idle_timeout,
+            unread_seconds=self.unread_timeout,
         )
 
 

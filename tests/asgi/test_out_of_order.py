@@ -11,7 +11,7 @@ import trio
 from hoststack import StreamResetError, http3
 from hoststack.asgi import AsgiConfig, DisconnectedError
 from tests.asgi.serving import SERVER, answering, run, serving, talking, text
-from tests.http3.peers import TRUSTING
+from tests.http3.peers import SMALL, TRUSTING
 
 OFF = AsgiConfig(lifespan="off")
 START = {"type": "http.response.start", "status": 200}
@@ -244,3 +244,30 @@ def test_a_client_that_leaves(how: str, caplog: pytest.LogCaptureFixture) -> Non
 
     run(main)
     assert not caplog.records
+
+
+def test_a_response_that_its_client_leaves_unread() -> None:
+    ended: list[BaseException] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await answering(bytes(100_000))(scope, receive, send)
+        except DisconnectedError as error:
+            ended.append(error)
+            raise
+
+    async def main() -> None:
+        config = http3.Http3Config(unread_seconds=5)
+        async with (
+            serving(application, OFF, quic=SMALL, http3_config=config) as (server, stack),
+            http3.open_client(stack, SERVER, tls=TRUSTING) as client,
+        ):
+            response = await client.request("GET", "/")
+            await trio.sleep(15)
+            with pytest.raises(StreamResetError):
+                await response.read()
+            statistics = server.statistics
+            assert (statistics.requests, statistics.unread, statistics.errors) == (1, 1, 0)
+        assert len(ended) == 1
+
+    run(main)

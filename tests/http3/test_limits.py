@@ -157,6 +157,46 @@ def test_a_connection_without_requests_is_closed() -> None:
     run(main)
 
 
+@pytest.mark.parametrize(("bytes_a_second", "is_reset"), [(0, True), (100, True), (1000, False)])
+def test_a_response_that_its_client_leaves_unread(bytes_a_second: int, is_reset: bool) -> None:
+    answered: list[http3.Request] = []
+
+    async def handler(request: http3.Request) -> None:
+        answered.append(request)
+        await request.respond(200, [], bytes(80_000))
+
+    async def main() -> None:
+        quic = QuicConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096, idle_timeout_s=1000)
+        config = Http3Config(unread_seconds=20)
+        async with raw_client(handler, config, quic=quic) as connection:
+            await greet(connection)
+            stream = await ask(connection, section(REQUEST))
+            received = 0
+            for _ in range(60):
+                await trio.sleep(1)
+                if bytes_a_second and not answered[0].is_unread:
+                    received += len(await stream.receive_some(bytes_a_second))
+            assert answered[0].is_unread is is_reset
+            if is_reset:
+                assert await code_of_reset(stream) == E.EXCESSIVE_LOAD
+            else:
+                assert received > 50_000
+            # The connection goes on, and a response that is read is not affected.
+            other = await ask(connection, section(REQUEST))
+            size = 0
+            while data := await other.receive_some():
+                size += len(data)
+            assert size > 80_000
+            assert not answered[1].is_unread
+
+    run(main)
+
+
+def test_a_limit_on_time_is_more_than_nothing() -> None:
+    with pytest.raises(ValueError, match="unread_seconds"):
+        Http3Config(unread_seconds=0)
+
+
 @pytest.mark.parametrize("how", ["before the end", "after the request", "malformed"])
 def test_a_client_that_resets_all_its_requests(how: str) -> None:
     """A rapid reset: the client pays with its connection."""
