@@ -6,6 +6,7 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import pytest
@@ -179,43 +180,57 @@ def sockets() -> Iterator[list[pyxdp.Socket]]:
         ]
 
 
-@pytest.fixture
-def bare() -> Iterator[Steer]:
+@contextmanager
+def loaded() -> Iterator[Steer]:
     """The program alone."""
     with pyxdp.Program.load(program_object(), map_sizes={"hs_sockets": p.WORKERS}) as program:
         yield Steer(program)
 
 
-@pytest.fixture
-def steer(bare: Steer, sockets: list[pyxdp.Socket]) -> Steer:
-    """The program with configuration, ports and sockets."""
-    bare.configure()
-    bare.open_port(p.TO4, 4)
-    bare.open_port(p.TO6, 6)
+def set_up(steer: Steer, sockets: list[pyxdp.Socket]) -> Steer:
+    """Give it configuration, ports and sockets."""
+    steer.configure()
+    steer.open_port(p.TO4, 4)
+    steer.open_port(p.TO6, 6)
     for index, socket in enumerate(sockets):
-        bare.maps["hs_sockets"].update(index, socket.fd)
-    return bare
+        steer.maps["hs_sockets"].update(index, socket.fd)
+    return steer
+
+
+@pytest.fixture(scope="module")
+def steering(sockets: list[pyxdp.Socket]) -> Iterator[Steer]:
+    """The program with all that it needs, for tests that leave it so: the kernel takes half a
+    second to verify it."""
+    with loaded() as steer:
+        yield set_up(steer, sockets)
+
+
+@pytest.fixture
+def steer(sockets: list[pyxdp.Socket]) -> Iterator[Steer]:
+    """The same, of one's own."""
+    with loaded() as steer:
+        yield set_up(steer, sockets)
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_quic_is_steered(steer: Steer, name: str) -> None:
+def test_quic_is_steered(steering: Steer, name: str) -> None:
     expected = p.expected(GOOD[name])
     assert expected.counter.startswith("redirected")
-    steer.check(GOOD[name], expected)
+    steering.check(GOOD[name], expected)
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_quic_cut_at_every_byte(steer: Steer, name: str) -> None:
+def test_quic_cut_at_every_byte(steering: Steer, name: str) -> None:
     frame = GOOD[name]
     for end in range(14, len(frame)):
-        steer.check(frame[:end], p.expected(frame[:end]))
+        steering.check(frame[:end], p.expected(frame[:end]))
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_go_their_way(steer: Steer, name: str) -> None:
+def test_others_go_their_way(steering: Steer, name: str) -> None:
     frame, counter = OTHERS[name]
     assert p.expected(frame) == p.Steered(counter)
-    steer.check(frame, p.Steered(counter))
+    steering.check(frame, p.Steered(counter))
 
 
 def test_the_worker_is_the_index(steer: Steer) -> None:
@@ -272,9 +287,10 @@ def test_without_a_configuration_all_passes(steer: Steer, workers: int) -> None:
         steer.check(frame, p.Steered("passed_not_steering"))
 
 
-def test_before_anything_is_set_all_passes(bare: Steer) -> None:
-    for frame in GOOD.values():
-        bare.check(frame, p.Steered("passed_not_steering"))
+def test_before_anything_is_set_all_passes() -> None:
+    with loaded() as steer:
+        for frame in GOOD.values():
+            steer.check(frame, p.Steered("passed_not_steering"))
 
 
 def test_changed_packets_against_the_rules(steer: Steer) -> None:

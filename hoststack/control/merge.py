@@ -138,6 +138,12 @@ def _errors(command: Command, answers: Sequence[Data]) -> Data:
 
 def _echo_clients(command: Command, answers: Sequence[Data]) -> Data:
     busy = [answer for answer in answers if answer["handshakes"]]
+    wanted = int(command.arguments.get("clients", 1))
+    missing = wanted - sum(answer["handshakes"] for answer in busy)
+    if missing > 0:
+        raise CommandError(
+            f"{missing} of {wanted} clients had no worker: one of them is being replaced; try again"
+        )
     started = min(answer["started"] for answer in busy)
     finished = max(answer["finished"] for answer in busy)
     seconds = finished - started

@@ -12,7 +12,10 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support import forked
 from tests.support.netns import Side
+
+_MODULE: Final = "apps.quic_echo.main"
 
 #: Whose stack processes have that are told nothing about it.
 stack_words = ["engine", "auto"]
@@ -32,11 +35,14 @@ def skip_if_nobody_cannot_run() -> None:
         pytest.skip("the user nobody can't read this folder, so nothing can be run as nobody")
 
 
-def command(*words: str, side: Side | None = None) -> list[str]:
-    """The command line of quic_echo, in a namespace if one is given."""
-    stack = [] if "engine" in words else stack_words
-    line = [sys.executable, "-m", "apps.quic_echo", *words, *stack]
-    return side.command(*line) if side else line
+def arguments(*words: str) -> list[str]:
+    """Words of quic_echo, and those of the stack that this test is for."""
+    return [*words, *([] if "engine" in words else stack_words)]
+
+
+def command(*words: str) -> list[str]:
+    """The command line of quic_echo."""
+    return [sys.executable, "-m", "apps.quic_echo", *arguments(*words)]
 
 
 class Server:
@@ -61,9 +67,9 @@ def server(
     words: str, *, uri: str = "quic://127.0.0.1:0", side: Side | None = None
 ) -> Iterator[Server]:
     """A server with these words; killed at the end if it still runs."""
-    line = command("server", "uri", uri, *words.split(), side=side)
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    given = arguments("server", "uri", uri, *words.split())
+    with forked.start(
+        _MODULE, given, side=side, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
             assert process.stderr is not None
@@ -77,8 +83,8 @@ def server(
 
 def client(words: str, uri: str, *, side: Side | None = None) -> subprocess.CompletedProcess[str]:
     """Run a client with these words to its end."""
-    line = command("client", "uri", uri, *words.split(), side=side)
-    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    given = arguments("client", "uri", uri, *words.split())
+    return forked.run(_MODULE, given, side=side, timeout=PATIENCE_S)
 
 
 def transfer(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 
 import hoststack
 from hoststack.api.stack import stack_on
 from hoststack.boundary.application import Application
-from hoststack.control.grammar import Command
+from hoststack.control.grammar import Command, CommandError
 from hoststack.control.merge import merge
 from hoststack.control.render import render
 from tests.control.conftest import Net
@@ -61,6 +62,13 @@ def test_show_quic_of_workers_that_count_other_things() -> None:
         ["in", "0", "1", "0", "1"],
         ["in", "1", "5", "5", "0"],
     ]
+
+
+@pytest.mark.parametrize("ran", [0, 2])
+def test_clients_whose_worker_is_away_have_not_run(ran: int) -> None:
+    command = Command("test echo clients", {"clients": 5})
+    with pytest.raises(CommandError, match=f"^{5 - ran} of 5 clients had no worker"):
+        merge(command, [{"worker": 1, "handshakes": ran}])
 
 
 def test_an_endless_speed_is_not_shown() -> None:

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+
+from tests.support import forked
 
 #: How long anything here may take, in seconds, on a slow machine.
 PATIENCE_S: Final = 60
@@ -71,14 +73,9 @@ class Daemon:
         return int(pids[-1])
 
     def ctl(self, *words: str) -> str:
-        """The debug CLI's answer, by a real `hoststack ctl`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "hoststack.cli.main", "ctl", "--socket", self.cli, *words],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        """The debug CLI's answer, by `hoststack ctl`."""
+        line = ["ctl", "--socket", self.cli, *words]
+        done = forked.run("hoststack.cli.main", line, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -92,20 +89,27 @@ class Daemon:
         self._reader.join(PATIENCE_S)
 
 
+def started(prefix: Sequence[str], line: Sequence[str]) -> subprocess.Popen[str]:
+    """A `hoststack` of its own; by a prefix, which may be a user of less privileges, a new one."""
+    pipes: Any = {"stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    if not prefix:
+        return forked.start("hoststack.cli.main", line, **pipes)
+    program = [*prefix, sys.executable, "-m", "hoststack.cli.main", *line]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(program, text=True, env=environment, **pipes)
+
+
 @contextmanager
 def run_daemon(*words: str, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
     """A daemon with these options, in a folder of its own; killed at the end if it lives."""
     with tempfile.TemporaryDirectory(prefix="hs-daemon-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        line = [*prefix, sys.executable, "-m", "hoststack.cli.main", "run"]
+        line = ["run"]
         if "--link" not in words and "-i" not in words:
             line += ["--link", "udp"]
         line += ["--socket", f"{name}/api.sock", "--cli-socket", f"{name}/cli.sock", *words]
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        with subprocess.Popen(
-            line, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment
-        ) as process:
+        with started(prefix, line) as process:
             daemon = Daemon(process, folder)
             try:
                 daemon.wait_for("serving at")

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,15 +24,6 @@ _CLONE_NEWNET: Final = 0x40000000
 _PREFIX: Final = "hstest"
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
-
-#: Runs the rest of its command line in the namespace whose file is its first argument.
-_LAUNCHER: Final = (
-    "import ctypes,os,sys\n"
-    "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
-    "assert ctypes.CDLL(None).setns(fd, 0x40000000) == 0, 'setns failed'\n"
-    "os.close(fd)\n"
-    "os.execvp(sys.argv[2], sys.argv[2:])\n"
-)
 
 
 class _ThreadsByNamespace:
@@ -104,7 +94,7 @@ class Side:
 
     def command(self, *words: str) -> list[str]:
         """A command line that runs `words` in the namespace, under the same process ID."""
-        return [sys.executable, "-c", _LAUNCHER, self.path, *words]
+        return ["nsenter", f"--net={self.path}", *words]
 
     def ip(self, *words: str) -> str:
         """`ip` in this namespace."""

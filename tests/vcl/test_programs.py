@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.daemon.conftest import PATIENCE_S, Daemon, run_daemon
+from tests.support import forked
 from tests.support.netns import VethPair, veth_pair
 
 BIN = Path(sys.executable).parent
@@ -42,13 +43,13 @@ class Programs:
     @contextmanager
     def server(self, *words: str) -> Iterator[subprocess.Popen[str]]:
         """A vcl_test_server, in the daemon's namespace; ended by a signal."""
-        line = self.pair.a.command(str(BIN / "vcl_test_server"), *words)
-        with subprocess.Popen(
-            line,
+        with forked.start(
+            "apps.vcl_test.server",
+            words,
+            side=self.pair.a,
+            env=self.server_environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            env=self.server_environment,
         ) as process:
             try:
                 assert process.stdout is not None
@@ -60,14 +61,13 @@ class Programs:
 
     def client(self, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """A vcl_test_client that has run."""
-        return subprocess.run(
-            self.pair.b.command(str(BIN / "vcl_test_client"), *words),
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
+        return forked.run(
+            "apps.vcl_test.client",
+            words,
+            side=self.pair.b,
             env=self.client_environment,
+            text=text,
+            timeout=PATIENCE_S,
         )
 
     def measured(self, *words: str) -> dict[str, Any]:

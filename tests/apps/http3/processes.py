@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 import pytest
 
 from tests.apps.echo_process import PATIENCE_S
+from tests.support import forked
 from tests.support.netns import Side
 
 ADDRESS: Final = "127.0.0.1"
@@ -31,13 +31,9 @@ def serving(
 ) -> Iterator[int]:
     """The port of our server, which must still be well at the end."""
     address = side.ipv4 if side else ADDRESS
-    line = [sys.executable, "-m", "apps.http3_server", "--engine", engine, "--root", str(folder)]
-    line += [*words, f"quic://{address}:0"]
-    with subprocess.Popen(
-        side.command(*line) if side else line,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    line = ["--engine", engine, "--root", str(folder), *words, f"quic://{address}:0"]
+    with forked.start(
+        "apps.http3_server", line, side=side, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
             assert process.stdout is not None
@@ -58,13 +54,8 @@ def serving(
 
 def client(engine: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run `hoststack get` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "hoststack.cli.main", "get", "--engine", engine, *words],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    line = ["get", "--engine", engine, *words]
+    return forked.run("hoststack.cli.main", line, timeout=PATIENCE_S)
 
 
 def assert_same(received: Path, sent: Path) -> None:
