@@ -508,12 +508,10 @@ class StreamsInPython(Protocol):
     def open_stream(
         self, connection: ConnectionContext, *, unidirectional: bool
     ) -> StreamContext | None:
-        """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it
-        (STREAMS_AVAILABLE reports when to try again)."""
+        """Open a stream, its FIFOs made by the factory; None while the peer's limit forbids it."""
 
     def openings(self, connection: ConnectionContext, *, unidirectional: bool) -> int:
-        """Return how many more streams the peer allows now (MAX_STREAMS, RFC 9000 section 4.6);
-        STREAMS_AVAILABLE reports when there are more."""
+        """Return how many more the peer allows now; STREAMS_AVAILABLE reports when more."""
 
     def send_ready(self, stream: StreamContext) -> None:
         """Send: the application wrote into the tx FIFO, or set its end."""
@@ -522,11 +520,9 @@ class StreamsInPython(Protocol):
         """Move the receive windows: the application read from the rx FIFO."""
 
     def allow_stream(self, connection: ConnectionContext, *, unidirectional: bool) -> None:
-        """Let the peer open one more stream (MAX_STREAMS, RFC 9000 section 4.6).
-
-        Call it once for each of its streams that is closed and that the application has accepted.
-        For a stream that it refused, a transport does it by itself.
-        """
+        """Let the peer open one more stream (MAX_STREAMS, RFC 9000 section 4.6): once for each of
+        its streams that is closed and that the application has accepted. For a stream that it
+        refused, a transport does it by itself."""
 
     def reset_stream(self, stream: StreamContext, code: int) -> None:
         """Send RESET_STREAM: the rest of the tx FIFO is discarded."""

@@ -26,7 +26,10 @@ from typing import Any, NoReturn
 import sniffio
 from trio._core._run import GLOBAL_RUN_CONTEXT
 
+from hoststack.worker import engines
 from tests.support.netns import Side
+
+_available_engines = engines.available_engines
 
 
 def start(
@@ -101,6 +104,8 @@ def _forget_the_parent(name: str, words: list[str]) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    # Whatever a fixture has the parent take for all engines.
+    engines.available_engines = _available_engines
     # No trio runs here.
     vars(GLOBAL_RUN_CONTEXT).clear()
     vars(sniffio.thread_local).clear()

@@ -31,12 +31,13 @@ class _ThreadsByNamespace:
     it for the next job of the process for 10 s."""
 
     def __init__(self) -> None:
-        self._caches: dict[int, ThreadCache] = {}
+        # Under this name trio empties it in a child: its threads are not there.
+        self._idle_workers: dict[int, ThreadCache] = {}
 
     def start_thread_soon(self, *job: Any) -> None:
         """See trio.lowlevel.start_thread_soon."""
         here = os.stat("/proc/thread-self/ns/net").st_ino
-        self._caches.setdefault(here, ThreadCache()).start_thread_soon(*job)
+        self._idle_workers.setdefault(here, ThreadCache()).start_thread_soon(*job)
 
 
 _thread_cache.THREAD_CACHE = _ThreadsByNamespace()  # type: ignore[assignment]

@@ -39,7 +39,7 @@ class Transport:
         one = "void(void *)"
         two = "void(void *, uint64_t)"
         self._kept = [
-            ffi.callback("int(void *, int)", lambda c, uni: self.credit > 0),
+            ffi.callback("uint64_t(void *, int)", lambda c, uni: max(self.credit, 0)),
             ffi.callback(
                 "void *(void *, int, void *, struct hs_fifo_producer *,"
                 " struct hs_fifo_consumer *, int64_t *)",
