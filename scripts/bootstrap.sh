@@ -28,7 +28,7 @@ TEST_PACKAGES=(
 	python3-bpfcc "linux-headers-$(dpkg --print-architecture 2>/dev/null || true)" # `hoststack trace`
 	vagrant # vagrant/Vagrantfile
 	caddy # an HTTP/3 server by somebody else
-	chromium-headless-shell # a browser
+	chromium-headless-shell libnss3-tools # a browser, and a CA for it
 	iproute2 ethtool
 )
 # QUIC programs by somebody else.

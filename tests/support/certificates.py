@@ -50,9 +50,13 @@ def self_signed(
 
 
 def issued(
-    name: str, issuer: tuple[x509.Certificate, Any] | None = None, filling: int = 0
+    name: str,
+    issuer: tuple[x509.Certificate, Any] | None = None,
+    filling: int = 0,
+    names: Sequence[str] = (),
 ) -> tuple[x509.Certificate, Any]:
-    """A certificate and its key; an extension of it has so many bytes."""
+    """A certificate and its key: of an authority, or of a server with these names. An extension of
+    it has so many bytes."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -65,9 +69,11 @@ def issued(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=9))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .add_extension(x509.BasicConstraints(ca=not names, path_length=None), True)
         .add_extension(x509.UnrecognizedExtension(oid, bytes(filling)), False)
     )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_name, names))), False)
     return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
 
 

@@ -147,9 +147,18 @@ class Chromium:
         return json.loads(text)
 
 
+def _trust(home: Path, authority: bytes) -> None:
+    """Put a certificate in PEM among the authorities of a user (NSS's database)."""
+    database = home / ".pki" / "nssdb"
+    database.mkdir(parents=True)
+    line = ["certutil", "-d", f"sql:{database}", "-A", "-t", "C,,", "-n", "authority", "-a"]
+    subprocess.run(line, input=authority, check=True, capture_output=True)
+
+
 @contextmanager
-def started(*options: str) -> Iterator[Chromium]:
-    """A browser with these options more, and a profile of its own, until the end of the block.
+def started(*options: str, authority: bytes | None = None) -> Iterator[Chromium]:
+    """A browser with these options more, and a profile of its own, until the end of the block. It
+    trusts an authority, whose certificate is PEM.
 
     `--origin-to-force-quic-on=HOST:PORT` has it take HTTP/3 at once, and
     `--ignore-certificate-errors-spki-list=` with `key_hash` trust a certificate. WebTransport takes
@@ -161,6 +170,8 @@ def started(*options: str) -> Iterator[Chromium]:
         folder = undo.enter_context(
             tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         )
+        if authority is not None:
+            _trust(Path(folder), authority)
         log = undo.enter_context(open(Path(folder) / "log", "wb"))
         (read_commands, to_browser), (to_us, write_answers) = _pipe(), _pipe()
         redirect = f'exec "$@" 3<&{read_commands} 4>&{write_answers}'  # the protocol's descriptors
