@@ -4,14 +4,14 @@ PACKAGES := pyxdp hoststack apps
 SECONDS ?= 60
 VERSION ?= 1.7.1
 
-.PHONY: help bootstrap build lint test aioquic docs fuzz soak demo bench clean
+.PHONY: help bootstrap build lint test aioquic docs man fuzz soak demo bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # What to set up: what running takes, or what the tests take as well.
 PURPOSE := run
-lint test aioquic docs fuzz bench: PURPOSE := test
+lint test aioquic docs man fuzz bench: PURPOSE := test
 
 bootstrap: ## install what running takes and is missing: Debian's packages (as root), and .venv
 	@scripts/bootstrap.sh $(PURPOSE)
@@ -35,6 +35,10 @@ aioquic: build ## the aioquic engine's tests with a VERSION of aioquic, the olde
 docs: build ## this documentation as HTML, into build/docs; a warning is an error
 	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "docs: build/docs/index.html"
+
+man: build ## the man pages of all commands, into build/man
+	@$(PYTHON) -m docs.man build/man
+	@echo "man: man -l build/man/hoststack.1"
 
 fuzz: build ## libFuzzer on the C core and programs in Python, each target for SECONDS (60): make fuzz SECONDS=600
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)

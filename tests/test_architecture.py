@@ -82,7 +82,8 @@ FLOORS = (
     ),
     Floor(
         ("hoststack/cli",),
-        "the command line: `hoststack serve`, `get`, `run`, `ctl`, `trace`, `xdp`, `doctor`",
+        "the command line: `hoststack serve`, `get`, `run`, `ctl`, `trace`, `xdp`, `doctor`, "
+        "`install-unit`, `completion`",
     ),
 )
 #: What those above it know of a link, and nothing of any particular one.

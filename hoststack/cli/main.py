@@ -11,7 +11,10 @@ from importlib import import_module
 from typing import Final
 
 #: Each is a module here; one is imported when it is asked for.
-COMMANDS: Final = ("serve", "get", "run", "xdp", "doctor", "ctl", "trace")
+COMMANDS: Final = (
+    *("serve", "get", "run", "xdp", "doctor", "ctl", "trace"),
+    *("install-unit", "completion"),
+)
 
 #: As shells report a program that SIGINT ended.
 _EXIT_INTERRUPTED = 130
@@ -24,7 +27,7 @@ def build_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in names:
-        import_module(f"hoststack.cli.{name}").add_command(commands)
+        import_module(f"hoststack.cli.{name.replace('-', '_')}").add_command(commands)
     return parser
 
 

@@ -25,7 +25,7 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 def test_the_manual_has_every_command() -> None:
     manual = (DOCS / "cli.md").read_text()
     commands = parsers(build_parser())
-    assert set(re.findall(r"^## `hoststack (\w+)", manual, re.MULTILINE)) == set(commands)
+    assert set(re.findall(r"^## `hoststack ([\w-]+)", manual, re.MULTILINE)) == set(commands)
     for verb in parsers(commands["xdp"]):
         assert re.search(rf"^- `{verb}\b", manual, re.MULTILINE), verb
 
@@ -33,7 +33,7 @@ def test_the_manual_has_every_command() -> None:
 def test_the_manuals_have_every_option() -> None:
     commands = parsers(build_parser())
     pages = {"run": "daemon", "serve": "serve", "get": "cli", "ctl": "ctl", "trace": "trace"}
-    pages["xdp"] = "cli"
+    pages |= dict.fromkeys(("xdp", "install-unit", "completion"), "cli")
     for name, page in pages.items():
         text = (DOCS / f"{page}.md").read_text()
         parser = commands[name]

@@ -259,7 +259,7 @@ def test_a_supervisor_that_is_killed_under_load() -> None:
 
 def test_the_units_capabilities_are_enough() -> None:
     """And workers have none of them, nor can they get one."""
-    unit = Path("systemd/hoststack.service").read_text()
+    unit = Path("hoststack/cli/run.service").read_text()
     (names,) = re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)
     # For LimitMEMLOCK=infinity, which takes CAP_SYS_RESOURCE.
     kept = [*names.lower().replace("cap_", "").split(), "ipc_lock"]

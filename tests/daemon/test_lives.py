@@ -24,7 +24,7 @@ from tests.daemon.echoing import TRUSTING, ask, echo, echo_server, serve_while_i
 
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[2]
-UNIT = ROOT / "systemd" / "hoststack.service"
+UNIT = ROOT / "hoststack" / "cli" / "run.service"
 
 
 class Load:
