@@ -12,7 +12,6 @@ import gc
 import importlib
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -95,7 +94,7 @@ def _forget_the_parent(name: str, words: list[str]) -> None:
     gc.freeze()
     faulthandler.disable()
     # The parent waits until the last of these is closed.
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(3, 1 << 30)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
