@@ -27,6 +27,13 @@ _TEST_RUN_MIN_BYTES: Final = 14
 
 _MOST_MAPS: Final = 64  # of one program: MAX_USED_MAPS in linux/bpf_verifier.h
 
+#: What the verifier refuses to those without CAP_PERFMON (kernel/bpf/verifier.c: allow_ptr_leaks).
+_FOR_THE_PRIVILEGED: Final = (
+    b"pointer comparison prohibited",
+    b"pointer -= pointer prohibited",
+    b"prohibited for !root",
+)
+
 _PROGRAM_PIN: Final = "program"
 _LINK_PIN: Final = "link"
 _MAP_PIN_PREFIX: Final = "map_"
@@ -43,6 +50,13 @@ def _describe(program_fd: int) -> _Description:
     if error < 0:
         raise os_error("cannot describe a program", -error)
     return _Description(int(info.id), str(ffi.string(info.name).decode(errors="replace")))
+
+
+def _is_privilege(number: int, log: bytes) -> bool:
+    """Whether a capability was missing, by errno and what the verifier says."""
+    if number == errno.EACCES:
+        return not log or any(words in log for words in _FOR_THE_PRIVILEGED)
+    return number == errno.EPERM
 
 
 class RunResult(NamedTuple):
@@ -104,12 +118,11 @@ class Program:
                 if error_number < 0:
                     raise ObjectError(-error_number, f"{where} has no map {map_name!r}")
             error_number = library.pyxdp_object_load(opened[0])
-            # Without a word of the verifier: it was not asked.
-            if error_number in (-errno.EPERM, -errno.EACCES) and not ffi.string(log):
+            if _is_privilege(-error_number, ffi.string(log)):
                 raise NoPrivilegeError(
                     errno.EPERM,
-                    f"cannot load {where}: not permitted; run as root, or with CAP_BPF and"
-                    " CAP_NET_ADMIN",
+                    f"cannot load {where}: not permitted; run as root, or with CAP_BPF,"
+                    " CAP_NET_ADMIN and CAP_PERFMON",
                 )
             if error_number < 0:
                 text = ffi.string(log).decode(errors="replace")

@@ -25,6 +25,7 @@ _CAPABILITIES: Final = {
     "CAP_NET_RAW": 13,
     "CAP_IPC_LOCK": 14,
     "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
 _AF_XDP: Final = 44
@@ -85,16 +86,17 @@ def _has(name: str) -> bool:
 
 def _capabilities() -> Finding:
     missing = [name for name in ("CAP_NET_ADMIN", "CAP_NET_RAW") if not _has(name)]
-    # CAP_SYS_ADMIN includes CAP_BPF (capabilities(7)).
-    if not _has("CAP_BPF") and not _has("CAP_SYS_ADMIN"):
-        missing.append("CAP_BPF")
+    # CAP_SYS_ADMIN includes these (capabilities(7)). The verifier refuses comparisons of pointers
+    # in a program that is loaded without CAP_PERFMON.
+    if not _has("CAP_SYS_ADMIN"):
+        missing += [name for name in ("CAP_BPF", "CAP_PERFMON") if not _has(name)]
     if missing:
         return bad(
             "privilege",
             f"without {', '.join(missing)}",
             "run as root, or grant them, e.g. with `systemd-run -p AmbientCapabilities=...`",
         )
-    return good("privilege", "CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are present")
+    return good("privilege", "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON are present")
 
 
 def _locked_memory() -> Finding:

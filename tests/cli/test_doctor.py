@@ -131,7 +131,7 @@ def test_no_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "_effective_capabilities", lambda: 1 << 12)
     monkeypatch.setattr("resource.getrlimit", lambda which: (8 << 20, 8 << 20))
     found = by_subject()
-    assert found["privilege"].text == "without CAP_NET_RAW, CAP_BPF"
+    assert found["privilege"].text == "without CAP_NET_RAW, CAP_BPF, CAP_PERFMON"
     assert found["locked memory"].severity is Severity.BAD
 
 

@@ -243,10 +243,17 @@ def test_bad_input(veth: Veth, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_without_capabilities(veth: Veth, tmp_path: Path) -> None:
     """Also as root, as in a container."""
     file = write_file(tmp_path / "good.pcapng", udp4())
-    for words in (("capture", "-i", veth.right), ("replay", "-i", veth.right, "-")):
+    capture, replaying = ("capture", "-i", veth.right), ("replay", "-i", veth.right, "-")
+    for kept, words in (
+        ("", capture),
+        ("bpf", capture),
+        ("bpf,+net_admin", capture),
+        ("", replaying),
+    ):
+        bounds = "-all" + (f",+{kept}" if kept else "")
         with open(file, "rb") as packets:
             done = subprocess.run(
-                ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *PYXDP, *words],
+                ["setpriv", f"--bounding-set={bounds}", "--inh-caps=-all", *PYXDP, *words],
                 stdin=packets,
                 capture_output=True,
                 text=True,
