@@ -145,11 +145,12 @@ def running(
     *,
     environment: Mapping[str, str] | None = None,
     is_ready: Callable[[Process], bool] | None = None,
+    timeout_s: float = 20,
 ) -> Iterator[Process]:
     """A server, from its first words (or `is_ready`) on; stopped at the end of the block."""
     process = Process(command, environment)
     try:
-        process.wait_ready(is_ready)
+        process.wait_ready(is_ready, timeout_s)
         yield process
         process.stop()
     finally:
