@@ -252,7 +252,7 @@ async def upload(stack: Stack, given: argparse.Namespace) -> Found:
     pids = {"client": os.getpid(), "server": given.server_pid}
     tls = replace(_TLS, ciphers=tuple(given.ciphers))
     async with _idle_connections(stack, given):
-        memory_bytes = {end: _resident_bytes(pid) for end, pid in pids.items()}
+        memory_bytes = {end: resident_bytes(pid) for end, pid in pids.items()}
         async with AsyncExitStack() as others:
             connection = await others.enter_async_context(
                 stack.connect(given.uri, tls=tls, alpn=[ALPN])
@@ -304,10 +304,10 @@ async def beside_idle(stack: Stack, given: argparse.Namespace) -> Found:
         told = json.loads(control.run("show quic", as_json=True))
         return int(told["total"]["turns"])
 
-    before = [_resident_bytes(pid) for pid in pids]
+    before = [resident_bytes(pid) for pid in pids]
     async with _idle_connections(stack, given):
         await trio.sleep(_QUIET_S)
-        memory_bytes = [_resident_bytes(pid) - was for pid, was in zip(pids, before, strict=True)]
+        memory_bytes = [resident_bytes(pid) - was for pid, was in zip(pids, before, strict=True)]
         used = [sum(cpu_seconds(pid)) for pid in pids]
         await trio.sleep(_IDLE_S)
         idle_cpu = [
@@ -339,7 +339,8 @@ async def _upload(connection: Connection, seconds: float) -> tuple[int, float]:
 # --- what the kernel says of a process (proc(5)) ---
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Of a process, in all."""
     pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 

@@ -226,7 +226,7 @@ class FifoConfig:
     @property
     def least_rx_bytes(self) -> int:
         """A stream's receive FIFO where memory is scarce, and the first window of every stream: the
-        window grows to the whole FIFO as soon as the peer makes use of it."""
+        window grows to the whole FIFO when the application reads what comes."""
         return min(self.rx_fifo_bytes, LEAST_RX_FIFO_BYTES)
 
     @property

@@ -125,6 +125,16 @@ static void arm(struct fifo *f)
 	CHECK(!hs_fifo_take_read_armed(&f->p) && !hs_fifo_take_write_armed(&f->c));
 }
 
+static void grow(struct fifo *f, struct input *in)
+{
+	uint64_t before = f->p.ring_bytes, ring = 1ULL << take_8(in) % (MOST_SIZE_BITS + 2);
+	int got = hs_fifo_grow(&f->p, ring);
+	CHECK(bounded(f, got, 1) <= 1 && f->p.ring_bytes == (got == 1 ? ring : before));
+	CHECK(f->p.ring_bytes >= before && f->p.ring_bytes <= f->size);
+	CHECK(f->is_hostile || f->p.tail != f->c.head || f->p.range_count ||
+	      got == (ring > before && ring <= f->size));
+}
+
 static void run_fifo(struct input *in)
 {
 	uint8_t shape = take_8(in);
@@ -133,6 +143,7 @@ static void run_fifo(struct input *in)
 	f.block = take_memory(block_bytes);
 	CHECK(!hs_fifo_producer_open(&f.p, f.block, block_bytes));
 	CHECK(!hs_fifo_consumer_open(&f.c, f.block, block_bytes));
+	hs_fifo_begin_small(&f.p, f.size >> (shape >> 5));
 	while (in->left) {
 		uint8_t operation = take_8(in);
 		switch (operation & 7) {
@@ -150,7 +161,10 @@ static void run_fifo(struct input *in)
 			drop(&f, in);
 			break;
 		case 5:
-			arm(&f);
+			if (operation & 8)
+				grow(&f, in);
+			else
+				arm(&f);
 			break;
 		case 6: /* the truth, so that the sides go on */
 			memcpy(f.block, &f.p.tail, sizeof(f.p.tail));

@@ -24,9 +24,11 @@ class FifoModel(RuleBasedStateMachine):
 
     offsets = Bundle("offsets")
 
-    @initialize()
-    def make(self) -> None:
+    @initialize(ring_bytes=st.sampled_from([1, 128, 512, SIZE_BYTES]))
+    def make(self, ring_bytes: int) -> None:
         self.fifo = Fifo(SIZE_BYTES)
+        lib.hs_fifo_begin_small(self.fifo._producer, ring_bytes)
+        self.ring_bytes = ring_bytes
         self.has = [False] * len(_MODEL_BYTES)
         self.head = 0
 
@@ -39,7 +41,7 @@ class FifoModel(RuleBasedStateMachine):
         offset = max(0, self.head + ahead)
         data = _MODEL_BYTES[offset : offset + count]
         before = self.tail
-        if offset + count > self.head + SIZE_BYTES:
+        if offset + count > self.head + self.ring_bytes:
             with pytest.raises(FifoOverflowError):
                 self.fifo.put(offset, data)
             return
@@ -54,8 +56,19 @@ class FifoModel(RuleBasedStateMachine):
             return
         tail = self.tail
         taken = self.fifo.write(memoryview(_MODEL_BYTES)[tail : tail + count])
-        assert taken == min(count, SIZE_BYTES - (tail - self.head))
+        assert taken == min(count, self.ring_bytes - (tail - self.head))
         self.has[tail : tail + taken] = [True] * taken
+
+    @rule(ring_bytes=st.sampled_from([64, 256, SIZE_BYTES, 2 * SIZE_BYTES]))
+    def grow(self, ring_bytes: int) -> None:
+        grown = lib.hs_fifo_grow(self.fifo._producer, ring_bytes)
+        # What wraps around stays where it is.
+        is_possible = self.ring_bytes < ring_bytes <= SIZE_BYTES
+        assert grown in ((0, 1) if is_possible else (0,))
+        if not any(self.has[self.head :]):
+            assert grown == is_possible
+        if grown:
+            self.ring_bytes = ring_bytes
 
     @rule(count=st.integers(0, 600))
     def read(self, count: int) -> None:
@@ -90,7 +103,7 @@ class FifoModel(RuleBasedStateMachine):
         assert self.fifo.head == self.head
         assert self.fifo.tail == self.tail
         assert self.fifo.readable == self.tail - self.head
-        assert self.fifo.writable == SIZE_BYTES - (self.tail - self.head)
+        assert self.fifo.writable == self.ring_bytes - (self.tail - self.head)
 
 
 TestFifoModel = FifoModel.TestCase
@@ -183,7 +196,7 @@ def test_a_flag_is_taken_once() -> None:
 class Shared:
     """A block that somebody else writes to, with both sides of a FIFO on it."""
 
-    TAIL, HEAD = 0, 64
+    TAIL, RING, HEAD = 0, 24, 64
 
     def __init__(self) -> None:
         self.block = bytearray(int(lib.HS_FIFO_HEADER_BYTES) + SIZE_BYTES)
@@ -254,6 +267,30 @@ def test_an_empty_fifo_begins_at_its_first_byte_again() -> None:
     assert fifo.tail == 1_000_000
     # What was never needed was never touched.
     assert not any(fifo._data[1000:])
+
+
+def test_a_small_ring_touches_no_more_of_its_block() -> None:
+    fifo = Fifo(1 << 16)
+    lib.hs_fifo_begin_small(fifo._producer, 4096)
+    fifo.write(b"first")
+    for i in range(1000):
+        piece = bytes([1 + i % 255]) * 1000
+        assert fifo.write(piece) == len(piece)
+        assert len(fifo.read(1000)) == 1000  # it is never empty
+    assert not any(fifo._data[4096:])
+    fifo.read(5)
+    assert lib.hs_fifo_grow(fifo._producer, 1 << 16) == 1
+    assert fifo.writable == 1 << 16
+
+
+@pytest.mark.parametrize("ring_bytes", [1, 3, 100, 2 * SIZE_BYTES, 1 << 63, (1 << 64) - 1])
+def test_a_producer_that_writes_an_impossible_ring_is_found_out(
+    shared: Shared, ring_bytes: int
+) -> None:
+    assert lib.hs_fifo_write(shared.producer, b"0123456789", 10) == 10
+    shared.overwrite(Shared.RING, ring_bytes)
+    assert lib.hs_fifo_tail(shared.consumer) == lib.HS_FIFO_CORRUPT
+    assert lib.hs_fifo_read(shared.consumer, ffi.new("uint8_t[10]"), 10) == lib.HS_FIFO_CORRUPT
 
 
 def test_a_fifo_that_is_not_empty_goes_on_behind_what_it_holds() -> None:

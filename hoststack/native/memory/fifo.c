@@ -11,7 +11,8 @@ struct hs_fifo_shared {
 	_Atomic uint32_t eof;
 	_Atomic uint32_t want_write; /* the producer sleeps until there is room */
 	_Atomic uint64_t origin; /* the offset of the byte that lies at data[0] */
-	uint8_t pad_a[40];
+	_Atomic uint64_t ring_bytes; /* 0: all of the data */
+	uint8_t pad_a[32];
 	_Atomic uint64_t head; /* the consumer's */
 	_Atomic uint32_t want_read; /* the consumer sleeps until there are bytes */
 	uint8_t pad_b[52];
@@ -32,7 +33,7 @@ int hs_fifo_producer_open(struct hs_fifo_producer *p, void *block, size_t block_
 		return -1;
 	memset(p, 0, sizeof(*p));
 	p->shared = block;
-	p->size_bytes = block_bytes - HS_FIFO_HEADER_BYTES;
+	p->size_bytes = p->ring_bytes = block_bytes - HS_FIFO_HEADER_BYTES;
 	return 0;
 }
 
@@ -42,7 +43,7 @@ int hs_fifo_consumer_open(struct hs_fifo_consumer *c, void *block, size_t block_
 		return -1;
 	memset(c, 0, sizeof(*c));
 	c->shared = block;
-	c->size_bytes = block_bytes - HS_FIFO_HEADER_BYTES;
+	c->size_bytes = c->ring_bytes = block_bytes - HS_FIFO_HEADER_BYTES;
 	return 0;
 }
 
@@ -67,7 +68,7 @@ int64_t hs_fifo_writable(struct hs_fifo_producer *p)
 	int64_t head = hs_fifo_head(p);
 	if (head < 0)
 		return head;
-	return (int64_t)(p->size_bytes - (p->tail - (uint64_t)head));
+	return (int64_t)(p->ring_bytes - (p->tail - (uint64_t)head));
 }
 
 /* Restart an empty FIFO at data[0]: one that is read as fast as it is written stays in the cache
@@ -81,11 +82,41 @@ static void begin_anew_if_empty(struct hs_fifo_producer *p)
 	atomic_store_explicit(&p->shared->origin, p->origin, memory_order_relaxed);
 }
 
+void hs_fifo_begin_small(struct hs_fifo_producer *p, uint64_t bytes)
+{
+	uint64_t ring = p->size_bytes;
+	while (ring / 2 >= bytes && ring > 1)
+		ring /= 2;
+	p->ring_bytes = ring;
+	atomic_store_explicit(&p->shared->ring_bytes, ring, memory_order_release);
+}
+
+int hs_fifo_grow(struct hs_fifo_producer *p, uint64_t bytes)
+{
+	int64_t head = hs_fifo_head(p);
+	if (head < 0)
+		return HS_FIFO_CORRUPT;
+	if (bytes <= p->ring_bytes || bytes > p->size_bytes)
+		return 0;
+	/* The stored bytes must not move, for the consumer may be reading them: an origin one or
+	 * more rings later leaves them where they are, and so does a larger ring then. */
+	uint64_t origin = (uint64_t)head - (((uint64_t)head - p->origin) & (p->ring_bytes - 1));
+	uint64_t top = p->range_count ? p->ranges[p->range_count - 1].end : p->tail;
+	if (top > origin + p->ring_bytes)
+		return 0;
+	p->origin = origin;
+	p->ring_bytes = bytes;
+	/* In this order: a consumer that sees the new size also sees the new origin. */
+	atomic_store_explicit(&p->shared->origin, origin, memory_order_relaxed);
+	atomic_store_explicit(&p->shared->ring_bytes, bytes, memory_order_release);
+	return 1;
+}
+
 /* The caller has checked that [offset, offset + n) is free. */
 static void store(struct hs_fifo_producer *p, uint64_t offset, const uint8_t *data, size_t n)
 {
-	size_t at = (offset - p->origin) & (p->size_bytes - 1);
-	size_t first = p->size_bytes - at < n ? p->size_bytes - at : n;
+	size_t at = (offset - p->origin) & (p->ring_bytes - 1);
+	size_t first = p->ring_bytes - at < n ? p->ring_bytes - at : n;
 	memcpy(p->shared->data + at, data, first);
 	memcpy(p->shared->data, data + first, n - first);
 }
@@ -157,7 +188,7 @@ int64_t hs_fifo_put(struct hs_fifo_producer *p, uint64_t offset, const uint8_t *
 	if (head < 0)
 		return head;
 	uint64_t end = offset + n;
-	if (end < offset || end > (uint64_t)head + p->size_bytes)
+	if (end < offset || end > (uint64_t)head + p->ring_bytes)
 		return HS_FIFO_OUTSIDE;
 	if (end <= p->tail)
 		return 0;
@@ -187,8 +218,13 @@ void hs_fifo_set_eof(struct hs_fifo_producer *p)
 int64_t hs_fifo_tail(struct hs_fifo_consumer *c)
 {
 	uint64_t tail = atomic_load_explicit(&c->shared->tail, memory_order_acquire);
-	if (tail < c->tail_seen || tail - c->head > c->size_bytes || tail > INT64_MAX)
+	uint64_t ring = atomic_load_explicit(&c->shared->ring_bytes, memory_order_acquire);
+	if (!ring)
+		ring = c->size_bytes;
+	if (ring > c->size_bytes || (ring & (ring - 1)) || tail < c->tail_seen ||
+	    tail - c->head > ring || tail > INT64_MAX)
 		return HS_FIFO_CORRUPT;
+	c->ring_bytes = ring;
 	c->tail_seen = tail;
 	/* Whatever a malicious producer writes here, reads stay within the ring. */
 	c->origin = atomic_load_explicit(&c->shared->origin, memory_order_relaxed);
@@ -229,8 +265,8 @@ int64_t hs_fifo_spans(struct hs_fifo_consumer *c, uint64_t offset, size_t n,
 		return available;
 	if (n > (uint64_t)available)
 		n = (size_t)available;
-	size_t at = (offset - c->origin) & (c->size_bytes - 1);
-	size_t first = c->size_bytes - at < n ? c->size_bytes - at : n;
+	size_t at = (offset - c->origin) & (c->ring_bytes - 1);
+	size_t first = c->ring_bytes - at < n ? c->ring_bytes - at : n;
 	out[0] = (struct hs_fifo_span){ c->shared->data + at, first };
 	out[1] = (struct hs_fifo_span){ c->shared->data, n - first };
 	return (int64_t)n;
@@ -243,8 +279,8 @@ int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n)
 		return available;
 	if (n > (uint64_t)available)
 		n = (size_t)available;
-	size_t at = (c->head - c->origin) & (c->size_bytes - 1);
-	size_t first = c->size_bytes - at < n ? c->size_bytes - at : n;
+	size_t at = (c->head - c->origin) & (c->ring_bytes - 1);
+	size_t first = c->ring_bytes - at < n ? c->ring_bytes - at : n;
 	memcpy(out, c->shared->data + at, first);
 	memcpy(out + first, c->shared->data, n - first);
 	hs_fifo_drop_to(c, c->head + n);

@@ -8,6 +8,9 @@
  * until they are acknowledged. The producer may store bytes out of order, as they arrive from the
  * network.
  *
+ * The producer may use a part of the data as the ring, so that less memory is touched, and extend
+ * it later: the size above is then the ring's.
+ *
  * The shared block holds no pointer. Each side trusts only its private struct: it checks an index
  * that the other side wrote before it uses it, and reports an invalid one as HS_FIFO_CORRUPT.
  * Nothing outside the block is ever touched.
@@ -39,7 +42,8 @@ struct hs_fifo_range {
 
 struct hs_fifo_producer {
 	struct hs_fifo_shared *shared;
-	uint64_t size_bytes;
+	uint64_t size_bytes; /* of the data */
+	uint64_t ring_bytes; /* of these: in use */
 	uint64_t tail;
 	uint64_t head_seen;
 	uint64_t origin;
@@ -49,10 +53,11 @@ struct hs_fifo_producer {
 
 struct hs_fifo_consumer {
 	struct hs_fifo_shared *shared;
-	uint64_t size_bytes;
+	uint64_t size_bytes; /* of the data */
+	uint64_t ring_bytes; /* as read together with the tail */
 	uint64_t head;
 	uint64_t tail_seen;
-	uint64_t origin; /* as read together with the tail */
+	uint64_t origin; /* as is the ring's size */
 };
 
 /* Open a side of a shared block of `block_bytes`, which starts as zeros: HS_FIFO_HEADER_BYTES
@@ -60,6 +65,11 @@ struct hs_fifo_consumer {
 int hs_fifo_producer_open(struct hs_fifo_producer *p, void *block, size_t block_bytes);
 int hs_fifo_consumer_open(struct hs_fifo_consumer *c, void *block, size_t block_bytes);
 void hs_fifo_producer_close(struct hs_fifo_producer *p);
+/* Use a ring of at least `bytes`, as long as no byte was stored. */
+void hs_fifo_begin_small(struct hs_fifo_producer *p, uint64_t bytes);
+/* Use a ring of `bytes`, a power of two. Returns 1; 0 if it is not larger, or does not fit, or the
+ * stored bytes wrap around the end of the ring now; or HS_FIFO_CORRUPT. */
+int hs_fifo_grow(struct hs_fifo_producer *p, uint64_t bytes);
 
 /* Free bytes, or HS_FIFO_CORRUPT. */
 int64_t hs_fifo_writable(struct hs_fifo_producer *p);

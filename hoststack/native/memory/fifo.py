@@ -38,7 +38,7 @@ class Fifo:
     in the shared block is invalid.
     """
 
-    __slots__ = ("__weakref__", "_consumer", "_data", "_mask", "_memory", "_producer", "size")
+    __slots__ = ("__weakref__", "_consumer", "_data", "_memory", "_producer", "size")
 
     def __init__(self, size_bytes: int, memory: mmap.mmap | None = None, offset: int = 0) -> None:
         """Use a block of `memory`, which must start as zeros, or allocate one.
@@ -49,7 +49,6 @@ class Fifo:
         if not 0 < size_bytes <= _MAX_BYTES:
             raise ValueError(f"a FIFO of {size_bytes} bytes: ask for 1 to {_MAX_BYTES}")
         self.size = self.rounded_up(size_bytes)
-        self._mask = self.size - 1
         block_bytes = self.block_bytes(size_bytes)
         if memory is None:
             # Pages that are never touched cost nothing.
@@ -174,11 +173,12 @@ class Fifo:
             _raise(count)
         if count > max_bytes:
             count = max_bytes
-        start = (offset - self._consumer.origin) & self._mask
+        ring_bytes = self._consumer.ring_bytes
+        start = (offset - self._consumer.origin) & (ring_bytes - 1)
         end = start + count
-        if end <= self.size:
+        if end <= ring_bytes:
             return self._data[start:end].tobytes()
-        return b"".join((self._data[start:], self._data[: end - self.size]))
+        return b"".join((self._data[start:ring_bytes], self._data[: end - ring_bytes]))
 
     def drop_to(self, offset: int) -> None:
         """Drop all bytes below an offset. Raises FifoOverflowError above the tail."""

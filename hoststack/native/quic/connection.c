@@ -240,6 +240,7 @@ static int write_packets(struct hs_connection *c, int share)
 
 int hs_connection_write(struct hs_connection *c, int share)
 {
+	hs_streams_grow_windows(c);
 	hs_packets_of(c);
 	int written = write_packets(c, share);
 	hs_packets_of(NULL);

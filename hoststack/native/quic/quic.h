@@ -134,7 +134,7 @@ struct hs_quic_counters {
 
 /* The settings of one connection; sizes in bytes. */
 struct hs_quic_config {
-	uint64_t first_window_bytes; /* of a stream; all of its rx FIFO once the peer uses it */
+	uint64_t first_window_bytes; /* of a stream; all of its rx FIFO once it is read fast */
 	uint64_t connection_window_bytes;
 	uint64_t max_streams_bidi;
 	uint64_t max_streams_uni;

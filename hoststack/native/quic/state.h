@@ -154,11 +154,14 @@ struct hs_stream {
 	struct hs_stream *next_in_bucket;
 	struct hs_stream *next_to_send, *previous_to_send;
 	struct hs_stream *next_touched;
+	struct hs_stream *next_read, *previous_read; /* since the last turn */
 	struct hs_fifo_producer *rx; /* NULL: send only */
 	struct hs_fifo_consumer *tx; /* NULL: receive only */
 	uint64_t credited; /* received bytes for which the windows were extended */
 	uint64_t credited_soon; /* those of which the peer was to hear soon */
-	uint64_t ungranted; /* of the rx FIFO: not in the stream's window yet */
+	uint64_t window_bytes; /* from what was read on, the peer may send so much */
+	/* Since this time, and from this offset on: how fast the application reads. */
+	uint64_t reading_since_ns, reading_from;
 	uint64_t tx_next; /* the first byte that was not sent yet */
 	uint64_t tx_acked;
 	uint64_t reset_code; /* from the peer, as is the next */
@@ -170,6 +173,8 @@ struct hs_stream {
 	unsigned int is_listed : 1; /* in one of its connection's lists */
 	unsigned int has_had_credit : 1; /* of the connection's window, since it became starved */
 	unsigned int is_touched : 1;
+	unsigned int is_read : 1; /* in its connection's list */
+	unsigned int is_read_fast : 1; /* it gets its whole FIFO as the window */
 	unsigned int is_blocked : 1; /* by the peer's window for this stream */
 	unsigned int has_sent_fin : 1;
 	unsigned int fin_went_alone : 1; /* in a frame without bytes */
@@ -259,6 +264,7 @@ struct hs_connection {
 	struct hs_stream *streams;
 	struct hs_stream_list to_send; /* need no credit, or credit was available */
 	struct hs_stream_list starved; /* wait for credit in the connection's window */
+	struct hs_stream *first_read; /* those that may get a larger window */
 	struct hs_stream *touched_streams, **touched_end;
 	struct hs_datagrams *datagrams; /* NULL: not offered */
 	uint8_t *close_packet;

@@ -290,7 +290,7 @@ int hs_end_is_closed(const struct hs_end *end)
 static int64_t tell_consumed(struct hs_end *end, int64_t bytes)
 {
 	end->unannounced += (uint64_t)bytes;
-	int is_urgent = end->unannounced >= end->rx->size_bytes / 4;
+	int is_urgent = end->unannounced >= end->rx->ring_bytes / 4;
 	return hint(end->connection->verbs->consumed(end, is_urgent));
 }
 

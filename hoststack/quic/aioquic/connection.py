@@ -273,7 +273,6 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
                 self._end_receiving(stream)
             return
         self.readable[stream] = None
-        self.widen_if_used(stream)
         if is_end:
             # It may arrive after all bytes were read: then no read will follow.
             self.note_consumed(stream)

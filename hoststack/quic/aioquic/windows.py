@@ -66,22 +66,12 @@ class ReceiveWindows(QuicConnection):
             return
         head = rx.head
         self.credit(stream, head)
-        self._open_window(stream, head + rx.size)
-        stream.is_received = stream.has_end and head == stream.received
-
-    def widen_if_used(self, stream: HostStream) -> None:
-        """Open a stream's window to the whole FIFO once the peer uses it.
-
-        It starts small, and grows within the peer's first flight, so that the peer never waits for
-        it."""
-        highest = stream.stream.receiver.highest_offset
-        if stream.rx is not None and highest >= self._first_window_bytes // _WINDOW_FRACTION:
-            self._open_window(stream, stream.rx.size)
-
-    @staticmethod
-    def _open_window(stream: HostStream, offset: int) -> None:
+        # It starts small, and grows with what the application reads of the peer's first flight.
+        first_bytes = min(self._first_window_bytes, rx.size)
+        window_bytes = rx.size if head >= first_bytes // _WINDOW_FRACTION else first_bytes
         window = stream.stream
-        window.max_stream_data_local = max(window.max_stream_data_local, offset)
+        window.max_stream_data_local = max(window.max_stream_data_local, head + window_bytes)
+        stream.is_received = stream.has_end and head == stream.received
 
     def credit(self, stream: HostStream, offset: int) -> None:
         """Return credit to the connection's window for bytes that a stream no longer holds."""
