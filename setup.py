@@ -3,6 +3,9 @@
 Two parts can be left out: HOSTSTACK_WITHOUT=native builds neither the native engine nor HTTP/3 in
 C, HOSTSTACK_WITHOUT=xdp no AF_XDP, HOSTSTACK_WITHOUT=native,xdp neither part. A part that was not
 left out is built, or the build fails and says what to install.
+
+HOSTSTACK_LIBRARIES names a folder whose include/ and lib/ are searched before the system's, such
+as that which scripts/libraries.sh makes.
 """
 
 from __future__ import annotations
@@ -123,13 +126,29 @@ def left_out() -> list[str]:
     return [name for name in PARTS if name in names]
 
 
+def libraries_folder() -> Path | None:
+    """What HOSTSTACK_LIBRARIES names."""
+    named = os.environ.get("HOSTSTACK_LIBRARIES")
+    if not named:
+        return None
+    folder = Path(named).resolve()
+    if not (folder / "include").is_dir() or not (folder / "lib").is_dir():
+        raise SetupError(
+            f"HOSTSTACK_LIBRARIES={named}: no include/ and lib/ there; scripts/libraries.sh makes "
+            "such a folder"
+        )
+    return folder
+
+
 def is_missing(needs: Needs) -> bool:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return True
-    include = f"-I{sysconfig.get_path('include')}"
+    include = [f"-I{sysconfig.get_path('include')}"]
+    if folder := libraries_folder():
+        include.append(f"-I{folder / 'include'}")
     check = subprocess.run(
-        [compiler, "-E", include, "-x", "c", "-"],
+        [compiler, "-E", *include, "-x", "c", "-"],
         input=needs.headers,
         text=True,
         capture_output=True,
@@ -179,10 +198,18 @@ class BuildNative(build_ext):
         for name in without:
             for module in PARTS[name].modules:
                 self.leave_out(module)
+        for extension in self.extensions:
+            # built for one Python alone, it would be imported before the one for every Python
+            package, _, name = extension.name.rpartition(".")
+            self.remove_built(f"{name}.cpython-*.so", package.replace(".", "/"))
         if "xdp" in without:
             self.remove_built("*.bpf.o", *BPF_FOLDERS.values())
         else:
             self.build_bpf()  # before the C modules, which take longer
+        if folder := libraries_folder():
+            for extension in self.extensions:
+                extension.include_dirs.insert(0, str(folder / "include"))
+                extension.library_dirs.insert(0, str(folder / "lib"))
         super().run()
         record = self.target_root() / RECORD
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -255,4 +282,6 @@ setup(
         "pyxdp/_build.py:ffibuilder",
     ],
     cmdclass={"build_ext": BuildNative, "missing_parts": MissingParts},
+    # the C modules need nothing of CPython but its stable ABI, as cffi builds them
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

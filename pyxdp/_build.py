@@ -35,7 +35,6 @@ ffibuilder.set_source(
     include_dirs=[str(_HERE)],
     depends=[str(path.relative_to(_ROOT)) for path in (*_HEADERS, _HERE / "internal.h")],
     libraries=["xdp", "bpf"],
-    py_limited_api=False,
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )
 

@@ -144,6 +144,7 @@ def test_installed_from_a_source_distribution(unpacked_sdist: Path, tmp_path: Pa
         pytest.skip(f"this machine can't build {missing}")
     done = build_wheel(unpacked_sdist, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("hoststack-*-cp311-abi3-linux_*.whl"))) == 1
     installed = unpack_wheel(tmp_path)
     for source in (*ROOT.glob("hoststack/**/*.py"), *ROOT.glob("pyxdp/**/*.py")):
         assert (installed / source.relative_to(ROOT)).exists(), source

@@ -1,9 +1,10 @@
 """Builds the C core with cffi in API mode: a shared object for each part of it.
 
 The headers are the declarations: cffi reads them too, without their preprocessor lines. Memory,
-sessions and wires need only the C library. The engine needs ngtcp2 1.11 with its GnuTLS glue, and
-OpenSSL; HTTP/3 needs nghttp3 1.8. Where one of these is missing, setup.py says what to install; it
-leaves the part out where HOSTSTACK_WITHOUT asks for that.
+sessions and wires need only the C library. The engine needs ngtcp2 1.11 or newer with its GnuTLS
+glue, and OpenSSL; HTTP/3 needs nghttp3 1.8. Where one of these is missing, setup.py says what to
+install; it leaves the part out where HOSTSTACK_WITHOUT asks for that. The modules use the stable
+ABI alone, cffi's default.
 """
 
 from __future__ import annotations
@@ -93,7 +94,6 @@ def _builder(
         include_dirs=[str(folder) for folder in _INCLUDE],
         depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.rglob("*.h"))],
         libraries=list(libraries),
-        py_limited_api=False,
         extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
     )
     return ffi

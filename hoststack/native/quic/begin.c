@@ -35,6 +35,7 @@ enum {
 	 * packets than this, an ACK is sent within an eighth of the RTT, or a millisecond. */
 	PACKETS_PER_ACK = 10,
 	LEAST_DATAGRAM_BYTES = 1200, /* RFC 9000 section 14.1 */
+	MOST_DATAGRAM_BYTES = 65527, /* section 18.2 */
 };
 static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settings,
 			  uint16_t probes[HS_SIZE_CANDIDATES])
@@ -53,12 +54,12 @@ static void fill_settings(const struct hs_connection *c, ngtcp2_settings *settin
 	settings->max_tx_udp_payload_size = most;
 	settings->no_tx_udp_payload_size_shaping = !config->probes_mtu;
 	/* The interface's MTU is known, that of the rest of the path is not. No PMTUD means to
-	 * probe for a size that no datagram has: with `no_pmtud`, ngtcp2 before 1.12 fails an
+	 * probe for a size above that of every datagram: with `no_pmtud`, ngtcp2 before 1.12 fails an
 	 * assertion when a client's packets arrive from its first address again. */
 	int ip_version = c->path->local.any.sa_family == AF_INET ? 4 : 6;
 	size_t count = config->probes_mtu ? hs_size_candidates(most, ip_version, probes) : 0;
 	if (!count)
-		probes[count++] = UINT16_MAX;
+		probes[count++] = MOST_DATAGRAM_BYTES;
 	settings->pmtud_probes = probes;
 	settings->pmtud_probeslen = count;
 	settings->ack_thresh = PACKETS_PER_ACK;
