@@ -62,8 +62,8 @@ PLANTS = {
     ),
     "fifo": Plant(
         "memory/fifo.c",
-        "tail - c->head > c->size_bytes",
-        "tail - c->head > 2 * c->size_bytes",
+        "tail - c->head > ring",
+        "tail - c->head > 2 * ring",
         "fuzz_fifo.c",
     ),
     "session": Plant(
