@@ -18,6 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: looks at the whole machine, or at the time")
     # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()  # until the tests are collected
 
 
 #: Files whose tests take half a minute and more together. They come first: at the end, one of them
@@ -45,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     # What is there now stays. Collections that look at it take half a second each.
+    gc.enable()
     gc.collect()
     gc.freeze()
 
