@@ -6,11 +6,11 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from pyxdp._extension import ffi, require
 from pyxdp.attach import WantedMode, XdpLink, attach, pin_fd
+from pyxdp.closing import Closing
 from pyxdp.errors import ClosedError, NoPrivilegeError, ObjectError, os_error, privilege_error
 from pyxdp.maps import Map
 
@@ -66,7 +66,7 @@ class RunResult(NamedTuple):
     packet: bytes
 
 
-class Program:
+class Program(Closing):
     """A loaded XDP program with its maps; use it as a context manager, or close it.
 
     Closing also detaches it, unless it is pinned.
@@ -289,17 +289,6 @@ class Program:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def unpin(folder: str | os.PathLike[str]) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from pyxdp._extension import ffi, require
+from pyxdp.closing import Closing
 from pyxdp.errors import ClosedError, FrameOwnershipError, os_error
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def largest_packet_bytes(frame_bytes: int, headroom_bytes: int = 0) -> int:
     return frame_bytes - _KERNEL_HEADROOM_BYTES - headroom_bytes
 
 
-class Umem:
+class Umem(Closing):
     """Frames of `frame_bytes` each, for the sockets made on it; close it, or use it in a `with`.
 
     `area` is the whole memory; `base` the same as a C pointer, valid until `close`. A view of
@@ -183,17 +183,6 @@ class Umem:
         with contextlib.suppress(BufferError):
             self.area.release()
             self._memory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _owner_names() -> dict[int, str]:

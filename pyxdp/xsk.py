@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from pyxdp._extension import ffi, require
 from pyxdp.attach import interface_index
+from pyxdp.closing import Closing
 from pyxdp.errors import ClosedError, NoInterfaceError, PyxdpError, QueueBusyError
 from pyxdp.umem import Umem
 
@@ -92,7 +92,7 @@ class Burst:
         self.count = rest
 
 
-class Socket:
+class Socket(Closing):
     """An AF_XDP socket on one queue of an interface; close it, or use it in a `with`.
 
     Several may share a queue, on one UMEM: the XDP program decides which one gets a packet, by the
@@ -312,14 +312,3 @@ class Socket:
             self._rx.count = self._tx.count = 0
             self._library.pyxdp_socket_close(socket)
             self.umem.drop_socket(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -6,10 +6,10 @@ import select
 import struct
 import time
 from importlib.resources import files
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from pyxdp.attach import Mode, WantedMode
+from pyxdp.closing import Closing
 from pyxdp.program import Program
 from pyxdp.ring import Ring
 from pyxdp.tools.filters import load_filter
@@ -22,7 +22,7 @@ _HEADER: Final = struct.Struct("=QII48s")
 _SEEN, _LOST = 0, 1
 
 
-class Capture:
+class Capture(Closing):
     """Copies of what an interface receives; the packets go their way, too. Use it in a `with`.
 
     An XDP program filters and copies. It sees what the interface receives, before the kernel does,
@@ -91,14 +91,3 @@ class Capture:
         if self._ring is not None:
             self._ring.close()
         self._program.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

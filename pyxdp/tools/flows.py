@@ -6,10 +6,10 @@ import ipaddress
 import itertools
 import struct
 from importlib.resources import files
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from pyxdp.attach import Mode, WantedMode
+from pyxdp.closing import Closing
 from pyxdp.program import Program
 from pyxdp.tools.filters import load_filter
 
@@ -45,7 +45,7 @@ def _endpoint(address: str, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-class FlowCounter:
+class FlowCounter(Closing):
     """Counts what an interface receives, by flow; the packets go on. Use it in a `with`."""
 
     def __init__(
@@ -77,17 +77,6 @@ class FlowCounter:
     def close(self) -> None:
         """Detach; idempotent."""
         self._program.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_flows(program: Program) -> list[Flow]:
