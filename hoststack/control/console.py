@@ -5,16 +5,18 @@ Settings are replayed in workers that start later.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 import trio
 
 from hoststack.boundary.containment import fault_text
 from hoststack.control.commands import parse
-from hoststack.control.grammar import Command, CommandError
+from hoststack.control.grammar import Command, CommandError, WorkerGoneError
 from hoststack.control.merge import merge
 from hoststack.control.render import render
 from hoststack.control.worker_side import Data
@@ -42,14 +44,25 @@ class Console:
         self._also = also or {}
         self._settings: dict[tuple[str, str], str] = {}
         """Lines to replay, by the setting that they change."""
+        self._changing = trio.Lock()
+        """Held while a setting changes, and while a new worker gets them all."""
 
     async def run_line(self, line: str, as_json: bool = False) -> str:
         """Return the answer to a line, as text or as JSON; raises CommandError.
 
         If one worker fails the command fails: the others are cancelled, and what they did is
-        undone.
+        undone. A worker that ends meanwhile is left out, as if it had ended before, unless its
+        share of the command's work is lost with it.
         """
         command = parse(line)
+        if command.name not in _SETTINGS:
+            return await self._run(line, command, as_json)
+        async with self._changing:
+            text = await self._run(line, command, as_json)
+            self._remember(line, command)
+        return text
+
+    async def _run(self, line: str, command: Command, as_json: bool) -> str:
         answers: list[Data] = []
         own: Data = {}
         if command.name != "help":
@@ -58,7 +71,7 @@ class Console:
             answers = await self._run_everywhere(line, command)
         try:
             data = merge(command, answers) | own
-            text = json.dumps(data) if as_json else render(command, data)
+            return json.dumps(data) if as_json else render(command, data)
         except CommandError:
             raise
         except Exception as error:
@@ -66,25 +79,25 @@ class Console:
             raise CommandError(
                 f"a worker returned an invalid answer: {fault_text(error)}"
             ) from None
-        self._remember(line, command)
-        return text
 
     async def prepare(self, run_in: RunInWorker) -> None:
-        """Replay the settings in a new worker."""
-        # A disabled session layer would refuse the echo servers.
-        lines = sorted(self._settings.items(), key=lambda setting: setting[0] == _ENABLING)
-        for _, line in lines:
-            try:
-                await run_in(line)
-            except CommandError as error:
-                command = parse(line)
-                told = {key: v for key, v in command.arguments.items() if key != "secret"}
-                logger.warning("a new worker refused %r %s: %s", command.name, told, error)
+        """Replay the settings in a new worker, which the caller adds to `workers` at once, so that
+        it misses none."""
+        async with self._changing:
+            # A disabled session layer would refuse the echo servers.
+            lines = sorted(self._settings.items(), key=lambda setting: setting[0] == _ENABLING)
+            for _, line in lines:
+                try:
+                    await run_in(line)
+                except CommandError as error:
+                    command = parse(line)
+                    told = {key: v for key, v in command.arguments.items() if key != "secret"}
+                    logger.warning("a new worker refused %r %s: %s", command.name, told, error)
 
     async def _run_everywhere(self, line: str, command: Command) -> list[Data]:
         workers = dict(self._workers)
         if not workers:
-            raise CommandError("no worker runs now: try again")
+            raise CommandError(_NO_WORKER)
         answers: dict[int, Data] = {}
         failures: dict[int, CommandError] = {}
         async with trio.open_nursery() as nursery:
@@ -92,18 +105,27 @@ class Console:
             async def run_in(index: int) -> None:
                 try:
                     answers[index] = await workers[index](line)
+                except WorkerGoneError as error:
+                    if command.name == _WORK:
+                        fail(index, error)
                 except CommandError as error:
-                    failures[index] = error
-                    nursery.cancel_scope.cancel()
+                    fail(index, error)
+
+            def fail(index: int, error: CommandError) -> None:
+                failures[index] = error
+                nursery.cancel_scope.cancel()
 
             for index in workers:
                 nursery.start_soon(run_in, index)
         if not failures:
+            if not answers:
+                raise CommandError(_NO_WORKER)
             return list(answers.values())
         undoing = _undoing(command)
         if undoing is not None:
             for index in answers:
-                await workers[index](undoing)
+                with contextlib.suppress(WorkerGoneError):
+                    await workers[index](undoing)
         index, error = next(iter(failures.items()))
         raise CommandError(f"worker {index}: {error}" if len(workers) > 1 else str(error))
 
@@ -128,7 +150,17 @@ class Console:
                         del self._settings[kind, uri]
 
 
-_ENABLING = ("session", "")
+#: Commands whose effect a new worker has to have.
+_SETTINGS: Final = frozenset(
+    {
+        *("session enable", "session disable", "quic set cc", "quic set fifo-size", "app ns add"),
+        *("session rule add", "session rule del", "test echo server"),
+    }
+)
+_ENABLING: Final = ("session", "")
+_NO_WORKER: Final = "no worker runs now: try again"
+#: The command whose work is divided among the workers, and thus is incomplete without one of them.
+_WORK: Final = "test echo clients"
 
 
 def _rule_key(command: Command) -> str:

@@ -28,6 +28,10 @@ class CommandError(Exception):
     """An invalid line, or a command that failed; the message is one line for the user."""
 
 
+class WorkerGoneError(CommandError):
+    """The worker that runs the command ended before or during it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A parsed command. It can be pickled, and its fields are JSON."""

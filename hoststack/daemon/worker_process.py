@@ -16,7 +16,7 @@ from typing import Final, get_args
 import trio
 
 from hoststack.boundary.channel import Channel, ChannelClosedError
-from hoststack.control.grammar import CommandError
+from hoststack.control.grammar import CommandError, WorkerGoneError
 from hoststack.control.run import read_answer
 from hoststack.control.worker_side import Data
 from hoststack.daemon import orders
@@ -44,6 +44,7 @@ _START_S: Final = 60.0
 _LAST_WORDS_S: Final = 1.0
 _MOST_LAST_WORDS_BYTES: Final = 1 << 14
 _MOST_LAST_WORDS_LINES: Final = 40
+_GONE: Final = "the worker died meanwhile: another takes its place"
 
 
 def worker_environment() -> dict[str, str]:
@@ -263,13 +264,15 @@ class WorkerProcess:
             logger.error("worker process %d: %s", self.pid, printable(line, 200))
 
     async def run_line(self, line: str) -> Data:
-        """Have it run a line of the debug CLI; raises CommandError."""
+        """Have it run a line of the debug CLI; raises CommandError, WorkerGoneError if it ends."""
         self._numbers += 1
         number, command = self._numbers, _Command()
         self._commands[number] = command
         try:
             if not self._send(orders.Command(number, line), ()):
-                raise CommandError("the worker does not answer")
+                if self._channel.has_waiting:
+                    raise CommandError("the worker does not answer")
+                raise WorkerGoneError(_GONE)
             await command.done.wait()
         except trio.Cancelled:
             self._send(orders.CancelCommand(number), ())
@@ -277,5 +280,5 @@ class WorkerProcess:
         finally:
             del self._commands[number]
         if not command.answer:
-            raise CommandError("the worker died meanwhile")
+            raise WorkerGoneError(_GONE)
         return read_answer(bytes(command.answer))

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from hoststack.control import run
 from hoststack.control.console import Console
-from hoststack.control.grammar import FAULT, Command, CommandError
+from hoststack.control.grammar import FAULT, Command, CommandError, WorkerGoneError
 from hoststack.control.run import read_answer, run_line
 from hoststack.control.worker_side import Data
 
@@ -160,6 +161,61 @@ def test_no_worker() -> None:
             await console.run_line("show app")
 
     trio.run(main)
+
+
+async def died(line: str) -> Data:
+    await trio.lowlevel.checkpoint()
+    raise WorkerGoneError("it died")
+
+
+@pytest.mark.parametrize(
+    "line", ["show workers", "clear errors", "quic set cc reno", "app ns add id a secret b"]
+)
+def test_a_worker_that_dies_meanwhile_is_left_out(line: str) -> None:
+    """As it is a moment later, when the daemon knows."""
+
+    async def main() -> None:
+        told: list[str] = []
+        await Console({0: died, 1: recorder(1, told)}).run_line(line, as_json=True)
+        assert told == [line]
+        with pytest.raises(CommandError, match="no worker runs now"):
+            await Console({0: died, 1: died}).run_line(line)
+
+    trio.run(main)
+
+
+def test_a_worker_that_dies_with_its_share_of_the_work() -> None:
+    async def main() -> None:
+        with pytest.raises(CommandError, match="worker 0: it died"):
+            await Console({0: died, 1: recorder(1, [])}).run_line(f"test echo client uri {URI}")
+
+    trio.run(main)
+
+
+def test_a_worker_that_starts_during_a_change_misses_nothing() -> None:
+    async def main() -> None:
+        told: list[str] = []
+
+        async def slow(line: str) -> Data:
+            await trio.sleep(1)
+            return {"worker": 0, "cc": "reno", "fifo_bytes": 1}
+
+        workers = {0: slow}
+        console = Console(workers)
+
+        async def start() -> None:
+            await console.prepare(recorder(1, told))
+            workers[1] = recorder(1, told)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(console.run_line, "quic set cc reno")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(start)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(console.run_line, "quic set fifo-size 64k")
+        assert told == ["quic set cc reno", "quic set fifo-size 64k"]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_fault_of_a_command_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

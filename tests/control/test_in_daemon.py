@@ -144,11 +144,7 @@ def test_a_new_worker_is_as_the_old_one(daemon: Daemon, uri: str) -> None:
     before = daemon.json("show workers")["workers"]
     os.kill(before[1]["pid"], signal.SIGKILL)
 
-    def is_replaced() -> bool:
-        now = daemon.json("show workers")["workers"]
-        return len(now) == 2 and now[1]["pid"] != before[1]["pid"]
-
-    eventually(is_replaced)
+    eventually(lambda: is_replaced(daemon, 1, before[1]["pid"]))
     assert daemon.json("show workers")["workers"][0]["pid"] == before[0]["pid"]
     shown = daemon.json("show quic")["workers"]
     assert [worker["default"]["congestion_control"] for worker in shown] == ["reno", "reno"]
