@@ -94,7 +94,8 @@ def _builder(
         include_dirs=[str(folder) for folder in _INCLUDE],
         depends=[str(path.relative_to(_ROOT)) for path in sorted(_HERE.rglob("*.h"))],
         libraries=list(libraries),
-        extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+        # Optimized as Python is (-O2, as a rule), or as CFLAGS says.
+        extra_compile_args=["-std=c11", "-Wall", "-Wextra"],
     )
     return ffi
 

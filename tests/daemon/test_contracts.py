@@ -37,14 +37,19 @@ class _Makers:
     async def clogged(self) -> tuple[Stream, Stream]:
         """A stream with no room for another byte in either direction."""
         ours, theirs = await self.fresh()
-        for end in (ours, theirs):
-            await end.send_all(bytes(FIFO_BYTES))
-            is_full = False
-            while not is_full:
-                with trio.move_on_after(0.5) as scope:
-                    await end.send_all(bytes(64))
-                is_full = scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._fill, ours)
+            nursery.start_soon(self._fill, theirs)
         return ours, theirs
+
+    @staticmethod
+    async def _fill(end: Stream) -> None:
+        await end.send_all(bytes(FIFO_BYTES))
+        is_full = False
+        while not is_full:
+            with trio.move_on_after(0.5) as scope:
+                await end.send_all(bytes(64))
+            is_full = scope.cancelled_caught
 
 
 def test_half_closeable_stream(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

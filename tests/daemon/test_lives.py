@@ -22,7 +22,6 @@ from hoststack import ConnectionClosedError
 from tests.daemon.conftest import PATIENCE_S, Daemon, MakeDaemon, run_daemon
 from tests.daemon.echoing import TRUSTING, ask, echo, echo_server, serve_while_it_lives
 
-pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "hoststack" / "cli" / "run.service"
 
@@ -150,6 +149,7 @@ def kill_one(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "gone\n"
 
 
+@pytest.mark.alone
 def test_fifty_killed_applications_leave_nothing_behind(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon("--workers", "2")
     pids = [daemon.process.pid, daemon.worker_pid(0), daemon.worker_pid(1)]
@@ -191,6 +191,7 @@ def loading_s() -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.alone
 def test_workers_that_are_killed_again_and_again(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon("--workers", "2")
     replaced_s = []
@@ -263,7 +264,7 @@ def test_peers_of_a_dead_worker_hear_of_it_at_once(make_daemon: MakeDaemon, engi
                 os.kill(daemon.worker_pid(0), signal.SIGKILL)
                 await trio.to_thread.run_sync(daemon.wait_for, "worker 0 is process", 2)
                 # The fresh worker does not know this connection.
-                with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+                with pytest.raises(trio.BrokenResourceError):
                     await _send_for_ever(stream)
                 info = await connection.wait_closed()
                 assert "stateless reset" in info.reason.lower()

@@ -27,15 +27,15 @@ from tests.fuzz.targets import (
 RUNS = {
     "frames": 60_000,
     "fifo": 40_000,
-    "session": 20_000,
-    "attached": 40_000,
+    "session": 12_000,
+    "attached": 24_000,
     "http3": 8_000,
     "stops": 60_000,
     "tokens": 8_000,
     "strangers": 4_000,
-    "turn": 900,
+    "turn": 500,
     "handshake": 900,
-    "plaintext": 900,
+    "plaintext": 600,
 }
 SEED = "-seed=1"
 MOST_CORPUS_BYTES = 200_000
