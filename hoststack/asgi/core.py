@@ -11,7 +11,7 @@ from typing import Any, Final
 from hoststack.api.router import Lot
 from hoststack.asgi.access_log import AccessLog, Entry
 from hoststack.asgi.config import AsgiConfig
-from hoststack.asgi.exchange import Exchange
+from hoststack.asgi.exchange import Exchange, is_failure
 from hoststack.asgi.http import HttpExchange
 from hoststack.asgi.loading import Application, checked
 from hoststack.asgi.scopes import BadRequestError, Peer
@@ -122,7 +122,9 @@ class Core(ABC):
             await self._call(exchange, scope)
         except BadRequestError as error:
             await exchange.answer(_BAD_REQUEST, str(error), error.fields)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             await exchange.on_failed(error)
         else:
             if exchange.is_expired:

@@ -42,6 +42,25 @@ class DisconnectedError(ConnectionError):
         super().__init__("the client has disconnected, so nothing can be sent to it")
 
 
+def checked_bytes(value: Any, name: str) -> bytes | bytearray | memoryview:
+    """Return what an application sends as bytes; raises TypeError for anything else."""
+    if type(value) is bytes:
+        return value
+    if isinstance(value, memoryview):
+        return value.cast("B")  # its length counts bytes then
+    if not isinstance(value, bytes | bytearray):
+        raise TypeError(f"`{name}` is bytes, not {type(value).__name__}")
+    return value
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an application has failed with this, and was not cancelled or interrupted. SystemExit
+    ends no server, also in the group that a nursery makes of it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split((Exception, SystemExit))[1] is None
+    return isinstance(error, Exception | SystemExit)
+
+
 class _Date:
     """The `date` field, made once a second."""
 
@@ -128,6 +147,18 @@ class Exchange:
     def _made(self, headers: Iterable[tuple[bytes, bytes]]) -> Fields:
         """Return a response's fields, with those that this server adds. Raises TypeError, and
         ValueError for pseudo-header fields."""
+        fields = self._checked(headers)
+        names = {name for name, _ in fields}
+        for field in self.core.default_fields:
+            if field[0] not in names:
+                fields.append(field)
+        if self.core.has_date and b"date" not in names:
+            fields.append(_date.field())
+        return fields
+
+    def _checked(self, headers: Iterable[tuple[bytes, bytes]]) -> Fields:
+        """Return an application's fields, without those that HTTP/3 does not have. Raises as
+        `_made`."""
         try:
             fields = [(name.lower(), value) for name, value in headers]
             names = {name for name, _ in fields}
@@ -141,11 +172,6 @@ class Exchange:
                 raise ValueError(f"a response has no such header field: {printable(name, 40)!r}")
         if not names.isdisjoint(_OF_CONNECTIONS):
             fields = [field for field in fields if field[0] not in _OF_CONNECTIONS]
-        for field in self.core.default_fields:
-            if field[0] not in names:
-                fields.append(field)
-        if self.core.has_date and b"date" not in names:
-            fields.append(_date.field())
         return fields
 
     # --- the end ---

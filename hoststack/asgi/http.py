@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from hoststack.asgi.exchange import GONE, DisconnectedError, Exchange, logger
+from hoststack.asgi.exchange import GONE, DisconnectedError, Exchange, checked_bytes, logger
 from hoststack.asgi.file_parts import CHUNK_BYTES, Part, open_path, parts_of
 from hoststack.http3.errors import MessageError
 from hoststack.http3.fields import Fields, get
@@ -107,8 +107,8 @@ class HttpExchange(Exchange):
             elif kind == "http.response.trailers" and state == _TRAILING:
                 await self._send_trailers(message)
             elif kind == "http.response.early_hint" and state <= _HELD:
-                links = [(b"link", bytes(link)) for link in message.get("links", ())]
-                await self.request.inform(103, links)
+                links = [checked_bytes(link, "link") for link in message.get("links", ())]
+                await self.request.inform(103, [(b"link", bytes(link)) for link in links])
             elif kind == "http.response.pathsend" and state == _HELD:
                 await self._send_path(message)
             elif kind == "http.response.zerocopysend" and _HELD <= state <= _SENDING:
@@ -129,6 +129,8 @@ class HttpExchange(Exchange):
             if name == b"content-length":
                 if not value.isdigit():
                     raise ValueError(f"content-length is a number, not {printable(value, 40)!r}")
+                if self._has_length:
+                    raise ValueError("a response has one content-length, and no other one")
                 self._has_length = True
                 self._left = int(value)
         if self.request.method == b"HEAD" or status in _WITHOUT_CONTENT:
@@ -139,9 +141,7 @@ class HttpExchange(Exchange):
         self.is_waiting = False
 
     async def _send_body(self, message: Any) -> None:
-        body = message.get("body", b"")
-        if type(body) is not bytes and not isinstance(body, bytes | bytearray | memoryview):
-            raise TypeError(f"a body is bytes, not {type(body).__name__}")
+        body = checked_bytes(message.get("body", b""), "body")
         more = message.get("more_body", False)
         self._count(len(body))
         if more or self._has_trailers or self._state == _SENDING:
@@ -191,7 +191,7 @@ class HttpExchange(Exchange):
         self._on_complete()
 
     async def _send_trailers(self, message: Any) -> None:
-        self._trailers = [*self._trailers, *message.get("headers", ())]
+        self._trailers = [*self._trailers, *self._checked(message.get("headers", ()))]
         if message.get("more_trailers", False):
             return
         if not self.request.is_sent:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from hoststack.asgi.config import ApplicationError
 from hoststack.asgi.core import Core
+from hoststack.asgi.exchange import is_failure
 from hoststack.text import printable
 
 logger = logging.getLogger("hoststack.asgi")
@@ -40,7 +41,9 @@ class Lifespan:
             await self._core.application(
                 {**scope, "state": self._core.state}, self._receive, self._send
             )
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self._error = error
         finally:
             self._has_ended = True

@@ -67,6 +67,8 @@ class Server(Core):
         try:
             await self.application(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
+            if not task.cancelling():
+                raise RuntimeError("the application raised CancelledError of its own") from None
             if not exchange.is_expired:
                 raise
             task.uncancel()

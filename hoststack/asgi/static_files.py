@@ -68,9 +68,9 @@ class StaticFiles:
         """Be an ASGI application."""
         if scope["type"] == "lifespan":
             await _live(receive, send)
-        elif scope["type"] == "websocket":
+        elif scope["type"] != "http":  # websocket or webtransport
             await receive()
-            await send({"type": "websocket.close"})
+            await send({"type": f"{scope['type']}.close"})
         elif scope["method"] not in ("GET", "HEAD"):
             await _send_status(send, 405, [(b"allow", b"GET, HEAD")])
         else:

@@ -49,7 +49,14 @@ class Server(Core):
         self._listeners: list[Listener] = []
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._nursery.start_soon(function)
+        self._nursery.start_soon(self._run_alone, function)
+
+    async def _run_alone(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a task whose failure ends no other one."""
+        try:
+            await function()
+        except Exception:
+            logger.exception("a task of the server failed")
 
     async def _call(self, exchange: Exchange, scope: dict[str, Any]) -> None:
         if self.config.answer_seconds is None:
@@ -116,7 +123,7 @@ class Server(Core):
                 if self._leaving.is_set():
                     http.shut_down()
                 async for request in http:
-                    self._nursery.start_soon(self.handle, peer, request)
+                    self.spawn(partial(self.handle, peer, request))
             finally:
                 self._connections.discard(http)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import io
 from typing import Any, Final
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
@@ -11,31 +11,29 @@ from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason
 from wsproto.handshake import server_extensions_handshake
 
-from hoststack.asgi.exchange import GONE, DisconnectedError, Exchange, logger
+from hoststack.asgi.conversation import (
+    CLOSED,
+    CONNECTING,
+    DENYING,
+    FORBIDDEN,
+    OK,
+    OPEN,
+    Conversation,
+    Verbs,
+)
+from hoststack.asgi.exchange import GONE, DisconnectedError, checked_bytes, logger
 from hoststack.asgi.scopes import BadRequestError
 from hoststack.http3.errors import ErrorCode
 from hoststack.http3.fields import Fields, to_bytes
 
-# States, of the application's side.
-_CONNECTING: Final = 0
-_OPEN: Final = 1
-_DENYING: Final = 2  #: websocket.http.response.start was sent
-_CLOSED: Final = 3
-_NEXT: Final = (
-    "websocket.accept, websocket.close or websocket.http.response.start comes first",
-    "websocket.send or websocket.close comes next",
-    "websocket.http.response.body comes next",
-    "the WebSocket is closed, and nothing comes after that",
-)
-
 _VERSION: Final = b"13"
 _ABNORMAL: Final = 1006  #: RFC 6455 section 7.4.1: there was no close frame
-_OK: Final = 200
-_FORBIDDEN: Final = 403
 #: Fed to wsproto at once: what is compressed may become a thousand times as large.
 _SLICE_BYTES: Final = 4096
 #: RFC 6455 section 5.5: the payload of a control frame, less the code.
 _MAX_REASON_BYTES: Final = 123
+#: RFC 6455 section 7.4: of a close frame.
+_CODES: Final = range(1000, 5000)
 #: How long the client's close frame is waited for.
 _CLOSE_SECONDS: Final = 5.0
 _OF_HANDSHAKE: Final = frozenset(
@@ -43,25 +41,29 @@ _OF_HANDSHAKE: Final = frozenset(
 )
 
 
-class WebSocketExchange(Exchange):
+class WebSocketExchange(Conversation):
     """One call of the application for a WebSocket."""
+
+    _kind = "websocket"
+    _next = {  # noqa: RUF012 (never changed)
+        CONNECTING: "websocket.accept, websocket.close or websocket.http.response.start comes "
+        "first",
+        DENYING: "websocket.http.response.body comes next",
+        OPEN: "websocket.send or websocket.close comes next",
+        CLOSED: "the WebSocket is closed, and nothing comes after that",
+    }
+    _normal = CloseReason.NORMAL_CLOSURE
+    _abnormal = _ABNORMAL
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         router = self.request.connection._router
         self._within = router.within
-        self._state = _CONNECTING
-        self._is_announced = False
-        """The application has received websocket.connect."""
         self._frames = Connection(ConnectionType.SERVER)
-        self._queue: deque[str | bytes] = deque()
         self._queued_bytes = 0
-        self._changed = router.new_lot()
-        """Tasks that wait for a message, for room in the queue, or for the end."""
-        self._parts: list[Any] = []
+        self._part: io.StringIO | io.BytesIO | None = None
+        """The beginning of a message, as far as it has arrived."""
         self._part_bytes = 0
-        self._ending: tuple[int, str] | None = None
-        """Code and reason, once nothing more can be received."""
         self._is_reading = False
         self._is_writing = False
         self._writable = router.new_lot()
@@ -77,31 +79,13 @@ class WebSocketExchange(Exchange):
 
     # --- receiving ---
 
-    async def receive(self) -> dict[str, Any]:
-        if not self._is_announced:
-            self._is_announced = True
-            return {"type": "websocket.connect"}
-        if self._state == _CONNECTING:
-            await self.request.wait_gone()
-            if self._state == _CONNECTING:
-                self._end(_ABNORMAL)
-                self.is_gone = True
-        while not self._queue:
-            if self._ending is not None:
-                code, reason = self._ending
-                return {"type": "websocket.disconnect", "code": code, "reason": reason}
-            await self._changed.park()
-        data = self._queue.popleft()
+    def _take(self) -> dict[str, Any]:
+        data: str | bytes = self._queue.popleft()
         self._queued_bytes -= len(data)
-        self._changed.unpark_all()
-        if isinstance(data, str):
-            return {"type": "websocket.receive", "text": data}
-        return {"type": "websocket.receive", "bytes": data}
-
-    def _end(self, code: int, reason: str = "") -> None:
-        if self._ending is None:
-            self._ending = int(code), reason
-            self._changed.unpark_all()
+        return {
+            "type": "websocket.receive",
+            "text" if isinstance(data, str) else "bytes": data,
+        }
 
     async def _read(self) -> None:
         """Read frames until the WebSocket has ended; a task of its own."""
@@ -163,17 +147,19 @@ class WebSocketExchange(Exchange):
         return True
 
     async def _on_part(self, event: TextMessage | BytesMessage) -> bool:
-        self._part_bytes += len(event.data)
+        self._part_bytes += _size_of(event.data)
         config = self.core.config
         if self._part_bytes > config.max_message_bytes:
             logger.debug("%s: a message is above max_message_bytes", self)
             await self._close(CloseReason.MESSAGE_TOO_BIG, "the message is too large")
             return False
-        self._parts.append(event.data)
+        if self._part is None:
+            self._part = io.StringIO(newline="") if isinstance(event, TextMessage) else io.BytesIO()
+        part: Any = self._part  # of any number of frames, also empty ones, one piece
+        part.write(event.data)
         if event.message_finished:
-            empty: Any = "" if isinstance(event, TextMessage) else b""
-            message = empty.join(self._parts)
-            self._parts, self._part_bytes = [], 0
+            message = part.getvalue()
+            self._part, self._part_bytes = None, 0
             while self._ending is None and (
                 len(self._queue) >= config.max_queued_messages
                 or self._queued_bytes > config.max_message_bytes
@@ -186,39 +172,18 @@ class WebSocketExchange(Exchange):
 
     # --- sending ---
 
-    async def send(self, message: Any) -> None:
-        try:
-            kind = message["type"]
-        except (TypeError, KeyError):
-            raise self._no_kind(message) from None
-        state = self._state
-        if self.is_gone or (state == _OPEN and self._ending is not None):
-            raise DisconnectedError
-        try:
-            if kind == "websocket.send" and state == _OPEN:
-                await self._send_message(message.get("bytes"), message.get("text"))
-            elif kind == "websocket.accept" and state == _CONNECTING:
-                await self._accept(message)
-            elif kind == "websocket.close" and state == _CONNECTING:
-                await self._deny(_FORBIDDEN, [], b"")
-            elif kind == "websocket.close" and state == _OPEN:
-                self._state = _CLOSED
-                await self._close(message.get("code", 1000), message.get("reason") or "")
-            elif kind == "websocket.http.response.start" and state == _CONNECTING:
-                status = self._status_of(message)
-                self._denial = status, self._made(message.get("headers", ()))
-                self._state = _DENYING
-                self.is_waiting = False
-            elif kind == "websocket.http.response.body" and state == _DENYING:
-                self._denial_parts.append(bytes(message.get("body", b"")))
-                if not message.get("more_body", False):
-                    await self._deny(*self._denial, b"".join(self._denial_parts))
-            else:
-                raise self._out_of_order(kind, _NEXT[state])
-        except GONE as error:
-            self._on_gone(error)
-            self._end(_ABNORMAL)
-            raise DisconnectedError from error
+    def _verbs(self, state: int) -> Verbs:
+        if state == OPEN:
+            return {"websocket.send": self._send_message, "websocket.close": self._on_close}
+        if state == DENYING:
+            return {"websocket.http.response.body": self._continue_denial}
+        if state == CLOSED:
+            return {}
+        return {
+            "websocket.accept": self._accept,
+            "websocket.close": self._forbid,
+            "websocket.http.response.start": self._begin_denial,
+        }
 
     async def _accept(self, message: Any) -> None:
         fields = [
@@ -233,9 +198,9 @@ class WebSocketExchange(Exchange):
             accepted = self._agree()
             if accepted is not None:
                 fields.append((b"sec-websocket-extensions", accepted))
-        self.status = _OK
-        await self.request.send_headers(_OK, fields)
-        self._state = _OPEN
+        self.status = OK
+        await self.request.send_headers(OK, fields)
+        self._state = OPEN
         self.is_waiting = False
         self._is_reading = True
         self.core.spawn(self._read)
@@ -257,11 +222,10 @@ class WebSocketExchange(Exchange):
             self._frames = Connection(ConnectionType.SERVER, [deflate])
         return accepted
 
-    async def _send_message(self, data: Any, text: Any) -> None:
+    async def _send_message(self, message: Any) -> None:
+        data, text = message.get("bytes"), message.get("text")
         if data is not None:
-            if not isinstance(data, bytes | bytearray | memoryview):
-                raise TypeError(f"websocket.send has bytes as `bytes`, not {type(data).__name__}")
-            await self._write(BytesMessage(data=bytes(data)))
+            await self._write(BytesMessage(data=bytes(checked_bytes(data, "bytes"))))
             self.sent_bytes += len(data)
         elif isinstance(text, str):
             await self._write(TextMessage(data=text))
@@ -269,9 +233,22 @@ class WebSocketExchange(Exchange):
         else:
             raise TypeError("websocket.send has either `bytes` or `text`")
 
+    async def _forbid(self, message: Any) -> None:
+        await self._deny(FORBIDDEN, [], b"")
+
+    async def _begin_denial(self, message: Any) -> None:
+        self._denial = self._status_of(message), self._made(message.get("headers", ()))
+        self._state = DENYING
+        self.is_waiting = False
+
+    async def _continue_denial(self, message: Any) -> None:
+        self._denial_parts.append(bytes(checked_bytes(message.get("body", b""), "body")))
+        if not message.get("more_body", False):
+            await self._deny(*self._denial, b"".join(self._denial_parts))
+
     async def _deny(self, status: int, fields: Fields, body: bytes) -> None:
         self.status = status
-        self._state = _CLOSED
+        self._state = CLOSED
         self.is_waiting = False
         await self.request.respond(status, fields or self._made(()), body)
         self.sent_bytes = len(body)
@@ -281,9 +258,12 @@ class WebSocketExchange(Exchange):
         self.request.close()
 
     async def _write(self, event: Event, *, is_last: bool = False) -> None:
-        """Send a frame, whole and after the others."""
+        """Send a frame, whole and after the others. Raises DisconnectedError if a close frame was
+        sent or received before its turn."""
         while self._is_writing:
             await self._writable.park()
+        if not self._may_send(event):
+            raise DisconnectedError
         self._is_writing = True
         try:
             await self.request.send_all(self._frames.send(event))
@@ -293,6 +273,16 @@ class WebSocketExchange(Exchange):
             self._is_writing = False
             self._writable.unpark(count=1)
 
+    def _may_send(self, event: Event) -> bool:
+        state = self._frames.state
+        is_answer = isinstance(event, CloseConnection) and state == ConnectionState.REMOTE_CLOSING
+        return state == ConnectionState.OPEN or is_answer
+
+    def _check_close(self, code: int, reason: str) -> None:
+        if code not in _CODES:
+            raise ValueError(f"the code of a close frame is 1000 to 4999, not {code}")
+        reason.encode()
+
     async def _close(self, code: int, reason: str) -> None:
         """Send a close frame, and end the stream."""
         cut = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
@@ -301,54 +291,16 @@ class WebSocketExchange(Exchange):
 
     async def _finish(self, event: Event) -> None:
         """Send the close frame, unless one was sent, and end the stream."""
-        if self._frames.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
+        if self._may_send(event):
             await self._write(event, is_last=True)
 
     # --- the end ---
 
-    async def on_returned(self) -> None:
-        if self._state in (_CONNECTING, _DENYING):
-            if not self.is_gone:
-                logger.error(
-                    "%s: the application returned without an answer, and 500 is sent: have it send "
-                    "websocket.accept or websocket.close",
-                    self,
-                )
-                await self.answer(500, "Internal Server Error")
-            return
-        await self._leave(CloseReason.NORMAL_CLOSURE)
-
-    async def on_failed(self, error: BaseException) -> None:
-        if self._state in (_CONNECTING, _DENYING) or self.is_complete:
-            await super().on_failed(error)
-            return
-        if self._ending is not None:
-            logger.debug("%s: the application ended with its client: %r", self, error)
-            await self._leave(CloseReason.NORMAL_CLOSURE)
-            return
-        logger.error("%s: the application failed, 1011 is sent", self, exc_info=error)
-        await self._leave(CloseReason.INTERNAL_ERROR)
-
-    def on_server_leaving(self) -> None:
-        if self._state == _OPEN:
-            self.core.spawn(self._restart)
-
-    async def _restart(self) -> None:
-        """Ask the client to come back."""
-        try:
-            await self._close(CloseReason.SERVICE_RESTART, "")
-        except GONE as error:
-            self._on_gone(error)
-
     async def _leave(self, code: int) -> None:
         """Close the WebSocket, and wait for the client's close frame."""
-        try:
-            if self._state == _OPEN and self._ending is None:
-                await self._close(code, "")
-            if self._is_reading:
-                await self._within(_CLOSE_SECONDS, self._until_read())
-        except GONE as error:
-            self._on_gone(error)
+        await super()._leave(code)
+        if self._is_reading:
+            await self._within(_CLOSE_SECONDS, self._until_read())
 
     async def _until_read(self) -> None:
         while self._is_reading:
@@ -358,3 +310,8 @@ class WebSocketExchange(Exchange):
         if self._is_reading:
             self.request.reset(ErrorCode.REQUEST_CANCELLED)
         super().close()
+
+
+def _size_of(data: str | bytes | bytearray) -> int:
+    """Return the size in bytes, of a text in UTF-8."""
+    return len(data.encode()) if isinstance(data, str) and not data.isascii() else len(data)

@@ -5,33 +5,25 @@ ASGI has no such scope yet: names and shapes are those that servers and framewor
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
 from hoststack.api.about_stream import AboutReceiving, AboutSending
 from hoststack.api.errors import StreamResetError, StreamStoppedError
-from hoststack.asgi.exchange import GONE, DisconnectedError, Exchange, logger
-from hoststack.http3.webtransport import streams
+from hoststack.asgi.conversation import (
+    CLOSED,
+    CONNECTING,
+    FORBIDDEN,
+    OK,
+    OPEN,
+    Conversation,
+    Verbs,
+)
+from hoststack.asgi.exchange import GONE, checked_bytes, logger
+from hoststack.http3.webtransport import streams, wire
 from hoststack.http3.webtransport.session import Session
 
-# States, of the application's side.
-_CONNECTING: Final = 0
-_OPEN: Final = 1
-_CLOSED: Final = 2
-_NEXT: Final = (
-    "webtransport.accept or webtransport.close comes first",
-    "webtransport.stream.*, webtransport.datagram.send or webtransport.close comes next",
-    "the session is closed, and nothing comes after that",
-)
-
 _CHUNK_BYTES: Final = 65536
-_OK: Final = 200
-_FORBIDDEN: Final = 403
-#: As WebSocket's codes for the same (RFC 6455 section 7.4.1); WebTransport defines none.
-_FAILED: Final = 1011
-_RESTART: Final = 1012
 
 
 class _Open:
@@ -43,52 +35,42 @@ class _Open:
         self.can_receive = isinstance(stream, AboutReceiving)
 
 
-class WebTransportExchange(Exchange):
+class WebTransportExchange(Conversation):
     """One call of the application for a session."""
+
+    _kind = "webtransport"
+    _next = {  # noqa: RUF012 (never changed)
+        CONNECTING: "webtransport.accept or webtransport.close comes first",
+        OPEN: "webtransport.stream.*, webtransport.datagram.send or webtransport.close comes next",
+        CLOSED: "the session is closed, and nothing comes after that",
+    }
+    _normal = 0
+    _abnormal = 0
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._state = _CONNECTING
         self._session: Session | None = None
-        self._is_announced = False
-        """The application has received webtransport.connect."""
         self._open: dict[int, _Open] = {}
         """By stream ID."""
-        self._queue: deque[dict[str, Any]] = deque()
-        self._changed = self.request.connection._router.new_lot()
-        """Tasks that wait for a message, for room in the queue, or for the end."""
-        self._ending: tuple[int, str] | None = None
-        self._verbs: dict[str, Callable[[Any], Awaitable[None]]] = {
-            "webtransport.stream.send": self._send,
-            "webtransport.stream.open": self._open_stream,
-            "webtransport.stream.reset": self._reset,
-            "webtransport.stream.stop": self._stop,
-            "webtransport.datagram.send": self._send_datagram,
-            "webtransport.close": self._close,
+        self._by_state: dict[int, Verbs] = {
+            CONNECTING: {
+                "webtransport.accept": self._accept,
+                "webtransport.close": self._refuse,
+            },
+            OPEN: {
+                "webtransport.stream.send": self._send,
+                "webtransport.stream.open": self._open_stream,
+                "webtransport.stream.reset": self._reset,
+                "webtransport.stream.stop": self._stop,
+                "webtransport.datagram.send": self._send_datagram,
+                "webtransport.close": self._on_close,
+            },
         }
 
     def make_scope(self) -> dict[str, Any]:
         return self.peer.webtransport_scope(self.request, self.core.state)
 
     # --- receiving ---
-
-    async def receive(self) -> dict[str, Any]:
-        if not self._is_announced:
-            self._is_announced = True
-            return {"type": "webtransport.connect"}
-        if self._state == _CONNECTING:
-            await self.request.wait_gone()
-            if self._state == _CONNECTING:
-                self.is_gone = True
-                self._end(0, "")
-        while not self._queue:
-            if self._ending is not None:
-                code, reason = self._ending
-                return {"type": "webtransport.disconnect", "code": code, "reason": reason}
-            await self._changed.park()
-        message = self._queue.popleft()
-        self._changed.unpark_all()
-        return message
 
     async def _put(self, kind: str, **fields: Any) -> None:
         """Queue a message for the application; waits for room, so that the client does."""
@@ -102,18 +84,13 @@ class WebTransportExchange(Exchange):
         self._queue.append({"type": f"webtransport.{kind}", **fields})
         self._changed.unpark_all()
 
-    def _end(self, code: int, reason: str) -> None:
-        if self._ending is None:
-            self._ending = code, reason
-            self._changed.unpark_all()
-
     async def _follow(self, session: Session) -> None:
         """Wait for the session's end."""
         try:
             self._end(*await session.wait_closed())
         except GONE as error:
             self._on_gone(error)
-            self._end(0, "")
+            self._end(self._abnormal)
 
     async def _take_streams(self, session: Session) -> None:
         try:
@@ -157,54 +134,32 @@ class WebTransportExchange(Exchange):
 
     # --- sending ---
 
-    async def send(self, message: Any) -> None:
-        try:
-            kind = message["type"]
-        except (TypeError, KeyError):
-            raise self._no_kind(message) from None
-        state = self._state
-        if self.is_gone or (state == _OPEN and self._ending is not None):
-            raise DisconnectedError
-        try:
-            if state == _OPEN and kind in self._verbs:
-                await self._verbs[kind](message)
-            elif state == _CONNECTING and kind == "webtransport.accept":
-                await self._accept(message)
-            elif state == _CONNECTING and kind == "webtransport.close":
-                await self._refuse()
-            else:
-                raise self._out_of_order(kind, _NEXT[state])
-        except StreamStoppedError as error:
-            self._on_stopped(message["stream"], error.code)
-        except GONE as error:
-            self._on_gone(error)
-            self._end(0, "")
-            raise DisconnectedError from error
+    def _verbs(self, state: int) -> Verbs:
+        return self._by_state.get(state, {})
 
     async def _accept(self, message: Any) -> None:
         fields = self._made(message.get("headers") or ())
         session = await self.request.accept_webtransport(
             fields, protocol=message.get("subprotocol")
         )
-        self.status = _OK
+        self.status = OK
         self._session = session
-        self._state = _OPEN
+        self._state = OPEN
         self.is_waiting = False
         for task in (self._follow, self._take_streams, self._take_datagrams):
             self.core.spawn(partial(task, session))
 
-    async def _refuse(self) -> None:
-        self._state = _CLOSED
+    async def _refuse(self, message: Any) -> None:
+        self._state = CLOSED
         self.is_waiting = False
-        await self.answer(_FORBIDDEN)
+        await self.answer(FORBIDDEN)
         self.is_complete = True
-        self._end(0, "")
+        self._end(self._normal)
 
-    async def _close(self, message: Any) -> None:
-        self._state = _CLOSED
-        await self._end_session(message.get("code", 0), message.get("reason") or "")
+    def _check_close(self, code: int, reason: str) -> None:
+        wire.close_session(code, reason)
 
-    async def _end_session(self, code: int, reason: str) -> None:
+    async def _close(self, code: int, reason: str) -> None:
         assert self._session is not None
         await self._session.close(code, reason)
         self._end(code, reason)
@@ -216,14 +171,15 @@ class WebTransportExchange(Exchange):
         return open_
 
     async def _send(self, message: Any) -> None:
-        open_, data = self._sending(message), message.get("data", b"")
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"`data` is bytes, not {type(data).__name__}")
-        await streams.send(open_.stream, bytes(data))
-        self.sent_bytes += len(data)
-        if not message.get("more_data", True):
-            streams.finish(open_.stream)
-            self._on_sent(message["stream"], open_)
+        open_, data = self._sending(message), checked_bytes(message.get("data", b""), "data")
+        try:
+            await streams.send(open_.stream, bytes(data))
+            self.sent_bytes += len(data)
+            if not message.get("more_data", True):
+                streams.finish(open_.stream)
+                self._on_sent(message["stream"], open_)
+        except StreamStoppedError as error:
+            self._on_stopped(message["stream"], error.code)
 
     def _on_sent(self, number: int, open_: _Open) -> None:
         open_.can_send = False
@@ -258,40 +214,4 @@ class WebTransportExchange(Exchange):
 
     async def _send_datagram(self, message: Any) -> None:
         assert self._session is not None
-        await self._session.send_datagram(bytes(message["data"]))
-
-    # --- the end ---
-
-    async def on_returned(self) -> None:
-        if self._state == _CONNECTING:
-            if not self.is_gone:
-                logger.error(
-                    "%s: the application returned without an answer, and 500 is sent: have it send "
-                    "webtransport.accept or webtransport.close",
-                    self,
-                )
-                await self.answer(500, "Internal Server Error")
-            return
-        await self._leave(0)
-
-    async def on_failed(self, error: BaseException) -> None:
-        if self._state == _CONNECTING or self.is_complete:
-            await super().on_failed(error)
-            return
-        if self._ending is not None:
-            logger.debug("%s: the application ended with its client: %r", self, error)
-        else:
-            logger.error("%s: the application failed, code 1011 is sent", self, exc_info=error)
-        await self._leave(_FAILED)
-
-    def on_server_leaving(self) -> None:
-        if self._state == _OPEN:
-            self.core.spawn(partial(self._leave, _RESTART))
-
-    async def _leave(self, code: int) -> None:
-        """Close the session, unless it is closed."""
-        self._state = _CLOSED
-        try:
-            await self._end_session(code, "")
-        except GONE as error:
-            self._on_gone(error)
+        await self._session.send_datagram(bytes(checked_bytes(message["data"], "data")))

@@ -38,6 +38,8 @@ def test_applications_that_fail_hang_and_cancel_themselves(
                     raise
             case "/fails":
                 raise KeyError("a bug")
+            case "/cancels":
+                raise asyncio.CancelledError
             case "/parallel":  # as frameworks stream: they receive in another task
                 listening = asyncio.create_task(receive_all(receive))
                 await answering(b"a", b"b")(scope, receive, send)
@@ -54,14 +56,17 @@ def test_applications_that_fail_hang_and_cancel_themselves(
     async def main() -> None:
         async with serving_in_asyncio(application, OFF) as (server, client):
             pages = await asyncio.gather(
-                *(page(client, path) for path in ("/hangs", "/fails", "/parallel", "/"))
+                *(
+                    page(client, f"/{name}")
+                    for name in ("hangs", "fails", "cancels", "parallel", "")
+                )
             )
-            assert [status for status, _ in pages] == [504, 500, 200, 200]
-            assert pages[2][1] == b"ab"
+            assert [status for status, _ in pages] == [504, 500, 500, 200, 200]
+            assert pages[3][1] == b"ab"
             await server._until_idle()
             assert sorted(ends) == ["cancelled", "http.disconnect"]
-            assert server.statistics.requests == 4
-            assert server.statistics.errors == 2
+            assert server.statistics.requests == 5
+            assert server.statistics.errors == 3
 
     asyncio.run(main())
     assert "a bug" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from typing import Any
 
 import pytest
@@ -56,8 +57,8 @@ EARLY: dict[str, tuple[list[Any], str]] = {
     "length negative": ([header(b"content-length", b"-1"), BODY], "is a number"),
     "too long": ([header(b"content-length", b"0"), BODY], "longer than the announced"),
     "too short": ([header(b"content-length", b"9"), BODY], "8 bytes shorter"),
-    "body text": ([START, {**BODY, "body": "text"}], "a body is bytes, not str"),
-    "body none": ([START, {**BODY, "body": None}], "a body is bytes, not NoneType"),
+    "body text": ([START, {**BODY, "body": "text"}], "`body` is bytes, not str"),
+    "body none": ([START, {**BODY, "body": None}], "`body` is bytes, not NoneType"),
     "path relative": (
         [START, {"type": "http.response.pathsend", "path": "a"}],
         "needs an absolute path",
@@ -82,7 +83,14 @@ EARLY: dict[str, tuple[list[Any], str]] = {
         [START, {"type": "http.response.zerocopysend", "file": 0, "offset": -1}],
         "offset is a number",
     ),
-    "hints of text": ([{"type": "http.response.early_hint", "links": [3.5]}], ""),
+    "hints of numbers": (
+        [{"type": "http.response.early_hint", "links": [1 << 40]}],
+        "`link` is bytes, not int",
+    ),
+    "two lengths": (
+        [start(headers=[(b"content-length", b"1"), (b"Content-Length", b"1")]), BODY],
+        "one content-length",
+    ),
 }
 #: The same after the response has begun: it is reset.
 LATE: dict[str, tuple[list[Any], str]] = {
@@ -95,6 +103,10 @@ LATE: dict[str, tuple[list[Any], str]] = {
         "longer than the announced",
     ),
     "length below": ([header(b"content-length", b"3"), MORE, BODY], "1 bytes shorter"),
+    "trailers of text": (
+        [start(trailers=True), MORE, BODY, {**TRAILERS, "headers": [("a", "b")]}],
+        "pairs of bytes",
+    ),
     "hints late": (
         [START, MORE, {"type": "http.response.early_hint", "links": []}],
         "http.response.body comes next",
@@ -140,11 +152,23 @@ def test_what_is_invalid_in_a_response(caplog: pytest.LogCaptureFixture) -> None
     run(main)
 
 
+def test_a_body_of_items_that_are_no_bytes() -> None:
+    body = memoryview(array("I", [1, 2, 3]))
+
+    async def main() -> None:
+        async with talking(answering(body), OFF) as client:  # type: ignore[arg-type]
+            assert await text(client) == body.tobytes()
+
+    run(main)
+
+
 def test_failures(caplog: pytest.LogCaptureFixture) -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         match scope["path"]:
             case "/exit":
                 raise SystemExit(1)
+            case "/exit-in-a-group":
+                raise BaseExceptionGroup("of a nursery", [SystemExit(1), ValueError("a")])
             case "/group":
                 raise ExceptionGroup("both", [ValueError("a"), ValueError("b")])
             case "/after":
@@ -153,7 +177,7 @@ def test_failures(caplog: pytest.LogCaptureFixture) -> None:
 
     async def main() -> None:
         async with talking(application, OFF) as client:
-            for path in ("/", "/exit", "/group"):
+            for path in ("/", "/exit", "/exit-in-a-group", "/group"):
                 assert (await client.request("GET", path)).status == 500
             assert await text(client, "/after") == b"whole"
             assert await text(client, "/after") == b"whole"

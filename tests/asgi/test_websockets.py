@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,12 +11,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
 from hoststack import StreamStoppedError, http3
 from hoststack.asgi import AsgiConfig, DisconnectedError
+from hoststack.asgi.websocket import WebSocketExchange
 from tests.asgi.serving import SERVER, run, serving, talking
 from tests.http3.peers import SMALL, TRUSTING
 
@@ -211,6 +215,7 @@ def _raw(
         (_raw(8, (1000).to_bytes(2) + b"\xff"), 1007),
         (_raw(1, b"a", fin=False) + _raw(1, b"b"), 1002),
         (_raw(2, bytes(5000)), 1009),
+        (_raw(1, "\N{EURO SIGN}".encode() * 2000), 1009),
         (_raw(2, bytes(3000), fin=False) + _raw(0, bytes(3000)), 1009),
         (b"\x82\xff" + (1 << 62).to_bytes(8) + bytes(4) + bytes(6000), 1009),
     ],
@@ -234,6 +239,55 @@ def test_frames_against_the_rules(data: bytes, code: int) -> None:
         assert (end["type"], end["code"]) == ("websocket.disconnect", code)
 
     run(main)
+
+
+def test_a_message_in_many_frames() -> None:
+    frames = _raw(2, b"", fin=False) + (_raw(0, b"", fin=False) + _raw(0, b"x", fin=False)) * 2000
+    held: list[int] = []
+
+    async def main() -> None:
+        async with (
+            serving(echo, AsgiConfig(lifespan="off", max_message_bytes=2001)) as (server, stack),
+            http3.open_client(stack, SERVER, tls=TRUSTING) as client,
+            open_websocket(client) as peer,
+        ):
+            await peer.response.send_all(frames)
+            await trio.sleep(1)
+            [exchange] = server.running
+            assert isinstance(exchange, WebSocketExchange)
+            assert exchange._part is not None
+            held.append(sys.getsizeof(exchange._part))
+            await peer.response.send_all(_raw(0, b"y"))
+            assert (await peer.next()).data == b"x" * 2000 + b"y"
+        assert held[0] < 10_000
+
+    run(main)
+
+
+def test_a_ping_while_a_close_frame_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """The client reads nothing, so that the pong comes behind the application's close frame."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, {"type": "websocket.send", "bytes": bytes(100_000)})
+            await trio.testing.wait_all_tasks_blocked()
+            await send({"type": "websocket.close"})
+
+    async def main() -> None:
+        async with talking(application, OFF, quic=SMALL) as client:
+            async with open_websocket(client) as peer:
+                await trio.sleep(1)
+                await peer.send(Ping())
+                await trio.sleep(1)
+                while not isinstance(event := await peer.next(), CloseConnection):
+                    assert isinstance(event, BytesMessage)
+                assert event.code == 1000
+            async with open_websocket(client):  # the server is there
+                pass
+
+    run(main)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_compressed_bomb() -> None:
@@ -309,6 +363,12 @@ def test_what_is_invalid_before_it_is_open(
         ({"type": "websocket.send"}, "either `bytes` or `text`"),
         ({"type": "websocket.send", "text": b"x"}, "either `bytes` or `text`"),
         ({"type": "websocket.send", "bytes": "x"}, "not str"),
+        ({"type": "websocket.send", "bytes": 1 << 40}, "not int"),
+        ({"type": "websocket.close", "code": 5}, "1000 to 4999"),
+        ({"type": "websocket.close", "code": 70_000}, "1000 to 4999"),
+        ({"type": "websocket.close", "code": "1000"}, "`code` is an int"),
+        ({"type": "websocket.close", "reason": b"x"}, "`reason` a str"),
+        ({"type": "websocket.close", "reason": "\ud800"}, "surrogates"),
     ],
 )
 def test_what_is_invalid_when_it_is_open(

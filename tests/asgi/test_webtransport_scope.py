@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 from hoststack import QuicConfig, StreamResetError, StreamStoppedError, TlsConfig, aio, asgi, http3
-from hoststack.asgi import AsgiConfig, DisconnectedError
+from hoststack.asgi import AsgiConfig, DisconnectedError, StaticFiles
 from hoststack.http3 import Http3Config, Session, SessionRefusedError
 from hoststack.http3 import aio as http3_aio
 from tests.asgi.serving import PATIENCE_S, SERVER, run, serving
@@ -210,10 +211,16 @@ def test_resets_and_stops_of_the_client() -> None:
     assert told["webtransport.stream.reset"] == 6
 
 
-@pytest.mark.parametrize("how", ["close", "returns", "raises", "out of order"])
-def test_sessions_that_are_refused(how: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("how", ["files", "close", "returns", "raises", "out of order"])
+def test_sessions_that_are_refused(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = StaticFiles(tmp_path)
+
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        if how == "close":
+        if how == "files":
+            await files(scope, receive, send)
+        elif how == "close":
             await send({"type": "webtransport.close"})
         elif how == "raises":
             raise ValueError("no")
@@ -227,24 +234,55 @@ def test_sessions_that_are_refused(how: str, caplog: pytest.LogCaptureFixture) -
         ):
             with pytest.raises(SessionRefusedError) as refused:
                 await client.open_webtransport("/")
-        assert refused.value.status == (403 if how == "close" else 500)
+        assert refused.value.status == (403 if how in ("files", "close") else 500)
 
     run(main)
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(errors) == (how != "close")
+    assert len(errors) == (how not in ("files", "close"))
 
 
-def test_an_application_that_fails_in_a_session(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"type": "webtransport.stream.send", "stream": 40, "data": b""}, "nothing can be sent"),
+        ({"type": "webtransport.datagram.send", "data": 1 << 40}, "`data` is bytes, not int"),
+        ({"type": "webtransport.close", "code": 1 << 32}, "between 0 and"),
+        ({"type": "webtransport.close", "code": "0"}, "`code` is an int"),
+        ({"type": "webtransport.close", "reason": "x" * 1025}, "longer than 1024"),
+    ],
+)
+def test_an_application_that_fails_in_a_session(
+    message: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send(ACCEPT)
-        await send({"type": "webtransport.stream.send", "stream": 40, "data": b""})
+        await send(message)
 
     async def main() -> None:
         async with in_session(application) as session:
             assert (await session.wait_closed()).code == 1011
 
     run(main)
-    assert "nothing can be sent on stream 40" in caplog.text
+    assert told in caplog.text
+
+
+def test_a_client_that_stops_the_answer_to_its_session(caplog: pytest.LogCaptureFixture) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(1)
+        await send(ACCEPT)
+
+    async def main() -> None:
+        async with (
+            serving(application, OFF, quic=QUIC, http3_config=CONFIG) as (_, stack),
+            http3.open_client(stack, SERVER, tls=TRUSTING, config=CONFIG) as client,
+        ):
+            fields = [("sec-webtransport-http3-draft02", "1")]
+            request = await client.open("CONNECT", "/", fields, protocol="webtransport")
+            request._stream.stop_sending(0x10C)
+            await trio.sleep(2)
+
+    run(main)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_slow_application_has_its_client_wait() -> None:
