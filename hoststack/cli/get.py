@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -228,7 +229,7 @@ def _content(data: Sequence[str] | None) -> bytes | None:
             elif text.startswith("@"):
                 parts.append(Path(text[1:]).read_bytes())
             else:
-                parts.append(text.encode())
+                parts.append(os.fsencode(text))
         except (OSError, ValueError) as error:
             raise FailedError(Exit.READ, f"-d {text}: {error}") from None
     return b"&".join(parts)

@@ -36,6 +36,11 @@ class Target:
         return host if self.port == _HTTPS_PORT else f"{host}:{self.port}"
 
 
+def _quoted(text: str) -> str:
+    # An argument that is no UTF-8 is encoded as the bytes that it is.
+    return quote(text, safe=_URL_CHARACTERS, errors="surrogateescape")
+
+
 def parse_target(url: str) -> Target:
     """Parse a URL; raises ValueError with a line for the user."""
     try:
@@ -47,9 +52,9 @@ def parse_target(url: str) -> Target:
         raise ValueError(f"{url!r}: write it as https://HOST[:PORT]/PATH")
     if parts.username is not None:
         raise ValueError(f"{url!r}: user names are not supported: leave the user out")
-    path = quote(parts.path or "/", safe=_URL_CHARACTERS)
+    path = _quoted(parts.path or "/")
     if parts.query:
-        path += "?" + quote(parts.query, safe=_URL_CHARACTERS)
+        path += "?" + _quoted(parts.query)
     name = parts.path.rpartition("/")[2]
     return Target(
         url=url,

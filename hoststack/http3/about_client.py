@@ -16,6 +16,7 @@ from hoststack.http3.about_connection import (
 from hoststack.http3.errors import (
     ErrorCode,
     GoingAwayError,
+    MessageError,
     NotSupportedError,
     ProtocolError,
     SessionRefusedError,
@@ -55,6 +56,8 @@ class Response(Exchange):
         while not self.status:
             if self._receiving_error is not None:
                 raise self._receiving_error
+            if self._has_all:
+                raise MessageError(ErrorCode.MESSAGE_ERROR, "has no status", 502)
             await self._pull(CHUNK_BYTES)
         await self._http._checkpoint()
 

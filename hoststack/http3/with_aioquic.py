@@ -268,7 +268,10 @@ class AioquicLayer:
                 self._refuse_section(stream_id)
 
     def _look_at_unidirectional(self, stream_id: int, data: bytes) -> None:
-        """Act on what aioquic ignores."""
+        """Act on what aioquic ignores, and on a frame that it would collect in any length."""
+        known = self._h3._stream.get(stream_id)
+        if known is not None and len(known.buffer) > _MAX_CONTROL_BYTES and self._error is None:
+            self._error = ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "a frame is too long")
         if self._error is not None:
             return
         frames = self._controls.setdefault(stream_id, ControlFrames())
@@ -330,7 +333,10 @@ class AioquicLayer:
     def _on_section(self, stream_id: int, fields: Fields, *, is_last: bool) -> None:
         kind = Kind.TRAILERS if stream_id in self._final else Kind.SECTION
         if kind == Kind.SECTION:
-            if self._is_server and not _is_request(fields, self._config):
+            is_right = (
+                _is_request(fields, self._config) if self._is_server else fields[0][1] >= b"100"
+            )
+            if not is_right:
                 self._reject(stream_id, ErrorCode.MESSAGE_ERROR)
                 return
             if not fields[0][1].startswith(b"1") or self._is_server:

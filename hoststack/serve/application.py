@@ -34,6 +34,7 @@ from hoststack.serve.settings import (
     ServeError,
     ServeSettings,
 )
+from hoststack.text import printable
 
 if TYPE_CHECKING:
     from hoststack.asgi.core import Core, Statistics
@@ -93,7 +94,7 @@ class Job:
     def attach_options(self) -> dict[str, Any]:
         """Return the arguments of `attach`."""
         name = self.settings.app or self.settings.root
-        return {"name": name, "shares_listeners": True, "config": self.quic}
+        return {"name": printable(name), "shares_listeners": True, "config": self.quic}
 
     def stack_options(self) -> dict[str, Any]:
         """Return the arguments of `open_stack`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import ssl
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -14,6 +16,7 @@ from hoststack import Certificate, TlsConfig, TlsConfigError
 from hoststack.boundary.uri import Uri
 from hoststack.serve.settings import ServeError, ServeSettings
 
+_TCP_ALPN: Final = ("h2", "http/1.1")
 _DEVELOPMENT_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -26,7 +29,16 @@ class Pair(NamedTuple):
 
 def read_pairs(settings: ServeSettings) -> list[Pair]:
     """Read the certificates and check them; raises ServeError."""
-    return [_read_pair(*names) for names in zip(settings.certfile, settings.keyfile, strict=True)]
+    pairs = [_read_pair(*names) for names in zip(settings.certfile, settings.keyfile, strict=True)]
+    for name, pair in zip(settings.certfile, pairs if settings.tcp else (), strict=False):
+        try:
+            tcp_context(pair)
+        except ssl.SSLError as error:
+            raise ServeError(
+                f"{name}: OpenSSL, which TCP needs, refuses it ({error.reason or error}): give a "
+                "certificate with a signature of SHA-256 or better, or leave out --tcp"
+            ) from None
+    return pairs
 
 
 def _read_pair(certfile: str, keyfile: str) -> Pair:
@@ -71,3 +83,26 @@ def tls_of(pairs: Sequence[Pair]) -> TlsConfig:
         key=first.key,
         certificates=tuple(Certificate(each.certificate, each.key) for each in more),
     )
+
+
+def tcp_context(pair: Pair) -> ssl.SSLContext:
+    """Return what serves TLS over TCP with this certificate. Raises SSLError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(_TCP_ALPN)
+    # Python reads certificates from files only.
+    fd = in_memory(pair.key + b"\n" + pair.certificate)
+    try:
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    return context
+
+
+def in_memory(data: bytes) -> int:
+    """Return a descriptor of a file in memory."""
+    fd = os.memfd_create("hoststack-certificates", os.MFD_CLOEXEC)
+    with open(os.dup(fd), "wb") as file:
+        file.write(data)
+    return fd

@@ -21,11 +21,9 @@ from cryptography import x509
 from hoststack.asgi import Application, Entry
 from hoststack.asgi.core import Core
 from hoststack.asgi.loading import Message, Receive, Scope, Send
-from hoststack.serve.certificates import Pair
-from hoststack.serve.orders import in_memory
+from hoststack.serve.certificates import Pair, tcp_context
 from hoststack.serve.settings import ServeSettings
 
-_ALPN: Final = ("h2", "http/1.1")
 _ALT_SVC_S: Final = 86400
 _SERVER_ERROR: Final = 500
 
@@ -37,13 +35,13 @@ class Contexts:
     """The TLS of TCP connections: a certificate is chosen by the name that the client asks for."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.front = _context(pairs[0])
+        self.front = tcp_context(pairs[0])
         self.front.sni_callback = self._choose
         self.replace(pairs)
 
     def replace(self, pairs: Sequence[Pair]) -> None:
         """Use these from the next handshake on."""
-        made = [_context(pair) for pair in pairs]
+        made = [tcp_context(pair) for pair in pairs]
         names = [(name, c) for pair, c in zip(pairs, made, strict=True) for name in _names(pair)]
         self._first, self._by_name = made[0], dict(reversed(names))
 
@@ -61,20 +59,6 @@ def _names(pair: Pair) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [name.lower() for name in found.value.get_values_for_type(x509.DNSName)]
-
-
-def _context(pair: Pair) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION
-    context.set_alpn_protocols(_ALPN)
-    # Python reads certificates from files only.
-    fd = in_memory(pair.key + b"\n" + pair.certificate)
-    try:
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
-    return context
 
 
 class _Config(hypercorn.Config):

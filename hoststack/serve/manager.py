@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import selectors
@@ -152,6 +153,9 @@ class Manager:
         now = time.monotonic()
         for slot in self._slots:
             if slot.child is not None and now >= slot.kill_at_s:
+                if self._is_stopping:
+                    logger.error("the application does not end, and is killed")
+                slot.kill_at_s = now + _GRACE_S
                 slot.child.kill()
             elif slot.start_at_s is not None and now >= slot.start_at_s and self._may_start():
                 self._start(slot)
@@ -180,7 +184,8 @@ class Manager:
 
     def _start_order(self) -> orders.Start:
         uris = [str(uri) for uri in self._uris]
-        return orders.Start(asdict(self._settings), uris, self._socket, list(self._tcp))
+        settings = json.dumps(asdict(self._settings))
+        return orders.Start(settings, uris, self._socket, list(self._tcp))
 
     def _on_reports_of_engines(self, engines: Process) -> None:
         for report in self._reports_of(engines):
@@ -345,7 +350,9 @@ class Manager:
             slot.start_at_s = None
             if slot.child is not None:
                 slot.child.end.send(orders.Stop())
-                slot.kill_at_s = time.monotonic() + self._settings.graceful_timeout + _GRACE_S
+                # One that is not ready has no requests, and is not listening to orders.
+                graceful_s = self._settings.graceful_timeout if slot.is_ready else 0.0
+                slot.kill_at_s = time.monotonic() + graceful_s + _GRACE_S
         self._stop_engines()
 
     def _stop_at_once(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hoststack.serve.certificates import Pair
+from hoststack.serve.certificates import Pair, in_memory
 from hoststack.serve.settings import ServeSettings
 
 _MOST_BYTES: Final = 1 << 16
@@ -21,7 +22,8 @@ _MOST_TEXT: Final = 1 << 15
 class Start(msgspec.Struct, frozen=True, tag=True):
     """The first order. The certificates come with it."""
 
-    settings: dict[str, Any]
+    settings: str
+    """In JSON, which has no words for infinity and for file names that are no UTF-8: Python's."""
     uris: list[str]
     socket: str
     """Where to attach to the engines; empty to run one in the process."""
@@ -32,7 +34,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
         """Return the settings."""
         found: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.settings.items()
+            for name, value in json.loads(self.settings).items()
         }
         return ServeSettings(**found)
 
@@ -95,7 +97,8 @@ class End:
     def send(self, message: Order | Report, pairs: Sequence[Pair] = ()) -> bool:
         """Send a message; False if the other end is gone, or does not read."""
         if isinstance(message, Failed):
-            message = Failed(message.text[:_MOST_TEXT], message.status)
+            text = message.text.encode(errors="backslashreplace").decode()
+            message = Failed(text[:_MOST_TEXT], message.status)
         fds = [in_memory(msgspec.msgpack.encode(pairs))] if pairs else []
         try:
             socket.send_fds(self._socket, [msgspec.json.encode(message)], fds)
@@ -134,14 +137,6 @@ class End:
             if not data:
                 return found or None
             found.append((data, fds))
-
-
-def in_memory(data: bytes) -> int:
-    """Return a descriptor of a file in memory."""
-    fd = os.memfd_create("hoststack-certificates", os.MFD_CLOEXEC)
-    with open(os.dup(fd), "wb") as file:
-        file.write(data)
-    return fd
 
 
 def _from_memory(fd: int) -> list[Pair]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from hoststack.asgi.config import AsgiConfig
 from hoststack.http3 import Http3Config
@@ -15,6 +17,31 @@ EXIT_FAILED_AT_START: Final = 3
 
 _HTTP3: Final = Http3Config()
 _ASGI: Final = AsgiConfig()
+
+#: Settings of AsgiConfig and Http3Config, by their names there.
+_OF_ASGI: Final = {
+    "root_path": "root_path",
+    "lifespan": "lifespan",
+    "startup_seconds": "startup_timeout",
+    "shutdown_seconds": "shutdown_timeout",
+    "drain_seconds": "graceful_timeout",
+    "answer_seconds": "answer_timeout",
+    "max_message_bytes": "limit_message_bytes",
+    "ping_seconds": "ping_interval",
+}
+_OF_HTTP3: Final = {
+    "max_section_bytes": "limit_header_bytes",
+    "max_fields": "limit_header_fields",
+    "max_body_bytes": "limit_body_bytes",
+    "max_streams": "limit_streams",
+    "max_resets": "limit_resets",
+    "webtransport_sessions": "webtransport",
+    "head_seconds": "head_timeout",
+    "idle_seconds": "idle_timeout",
+    "unread_seconds": "unread_timeout",
+}
+
+T = TypeVar("T")
 
 
 class ServeError(Exception):
@@ -156,11 +183,8 @@ class ServeSettings:
             raise ServeError("--cli-socket is the daemon's: add --workers 1, or more")
         if self.runtime == "trio" and self.loop != "auto":
             raise ServeError("--loop chooses a loop of asyncio: leave it out with --runtime trio")
-        try:
-            self.http3()
-            self.asgi()
-        except ValueError as error:
-            raise ServeError(str(error)) from None
+        self.http3()
+        self.asgi()
 
     @property
     def applications(self) -> int:
@@ -168,31 +192,21 @@ class ServeSettings:
         return self.apps or max(self.workers, 1)
 
     def asgi(self) -> AsgiConfig:
-        """Return the settings of the bridge to the application."""
-        return AsgiConfig(
-            root_path=self.root_path,
-            lifespan=self.lifespan,
-            startup_seconds=self.startup_timeout,
-            shutdown_seconds=self.shutdown_timeout,
-            drain_seconds=self.graceful_timeout,
-            answer_seconds=self.answer_timeout,
-            max_message_bytes=self.limit_message_bytes,
-            ping_seconds=self.ping_interval,
-        )
+        """Return the settings of the bridge to the application. Raises ServeError."""
+        return self._made(AsgiConfig, _OF_ASGI)
 
     def http3(self) -> Http3Config:
-        """Return the limits of HTTP/3."""
-        return Http3Config(
-            max_section_bytes=self.limit_header_bytes,
-            max_fields=self.limit_header_fields,
-            max_body_bytes=self.limit_body_bytes,
-            max_streams=self.limit_streams,
-            max_resets=self.limit_resets,
-            webtransport_sessions=self.webtransport,
-            head_seconds=self.head_timeout,
-            idle_seconds=self.idle_timeout,
-            unread_seconds=self.unread_timeout,
-        )
+        """Return the limits of HTTP/3. Raises ServeError."""
+        return self._made(Http3Config, _OF_HTTP3)
+
+    def _made(self, make: Callable[..., T], names: Mapping[str, str]) -> T:
+        try:
+            return make(**{theirs: getattr(self, ours) for theirs, ours in names.items()})
+        except ValueError as error:
+            text = str(error)
+            for theirs, ours in names.items():
+                text = re.sub(rf"\b{theirs}\b", option_of(ours), text)
+            raise ServeError(text) from None
 
 
 def _bounds(field: dataclasses.Field[Any]) -> tuple[float, float | None]:

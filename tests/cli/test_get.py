@@ -126,6 +126,7 @@ def test_requests(
     assert out("-d", "a=1", "-d", f"@{tmp_path / 'data'}", f"{base}/echo") == "a=1&from a file"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\0typed")))
     assert len(out("-d", "@-", f"{base}/echo")) > 0
+    assert len(out("-d", "\udcff", f"{base}/echo")) > 0
     assert out("-d", "x", f"{base}/method") == "POST"
     assert out("-X", "PUT", f"{base}/method") == "PUT"
     shown = out("-H", "X-Two: 2", "-H", "Host: named.test", "-H", "Accept: a/b", f"{base}/fields")
@@ -238,6 +239,7 @@ def test_certificates_are_checked(base: str, capfd: pytest.CaptureFixture[str]) 
         ("https://a/b/", "/b/", "index.html"),
         ("https://a/b/..", "/b/..", "index.html"),
         ("https://a/ä?b=ö#c", "/%C3%A4?b=%C3%B6", "ä"),
+        ("https://a/\udcff?\udcfe", "/%FF?%FE", "\udcff"),
     ],
 )
 def test_urls(url: str, path: str, name: str) -> None:

@@ -95,6 +95,17 @@ def test_on_the_control_stream(case: str, is_cut: bool) -> None:
     run(main)
 
 
+def test_a_frame_of_settings_without_an_end() -> None:
+    unknown = b"".join(number(1000 + each) + number(0) for each in range(3000))
+
+    async def main() -> None:
+        async with raw_client() as connection:
+            await unidirectional(connection, b"\x00" + number(4) + number(1 << 40) + unknown)
+            assert (await closed(connection)).code == E.EXCESSIVE_LOAD
+
+    run(main)
+
+
 STREAMS: dict[str, tuple[bytes, bytes, ErrorCode]] = {
     "two control streams": (b"\x00" + settings(), b"\x00" + settings(), E.STREAM_CREATION_ERROR),
     "two encoder streams": (b"\x02", b"\x02", E.STREAM_CREATION_ERROR),
@@ -413,6 +424,7 @@ BAD_RESPONSES: dict[str, bytes] = {
     "no status": section([(b"a", b"b")]),
     "a status of two digits": section([(b":status", b"20")]),
     "101": section([(b":status", b"101")]),
+    "000": section([(b":status", b"000")]),
     "a method": section([*RESPONSE, (b":method", b"GET")]),
     "connection": section([*RESPONSE, (b"connection", b"close")]),
     "less than its length": section([*RESPONSE, (b"content-length", b"5")]) + frame(0, b"abc"),

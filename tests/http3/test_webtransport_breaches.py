@@ -11,7 +11,7 @@ import trio
 
 from hoststack import Connection, Stream, http3
 from hoststack.http3 import ErrorCode, Http3Config, Session, SessionEnd, WebTransportCode
-from hoststack.http3.webtransport import wire
+from hoststack.http3.webtransport import sessions, wire
 from tests.http3.peers import (
     SERVER,
     closed,
@@ -156,6 +156,27 @@ def test_streams_after_their_session() -> None:
             await trio.sleep(1)
             after = await opened(connection, HEAD + number(session.stream_id) + b"data")
             assert await code_of_reset(after) == WebTransportCode.SESSION_GONE
+
+    run(main)
+
+
+def test_streams_without_a_session_and_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_MAX_REFUSED", 20)
+
+    async def main() -> None:
+        async with raw() as connection:
+            ended: list[Stream] = []
+            for _ in range(2):  # another session allows as many again
+                ended.append(await begun(connection))
+                await ended[-1].send_eof()
+                await trio.sleep(1)
+                for _ in range(15):
+                    await opened(connection, HEAD + number(ended[-1].stream_id))
+                await trio.sleep(1)
+            assert connection.close_info is None
+            for _ in range(10):
+                await opened(connection, HEAD + number(ended[-1].stream_id))
+            assert (await closed(connection)).code == ErrorCode.EXCESSIVE_LOAD
 
     run(main)
 
@@ -329,6 +350,6 @@ def test_application_protocols_as_sent(value: bytes, found: list[str]) -> None:
 
 
 def test_limits_of_settings() -> None:
-    for sessions in (-1, 1 << 31):
+    for count in (-1, 1 << 31):
         with pytest.raises(ValueError, match="webtransport_sessions"):
-            Http3Config(webtransport_sessions=sessions)
+            Http3Config(webtransport_sessions=count)

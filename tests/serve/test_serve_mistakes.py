@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hoststack.cli.main import main
+from hoststack.serve import certificates
 from tests.serve.conftest import write_application
 from tests.support.certificates import self_signed
 
@@ -88,3 +90,29 @@ def test_certificates(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None
         status, line = refusal(capfd, *words)
         assert status == 2
         assert said in line
+
+
+def test_a_certificate_that_tcp_does_not_take(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenSSL refuses a signature of SHA-1, which nothing here makes any more."""
+
+    def refuse(pair: certificates.Pair) -> None:
+        error = ssl.SSLError(1, "ca md too weak")
+        error.reason = "CA_MD_TOO_WEAK"
+        raise error
+
+    monkeypatch.setattr(certificates, "tcp_context", refuse)
+    certificate, key = self_signed(ec.generate_private_key(ec.SECP256R1()))
+    (tmp_path / "one.pem").write_bytes(certificate)
+    (tmp_path / "one.key").write_bytes(key)
+    words = ("main:app", "--certfile", "one.pem", "--keyfile", "one.key", "--tcp")
+    status, line = refusal(capfd, *words)
+    assert status == 2
+    assert "one.pem: OpenSSL, which TCP needs, refuses it (CA_MD_TOO_WEAK)" in line
+
+
+def test_names_that_are_no_text(capfd: pytest.CaptureFixture[str]) -> None:
+    status, line = refusal(capfd, "main:app", "--access-log", "nowhere/\udcff")
+    assert status == 2
+    assert "the access log 'nowhere/\\udcff' can't be opened" in line

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from pathlib import Path
 
-from hoststack.serve.orders import Counts
+import pytest
+
+from hoststack.serve.children import socket_pair
+from hoststack.serve.manager import Manager
+from hoststack.serve.orders import Counts, End, Failed, Ready, Start
 from hoststack.serve.progress import Progress
+from hoststack.serve.settings import ServeSettings
 from hoststack.serve.watching import Watched, sources
 
 
@@ -46,6 +52,62 @@ def test_sources_are_the_program_not_its_environment(tmp_path: Path) -> None:
     (tmp_path / "env" / "pyvenv.cfg").write_text("")
     found = {os.path.relpath(path, tmp_path) for path in sources([str(tmp_path)])}
     assert found == {"main.py", "pack/part.py"}
+
+
+class Child:
+    """An application that does nothing."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        ours, theirs = socket_pair()
+        self.end, self.its_end = End(ours), End(theirs)
+        self.started_s = time.monotonic()
+        self.is_killed = False
+
+    def fileno(self) -> int:
+        return self.its_end.fileno()
+
+    def kill(self) -> None:
+        self.is_killed = True
+
+    def status(self) -> int:
+        return -9
+
+    def close(self) -> None:
+        self.end.close()
+
+
+def managing(settings: ServeSettings) -> tuple[Manager, Child]:
+    child = Child()
+    manager = Manager(settings, [], [], [], here=child)  # type: ignore[arg-type]
+    manager._tick()
+    return manager, child
+
+
+def test_settings_reach_the_application_as_they_are() -> None:
+    settings = ServeSettings(
+        root="/caf\udce9", graceful_timeout=float("inf"), bind=("127.0.0.1:1", "[::1]:1")
+    )
+    _, child = managing(settings)
+    [(order, _)] = child.its_end.orders() or ()
+    assert isinstance(order, Start)
+    assert order.read() == settings
+    child.its_end.send(Failed("no /caf\udce9", 2))
+    assert child.end.reports() == [Failed("no /caf\\udce9", 2)]
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_an_application_that_has_not_started_is_not_waited_for(is_ready: bool) -> None:
+    manager, child = managing(ServeSettings(app="a:b", graceful_timeout=1000))
+    if is_ready:
+        child.its_end.send(Ready())
+        manager._on_reports(manager._slots[0])
+    manager._stop()
+    assert (manager._slots[0].kill_at_s - time.monotonic() < 100) == (not is_ready)
+    manager._slots[0].kill_at_s = 0
+    manager._tick()
+    assert child.is_killed
 
 
 class Terminal(io.StringIO):

@@ -107,9 +107,6 @@ class Session:
         return self._arrived.popleft()
 
     def _on_stream(self, stream: Any) -> None:
-        if self._is_over:
-            streams.refuse(stream, WebTransportCode.SESSION_GONE)
-            return
         self._streams.add(stream)
         self._arrived.append(streams.adopt(stream))
         self._changed.unpark_all()

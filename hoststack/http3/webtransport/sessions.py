@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Kept of a connection, for sessions whose request has not arrived.
 _MAX_EARLY_STREAMS: Final = 16
 _MAX_EARLY_DATAGRAMS: Final = 16
+#: Streams that a peer may open in vain before it begins another session.
+_MAX_REFUSED: Final = 1024
 #: Sessions and requests that have ended, and are remembered.
 _MAX_ENDED: Final = 256
 
@@ -33,6 +35,8 @@ class Sessions:
         self._early_streams: deque[tuple[int, Any]] = deque()
         self._early_datagrams: deque[tuple[int, bytes]] = deque()
         self._ended: deque[int] = deque(maxlen=_MAX_ENDED)
+        self._refused = 0
+        """Streams since the last session began."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -46,6 +50,7 @@ class Sessions:
         """Make the session of a request, with what came before it."""
         session = self._sessions[exchange.stream_id] = Session(exchange)
         exchange._session = session
+        self._refused = 0
         for stream in self._take(self._early_streams, session.session_id):
             session._on_stream(stream)
         for datagram in self._take(self._early_datagrams, session.session_id):
@@ -78,14 +83,22 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session_id & 3:
             self._http._fail(ProtocolError.of(ErrorCode.ID_ERROR, "no valid session ID"))
-        elif session is not None:
+        elif session is not None and not session._is_over:
             session._on_stream(stream)
-        elif session_id in self._ended:
-            streams.refuse(stream, WebTransportCode.SESSION_GONE)
+        elif session is not None or session_id in self._ended:
+            self._refuse(stream, WebTransportCode.SESSION_GONE)
         elif len(self._early_streams) >= _MAX_EARLY_STREAMS:
-            streams.refuse(stream, WebTransportCode.BUFFERED_STREAM_REJECTED)
+            self._refuse(stream, WebTransportCode.BUFFERED_STREAM_REJECTED)
         else:
             self._early_streams.append((session_id, stream))
+
+    def _refuse(self, stream: Any, code: int) -> None:
+        streams.refuse(stream, code)
+        self._refused += 1
+        if self._refused > _MAX_REFUSED:
+            self._http._fail(
+                ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many streams without a session")
+            )
 
     def on_early_datagram(self, session_id: int, data: bytes) -> None:
         """Keep a datagram of a request that has not arrived."""
