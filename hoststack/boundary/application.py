@@ -18,6 +18,7 @@ from hoststack.boundary.loading import Loaded
 from hoststack.boundary.messages import Command, Connect, EventCode, Notice, Request
 from hoststack.boundary.rings import Rings
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
+from hoststack.boundary.user_shares import Process
 from hoststack.native.memory.fifo import Fifo
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import Engine, QuicConfig
@@ -138,6 +139,7 @@ class TimeAccount:
 
     uid: int = -1
     """The user of the process."""
+    pid: int = -1
     left_s: float = 0.0
     """How long requests may take in this turn. Below 0 it has used time of later turns."""
     served: int = 0
@@ -172,8 +174,6 @@ class Application:
         """What the session plane calls it."""
         self.streams: Any = None
         """The struct hs_application (native/session/session.h) of an attached one."""
-        self.max_ports: int | None = None
-        """Most ports of the network that it may listen on; None: any number."""
         self.max_fifo_bytes: int | None = None
         """Most memory for its FIFOs; None: any."""
         self.is_remote = False
@@ -182,6 +182,11 @@ class Application:
         self._up = EventQueue()
         self._requests: deque[Request] = deque()
         self._notices: deque[Notice] = deque()
+
+    @property
+    def process(self) -> Process | None:
+        """The process that is charged for what it uses; None for this one."""
+        return (self.account.uid, self.account.pid) if self.is_remote else None
 
     # --- the application's side ---
 

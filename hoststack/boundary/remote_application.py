@@ -83,8 +83,6 @@ class Limits:
 
     fifo_bytes: int = 4 << 30
     sessions: int = 65536
-    ports: int = 65536
-    """Ports of the network that it listens on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,6 @@ class RemoteApplication(Application):
             ours.pop_all()
         self.is_remote = True
         self.max_sessions = limits.sessions
-        self.max_ports = limits.ports
         self.max_fifo_bytes = limits.fifo_bytes
         self._peer_blocks: dict[BlockName, int] = {}
         self._peer_fifo_bytes = 0

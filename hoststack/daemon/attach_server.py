@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 import struct
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -19,20 +19,22 @@ from hoststack.boundary import attaching
 from hoststack.boundary.channel import Channel, ChannelClosedError
 from hoststack.boundary.containment import contained, fault_text
 from hoststack.boundary.rings import shared_ends
+from hoststack.boundary.user_shares import Process, UserShares
 from hoststack.control.unix_listener import group_id
 from hoststack.daemon import orders
 from hoststack.daemon.config import ConfigError, DaemonConfig
-from hoststack.daemon.leaving import Attachments, OnLetGo, Process
+from hoststack.daemon.leaving import Attachments, OnLetGo
 from hoststack.session.namespaces import NamespaceError, Namespaces
 
 logger = logging.getLogger("hoststack.daemon")
 
-#: How long a client may take to send its request after it connected.
-_PATIENCE_S: Final = 5.0
-#: Most clients that have not sent their request; beyond it the oldest is disconnected.
+#: How long a client that connected may be silent.
+_SILENCE_S: Final = 60.0
+#: Most clients that have not sent their request. Beyond its share of them, a process's oldest one
+#: is disconnected.
 _MOST_GREETING: Final = 64
-#: Most clients of one process that wait until workers have let go of earlier ones.
-_MOST_WAITING: Final = 64
+#: Most clients that wait until workers have let go of earlier ones.
+_MOST_WAITING: Final = 256
 _UCRED: Final = struct.Struct("3i")  # unix(7): struct ucred
 
 
@@ -55,6 +57,8 @@ class _Client:
     uid: int
     hello: attaching.Attach
     channel: Channel
+    release: Callable[[], None]
+    """Ends the charge for it."""
     since: float = field(default_factory=trio.current_time)
 
 
@@ -79,9 +83,11 @@ class AttachServer:
         self._about = about
         self._clients: list[_Client] = []
         self._workers: dict[int, ServesApplications] = {}
-        self._greeting: list[trio.CancelScope] = []
+        self._greeting: list[tuple[Process, trio.CancelScope]] = []
         self._attachments = Attachments()
-        self._waiting: Counter[Process] = Counter()
+        self._greetings = UserShares("connections")
+        self._waiting = UserShares("attachments waiting")
+        self._attached = UserShares("attachments")
         self.refused = 0
         """Refused applications since the start."""
         self.is_draining = False
@@ -144,26 +150,20 @@ class AttachServer:
                 logger.info("%s (process %d) is gone", client.name, client.pid)
                 self._clients.remove(client)
                 self._attachments.left(client.number)
+                client.release()
             channel.close()
 
     async def _greet(self, channel: Channel, pid: int, uid: int) -> _Client | None:
         """Read a client's request; return the application, or None if it is not served."""
-        if len(self._greeting) >= _MOST_GREETING:
-            self._greeting[0].cancel()
-        data = b""
-        with trio.move_on_after(_PATIENCE_S) as patience:
-            self._greeting.append(patience)
-            try:
-                data, _ = await channel.receive_one()
-            finally:
-                self._greeting.remove(patience)
+        process = uid, pid
         try:
-            hello = attaching.decode_attach(data)
+            hello = attaching.decode_attach(await self._receive_request(channel, process))
         except attaching.GreetingError as error:
             logger.info("process %d of user %d sent an invalid request: %s", pid, uid, error)
             return None
-        refusal = self._refusal(hello) or await self._wait_for_room((uid, pid))
-        refusal = refusal or self._refusal(hello)  # others may have attached meanwhile
+        refusal = self._refusal(hello, process) or await self._wait_for_room(process)
+        # Others may have attached meanwhile.
+        refusal = refusal or self._refusal(hello, process)
         if refusal is not None:
             self.refused += 1
             logger.info("%s (process %d, user %d) refused: %s", hello.name, pid, uid, refusal.text)
@@ -172,30 +172,53 @@ class AttachServer:
         logger.info("%s (process %d, user %d) attached", hello.name, pid, uid)
         about = msgspec.structs.replace(self._about, workers=len(self._workers))
         channel.send(attaching.encode(about))
-        client = _Client(self._attachments.add((uid, pid)), hello.name, pid, uid, hello, channel)
+        number, release = self._attachments.add(process), self._attached.add(self._payer(process))
+        client = _Client(number, hello.name, pid, uid, hello, channel, release)
         self._clients.append(client)
         for index in list(self._workers):
             self._offer(client, index)
         return client
 
+    async def _receive_request(self, channel: Channel, process: Process) -> bytes:
+        """Return a client's request, empty if it sends none. Beyond the share of its process, the
+        oldest one of that which is silent is disconnected."""
+        if self._greetings.refusal(process, _MOST_GREETING - len(self._greetings)) is not None:
+            silent = [scope for who, scope in self._greeting if who == process]
+            if not silent:
+                return b""
+            silent[0].cancel()
+        data = b""
+        with trio.move_on_after(_SILENCE_S) as scope:
+            release = self._greetings.add(process)
+            self._greeting.append((process, scope))
+            try:
+                data, _ = await channel.receive_one()
+            finally:
+                self._greeting.remove((process, scope))
+                release()
+        return data
+
     async def _wait_for_room(self, process: Process) -> attaching.Refused | None:
         """Wait until all workers accept orders, which many attachments at once can outpace, and
-        have let go of what the process has left."""
-        if self._waiting[process] < _MOST_WAITING:
-            self._waiting[process] += 1
-            try:
-                with trio.move_on_after(_PATIENCE_S) as patience:
-                    await self._attachments.wait_for_room(process)
-                    for worker in list(self._workers.values()):
-                        await worker.wait_for_room()
-            finally:
-                self._waiting[process] -= 1
-                self._waiting += Counter()  # drops those at 0
-            if not patience.cancelled_caught:
-                return None
-        return attaching.Refused(errno.EAGAIN, "a worker accepts no applications now: try again")
+        have let go of what the process has left. The watchdog replaces a worker that hangs."""
+        refusal = self._waiting.refusal(process, _MOST_WAITING - len(self._waiting))
+        if refusal is not None:
+            return attaching.Refused(errno.EAGAIN, refusal)
+        release = self._waiting.add(process)
+        try:
+            await self._attachments.wait_for_room(process)
+            for worker in list(self._workers.values()):
+                await worker.wait_for_room()
+        finally:
+            release()
+        return None
 
-    def _refusal(self, hello: attaching.Attach) -> attaching.Refused | None:
+    def _payer(self, process: Process) -> Process:
+        """Return who is charged for an attachment. Without a group only the daemon's user and root
+        attach: then nothing is held back for other users, only for other processes."""
+        return process if self._config.group is not None else (process[1], process[1])
+
+    def _refusal(self, hello: attaching.Attach, process: Process) -> attaching.Refused | None:
         if hello.version != attaching.PROTOCOL_VERSION:
             return attaching.Refused(
                 errno.EPROTONOSUPPORT,
@@ -210,6 +233,10 @@ class AttachServer:
                 f"{self._config.max_applications} applications are attached already: raise "
                 "max-applications",
             )
+        left = self._config.max_applications - len(self._clients)
+        refusal = self._attached.refusal(self._payer(process), left)
+        if refusal is not None:
+            return attaching.Refused(errno.EUSERS, f"{refusal}, or raise max-applications")
         try:
             self._namespaces.admit(hello.namespace, hello.secret, hello.scopes)
         except NamespaceError as error:

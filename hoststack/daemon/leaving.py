@@ -14,11 +14,10 @@ from typing import Final
 
 import trio
 
+from hoststack.boundary.user_shares import Process
+
 #: Most applications of one process that have left. Above it, the next one waits.
 MOST_LEAVING: Final = 8
-
-Process = tuple[int, int]
-"""User and process."""
 
 OnLetGo = Callable[[int], None]
 """Called with the number of an attachment that a worker serves no more."""

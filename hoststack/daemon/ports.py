@@ -24,7 +24,7 @@ from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.zones import scope_of, without_zone
 from hoststack.session.spent_time import blocked
-from hoststack.transport.kernel.open_files import check_share
+from hoststack.transport.kernel.open_files import most_ports
 
 logger = logging.getLogger("hoststack.daemon")
 
@@ -99,13 +99,18 @@ class PortKeeper:
         return endpoint, self._owner.socket_of(worker, endpoint)
 
     def _make_room(self) -> None:
-        """Close ports of dead workers if needed; raises OSError where that is not enough."""
-        try:
-            check_share(self._owner.sockets_of_port)
-        except OSError:
-            for worker in list(self._left):
-                self._close_all_left(worker)
-            check_share(self._owner.sockets_of_port)
+        """Close ports of dead workers if needed; raises LinkError where that is not enough."""
+        most = most_ports(self._owner.sockets_of_port)
+        for worker in list(self._left):
+            if len(self._holders) < most:
+                return
+            self._close_all_left(worker)
+        if len(self._holders) >= most:
+            raise LinkError(
+                errno.EMFILE,
+                f"{most} ports are open, and the daemon's limit of open files allows no more: "
+                "close some, or raise the limit (`ulimit -n`, LimitNOFILE=)",
+            )
 
     def close(self, worker: int, endpoint: Endpoint) -> None:
         """Close a worker's port; no effect if the worker has not opened it."""

@@ -23,7 +23,7 @@ import trio
 from hoststack.api.errors import LinkError
 from hoststack.boundary.application import TimeAccount
 from hoststack.boundary.channel import Channel, ChannelClosedError
-from hoststack.boundary.off_loop import OffLoop, Threads
+from hoststack.boundary.off_loop import Threads
 from hoststack.boundary.remote_application import Ends, Limits, RemoteApplication
 from hoststack.boundary.resumption import TicketSeal
 from hoststack.control.worker_side import WorkerSide
@@ -45,7 +45,7 @@ from hoststack.link.udp.link import UdpLink
 from hoststack.link.xdp.link import AfXdpLink
 from hoststack.quic.seam import CidConfig
 from hoststack.session.slow_lane import charging
-from hoststack.transport.kernel.open_files import ports_of_one, raise_open_files
+from hoststack.transport.kernel.open_files import most_ports, raise_open_files
 from hoststack.worker.engines import engine_maker
 from hoststack.worker.worker import Worker
 
@@ -70,15 +70,15 @@ class _Applications:
     channel: Channel
     nursery: trio.Nursery
     seal: TicketSeal
-    off_loop: OffLoop
-    most_ports: int
+    threads: Threads
     accounts: WeakValueDictionary[tuple[int, int], TimeAccount] = field(
         default_factory=WeakValueDictionary
     )
     """By user and process, for as long as one of its applications is served."""
 
     def serve(self, order: orders.Serve, fds: list[int]) -> None:
-        account = self.accounts.setdefault((order.uid, order.pid), TimeAccount(order.uid))
+        account = TimeAccount(order.uid, order.pid)
+        account = self.accounts.setdefault((order.uid, order.pid), account)
         with charging(account):
             application = self._make(order, fds)
         if application is None:
@@ -103,9 +103,10 @@ class _Applications:
             return None
         channel, rings, wake_worker, wake_application = fds
         ends = Ends(socket.socket(fileno=channel), rings, wake_worker, wake_application)
-        limits = Limits(order.fifo_bytes, order.sessions, self.most_ports)
+        limits = Limits(order.fifo_bytes, order.sessions)
+        off_loop = self.threads.share_of((order.uid, order.pid))
         try:
-            return RemoteApplication(order.name, ends, limits, self.seal, self.off_loop)
+            return RemoteApplication(order.name, ends, limits, self.seal, off_loop)
         except (OSError, ValueError) as error:
             # For example no memory to map its rings. The application sees its channel closed.
             logger.error("%s can't be served: %s", order.name, error)
@@ -135,9 +136,7 @@ async def _serve(
         nursery.start_soon(trim_heap)
         async with trio.open_nursery() as served:
             side = WorkerSide(worker, served, index=start.index, workers=start.workers)
-            most_ports = ports_of_one(start.workers if start.link == "udp" else 1)
-            seal = TicketSeal(start.secret)
-            applications = _Applications(worker, channel, served, seal, threads, most_ports)
+            applications = _Applications(worker, channel, served, TicketSeal(start.secret), threads)
             channel.send(orders.encode(ready))
             commands = Commands(channel, side, served)
             drain = await _obey(channel, applications, commands)
@@ -238,6 +237,8 @@ def _set_up(start: orders.Start, fds: list[int]) -> tuple[Link, Worker]:
         spin_us=start.busy_poll_us,
         first_session=(start.generation % _GENERATIONS) << _GENERATION_SHIFT,
     )
+    used = worker.layer.ports
+    used.most = min(used.most, most_ports(start.workers if start.link == "udp" else 1))
     for id, secret in start.namespaces.items():
         worker.layer.namespaces.add(id, secret)
     return link, worker

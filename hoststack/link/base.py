@@ -182,6 +182,10 @@ class Link(Protocol):
     def interface_name(self) -> str | None:
         """The only interface that the link uses; None where it uses any."""
 
+    @property
+    def max_ports(self) -> int:
+        """Most ports that may be open at once."""
+
     def open_port(self, endpoint: Endpoint) -> Endpoint:
         """Open a local UDP endpoint, so that its datagrams arrive at this link.
 

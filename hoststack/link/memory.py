@@ -127,6 +127,7 @@ class MemoryLink:
 
     name = "memory"
     interface_name: Final = None
+    max_ports: Final = 1 << 16
 
     def __init__(self, network: MemoryNetwork, host: str) -> None:
         self.trouble = ""

@@ -10,6 +10,8 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 from typing import Final, TypeGuard
 from weakref import WeakKeyDictionary
@@ -23,6 +25,7 @@ from hoststack.boundary.application import (
     run_alone,
 )
 from hoststack.boundary.protocols import Protocol, TcpConfig, UdpConfig, not_supported
+from hoststack.boundary.user_shares import UserShares
 from hoststack.link.base import UNSPECIFIED, Endpoint, Link, LinkError
 from hoststack.link.zones import canonical, socket_address
 from hoststack.quic.seam import (
@@ -42,7 +45,7 @@ from hoststack.session.session import (
     SessionTable,
 )
 from hoststack.session.slow_lane import charged
-from hoststack.transport.kernel.open_files import check_room_for
+from hoststack.transport.kernel.open_files import room_for
 from hoststack.transport.kernel.tcp import TcpConnection, TcpListener, TcpStream
 from hoststack.transport.kernel.udp import UdpConnection, UdpListener, address_of, block_bytes_of
 from hoststack.transport.kernel.udp_peers import UdpPeers
@@ -57,6 +60,8 @@ _BACKLOG: Final = 1024
 _SCOPE: Final = "global"
 #: Delay before a listener retries accept(2) when there are too many open files.
 _PAUSE_S: Final = 0.1
+#: Most sockets that the supervisor opens for a worker (daemon/ports.py).
+_MOST_SOCKETS: Final = 1 << 16
 #: Close reason of a UDP endpoint that another peer replaced.
 _REPLACED: Final = "Replaced by a newer peer"
 
@@ -114,6 +119,7 @@ class KernelSockets:
         self._sessions = sessions
         self._rules = rules
         self._spawn = spawn
+        self._shares = UserShares("TCP and UDP sockets")
         self._events: list[Event] = []
         self._connecting: dict[tuple[Application, int], trio.CancelScope] = {}
         self._connections: set[KernelConnection] = set()
@@ -144,6 +150,15 @@ class KernelSockets:
         """Send and receive datagrams that bypass the kernel; called once a turn. Return whether
         some wait until the link is writable."""
         return self._udp.move()
+
+    def _charge(self, application: Application, descriptor: int) -> Callable[[], None]:
+        """Charge an application for a new socket; return what ends that. Raises OSError if its
+        process has its share of all open files."""
+        left = min(room_for(descriptor), _MOST_SOCKETS - len(self._shares))
+        refusal = self._shares.refusal(application.process, left)
+        if refusal is not None:
+            raise OSError(errno.EMFILE, refusal)
+        return self._shares.add(application.process)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -189,23 +204,23 @@ class KernelSockets:
         self._check_rules("tcp", application, local, remote)
         family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            check_room_for(sock.fileno())
+        with contextlib.ExitStack() as undo:
+            undo.callback(sock.close)
+            release = self._charge(application, sock.fileno())
+            undo.callback(release)
             with trio.move_on_after(config.connect_timeout_s) as scope:
                 await sock.connect(socket_address(remote))
             if scope.cancelled_caught:
                 raise TimeoutError(errno.ETIMEDOUT, "no answer")
             # The application may have gone since the socket became ready.
             await trio.lowlevel.checkpoint_if_cancelled()
-            connection = TcpConnection(sock, application, config, self._tell)
-        except BaseException:
-            sock.close()
-            raise
+            connection = TcpConnection(sock, application, config, self._tell, release)
+            undo.pop_all()
         self._connected(application, request, connection)
 
     def _connect_udp(self, application: Application, request: m.Connect, config: UdpConfig) -> None:
         local, remote = _ends_of(self._canonical(request.remote))
-        port = self._udp.open(local, remote)
+        port = self._udp.open(local, remote, charge=partial(self._charge, application))
         try:
             self._check_rules("udp", application, port.local, remote)
             connection = UdpConnection(port, port.local, remote, application, config)
@@ -223,6 +238,7 @@ class KernelSockets:
                 raise not_supported("udp", "local scope")
             port = self._udp.open(
                 self._canonical(request.local),
+                charge=partial(self._charge, application),
                 # Sending to an unspecified address would reach this machine despite any rules
                 # about its addresses.
                 allows=lambda peer: (
@@ -272,9 +288,9 @@ class KernelSockets:
             if _SCOPE not in application.scopes:
                 raise not_supported(request.protocol, "local scope")
             if isinstance(config, TcpConfig):
-                listener: TcpListener | UdpListener = self._listen_tcp(request, config)
+                listener: TcpListener | UdpListener = self._listen_tcp(application, request, config)
             else:
-                listener = self._listen_udp(request, config)
+                listener = self._listen_udp(application, request, config)
         except OSError as error:
             text = _refusal(request.local, error)
             application.notify(m.Failed(request.token, error.errno or errno.EIO, text))
@@ -288,22 +304,27 @@ class KernelSockets:
             self._spawn(run_alone, application, listener.port.run)
         application.notify(m.Listening(request.token, session.handle, listener.local))
 
-    def _listen_tcp(self, request: m.Listen, config: TcpConfig) -> TcpListener:
+    def _listen_tcp(
+        self, application: Application, request: m.Listen, config: TcpConfig
+    ) -> TcpListener:
         host, port = self._canonical(request.local)
         sock = self._source.open_socket("tcp", Endpoint(host, port))
         local = Endpoint(host, sock.getsockname()[1])
-        try:
-            check_room_for(sock.fileno())
+        with contextlib.ExitStack() as undo:
+            undo.callback(sock.close)
+            undo.callback(self._source.close_socket, "tcp", local)
+            release = self._charge(application, sock.fileno())
+            undo.callback(release)
             sock.listen(_BACKLOG)
-        except BaseException:
-            self._source.close_socket("tcp", local)
-            sock.close()
-            raise
-        return TcpListener(trio.socket.from_stdlib_socket(sock), local, config)
+            undo.pop_all()
+        return TcpListener(trio.socket.from_stdlib_socket(sock), local, config, release)
 
-    def _listen_udp(self, request: m.Listen, config: UdpConfig) -> UdpListener:
+    def _listen_udp(
+        self, application: Application, request: m.Listen, config: UdpConfig
+    ) -> UdpListener:
         port = self._udp.open(
             self._canonical(request.local),
+            charge=partial(self._charge, application),
             idle_s=config.idle_timeout_s,
             accept=lambda local, peer: self._accept_udp(listener, local, peer),
         )
@@ -319,6 +340,7 @@ class KernelSockets:
             context.scope.cancel()
             self._source.close_socket("tcp", Endpoint(*context.local))
             context.socket.close()
+            context.release()
         elif isinstance(context, UdpListener):
             context.port.is_listening = False
             context.port.close_if_unused()
@@ -365,8 +387,11 @@ class KernelSockets:
         # getpeername raises OSError if the peer has reset the connection already.
         with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
             undo.callback(sock.close)
-            check_room_for(sock.fileno())
-            connection = TcpConnection(sock, application, listener.config, self._tell, listener)
+            release = self._charge(application, sock.fileno())
+            undo.callback(release)
+            connection = TcpConnection(
+                sock, application, listener.config, self._tell, release, listener
+            )
             self._check("tcp", application, connection.local, connection.remote)
             stream = connection.open_stream()
             undo.pop_all()

@@ -126,11 +126,10 @@ class Listeners:
         found = self._network.get(local)
         if found is not None and found.may_be_joined_by(application):
             return found
-        self._check_ports_of(application)
-        local = self._ports.open_for_listener(local)
+        local = self._ports.open_for_listener(local, application.process)
         try:
             check_size(self._link.max_datagram_bytes_of(local), f"the interface of {local.host}")
-            self._ports.open_beside(local, preferred_endpoints(config))
+            self._ports.open_beside(local, preferred_endpoints(config), application.process)
             credentials = credentials or credentials_for(self._engine, request, is_server=True)
             context = self._engine.listen(local, credentials, config)
         except (LinkError, ValueError):
@@ -138,18 +137,6 @@ class Listeners:
             raise
         point = self._network[local] = self._by_context[context] = _Point(context, application)
         return point
-
-    def _check_ports_of(self, application: Application) -> None:
-        """Raise LinkError if the application may not listen on another port."""
-        most = application.max_ports
-        if most is None:
-            return
-        if sum(point.application is application for point in self._network.values()) >= most:
-            raise LinkError(
-                errno.EMFILE,
-                f"the application listens on {most} ports, and may have no more: close some, or "
-                "raise the daemon's limit of open files (`ulimit -n`, LimitNOFILE=)",
-            )
 
     def _local_point(
         self, application: Application, request: m.Listen, config: QuicConfig, local: Endpoint
@@ -165,7 +152,7 @@ class Listeners:
             )
         self.check_protocols(request.alpn, config)
         if not local.port:
-            local = Endpoint(local.host, self._local_ports.take(namespace))
+            local = Endpoint(local.host, self._local_ports.take(namespace, application.process))
         context = CutListener(local, request.alpn, config)
         point = self._local[namespace, local] = _Point(context, application)
         self._by_context[context] = point

@@ -67,7 +67,7 @@ class LocalScope:
         try:
             self._listeners.check_protocols(request.alpn, config)
             # Both are on this machine.
-            local = Endpoint(remote.host, self._ports.take(namespace))
+            local = Endpoint(remote.host, self._ports.take(namespace, application.process))
         except (LinkError, ValueError) as error:
             number = error.errno if isinstance(error, LinkError) else errno.EINVAL
             application.notify(m.Failed(request.token, number or 0, error_text(error)))

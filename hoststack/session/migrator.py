@@ -58,7 +58,7 @@ class Migrator:
             wanted = Endpoint(*(request.local or self._link.local_endpoint_for(remote)))
             if ip_address(wanted.host).version != ip_address(remote.host).version:
                 raise ValueError(f"{wanted.host} and {remote.host} differ in IP version")
-            opened = self._ports.open_for_one(wanted)
+            opened = self._ports.open_for_one(wanted, application.process)
             self._engine.migrate(context, self._link.path_from(opened, remote))
         except (LinkError, ValueError) as error:
             if opened is not None:

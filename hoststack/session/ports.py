@@ -8,10 +8,11 @@ connection IDs distinguish them; it stays open as long as the stack.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
+from hoststack.boundary.user_shares import Process, UserShares
 from hoststack.link.base import Endpoint, Link, LinkError
 
 #: RFC 9000 section 14: "QUIC MUST NOT be used if the network path cannot support a maximum datagram
@@ -46,13 +47,32 @@ class PortTable:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self.most = link.max_ports
+        """Most ports that may be open."""
+        self._shares = UserShares("UDP ports")
+        self._charged: dict[Endpoint, Callable[[], None]] = {}
+        """What ends the charge for each open port."""
         self._holders: dict[Endpoint, int] = {}
         self._listening: set[Endpoint] = set()
         self._client: dict[str, Endpoint] = {}
         self._beside: dict[Endpoint, list[Endpoint]] = {}
 
-    def open_for_listener(self, local: Endpoint) -> Endpoint:
-        """Open a port for a listener; raises LinkError (EADDRINUSE, ...)."""
+    def _open(self, local: Endpoint, process: Process | None) -> Endpoint:
+        """Open a port, and charge a process for it. Raises LinkError: EMFILE if that has its share
+        of all ports."""
+        refusal = self._shares.refusal(process, max(0, self.most - len(self._shares)))
+        if refusal is not None:
+            raise LinkError(errno.EMFILE, refusal)
+        local = self._link.open_port(local)
+        self._charged[local] = self._shares.add(process)
+        return local
+
+    def _close(self, local: Endpoint) -> None:
+        self._charged.pop(local)()
+        self._link.close_port(local)
+
+    def open_for_listener(self, local: Endpoint, process: Process | None) -> Endpoint:
+        """Open a port for a listener of a process; raises LinkError (EADDRINUSE, ...)."""
         if local in self._listening:
             raise LinkError(
                 errno.EADDRINUSE,
@@ -60,7 +80,7 @@ class PortTable:
                 "close that one first, or use another port",
             )
         if local not in self._holders:
-            local = self._link.open_port(local)
+            local = self._open(local, process)
         # Otherwise connections of a closed listener still hold the port.
         self._listening.add(local)
         self.hold(local)
@@ -76,7 +96,7 @@ class PortTable:
         Raises LinkError."""
         local = self._link.local_endpoint_for(remote)
         if local.host not in self._client:
-            self._client[local.host] = self._link.open_port(local)
+            self._client[local.host] = self._open(local, None)  # it is everybody's
         return self._client[local.host]
 
     def in_use(self) -> list[PortInUse]:
@@ -87,24 +107,27 @@ class PortTable:
         ]
         return found + [PortInUse(local, "client", 0) for local in self._client.values()]
 
-    def open_beside(self, local: Endpoint, others: Iterable[Endpoint]) -> None:
+    def open_beside(
+        self, local: Endpoint, others: Iterable[Endpoint], process: Process | None
+    ) -> None:
         """Open ports that a listener's connections may move to; they stay open as long as the
         listener's own. Raises LinkError."""
         for other in others:
             if _covers(local, other):
                 continue
             if other not in self._holders:
-                self._link.open_port(other)
+                self._open(other, process)
             self.hold(other)
             self._beside.setdefault(local, []).append(other)
 
-    def open_for_one(self, local: Endpoint) -> Endpoint:
-        """Open a port for a single client connection; `close_of_one` closes it."""
-        return self._link.open_port(local)
+    def open_for_one(self, local: Endpoint, process: Process | None) -> Endpoint:
+        """Open a port for a single client connection; `close_of_one` closes it. Raises
+        LinkError."""
+        return self._open(local, process)
 
     def close_of_one(self, local: Endpoint) -> None:
         """Close a port of `open_for_one`."""
-        self._link.close_port(local)
+        self._close(local)
 
     def hold(self, local: Endpoint) -> None:
         """Add a holder of a port: a listener, or a connection accepted on it."""
@@ -115,7 +138,7 @@ class PortTable:
         self._holders[local] -= 1
         if not self._holders[local]:
             del self._holders[local]
-            self._link.close_port(local)
+            self._close(local)
             for other in self._beside.pop(local, ()):
                 self.release(other)
 

@@ -15,6 +15,8 @@ from typing import Final, TypeVar
 
 from hoststack.boundary.application import Application
 from hoststack.boundary.handle import index_of, make_handle, worker_of
+from hoststack.boundary.user_shares import UserShares
+from hoststack.native.wire._wire import lib
 from hoststack.quic.seam import ConnectionContext, ListenerContext
 
 
@@ -82,6 +84,9 @@ class ConnectionSession(Session):
     new_datagram_limit: int | None = None
 
 
+#: Listeners and connections of a worker that its applications share: each may need a path of its
+#: own.
+MOST_CONNECTIONS: Final = int(lib.HS_MAX_PATHS)
 #: Most connections that wait for the program's accept at one listener; more are refused.
 MOST_UNTAKEN: Final = 1024
 
@@ -119,6 +124,8 @@ class SessionTable:
         """Closed sessions that the program has not accepted: their notices still use memory."""
         self._free: deque[int] = deque()
         self._next = first
+        self._shares = UserShares("connections")
+        self._charged: dict[int, Callable[[], None]] = {}
         self.refused: Counter[str] = Counter()
         """Refusals to applications and their peers, by reason. "faults" counts exceptions while
         serving a request or an event."""
@@ -130,10 +137,14 @@ class SessionTable:
 
     def refusal(self, application: Application) -> str | None:
         """Return why an application may have no more sessions, and count that; None if it may."""
-        if not self.is_full_for(application):
-            return None
-        self.refused["max_sessions"] += 1
-        return no_room(application)
+        if self.is_full_for(application):
+            refusal: str | None = no_room(application)
+        else:
+            left = max(0, MOST_CONNECTIONS - len(self._charged))
+            refusal = self._shares.refusal(application.process, left)
+        if refusal is not None:
+            self.refused["max_sessions"] += 1
+        return refusal
 
     def add(self, session: T) -> T:
         """Add a session; set its handle, and that of its context."""
@@ -144,6 +155,7 @@ class SessionTable:
             self._next += 2
         self._by_index[index] = session
         session.application.count_sessions(1)
+        self._charged[index] = self._shares.add(session.application.process)
         session.handle = session.context.session = make_handle(self._worker, index)
         if isinstance(session, ConnectionSession) and session.listener is not None:
             session.is_untaken = session.listener.is_counting
@@ -199,6 +211,7 @@ class SessionTable:
 
     def _give_back(self, session: AnySession) -> None:
         session.application.count_sessions(-1)
+        self._charged.pop(index_of(session.handle))()
         self._free.append(index_of(session.handle))
 
     def __iter__(self) -> Iterator[AnySession]:

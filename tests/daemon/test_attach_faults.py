@@ -187,22 +187,6 @@ def test_an_application_waits_for_a_worker_that_is_behind(tmp_path: Path) -> Non
     trio.run(main)
 
 
-def test_a_worker_that_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach_server, "_PATIENCE_S", 0.2)
-
-    async def main() -> None:
-        async with attach_server_at(tmp_path) as served:
-            served.worker.has_room = trio.Event()
-            (answer,) = await served.ask(HELLO)
-            refused = attaching.decode_answer(answer)
-            assert isinstance(refused, attaching.Refused)
-            assert "try again" in refused.text
-            served.worker.has_room.set()
-            assert await served.is_well()
-
-    trio.run(main)
-
-
 def test_a_process_that_comes_and_goes_waits_until_the_workers_have_let_go(tmp_path: Path) -> None:
     async def main() -> None:
         async with attach_server_at(tmp_path) as served:
@@ -237,7 +221,7 @@ def test_one_that_opens_many_connections_meanwhile_is_refused(
             assert isinstance(attaching.decode_answer(answer), attaching.Refused)
             served.worker.has_room.set()
             await served.all_gone()
-            assert not served.server._waiting
+            assert not len(served.server._waiting)
 
     trio.run(main)
 

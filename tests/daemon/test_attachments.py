@@ -12,12 +12,13 @@ import trio.testing
 
 import hoststack
 from hoststack.boundary.channel import Channel
+from hoststack.boundary.off_loop import Threads
 from hoststack.boundary.rings import shared_ends
 from hoststack.daemon import orders
 from hoststack.daemon.leaving import MOST_LEAVING, Attachments
 from hoststack.daemon.worker_main import _Applications
 from hoststack.link.memory import MemoryNetwork
-from tests.support.attached import SEAL, inline
+from tests.support.attached import SEAL
 
 
 def serve(number: int, pid: int, uid: int = 0) -> orders.Serve:
@@ -34,7 +35,7 @@ def test_a_worker_has_one_account_for_all_attachments_of_a_process() -> None:
                 made.callback(theirs.close)
                 made.callback(ours.close)
                 async with trio.open_nursery() as nursery:
-                    applications = _Applications(worker, theirs, nursery, SEAL, inline, 64)
+                    applications = _Applications(worker, theirs, nursery, SEAL, Threads())
                     for number, (pid, uid) in enumerate([(7, 0), (7, 0), (8, 0), (7, 1)]):
                         fds, _ = shared_ends("x", made)
                         applications.serve(serve(number, pid, uid), [os.dup(fd) for fd in fds])

@@ -382,7 +382,7 @@ def test_a_key_that_is_too_large_is_refused_with_a_clear_line() -> None:
         (answer,) = await answers(other)
         assert isinstance(answer, m.Listening)
 
-    beside(Threads, main)
+    beside(lambda: Threads().share_of((0, 1)), main)
 
 
 def test_the_systems_cas_are_loaded_once() -> None:
@@ -418,7 +418,8 @@ def test_threads_are_few_and_their_end_is_awaited() -> None:
 
         async with trio.open_nursery() as nursery:
             for number in range(4):
-                nursery.start_soon(threads, lambda number=number: work(number))
+                run = threads.share_of((number, number))
+                nursery.start_soon(run, lambda number=number: work(number))
             while running < 2:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()  # who asked is gone

@@ -105,6 +105,7 @@ class UdpLink:
 
     name = "udp"
     interface_name: Final = None
+    max_ports: Final = int(lib.HS_WIRE_UDP_MAX_SOCKETS)
 
     def __init__(self, *, segments: bool = True, ports: PortSource | None = None) -> None:
         """`segments` puts several datagrams into one message where the kernel can (GSO and GRO).

@@ -33,7 +33,7 @@ from hoststack.link.base import (
 from hoststack.link.kernel.next_hop import NextHops
 from hoststack.link.xdp.datagrams import XdpDatagrams
 from hoststack.link.xdp.rings import Rings, XdpMode, adopt_rings
-from hoststack.link.xdp.steered_ports import SteeredPorts
+from hoststack.link.xdp.steered_ports import MOST_QUIC_PORTS, SteeredPorts
 from hoststack.link.xdp.steering import Steering
 from hoststack.link.xdp.watch import Setup, current_namespace
 from hoststack.link.xdp.wire import XdpWire
@@ -49,6 +49,7 @@ class AfXdpLink:
     """One worker's queues of an interface. Implements Link. Use `open`, or `adopt`."""
 
     name = "af_xdp"
+    max_ports: Final = MOST_QUIC_PORTS
 
     def __init__(
         self,

@@ -12,8 +12,9 @@ from hoststack.link.kernel.rtnetlink import Rtnetlink
 from hoststack.link.kernel.sockets import open_kernel_socket
 from hoststack.link.xdp.steering import MAX_PORTS, Steering
 
-#: Most ports of plain datagrams that are steered; the rest of the map is for QUIC ports.
-_MOST_DATAGRAM_PORTS: Final = MAX_PORTS - 1024
+#: Most ports of plain datagrams that are steered, and most QUIC ports: the halves of the map.
+_MOST_DATAGRAM_PORTS: Final = MAX_PORTS // 2
+MOST_QUIC_PORTS: Final = MAX_PORTS - _MOST_DATAGRAM_PORTS
 
 
 class SteeredPorts:

@@ -38,33 +38,25 @@ def raise_open_files() -> None:
         os.close(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, room - 1))
 
 
-def ports_of_one(sockets_of_port: int) -> int:
-    """Return how many ports one application of a daemon may have: a quarter of all ports."""
+def most_ports(sockets_of_port: int) -> int:
+    """Return how many ports a daemon may have open: those whose sockets use half of this process's
+    limit."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, most // 2 // sockets_of_port // 4)
+    return _MOST if most == resource.RLIM_INFINITY else max(1, most // 2 // sockets_of_port)
 
 
-def check_share(more: int) -> None:
-    """Raise OSError if `more` open files would exceed half of this process's limit. Ports have no
-    other limit."""
-    lowest = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    os.close(lowest)
+def room_for(descriptor: int) -> int:
+    """Return how many more open files there may be with a new descriptor, itself among them. Raises
+    OSError if it is in the reserved range below the limit. The kernel allocates the lowest free
+    number, so hardly any are left then."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and lowest + more > most // 2:
-        raise OSError(
-            errno.EMFILE,
-            f"too many ports for the daemon's limit of {most} open files: close some, or "
-            "raise the limit (`ulimit -n`, LimitNOFILE=)",
-        )
-
-
-def check_room_for(descriptor: int) -> None:
-    """Raise OSError if a new descriptor is in the reserved range below the limit. The kernel
-    allocates the lowest free number, so hardly any are left then."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and descriptor >= most - min(_SPARED, most // 4):
+    if most == resource.RLIM_INFINITY:
+        return _MOST
+    left = most - min(_SPARED, most // 4) - descriptor
+    if left <= 0:
         raise OSError(
             errno.EMFILE,
             f"too many sockets for the limit of {most} open files: close some, or "
             "raise the limit (`ulimit -n`, LimitNOFILE=)",
         )
+    return left

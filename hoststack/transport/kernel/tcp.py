@@ -50,8 +50,16 @@ _FIN_UNDER_WAY: Final = (4, 9, 11)
 class TcpListener:
     """A listening socket; it is the engine seam's ListenerContext."""
 
-    def __init__(self, sock: trio.socket.SocketType, local: Address, config: TcpConfig) -> None:
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        local: Address,
+        config: TcpConfig,
+        release: Callable[[], None],
+    ) -> None:
+        """`release` is called by whoever closes the socket: it is charged for no more."""
         self.session = -1
+        self.release = release
         self.local = local
         self.config = config
         self.socket = sock
@@ -85,8 +93,10 @@ class TcpConnection:
         application: Application,
         config: TcpConfig,
         tell: Tell,
+        release: Callable[[], None],
         listener: TcpListener | None = None,
     ) -> None:
+        """`release` is called when the socket is closed: it is charged for no more."""
         self.session = -1
         self.application = application
         self.config = config
@@ -98,6 +108,7 @@ class TcpConnection:
         self._had_stream = False
         self._socket = sock
         self._tell = tell
+        self._release = release
         self._scope = trio.CancelScope()
         self._room = trio.Event()
         self._bytes = trio.Event()
@@ -188,7 +199,11 @@ class TcpConnection:
         self._set_reset_on_close(True)
         self._scope.cancel()
         if self.stream is None:
-            self._socket.close()
+            self._close_socket()
+
+    def _close_socket(self) -> None:
+        self._socket.close()
+        self._release()
 
     def _set_reset_on_close(self, is_on: bool) -> None:
         with contextlib.suppress(OSError):
@@ -218,7 +233,7 @@ class TcpConnection:
             number = _errno_of(group)
             info = CloseInfo(number, False, os.strerror(number), by_peer=True)
         finally:
-            self._socket.close()
+            self._close_socket()
             self._tell(self.stream, EventKind.STREAM_CLOSED, None)
             self._told_closed(info)
             # Break the reference cycle, which would hold the FIFOs until a garbage collection.

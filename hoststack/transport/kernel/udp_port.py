@@ -30,7 +30,6 @@ from hoststack.link.zones import scope_of, socket_address, without_zone, zoned
 from hoststack.native.memory.fifo import FifoCorruptError
 from hoststack.quic.seam import CloseInfo, EventKind
 from hoststack.transport.kernel import udp_socket
-from hoststack.transport.kernel.open_files import check_room_for
 from hoststack.transport.kernel.udp import MAX_DATAGRAM_BYTES, Address, UdpConnection, address_of
 
 Tell = Callable[[UdpConnection, EventKind, "CloseInfo | int | None"], None]
@@ -72,6 +71,7 @@ class UdpPort:
         self,
         ports: UdpPorts,
         sock: socket.socket,
+        release: Callable[[], None],
         idle_s: float,
         accept: Callable[[Address, Address], UdpConnection | None],
         allows: Callable[[Address], bool],
@@ -82,6 +82,7 @@ class UdpPort:
         """Whether new peers get an endpoint."""
         self._ports = ports
         self._socket = sock
+        self._release = release
         self._tell = ports.tell
         self._idle_s = max(idle_s, _LEAST_IDLE_S) if idle_s else 0
         self._accept = accept
@@ -132,6 +133,7 @@ class UdpPort:
             self._ports.forget(self)
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self._release()
             self._scope.cancel()
             # Break reference cycles, which would hold an application's memory until a garbage
             # collection.
@@ -367,22 +369,25 @@ class UdpPorts:
         local: Address,
         remote: Address | None = None,
         *,
+        charge: Callable[[int], Callable[[], None]],
         idle_s: float = 0,
         accept: Callable[[Address, Address], UdpConnection | None] = _accept_none,
         allows: Callable[[Address], bool] = _allow_all,
     ) -> UdpPort:
-        """Open a port, connected if there is a `remote`; port 0 picks a free one. See UdpPort for
-        the other parameters. Raises OSError."""
+        """Open a port, connected if there is a `remote`; port 0 picks a free one. `charge` charges
+        for its descriptor and returns what ends that. See UdpPort for the other parameters. Raises
+        OSError, and what `charge` raises."""
         sock = self._source.open_socket("udp", Endpoint(*local))
-        try:
-            check_room_for(sock.fileno())
+        with contextlib.ExitStack() as undo:
+            undo.callback(sock.close)
+            opened = Endpoint(*address_of(sock.getsockname()))
+            undo.callback(self._source.close_socket, "udp", opened)
+            release = charge(sock.fileno())
+            undo.callback(release)
             if remote is not None:
                 sock.connect(socket_address(remote))
-        except BaseException:
-            self._source.close_socket("udp", Endpoint(*address_of(sock.getsockname())))
-            sock.close()
-            raise
-        port = UdpPort(self, sock, idle_s, accept, allows)
+            undo.pop_all()
+        port = UdpPort(self, sock, release, idle_s, accept, allows)
         self._by_local[port.local] = port
         return port
 

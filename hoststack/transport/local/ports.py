@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from itertools import cycle
 from typing import Final
 
+from hoststack.boundary.user_shares import Process, UserShares
 from hoststack.link.base import LinkError
 
 #: Range for port 0 (RFC 6335 section 6: dynamic ports).
@@ -17,19 +19,27 @@ class LocalPorts:
 
     def __init__(self) -> None:
         self._next = cycle(_DYNAMIC)
-        self._taken: set[tuple[str, int]] = set()
+        self._taken: dict[tuple[str, int], Callable[[], None]] = {}
+        self._shares: dict[str, UserShares] = {}
 
-    def take(self, namespace: str) -> int:
-        """Allocate a free port; raises LinkError (EADDRNOTAVAIL) if there is none."""
-        for _ in _DYNAMIC:
-            taken = (namespace, next(self._next))
-            if taken not in self._taken:
-                self._taken.add(taken)
-                return taken[1]
-        raise LinkError(
-            errno.EADDRNOTAVAIL, f"all dynamic ports of namespace {namespace!r} are in use"
-        )
+    def take(self, namespace: str, process: Process | None) -> int:
+        """Allocate a free port for a process. Raises LinkError: EADDRNOTAVAIL if there is none,
+        EMFILE if the process has its share."""
+        shares = self._shares.setdefault(namespace, UserShares("dynamic ports of its namespace"))
+        left = len(_DYNAMIC) - len(shares)
+        if not left:
+            raise LinkError(
+                errno.EADDRNOTAVAIL, f"all dynamic ports of namespace {namespace!r} are in use"
+            )
+        refusal = shares.refusal(process, left)
+        if refusal is not None:
+            raise LinkError(errno.EMFILE, refusal)
+        port = next(each for each in self._next if (namespace, each) not in self._taken)
+        self._taken[namespace, port] = shares.add(process)
+        return port
 
     def give_back(self, namespace: str, port: int) -> None:
         """Free a port. Idempotent."""
-        self._taken.discard((namespace, port))
+        release = self._taken.pop((namespace, port), None)
+        if release is not None:
+            release()
