@@ -123,6 +123,20 @@ class AboutSending(AboutStream):
         """Stop sending at once with an application code (RESET_STREAM); never blocks."""
         self._act(lib.hs_end_reset(self._end, code))
 
+    def set_priority(self, urgency: int, *, is_incremental: bool = True) -> None:
+        """Set what this side sends first of its connection's streams (RFC 9218): those of the least
+        urgency, 0 to 7. Of one urgency, those that are incremental take turns, and others come one
+        by one in the order of their IDs. A stream begins with 3, incremental.
+
+        Less urgent streams never stand still: they get one packet burst in sixteen. Of no effect
+        on a stream whose end was sent. Raises ValueError for another urgency.
+        """
+        if not 0 <= urgency <= 7:
+            raise ValueError(f"urgency is {urgency}, and must be between 0 and 7")
+        result = lib.hs_end_prioritize(self._end, urgency, is_incremental)
+        if result > 0:
+            self._act(result)
+
     async def _wait_for_room(self) -> None:
         """Wait until there may be room; call it when a write in C had none."""
         if not self._router.has_turned():

@@ -229,11 +229,11 @@ class AboutHttp3Connection:
     def _on_full(self, exchange: Exchange) -> None:
         """A message waits until the peer reads more of it."""
 
-    async def _take_turn(self, exchange: Exchange) -> None:
-        """Wait while more urgent messages are sent."""
+    def _on_room(self, exchange: Exchange) -> None:
+        """The peer may have read some of it."""
 
     def _on_sent(self, exchange: Exchange) -> None:
-        """Let others send: this message has no more for now."""
+        """The message waits no more."""
 
     def _unblock(self, exchange: Exchange) -> None:
         exchange._is_full = False

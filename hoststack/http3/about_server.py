@@ -28,8 +28,6 @@ _PSEUDO: Final = {
     f":{name}".encode(): name for name in ("method", "scheme", "authority", "path", "protocol")
 }
 _LEAST_URGENT: Final = 7  #: RFC 9218 section 4.1
-#: How long a response waits at most for more urgent ones, whose client may not read them.
-_HOLD_SECONDS: Final = 0.1
 
 
 class Request(Exchange):
@@ -208,9 +206,6 @@ class AboutServerConnection(AboutHttp3Connection):
         self._resets = 0
         self._activity = 0
         self._is_shut_down = False
-        self._senders: dict[int, tuple[int, int]] = {}
-        """Responses whose FIFOs are full, and their ranks: less is more urgent."""
-        self._turns = self._router.new_lot()
         self._unread: dict[int, Request] = {}
         """Responses that wait for their client."""
         self._is_watching = False
@@ -315,17 +310,6 @@ class AboutServerConnection(AboutHttp3Connection):
         if self._resets > self.config.max_resets + self._answered:
             self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
 
-    async def _take_turn(self, exchange: Exchange) -> None:
-        """Wait while more urgent responses are sent, so that bytes of this one are not in their way
-        (RFC 9218 section 10): what is in a FIFO takes turns with all others."""
-        stream_id = exchange.stream_id
-        if (request := self._unread.get(stream_id)) is not None:
-            request._taken_bytes += max(0, exchange._stream._room())
-        urgency, is_incremental = self._layer.priority(stream_id)
-        rank = self._senders[stream_id] = urgency, 1 << 62 if is_incremental else stream_id
-        if min(self._senders.values()) < rank:
-            await self._router.within(_HOLD_SECONDS, self._turns.park())
-
     def _on_full(self, exchange: Exchange) -> None:
         assert isinstance(exchange, Request)
         if exchange.stream_id not in self._unread and self.config.unread_seconds is not None:
@@ -341,18 +325,22 @@ class AboutServerConnection(AboutHttp3Connection):
             await self._router.within(seconds, self._ended())
             for request in list(self._unread.values()):
                 before = request._checked_bytes
-                if before is None or request._taken_bytes - before >= UNREAD_BYTES:
-                    request._checked_bytes = request._taken_bytes
+                # A less urgent response goes on slowly, and is woken for a quarter of its FIFO.
+                taken = request._taken_bytes + max(0, request._stream._room())
+                if before is None or taken - before >= UNREAD_BYTES:
+                    request._checked_bytes = taken
                 else:
                     logger.debug("%r: its client does not read it", request)
                     request.is_unread = True
                     request.reset(ErrorCode.EXCESSIVE_LOAD)
         self._is_watching = False
 
+    def _on_room(self, exchange: Exchange) -> None:
+        if (request := self._unread.get(exchange.stream_id)) is not None:
+            request._taken_bytes += max(0, exchange._stream._room())
+
     def _on_sent(self, exchange: Exchange) -> None:
         self._unread.pop(exchange.stream_id, None)
-        if self._senders.pop(exchange.stream_id, None) is not None:
-            self._turns.unpark_all()
 
     def _on_forgotten(self) -> None:
         super()._on_forgotten()

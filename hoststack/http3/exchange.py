@@ -274,7 +274,7 @@ class Exchange:
             while self._is_full and self._sending_error is None:
                 self._http._on_full(self)
                 await self._stream._wait_for_room()
-                await self._http._take_turn(self)
+                self._http._on_room(self)
                 self._http._unblock(self)
         finally:
             self._http._on_sent(self)

@@ -445,7 +445,14 @@ class AioquicLayer:
         return (-1 if stream_id in self._critical else urgency, stream_id)
 
     def _write_stream(self, stream_id: int) -> Written:
-        end, pending, hints = self._streams[stream_id]._end, self._pending[stream_id], 0
+        end, pending = self._streams[stream_id]._end, self._pending[stream_id]
+        if stream_id in self._critical:
+            result = lib.hs_end_prioritize(end, 0, True)
+        elif self._is_server:
+            result = lib.hs_end_prioritize(end, *self.priority(stream_id))
+        else:
+            result = 0
+        hints = result >> HINTS if result > 0 else 0
         while pending:
             data = pending[0]
             result = lib.hs_end_write(end, ffi.from_buffer("uint8_t[]", data), len(data))

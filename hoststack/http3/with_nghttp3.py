@@ -30,7 +30,7 @@ def _address(pointer: Any) -> int:
 def _ends() -> Any:
     """The functions of native/session/end.h, for the other shared object."""
     ends = ffi.new("struct hs_http3_ends *")
-    for name in ("read", "look", "skip", "write", "finish"):
+    for name in ("read", "look", "skip", "write", "finish", "prioritize"):
         function = session_ffi.addressof(session_lib, f"hs_end_{name}")
         setattr(ends, name, ffi.cast(ffi.typeof(getattr(ends, name)), _address(function)))
     return ends

@@ -121,6 +121,7 @@ static void arm(struct fifo *f)
 {
 	hs_fifo_arm_read(&f->c);
 	hs_fifo_arm_write(&f->p);
+	CHECK(hs_fifo_rank(&f->c) < HS_FIFO_RANKS);
 	CHECK(hs_fifo_take_read_armed(&f->p) && hs_fifo_take_write_armed(&f->c));
 	CHECK(!hs_fifo_take_read_armed(&f->p) && !hs_fifo_take_write_armed(&f->c));
 }

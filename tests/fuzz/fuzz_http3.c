@@ -93,7 +93,16 @@ static int64_t end_finish(struct hs_end *end)
 	return (int64_t)HS_END_SEND << HS_END_BYTES_BITS;
 }
 
-static const struct hs_http3_ends ENDS = { end_read, end_look, end_skip, end_write, end_finish };
+static int64_t end_prioritize(struct hs_end *end, uint32_t urgency, int is_incremental)
+{
+	(void)end;
+	CHECK(urgency < 8 && (is_incremental == 0 || is_incremental == 1));
+	return 0;
+}
+
+static const struct hs_http3_ends ENDS = {
+	end_read, end_look, end_skip, end_write, end_finish, end_prioritize,
+};
 
 /* --- what a peer sends, whole or in parts ----------------------------------------------------- */
 

@@ -40,7 +40,7 @@ async def _race(client: http3.ClientConnection, *priorities: str) -> list[dict[i
 )
 def test_the_more_urgent_response_comes_first(priorities: tuple[str, str]) -> None:
     async def main() -> None:
-        async with talking(content, quic=SMALL, delay_s=0.005) as client:
+        async with talking(content, delay_s=0.005) as client:
             first, _ = await _race(client, *priorities)
             assert first[-1] == 1
             assert first[0] < len(CONTENT) / 2
@@ -50,7 +50,7 @@ def test_the_more_urgent_response_comes_first(priorities: tuple[str, str]) -> No
 
 def test_responses_of_one_urgency_come_one_by_one() -> None:
     async def main() -> None:
-        async with talking(content, quic=SMALL, delay_s=0.005) as client:
+        async with talking(content, delay_s=0.005) as client:
             first, _, last = await _race(client, "u=3", "u=3", "u=3")
             assert (first[-1], last[-1]) == (0, 2)
             assert first[2] < len(CONTENT) / 2
@@ -60,7 +60,7 @@ def test_responses_of_one_urgency_come_one_by_one() -> None:
 
 def test_incremental_responses_share() -> None:
     async def main() -> None:
-        async with talking(content, quic=SMALL, delay_s=0.005) as client:
+        async with talking(content, delay_s=0.005) as client:
             first, *_ = await _race(client, "u=3, i", "u=3, i", "u=3, i")
             assert min(first[index] for index in range(3)) > len(CONTENT) / 2
 

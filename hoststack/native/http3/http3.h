@@ -23,6 +23,7 @@ struct hs_http3_ends {
 	int64_t (*skip)(struct hs_end *end, size_t n);
 	int64_t (*write)(struct hs_end *end, const uint8_t *data, size_t n);
 	int64_t (*finish)(struct hs_end *end);
+	int64_t (*prioritize)(struct hs_end *end, uint32_t urgency, int is_incremental);
 };
 
 enum { HS_HTTP3_MORE_SETTINGS = 8 };

@@ -220,6 +220,18 @@ static struct hs_http3_written *entry_of(struct writing *w, struct hs_http3_stre
 	return &w->out[w->count - 1];
 }
 
+/* Have the stack send a response as urgently as nghttp3 does here. Requests take turns, but for
+ * critical streams: what they carry holds up others. Returns hints. */
+static uint32_t prioritize(struct hs_http3 *h, struct hs_http3_stream *s)
+{
+	nghttp3_pri priority = { .urgency = 0, .inc = 1 };
+	if (!s->is_critical &&
+	    (!h->config.is_server || nghttp3_conn_get_stream_priority(h->conn, &priority, s->id)))
+		return 0;
+	int64_t hints = h->ends.prioritize(s->end, priority.urgency, priority.inc);
+	return hints < 0 ? 0 : (uint32_t)(hints >> HS_END_BYTES_BITS) & HS_END_MASK;
+}
+
 /* Write a share of the vectors; returns the bytes, and notes in `entry` what happened. */
 static size_t write_share(struct hs_http3 *h, struct hs_http3_stream *s, const nghttp3_vec *vec,
 			  nghttp3_ssize count, int fin, struct hs_http3_written *entry)
@@ -320,6 +332,7 @@ static int write_next(struct hs_http3 *h, struct writing *w)
 		return 1;
 	}
 	struct hs_http3_written *entry = entry_of(w, s);
+	entry->hints |= prioritize(h, s);
 	if (!h->has_preface && id == h->control_id)
 		return write_preface(h, s, vec, count, entry);
 	size_t done = write_share(h, s, vec, count, fin, entry);

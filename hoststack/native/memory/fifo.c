@@ -12,7 +12,8 @@ struct hs_fifo_shared {
 	_Atomic uint32_t want_write; /* the producer sleeps until there is room */
 	_Atomic uint64_t origin; /* the offset of the byte that lies at data[0] */
 	_Atomic uint64_t ring_bytes; /* 0: all of the data */
-	uint8_t pad_a[32];
+	_Atomic uint32_t rank; /* and 1; 0: none was set */
+	uint8_t pad_a[28];
 	_Atomic uint64_t head; /* the consumer's */
 	_Atomic uint32_t want_read; /* the consumer sleeps until there are bytes */
 	uint8_t pad_b[52];
@@ -215,6 +216,13 @@ void hs_fifo_set_eof(struct hs_fifo_producer *p)
 	atomic_store_explicit(&p->shared->eof, 1, memory_order_release);
 }
 
+int hs_fifo_set_rank(struct hs_fifo_producer *p, uint32_t rank)
+{
+	uint32_t before =
+		atomic_exchange_explicit(&p->shared->rank, rank + 1, memory_order_relaxed);
+	return before != rank + 1;
+}
+
 int64_t hs_fifo_tail(struct hs_fifo_consumer *c)
 {
 	uint64_t tail = atomic_load_explicit(&c->shared->tail, memory_order_acquire);
@@ -290,6 +298,12 @@ int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n)
 int hs_fifo_eof(const struct hs_fifo_consumer *c)
 {
 	return atomic_load_explicit(&c->shared->eof, memory_order_acquire) != 0;
+}
+
+uint32_t hs_fifo_rank(const struct hs_fifo_consumer *c)
+{
+	uint32_t rank = atomic_load_explicit(&c->shared->rank, memory_order_relaxed);
+	return rank && rank <= HS_FIFO_RANKS ? rank - 1 : HS_FIFO_RANK;
 }
 
 void hs_fifo_look(const struct hs_fifo_consumer *c, uint64_t positions[2])

@@ -24,6 +24,10 @@
 enum {
 	HS_FIFO_HEADER_BYTES = 128, /* before the data, in the shared block */
 	HS_FIFO_MAX_RANGES = 256, /* stored out of order, with gaps between them */
+	/* Of what FIFOs of a connection hold, the least rank is sent first: urgency * 2 + incremental
+	 * (RFC 9218 section 4). That of a FIFO without one is 3, incremental: they take turns. */
+	HS_FIFO_RANKS = 16,
+	HS_FIFO_RANK = 7,
 	HS_FIFO_PREFIX_BYTES = 2, /* before each message: its length, in the machine's byte order */
 	HS_FIFO_MAX_MESSAGE_BYTES = 65535,
 };
@@ -81,6 +85,8 @@ int64_t hs_fifo_write(struct hs_fifo_producer *p, const uint8_t *data, size_t n)
 int64_t hs_fifo_put(struct hs_fifo_producer *p, uint64_t offset, const uint8_t *data, size_t n);
 /* Mark the tail as the end: no byte follows. */
 void hs_fifo_set_eof(struct hs_fifo_producer *p);
+/* Set the rank, below HS_FIFO_RANKS. Returns whether that changed it. */
+int hs_fifo_set_rank(struct hs_fifo_producer *p, uint32_t rank);
 
 /* The producer's position, or HS_FIFO_CORRUPT. */
 int64_t hs_fifo_tail(struct hs_fifo_consumer *c);
@@ -101,6 +107,8 @@ int64_t hs_fifo_read(struct hs_fifo_consumer *c, uint8_t *out, size_t n);
 int hs_fifo_drop_to(struct hs_fifo_consumer *c, uint64_t offset);
 /* Whether the producer has set the end. Check this before reading the tail. */
 int hs_fifo_eof(const struct hs_fifo_consumer *c);
+/* The rank; HS_FIFO_RANK for an impossible one. */
+uint32_t hs_fifo_rank(const struct hs_fifo_consumer *c);
 /* The head and the tail as both sides wrote them, unchecked: for an observer that is neither
  * side. */
 void hs_fifo_look(const struct hs_fifo_consumer *c, uint64_t positions[2]);

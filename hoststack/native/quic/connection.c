@@ -22,6 +22,7 @@ enum {
 	/* Below this RTT a burst is not paced: the caller's timers are no finer, and on such a
 	 * path a burst is what fills it. */
 	PACED_RTT_NS = 4 * MILLISECOND_NS,
+	ROUND_PACKETS = 8, /* before another stream may have its turn */
 };
 
 /* --- reading and timers ----------------------------------------------------------------------- */
@@ -229,12 +230,13 @@ static int write_packets(struct hs_connection *c, int share)
 		} else {
 			c->q->counters.drops[HS_QUIC_DROP_NO_PATH]++;
 		}
-		written++;
+		if (++written % ROUND_PACKETS == 0)
+			hs_stream_rotate(c);
 	}
-	if (written) {
+	if (written)
 		pace(c);
+	if (written % ROUND_PACKETS)
 		hs_stream_rotate(c);
-	}
 	return written;
 }
 

@@ -42,6 +42,7 @@
 #include <ngtcp2/ngtcp2.h>
 #include <ngtcp2/ngtcp2_crypto.h>
 
+#include "memory/fifo.h"
 #include "quic/quic.h"
 #include "steer.h"
 
@@ -141,7 +142,7 @@ enum hs_pending {
 	HS_PENDING_TOKEN = 1 << 16,
 };
 
-/* Streams with something to send, in the order in which they are served. */
+/* Streams with something to send. */
 struct hs_stream_list {
 	struct hs_stream *first, *last;
 };
@@ -169,6 +170,7 @@ struct hs_stream {
 	uint64_t own_reset_code;
 	uint64_t own_stop_code;
 	uint32_t pending; /* enum hs_stream_event */
+	uint8_t list; /* of its connection's lists to send, that in which it is listed */
 	unsigned int is_local : 1;
 	unsigned int is_listed : 1; /* in one of its connection's lists */
 	unsigned int has_had_credit : 1; /* of the connection's window, since it became starved */
@@ -262,8 +264,11 @@ struct hs_connection {
 	struct hs_source *source; /* NULL: none */
 	uint64_t began_ns;
 	struct hs_stream *streams;
-	struct hs_stream_list to_send; /* need no credit, or credit was available */
-	struct hs_stream_list starved; /* wait for credit in the connection's window */
+	/* By rank (memory/fifo.h): they need no credit, or credit was available. The last one: those
+	 * that wait for credit in the connection's window. */
+	struct hs_stream_list to_send[HS_FIFO_RANKS + 1];
+	uint32_t ranks; /* a bit for each of these that has streams, without the last */
+	uint32_t rounds; /* of sending */
 	struct hs_stream *first_read; /* those that may get a larger window */
 	struct hs_stream *touched_streams, **touched_end;
 	struct hs_datagrams *datagrams; /* NULL: not offered */

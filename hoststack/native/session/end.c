@@ -456,6 +456,15 @@ int64_t hs_end_finish(struct hs_end *end)
 	return hint(end->connection->verbs->sent(end, 1) | count(end));
 }
 
+int64_t hs_end_prioritize(struct hs_end *end, uint32_t urgency, int is_incremental)
+{
+	uint32_t rank = (urgency << 1 | (is_incremental != 0)) & (HS_FIFO_RANKS - 1);
+	if (end->is_sending_closed || end->tx_error || !end->tx)
+		return end->tx_error ? end->tx_error : HS_END_CLOSED;
+	/* Where it stands now may be far behind its new place. */
+	return hs_fifo_set_rank(end->tx, rank) ? tell_sent(end) : 0;
+}
+
 void hs_end_set_cut(struct hs_end *end, int is_cut)
 {
 	end->is_cut = is_cut != 0;

@@ -121,6 +121,9 @@ int64_t hs_end_write(struct hs_end *end, const uint8_t *data, size_t n);
 int64_t hs_end_writable(struct hs_end *end);
 /* Set the end of sending; returns 0 with hints, or an error. Idempotent, until it is closed. */
 int64_t hs_end_finish(struct hs_end *end);
+/* Set what is sent first of a connection's streams: an urgency of 0 (first) to 7, and whether it
+ * takes turns with others of the same one (RFC 9218 section 4). Returns 0 with hints, or an error. */
+int64_t hs_end_prioritize(struct hs_end *end, uint32_t urgency, int is_incremental);
 /* Note whether a part of what was to be sent is missing: then hs_end_close resets, unless the end
  * is set already. */
 void hs_end_set_cut(struct hs_end *end, int is_cut);
