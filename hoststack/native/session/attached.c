@@ -3,15 +3,13 @@
 #include "memory/event_ring.h"
 #include "session/internal.h"
 #include "session/records.h"
+#include "session/segments.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 enum {
 	BATCH = 64, /* news that are read at once */
@@ -36,22 +34,13 @@ static const uint32_t COMMANDS[] = {
 	HS_COMMAND_RESET, HS_COMMAND_STOP, HS_COMMAND_RELEASED,
 };
 
-struct segment {
-	struct segment *next;
-	uint8_t *base; /* NULL: this process had no room for it */
-	size_t bytes;
-	uint32_t number;
-	uint32_t blocks; /* in use here */
-	uint8_t is_gone;
-};
-
 struct hs_attached {
 	struct hs_side *side;
 	struct hs_event_ring_side down, up;
 	struct hs_table ends, connections; /* by handle */
 	struct hs_end_connection *first_connection; /* all that exist */
 	struct hs_end_connection orphans; /* streams of connections that are gone */
-	struct segment *segments;
+	struct hs_segment *segments;
 	struct hs_end *first_due, *last_due;
 	struct hs_event batch[BATCH];
 	int at, count; /* of the batch */
@@ -69,7 +58,7 @@ struct remote {
 	struct hs_end end;
 	struct hs_fifo_consumer rx;
 	struct hs_fifo_producer tx;
-	struct segment *rx_segment, *tx_segment;
+	struct hs_segment *rx_segment, *tx_segment;
 };
 
 /* The second is for what the owner has freed, when any thread may forget what it drops; it is taken
@@ -107,23 +96,11 @@ void hs_attached_join(struct hs_attached *attached, struct hs_side *side)
 	attached->side = attached->orphans.side = side;
 }
 
-static void drop_segment(struct hs_attached *attached, struct segment *segment)
-{
-	struct segment **link = &attached->segments;
-	while (*link != segment)
-		link = &(*link)->next;
-	*link = segment->next;
-	if (segment->base)
-		munmap(segment->base, segment->bytes);
-	free(segment);
-}
-
 static void unref(struct hs_attached *attached)
 {
 	if (--attached->references)
 		return;
-	while (attached->segments)
-		drop_segment(attached, attached->segments);
+	hs_segments_free(&attached->segments);
 	hs_table_free(&attached->ends);
 	hs_table_free(&attached->connections);
 	free(attached);
@@ -295,21 +272,14 @@ static uint32_t end_stop(struct hs_end *end, uint64_t code)
 	return 0;
 }
 
-static void unuse(struct hs_attached *attached, struct segment **segment)
-{
-	if (*segment && !--(*segment)->blocks && (*segment)->is_gone)
-		drop_segment(attached, *segment);
-	*segment = NULL;
-}
-
 static void release(struct hs_end *end)
 {
 	struct remote *r = (struct remote *)end;
 	end->is_released = 1;
 	end->rx = NULL;
 	end->tx = NULL;
-	unuse(end->connection->attached, &r->rx_segment);
-	unuse(end->connection->attached, &r->tx_segment);
+	hs_segments_unuse(&end->connection->attached->segments, &r->rx_segment);
+	hs_segments_unuse(&end->connection->attached->segments, &r->tx_segment);
 	post(end, DUE_RELEASED);
 }
 
@@ -503,85 +473,28 @@ int64_t hs_attached_settle(struct hs_attached *attached)
 
 /* --- segments ---------------------------------------------------------------------------------- */
 
-static struct segment *segment_of(const struct hs_attached *attached, uint32_t number)
-{
-	struct segment *segment = attached->segments;
-	while (segment && segment->number != number)
-		segment = segment->next;
-	return segment;
-}
-
-/* A segment that the worker could shrink could end this process (SIGBUS). */
-static int map(struct segment *segment, int fd)
-{
-	struct stat about;
-	int seals = fcntl(fd, F_GET_SEALS);
-	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &about) || about.st_size <= 0)
-		return EINVAL;
-	void *base = mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (base == MAP_FAILED)
-		return errno;
-	segment->base = base;
-	segment->bytes = (size_t)about.st_size;
-	return 0;
-}
-
 int hs_attached_add_segment(struct hs_attached *attached, uint32_t number, int fd)
 {
-	struct segment *segment = calloc(1, sizeof(*segment));
-	if (!segment)
-		return ENOMEM;
-	segment->number = number;
-	segment->next = attached->segments;
-	attached->segments = segment;
-	return fd < 0 ? EMFILE : map(segment, fd);
+	return hs_segments_add(&attached->segments, number, fd);
 }
 
 void hs_attached_remove_segment(struct hs_attached *attached, uint32_t number)
 {
-	struct segment *segment = segment_of(attached, number);
-	if (!segment)
-		return;
-	segment->is_gone = 1;
-	if (!segment->blocks)
-		drop_segment(attached, segment);
-}
-
-/* Find a FIFO's block. Returns 0, EMFILE if this process has no room for it, or
- * HS_ATTACHED_INVALID. */
-static int find_block(struct hs_attached *attached, uint64_t place, struct segment **segment,
-		      uint8_t **block, size_t *block_bytes)
-{
-	uint32_t log = place & ((1 << HS_PLACE_LOG_BITS) - 1);
-	uint64_t page = (place >> HS_PLACE_LOG_BITS) & ((1 << HS_PLACE_PAGE_BITS) - 1);
-	struct segment *found = segment_of(
-		attached, (uint32_t)(place >> (HS_PLACE_LOG_BITS + HS_PLACE_PAGE_BITS)));
-	if (!found || found->is_gone || log < HS_PLACE_LEAST_LOG || log > HS_PLACE_MOST_LOG)
-		return HS_ATTACHED_INVALID;
-	if (!found->base)
-		return EMFILE;
-	uint64_t start = page * HS_PLACE_PAGE_BYTES;
-	uint64_t bytes = HS_FIFO_HEADER_BYTES + (UINT64_C(1) << log);
-	if (start + bytes > found->bytes)
-		return HS_ATTACHED_INVALID;
-	*segment = found;
-	*block = found->base + start;
-	*block_bytes = bytes;
-	return 0;
+	hs_segments_remove(&attached->segments, number);
 }
 
 static int open_fifos(struct remote *r, uint64_t rx_place, uint64_t tx_place)
 {
-	struct hs_attached *attached = r->end.connection->attached;
-	struct segment *rx = NULL, *tx = NULL;
+	struct hs_segment *segments = r->end.connection->attached->segments;
+	struct hs_segment *rx = NULL, *tx = NULL;
 	uint8_t *block;
 	size_t bytes;
-	int error = rx_place ? find_block(attached, rx_place, &rx, &block, &bytes) : 0;
+	int error = rx_place ? hs_segments_find(segments, rx_place, &rx, &block, &bytes) : 0;
 	if (error)
 		return error;
 	if (rx)
 		hs_fifo_consumer_open(&r->rx, block, bytes);
-	error = tx_place ? find_block(attached, tx_place, &tx, &block, &bytes) : 0;
+	error = tx_place ? hs_segments_find(segments, tx_place, &tx, &block, &bytes) : 0;
 	if (error)
 		return error;
 	if (tx)
