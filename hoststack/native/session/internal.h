@@ -8,6 +8,7 @@
  *   session/blocks.c    memory for FIFOs
  *   session/pool.c      such memory within this process
  *   session/attached.c  a worker in another process, as its application sees it
+ *   session/segments.c  its FIFOs' memory, mapped here
  *   session/end.c       an application's side of its streams
  *   session/table.c     objects by handle
  *
@@ -212,7 +213,6 @@ void hs_end_unlink(struct hs_end *end); /* from all lists of its connection */
 void hs_end_remove_untaken(struct hs_end *end);
 /* Whether the application reads and writes no more. */
 int hs_end_is_closed(const struct hs_end *end);
-
 
 /* touch.c: have an application in another process told of the stream */
 void hs_touch_append(struct hs_touch **first, struct hs_touch **last, struct hs_touch *touch);
