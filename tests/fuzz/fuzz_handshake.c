@@ -10,7 +10,7 @@
 
 #include "fuzz.h"
 #include "pair.h"
-#include "quic/schedule.h"
+#include "quic/connection_schedule.h"
 #include "steady.h"
 
 enum {

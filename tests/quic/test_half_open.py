@@ -20,7 +20,7 @@ import hoststack
 from hoststack import QuicConfig, Stack, TlsConfig
 from hoststack.link.base import Endpoint, Path
 from hoststack.link.memory import MemoryNetwork
-from hoststack.quic.aioquic.retry import RetryTokens
+from hoststack.quic.aioquic.tokens import RetryTokens
 from tests.support.checksummed import udp_frame
 from tests.support.initials import Initials, read_retry
 from tests.support.netns import VethPair

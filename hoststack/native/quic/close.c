@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "quic/begin.h"
+#include "quic/connection_schedule.h"
 #include "quic/half_open.h"
-#include "quic/schedule.h"
 #include "quic/tls.h"
 #include "wire/verbs.h"
 

@@ -7,14 +7,15 @@
 #include <string.h>
 
 #include "quic/close.h"
+#include "quic/connection_schedule.h"
 #include "quic/datagram.h"
 #include "quic/frames.h"
 #include "quic/packets.h"
 #include "quic/path.h"
-#include "quic/schedule.h"
+#include "quic/send_order.h"
 #include "quic/size.h"
 #include "quic/stream.h"
-#include "quic/stream_credit.h"
+#include "quic/stream_limits.h"
 #include "wire/verbs.h"
 
 enum {

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #include "memory/fifo.h"
-#include "quic/schedule.h"
+#include "quic/connection_schedule.h"
 #include "quic/size.h"
 
 enum {

@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "quic/certificates.h"
 #include "quic/chacha.h"
-#include "quic/names.h"
+#include "quic/key_limits.h"
 #include "quic/resume.h"
+#include "quic/server_names.h"
 #include "quic/varint.h"
 #include "quic/version.h"
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "quic/cid.h"
-#include "quic/schedule.h"
+#include "quic/connection_schedule.h"
 #include "quic/size.h"
 #include "wire/paths.h"
 #include "wire/verbs.h"

@@ -10,7 +10,7 @@
 #include <time.h>
 
 #include "memory/mix.h"
-#include "quic/schedule.h"
+#include "quic/connection_schedule.h"
 #include "quic/stream.h"
 #include "quic/version.h"
 

@@ -5,8 +5,9 @@
  */
 #include "quic/state.h"
 
+#include "quic/send_order.h"
 #include "quic/stream.h"
-#include "quic/stream_credit.h"
+#include "quic/stream_limits.h"
 #include "session/transport.h"
 
 static int is_usable(const struct hs_connection *c)

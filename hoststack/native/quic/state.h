@@ -2,34 +2,35 @@
  *
  * The native engine's state, which its files share. Each has one subject:
  *
- *   quic/turn.c           bursts in and out, timers, events for the caller
- *   quic/sessions.c       the engine as the session plane calls it
- *   quic/accept.c         datagrams that match no connection
- *   quic/held.c           0-RTT packets that wait for their ClientHello
- *   quic/connection.c     a connection reads, writes and counts
- *   quic/close.c          closing and draining
- *   quic/begin.c          how connections begin, and are freed
- *   quic/listener.c       listeners
- *   quic/tls.c            GnuTLS credentials and sessions
- *   quic/callbacks.c      the callbacks of ngtcp2
- *   quic/handshake.c      the peer's TLS messages, before GnuTLS reads them
- *   quic/resume.c         session resumption, and 0-RTT
- *   quic/half_open.c      handshakes of peers in progress: limits, total and per source
- *   quic/packets.c        packets as they pass encryption: counted and inspected
- *   quic/frames.c         frames for which ngtcp2 has no callback
- *   quic/datagram.c       datagrams and their FIFOs
- *   quic/path.c           the path of a connection, and migration
- *   quic/size.c           the size of its datagrams
- *   quic/stream.c         streams and their FIFOs
- *   quic/stream_credit.c  how many streams the peer may open
- *   quic/schedule.c       which connections have work, events or a deadline
- *   quic/token.c          tokens that prove an address
- *   quic/version.c        versions and their negotiation
- *   quic/cid.c            connection IDs, and the connections by them
- *   quic/tables.c         connections by number; streams by stream ID
- *   quic/names.c          a server's certificates by name
- *   quic/certificates.c   limits of the keys in certificates
- *   quic/chacha.c         OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
+ *   quic/turn.c                 bursts in and out, timers, events for the caller
+ *   quic/sessions.c             the engine as the session plane calls it
+ *   quic/accept.c               datagrams that match no connection
+ *   quic/held.c                 0-RTT packets that wait for their ClientHello
+ *   quic/connection.c           a connection reads, writes and counts
+ *   quic/close.c                closing and draining
+ *   quic/begin.c                how connections begin, and are freed
+ *   quic/listener.c             listeners
+ *   quic/tls.c                  GnuTLS credentials and sessions
+ *   quic/callbacks.c            the callbacks of ngtcp2
+ *   quic/handshake.c            the peer's TLS messages, before GnuTLS reads them
+ *   quic/resume.c               session resumption, and 0-RTT
+ *   quic/half_open.c            handshakes of peers in progress: limits, total and per source
+ *   quic/packets.c              packets as they pass encryption: counted and inspected
+ *   quic/frames.c               frames for which ngtcp2 has no callback
+ *   quic/datagram.c             datagrams and their FIFOs
+ *   quic/path.c                 the path of a connection, and migration
+ *   quic/size.c                 the size of its datagrams
+ *   quic/stream.c               streams and their FIFOs
+ *   quic/send_order.c           which stream is sent first
+ *   quic/stream_limits.c        how many streams the peer may open
+ *   quic/connection_schedule.c  which connections have work, events or a deadline
+ *   quic/token.c                tokens that prove an address
+ *   quic/version.c              versions and their negotiation
+ *   quic/cid.c                  connection IDs, and the connections by them
+ *   quic/tables.c               connections by number; streams by stream ID
+ *   quic/server_names.c         a server's certificates by name
+ *   quic/key_limits.c           limits of the keys in certificates
+ *   quic/chacha.c               OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
  *
  * A file calls only those below it in this list (tests/test_c_architecture.py). What a file offers to
  * those above it is in the header of its name.

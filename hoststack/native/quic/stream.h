@@ -16,19 +16,12 @@ int hs_stream_consumed(struct hs_stream *s);
 void hs_streams_grow_windows(struct hs_connection *c);
 void hs_stream_reset(struct hs_stream *s, uint64_t code);
 void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);
-/* The next stream to send from, by urgency; NULL if none can. */
-struct hs_stream *hs_stream_next(struct hs_connection *c);
-/* It has bytes, but the connection's window is empty: serve streams that need no credit first. */
-void hs_stream_starve(struct hs_stream *s);
-/* Move the stream that has just sent behind the others of its rank, if these take turns. */
-void hs_stream_rotate(struct hs_connection *c);
-/* List the stream if it has something to send, by its rank as it is now. */
+/* List the stream if it has something to send. */
 void hs_stream_look(struct hs_stream *s);
 /* Return what to send next in up to two pieces, and their number; *fin if the stream ends with
  * them. */
 size_t hs_stream_gather(struct hs_stream *s, ngtcp2_vec out[2], size_t *bytes, int *fin);
 void hs_stream_was_sent(struct hs_stream *s, size_t taken, size_t offered, int fin);
-void hs_stream_stop_listing(struct hs_stream *s);
 int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data, size_t bytes,
 		      int fin);
 void hs_stream_acknowledge(struct hs_stream *s, uint64_t offset, uint64_t bytes);

@@ -12,9 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "quic/certificates.h"
 #include "quic/handshake.h"
-#include "quic/names.h"
+#include "quic/key_limits.h"
+#include "quic/server_names.h"
 
 /* AES first: processors have instructions for it. */
 static const char CIPHERS[] = "AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";

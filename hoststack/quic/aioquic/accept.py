@@ -29,7 +29,7 @@ from hoststack.native.memory.fifo import Fifo
 from hoststack.quic.aioquic.datagrams import datagram_offer
 from hoststack.quic.aioquic.half_open import HalfOpen
 from hoststack.quic.aioquic.resume import GivenTickets
-from hoststack.quic.aioquic.retry import RetryTokens, invalid_token
+from hoststack.quic.aioquic.tokens import RetryTokens, invalid_token
 from hoststack.quic.certificate import TlsConfigError, presented
 from hoststack.quic.cid import CID_BYTES, CidGenerator
 from hoststack.quic.seam import (

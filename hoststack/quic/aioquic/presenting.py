@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from hoststack.quic.certificate import Presented, within_chain
 
-#: As in hoststack/native/quic/names.c: some clients send addresses.
+#: As in hoststack/native/quic/server_names.c: some clients send addresses.
 _NAME: Final = re.compile(r"[a-z0-9._:-]{1,255}")
 
 

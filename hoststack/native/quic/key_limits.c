@@ -3,7 +3,7 @@
  * Limits of the keys in certificates, checked before a signature is: GnuTLS has none. A key with a
  * modulus and an exponent of 16,384 bits takes most of a second, and a certificate of 64 KiB has
  * room for keys that take minutes. */
-#include "quic/certificates.h"
+#include "quic/key_limits.h"
 
 #include <gnutls/abstract.h>
 #include <gnutls/x509.h>

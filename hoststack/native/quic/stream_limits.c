@@ -2,9 +2,9 @@
  *
  * How many streams the peer may open.
  */
-#include "quic/stream_credit.h"
+#include "quic/stream_limits.h"
 
-#include "quic/schedule.h"
+#include "quic/connection_schedule.h"
 
 enum {
 	FEW_LEFT = 8, /* a peer that has this part of its limit left should get more */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef HS_QUIC_CERTIFICATES_H
-#define HS_QUIC_CERTIFICATES_H
+#ifndef HS_QUIC_KEY_LIMITS_H
+#define HS_QUIC_KEY_LIMITS_H
 
 #include <gnutls/gnutls.h>
 

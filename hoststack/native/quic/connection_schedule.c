@@ -2,7 +2,7 @@
  *
  * Which connections the next turn serves, whose events it reports, and when a timer is due.
  */
-#include "quic/schedule.h"
+#include "quic/connection_schedule.h"
 
 #include <stdlib.h>
 

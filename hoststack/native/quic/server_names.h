@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef HS_QUIC_NAMES_H
-#define HS_QUIC_NAMES_H
+#ifndef HS_QUIC_SERVER_NAMES_H
+#define HS_QUIC_SERVER_NAMES_H
 
 #include "quic/state.h"
 

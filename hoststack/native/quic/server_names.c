@@ -4,7 +4,7 @@
  * of the client among those for one name; its own choice by name knows no wildcards.
  */
 #define _DEFAULT_SOURCE /* strdup */
-#include "quic/names.h"
+#include "quic/server_names.h"
 
 #include <arpa/inet.h>
 

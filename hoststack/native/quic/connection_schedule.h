@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef HS_QUIC_SCHEDULE_H
-#define HS_QUIC_SCHEDULE_H
+#ifndef HS_QUIC_CONNECTION_SCHEDULE_H
+#define HS_QUIC_CONNECTION_SCHEDULE_H
 
 #include "quic/state.h"
 

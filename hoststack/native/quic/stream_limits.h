@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef HS_QUIC_STREAM_CREDIT_H
-#define HS_QUIC_STREAM_CREDIT_H
+#ifndef HS_QUIC_STREAM_LIMITS_H
+#define HS_QUIC_STREAM_LIMITS_H
 
 #include "quic/state.h"
 
