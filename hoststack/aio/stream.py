@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hoststack.api.about_stream import (
@@ -17,13 +16,14 @@ from hoststack.api.about_stream import (
     AboutSending,
     AboutStream,
 )
+from hoststack.api.leaving import Leaving
 from hoststack.native.session._session import ffi, lib
 
 if TYPE_CHECKING:
     from hoststack.aio.router import AsyncioRouter
 
 
-class _Closing(AboutStream):
+class _Closing(Leaving, AboutStream):
     """How all streams are closed."""
 
     __slots__ = ("__weakref__",)
@@ -43,17 +43,9 @@ class _Closing(AboutStream):
     def _abandon(self) -> None:
         self.abort()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _on_block_end(self, *, aborts: bool) -> None:
         """Close the stream, and wait; when an exception leaves the block, abort it."""
-        if error is None:
+        if not aborts:
             self.close()
             await self.wait_closed()
         else:

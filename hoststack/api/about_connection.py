@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar, overload
 
 from cryptography import x509
 
 from hoststack.api.datagrams import Datagrams
 from hoststack.api.errors import ConnectionClosedError, MigrationError
 from hoststack.api.incoming import Incoming
+from hoststack.api.leaving import Leaving
 from hoststack.boundary import messages as m
 from hoststack.link.base import Endpoint
 from hoststack.native.session._session import lib
@@ -35,7 +35,7 @@ Sending = TypeVar("Sending")
 Receiving = TypeVar("Receiving")
 
 
-class AboutConnection(Generic[Both, Sending, Receiving]):
+class AboutConnection(Leaving, Generic[Both, Sending, Receiving]):
     """A connection, made by `Stack.connect` and `Listener.accept`.
 
     Its handshake is complete, unless `early_data` is "pending".
@@ -348,17 +348,9 @@ class AboutConnection(Generic[Both, Sending, Receiving]):
                 code, reason = ABORTED_CODE, reason or _ABORTED
             self._router.post(m.CloseConnection(self.handle, code, reason))
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _on_block_end(self, *, aborts: bool) -> None:
         """Close the connection: see `aclose`."""
-        if error is None:
+        if not aborts:
             await self.aclose()
         else:
             self._abort()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hoststack.api.about_connection import AboutConnection
 from hoststack.api.errors import ListenError
+from hoststack.api.leaving import Leaving
 from hoststack.boundary import messages as m
 from hoststack.boundary.protocols import not_supported
 from hoststack.quic.tls import TlsConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=AboutConnection[Any, Any, Any])
 
 
-class AboutListener(Generic[C]):
+class AboutListener(Leaving, Generic[C]):
     """A listening endpoint. Made by `Stack.listen`."""
 
     def __init__(self, router: Router, handle: int, local: tuple[str, int]) -> None:
@@ -93,15 +93,7 @@ class AboutListener(Generic[C]):
         self.close()
         await self._router.checkpoint()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _on_block_end(self, *, aborts: bool) -> None:
         """Stop listening: see `aclose`."""
         await self.aclose()
 

@@ -6,8 +6,6 @@ point too if it waits; of those that need not wait, `Router.must_yield` chooses 
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
@@ -23,23 +21,19 @@ from hoststack.api.about_stream import (
     AboutSending,
     AboutStream,
 )
+from hoststack.api.leaving import Leaving
 from hoststack.native.session._session import ffi, lib
 from hoststack.quic.seam import ABORTED_CODE
 
 
-class StreamBase(AboutStream, trio.abc.AsyncResource):
+class StreamBase(Leaving, AboutStream, trio.abc.AsyncResource):
     """Base of all streams: how they are closed."""
 
     __slots__ = ("__weakref__",)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _on_block_end(self, *, aborts: bool) -> None:
         """Close the stream; when an exception leaves the block, abort it (`ABORTED_CODE`)."""
-        if error is None:
+        if not aborts:
             await self.aclose()
         else:
             self._close(aborts=True)

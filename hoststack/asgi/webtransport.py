@@ -164,14 +164,24 @@ class WebTransportExchange(Conversation):
         await self._session.close(code, reason)
         self._end(code, reason)
 
-    def _sending(self, message: Any) -> _Open:
-        open_ = self._open.get(message["stream"])
-        if open_ is None or not open_.can_send:
-            raise ValueError(f"nothing can be sent on stream {message['stream']!r}")
-        return open_
+    def _sending(self, message: Any) -> _Open | None:
+        """Return the stream of a message, or None if the client wants no more of it, and the
+        application can't know that yet. Raises ValueError."""
+        number = message["stream"]
+        open_ = self._open.get(number)
+        if open_ is not None and open_.can_send:
+            return open_
+        if self._is_queued(number, "webtransport.stream.stop"):
+            return None
+        raise ValueError(f"nothing can be sent on stream {number!r}")
+
+    def _is_queued(self, number: int, *kinds: str) -> bool:
+        return any(each["type"] in kinds and each["stream"] == number for each in self._queue)
 
     async def _send(self, message: Any) -> None:
         open_, data = self._sending(message), checked_bytes(message.get("data", b""), "data")
+        if open_ is None:
+            return
         try:
             await streams.send(open_.stream, bytes(data))
             self.sent_bytes += len(data)
@@ -203,14 +213,19 @@ class WebTransportExchange(Conversation):
 
     async def _reset(self, message: Any) -> None:
         open_ = self._sending(message)
-        open_.stream.reset(message.get("code", 0))
-        self._on_sent(message["stream"], open_)
+        if open_ is not None:
+            open_.stream.reset(message.get("code", 0))
+            self._on_sent(message["stream"], open_)
 
     async def _stop(self, message: Any) -> None:
-        open_ = self._open.get(message["stream"])
-        if open_ is None or not open_.can_receive:
-            raise ValueError(f"nothing can be received on stream {message['stream']!r}")
-        open_.stream.stop_sending(message.get("code", 0))
+        number = message["stream"]
+        open_ = self._open.get(number)
+        if open_ is not None and open_.can_receive:
+            open_.stream.stop_sending(message.get("code", 0))
+        elif not self._is_queued(
+            number, "webtransport.stream.receive", "webtransport.stream.reset"
+        ):
+            raise ValueError(f"nothing can be received on stream {number!r}")
 
     async def _send_datagram(self, message: Any) -> None:
         assert self._session is not None

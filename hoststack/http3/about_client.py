@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
-from typing import Any, Final
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from hoststack.http3.about_connection import (
     _SETTING_CONNECT_PROTOCOL,
     LOST,
     AboutHttp3Connection,
+    Spawn,
+    Tasks,
 )
+from hoststack.http3.config import Http3Config
 from hoststack.http3.errors import (
     ErrorCode,
     GoingAwayError,
@@ -288,6 +292,28 @@ class AboutClientConnection(AboutHttp3Connection):
         """Wait until the server sends GOAWAY, or the connection ends."""
         while not self.is_going_away:
             await self._changed.park()
+
+
+C = TypeVar("C", bound=AboutClientConnection)
+
+
+@asynccontextmanager
+async def speaking(
+    make: Callable[[bytes, Any, Http3Config, Spawn], C],
+    tasks: Tasks,
+    connection: Any,
+    authority: bytes | str,
+    config: Http3Config | None,
+) -> AsyncIterator[C]:
+    """Speak HTTP/3 on a connection in any loop: see `client_on`."""
+    name = authority if isinstance(authority, bytes) else authority.encode()
+    async with tasks() as spawn:
+        http = make(name, connection, config or Http3Config(), spawn)
+        try:
+            await http.start()
+            yield http
+        finally:
+            connection.close_now(ErrorCode.NO_ERROR)
 
 
 def with_port(authority: str) -> str:

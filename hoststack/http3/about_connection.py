@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import trio
@@ -34,6 +35,8 @@ _CLEAN_CODES: Final = (0, ErrorCode.NO_ERROR)
 LOST: Final = (trio.BrokenResourceError, ConnectionError)
 
 Spawn = Callable[..., object]
+#: A block with tasks of its own, which end with it.
+Tasks = Callable[[], AbstractAsyncContextManager[Spawn]]
 
 
 def available_layers() -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Self
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self, TypeVar
 
 from hoststack.api.about_stream import WAIT
-from hoststack.http3.about_connection import LOST, AboutHttp3Connection
-from hoststack.http3.config import UNREAD_BYTES
+from hoststack.http3.about_connection import LOST, AboutHttp3Connection, Spawn, Tasks
+from hoststack.http3.config import UNREAD_BYTES, Http3Config
 from hoststack.http3.errors import ErrorCode, MessageError, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, get, to_bytes, to_fields
@@ -383,6 +384,29 @@ class AboutServerConnection(AboutHttp3Connection):
                 self._is_shut_down = True
                 self._arrived.unpark_all()
                 return
+
+
+C = TypeVar("C", bound=AboutServerConnection)
+
+
+@asynccontextmanager
+async def serving(
+    make: Callable[[Any, Http3Config, Spawn], C],
+    tasks: Tasks,
+    connection: Any,
+    config: Http3Config | None,
+) -> AsyncIterator[C]:
+    """Serve HTTP/3 on a connection in any loop: see `serve_connection`."""
+    async with tasks() as spawn:
+        http = make(connection, config or Http3Config(), spawn)
+        try:
+            await http.start()
+            yield http
+            await connection.aclose(ErrorCode.NO_ERROR)
+        except BaseException as error:
+            if not isinstance(error, ProtocolError):  # those have closed it
+                connection.close_now(ErrorCode.INTERNAL_ERROR)
+            raise
 
 
 def _with_status(status: int, fields: Fields) -> Fields:

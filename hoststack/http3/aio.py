@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
 from hoststack.aio.connection import Connection
 from hoststack.aio.listener import Listener
 from hoststack.aio.stack import Stack
-from hoststack.http3.about_client import AboutClientConnection, with_port
-from hoststack.http3.about_connection import ALPN
-from hoststack.http3.about_server import AboutServerConnection, Handler, answer
+from hoststack.http3.about_client import AboutClientConnection, speaking, with_port
+from hoststack.http3.about_connection import ALPN, Spawn
+from hoststack.http3.about_server import AboutServerConnection, Handler, answer, serving
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode, ProtocolError
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
@@ -40,48 +39,35 @@ class ClientConnection(AboutClientConnection):
     __doc__ = AboutClientConnection.__doc__
 
 
-class _Tasks:
-    """A connection's own tasks, which end with it."""
+@asynccontextmanager
+async def tasks() -> AsyncIterator[Spawn]:
+    """Have tasks that end with the block; yields what starts one."""
+    running: set[asyncio.Task[None]] = set()
 
-    def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
-
-    def start_soon(
-        self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
-    ) -> None:
+    def start_soon(function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         task = asyncio.get_running_loop().create_task(function(*arguments))
-        self._running.add(task)
-        task.add_done_callback(self._on_done)
+        running.add(task)
+        task.add_done_callback(on_done)
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def on_done(task: asyncio.Task[None]) -> None:
+        running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of an HTTP/3 connection failed", exc_info=error)
 
-    async def cancel(self) -> None:
-        running = list(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-
-@asynccontextmanager
-async def serve_connection(
-    connection: Connection, config: Http3Config | None = None
-) -> AsyncIterator[ServerConnection]:
-    """Serve HTTP/3 on an accepted connection: as `hoststack.http3.serve_connection`."""
-    tasks = _Tasks()
-    http = ServerConnection(connection, config or Http3Config(), tasks.start_soon)
     try:
-        await http.start()
-        yield http
-        await connection.aclose(ErrorCode.NO_ERROR)
-    except BaseException as error:
-        if not isinstance(error, ProtocolError):  # those have closed it
-            connection.close_now(ErrorCode.INTERNAL_ERROR)
-        raise
+        yield start_soon
     finally:
-        await tasks.cancel()
+        left = list(running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+def serve_connection(
+    connection: Connection, config: Http3Config | None = None
+) -> AbstractAsyncContextManager[ServerConnection]:
+    """Serve HTTP/3 on an accepted connection: as `hoststack.http3.serve_connection`."""
+    return serving(ServerConnection, tasks, connection, config)
 
 
 async def serve(
@@ -115,20 +101,11 @@ async def _serve_connection(
             group.create_task(answer(handler, request))
 
 
-@asynccontextmanager
-async def client_on(
+def client_on(
     connection: Connection, authority: bytes | str, config: Http3Config | None = None
-) -> AsyncIterator[ClientConnection]:
+) -> AbstractAsyncContextManager[ClientConnection]:
     """Speak HTTP/3 as a client on a connection: as `hoststack.http3.client_on`."""
-    tasks = _Tasks()
-    name = authority if isinstance(authority, bytes) else authority.encode()
-    http = ClientConnection(name, connection, config or Http3Config(), tasks.start_soon)
-    try:
-        await http.start()
-        yield http
-    finally:
-        connection.close_now(ErrorCode.NO_ERROR)
-        await tasks.cancel()
+    return speaking(ClientConnection, tasks, connection, authority, config)
 
 
 @asynccontextmanager

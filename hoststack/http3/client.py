@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import trio
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from hoststack.api.connection import Connection
 from hoststack.api.stack import Stack
-from hoststack.http3.about_client import AboutClientConnection, with_port
+from hoststack.http3.about_client import AboutClientConnection, speaking, with_port
 from hoststack.http3.about_connection import ALPN
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode
+from hoststack.http3.tasks import tasks
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
@@ -21,32 +19,15 @@ class ClientConnection(AboutClientConnection):
     __doc__ = AboutClientConnection.__doc__
 
 
-@asynccontextmanager
-async def client_on(
+def client_on(
     connection: Connection, authority: bytes | str, config: Http3Config | None = None
-) -> AsyncIterator[ClientConnection]:
+) -> AbstractAsyncContextManager[ClientConnection]:
     """Speak HTTP/3 as a client on a connection that negotiated it. `authority` is host and port for
     requests that name none.
 
     At the end of the block the connection is closed (NO_ERROR). Raises ConnectionClosedError.
     """
-    name = authority if isinstance(authority, bytes) else authority.encode()
-    error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        http = ClientConnection(name, connection, config or Http3Config(), nursery.start_soon)
-        try:
-            await http.start()
-            yield http
-        except trio.Cancelled:
-            raise
-        except BaseException as caught:
-            # Raised again outside the nursery, which would put it into an ExceptionGroup.
-            error = caught
-        finally:
-            connection.close_now(ErrorCode.NO_ERROR)
-            nursery.cancel_scope.cancel()
-    if error is not None:
-        raise error
+    return speaking(ClientConnection, tasks, connection, authority, config)
 
 
 @asynccontextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hoststack.api.about_stream import WAIT
+from hoststack.api.leaving import Leaving
 from hoststack.http3.errors import ErrorCode, MessageError
 from hoststack.http3.fields import Fields, FieldsToSend, to_fields
 from hoststack.http3.seam import BLOCKED, Event, Kind, Section
@@ -21,7 +21,7 @@ CHUNK_BYTES: Final = 256 * 1024
 _MAX_DATAGRAMS: Final = 64
 
 
-class Exchange:
+class Exchange(Leaving):
     """Base of requests and responses: content in both directions, trailers, the end.
 
     One task may receive while another one sends. Close it when done: `aclose`, or the end of an
@@ -307,17 +307,8 @@ class Exchange:
         self.close()
         await self._http._checkpoint()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-        await self._http._checkpoint()
+    async def _on_block_end(self, *, aborts: bool) -> None:
+        await self.aclose()
 
     def close(self) -> None:
         """Finish as `aclose` does, without a checkpoint."""

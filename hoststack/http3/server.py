@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import trio
@@ -12,9 +11,9 @@ from hoststack.api.connection import Connection
 from hoststack.api.listener import Listener
 from hoststack.api.stack import Stack
 from hoststack.http3.about_connection import ALPN
-from hoststack.http3.about_server import AboutServerConnection, Handler, answer
+from hoststack.http3.about_server import AboutServerConnection, Handler, answer, serving
 from hoststack.http3.config import Http3Config
-from hoststack.http3.errors import ErrorCode, ProtocolError
+from hoststack.http3.tasks import tasks
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.tls import TlsConfig
 
@@ -23,33 +22,15 @@ class ServerConnection(AboutServerConnection):
     __doc__ = AboutServerConnection.__doc__
 
 
-@asynccontextmanager
-async def serve_connection(
+def serve_connection(
     connection: Connection, config: Http3Config | None = None
-) -> AsyncIterator[ServerConnection]:
+) -> AbstractAsyncContextManager[ServerConnection]:
     """Serve HTTP/3 on an accepted connection; iterate over the result for its requests.
 
     At the end of the block the connection is closed (NO_ERROR), after what was sent has arrived;
     when an exception leaves it, at once (INTERNAL_ERROR). Raises ConnectionClosedError.
     """
-    error: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        http = ServerConnection(connection, config or Http3Config(), nursery.start_soon)
-        try:
-            await http.start()
-            yield http
-            await connection.aclose(ErrorCode.NO_ERROR)
-        except BaseException as caught:
-            if not isinstance(caught, ProtocolError):  # those have closed it
-                connection.close_now(ErrorCode.INTERNAL_ERROR)
-            if isinstance(caught, trio.Cancelled):
-                raise
-            # Raised again outside the nursery, which would put it into an ExceptionGroup.
-            error = caught
-        finally:
-            nursery.cancel_scope.cancel()
-    if error is not None:
-        raise error
+    return serving(ServerConnection, tasks, connection, config)
 
 
 async def serve(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from hoststack.http3 import Http3Config
 from hoststack.httpx.alternatives import Origin
 from hoststack.httpx.core import Core
-from hoststack.httpx.library import base, content_class, library_of
-from hoststack.httpx.messages import async_content, known_content, origin_of
+from hoststack.httpx.library import base, content_class
+from hoststack.httpx.messages import async_content
 from hoststack.httpx.transfer import Transfer, fetch
 from hoststack.httpx.trust import Certificate, Verify
 from hoststack.quic.seam import QuicConfig
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
     import httpx
 else:
     httpx = base()
-
-logger = logging.getLogger(__name__)
-
-MISDIRECTED: Final = 421
 
 
 class AsyncContent:
@@ -88,37 +83,14 @@ class AsyncHTTP3Transport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; returns when the response's header section is there."""
-        library = library_of(request)
-        if self._fallback is None:
-            return await self._send(library, request, origin_of(library, request))
-        if request.url.scheme != "https":
-            return await self._fallback.handle_async_request(request)
-        return await self._upgrade(library, request, self._fallback)
-
-    async def _upgrade(
-        self, library: Any, request: httpx.Request, fallback: httpx.AsyncBaseTransport
-    ) -> httpx.Response:
-        alternatives = self._core.alternatives
-        origin = origin_of(library, request)
-        place = alternatives.find(origin)
-        if place is not None:
-            try:
-                response = await self._send(library, request, origin, place)
-            except (library.ConnectError, library.ConnectTimeout) as error:
-                logger.info("%s port %d: HTTP/3 does not work: %s", *place, error)
-                alternatives.on_failed(origin)
-            else:
-                if response.status_code != MISDIRECTED:
-                    alternatives.on_answered(origin)
-                    self._core.learn(origin, response)
-                    return response
-                alternatives.forget(origin)
-                if known_content(library, request) is None:
-                    return response
-                await response.aclose()
-        response = await fallback.handle_async_request(request)
-        self._core.learn(origin, response)
-        return response
+        fallback = self._fallback
+        made: httpx.Response = await self._core.answer(
+            request,
+            self._send,
+            None if fallback is None else fallback.handle_async_request,
+            lambda response: response.aclose(),
+        )
+        return made
 
     async def _send(
         self, library: Any, request: httpx.Request, origin: Origin, place: Origin | None = None

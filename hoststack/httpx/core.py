@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,18 +12,22 @@ import anyio
 from hoststack.http3 import Http3Config
 from hoststack.httpx.alternatives import Alternatives, Origin
 from hoststack.httpx.host import Host, close_host, current_loop, open_host
-from hoststack.httpx.messages import head_of
+from hoststack.httpx.library import library_of
+from hoststack.httpx.messages import head_of, known_content, origin_of
 from hoststack.httpx.pool import Limits, Pool
 from hoststack.httpx.transfer import Head
 from hoststack.httpx.trust import Certificate, Verify, tls_config
 from hoststack.quic.seam import QuicConfig
 from hoststack.quic.session_cache import SessionCache
 
+logger = logging.getLogger(__name__)
+
 #: A server may think for longer than QUIC's idle timeout (30 s), and httpx's timeout for connecting
 #: is the one that counts.
 _QUIC: Final = QuicConfig(keep_alive_s=15.0, handshake_timeout_s=25.0)
 #: How long an alternative may take to answer before the fallback is used.
 _PATIENCE_S: Final = 2.0
+_MISDIRECTED: Final = 421
 
 
 class Core:
@@ -98,6 +104,41 @@ class Core:
                 await close_host(host)
 
     # --- alternatives ---
+
+    async def answer(
+        self,
+        request: Any,
+        send: Callable[..., Awaitable[Any]],
+        fall_back: Callable[[Any], Awaitable[Any]] | None,
+        close: Callable[[Any], Awaitable[None]],
+    ) -> Any:
+        """Send a request over HTTP/3, or with a fallback where the origin's last response said so:
+        to its alternative, and to the fallback if that does not answer. Returns the response."""
+        library = library_of(request)
+        if fall_back is None:
+            return await send(library, request, origin_of(library, request))
+        if request.url.scheme != "https":
+            return await fall_back(request)
+        origin = origin_of(library, request)
+        place = self.alternatives.find(origin)
+        if place is not None:
+            try:
+                response = await send(library, request, origin, place)
+            except (library.ConnectError, library.ConnectTimeout) as error:
+                logger.info("%s port %d: HTTP/3 does not work: %s", *place, error)
+                self.alternatives.on_failed(origin)
+            else:
+                if response.status_code != _MISDIRECTED:
+                    self.alternatives.on_answered(origin)
+                    self.learn(origin, response)
+                    return response
+                self.alternatives.forget(origin)
+                if known_content(library, request) is None:
+                    return response
+                await close(response)
+        response = await fall_back(request)
+        self.learn(origin, response)
+        return response
 
     def head_for(self, library: Any, request: Any, origin: Origin, place: Origin | None) -> Head:
         """Return a request's head. An alternative gets less time to answer."""

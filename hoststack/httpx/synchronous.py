@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,10 +13,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from hoststack.http3 import Http3Config
 from hoststack.httpx.alternatives import Origin
-from hoststack.httpx.asynchronous import MISDIRECTED
 from hoststack.httpx.core import Core
-from hoststack.httpx.library import base, content_class, library_of, translated
-from hoststack.httpx.messages import known_content, origin_of
+from hoststack.httpx.library import base, content_class, translated
+from hoststack.httpx.messages import known_content
 from hoststack.httpx.transfer import Head, NotProcessedError, Transfer, fetch, open_transfer
 from hoststack.httpx.trust import Certificate, Verify
 from hoststack.quic.seam import QuicConfig
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 else:
     httpx = base()
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -98,6 +95,23 @@ class Content:
         self._background.run_sync(self._transfer.close)
 
 
+def _as_async(function: Callable[..., T]) -> Callable[..., Awaitable[T]]:
+    async def call(*arguments: Any) -> T:
+        return function(*arguments)
+
+    return call
+
+
+def _run_at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run what awaits nothing but blocking functions that `_as_async` has made."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("it waits")
+
+
 class HTTP3Transport(httpx.BaseTransport):
     """Sends the requests of an `httpx.Client` over HTTP/3; see AsyncHTTP3Transport for arguments.
 
@@ -136,37 +150,16 @@ class HTTP3Transport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; returns when the response's header section is there."""
-        library = library_of(request)
-        if self._fallback is None:
-            return self._send(library, request, origin_of(library, request))
-        if request.url.scheme != "https":
-            return self._fallback.handle_request(request)
-        return self._upgrade(library, request, self._fallback)
-
-    def _upgrade(
-        self, library: Any, request: httpx.Request, fallback: httpx.BaseTransport
-    ) -> httpx.Response:
-        alternatives = self._core.alternatives
-        origin = origin_of(library, request)
-        place = alternatives.find(origin)
-        if place is not None:
-            try:
-                response = self._send(library, request, origin, place)
-            except (library.ConnectError, library.ConnectTimeout) as error:
-                logger.info("%s port %d: HTTP/3 does not work: %s", *place, error)
-                alternatives.on_failed(origin)
-            else:
-                if response.status_code != MISDIRECTED:
-                    alternatives.on_answered(origin)
-                    self._core.learn(origin, response)
-                    return response
-                alternatives.forget(origin)
-                if known_content(library, request) is None:
-                    return response
-                response.close()
-        response = fallback.handle_request(request)
-        self._core.learn(origin, response)
-        return response
+        fallback = self._fallback
+        made: httpx.Response = _run_at_once(
+            self._core.answer(
+                request,
+                _as_async(self._send),
+                None if fallback is None else _as_async(fallback.handle_request),
+                _as_async(lambda response: response.close()),
+            )
+        )
+        return made
 
     def _send(
         self, library: Any, request: httpx.Request, origin: Origin, place: Origin | None = None

@@ -211,6 +211,34 @@ def test_resets_and_stops_of_the_client() -> None:
     assert told["webtransport.stream.reset"] == 6
 
 
+def test_what_an_application_cannot_know_yet(caplog: pytest.LogCaptureFixture) -> None:
+    """That the client has stopped a stream, or ended it: the message waits behind another one."""
+    kinds: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        while (message := await receive())["type"] != "webtransport.disconnect":
+            kinds.append(message["type"].removeprefix("webtransport."))
+            if message.get("more_data"):
+                await trio.sleep(2)
+                await send({**message, "type": "webtransport.stream.send"})
+                await send({"type": "webtransport.stream.stop", "stream": message["stream"]})
+
+    async def main() -> None:
+        async with in_session(application) as session:
+            stream = await session.open_stream()
+            await stream.send_all(b"a")
+            await trio.sleep(1)
+            stream.stop_sending()
+            await stream.send_all(b"b")
+            await stream.send_eof()
+            await trio.sleep(20)
+
+    run(main)
+    assert kinds == ["connect", *["stream.receive"] * 3, "stream.stop"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 @pytest.mark.parametrize("how", ["files", "close", "returns", "raises", "out of order"])
 def test_sessions_that_are_refused(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

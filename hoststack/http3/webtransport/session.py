@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
 
 from hoststack.api.incoming import Incoming
+from hoststack.api.leaving import Leaving
 from hoststack.http3.errors import ErrorCode, Http3Error
 from hoststack.http3.webtransport import streams, wire
 from hoststack.http3.webtransport.wire import WebTransportCode
@@ -40,7 +40,7 @@ class SessionClosedError(Http3Error):
         self.code = end.code if end is not None else WebTransportCode.SESSION_GONE
 
 
-class Session:
+class Session(Leaving):
     """Streams and datagrams between a client and a server, on a connection that others share.
 
     Its end ends its streams. An `async with` block closes it with code 0, and when an exception
@@ -210,19 +210,11 @@ class Session:
         """Close the session with code 0."""
         await self.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
-            await self.close()
-        else:
+    async def _on_block_end(self, *, aborts: bool) -> None:
+        if aborts:
             self.abort()
+        else:
+            await self.close()
 
     # --- from the connection ---
 
