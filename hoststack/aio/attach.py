@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hoststack.aio.router import AsyncioRouter
 from hoststack.aio.stack import Stack
-from hoststack.api.daemon_client import PATIENCE_S, DaemonClient, hello_of
+from hoststack.api.daemon_client import DaemonClient, hello_of
 from hoststack.boundary import attaching
 from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 from hoststack.quic.seam import QuicConfig
@@ -69,11 +69,7 @@ class _Driver:
     async def start(self) -> None:
         """Wait until the daemon has admitted this program. Raises AttachError."""
         self._pump()
-        timer = self._loop.call_later(PATIENCE_S, self._pump)
-        try:
-            await self._started
-        finally:
-            timer.cancel()
+        await self._started
 
     def _pump(self) -> None:
         if self._is_closed:
@@ -82,8 +78,7 @@ class _Driver:
         try:
             client.pump()
             client.workers.wake_application()
-            if not client.has_started:
-                client.check_start()
+            start_s = None if client.has_started else client.check_start()
         except Exception as error:
             if self._started.done():
                 raise
@@ -92,7 +87,8 @@ class _Driver:
             return
         if client.has_started and not self._started.done():
             self._started.set_result(None)
-        limit_s = client.prepare()
+        limits_s = [each for each in (client.prepare(), start_s) if each is not None]
+        limit_s = min(limits_s, default=None)
         if self._again is not None:
             self._again.cancel()
             self._again = None

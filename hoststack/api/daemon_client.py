@@ -23,17 +23,21 @@ from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.attached_workers import AttachedWorkers
 from hoststack.boundary.channel import Channel, ChannelClosedError, close_all
 from hoststack.boundary.scope import Scope, check_scopes
+from hoststack.boundary.silence import TICK_S, Silence, peer_pid
 from hoststack.text import printable
 
 logger = logging.getLogger(__name__)
 
-#: Timeout for the daemon's answer, in seconds. If a worker closed its channel and the daemon has
-#: not reported it lost within this time, the worker did not die: it detached this application.
+#: How long the daemon may be silent while this program waits to be admitted, in seconds in which it
+#: could have answered.
 PATIENCE_S = 10.0
-#: The error of calls and listeners then.
+#: The error of calls and listeners when it has ended.
+ENDED: Final = "the daemon has ended"
+#: The error of calls and listeners when a worker has detached this application.
 THROWN_OUT = "the daemon no longer serves this application: its log says why"
 #: How often sending is tried again while the kernel is short of memory.
 _SHORT_S: Final = 0.01
+_WAITING: Final = attaching.encode(attaching.Waiting())
 
 
 class DaemonClient:
@@ -51,10 +55,10 @@ class DaemonClient:
         """Ask to be attached. `pump` until `has_started`; raises AttachError if there is no
         daemon. `clock` returns seconds."""
         self._path = path
-        self._clock = clock
-        self._end_of_start = clock() + PATIENCE_S
         self._name = hello.name
-        self._daemon = Channel(connect_to(path), takes_fds=True)
+        end = connect_to(path)
+        self._silence = Silence(peer_pid(end), clock)
+        self._daemon = Channel(end, takes_fds=True)
         self._epoll = select.epoll()
         self._links: dict[int, AttachedWorker] = {}
         self._by_fd: dict[int, tuple[int, AttachedWorker]] = {}
@@ -62,24 +66,26 @@ class DaemonClient:
         """Channels with messages that their sockets had no room for."""
         self._is_short = False
         self._expected = 0
-        self._hung_up: dict[int, float] = {}
-        """When workers hung up that the daemon has not reported lost, by index."""
         self._about: attaching.Attached | None = None
         self.workers = AttachedWorkers("")
         self.call_soon: Callable[[Callable[[], None]], object] | None = None
         """Calls a function soon, from any thread, in the thread that pumps."""
-        self.is_gone = False
-        """Whether the daemon has ended, or no longer serves this program."""
+        self._why_gone = ""
         self.has_started = False
         try:
             self._epoll.register(self._daemon, select.EPOLLIN)
             self._daemon.send(attaching.encode(hello))
-        except ChannelClosedError as error:
+        except ChannelClosedError:
             self.close()
-            raise no_answer(path, error) from None
+            raise not_admitted(path, ENDED) from None
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the daemon has ended, or no longer serves this program."""
+        return bool(self._why_gone)
 
     @property
     def about(self) -> attaching.Attached:
@@ -88,8 +94,8 @@ class DaemonClient:
         return self._about
 
     def start(self) -> None:
-        """Wait until the daemon has admitted this program and offered all workers, PATIENCE_S at
-        most. Raises AttachError, and closes this."""
+        """Wait until the daemon has admitted this program and offered all workers. Raises
+        AttachError, and closes this."""
         try:
             while not self.has_started:
                 self.wait(self.check_start())
@@ -98,14 +104,18 @@ class DaemonClient:
             raise
 
     def check_start(self) -> float:
-        """Return how many seconds the start may still take. Raises AttachError if none can follow:
-        the daemon has ended, or PATIENCE_S have passed."""
-        if self.is_gone:
-            raise no_answer(self._path, ConnectionResetError("it ended"))
-        left_s = self._end_of_start - self._clock()
-        if left_s <= 0:
-            raise no_answer(self._path, TimeoutError("its workers do not appear"))
-        return left_s
+        """Return after how many seconds to call this again, until the start. Raises AttachError if
+        the daemon has ended, or was silent for PATIENCE_S in which it could have answered."""
+        if self._why_gone:
+            raise not_admitted(self._path, self._why_gone)
+        self._silence.tick()
+        if self._silence.silent_s >= PATIENCE_S:
+            raise AttachError(
+                errno.ETIMEDOUT,
+                f"{self._path}: the daemon did not answer in {PATIENCE_S:.0f} s in which it could "
+                "have: it is stopped or hangs. Restart it, or try again",
+            )
+        return TICK_S
 
     def fileno(self) -> int:
         """A descriptor that is readable when there is something to `pump`."""
@@ -133,9 +143,6 @@ class DaemonClient:
                 self._flush(index, link)
         if self._is_short:
             limit_s = _SHORT_S if limit_s is None else limit_s
-        if self._hung_up:
-            left_s = min(self._hung_up.values()) + PATIENCE_S - self._clock()
-            limit_s = max(0.0, left_s if limit_s is None else min(limit_s, left_s))
         # A notice may have been queued by a call, without any descriptor becoming readable.
         return 0 if self.workers.has_notices else limit_s
 
@@ -154,8 +161,6 @@ class DaemonClient:
         for link in self._links.values():
             link.take_news()
             link.settle()
-        if self._hung_up and min(self._hung_up.values()) + PATIENCE_S <= self._clock():
-            self._end(THROWN_OUT)
 
     def _flush(self, index: int, link: AttachedWorker) -> None:
         """Send what waits for room in the socket, and have `pump` do so when there is more."""
@@ -176,7 +181,10 @@ class DaemonClient:
     def _read_daemon(self) -> None:
         try:
             for data, fds in self._daemon.receive_now():
+                self._silence.begin()
                 if self._about is None:
+                    if data == _WAITING:
+                        continue
                     self._about = admitted(self._path, data)
                     self._expected = self._about.workers
                     self.workers.engine = self._about.engine_name
@@ -186,18 +194,20 @@ class DaemonClient:
                         self._add(index, fds)
                     case attaching.WorkerLost(index):
                         self._expected -= index not in self._links
-                        self._hung_up.pop(index, None)
                         if index in self._links:
                             self._links[index].hear_out()
                         self._lose(index)
+                    case attaching.WorkerLeft(index):
+                        if index in self._links:
+                            self._links[index].hear_out()
+                        self._end(THROWN_OUT)
             self.has_started |= self._about is not None and len(self._links) >= self._expected
         except ChannelClosedError:
-            self._end("the daemon has ended")
+            self._end(ENDED)
 
     def _end(self, why: str) -> None:
         if not self.is_gone:
-            self.is_gone = True
-            self._hung_up.clear()
+            self._why_gone = why
             self._epoll.unregister(self._daemon)
             for index in list(self._links):
                 self._lose(index)
@@ -211,12 +221,10 @@ class DaemonClient:
                 link.take_messages(link.channel.receive_now())
         except ChannelClosedError:
             link.hear_out()
-            self._lose(index)
-            self._hung_up[index] = self._clock()
+            self._lose(index)  # the daemon says whether it died
 
     def _add(self, index: int, fds: list[int]) -> None:
         link = offered_worker(self._name, fds)
-        self._hung_up.pop(index, None)
         self._lose(index)
         self._links[index] = link
         for fd in (link.channel.fileno(), link.wake_fd):
@@ -311,9 +319,18 @@ def connect_to(path: str) -> socket.socket:
     return end
 
 
-def no_answer(path: str, error: Exception) -> AttachError:
-    """Return the error for a daemon that does not answer, or sends an invalid answer."""
-    text = f"{path}: no valid answer from the daemon ({error})"
+def not_admitted(path: str, why: str) -> AttachError:
+    """Return the error for a daemon that is gone before it has admitted this program."""
+    text = f"{path}: this program was not admitted: {why} (see the daemon's log)"
+    return AttachError(errno.ECONNRESET, text)
+
+
+def invalid_answer(path: str, error: Exception) -> AttachError:
+    """Return the error for a daemon that sends an invalid answer."""
+    text = (
+        f"{path}: the daemon's answer is invalid ({error}): use the same version of Hoststack for "
+        "both"
+    )
     return AttachError(errno.EPROTO, text)
 
 
@@ -322,20 +339,22 @@ def admitted(path: str, data: bytes) -> attaching.Attached:
     try:
         answer = attaching.decode_answer(data)
     except attaching.GreetingError as error:
-        raise no_answer(path, error) from None
+        raise invalid_answer(path, error) from None
     if isinstance(answer, attaching.Refused):
         raise AttachError(answer.errno, f"{path}: {printable(answer.text)}")
     if not isinstance(answer, attaching.Attached):
-        raise no_answer(path, ValueError(type(answer).__name__))
+        raise invalid_answer(path, ValueError(type(answer).__name__))
     return answer
 
 
-def offer_of(data: bytes, fds: list[int]) -> attaching.WorkerOffered | attaching.WorkerLost:
+def offer_of(
+    data: bytes, fds: list[int]
+) -> attaching.WorkerOffered | attaching.WorkerLost | attaching.WorkerLeft:
     """Decode the daemon's message about a worker. For any other message it closes the descriptors
     and raises ChannelClosedError: such a daemon counts as gone."""
     try:
         answer = attaching.decode_answer(data)
-        if isinstance(answer, attaching.WorkerLost) and not fds:
+        if isinstance(answer, attaching.WorkerLost | attaching.WorkerLeft) and not fds:
             return answer
         if isinstance(answer, attaching.WorkerOffered) and len(fds) == attaching.WORKER_FDS:
             return answer

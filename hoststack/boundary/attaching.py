@@ -4,7 +4,7 @@ The application sends Attach. The daemon answers Refused, or Attached and then a
 each worker, with four descriptors: a channel for messages, a segment with two event rings, a socket
 to wake the worker, and a socket with which the worker wakes the application. The application is
 attached as long as this connection is open. When a worker dies the daemon sends WorkerLost, and
-another WorkerOffered for its successor.
+another WorkerOffered for its successor. Waiting may precede all of these.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from hoststack.boundary.scope import DEFAULT_NAMESPACE, Scope
 PROTOCOL_VERSION: Final = 1
 #: Default path of the daemon's socket.
 DEFAULT_PATH: Final = "/run/hoststack/api.sock"
+#: Interval of Waiting.
+WAITING_S: Final = 2.0
 #: Channel, rings, socket to wake the worker, socket that wakes the application.
 WORKER_FDS: Final = 4
 
@@ -66,7 +68,18 @@ class WorkerLost(msgspec.Struct, tag=True, frozen=True):
     index: int
 
 
-Answer = Refused | Attached | WorkerOffered | WorkerLost
+class WorkerLeft(msgspec.Struct, tag=True, frozen=True):
+    """A worker serves the application no more, though it lives: the application violated the
+    protocol, or there is no room for it."""
+
+    index: int
+
+
+class Waiting(msgspec.Struct, tag=True, frozen=True):
+    """The answer to the request has to wait for a worker; sent every WAITING_S until then."""
+
+
+Answer = Refused | Attached | WorkerOffered | WorkerLost | WorkerLeft | Waiting
 
 _T = TypeVar("_T")
 

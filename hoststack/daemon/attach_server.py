@@ -100,9 +100,16 @@ class AttachServer:
     def add_worker(self, index: int, worker: ServesApplications) -> None:
         """Add a worker that serves, perhaps the replacement of one that died."""
         self._workers[index] = worker
-        worker.on_let_go = partial(self._attachments.let_go, worker=index)
+        worker.on_let_go = partial(self._on_let_go, index)
         for client in list(self._clients):
             self._offer(client, index)
+
+    def _on_let_go(self, index: int, number: int) -> None:
+        self._attachments.let_go(number, index)
+        for client in list(self._clients):
+            # A worker that ends lets go of all; their connection to the daemon ends with that.
+            if client.number == number and not self.is_draining:
+                self._tell(client, attaching.WorkerLeft(index))
 
     def remove_worker(self, index: int) -> None:
         """Remove a worker that died."""
@@ -161,7 +168,7 @@ class AttachServer:
         except attaching.GreetingError as error:
             logger.info("process %d of user %d sent an invalid request: %s", pid, uid, error)
             return None
-        refusal = self._refusal(hello, process) or await self._wait_for_room(process)
+        refusal = self._refusal(hello, process) or await self._wait_for_room(channel, process)
         # Others may have attached meanwhile.
         refusal = refusal or self._refusal(hello, process)
         if refusal is not None:
@@ -198,7 +205,7 @@ class AttachServer:
                 release()
         return data
 
-    async def _wait_for_room(self, process: Process) -> attaching.Refused | None:
+    async def _wait_for_room(self, channel: Channel, process: Process) -> attaching.Refused | None:
         """Wait until all workers accept orders, which many attachments at once can outpace, and
         have let go of what the process has left. The watchdog replaces a worker that hangs."""
         refusal = self._waiting.refusal(process, _MOST_WAITING - len(self._waiting))
@@ -206,9 +213,12 @@ class AttachServer:
             return attaching.Refused(errno.EAGAIN, refusal)
         release = self._waiting.add(process)
         try:
-            await self._attachments.wait_for_room(process)
-            for worker in list(self._workers.values()):
-                await worker.wait_for_room()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_say_that_it_waits, channel)
+                await self._attachments.wait_for_room(process)
+                for worker in list(self._workers.values()):
+                    await worker.wait_for_room()
+                nursery.cancel_scope.cancel()
         finally:
             release()
         return None
@@ -286,6 +296,12 @@ class AttachServer:
         socket ends its task."""
         _log_fault(f"{client.name} (process {client.pid})", error)
         client.channel.shut()
+
+
+async def _say_that_it_waits(channel: Channel) -> None:
+    while True:
+        await trio.sleep(attaching.WAITING_S)
+        channel.send(attaching.encode(attaching.Waiting()))
 
 
 def _log_fault(who: str, error: Exception) -> None:

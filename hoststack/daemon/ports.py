@@ -10,7 +10,8 @@ import errno
 import logging
 import os
 import socket
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from hoststack.boundary.containment import fault_text
+from hoststack.boundary.silence import TICK_S, Silence, peer_pid
 from hoststack.daemon import orders
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
 from hoststack.link.zones import scope_of, without_zone
@@ -28,7 +30,7 @@ from hoststack.transport.kernel.open_files import most_ports
 
 logger = logging.getLogger("hoststack.daemon")
 
-#: A supervisor that does not answer for so long counts as gone.
+#: A supervisor that has not answered in so much time in which it could have counts as hanging.
 _PATIENCE_S: Final = 10.0
 _MOST_BYTES: Final = 4096
 #: Most kernel sockets of one worker; its limit of open files is lower.
@@ -268,8 +270,11 @@ class PortClient:
     """The worker's side: implements PortSource (link/base.py)."""
 
     def __init__(self, end: socket.socket) -> None:
-        end.settimeout(_PATIENCE_S)
+        end.settimeout(TICK_S)
         self._end = end
+        self._silence = Silence(peer_pid(end), time.monotonic)
+        self._late: deque[orders.PortRequest] = deque()
+        """Requests that were given up, and whose answers may still arrive, oldest first."""
         self._by_index: dict[Endpoint, Endpoint] = {}
         """Endpoints with a zone, in the supervisor's form, even when their interface is gone."""
 
@@ -326,12 +331,46 @@ class PortClient:
         try:
             with blocked():
                 self._end.send(orders.encode(request))
-                data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
+                self._silence.begin()
+                while self._late:
+                    self._undo(self._late[0], *self._receive(request))
+                    self._late.popleft()
+                answer, fds = self._receive(request)
         except OSError as error:
-            raise LinkError(errno.EPIPE, f"the supervisor does not answer: {error}") from None
-        if not data:
-            raise LinkError(errno.EPIPE, "the supervisor is gone")
-        answer = orders.decode_port_answer(data)
+            if isinstance(error, LinkError):
+                raise
+            raise LinkError(errno.EPIPE, f"can't ask the supervisor: {error}") from None
         if isinstance(answer, orders.PortRefused):
             raise LinkError(answer.errno, answer.text)
         return answer, fds
+
+    def _receive(self, request: orders.PortRequest) -> tuple[orders.PortAnswer, list[int]]:
+        """Wait for the next answer. Raises OSError; LinkError, after which `request` is a late one,
+        if the supervisor hangs."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
+                break
+            except TimeoutError:
+                self._silence.tick()
+            if self._silence.silent_s >= _PATIENCE_S:
+                self._late.append(request)
+                raise LinkError(
+                    errno.ETIMEDOUT,
+                    f"the supervisor did not answer in {_PATIENCE_S:.0f} s in which it could have: "
+                    "it is stopped or hangs. Try again, or restart the daemon",
+                )
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "it closed the connection")
+        return orders.decode_port_answer(data), fds
+
+    def _undo(self, request: orders.PortRequest, answer: orders.PortAnswer, fds: list[int]) -> None:
+        """Close what a late answer brings: whoever asked has been told that it failed."""
+        for fd in fds:
+            os.close(fd)
+        if not isinstance(answer, orders.PortOpened):
+            return
+        if isinstance(request, orders.OpenSocket):
+            self._tell(orders.CloseSocket(request.protocol, answer.host, answer.port))
+        else:
+            self._tell(orders.ClosePort(answer.host, answer.port))

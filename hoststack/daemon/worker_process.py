@@ -16,12 +16,12 @@ from typing import Final, get_args
 import trio
 
 from hoststack.boundary.channel import Channel, ChannelClosedError
+from hoststack.boundary.silence import TICK_S, Silence, whereabouts
 from hoststack.control.grammar import CommandError, WorkerGoneError
 from hoststack.control.run import read_answer
 from hoststack.control.worker_side import Data
 from hoststack.daemon import orders
 from hoststack.daemon.leaving import OnLetGo
-from hoststack.daemon.watchdog import Watchdog, whereabouts
 from hoststack.text import printable
 from hoststack.worker.engines import EngineName
 
@@ -36,8 +36,6 @@ _PASSED_ON_PREFIXES: Final = (
 )
 #: Limit of a command's answer; no valid one comes near.
 _MOST_ANSWER_BYTES: Final = 16 << 20
-#: How often a worker is pinged, and sampled while it does not answer.
-_TICK_S: Final = 1.0
 #: How long starting may take on a slow machine, until a worker is ready.
 _START_S: Final = 60.0
 #: How long a worker that hangs may take to report where it was (SIGABRT).
@@ -229,21 +227,21 @@ class WorkerProcess:
 
     async def _watch(self, patience_s: float) -> None:
         """Ping it for as long as it answers; return when it hangs."""
-        watchdog = Watchdog(self.pid, _TICK_S)
+        silence = Silence(self.pid, trio.current_time)
         while True:
             self._ping += 1
             self._pong = trio.Event()
             self._send(orders.Ping(self._ping), ())
-            watchdog.pinged()
+            silence.begin()
             while not self._pong.is_set():
-                with trio.move_on_after(_TICK_S):
+                with trio.move_on_after(TICK_S):
                     await self._pong.wait()
-                watchdog.tick()
+                silence.tick()
                 least_s = patience_s if self.ready.is_set() else max(patience_s, _START_S)
-                if not self._pong.is_set() and watchdog.silent_s >= least_s:
-                    await self._end_hung(watchdog.silent_s)
+                if not self._pong.is_set() and silence.silent_s >= least_s:
+                    await self._end_hung(silence.silent_s)
                     return
-            await trio.sleep(_TICK_S)
+            await trio.sleep(TICK_S)
 
     async def _end_hung(self, silent_s: float) -> None:
         """Have it report where it is, and kill it."""

@@ -45,8 +45,6 @@ class Workers:
             raise self.error
         self.served += 1
         self.held.append(order.number)
-        if not self.is_holding:
-            self.let_go()
 
     def let_go(self) -> None:
         """Let go of all applications."""
@@ -65,8 +63,14 @@ class Served:
         self.server = AttachServer(DaemonConfig(), about, self.namespaces)
         self.server.add_worker(0, self.worker)
 
+    def _let_go(self) -> None:
+        """The worker lets go of those who have left."""
+        if not self.worker.is_holding:
+            self.worker.let_go()
+
     async def ask(self, *messages: bytes) -> list[bytes]:
         """All that it says to an application that says that, until it hangs up."""
+        self._let_go()
         answers = []
         end = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with end:
@@ -81,6 +85,7 @@ class Served:
 
     async def is_well(self) -> bool:
         """Whether it serves a well-behaved application."""
+        self._let_go()
         before = self.worker.served
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
             await end.connect(self.path)
@@ -311,5 +316,42 @@ def test_workers_that_come_and_go_meet_no_exception_of_an_application(
                 while served.server.clients:
                     await trio.testing.wait_all_tasks_blocked()
             assert await served.is_well()
+
+    trio.run(main)
+
+
+def test_an_application_that_a_worker_drops_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served:
+            with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                await end.connect(served.path)
+                await end.send(HELLO)
+                answers = [attaching.decode_answer(await end.recv(65536)) for _ in range(2)]
+                served.worker.on_let_go(1 << 70)  # no such one
+                served.worker.let_go()
+                answers.append(attaching.decode_answer(await end.recv(65536)))
+                assert answers[1:] == [attaching.WorkerOffered(0), attaching.WorkerLeft(0)]
+
+    trio.run(main)
+
+
+def test_an_application_that_waits_long_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attaching, "WAITING_S", 0.001)
+
+    async def main() -> None:
+        async with attach_server_at(tmp_path) as served:
+            served.worker.has_room = trio.Event()
+            with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                await end.connect(served.path)
+                await end.send(HELLO)
+                for _ in range(2):
+                    answer = attaching.decode_answer(await end.recv(65536))
+                    assert isinstance(answer, attaching.Waiting)
+                served.worker.has_room.set()
+                while isinstance(answer, attaching.Waiting):
+                    answer = attaching.decode_answer(await end.recv(65536))
+                assert isinstance(answer, attaching.Attached)
 
     trio.run(main)

@@ -10,10 +10,14 @@ import pytest
 import trio
 import trio.testing
 
-from hoststack.daemon import orders
+from hoststack.boundary import silence
+from hoststack.daemon import orders, ports
 from hoststack.daemon.link_parts import UdpPart
 from hoststack.daemon.ports import PortClient, PortKeeper
 from hoststack.link.base import Endpoint, KernelProtocol, LinkError
+from tests.support.open_files import open_files
+
+HOST = "127.0.0.1"
 
 Script = Callable[[PortKeeper, "Part"], Awaitable[None]]
 
@@ -130,3 +134,33 @@ def test_a_worker_without_room_for_a_descriptor() -> None:
         )
         closing = orders.decode_port_request(ours.recv(4096))
         assert closing == orders.CloseSocket("udp", "127.0.0.1", 1234)
+
+
+def test_a_supervisor_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers later belongs to nobody, and is no answer to what is asked then."""
+    monkeypatch.setattr(ports, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(ports, "TICK_S", 0.02)
+    monkeypatch.setattr(silence, "sample", lambda pid: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, socket.socket() as made:
+        client = PortClient(theirs)
+        asked = [Endpoint("127.0.0.1", 1), Endpoint("127.0.0.1", 2)]
+        for endpoint in asked:
+            with pytest.raises(LinkError, match="stopped or hangs") as caught:
+                client.open_port(endpoint)
+            assert caught.value.errno == errno.ETIMEDOUT
+        with pytest.raises(LinkError, match="stopped or hangs"):
+            client.open_socket("tcp", Endpoint("127.0.0.1", 3))
+        answers = [*(orders.PortOpened(*each) for each in asked), orders.PortOpened(HOST, 3)]
+        for answer in answers:
+            socket.send_fds(ours, [orders.encode(answer)], [made.fileno()])
+        ours.send(orders.encode(orders.PortRefused(errno.EACCES, "no")))
+        before = open_files()
+        with pytest.raises(LinkError, match="no"):
+            client.open_port(Endpoint("127.0.0.1", 4))
+        assert open_files() == before
+        requests = [orders.decode_port_request(ours.recv(4096)) for _ in range(7)]
+        assert [type(each).__name__ for each in requests] == [
+            *("OpenPort", "OpenPort", "OpenSocket", "OpenPort"),
+            *("ClosePort", "ClosePort", "CloseSocket"),
+        ]

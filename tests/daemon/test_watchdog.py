@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from hoststack.daemon.watchdog import Sample, counted_s, sample, whereabouts
+from hoststack.boundary.silence import Sample, counted_s, sample, whereabouts
 from tests.daemon.conftest import PATIENCE_S, MakeDaemon
 
 

@@ -1,20 +1,25 @@
 """Detect whether a process hangs or merely gets no processor, and where it hangs.
 
-A worker answers a ping after its next engine run. Wall-clock time says nothing about one that does
-not answer: the machine may be busy. What counts is the processor time that it has used since then
-(an endless loop), and the time that it slept in the kernel (something blocks it). Waiting for a
-processor does not count, nor does time stopped by a debugger.
+The supervisor pings its workers, and applications and workers wait for answers of the supervisor.
+Wall-clock time says nothing about a process that does not answer: the machine may be busy. What
+counts is the processor time that it has used since then (an endless loop), and the time that it
+slept in the kernel (something blocks it). Waiting for a processor does not count, nor does time
+stopped by a debugger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import trio
-
+#: How often silence is measured.
+TICK_S: Final = 1.0
+_UCRED: Final = struct.Struct("3i")  # unix(7): struct ucred
 _NS_PER_S: Final = 1e9
 #: Fields of /proc/PID/stat (proc(5)) after the name, which is in parentheses.
 _STATE: Final = 0
@@ -60,27 +65,38 @@ def counted_s(before: Sample, now: Sample, elapsed_s: float) -> float:
             return max(0.0, elapsed_s - (now.waited_s - before.waited_s))
 
 
-class Watchdog:
-    """The silence of one process since the last ping."""
+class Silence:
+    """How long a process has not answered. Call `tick` every TICK_S."""
 
-    def __init__(self, pid: int, tick_s: float) -> None:
+    def __init__(self, pid: int, clock: Callable[[], float]) -> None:
+        """`clock` returns seconds."""
         self._pid = pid
-        self._most_s = _LATE * tick_s
-        self.pinged()
+        self._clock = clock
+        self.begin()
 
-    def pinged(self) -> None:
-        """Start to measure: the process was pinged, or has answered."""
+    def begin(self) -> None:
+        """Start to measure: the process was asked, or has answered."""
         self.silent_s = 0.0
         """How long it has not answered, counting only time in which it could have."""
-        self._at = trio.current_time()
+        self._at = self._clock()
         self._last = sample(self._pid)
 
     def tick(self) -> None:
-        """Add the time since the last tick, in which it did not answer."""
-        at, now = trio.current_time(), sample(self._pid)
+        """Add the time since the last tick, in which it did not answer. Of a process that this one
+        can't see, in another PID namespace for example, all of it counts."""
+        at, now = self._clock(), sample(self._pid)
+        elapsed_s = min(at - self._at, _LATE * TICK_S)
         if self._last is not None and now is not None:
-            self.silent_s += counted_s(self._last, now, min(at - self._at, self._most_s))
+            elapsed_s = counted_s(self._last, now, elapsed_s)
+        self.silent_s += elapsed_s
         self._at, self._last = at, now
+
+
+def peer_pid(end: socket.socket) -> int:
+    """Return the process at the other end of a unix socket, as the kernel knows it; 0 for one in a
+    PID namespace that this process can't see."""
+    pid, _, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)
 
 
 def whereabouts(pid: int) -> str:
