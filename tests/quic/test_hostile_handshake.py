@@ -349,6 +349,9 @@ LIMITED_TICKET = message(
     + vector(b"ticket", 2)
     + vector(b"\0\x2a" + vector(b"\0\0\x40\0", 2), 2),
 )
+EMPTY_TICKET = message(
+    HandshakeType.NEW_SESSION_TICKET, bytes(8) + vector(b"", 1) + vector(b"", 2) + vector(b"", 2)
+)
 
 
 def late(engine: str, *, from_server: bool) -> Iterator[tuple[bytes, int]]:
@@ -363,6 +366,7 @@ def late(engine: str, *, from_server: bool) -> Iterator[tuple[bytes, int]]:
     if from_server:
         if engine == "native":  # aioquic's client keeps no tickets unless it is asked to
             yield LIMITED_TICKET, PROTOCOL_VIOLATION
+            yield EMPTY_TICKET, DECODE_ERROR
         yield message(HandshakeType.NEW_SESSION_TICKET, bytes(3)), DECODE_ERROR
         yield b"\x04\xff\xff\xff", DECODE_ERROR
 

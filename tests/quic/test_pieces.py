@@ -27,7 +27,8 @@ from tests.support.stock_peer import StockPeer
 
 pytestmark = pytest.mark.usefixtures("engine")
 
-PIECES = 4000
+#: Of many more (1000 with ngtcp2 1.14, 5000 with 1.11), ngtcp2 closes the connection.
+PIECES = 900
 MOST_PIECES = 256
 STREAM, LAST_OF_STREAM, CRYPTO = b"\x0e\0", b"\x0f\0", b"\x06"
 FINAL_SIZE_ERROR = 0x06
@@ -69,7 +70,8 @@ def test_pieces_beyond_a_limit_are_as_if_lost(kind: bytes) -> None:
             if kind is STREAM:
                 # The peer sends again what was not acknowledged.
                 whole = b"x" * 2 * PIECES
-                await send(*[frame(kind, at, whole[at:][:1000]) for at in range(0, 8000, 1000)])
+                parts = range(0, len(whole), 1000)
+                await send(*[frame(kind, at, whole[at : at + 1000]) for at in parts])
                 await send(frame(LAST_OF_STREAM, 2 * PIECES, b""))
                 assert await read_all(await next_stream(connection)) == whole
 

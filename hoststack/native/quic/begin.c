@@ -22,6 +22,7 @@
 #include "quic/tables.h"
 #include "quic/tls.h"
 #include "quic/version.h"
+#include "quic/window.h"
 #include "wire/paths.h"
 #include "wire/verbs.h"
 
@@ -83,10 +84,7 @@ static void fill_parameters(const struct hs_connection *c, ngtcp2_transport_para
 {
 	const struct hs_quic_config *config = &c->config;
 	ngtcp2_transport_params_default(params);
-	params->initial_max_stream_data_bidi_local = config->first_window_bytes;
-	params->initial_max_stream_data_bidi_remote = config->first_window_bytes;
-	params->initial_max_stream_data_uni = config->first_window_bytes;
-	params->initial_max_data = config->connection_window_bytes;
+	hs_window_begin(config, params);
 	params->initial_max_streams_bidi = config->max_streams_bidi;
 	params->initial_max_streams_uni = config->max_streams_uni;
 	params->max_idle_timeout = config->idle_timeout_ns;

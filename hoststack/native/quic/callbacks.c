@@ -20,6 +20,7 @@
 #include "quic/stream_limits.h"
 #include "quic/token.h"
 #include "quic/version.h"
+#include "quic/window.h"
 #include "session/transport.h"
 
 #define UNUSED __attribute__((unused))
@@ -65,6 +66,7 @@ static int handshake_completed(UNUSED ngtcp2_conn *conn, void *user_data)
 		q->counters.connected++;
 	}
 	hs_datagrams_open(c);
+	hs_window_open(c);
 	if (c->config.keep_alive_ns)
 		ngtcp2_conn_set_keep_alive_timeout(c->conn, c->config.keep_alive_ns);
 	if (!c->is_early)

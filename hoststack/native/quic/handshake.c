@@ -298,10 +298,11 @@ static int check_encrypted_extensions(struct hs_connection *c, struct hs_cursor 
 static int check_ticket(struct hs_connection *c, struct hs_cursor at)
 {
 	static const uint8_t ALL[ALL_EARLY_DATA_BYTES] = { 0xff, 0xff, 0xff, 0xff };
-	struct hs_cursor unused, list;
+	struct hs_cursor nonce, ticket, list;
 	struct extensions found = { 0 };
-	if (!skip_bytes(&at, 8) || !take_vector(&at, 1, &unused) || !take_vector(&at, 2, &unused) ||
-	    !take_vector(&at, 2, &list) || at.at < at.end || !read_extensions(&list, &found))
+	/* RFC 8446 section 4.6.1: "opaque ticket<1..2^16-1>"; GnuTLS ignores an empty one. */
+	if (!skip_bytes(&at, 8) || !take_vector(&at, 1, &nonce) || !take_vector(&at, 2, &ticket) ||
+	    ticket.at == ticket.end || !take_vector(&at, 2, &list) || at.at < at.end || !read_extensions(&list, &found))
 		return malformed(c);
 	if (found.has_early_data && found.early_data.end - found.early_data.at == sizeof(ALL) &&
 	    memcmp(found.early_data.at, ALL, sizeof(ALL)))

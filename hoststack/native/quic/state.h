@@ -23,6 +23,7 @@
  *   quic/stream.c               streams and their FIFOs
  *   quic/send_order.c           which stream is sent first
  *   quic/stream_limits.c        how many streams the peer may open
+ *   quic/window.c               how much the peer may send
  *   quic/connection_schedule.c  which connections have work, events or a deadline
  *   quic/token.c                tokens that prove an address
  *   quic/version.c              versions and their negotiation
@@ -159,8 +160,8 @@ struct hs_stream {
 	struct hs_stream *next_read, *previous_read; /* since the last turn */
 	struct hs_fifo_producer *rx; /* NULL: send only */
 	struct hs_fifo_consumer *tx; /* NULL: receive only */
-	uint64_t credited; /* received bytes for which the windows were extended */
-	uint64_t credited_soon; /* those of which the peer was to hear soon */
+	uint64_t credited; /* received bytes that are stored no more */
+	uint64_t extended; /* those for which its window was extended */
 	uint64_t window_bytes; /* from what was read on, the peer may send so much */
 	/* Since this time, and from this offset on: how fast the application reads. */
 	uint64_t reading_since_ns, reading_from;
@@ -279,7 +280,8 @@ struct hs_connection {
 	uint64_t key_update_at; /* in packets sent */
 	uint64_t rx_datagrams, rx_bytes, tx_datagrams, tx_bytes, acked_bytes, rx_ecn_ce;
 	uint64_t rx_packets[HS_QUIC_PACKETS], tx_packets[HS_QUIC_PACKETS];
-	uint64_t credited, credited_soon; /* as of a stream, over all */
+	uint64_t credited; /* as of a stream, over all */
+	uint64_t extended; /* by so much the window was extended */
 	/* The peer's streams by direction: opened, allowed, and credit that is not sent yet. */
 	struct {
 		uint64_t opened, allowed, held_back;
@@ -303,6 +305,8 @@ struct hs_connection {
 	uint8_t is_half_open; /* a peer's handshake in progress */
 	uint8_t has_peer_cids; /* the peer provided connection IDs beside its first */
 	uint8_t has_written_open; /* so our last handshake message was sent */
+	uint8_t has_open_window; /* the connection's, beyond its first part */
+	uint8_t has_dropped; /* bytes of streams that were reset or stopped, perhaps */
 	uint8_t is_confirmed; /* the handshake, for both sides (RFC 9001 section 4.1.2) */
 	uint8_t is_early; /* reported to the application before its handshake was complete */
 	uint8_t was_early_rejected;

@@ -11,6 +11,7 @@
 #include "quic/send_order.h"
 #include "quic/stream_limits.h"
 #include "quic/tables.h"
+#include "quic/window.h"
 #include "session/transport.h"
 
 enum {
@@ -215,17 +216,18 @@ void hs_stream_on_stopped(struct hs_stream *s, uint64_t code)
 
 /* --- receiving -------------------------------------------------------------------------------- */
 
-/* Extend the windows by what the application has consumed. */
-static void credit(struct hs_stream *s, uint64_t offset)
+/* Extend the windows by what the application has consumed. Returns whether the peer is allowed
+ * more. */
+static int credit(struct hs_stream *s, uint64_t offset)
 {
 	if (offset <= s->credited)
-		return;
+		return 0;
 	uint64_t more = offset - s->credited;
 	s->credited = offset;
-	s->connection->credited += more;
-	ngtcp2_conn_extend_max_offset(s->connection->conn, more);
+	int is_due = hs_window_credit(s->connection, more);
 	if (!s->is_gone && !s->has_rx_end && !s->is_discarding)
-		ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, more);
+		is_due |= hs_window_follow(s);
+	return is_due;
 }
 
 /* What is stored may wrap around the end of the ring now. It does not when the application has just
@@ -317,21 +319,6 @@ int hs_stream_receive(struct hs_stream *s, uint64_t offset, const uint8_t *data,
 	return 0;
 }
 
-/* Whether the peer may soon wait for credit. ngtcp2 sends it when half of a window was credited. */
-static int is_credit_due(struct hs_stream *s)
-{
-	struct hs_connection *c = s->connection;
-	if (!s->has_rx_end && s->credited - s->credited_soon >= c->config.first_window_bytes / 4) {
-		s->credited_soon = s->credited;
-		return 1;
-	}
-	if (c->credited - c->credited_soon >= c->config.connection_window_bytes / 4) {
-		c->credited_soon = c->credited;
-		return 1;
-	}
-	return s->pending & HS_STREAM_OVER && !s->is_local && hs_streams_are_scarce(c, (s->id & 2) != 0);
-}
-
 int hs_stream_consumed(struct hs_stream *s)
 {
 	if (!s->rx || s->is_discarding || s->connection->state > HS_OPEN)
@@ -342,16 +329,18 @@ int hs_stream_consumed(struct hs_stream *s)
 		return 1;
 	}
 	grow_if_fast(s);
-	credit(s, (uint64_t)head);
+	int is_due = credit(s, (uint64_t)head);
 	note_read(s);
 	end_if_over(s);
 	hs_schedule(s->connection);
-	return is_credit_due(s);
+	return is_due || (s->pending & HS_STREAM_OVER && !s->is_local &&
+			  hs_streams_are_scarce(s->connection, (s->id & 2) != 0));
 }
 
 static void discard(struct hs_stream *s)
 {
 	credit(s, s->rx->tail);
+	hs_window_drop(s->connection);
 	s->is_discarding = 1;
 	end_if_over(s);
 }

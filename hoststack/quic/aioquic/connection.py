@@ -2,9 +2,9 @@
 
 aioquic's QuicConnection implements the protocol; this subclass and its parts decide what aioquic
 does not: which connection IDs are issued, when the windows move (windows.py), what peers may send
-(guards.py), how large UDP datagrams are (sized.py), and when DATAGRAM frames are sent
-(datagrams.py). tests/quic/test_aioquic_internals.py checks the private members of aioquic that are
-used, for each version that pyproject.toml allows.
+(guards.py), how large UDP datagrams are (sized.py), when keys are updated (keys.py), and when
+DATAGRAM frames are sent (datagrams.py). tests/quic/test_aioquic_internals.py checks the private
+members of aioquic that are used, for each version that pyproject.toml allows.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
 )
-from aioquic.tls import Epoch
 
 from hoststack.link.base import Outgoing, Path
 from hoststack.quic.aioquic.accept import Listener
 from hoststack.quic.aioquic.datagrams import DatagramConnection
 from hoststack.quic.aioquic.guards import GuardedConnection
 from hoststack.quic.aioquic.host_stream import HostStream
+from hoststack.quic.aioquic.keys import KeyUpdates
 from hoststack.quic.aioquic.presenting import choose_certificate
 from hoststack.quic.aioquic.sized import SizedConnection
 from hoststack.quic.aioquic.windows import ReceiveWindows
@@ -50,7 +50,9 @@ from hoststack.quic.seam import (
 )
 
 
-class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, SizedConnection):
+class HostConnection(
+    ReceiveWindows, KeyUpdates, GuardedConnection, DatagramConnection, SizedConnection
+):
     """One connection."""
 
     _close_event: ConnectionTerminated | None
@@ -93,6 +95,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
         self._local_initial_source_connection_id = cid
         self._begin_size(config, path)
         self._begin_windows(config)
+        self._begin_keys(config)
         self.streams: dict[int, HostStream] = {}
         self._adopted = [0, 0]
         """How many streams the peer has opened, bidirectional and unidirectional ones."""
@@ -113,11 +116,6 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
         self.resets: list[tuple[HostStream, EventKind, int]] = []
         """RESET_STREAM and STOP_SENDING received since then."""
         self._known_stream_limits = (0, 0)
-        self.key_update_at = config.packets_per_key
-        """The packet number at which the next key update is due."""
-        self._first_of_key = 0
-        """The number of the first packet since the last key update."""
-        self.key_updates = 0
         self._peer_closed = False
         self._close_datagrams: list[Outgoing] = []
         self._came_while_closing = 0
@@ -315,7 +313,7 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
         """Return the datagrams to send."""
         self.follow_applications()
         self.feed_datagrams()
-        self._update_key_if_due()
+        self._update_key_if_due(now)
         is_close = self._close_pending
         datagrams: list[Outgoing] = self.datagrams_to_send(now)
         # aioquic has raised the limits for streams that it forgot.
@@ -328,18 +326,6 @@ class HostConnection(ReceiveWindows, GuardedConnection, DatagramConnection, Size
             # Datagrams of the handshake are padded.
             self._loss.size.on_sent(max(len(data) for data, _ in datagrams), now)
         return datagrams + self.probe_size(now)
-
-    def _update_key_if_due(self) -> None:
-        """Update the keys (RFC 9001 section 6), if a packet of the last ones was acknowledged."""
-        if (
-            self._packet_number >= self.key_update_at
-            and self._handshake_confirmed
-            and self._spaces[Epoch.ONE_RTT].largest_acked_packet >= self._first_of_key
-        ):
-            self._first_of_key = self._packet_number
-            self.key_update_at = self._packet_number + self.config.packets_per_key
-            self.key_updates += 1
-            self.request_key_update()
 
     # --- closing -----------------------------------------------------------------------------
 
