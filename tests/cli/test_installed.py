@@ -57,6 +57,7 @@ def test_the_unit_has_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
     assert "hoststack serve --config /etc/web.toml\n" in text
     assert "\nUser=web\n" in text
     assert "DynamicUser" not in text
+    assert "\nLogsDirectory=%p\n" in text
 
 
 def test_another_unit_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
