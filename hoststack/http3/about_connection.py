@@ -74,6 +74,8 @@ class AboutHttp3Connection:
         self._streams: dict[int, Any] = {}
         self._exchanges: dict[int, Exchange] = {}
         self._other_streams = 0
+        self._datagram_bytes = 0
+        """That wait for the program."""
         self._settings: dict[int, int] | None = None
         self._goaway: int | None = None
         """Identifier of the last GOAWAY from the peer."""
@@ -195,6 +197,7 @@ class AboutHttp3Connection:
             self._other_streams -= 1
         else:
             exchange._is_closed = True
+            self._datagram_bytes -= sum(map(len, exchange._datagrams or ()))
             self._on_forgotten()
         self._webtransport.on_stream(stream, session_id)
 
@@ -286,6 +289,7 @@ class AboutHttp3Connection:
         """Take leave of an exchange that was closed."""
         stream_id = exchange.stream_id
         del self._exchanges[stream_id]
+        self._datagram_bytes -= sum(map(len, exchange._datagrams or ()))
         stream = self._streams.pop(stream_id)
         self._layer.close(stream_id, ErrorCode.NO_ERROR)
         stream._close()

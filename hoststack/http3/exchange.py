@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Most content that is received at a time, unless the program says how much.
 CHUNK_BYTES: Final = 256 * 1024
 _MAX_DATAGRAMS: Final = 64
+#: That wait on a connection, for all of its requests.
+_MAX_DATAGRAM_BYTES: Final = 1 << 20
 
 
 class Exchange(Leaving):
@@ -340,8 +342,8 @@ class Exchange(Leaving):
         await self._http._send_datagram(self.stream_id, data)
 
     async def receive_datagram(self) -> bytes:
-        """Receive the next HTTP datagram of this request. While 64 wait, new ones are dropped.
-        Raises ConnectionClosedError, or ProtocolError."""
+        """Receive the next HTTP datagram of this request. While 64 wait, or 1 MiB on
+        the connection, new ones are dropped. Raises ConnectionClosedError, or ProtocolError."""
         await self._router.checkpoint_if_cancelled()
         while not self._datagrams:
             self._http._check()
@@ -349,11 +351,21 @@ class Exchange(Leaving):
                 raise self._router.closed_error("this exchange was closed")
             await self._park()
         await self._http._checkpoint()
-        return self._datagrams.popleft()
+        return self._next_datagram()
+
+    def _next_datagram(self) -> bytes:
+        """Return the first datagram that waits."""
+        assert self._datagrams
+        data = self._datagrams.popleft()
+        if not self._is_closed:  # or they were given back already
+            self._http._datagram_bytes -= len(data)
+        return data
 
     def _on_datagram(self, data: bytes) -> None:
         if self._datagrams is None:
             self._datagrams = deque()
-        if len(self._datagrams) < _MAX_DATAGRAMS:
+        waiting_bytes = self._http._datagram_bytes + len(data)
+        if len(self._datagrams) < _MAX_DATAGRAMS and waiting_bytes <= _MAX_DATAGRAM_BYTES:
+            self._http._datagram_bytes = waiting_bytes
             self._datagrams.append(data)
             self._wake()

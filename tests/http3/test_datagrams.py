@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from hoststack import QuicConfig, http3
-from hoststack.http3 import ErrorCode, Http3Config, NotSupportedError
+from hoststack.http3 import ErrorCode, Http3Config, NotSupportedError, exchange
+from hoststack.http3.about_connection import AboutHttp3Connection
 from tests.http3.peers import closed, greet, hello, raw_client, run, talking
 
 QUIC = QuicConfig(datagram_fifo_bytes=65536)
@@ -41,9 +42,36 @@ def test_datagrams_of_requests() -> None:
 
 def test_datagrams_where_one_side_has_none() -> None:
     async def main() -> None:
-        async with talking(hello) as client, await client.open("POST", "/") as exchange:
+        async with talking(hello) as client, await client.open("POST", "/") as request:
             with pytest.raises(NotSupportedError):
-                await exchange.send_datagram(b"data")
+                await request.send_datagram(b"data")
+
+    run(main)
+
+
+def test_datagrams_that_nobody_receives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are dropped from a limit of the connection on, and are given back with their request."""
+    monkeypatch.setattr(exchange, "_MAX_DATAGRAM_BYTES", 5000)
+    seen: list[AboutHttp3Connection] = []
+
+    async def handler(request: http3.Request) -> None:
+        seen.append(request._http)
+        await request.read()
+        await request.respond(200, [], b"")
+
+    async def main() -> None:
+        async with talking(handler, CONFIG, quic=QUIC) as client:
+            requests = [await client.open("POST", f"/{number}") for number in range(10)]
+            for request in requests:
+                await request.send_datagram(bytes(999))
+            await trio.sleep(1)
+            assert seen[0]._datagram_bytes == 4995
+            for request in requests:
+                await request.send_eof()
+                await request.wait_headers()
+                await request.aclose()
+            await trio.sleep(1)
+            assert seen[0]._datagram_bytes == 0
 
     run(main)
 

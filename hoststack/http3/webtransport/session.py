@@ -133,7 +133,7 @@ class Session(Leaving):
             self._check()
             await self.exchange._park()
         await self._http._checkpoint()
-        return self.exchange._datagrams.popleft()
+        return self.exchange._next_datagram()
 
     def datagrams(self) -> Incoming[bytes]:
         """Return the peer's datagrams, for `async for`. Ends and raises as `streams` does."""
@@ -144,7 +144,7 @@ class Session(Leaving):
         if not self.exchange._datagrams:
             self._check_iterating()
             return None
-        return self.exchange._datagrams.popleft()
+        return self.exchange._next_datagram()
 
     # --- the end ---
 
