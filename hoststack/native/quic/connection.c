@@ -16,6 +16,7 @@
 #include "quic/size.h"
 #include "quic/stream.h"
 #include "quic/stream_limits.h"
+#include "quic/window.h"
 #include "wire/verbs.h"
 
 enum {
@@ -243,7 +244,7 @@ static int write_packets(struct hs_connection *c, int share)
 
 int hs_connection_write(struct hs_connection *c, int share)
 {
-	hs_streams_grow_windows(c);
+	hs_windows_grow(c);
 	hs_packets_of(c);
 	int written = write_packets(c, share);
 	hs_packets_of(NULL);

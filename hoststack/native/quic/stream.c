@@ -17,10 +17,6 @@
 enum {
 	/* How much ngtcp2 is offered at once: more than fits into any packet. */
 	OFFER_BYTES = 65536,
-	/* A reader is fast that reads a quarter of the first window within so many round trips, or
-	 * within this time: a window is at least 32 times what it then has in flight. */
-	FAST_RTTS = 8,
-	FAST_NS = 100000000,
 };
 
 struct hs_stream *hs_stream_new(struct hs_connection *c, int64_t id, int is_local)
@@ -55,24 +51,11 @@ void hs_stream_set_session(struct hs_stream *s, void *session, struct hs_fifo_pr
 	hs_fifo_begin_small(rx, s->window_bytes);
 }
 
-static void stop_listing_read(struct hs_stream *s)
-{
-	if (!s->is_read)
-		return;
-	s->is_read = 0;
-	if (s->next_read)
-		s->next_read->previous_read = s->previous_read;
-	if (s->previous_read)
-		s->previous_read->next_read = s->next_read;
-	else
-		s->connection->first_read = s->next_read;
-}
-
 void hs_stream_unlink(struct hs_stream *s)
 {
 	struct hs_connection *c = s->connection;
 	hs_stream_stop_listing(s);
-	stop_listing_read(s);
+	hs_window_forget(s);
 	hs_streams_remove(&c->q->streams, s);
 	if (s->previous)
 		s->previous->next = s->next;
@@ -230,60 +213,6 @@ static int credit(struct hs_stream *s, uint64_t offset)
 	return is_due;
 }
 
-/* What is stored may wrap around the end of the ring now. It does not when the application has just
- * read beyond that end, for the peer could send no more than the ring's size from before it on. */
-static void grow_if_fast(struct hs_stream *s)
-{
-	uint64_t more = s->rx->size_bytes - s->window_bytes;
-	if (!s->is_read_fast || s->is_gone || s->has_rx_end ||
-	    hs_fifo_grow(s->rx, s->rx->size_bytes) != 1)
-		return;
-	ngtcp2_conn_extend_max_stream_offset(s->connection->conn, s->id, more);
-	s->window_bytes += more;
-}
-
-/* A window begins small, and is extended to the whole FIFO for a program that reads what comes: by
- * what it reads of the peer's first flight, so that the peer does not wait. */
-static void grow_if_read_fast(struct hs_stream *s)
-{
-	struct hs_connection *c = s->connection;
-	if (!s->rx || s->is_gone || s->has_rx_end || s->is_discarding ||
-	    s->credited - s->reading_from < c->config.first_window_bytes / 4)
-		return;
-	ngtcp2_conn_info info;
-	ngtcp2_conn_get_conn_info(c->conn, &info);
-	uint64_t fast_ns = info.smoothed_rtt * FAST_RTTS;
-	uint64_t took_ns = c->q->now_ns - s->reading_since_ns;
-	s->reading_since_ns = c->q->now_ns;
-	s->reading_from = s->credited;
-	s->is_read_fast |= took_ns <= (fast_ns > FAST_NS ? fast_ns : FAST_NS);
-	grow_if_fast(s);
-}
-
-/* Only a turn knows the time. */
-static void note_read(struct hs_stream *s)
-{
-	struct hs_connection *c = s->connection;
-	if (s->is_read || s->window_bytes == s->rx->size_bytes || s->has_rx_end)
-		return;
-	s->is_read = 1;
-	s->previous_read = NULL;
-	s->next_read = c->first_read;
-	if (s->next_read)
-		s->next_read->previous_read = s;
-	c->first_read = s;
-}
-
-void hs_streams_grow_windows(struct hs_connection *c)
-{
-	while (c->first_read) {
-		struct hs_stream *s = c->first_read;
-		stop_listing_read(s);
-		if (c->state <= HS_OPEN)
-			grow_if_read_fast(s);
-	}
-}
-
 /* A stream has ended when ngtcp2 has closed it and the application has read everything. The caller
  * decides when the peer may open another one (hs_allow_stream). */
 static void end_if_over(struct hs_stream *s)
@@ -328,9 +257,9 @@ int hs_stream_consumed(struct hs_stream *s)
 		hs_stream_stop_sending(s, 0); /* invalid data in the application's memory */
 		return 1;
 	}
-	grow_if_fast(s);
+	hs_window_grow_if_fast(s);
 	int is_due = credit(s, (uint64_t)head);
-	note_read(s);
+	hs_window_note_read(s);
 	end_if_over(s);
 	hs_schedule(s->connection);
 	return is_due || (s->pending & HS_STREAM_OVER && !s->is_local &&

@@ -12,8 +12,6 @@ void hs_stream_unlink(struct hs_stream *s);
 void hs_stream_send_ready(struct hs_stream *s);
 /* The application read from the rx FIFO. Returns whether to send the credit soon. */
 int hs_stream_consumed(struct hs_stream *s);
-/* Extend the windows of streams whose application reads fast, of those read since the last turn. */
-void hs_streams_grow_windows(struct hs_connection *c);
 void hs_stream_reset(struct hs_stream *s, uint64_t code);
 void hs_stream_stop_sending(struct hs_stream *s, uint64_t code);
 /* List the stream if it has something to send. */

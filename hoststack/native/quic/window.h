@@ -16,5 +16,13 @@ void hs_window_drop(struct hs_connection *c);
 /* Extend a stream's window to where the application has read. Returns whether the peer is allowed
  * more. */
 int hs_window_follow(struct hs_stream *s);
+/* Give a fast reader its whole FIFO as the window, as soon as what is stored allows it. */
+void hs_window_grow_if_fast(struct hs_stream *s);
+/* The application has read: the next turn, which knows the time, sees how fast. */
+void hs_window_note_read(struct hs_stream *s);
+/* Let the windows of streams grow whose application reads fast, of those read since the last turn. */
+void hs_windows_grow(struct hs_connection *c);
+/* The stream goes. */
+void hs_window_forget(struct hs_stream *s);
 
 #endif
