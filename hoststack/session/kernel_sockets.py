@@ -60,6 +60,9 @@ _BACKLOG: Final = 1024
 _SCOPE: Final = "global"
 #: Delay before a listener retries accept(2) when there are too many open files.
 _PAUSE_S: Final = 0.1
+#: What a new socket costs beside its request: its tasks start in later turns, and its end is not
+#: asked for.
+_SOCKET_S: Final = 400e-6
 #: Most sockets that the supervisor opens for a worker (daemon/ports.py).
 _MOST_SOCKETS: Final = 1 << 16
 #: Close reason of a UDP endpoint that another peer replaced.
@@ -266,6 +269,7 @@ class KernelSockets:
         request: m.Connect | m.Bind,
         connection: KernelConnection,
     ) -> None:
+        application.account.left_s -= _SOCKET_S
         self._connections.add(connection)
         session = self._sessions.add(ConnectionSession(application, SessionState.READY, connection))
         _offer_datagrams(application, session)
