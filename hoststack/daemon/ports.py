@@ -272,7 +272,7 @@ class PortClient:
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(TICK_S)
         self._end = end
-        self._silence = Silence(peer_pid(end), time.monotonic)
+        self._supervisor = peer_pid(end)
         self._late: deque[orders.PortRequest] = deque()
         """Requests that were given up, and whose answers may still arrive, oldest first."""
         self._by_index: dict[Endpoint, Endpoint] = {}
@@ -331,7 +331,6 @@ class PortClient:
         try:
             with blocked():
                 self._end.send(orders.encode(request))
-                self._silence.begin()
                 while self._late:
                     self._undo(self._late[0], *self._receive(request))
                     self._late.popleft()
@@ -347,13 +346,16 @@ class PortClient:
     def _receive(self, request: orders.PortRequest) -> tuple[orders.PortAnswer, list[int]]:
         """Wait for the next answer. Raises OSError; LinkError, after which `request` is a late one,
         if the supervisor hangs."""
+        silence: Silence | None = None
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._end, _MOST_BYTES, 1)
                 break
             except TimeoutError:
-                self._silence.tick()
-            if self._silence.silent_s >= _PATIENCE_S:
+                # Measured from now on: looking at a process costs more than most answers.
+                silence = silence or Silence(self._supervisor, time.monotonic)
+            silence.tick()
+            if silence.silent_s >= _PATIENCE_S:
                 self._late.append(request)
                 raise LinkError(
                     errno.ETIMEDOUT,
