@@ -23,6 +23,8 @@ from tests.support.netns import veth_pair
 #: Each from a port of its own, so that all workers have some.
 ENDLESS = 6
 CHUNK = bytes(50_000)
+#: Between chunks of an endless one: its load is none of the processor.
+PAUSE_S = 0.02
 #: Of a whole download, by engine; longer than what is under way at once, and no longer than there
 #: is time for beside the endless ones.
 WHOLE_CHUNKS = {"native": 60, "aioquic": 20}
@@ -38,10 +40,12 @@ async def serve(connection: Connection) -> None:
     async for stream in connection.streams():
         assert isinstance(stream, hoststack.Stream)
         async with stream:
-            left = int(b"".join([data async for data in stream])) or 1 << 40
-            while left:
+            chunks = int(b"".join([data async for data in stream]))
+            for _ in range(chunks):
                 await stream.send_all(CHUNK)
-                left -= 1
+            while not chunks:
+                await stream.send_all(CHUNK)
+                await trio.sleep(PAUSE_S)
 
 
 class Client:

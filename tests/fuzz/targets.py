@@ -22,7 +22,7 @@ BUILD: Final = ROOT / "build" / "fuzz"
 
 _FOLDERS: Final = (NATIVE, ROOT / "bpf", ROOT / "pyxdp")
 _FLAGS: Final = (
-    *("-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"),
+    *("-std=c11", "-gline-tables-only", "-O1", "-Wall", "-Wextra", "-Werror"),
     *("-fno-omit-frame-pointer", "-fno-sanitize-recover=all"),
     *(f"-I{folder}" for folder in _FOLDERS),
 )

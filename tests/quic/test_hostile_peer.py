@@ -19,7 +19,7 @@ from tests.support.stock_peer import StockPeer
 
 pytestmark = pytest.mark.usefixtures("engine")
 
-PEERS = 500
+PEERS = 250
 PACKETS = 8
 
 

@@ -26,7 +26,7 @@ from tests.support.stock_peer import StockPeer
 OURS, STOCK = "10.0.0.1", "10.0.0.2"
 PORT = 4433
 URI = f"quic://{OURS}:{PORT}"
-DATA = bytes(range(253)) * 4000
+DATA = bytes(range(253)) * 1500
 TLS = TlsConfig.self_signed(["localhost"])
 
 
