@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Most bytes that a program receives at a time, unless it says how many.
 RECEIVE_BYTES: Final = 256 * 1024
+LEAST_URGENT: Final = 7  #: RFC 9218 section 4.1
 
 HINTS: Final = int(lib.HS_END_BYTES_BITS)
 BYTES: Final = (1 << HINTS) - 1
@@ -128,11 +129,12 @@ class AboutSending(AboutStream):
         urgency, 0 to 7. Of one urgency, those that are incremental take turns, and others come one
         by one in the order of their IDs. A stream begins with 3, incremental.
 
-        Less urgent streams never stand still: they get one packet burst in sixteen. Of no effect
-        on a stream whose end was sent. Raises ValueError for another urgency.
+        The least urgent ones never stand still: they get one round of packets in sixteen. What is
+        written already is sent by the new priority, also if the end is set; a closed stream keeps
+        its own. Raises ValueError for another urgency.
         """
-        if not 0 <= urgency <= 7:
-            raise ValueError(f"urgency is {urgency}, and must be between 0 and 7")
+        if not 0 <= urgency <= LEAST_URGENT:
+            raise ValueError(f"urgency is {urgency}, and must be between 0 and {LEAST_URGENT}")
         result = lib.hs_end_prioritize(self._end, urgency, is_incremental)
         if result > 0:
             self._act(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any, Final
 
 from hoststack.asgi.exchange import GONE, DisconnectedError, Exchange, checked_bytes, logger
@@ -204,7 +205,7 @@ class HttpExchange(Exchange):
     # --- files ---
 
     async def _send_path(self, message: Any) -> None:
-        with open_path(message["path"]) as file:
+        with closing(open_path(message["path"])) as file:
             size = file.size_bytes
             if not self._has_length and self.status not in _WITHOUT_CONTENT:
                 self._fields.append((b"content-length", b"%d" % size))

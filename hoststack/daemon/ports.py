@@ -367,7 +367,7 @@ class PortClient:
         return orders.decode_port_answer(data), fds
 
     def _undo(self, request: orders.PortRequest, answer: orders.PortAnswer, fds: list[int]) -> None:
-        """Close what a late answer brings: whoever asked has been told that it failed."""
+        """Close what a late answer brings: the caller has been told that it failed."""
         for fd in fds:
             os.close(fd)
         if not isinstance(answer, orders.PortOpened):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeVar
 
-from hoststack.api.about_stream import WAIT
+from hoststack.api.about_stream import LEAST_URGENT, WAIT
 from hoststack.http3.about_connection import LOST, AboutHttp3Connection, Spawn, Tasks
 from hoststack.http3.config import UNREAD_BYTES, Http3Config
 from hoststack.http3.errors import ErrorCode, MessageError, NotSupportedError, ProtocolError
@@ -28,7 +28,6 @@ _WITHOUT_CONTENT: Final = frozenset((204, 304))
 _PSEUDO: Final = {
     f":{name}".encode(): name for name in ("method", "scheme", "authority", "path", "protocol")
 }
-_LEAST_URGENT: Final = 7  #: RFC 9218 section 4.1
 
 
 class Request(Exchange):
@@ -74,8 +73,8 @@ class Request(Exchange):
 
     def set_priority(self, urgency: int, *, is_incremental: bool = False) -> None:
         """Overrule the client's priority. Raises ValueError."""
-        if not 0 <= urgency <= _LEAST_URGENT:
-            raise ValueError(f"urgency must be between 0 and {_LEAST_URGENT}")
+        if not 0 <= urgency <= LEAST_URGENT:
+            raise ValueError(f"urgency must be between 0 and {LEAST_URGENT}")
         self._http._layer.set_priority(self.stream_id, urgency, is_incremental=is_incremental)
 
     async def respond(

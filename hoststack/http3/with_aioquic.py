@@ -446,13 +446,7 @@ class AioquicLayer:
 
     def _write_stream(self, stream_id: int) -> Written:
         end, pending = self._streams[stream_id]._end, self._pending[stream_id]
-        if stream_id in self._critical:
-            result = lib.hs_end_prioritize(end, 0, True)
-        elif self._is_server:
-            result = lib.hs_end_prioritize(end, *self.priority(stream_id))
-        else:
-            result = 0
-        hints = result >> HINTS if result > 0 else 0
+        hints = self._prioritize(stream_id, end)
         while pending:
             data = pending[0]
             result = lib.hs_end_write(end, ffi.from_buffer("uint8_t[]", data), len(data))
@@ -472,6 +466,17 @@ class AioquicLayer:
                 return self._give_up(stream_id, result, hints)
             hints |= result >> HINTS
         return Written(stream_id, SENT, hints)
+
+    def _prioritize(self, stream_id: int, end: Any) -> int:
+        """Have the stack send critical streams first, and a response as urgently as its client
+        asks; return hints."""
+        if stream_id in self._critical:
+            result = lib.hs_end_prioritize(end, 0, True)
+        elif self._is_server:
+            result = lib.hs_end_prioritize(end, *self.priority(stream_id))
+        else:
+            return 0
+        return int(result >> HINTS) if result > 0 else 0
 
     def _give_up(self, stream_id: int, result: int, hints: int) -> Written:
         if stream_id in self._critical and result == STOPPED:

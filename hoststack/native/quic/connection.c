@@ -24,7 +24,7 @@ enum {
 	/* Below this RTT a burst is not paced: the caller's timers are no finer, and on such a
 	 * path a burst is what fills it. */
 	PACED_RTT_NS = 4 * MILLISECOND_NS,
-	ROUND_PACKETS = 8, /* before another stream may have its turn */
+	ROUND_PACKETS = 8, /* of a stream, before another one may follow */
 };
 
 /* --- reading and timers ----------------------------------------------------------------------- */

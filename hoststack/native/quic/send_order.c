@@ -68,7 +68,7 @@ static struct hs_stream *next_by_rank(const struct hs_connection *c)
 	uint32_t rank = (uint32_t)__builtin_ctz(c->ranks);
 	if (round == ROUNDS - 1)
 		rank = 31 - (uint32_t)__builtin_clz(c->ranks);
-	/* Of one urgency, those that take turns have a turn with those that do not. */
+	/* Of one urgency, the two lists alternate. */
 	else if (round & 1 && c->ranks & 1u << (rank ^ 1))
 		rank ^= 1;
 	return c->to_send[rank].first;

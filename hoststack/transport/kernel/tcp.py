@@ -57,7 +57,7 @@ class TcpListener:
         config: TcpConfig,
         release: Callable[[], None],
     ) -> None:
-        """`release` is called by whoever closes the socket: it is charged for no more."""
+        """`release` is called by the code that closes the socket: it is charged for no more."""
         self.session = -1
         self.release = release
         self.local = local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import cycle
 from typing import Final
@@ -20,12 +21,14 @@ class LocalPorts:
     def __init__(self) -> None:
         self._next = cycle(_DYNAMIC)
         self._taken: dict[tuple[str, int], Callable[[], None]] = {}
-        self._shares: dict[str, UserShares] = {}
+        self._shares: defaultdict[str, UserShares] = defaultdict(
+            lambda: UserShares("dynamic ports of its namespace")
+        )
 
     def take(self, namespace: str, process: Process | None) -> int:
         """Allocate a free port for a process. Raises LinkError: EADDRNOTAVAIL if there is none,
         EMFILE if the process has its share."""
-        shares = self._shares.setdefault(namespace, UserShares("dynamic ports of its namespace"))
+        shares = self._shares[namespace]
         left = len(_DYNAMIC) - len(shares)
         if not left:
             raise LinkError(
