@@ -14,6 +14,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from hoststack.asgi.config import ApplicationError
 from hoststack.asgi.file_parts import CHUNK_BYTES, OpenFile
+from hoststack.asgi.kept_files import KeptFile, KeptFiles
 from hoststack.http3.fields import Fields, get
 from hoststack.text import printable
 
@@ -27,6 +28,17 @@ _OF_TEXT: Final = frozenset(
 )
 #: Suffixes of what was compressed beforehand, and their codings, the preferred one first.
 _CODINGS: Final = ((b".br", b"br"), (b".gz", b"gzip"))
+#: Request fields on which it depends whether a file, or which part of it, is sent.
+_CONDITIONS: Final = frozenset(
+    (
+        b"if-match",
+        b"if-none-match",
+        b"if-modified-since",
+        b"if-unmodified-since",
+        b"if-range",
+        b"range",
+    )
+)
 _NOT_THERE: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EACCES)
 )
@@ -43,7 +55,8 @@ class StaticFiles:
     A path that ends in `/` is that folder's index.html. Symbolic links may lead to places below the
     folder, to no others. Next to `page.html`, `page.html.br` and `page.html.gz` are sent to clients
     that accept these codings. Ranges (one at a time), conditional requests and validators are as in
-    RFC 9110 sections 13 and 14.
+    RFC 9110 sections 13 and 14. Small files are kept in memory (16 MiB of them), and looked at
+    before each answer: one that has changed is read again.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, max_age_s: int | None = None) -> None:
@@ -57,6 +70,7 @@ class StaticFiles:
                 "check path and permissions"
             ) from None
         os.close(fd)
+        self._kept = KeptFiles()
         self._common: Fields = [
             (b"x-content-type-options", b"nosniff"),
             (b"vary", b"accept-encoding"),
@@ -82,7 +96,7 @@ class StaticFiles:
         try:
             names, is_folder = names_of(target.removeprefix(root_path))
             path = b"/".join((self._root, *names, *([_INDEX] if is_folder else [])))
-            file = self._open(path)
+            file = await self._open(path)
             if stat.S_ISDIR(file.status.st_mode):
                 file.close()
                 if is_folder:  # index.html is one
@@ -103,7 +117,7 @@ class StaticFiles:
         coding = b""
         try:
             for suffix, name in _codings(scope["headers"]):
-                compressed = self._try_open(path + suffix)
+                compressed = await self._try_open(path + suffix)
                 if compressed is not None:
                     file.close()
                     file, coding = compressed, name
@@ -112,9 +126,12 @@ class StaticFiles:
         finally:
             file.close()
 
-    def _open(self, path: bytes) -> OpenFile:
+    async def _open(self, path: bytes) -> OpenFile | KeptFile:
         """Open a regular file or a folder below the root. Raises _NotFoundError and OSError."""
         try:
+            kept = self._kept.get(path)
+            if kept is not None:
+                return kept
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
             if error.errno in _NOT_THERE:
@@ -127,11 +144,19 @@ class StaticFiles:
         if not real.startswith(self._root + b"/") or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             file.close()
             raise _NotFoundError
-        return file
-
-    def _try_open(self, path: bytes) -> OpenFile | None:
+        if stat.S_ISDIR(mode):
+            return file
         try:
-            file = self._open(path)
+            return await self._kept.read(path, file)
+        except BaseException:
+            file.close()
+            raise
+
+    async def _try_open(self, path: bytes) -> OpenFile | KeptFile | None:
+        if not os.access(path, os.F_OK):  # as nearly always, and cheaper than an exception
+            return None
+        try:
+            file = await self._open(path)
         except (_NotFoundError, OSError):
             return None
         if stat.S_ISREG(file.status.st_mode):
@@ -148,7 +173,7 @@ class StaticFiles:
         await _send_status(send, 308, [(b"location", location)])
 
     async def _send_file(
-        self, scope: Any, send: Any, file: OpenFile, path: bytes, coding: bytes
+        self, scope: Any, send: Any, file: OpenFile | KeptFile, path: bytes, coding: bytes
     ) -> None:
         status, headers = file.status, scope["headers"]
         tag = b'"%x-%x%s"' % (status.st_mtime_ns, status.st_size, b"-" + coding if coding else b"")
@@ -156,10 +181,12 @@ class StaticFiles:
         fields = [
             *self._common,
             (b"etag", tag),
-            (b"last-modified", formatdate(modified, usegmt=True).encode()),
+            (b"last-modified", _http_date(modified)),
             (b"accept-ranges", b"bytes"),
         ]
-        verdict = _precondition(headers, tag, modified)
+        # Most requests have no condition and no range: one look at their names is enough.
+        is_plain = _CONDITIONS.isdisjoint([name for name, _ in headers])
+        verdict = 0 if is_plain else _precondition(headers, tag, modified)
         if verdict:
             await send({"type": "http.response.start", "status": verdict, "headers": fields})
             await send({"type": "http.response.body"})
@@ -169,7 +196,7 @@ class StaticFiles:
             fields.append((b"content-encoding", coding))
         size = file.size_bytes
         start, count, code = 0, size, 200
-        if scope["method"] == "GET" and _range_applies(headers, tag, modified):
+        if not is_plain and scope["method"] == "GET" and _range_applies(headers, tag, modified):
             found = _range(get(headers, b"range") or b"", size)
             if found is not None and not found[1]:
                 await _send_status(send, 416, [(b"content-range", b"bytes */%d" % size)])
@@ -184,10 +211,12 @@ class StaticFiles:
         await _send_content(scope, send, file, start, count)
 
 
-async def _send_content(scope: Any, send: Any, file: OpenFile, start: int, count: int) -> None:
+async def _send_content(
+    scope: Any, send: Any, file: OpenFile | KeptFile, start: int, count: int
+) -> None:
     if scope["method"] == "HEAD":
         await send({"type": "http.response.body"})
-    elif count <= CHUNK_BYTES:
+    elif isinstance(file, KeptFile) or count <= CHUNK_BYTES:
         await send({"type": "http.response.body", "body": bytes(await file.read(start, count))})
     elif _ZERO_COPY in scope.get("extensions", ()):
         await send({"type": _ZERO_COPY, "file": file, "offset": start, "count": count})
@@ -225,6 +254,11 @@ def names_of(path: bytes) -> tuple[list[bytes], bool]:
             raise _NotFoundError
         names.append(name)
     return names, not names or parts[-1] in (b"", b".")
+
+
+@lru_cache(maxsize=4096)
+def _http_date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()
 
 
 @lru_cache(maxsize=1024)

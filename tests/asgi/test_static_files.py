@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from hoststack.asgi import ApplicationError, AsgiConfig, StaticFiles
+from hoststack.asgi import ApplicationError, AsgiConfig, StaticFiles, file_parts, kept_files
 from hoststack.asgi.static_files import content_type
 from tests.asgi.serving import run, talking, text
 from tests.http3.peers import pattern
@@ -44,7 +46,12 @@ def site(tmp_path: Path) -> Path:
 
 
 def ask(
-    site: Path, path: str, method: str = "GET", root_path: str = "", **headers: str
+    site: Path,
+    path: str,
+    method: str = "GET",
+    root_path: str = "",
+    application: StaticFiles | None = None,
+    **headers: str,
 ) -> tuple[int, dict[str, str], bytes]:
     """Ask as a server would that has no extensions."""
     raw, _, query = path.encode().partition(b"?")
@@ -62,7 +69,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(StaticFiles(site)(scope, None, send))
+    asyncio.run((application or StaticFiles(site))(scope, None, send))
     fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], fields, b"".join(each.get("body", b"") for each in sent[1:])
 
@@ -204,6 +211,71 @@ def test_compressed_beforehand(
     assert fields["content-type"] == "text/css; charset=utf-8"
     assert fields["vary"] == "accept-encoding"
     assert ask(site, "/shadow.css", accept_encoding="br")[2] == b"shadow"
+
+
+def _tick(scratch: Path, file: Path) -> None:
+    """Wait until the file system's clock has gone on since `file` was changed."""
+    while True:
+        scratch.touch()
+        if scratch.stat().st_ctime_ns > file.stat().st_ctime_ns:
+            return
+
+
+def test_a_small_file_is_kept_until_it_changes(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the file looks the same: in size, and in the time that anybody can set."""
+    monkeypatch.setattr(kept_files, "_SETTLED_S", -60)
+    application = StaticFiles(site)
+    page = site / "page.css"
+
+    def content() -> bytes | int:
+        status, _, found = ask(site, "/page.css", application=application)
+        return found if status == 200 else status
+
+    reads = []
+    read_into = file_parts.read_into
+    monkeypatch.setattr(
+        file_parts, "read_into", lambda *line: (reads.append(line), read_into(*line))[1]
+    )
+    assert [content() for _ in range(3)] == [b"plain"] * 3
+    assert len(reads) == 1
+    before = page.stat().st_mtime_ns
+    _tick(tmp_path / "scratch", page)
+    page.write_text("PLAIN")
+    os.utime(page, ns=(before, before))
+    assert content() == b"PLAIN"
+    (site / "new").write_text("other")
+    os.utime(site / "new", ns=(before, before))
+    (site / "new").rename(page)
+    assert content() == b"other"
+    assert content() == b"other"
+    _tick(tmp_path / "scratch", page)
+    page.rename(tmp_path / "moved")
+    page.symlink_to(tmp_path / "moved")
+    assert content() == 404  # out of the folder
+    page.unlink()
+    assert content() == 404
+
+
+def test_what_was_just_written_is_not_kept(site: Path) -> None:
+    files = kept_files.KeptFiles()
+    (site / "page.css").write_text("plain")
+    with closing(file_parts.open_path(site / "page.css")) as file:
+        assert trio.run(files.read, b"page", file) is file
+    assert files.get(b"page") is None
+
+
+def test_kept_files_have_bounds(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_files, "_SETTLED_S", -60)
+    monkeypatch.setattr(kept_files, "_ALL_BYTES", 25)
+    files = kept_files.KeptFiles()
+    paths = [os.fsencode(site / f"{name}.txt") for name in ("one", "two", "three")]
+    for path in paths:
+        Path(os.fsdecode(path)).write_text("0123456789")
+        trio.run(files.read, path, file_parts.open_path(os.fsdecode(path)))
+        files.get(paths[0])
+    assert [files.get(path) is not None for path in paths] == [True, False, True]
 
 
 def test_content_types() -> None:
