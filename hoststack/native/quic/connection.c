@@ -185,14 +185,18 @@ int hs_connection_update_key(struct hs_connection *c)
 	return 0;
 }
 
+/* Pace on long paths. ngtcp2 paces only if it is called, and makes up for all bytes since the last call:
+ * once bytes went unpaced, a call would stop the connection for seconds. */
 static void pace(struct hs_connection *c)
 {
 	ngtcp2_conn_info info;
+	if (c->is_unpaced || c->state != HS_OPEN)
+		return;
 	ngtcp2_conn_get_conn_info(c->conn, &info);
-	int is_paced = c->config.congestion_control == 2 || info.smoothed_rtt >= PACED_RTT_NS;
-	/* ngtcp2 paces only if this is called. */
-	if (is_paced && c->state == HS_OPEN)
+	if (c->config.congestion_control == 2 || info.min_rtt >= PACED_RTT_NS)
 		ngtcp2_conn_update_pkt_tx_time(c->conn, c->q->now_ns);
+	else
+		c->is_unpaced = 1;
 }
 
 static int write_packets(struct hs_connection *c, int share)

@@ -307,6 +307,7 @@ struct hs_connection {
 	uint8_t has_written_open; /* so our last handshake message was sent */
 	uint8_t has_open_window; /* the connection's, beyond its first part */
 	uint8_t has_dropped; /* bytes of streams that were reset or stopped, perhaps */
+	uint8_t is_unpaced; /* for ever: the path was short */
 	uint8_t is_confirmed; /* the handshake, for both sides (RFC 9001 section 4.1.2) */
 	uint8_t is_early; /* reported to the application before its handshake was complete */
 	uint8_t was_early_rejected;
