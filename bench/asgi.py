@@ -56,15 +56,15 @@ def _ask(pair: netns.VethPair, count: int, path: str) -> float:
 
     One is looked at before: gtlsclient exits with 0 after a failed handshake too.
     """
-    output, _ = _gtlsclient(pair, path, 1)
+    output, _ = gtlsclient(pair, path, 1)
     if "[:status: 200]" not in output:
         raise BenchError(f"the server does not answer {path} with 200: {output[-200:]}")
-    _, seconds = _gtlsclient(pair, path, count, "-q")
+    _, seconds = gtlsclient(pair, path, count, "-q")
     return count / seconds
 
 
-def _gtlsclient(pair: netns.VethPair, path: str, count: int, *options: str) -> tuple[str, float]:
-    """What it printed, and the seconds that it took."""
+def gtlsclient(pair: netns.VethPair, path: str, count: int, *options: str) -> tuple[str, float]:
+    """GETs on one connection: what gtlsclient printed, and the seconds that it took."""
     client = ("gtlsclient", *options, "-n", str(count), "--exit-on-all-streams-close")
     began = time.monotonic()
     done = subprocess.run(
