@@ -25,7 +25,7 @@ lint: build ## ruff and mypy
 	@.venv/bin/mypy
 
 test: lint ## everything: lint, types, all tests (those that need root only as root)
-	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
+	@$(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(PYTHON) -m pytest -m alone $$(grep -rl 'mark\.alone' tests --include='test_*.py')
 
 aioquic: build ## the aioquic engine's tests with a VERSION of aioquic, the oldest that is allowed by default
