@@ -32,6 +32,9 @@ class AsgiConfig:
     answer_seconds: float | None = 300.0
     """From a request to the beginning of its response; then 504, and the application's task is
     cancelled. None: no limit."""
+    silence_seconds: float | None = 3600.0
+    """In an HTTP response, in which the application neither sends nor waits for the client; then
+    the response is reset, and the application's task is cancelled. None: no limit."""
     headers: FieldsToSend = ((b"server", b"hoststack"),)
     """Added to each response, where the application does not send a field of that name."""
     date_header: bool = True
@@ -56,7 +59,7 @@ class AsgiConfig:
         for name in ("startup_seconds", "shutdown_seconds", "drain_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
-        for name in ("answer_seconds", "ping_seconds"):
+        for name in ("answer_seconds", "silence_seconds", "ping_seconds"):
             value: Any = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be more than 0, or None")

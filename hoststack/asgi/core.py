@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
@@ -31,15 +32,15 @@ _SERVER_ERROR: Final = 500
 class Statistics:
     """What a server has done so far."""
 
-    __slots__ = ("body_bytes", "connections", "errors", "requests", "unread")
+    __slots__ = ("body_bytes", "connections", "errors", "requests", "slow")
 
     def __init__(self) -> None:
         self.requests = 0
         """That are over."""
         self.errors = 0
         """Of those, answered with a status of 500 or more."""
-        self.unread = 0
-        """Of those, reset since the client did not read the response."""
+        self.slow = 0
+        """Of those, given up since the client was too slow: `Http3Config.slow_seconds`."""
         self.body_bytes = 0
         """Of responses' content, sent."""
         self.connections = 0
@@ -65,6 +66,11 @@ class Core(ABC):
         """What the application put into its lifespan's state: each scope gets a copy."""
         self.default_fields = to_fields(self.config.headers)
         self.has_date = self.config.date_header
+        self._answer_limit = _limit(self.config.answer_seconds)
+        self._silence_limit = _limit(self.config.silence_seconds)
+        self._least_limit = min(self._answer_limit, self._silence_limit)
+        self.expires_every = min(1, self._least_limit / 4) if self._least_limit < math.inf else None
+        """How often to call `expire`, in seconds; None: never."""
         self.running: dict[Exchange, None] = {}
         """Calls of the application, the oldest first."""
 
@@ -146,14 +152,16 @@ class Core(ABC):
             )
 
     def expire(self) -> None:
-        """Cancel calls whose response has not begun in time."""
-        if self.config.answer_seconds is None:
-            return
-        latest = self.now() - self.config.answer_seconds
+        """Cancel calls whose response has not begun, or not gone on, in time."""
+        now = self.now()
         for exchange in list(self.running):
-            if exchange.began > latest:
+            if now - exchange.began < self._least_limit:
                 break
-            if exchange.is_waiting and not exchange.is_expired:
+            if not exchange.is_expired and (
+                now - exchange.began >= self._answer_limit
+                if exchange.is_waiting
+                else now - exchange.silent_since >= self._silence_limit
+            ):
                 exchange.is_expired = True
                 if exchange.cancel is not None:
                     exchange.cancel()
@@ -193,8 +201,8 @@ class Core(ABC):
         statistics.body_bytes += exchange.sent_bytes
         if exchange.status >= _SERVER_ERROR:
             statistics.errors += 1
-        if exchange.request.is_unread:
-            statistics.unread += 1
+        if exchange.request.is_slow:
+            statistics.slow += 1
         if self.access_log is None:
             return
         request, peer = exchange.request, exchange.peer
@@ -214,6 +222,10 @@ class Core(ABC):
                 peer.request_id(request),
             )
         )
+
+
+def _limit(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
 
 
 def _websocket_exchange() -> Callable[..., Exchange] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
@@ -84,6 +85,9 @@ class Exchange:
 
     is_waiting = True
     """The application has not begun to answer."""
+    silent_since = math.inf
+    """When the application last did something for its response; infinite while it waits for its
+    client, and where it may be silent."""
     is_complete = False
     """It has answered."""
 
@@ -211,12 +215,20 @@ class Exchange:
         """The server waits for this exchange, not for long."""
 
     async def on_expired(self) -> None:
-        """The application did not begin a response in time, and was cancelled."""
+        """The application did not begin or continue a response in time, and was cancelled."""
+        config = self.core.config
+        what, seconds, then, setting = (
+            ("sent no response within", config.answer_seconds, "504 is sent", "answer_seconds")
+            if self.is_waiting
+            else ("did not go on for", config.silence_seconds, "it is cut off", "silence_seconds")
+        )
         logger.error(
-            "%s: the application sent no response within %g s, and 504 is sent: find out what it "
-            "waits for, or set answer_seconds",
+            "%s: the application %s %g s, and %s: find out what it waits for, or set %s",
             self,
-            self.core.config.answer_seconds,
+            what,
+            seconds,
+            then,
+            setting,
         )
         await self.answer(504, "Gateway Timeout")
 

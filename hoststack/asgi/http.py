@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from typing import Any, Final
 
@@ -63,7 +64,9 @@ class HttpExchange(Exchange):
             return {"type": "http.request", "body": b"", "more_body": False}
         try:
             await self._continue_if_expected()
+            self.silent_since = math.inf
             chunk = await request.receive_some()
+            self.silent_since = self.core.now()
         except MessageError as error:
             await self._refuse(error.status)
         except GONE as error:
@@ -100,6 +103,7 @@ class HttpExchange(Exchange):
         if self.is_gone:
             raise DisconnectedError
         state = self._state
+        self.silent_since = math.inf
         try:
             if kind == "http.response.body" and _HELD <= state <= _SENDING:
                 await self._send_body(message)
@@ -122,6 +126,7 @@ class HttpExchange(Exchange):
         except GONE as error:
             self._on_gone(error)
             raise DisconnectedError from error
+        self.silent_since = self.core.now()
 
     def _start(self, message: Any) -> None:
         self.status = status = self._status_of(message)

@@ -168,10 +168,8 @@ async def open_server(
     own = []
     if access_log is not None:
         own.append(asyncio.create_task(server._flush_log(access_log)))
-    if config.answer_seconds is not None:
-        own.append(
-            asyncio.create_task(server._expire_now_and_then(min(1, config.answer_seconds / 4)))
-        )
+    if server.expires_every is not None:
+        own.append(asyncio.create_task(server._expire_now_and_then(server.expires_every)))
     lifespan = None
     try:
         if config.lifespan != "off":

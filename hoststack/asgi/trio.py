@@ -59,7 +59,7 @@ class Server(Core):
             logger.exception("a task of the server failed")
 
     async def _call(self, exchange: Exchange, scope: dict[str, Any]) -> None:
-        if self.config.answer_seconds is None:
+        if self.expires_every is None:
             await self.application(scope, exchange.receive, exchange.send)
             return
         with trio.CancelScope() as cancel_scope:
@@ -151,8 +151,8 @@ async def open_server(
         server._nursery = nursery
         if access_log is not None:
             nursery.start_soon(server._flush_log, access_log)
-        if config.answer_seconds is not None:
-            nursery.start_soon(server._expire_now_and_then, min(1, config.answer_seconds / 4))
+        if server.expires_every is not None:
+            nursery.start_soon(server._expire_now_and_then, server.expires_every)
         lifespan = Lifespan(server) if config.lifespan != "off" else None
         # The application ends after its requests, when the nursery may be cancelled already.
         its_scope = trio.CancelScope(shield=True)

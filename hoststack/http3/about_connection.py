@@ -232,6 +232,9 @@ class AboutHttp3Connection:
         except LOST as error:
             logger.debug("%r: %s", self.connection, error)
 
+    def _on_starving(self, exchange: Exchange) -> None:
+        """A message's reader waits for the peer."""
+
     def _on_full(self, exchange: Exchange) -> None:
         """A message waits until the peer reads more of it."""
 

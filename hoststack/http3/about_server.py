@@ -10,7 +10,7 @@ from typing import Any, Final, Self, TypeVar
 
 from hoststack.api.about_stream import LEAST_URGENT, WAIT
 from hoststack.http3.about_connection import LOST, AboutHttp3Connection, Spawn, Tasks
-from hoststack.http3.config import UNREAD_BYTES, Http3Config
+from hoststack.http3.config import SLOW_BYTES, Http3Config
 from hoststack.http3.errors import ErrorCode, MessageError, NotSupportedError, ProtocolError
 from hoststack.http3.exchange import Exchange
 from hoststack.http3.fields import Fields, FieldsToSend, get, to_bytes, to_fields
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 #: Read of a new request at once: its header section, and the beginning of its content.
 _HEAD_BYTES: Final = 16384
+_CONNECT: Final = b"CONNECT"
 #: Statuses without content, and without a content-length (RFC 9110 section 6.4.1, 8.6).
 _WITHOUT_CONTENT: Final = frozenset((204, 304))
 #: Pseudo-header fields, which come first (RFC 9114 section 4.3), and attributes of a Request.
@@ -54,12 +55,10 @@ class Request(Exchange):
         """Without pseudo-header fields."""
         self.is_answered = False
         """The header section of the response was sent."""
-        self.is_unread = False
-        """It was reset, for the client did not read it: `Http3Config.unread_seconds`."""
+        self.is_slow = False
+        """It was given up, for the client was too slow: `Http3Config.slow_seconds`."""
         self._taken_bytes = 0
         """What the client has taken while the response waited for it."""
-        self._checked_bytes: int | None = None
-        """The same when this was last checked, if the response has waited since."""
 
     @property
     def may_be_replayed(self) -> bool:
@@ -206,8 +205,11 @@ class AboutServerConnection(AboutHttp3Connection):
         self._resets = 0
         self._activity = 0
         self._is_shut_down = False
-        self._unread: dict[int, Request] = {}
-        """Responses that wait for their client."""
+        self._unread: dict[Request, int | None] = {}
+        """Responses that wait for their client, and how much that had taken when it was last
+        checked; None if they have not waited since."""
+        self._unsent: dict[Request, int | None] = {}
+        """Requests whose content was waited for, and the same of what had come."""
         self._is_watching = False
 
     async def start(self) -> None:
@@ -310,37 +312,53 @@ class AboutServerConnection(AboutHttp3Connection):
         if self._resets > self.config.max_resets + self._answered:
             self._fail(ProtocolError.of(ErrorCode.EXCESSIVE_LOAD, "too many requests were reset"))
 
+    def _on_starving(self, exchange: Exchange) -> None:
+        assert isinstance(exchange, Request)
+        # A CONNECT's stream may be silent: it has no content, but whatever its protocol says.
+        if exchange.method and exchange.method != _CONNECT and not exchange._is_closed:
+            self._watch(self._unsent, exchange)
+
     def _on_full(self, exchange: Exchange) -> None:
         assert isinstance(exchange, Request)
-        if exchange.stream_id not in self._unread and self.config.unread_seconds is not None:
-            self._unread[exchange.stream_id] = exchange
-            exchange._checked_bytes = None
-            if not self._is_watching:
-                self._is_watching = True
-                self._spawn(self._watch_unread, self.config.unread_seconds)
+        self._watch(self._unread, exchange)
 
-    async def _watch_unread(self, seconds: float) -> None:
-        """Reset responses of which the client takes too little, while there are any that wait."""
-        while self._unread and self._error is None:
+    def _watch(self, waiting: dict[Request, int | None], request: Request) -> None:
+        if request in waiting or self.config.slow_seconds is None:
+            return
+        waiting[request] = None
+        if not self._is_watching:
+            self._is_watching = True
+            self._spawn(self._watch_slow, self.config.slow_seconds)
+
+    async def _watch_slow(self, seconds: float) -> None:
+        """Give up exchanges with which the client is too slow, while there are any that wait."""
+        while (self._unread or self._unsent) and self._error is None:
             await self._router.within(seconds, self._ended())
-            for request in list(self._unread.values()):
-                before = request._checked_bytes
+            for request in list(self._unread):
                 # A less urgent response goes on slowly, and is woken for a quarter of its FIFO.
                 taken = request._taken_bytes + max(0, request._stream._room())
-                if before is None or taken - before >= UNREAD_BYTES:
-                    request._checked_bytes = taken
-                else:
+                if _is_slow(self._unread, request, taken):
                     logger.debug("%r: its client does not read it", request)
-                    request.is_unread = True
                     request.reset(ErrorCode.EXCESSIVE_LOAD)
+            for request in list(self._unsent):
+                if request._is_closed or request._has_all or request._receiving_error is not None:
+                    del self._unsent[request]
+                elif not request._is_starving:
+                    self._unsent[request] = None
+                elif _is_slow(self._unsent, request, request._received_bytes):
+                    logger.debug("%r: its content comes too slowly", request)
+                    request._refuse("comes too slowly", 408)
+                    request._stream.stop_sending(ErrorCode.EXCESSIVE_LOAD)
         self._is_watching = False
 
     def _on_room(self, exchange: Exchange) -> None:
-        if (request := self._unread.get(exchange.stream_id)) is not None:
-            request._taken_bytes += max(0, exchange._stream._room())
+        if exchange in self._unread:
+            assert isinstance(exchange, Request)
+            exchange._taken_bytes += max(0, exchange._stream._room())
 
     def _on_sent(self, exchange: Exchange) -> None:
-        self._unread.pop(exchange.stream_id, None)
+        assert isinstance(exchange, Request)
+        self._unread.pop(exchange, None)
 
     def _on_forgotten(self) -> None:
         super()._on_forgotten()
@@ -383,6 +401,13 @@ class AboutServerConnection(AboutHttp3Connection):
                 self._is_shut_down = True
                 self._arrived.unpark_all()
                 return
+
+
+def _is_slow(waiting: dict[Request, int | None], request: Request, done_bytes: int) -> bool:
+    before = waiting[request]
+    waiting[request] = done_bytes
+    request.is_slow = before is not None and done_bytes - before < SLOW_BYTES
+    return request.is_slow
 
 
 C = TypeVar("C", bound=AboutServerConnection)

@@ -7,8 +7,8 @@ from typing import Final
 
 #: Methods that do no harm when they are replayed (RFC 9110 section 9.2.1, RFC 8470 section 3).
 SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
-#: See `Http3Config.unread_seconds`: 273 bytes a second by default.
-UNREAD_BYTES: Final = 16384
+#: See `Http3Config.slow_seconds`: 273 bytes a second by default.
+SLOW_BYTES: Final = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,11 @@ class Http3Config:
     """From the beginning of a request's stream to the end of its header section."""
     idle_seconds: float = 180.0
     """Without a request: after that, a server closes the connection."""
-    unread_seconds: float | None = 60.0
-    """In which a client must take UNREAD_BYTES of a response that waits for it, or as much as there
-    is; a server resets those of which it takes less (EXCESSIVE_LOAD), after up to twice that time.
-    None: no limit."""
+    slow_seconds: float | None = 60.0
+    """In which a client must take SLOW_BYTES of a response that waits for it, or send as much of
+    the content that the program waits for; or all that there is. A server resets slower responses
+    (EXCESSIVE_LOAD), and answers slower requests with 408, after up to twice that time. None: no
+    limit."""
     drain_seconds: float = 1.0
     """After the announcement of a shutdown, in which requests on their way are still accepted: more
     than a round trip."""
@@ -64,8 +65,8 @@ class Http3Config:
         for name in ("max_section_bytes", "max_fields", "table_bytes", "blocked_streams"):
             if not 0 <= getattr(self, name) < 1 << 30:
                 raise ValueError(f"{name} must be between 0 and {(1 << 30) - 1}")
-        if self.unread_seconds is not None and not self.unread_seconds > 0:
-            raise ValueError("unread_seconds must be more than 0, or None")
+        if self.slow_seconds is not None and not self.slow_seconds > 0:
+            raise ValueError("slow_seconds must be more than 0, or None")
         if not 0 <= self.max_streams < 1 << 31:
             raise ValueError(f"max_streams must be between 0 and {(1 << 31) - 1}")
         if not 0 <= self.webtransport_sessions < 1 << 31:

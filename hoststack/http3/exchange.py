@@ -53,6 +53,8 @@ class Exchange(Leaving):
         """The stream has no room for what was given to the layer."""
         self._has_sent_end = False
         self._is_closed = False
+        self._is_starving = False
+        """A task waits for the peer's bytes."""
         self._waiting: Lot | None = None
         """Tasks that wait for an event that comes by way of another stream."""
         self._datagrams: deque[bytes] | None = None
@@ -133,7 +135,12 @@ class Exchange(Leaving):
             raise self._router.closed_error("this exchange was closed")
         result = self._http._read(self._stream, max_bytes)
         if result == WAIT:
-            await self._stream._wait_for_bytes()
+            self._http._on_starving(self)
+            self._is_starving = True
+            try:
+                await self._stream._wait_for_bytes()
+            finally:
+                self._is_starving = False
         elif result == BLOCKED:
             self._http._check()
             await self._park()

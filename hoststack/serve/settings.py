@@ -26,6 +26,7 @@ _OF_ASGI: Final = {
     "shutdown_seconds": "shutdown_timeout",
     "drain_seconds": "graceful_timeout",
     "answer_seconds": "answer_timeout",
+    "silence_seconds": "silence_timeout",
     "max_message_bytes": "limit_message_bytes",
     "ping_seconds": "ping_interval",
 }
@@ -38,7 +39,7 @@ _OF_HTTP3: Final = {
     "webtransport_sessions": "webtransport",
     "head_seconds": "head_timeout",
     "idle_seconds": "idle_timeout",
-    "unread_seconds": "unread_timeout",
+    "slow_seconds": "slow_timeout",
 }
 
 T = TypeVar("T")
@@ -126,9 +127,10 @@ class ServeSettings:
     idle_timeout: float = _setting(
         _HTTP3.idle_seconds, "close a connection without requests after that", "SECONDS"
     )
-    unread_timeout: float | None = _setting(
-        _HTTP3.unread_seconds,
-        "reset a response of which the client takes less than 16 KiB in that time",
+    slow_timeout: float | None = _setting(
+        _HTTP3.slow_seconds,
+        "give up a response of which the client takes less than 16 KiB in that time, and a request "
+        "of which it sends less",
         "SECONDS",
     )
     limit_message_bytes: int = _setting(
@@ -136,6 +138,11 @@ class ServeSettings:
     )
     answer_timeout: float | None = _setting(
         _ASGI.answer_seconds, "from a request to the beginning of its response", "SECONDS"
+    )
+    silence_timeout: float | None = _setting(
+        _ASGI.silence_seconds,
+        "in a response, in which APP neither sends nor waits for its client",
+        "SECONDS",
     )
     ping_interval: float | None = _setting(
         _ASGI.ping_seconds, "between pings on a WebSocket", "SECONDS"

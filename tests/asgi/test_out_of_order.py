@@ -234,6 +234,52 @@ def test_one_that_never_answers(caplog: pytest.LogCaptureFixture) -> None:
     assert "find out what it waits for, or set answer_seconds" in caplog.text
 
 
+def test_one_that_does_not_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Waiting for the client, and a pause that is shorter than the limit, end no response."""
+    cancelled: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send(START)
+            if scope["path"] != "/held":
+                await send({**MORE, "body": b"x"})
+            match scope["path"]:
+                case "/pauses":
+                    for _ in range(6):
+                        await trio.sleep(3)
+                        await send({**MORE, "body": b"x"})
+                case "/receives":
+                    assert (await receive())["body"] == b"late"
+                case _:
+                    await trio.sleep_forever()
+            await send(BODY)
+        except trio.Cancelled:
+            cancelled.append(scope["path"])
+            raise
+
+    async def main() -> None:
+        config = AsgiConfig(lifespan="off", answer_seconds=None, silence_seconds=4)
+        async with talking(application, config) as client:
+            began = trio.current_time()
+            async with await client.open("GET", "/hangs") as response:
+                await response.send_eof()
+                with pytest.raises(StreamResetError) as info:
+                    await response.read()
+            assert info.value.code == http3.ErrorCode.INTERNAL_ERROR
+            assert 3 < trio.current_time() - began < 7
+            assert (await client.request("GET", "/held")).status == 504
+            assert cancelled == ["/hangs", "/held"]
+            assert await text(client, "/pauses") == b"x" * 8
+            async with await client.open("POST", "/receives") as response:
+                await trio.sleep(10)
+                await response.send_all(b"late")
+                await response.send_eof()
+                assert await response.read() == b"xx"
+
+    run(main)
+    assert caplog.text.count("find out what it waits for, or set silence_seconds") == 2
+
+
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_a_client_that_leaves(how: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
@@ -281,7 +327,7 @@ def test_a_response_that_its_client_leaves_unread() -> None:
             raise
 
     async def main() -> None:
-        config = http3.Http3Config(unread_seconds=5)
+        config = http3.Http3Config(slow_seconds=5)
         async with (
             serving(application, OFF, quic=SMALL, http3_config=config) as (server, stack),
             http3.open_client(stack, SERVER, tls=TRUSTING) as client,
@@ -291,7 +337,7 @@ def test_a_response_that_its_client_leaves_unread() -> None:
             with pytest.raises(StreamResetError):
                 await response.read()
             statistics = server.statistics
-            assert (statistics.requests, statistics.unread, statistics.errors) == (1, 1, 0)
+            assert (statistics.requests, statistics.slow, statistics.errors) == (1, 1, 0)
         assert len(ended) == 1
 
     run(main)

@@ -167,16 +167,16 @@ def test_a_response_that_its_client_leaves_unread(bytes_a_second: int, is_reset:
 
     async def main() -> None:
         quic = QuicConfig(rx_fifo_bytes=4096, tx_fifo_bytes=4096, idle_timeout_s=1000)
-        config = Http3Config(unread_seconds=20)
+        config = Http3Config(slow_seconds=20)
         async with raw_client(handler, config, quic=quic) as connection:
             await greet(connection)
             stream = await ask(connection, section(REQUEST))
             received = 0
             for _ in range(60):
                 await trio.sleep(1)
-                if bytes_a_second and not answered[0].is_unread:
+                if bytes_a_second and not answered[0].is_slow:
                     received += len(await stream.receive_some(bytes_a_second))
-            assert answered[0].is_unread is is_reset
+            assert answered[0].is_slow is is_reset
             if is_reset:
                 assert await code_of_reset(stream) == E.EXCESSIVE_LOAD
             else:
@@ -187,14 +187,74 @@ def test_a_response_that_its_client_leaves_unread(bytes_a_second: int, is_reset:
             while data := await other.receive_some():
                 size += len(data)
             assert size > 80_000
-            assert not answered[1].is_unread
+            assert not answered[1].is_slow
+
+    run(main)
+
+
+@pytest.mark.parametrize("pause_s", [0, 50])
+@pytest.mark.parametrize(("bytes_a_second", "is_late"), [(0, True), (100, True), (1000, False)])
+def test_content_that_comes_slowly(bytes_a_second: int, is_late: bool, pause_s: int) -> None:
+    """While the program waits for it: the client pays for no pause of the program."""
+    requests: list[http3.Request] = []
+
+    async def handler(request: http3.Request) -> None:
+        requests.append(request)
+        assert await request.receive_some(1)
+        await trio.sleep(pause_s)
+        await request.respond(200, [], await request.read())
+
+    async def main() -> None:
+        quic = QuicConfig(idle_timeout_s=1000)
+        async with raw_client(handler, Http3Config(slow_seconds=20), quic=quic) as connection:
+            await greet(connection)
+            stream = await ask(connection, section(REQUEST) + frame(0x00, b"x"), is_end=False)
+            if not pause_s:
+                with suppress(trio.BrokenResourceError):
+                    for _ in range(60):
+                        await trio.sleep(1)
+                        if bytes_a_second:
+                            await stream.send_all(frame(0x00, bytes(bytes_a_second)))
+            else:
+                await trio.sleep(pause_s - 1)  # all of that time there is nothing
+                with suppress(trio.BrokenResourceError):
+                    if is_late:
+                        await trio.sleep(50)
+                    await stream.send_all(frame(0x00, bytes(1000)))
+            with suppress(trio.BrokenResourceError):
+                await stream.send_eof()
+            assert await status_of(await stream.receive_some()) == (408 if is_late else 200)
+            assert requests[0].is_slow is is_late
+            assert await is_alive(connection)
+
+    run(main)
+
+
+def test_a_connects_stream_may_be_silent() -> None:
+    async def handler(request: http3.Request) -> None:
+        await request.send_headers(200)
+        assert await request.read() == b"late"
+        await request.send_all(b"thanks")
+        await request.send_eof()
+
+    async def main() -> None:
+        config = Http3Config(slow_seconds=20)
+        quic = QuicConfig(idle_timeout_s=1000)
+        async with (
+            talking(handler, config, quic=quic) as client,
+            await client.open("CONNECT", "example.com:443") as response,
+        ):
+            await trio.sleep(100)
+            await response.send_all(b"late")
+            await response.send_eof()
+            assert await response.read() == b"thanks"
 
     run(main)
 
 
 def test_a_limit_on_time_is_more_than_nothing() -> None:
-    with pytest.raises(ValueError, match="unread_seconds"):
-        Http3Config(unread_seconds=0)
+    with pytest.raises(ValueError, match="slow_seconds"):
+        Http3Config(slow_seconds=0)
 
 
 @pytest.mark.parametrize("how", ["before the end", "after the request", "malformed"])
