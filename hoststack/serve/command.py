@@ -35,16 +35,15 @@ def serve(settings: ServeSettings) -> int:
             for line in certificates.about_self_signed(pairs[0], uris):
                 logger.info("%s", line)
         tcp = [each.fileno() for each in sockets]
-        if settings.workers or settings.reload:
-            manager = Manager(settings, uris, pairs, tcp)
-            manager.take_signals()
-            return manager.run()
-        return _serve_here(settings, Manager(settings, uris, pairs, tcp, here := Here()), here)
+        here = None if settings.workers or settings.reload else Here()
+        manager = Manager(settings, uris, pairs, tcp, here)
+        manager.take_signals()
+        undo.callback(manager.ignore_signals)
+        return manager.run() if here is None else _serve_here(manager, here)
 
 
-def _serve_here(settings: ServeSettings, manager: Manager, here: Here) -> int:
+def _serve_here(manager: Manager, here: Here) -> int:
     """Serve in this process: the main thread is the application's."""
-    manager.take_signals()
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(manager.run()), name="manager")
     thread.start()

@@ -101,6 +101,11 @@ class Manager:
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
 
+    def ignore_signals(self) -> None:
+        """Ignore signals from now on: the process is about to exit with its status."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         os.write(self._signal_writer, bytes([number]))
 
