@@ -15,6 +15,7 @@
 #include "quic/handshake.h"
 #include "quic/key_limits.h"
 #include "quic/server_names.h"
+#include "quic/signing.h"
 
 /* AES first: processors have instructions for it. */
 static const char CIPHERS[] = "AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";
@@ -58,8 +59,7 @@ static int load_own(gnutls_certificate_credentials_t credentials, const char *ce
 		    const char *key)
 {
 	gnutls_datum_t chain = datum(certificate), private_key = datum(key);
-	return gnutls_certificate_set_x509_key_mem(credentials, &chain, &private_key,
-						   GNUTLS_X509_FMT_PEM);
+	return hs_signing_load(credentials, &chain, &private_key);
 }
 
 /* The list as in TLS: length, name, length, name. */
