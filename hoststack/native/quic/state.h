@@ -31,6 +31,7 @@
  *   quic/tables.c               connections by number; streams by stream ID
  *   quic/server_names.c         a server's certificates by name
  *   quic/key_limits.c           limits of the keys in certificates
+ *   quic/signing.c              OpenSSL's signatures with this side's keys
  *   quic/chacha.c               OpenSSL's ChaCha20-Poly1305 in place of GnuTLS's
  *
  * A file calls only those below it in this list (tests/test_c_architecture.py). What a file offers to
