@@ -210,12 +210,13 @@ class Turn(NamedTuple):
     """Datagrams wait for the link: call `turn` again when the link is writable."""
     received: int
     sent: int
+    held: bool = False
+    """Acknowledgements wait for programs' answers: call `turn` again after those, or soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class FifoConfig:
-    """Sizes of FIFOs, which the settings of all protocols have: bytes, rounded up to a power of
-    two."""
+    """Sizes of FIFOs, as all protocols have them: bytes, rounded up to a power of two."""
 
     rx_fifo_bytes: int = 1 << 20
     """The receive FIFO, of QUIC each stream's, whose flow-control window it is. An application in

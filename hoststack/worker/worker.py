@@ -25,6 +25,10 @@ _LAST_TURNS = 64
 #: Most turns in a row, without a checkpoint, while applications always have work.
 _MOST_IN_A_ROW = 8
 
+#: Scheduling passes in which a program may answer what has just arrived: as many as it takes to
+#: wake a task, to have that start another one, and to run that.
+_ANSWER_PASSES = 4
+
 #: Between turns of deadlines that have passed while the link is not writable.
 _BLOCKED_S = 0.01
 
@@ -70,6 +74,8 @@ class Worker:
         self._parked: trio.lowlevel.Task | None = None
         """The task of `_loop`, while it waits for `wake`."""
         self._may_turn_over = False
+        self._is_held = False
+        """Whether acknowledgements wait for answers, to share their packets."""
         self._is_blocked = False
         """Whether datagrams wait until the link is writable."""
         self._listening: trio.CancelScope | None = None
@@ -105,6 +111,9 @@ class Worker:
     def wake(self) -> None:
         """Schedule a turn: there is work."""
         self._is_woken = True
+        self._unpark()
+
+    def _unpark(self) -> None:
         task, self._parked = self._parked, None
         if task is not None:
             trio.lowlevel.reschedule(task)
@@ -151,7 +160,12 @@ class Worker:
             if self._listening is not None:
                 self._listening.cancel()
         self._set_timer()
-        return turn.more or self._is_woken or self.layer.arm_applications()
+        if turn.more or self._is_woken or self.layer.arm_applications():
+            return True
+        if turn.held:
+            self._is_held = True
+            self._unpark()
+        return False
 
     async def wait_turn(self) -> None:
         """Schedule a turn, and wait until it has run."""
@@ -206,9 +220,12 @@ class Worker:
             if not self._is_woken:
                 in_a_row = 0
                 self._may_turn_over = True
-                await self._park()
+                if not self._is_held:
+                    await self._park()
                 # The task that woke this may have more to send, for example the end of a stream.
                 await trio.lowlevel.cancel_shielded_checkpoint()
+                if self._is_held:
+                    await self._wait_for_answers()
                 continue
             turn, has_woken = self._turn()
             in_a_row += 1
@@ -217,6 +234,14 @@ class Worker:
                 in_a_row = 0
                 self._may_turn_over = True
                 await trio.lowlevel.checkpoint()
+
+    async def _wait_for_answers(self) -> None:
+        """Give programs time to answer, or have the acknowledgements sent without answers."""
+        for _ in range(_ANSWER_PASSES):
+            if self._is_woken or not self._is_held:
+                return
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        self._is_woken = True
 
     async def _park(self) -> None:
         """Wait for `wake`."""
@@ -273,7 +298,7 @@ class Worker:
     def _turn(self, spin_s: float = 0.0) -> tuple[Turn, bool]:
         """Run one turn; return its result, and whether it woke an application."""
         layer = self.layer
-        self._is_woken = False
+        self._is_woken = self._is_held = False
         self._lazy_deadline = math.inf
         layer.take_from_applications()
         turn = layer.engine.turn(trio.current_time(), spin_s)

@@ -204,6 +204,7 @@ struct hs_quic_turn {
 	uint32_t sent;
 	uint8_t more; /* there is work left that can continue at once */
 	uint8_t blocked; /* datagrams are queued because the wire is full */
+	uint8_t held; /* acknowledgements wait for the programs' answers: call again after those */
 	uint64_t deadline_ns; /* when to call again even if nothing arrives; all ones: never */
 };
 

@@ -29,6 +29,8 @@ enum {
 	MOST_TURN_NS = 1000000, /* leave time for other tasks */
 	BULK_DATAGRAMS = 16, /* a turn with this many is part of a bulk transfer */
 	LINGER_NS = 20000,
+	/* More is part of a bulk transfer, whose sender waits for acknowledgements. */
+	HELD_BYTES = 4096,
 };
 
 /* --- receiving -------------------------------------------------------------------------------- */
@@ -87,11 +89,14 @@ static int receive(struct hs_quic *q)
 	else if (q->full_bursts < 2 * HS_OVERLOADED_AFTER)
 		q->full_bursts++;
 	q->answers_in_burst = 0;
+	q->burst_bytes = 0;
 	if (n <= 0)
 		return 0;
 	q->counters.rx_datagrams += (uint64_t)n;
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n; i++) {
+		q->burst_bytes += burst[i].bytes;
 		read_datagram(q, &burst[i]);
+	}
 	q->wire->verbs->release(q->wire);
 	return n;
 }
@@ -110,6 +115,33 @@ static void fire_timers(struct hs_quic *q)
 }
 
 /* --- sending ---------------------------------------------------------------------------------- */
+
+/* Whether a connection has nothing to send but an acknowledgement, and a program that has just got
+ * bytes and may answer before the next turn: one packet will do for both. */
+static int may_wait(const struct hs_connection *c)
+{
+	if (c->state != HS_OPEN || c->close_is_due || c->ranks)
+		return 0;
+	for (const struct hs_stream *s = c->touched_streams; s; s = s->next_touched)
+		if (s->pending & HS_STREAM_READABLE && s->session)
+			return c->q->sessions->is_here(s->session);
+	return 0;
+}
+
+/* Leave the connections that may wait for the next turn, once. */
+static struct hs_connection *hold_back(struct hs_quic *q)
+{
+	struct hs_connection *held = NULL, *next;
+	for (struct hs_connection *c = q->first_due; c; c = next) {
+		next = c->next_due;
+		if (!may_wait(c))
+			continue;
+		hs_unschedule(c);
+		c->next_due = held;
+		held = c;
+	}
+	return held;
+}
 
 /* Write a share for each connection, round robin, until a burst is full. Returns how many
  * packets; *is_full if the wire has no more room. */
@@ -296,15 +328,25 @@ static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
 		int is_full = 0;
 		int received = receive(q);
 		fire_timers(q);
+		struct hs_connection *held = NULL;
+		if (received && q->burst_bytes <= HELD_BYTES && !q->has_held)
+			held = hold_back(q);
+		q->has_held = held != NULL;
 		int sent = transmit(q, &is_full);
+		int has_more = q->first_due != NULL;
+		for (struct hs_connection *next; held; held = next) {
+			next = held->next_due;
+			hs_schedule(held);
+		}
+		out->held = q->has_held;
 		int waiting = wire->flush(q->wire);
 		out->received += (uint32_t)received;
 		out->sent += (uint32_t)sent;
 		q->counters.tx_full += (uint64_t)is_full;
 		/* An engine that is full and sent nothing has to wait for the network. */
 		out->blocked = waiting || (is_full && !sent);
-		out->more = received == HS_WIRE_BURST || q->first_due;
-		if (out->blocked || !is_clocked)
+		out->more = received == HS_WIRE_BURST || has_more;
+		if (out->blocked || !is_clocked || q->has_held)
 			break;
 		uint64_t mono_ns = monotonic_ns();
 		q->now_ns = now_ns + (mono_ns - began_ns);

@@ -586,9 +586,19 @@ static void report(void *session, uint32_t events, uint64_t reset_code, uint64_t
 	hs_session_report(session, events, reset_code, stop_code);
 }
 
+static int is_here(const void *session)
+{
+	const struct hs_stream_session *s = session;
+	return s->connection->application->side != NULL;
+}
+
 uint64_t hs_plane_verbs(void)
 {
-	static const struct hs_session_verbs VERBS = { .open = peer_opened, .report = report };
+	static const struct hs_session_verbs VERBS = {
+		.open = peer_opened,
+		.report = report,
+		.is_here = is_here,
+	};
 	return (uint64_t)(uintptr_t)&VERBS;
 }
 

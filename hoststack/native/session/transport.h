@@ -52,6 +52,8 @@ struct hs_session_verbs {
 		      struct hs_fifo_producer **rx, struct hs_fifo_consumer **tx);
 	/* Bits of enum hs_stream_event, and the codes of RESET and STOPPED. */
 	void (*report)(void *session, uint32_t events, uint64_t reset_code, uint64_t stop_code);
+	/* Whether its program is in this process, so that it runs before the next turn. */
+	int (*is_here)(const void *session);
 };
 
 #endif

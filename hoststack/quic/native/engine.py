@@ -325,6 +325,7 @@ class NativeEngine:
             blocked=blocked,
             received=turn.received,
             sent=turn.sent,
+            held=bool(turn.held),
         )
 
     def after_events(self) -> None:
