@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 
 import pyxdp
 from tests.support import netns
+
+PATIENCE_S: Final = 60
 
 
 class Veth(NamedTuple):
@@ -36,6 +40,15 @@ def privileged(extension: None) -> None:
         pytest.skip(why)
 
 
+def _wait_until_it_sends(side: netns.Side, name: str) -> None:
+    """The kernel activates a link in the background, and drops what is sent before, silently."""
+    link: dict[str, Any] = {}
+    end_s = time.monotonic() + PATIENCE_S
+    while link.get("operstate") != "UP" or link["qdisc"] == "noop":
+        assert time.monotonic() < end_s, f"{name} does not come up: {link}"
+        [link] = json.loads(side.ip("-j", "link", "show", name))
+
+
 @pytest.fixture
 def make_veth(privileged: None) -> Iterator[Callable[..., Veth]]:
     """Makes the pair and enters its namespace; its queues and MTU may be given."""
@@ -50,6 +63,8 @@ def make_veth(privileged: None) -> Iterator[Callable[..., Veth]]:
             for name in (left, right):
                 Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
             pair.a.ip("link", "set", right, "up")
+            for name in (left, right):
+                _wait_until_it_sends(pair.a, name)
             return Veth(left, right, pair.a.namespace)
 
         yield make
