@@ -52,19 +52,25 @@ def _measure(pair: netns.VethPair, kind: str, count: int) -> float:
 
 
 def _ask(pair: netns.VethPair, count: int, path: str) -> float:
-    """Requests a second, of `count`.
+    """Requests a second, of `count`."""
+    check_answer(pair, path)
+    return count / seconds_of(pair, path, count)
 
-    One is looked at before: gtlsclient exits with 0 after a failed handshake too.
-    """
-    output, _ = gtlsclient(pair, path, 1)
+
+def check_answer(pair: netns.VethPair, path: str) -> None:
+    """Raise BenchError without a page: gtlsclient exits with 0 after a failed handshake too."""
+    output, _ = _gtlsclient(pair, path, 1)
     if "[:status: 200]" not in output:
         raise BenchError(f"the server does not answer {path} with 200: {output[-200:]}")
-    _, seconds = gtlsclient(pair, path, count, "-q")
-    return count / seconds
 
 
-def gtlsclient(pair: netns.VethPair, path: str, count: int, *options: str) -> tuple[str, float]:
-    """GETs on one connection: what gtlsclient printed, and the seconds that it took."""
+def seconds_of(pair: netns.VethPair, path: str, count: int = 1) -> float:
+    """How long gtlsclient takes for GETs on one connection. Raises BenchError."""
+    return _gtlsclient(pair, path, count, "-q")[1]
+
+
+def _gtlsclient(pair: netns.VethPair, path: str, count: int, *options: str) -> tuple[str, float]:
+    """What gtlsclient printed, and the seconds that it took."""
     client = ("gtlsclient", *options, "-n", str(count), "--exit-on-all-streams-close")
     began = time.monotonic()
     done = subprocess.run(

@@ -13,9 +13,9 @@ import sys
 from functools import partial
 from typing import Any, Final
 
-from bench.asgi import PORT, gtlsclient
+from bench.asgi import PORT, check_answer, seconds_of
 from bench.lines import Expected, Line, compared
-from bench.processes import BenchError, run_to_json, running
+from bench.processes import run_to_json, running
 from bench.report import Benchmark, Found
 from bench.rounds import Figures, interleave, spread
 from tests.support import netns
@@ -40,11 +40,9 @@ def _get(pair: netns.VethPair, kind: str, size_bytes: int) -> float:
     """Gbit/s of one body; the time of a body of one byte is taken off."""
     server = (sys.executable, "-m", "bench.asgi_ends", kind, pair.b.ipv4, str(PORT))
     with running(pair.b.command(*server, str(size_bytes))):
-        output, _ = gtlsclient(pair, "/1", 1)
-        if "[:status: 200]" not in output:
-            raise BenchError(f"{kind} does not answer with 200: {output[-200:]}")
-        _, least_s = gtlsclient(pair, "/1", 1, "-q")
-        _, seconds = gtlsclient(pair, f"/{size_bytes}", 1, "-q")
+        check_answer(pair, "/1")
+        least_s = seconds_of(pair, "/1")
+        seconds = seconds_of(pair, f"/{size_bytes}")
     return size_bytes * 8 / (seconds - least_s) / 1e9
 
 

@@ -216,18 +216,15 @@ class Exchange:
 
     async def on_expired(self) -> None:
         """The application did not begin or continue a response in time, and was cancelled."""
-        config = self.core.config
-        what, seconds, then, setting = (
-            ("sent no response within", config.answer_seconds, "504 is sent", "answer_seconds")
-            if self.is_waiting
-            else ("did not go on for", config.silence_seconds, "it is cut off", "silence_seconds")
-        )
+        what, setting = "did not go on for", "silence_seconds"
+        if self.is_waiting:
+            what, setting = "sent no response within", "answer_seconds"
         logger.error(
             "%s: the application %s %g s, and %s: find out what it waits for, or set %s",
             self,
             what,
-            seconds,
-            then,
+            getattr(self.core.config, setting),
+            "it is cut off" if self.request.is_answered else "504 is sent",
             setting,
         )
         await self.answer(504, "Gateway Timeout")

@@ -33,6 +33,8 @@ class HttpExchange(Exchange):
     """One call of the application for an HTTP request."""
 
     _state = _WAITING
+    _calls = 0
+    """Of `send` and `receive`, which have not returned."""
     _fields: Fields
     _left: int | None = None
     """Content that the announced length still allows."""
@@ -64,9 +66,11 @@ class HttpExchange(Exchange):
             return {"type": "http.request", "body": b"", "more_body": False}
         try:
             await self._continue_if_expected()
-            self.silent_since = math.inf
-            chunk = await request.receive_some()
-            self.silent_since = self.core.now()
+            self._begin_call()
+            try:
+                chunk = await request.receive_some()
+            finally:
+                self._end_call()
         except MessageError as error:
             await self._refuse(error.status)
         except GONE as error:
@@ -88,6 +92,17 @@ class HttpExchange(Exchange):
             self._has_continued = True
             await request.inform(100)
 
+    def _begin_call(self) -> None:
+        """The application sends, or waits for the client's content: it is not silent."""
+        self._calls += 1
+        self.silent_since = math.inf
+
+    def _end_call(self) -> None:
+        self._calls -= 1
+        # After its response, an application may do what it likes.
+        if not self._calls and not self.is_complete:
+            self.silent_since = self.core.now()
+
     async def _wait_gone(self) -> None:
         await self.request.wait_gone()
         if self._state != _COMPLETE:
@@ -103,7 +118,7 @@ class HttpExchange(Exchange):
         if self.is_gone:
             raise DisconnectedError
         state = self._state
-        self.silent_since = math.inf
+        self._begin_call()
         try:
             if kind == "http.response.body" and _HELD <= state <= _SENDING:
                 await self._send_body(message)
@@ -126,7 +141,8 @@ class HttpExchange(Exchange):
         except GONE as error:
             self._on_gone(error)
             raise DisconnectedError from error
-        self.silent_since = self.core.now()
+        finally:
+            self._end_call()
 
     def _start(self, message: Any) -> None:
         self.status = status = self._status_of(message)

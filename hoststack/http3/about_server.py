@@ -406,8 +406,9 @@ class AboutServerConnection(AboutHttp3Connection):
 def _is_slow(waiting: dict[Request, int | None], request: Request, done_bytes: int) -> bool:
     before = waiting[request]
     waiting[request] = done_bytes
-    request.is_slow = before is not None and done_bytes - before < SLOW_BYTES
-    return request.is_slow
+    is_slow = before is not None and done_bytes - before < SLOW_BYTES
+    request.is_slow |= is_slow  # the response to a slow request may be read in time
+    return is_slow
 
 
 C = TypeVar("C", bound=AboutServerConnection)

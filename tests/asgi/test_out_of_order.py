@@ -237,6 +237,7 @@ def test_one_that_never_answers(caplog: pytest.LogCaptureFixture) -> None:
 def test_one_that_does_not_go_on(caplog: pytest.LogCaptureFixture) -> None:
     """Waiting for the client, and a pause that is shorter than the limit, end no response."""
     cancelled: list[str] = []
+    finished: list[str] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -250,6 +251,18 @@ def test_one_that_does_not_go_on(caplog: pytest.LogCaptureFixture) -> None:
                         await send({**MORE, "body": b"x"})
                 case "/receives":
                     assert (await receive())["body"] == b"late"
+                case "/background":
+                    await send(BODY)
+                    await trio.sleep(20)
+                    finished.append(scope["path"])
+                    return
+                case "/caught":
+                    with pytest.raises(TypeError):
+                        await send({**MORE, "body": 7})
+                    await trio.sleep_forever()
+                case "/gone":
+                    assert (await receive())["type"] == "http.disconnect"
+                    await trio.sleep_forever()
                 case _:
                     await trio.sleep_forever()
             await send(BODY)
@@ -275,9 +288,20 @@ def test_one_that_does_not_go_on(caplog: pytest.LogCaptureFixture) -> None:
                 await response.send_all(b"late")
                 await response.send_eof()
                 assert await response.read() == b"xx"
+            assert cancelled == ["/hangs", "/held"]
+            assert await text(client, "/background") == b"xx"
+            await trio.sleep(30)
+            assert finished == ["/background"]
+            async with await client.open("POST", "/gone") as response:
+                await response.wait_headers()
+            with pytest.raises(StreamResetError):
+                await text(client, "/caught")
+            await trio.sleep(10)
+            assert sorted(cancelled[2:]) == ["/caught", "/gone"]
 
     run(main)
-    assert caplog.text.count("find out what it waits for, or set silence_seconds") == 2
+    assert caplog.text.count("find out what it waits for, or set silence_seconds") == 4
+    assert caplog.text.count("4 s, and 504 is sent: find out") == 1  # of the held one
 
 
 @pytest.mark.parametrize("how", ["stop", "close"])

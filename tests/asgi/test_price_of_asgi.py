@@ -66,7 +66,7 @@ def calls(talking: Any) -> pstats.Stats:
 
 
 def calls_of_the_bridge() -> float:
-    config = AsgiConfig(lifespan="off", answer_seconds=None)
+    config = AsgiConfig(lifespan="off", answer_seconds=None, silence_seconds=None)
     with_asgi = calls(serving.talking(hello, config))
     without = calls(peers.talking(handler))
     return (with_asgi.total_calls - without.total_calls) / MANY  # type: ignore[attr-defined,no-any-return]

@@ -351,7 +351,6 @@ enum hs_answer {
 struct hs_quic {
 	struct hs_wire *wire;
 	uint8_t has_held; /* the last turn left acknowledgements to this one */
-	uint64_t burst_bytes; /* of datagrams, received last */
 	const struct hs_session_verbs *sessions;
 	hs_quic_find_session find_session;
 	hs_quic_make_fifos make_fifos;

@@ -79,7 +79,7 @@ static void read_datagram(struct hs_quic *q, const struct hs_received *datagram)
 		hs_connection_read(c, datagram);
 }
 
-static int receive(struct hs_quic *q)
+static int receive(struct hs_quic *q, uint64_t *bytes)
 {
 	struct hs_received burst[HS_WIRE_BURST];
 	int n = q->wire->verbs->receive(q->wire, burst, HS_WIRE_BURST);
@@ -89,12 +89,12 @@ static int receive(struct hs_quic *q)
 	else if (q->full_bursts < 2 * HS_OVERLOADED_AFTER)
 		q->full_bursts++;
 	q->answers_in_burst = 0;
-	q->burst_bytes = 0;
+	*bytes = 0;
 	if (n <= 0)
 		return 0;
 	q->counters.rx_datagrams += (uint64_t)n;
 	for (int i = 0; i < n; i++) {
-		q->burst_bytes += burst[i].bytes;
+		*bytes += burst[i].bytes;
 		read_datagram(q, &burst[i]);
 	}
 	q->wire->verbs->release(q->wire);
@@ -326,10 +326,11 @@ static void run_bursts(struct hs_quic *q, uint32_t bursts, uint32_t spin_ns,
 	uint64_t began_ns = is_clocked ? monotonic_ns() : 0, idle_since_ns = began_ns;
 	for (;;) {
 		int is_full = 0;
-		int received = receive(q);
+		uint64_t bytes;
+		int received = receive(q, &bytes);
 		fire_timers(q);
 		struct hs_connection *held = NULL;
-		if (received && q->burst_bytes <= HELD_BYTES && !q->has_held)
+		if (received && bytes <= HELD_BYTES && !q->has_held)
 			held = hold_back(q);
 		q->has_held = held != NULL;
 		int sent = transmit(q, &is_full);
