@@ -38,6 +38,9 @@ RUNS = {
     "plaintext": 600,
 }
 SEED = "-seed=1"
+#: How many times more until a planted fault is given up: libFuzzer also learns from the values of
+#: pointers, so one seed finds it after 12,000 runs or after 60,000.
+PATIENCE = 20
 MOST_CORPUS_BYTES = 200_000
 
 Done = subprocess.CompletedProcess[str]
@@ -162,7 +165,8 @@ def planted(programs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         changed = own / Path(plant.source).name
         changed.write_text(text.replace(plant.right, plant.wrong), encoding="utf-8")
         program = Builder(own, {plant.source: changed}).build([TARGETS[name]])[name]
-        return run(TARGETS[name], program, own, SEED, f"-runs={RUNS[name]}", grown=own / "grown")
+        runs = f"-runs={PATIENCE * RUNS[name]}"
+        return run(TARGETS[name], program, own, SEED, runs, grown=own / "grown")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(programs, pool.map(one, programs), strict=True))
@@ -190,5 +194,5 @@ def test_nothing_is_found(name: str, request: pytest.FixtureRequest) -> None:
 def test_a_fault_is_found(name: str, request: pytest.FixtureRequest) -> None:
     must_build(TARGETS[name])
     done: Done = request.getfixturevalue("planted")[name]
-    assert done.returncode != 0, "as many runs as above, and nothing found"
+    assert done.returncode != 0, "nothing was found"
     assert PLANTS[name].said in done.stderr, done.stderr[-6000:]
