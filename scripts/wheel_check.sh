@@ -10,7 +10,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ROOTS=${HOSTSTACK_ROOTS:-/var/cache/hoststack/roots}
 WHEELS=$PWD/build/wheel/wheelhouse
 LOAD=(nclients 2/2 test-bytes:assert)
 # inside a root; its own /usr/local/bin is not in everybody's PATH
@@ -19,27 +18,7 @@ STEM=hswheel-$$
 
 say() { echo "wheel-check: $*" >&2; }
 
-fail() {
-	say "$*"
-	exit 1
-}
-
-debian_mirror() {
-	apt-get indextargets --format '$(CREATED_BY) $(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)' |
-		sed -n 's|^Packages Debian [a-z]* main ||p' | head -n 1
-}
-
-# The bare root of a suite, kept for the next run; one that was not finished is made anew.
-make_root() {
-	local suite=$1
-	[ ! -e "$ROOTS/$suite/made" ] || return 0
-	say "making $ROOTS/$suite"
-	rm -rf "${ROOTS:?}/$suite"
-	mkdir -p "$ROOTS"
-	debootstrap --variant=minbase --include=python3,python3-venv "$suite" "$ROOTS/$suite" \
-		"$(debian_mirror)" >"$ROOTS/$suite.log" 2>&1 || fail "debootstrap failed: see $ROOTS/$suite.log"
-	touch "$ROOTS/$suite/made"
-}
+. scripts/roots.sh
 
 # pip has no network in a root: this machine's loads what the wheel depends on, for its Python.
 load_dependencies() {
@@ -136,10 +115,7 @@ remove_namespaces() {
 	done
 }
 
-[ "$(id -u)" = 0 ] || fail "it makes roots and namespaces: run it as root"
-for tool in debootstrap ip; do
-	command -v "$tool" >/dev/null || fail "no $tool: install debootstrap and iproute2"
-done
+check_tools
 wheel=$(echo dist/hoststack-*.whl)
 [ -e "$wheel" ] || fail "no wheel in dist/: run make wheel"
 [ $# -gt 0 ] || set -- bookworm trixie
@@ -148,7 +124,7 @@ make_namespaces
 is_good=yes
 rows=()
 for suite; do
-	make_root "$suite"
+	make_root "$suite" "$suite" python3,python3-venv
 	rm -rf "$WHEELS"
 	load_dependencies "$(chroot "$ROOTS/$suite" python3 -c \
 		'import sys; print("%d.%d" % sys.version_info[:2])')"

@@ -24,9 +24,14 @@ from hoststack.session.spent_time import spent_s
 PART: Final = 1 / 3
 #: What a handshake costs the engine, in the turns after a connect.
 HANDSHAKE_S: Final = 300e-6
-#: The least time in a turn, where little else is done, and the most, which delays everything else.
-LEAST_S: Final = 250e-6
+#: Time in a turn in which nothing else is done. What else is done takes twice its time from that,
+#: until the part above is more: a floor that stays would be most of the time beside short turns.
+ALONE_S: Final = 250e-6
+#: The most time in a turn: it delays everything else.
 MOST_S: Final = 20e-3
+
+_charged_s = 0.0
+"""What `charging` has charged, to all accounts: nothing else had this time."""
 
 
 class SlowLane:
@@ -41,15 +46,15 @@ class SlowLane:
         counts what this thread spends."""
         self._handle = handle
         self._clock = clock
-        self._ended = clock()
+        self._ended, self._charged_s = clock(), _charged_s
 
     def run(self, applications: Iterable[Application]) -> None:
         """Take requests for one turn."""
         waiting = [each for each in applications if each.has_requests]
         if not waiting:
             return
-        others_s = self._clock() - self._ended
-        total_s = min(max(LEAST_S, others_s * PART), MOST_S)
+        others_s = max(0.0, self._clock() - self._ended - (_charged_s - self._charged_s))
+        total_s = min(max(others_s * PART, ALONE_S - 2 * others_s), MOST_S)
         sharing: dict[TimeAccount, list[Application]] = {}
         for application in waiting:
             if application.is_remote:
@@ -62,7 +67,7 @@ class SlowLane:
             share_s = total_s / len(processes) / processes[account.uid]
             account.left_s = min(0.0, account.left_s) + share_s
             self._serve_process(account, attachments)
-        self._ended = self._clock()
+        self._ended, self._charged_s = self._clock(), _charged_s
 
     def _serve_process(self, account: TimeAccount, attachments: list[Application]) -> None:
         first = account.served % len(attachments)
@@ -89,11 +94,14 @@ class SlowLane:
 @contextlib.contextmanager
 def charging(account: TimeAccount) -> Iterator[None]:
     """Charge an account for the block."""
+    global _charged_s
     began = spent_s()
     try:
         yield
     finally:
-        account.left_s -= spent_s() - began
+        took_s = spent_s() - began
+        account.left_s -= took_s
+        _charged_s += took_s
 
 
 async def charged(
