@@ -3,15 +3,16 @@ PYTHON := .venv/bin/python
 PACKAGES := pyxdp hoststack apps
 SECONDS ?= 60
 VERSION ?= 1.7.1
+SUITE ?= trixie
 
-.PHONY: help bootstrap build lint test aioquic docs man wheel wheel-check fuzz soak demo bench clean
+.PHONY: help bootstrap build lint test debian aioquic docs man wheel wheel-check fuzz soak demo bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # What to set up: what running takes, or what the tests take as well.
 PURPOSE := run
-lint test aioquic docs man fuzz bench: PURPOSE := test
+lint test debian aioquic docs man fuzz bench: PURPOSE := test
 
 bootstrap: ## install what running takes and is missing: Debian's packages (as root), and .venv
 	@scripts/bootstrap.sh $(PURPOSE)
@@ -27,6 +28,9 @@ lint: build ## ruff and mypy
 test: lint ## everything: lint, types, all tests (those that need root only as root)
 	@$(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(PYTHON) -m pytest -m alone $$(grep -rl 'mark\.alone' tests --include='test_*.py')
+
+debian: bootstrap ## demo and test in a root of another Debian, Debian 13 by default (as root): make debian SUITE=trixie
+	@scripts/debian.sh $(SUITE) sh -c 'make demo && make test'
 
 aioquic: build ## the aioquic engine's tests with a VERSION of aioquic, the oldest that is allowed by default
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target build/aioquic-$(VERSION) aioquic==$(VERSION)

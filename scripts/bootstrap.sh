@@ -30,6 +30,7 @@ TEST_PACKAGES=(
 	caddy # an HTTP/3 server by somebody else
 	chromium-headless-shell libnss3-tools # a browser, and a CA for it
 	iproute2 ethtool
+	debootstrap # roots of other Debians
 )
 # QUIC programs by somebody else.
 NGTCP2_TEST_PACKAGES=(ngtcp2-client ngtcp2-server)

@@ -34,7 +34,7 @@ from hoststack.api.router import Router
 from tests.api.conftest import first_stream
 from tests.support.attached import attached
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 HOSTS = ["127.0.0.1", "[::1]"]
 _MORE_THAN_BUFFERS_HOLD = 64 << 20
 

@@ -21,7 +21,7 @@ _MODULE: Final = "apps.quic_echo.main"
 stack_words = ["engine", "auto"]
 
 #: How long anything here may take, in seconds, on a slow machine.
-PATIENCE_S: Final = 60
+PATIENCE_S: Final = 240
 
 #: The user nobody, and how a command becomes it.
 NOBODY: Final = 65534

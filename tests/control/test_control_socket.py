@@ -29,7 +29,7 @@ from hoststack.link.udp.link import UdpLink
 from tests.control.conftest import host_on
 
 #: Longer than any test takes.
-PATIENCE_S = 60
+PATIENCE_S = 240
 
 
 async def ctl(path: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from tests.support.netns import Side, VethPair
 pytestmark = pytest.mark.needs_root
 
 #: For commands that move some megabytes.
-PATIENCE_S = 60
+PATIENCE_S = 240
 
 
 @contextmanager

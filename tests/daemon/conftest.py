@@ -19,7 +19,7 @@ import pytest
 from tests.support import forked
 
 #: How long anything here may take, in seconds, on a slow machine.
-PATIENCE_S: Final = 60
+PATIENCE_S: Final = 240
 
 
 class Daemon:

@@ -26,7 +26,7 @@ TLS = TlsConfig.self_signed(["localhost"])
 URI = "quic://127.0.0.1:4433"
 ROOT = Path(__file__).resolve().parents[2]
 #: Longer than any test takes.
-PATIENCE_S = 60
+PATIENCE_S = 240
 
 Scopes = list[Literal["local", "global"]]
 

@@ -21,7 +21,7 @@ from tests.support.netns import Side
 pytestmark = pytest.mark.needs_root
 
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-PATIENCE_S = 15
+PATIENCE_S = 60
 PORT = 5000
 TOTAL = 3000
 

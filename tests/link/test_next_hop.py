@@ -19,7 +19,7 @@ from tests.support.netns import VethPair
 pytestmark = pytest.mark.needs_root
 
 #: Longer than anything here takes: the deadline of a test that would wait for ever.
-_PATIENCE_S = 15
+_PATIENCE_S = 60
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 ANY = {"ipv4": "0.0.0.0", "ipv6": "::"}
 FAMILIES = ["ipv4", "ipv6"]
 #: Longer than anything here takes: the deadline of a test that would wait for ever.
-PATIENCE_S = 10
+PATIENCE_S = 60
 #: A queue that holds more than a socket's buffer, and empties in a fraction of a second.
 SHAPED = ["rate", "100mbit", "burst", "64kb", "limit", "64mb"]
 

@@ -14,7 +14,7 @@ from tests.support.netns import Side
 T = TypeVar("T")
 
 #: Longer than any test takes: the deadline of a program that would wait for ever.
-PATIENCE_S = 60
+PATIENCE_S = 240
 
 
 class Elsewhere(Generic[T]):

@@ -12,7 +12,7 @@ from hoststack.link.xdp.link import AfXdpLink
 from hoststack.link.xdp.steering import Steering
 
 #: Longer than any test takes: the deadline of one that would wait for ever.
-PATIENCE_S = 15
+PATIENCE_S = 60
 
 
 @asynccontextmanager
