@@ -170,12 +170,11 @@ _clock: Final = _Clock()
 
 def _quoted(text: object) -> str:
     r"""Return text from outside for a field in quotes: one line, `"` and `\` escaped."""
-    shown = text.decode("latin-1") if isinstance(text, bytes) else str(text)
-    if not shown.isascii() or not shown.isprintable():
-        shown = printable(text)
-    elif "\\" in shown:
-        shown = shown.replace("\\", r"\x5c")
-    return shown.replace('"', r"\x22") if '"' in shown else shown
+    data = text if isinstance(text, bytes) else str(text).encode(errors="surrogatepass")
+    if b"\\" in data or b'"' in data:
+        data = data.replace(b"\\", rb"\x5c").replace(b'"', rb"\x22")
+    shown = data.decode("latin-1")
+    return shown if shown.isascii() and shown.isprintable() else printable(data)
 
 
 def _common(entry: Entry) -> str:

@@ -24,7 +24,8 @@ _VALUE: Final = re.compile(
     rf"(?P<parameters>(?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|{_QUOTED}))*)\s*(?:,|$)"
 )
 _PARAMETER: Final = re.compile(rf";\s*({_TOKEN})=({_TOKEN}|{_QUOTED})")
-_AUTHORITY: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]*):(?P<port>\d{1,5})")
+#: The host is used in a field (Alt-Used), in a URI and in the log.
+_AUTHORITY: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]*):(?P<port>[0-9]{1,5})")
 
 
 class Origin(NamedTuple):

@@ -69,7 +69,15 @@ def test_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["common", "combined", "json"])
 @pytest.mark.parametrize(
-    "bad", [b'" 200 5\r\n10.0.0.9 - -', b"\x1b[2J", b"\xff\xfe", b'\\" "', "\u202e".encode()]
+    "bad",
+    [
+        b'" 200 5\r\n10.0.0.9 - -',
+        b"\x1b[2J",
+        b"\xff\xfe",
+        b'\\" "',
+        "\u202e".encode(),
+        "é\\".encode(),
+    ],
 )
 def test_no_request_forges_a_line(tmp_path: Path, format: Any, bad: bytes) -> None:
     entry = ENTRY._replace(target=b"/" + bad, headers=[(b"user-agent", bad), (b"referer", bad)])
@@ -77,6 +85,8 @@ def test_no_request_forges_a_line(tmp_path: Path, format: Any, bad: bytes) -> No
     assert line.isprintable()
     if format != "json":
         assert line.count('"') == (2 if format == "common" else 6)
+        # Programs that read logs may take `\"` for a quote inside the field.
+        assert not re.search(r"\\(?!x[0-9a-f]{2}|u[0-9a-f]{4}|[rnt])", line)
 
 
 def test_a_write_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
