@@ -9,7 +9,8 @@ from hoststack import QuicConfig, http3
 from hoststack.http3 import Http3Config
 from tests.http3.peers import SMALL, run, talking
 
-CONTENT = bytes(200_000)
+#: Much more than the 90 KB that leave in one burst.
+CONTENT = bytes(1_000_000)
 
 
 async def content(request: http3.Request) -> None:
