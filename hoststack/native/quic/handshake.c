@@ -41,6 +41,13 @@ enum {
 	MOST_MESSAGE_BYTES = 65536,
 	MOST_HELLOS = 2, /* the second answers a HelloRetryRequest */
 	ALL_EARLY_DATA_BYTES = 4,
+	MOST_SECRET_BYTES = 48, /* SHA-384's */
+};
+
+/* The secret of a server's 0-RTT keys, until they are installed. */
+struct hs_early_secret {
+	uint8_t secret[MOST_SECRET_BYTES];
+	size_t bytes; /* 0: none */
 };
 
 /* RFC 8446 section 4.1.3: the random of a ServerHello that is a HelloRetryRequest. */
@@ -348,7 +355,11 @@ static int deliver(struct hs_connection *c, ngtcp2_encryption_level level, const
 		h->hellos++;
 	else
 		h->step = (uint8_t)step;
+	struct hs_early_secret early = { .bytes = 0 };
+	h->early = &early;
 	failed = ngtcp2_crypto_recv_crypto_data_cb(c->conn, level, 0, message, bytes, c);
+	h->early = NULL;
+	gnutls_memset(&early, 0, sizeof(early));
 	/* GnuTLS made no keys, so it has answered with a HelloRetryRequest. */
 	if (!failed && c->listener && step == HS_STEP_HELLO &&
 	    h->keys & key_bits(GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE, 1, 1))
@@ -437,15 +448,34 @@ int hs_handshake_receive(ngtcp2_conn *conn __attribute__((unused)), ngtcp2_encry
 	return 0;
 }
 
+/* A server's keys for 0-RTT packets are installed with its first others, which are followed by all of
+ * them: before a server has its 1-RTT keys, ngtcp2 fails an assertion when it reads a 0-RTT packet.
+ * GnuTLS 3.8 makes early keys also for a ClientHello that it answers with a HelloRetryRequest. */
+static int keep_early(struct hs_early_secret *early, const void *secret, size_t bytes)
+{
+	if (!early || bytes > sizeof(early->secret))
+		return GNUTLS_E_INTERNAL_ERROR;
+	memcpy(early->secret, secret, bytes);
+	early->bytes = bytes;
+	return 0;
+}
+
+static int install_early(gnutls_session_t session, const struct hs_early_secret *early)
+{
+	if (!early || !early->bytes)
+		return 0;
+	return hs_chacha_on_secrets(session, GNUTLS_ENCRYPTION_LEVEL_EARLY, early->secret, NULL,
+				    early->bytes);
+}
+
 int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_level_t level,
 			    const void *rx, const void *tx, size_t bytes)
 {
 	ngtcp2_crypto_conn_ref *ref = gnutls_session_get_ptr(session);
 	struct hs_connection *c = ref->user_data;
-	/* ngtcp2 fails assertions if keys arrive before the peer's transport parameters (a
-	 * server's first keys, a client's last), or if keys arrive twice. */
-	int needs_parameters = level == GNUTLS_ENCRYPTION_LEVEL_APPLICATION ||
-			       (c->listener && level == GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE);
+	/* ngtcp2 fails assertions if keys arrive before the peer's transport parameters (any of a
+	 * server's, a client's last), or if keys arrive twice. */
+	int needs_parameters = c->listener || level == GNUTLS_ENCRYPTION_LEVEL_APPLICATION;
 	if (needs_parameters && !ngtcp2_conn_get_remote_transport_params(c->conn))
 		return GNUTLS_E_MISSING_EXTENSION;
 	uint8_t keys = key_bits(level, rx != NULL, tx != NULL);
@@ -455,6 +485,13 @@ int hs_handshake_on_secrets(gnutls_session_t session, gnutls_record_encryption_l
 	 * must not (RFC 8446 section 4.1.2). Servers refuse that, or drop the data. */
 	if (has_them)
 		return level == GNUTLS_ENCRYPTION_LEVEL_EARLY ? 0 : GNUTLS_E_INTERNAL_ERROR;
+	if (c->listener && level == GNUTLS_ENCRYPTION_LEVEL_EARLY)
+		return keep_early(c->tls_messages.early, rx, bytes);
+	if (c->listener && level == GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE && tx) {
+		int failed = install_early(session, c->tls_messages.early);
+		if (failed)
+			return failed;
+	}
 	return hs_chacha_on_secrets(session, level, rx, tx, bytes);
 }
 
