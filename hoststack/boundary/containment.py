@@ -6,20 +6,35 @@ and SystemExit propagate out of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from hoststack.text import printable
 
 
-@contextmanager
-def contained(on_fault: Callable[[Exception], None]) -> Iterator[None]:
-    """Pass an exception raised inside, or the first of a group, to `on_fault` instead of the
-    caller."""
-    try:
-        yield
-    except* Exception as group:
-        on_fault(first_of(group))
+class contained:  # noqa: N801 (it stands in a `with`, as a function's name)
+    """Pass an exception raised inside, or the first of a group, to `on_fault`, not to the caller.
+
+    It is no generator: since CPython 3.13, an exception that passes through one is in a reference
+    cycle, with all that its traceback holds.
+    """
+
+    def __init__(self, on_fault: Callable[[Exception], None]) -> None:
+        self._on_fault = on_fault
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, Exception):
+            self._on_fault(first_of(error))
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            faults, others = error.split(Exception)
+            if faults is not None:
+                self._on_fault(first_of(faults))
+                assert others is not None
+                raise others from None
+        return False
 
 
 def first_of(error: Exception) -> Exception:
