@@ -30,6 +30,7 @@ TEST_PACKAGES=(
 	caddy # an HTTP/3 server by somebody else
 	chromium-headless-shell libnss3-tools # a browser, and a CA for it
 	iproute2 ethtool
+	procps # `kill`, which reloads a unit
 	debootstrap # roots of other Debians
 )
 # QUIC programs by somebody else.

@@ -16,8 +16,8 @@ say() { echo "debian: $*" >&2; }
 
 # Inside the root. A root that is no mount point has `ip netns` fail.
 CLONE=/root/hoststack
-# In namespaces of its own: no mount and no process is left. The root becomes this namespace's /,
-# so that the command can make mounts and namespaces as on a machine.
+# In a mount namespace of its own: no mount is left. The root becomes its /, so that the command can
+# make mounts and namespaces as on a machine.
 IN_ROOT='root=$1 clone=$2; shift 2
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
@@ -52,6 +52,6 @@ git clone -q . "$root$CLONE"
 chmod 0700 "$root/root"
 [ ! -e "$root$CLONE.before/.venv" ] || mv "$root$CLONE.before/.venv" "$root$CLONE/.venv"
 rm -rf "$root$CLONE.before"
-exec unshare --mount --pid --fork --kill-child bash -ec "$IN_ROOT" - "$root" "$CLONE" \
+exec unshare --mount bash -ec "$IN_ROOT" - "$root" "$CLONE" \
 	/usr/bin/env -i "${settings[@]}" HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
 	LANG=C.UTF-8 TERM="${TERM:-dumb}" "$@"

@@ -199,7 +199,7 @@ def test_files_by_path_and_by_descriptor(tmp_path: Path) -> None:
             assert response.header("content-length") == b"600000"
             assert await response.read() == b""
 
-    run(main)
+    run(main, patience_s=0.05)  # files are read in threads
 
 
 def test_content_that_the_client_holds_back() -> None:

@@ -30,7 +30,7 @@ def request_of(kind: type, *fields: bytes) -> bytes:
 
 
 E = msgspec.msgpack.encode
-DEEP = b"\x91" * 3000 + b"\x01"
+DEEP = b"\x91" * 30_000 + b"\x01"
 NO_REQUESTS = {
     "deep configuration": request_of(m.Bind, E(5), E([HOST, 0]), b"\x81\xa2zz" + DEEP),
     "deep field": request_of(m.Bind, E(5), DEEP, E(None)),
