@@ -14,10 +14,10 @@ say() { echo "debian: $*" >&2; }
 
 . scripts/roots.sh
 
-# Inside the root. A root that is no mount point has `ip netns` fail.
+# Inside the root.
 CLONE=/root/hoststack
-# In a mount namespace of its own: no mount is left. The root becomes its /, so that the command can
-# make mounts and namespaces as on a machine.
+# In a mount namespace of its own: no mount is left. The root becomes its /, and a mount point, without
+# which `ip netns` fails: the command can make mounts and namespaces as on a machine.
 IN_ROOT='root=$1 clone=$2; shift 2
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"

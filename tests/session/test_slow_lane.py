@@ -17,8 +17,8 @@ from hoststack.boundary.attached_worker import AttachedWorker
 from hoststack.boundary.off_loop import OffLoop, Threads
 from hoststack.boundary.remote_application import Limits, RemoteApplication
 from hoststack.link.memory import MemoryNetwork
-from hoststack.session import spent_time
-from hoststack.session.slow_lane import ALONE_S, MOST_S, PART, SlowLane, charged
+from hoststack.session import slow_lane, spent_time
+from hoststack.session.slow_lane import ALONE_S, MOST_S, PART, SlowLane, charged, charging
 from tests.support.attached import SEAL, both_ends, hear
 from tests.support.costly import false_rsa_pair, listen_with, rsa_pair
 
@@ -85,6 +85,18 @@ def test_requests_have_a_third_of_what_everything_else_has(cost_s: float, others
         requests.run([hostile])
     most_s = turns * min(max(ALONE_S - 2 * others_s, others_s * PART), MOST_S)
     assert most_s * 0.9 - cost_s <= hostile.took_s <= most_s + cost_s + 1e-9
+
+
+def test_what_is_charged_is_no_time_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(slow_lane, "spent_s", clock)
+    requests, requests_clock = lane()
+    hostile = Asking(1e-6)
+    with charging(TimeAccount()):
+        clock.now += 1.0
+    requests_clock.now += 1.0  # the same second
+    requests.run([hostile])
+    assert hostile.took_s == pytest.approx(ALONE_S, abs=2e-6)
 
 
 def test_one_that_asks_for_much_delays_itself_alone() -> None:

@@ -220,7 +220,7 @@ struct hs_handshake {
 	uint8_t hellos; /* ClientHellos or ServerHellos received */
 	uint8_t keys; /* installed in ngtcp2, see hs_handshake_on_secrets */
 	int error; /* the ngtcp2 error for an invalid message; 0: none */
-	struct hs_early_secret *early; /* while a ClientHello is processed */
+	struct hs_early_secret *early; /* while a message is processed */
 };
 
 enum {
