@@ -183,16 +183,13 @@ class AboutClientConnection(AboutHttp3Connection):
         settings = await self._wait_for_settings()
         if not wire.is_offered(settings):
             raise NotSupportedError("the server does not offer WebTransport")
-        most = wire.most_sessions(settings)
-        # Draft-15 allows one session where there is no flow control (section 5.1).
-        while len(self._webtransport) >= (most or 1):
+        most = wire.most_sessions_now(settings)
+        while len(self._webtransport) >= most:
             self._check()
-            if self._webtransport.open_count >= (most or 1):
-                raise NotSupportedError(
-                    f"the server accepts {most or 1} WebTransport sessions at once"
-                )
+            if self._webtransport.open_count >= most:
+                raise NotSupportedError(f"the server accepts {most} WebTransport sessions at once")
             await self._changed.park()
-        token = wire.PROTOCOL if most else wire.PROTOCOL_15
+        token = wire.PROTOCOL if wire.most_sessions(settings) else wire.PROTOCOL_15
         response = await self.open("CONNECT", url, fields, protocol=token)
         session = self._webtransport.add(response)
         try:

@@ -276,8 +276,9 @@ def test_settings_of_all_drafts() -> None:
         async with raw() as connection:
             control = await connection.streams().receive()
             data = await control.receive_some()
-            at, end = 3, 3 + data[2] if data[2] < 0x40 else 0
             assert data[:2] == b"\x00\x04"
+            size, at = wire.read_number(data, 2) or (0, 0)
+            end = at + size
             found = {}
             while at < end:
                 key, at = wire.read_number(data, at) or (0, end)

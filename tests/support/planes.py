@@ -67,10 +67,12 @@ class Transport:
 
         return note
 
-    def _open(self, _c: Any, is_uni: int, session: Any, _rx: Any, _tx: Any, stream_id: Any) -> Any:
+    def _open(self, _c: Any, is_uni: int, session: Any, _rx: Any, tx: Any, stream_id: Any) -> Any:
         self.credit -= 1
         self._opened += 1
         self.session = ffi.cast("struct hs_stream_session *", session)
+        address = int(ffi.cast("uintptr_t", tx))
+        self.tx = memory_ffi.cast("struct hs_fifo_consumer *", address)
         stream_id[0] = self._opened * 4 + 2 * is_uni
         return ffi.cast("void *", 1000 + self._opened)
 

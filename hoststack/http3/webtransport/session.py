@@ -9,8 +9,9 @@ from weakref import WeakSet
 
 from hoststack.api.incoming import Incoming
 from hoststack.api.leaving import Leaving
-from hoststack.http3.errors import ErrorCode, Http3Error
+from hoststack.http3.errors import Http3Error
 from hoststack.http3.webtransport import streams, wire
+from hoststack.http3.webtransport.limits import SessionLimits
 from hoststack.http3.webtransport.wire import WebTransportCode
 from hoststack.text import printable
 
@@ -61,6 +62,8 @@ class Session(Leaving):
         self._arrived: deque[Any] = deque()
         self._streams: WeakSet[Any] = WeakSet()
         self._changed = self._router.new_lot()
+        self._limits: SessionLimits | None = None
+        """None: there is no flow control, or not yet."""
         self._end: SessionEnd | None = None
         self._is_over = False
         self._is_established = False
@@ -77,11 +80,21 @@ class Session(Leaving):
     # --- streams ---
 
     async def open_stream(self, *, unidirectional: bool = False) -> Any:
-        """Open a stream: a Stream, or a SendStream. Waits while the peer's limits forbid it. Codes
-        of its `reset` and `stop_sending`, and of its exceptions, are below 2**32. Raises
-        SessionClosedError, ConnectionClosedError."""
+        """Open a stream: a Stream, or a SendStream. Waits while the peer's limits forbid it, those
+        of QUIC and those of the session. Codes of its `reset` and `stop_sending`, and of its
+        exceptions, are below 2**32. Raises SessionClosedError, ConnectionClosedError."""
         self._check()
-        stream = await self.connection.open_stream(unidirectional=unidirectional)
+        limits = self._limits
+        while limits is not None and not limits.take_stream(is_unidirectional=unidirectional):
+            await self._changed.park()
+            self._check()
+        try:
+            stream = await self.connection.open_stream(unidirectional=unidirectional)
+        except BaseException:
+            if limits is not None:
+                limits.return_stream(is_unidirectional=unidirectional)
+                self._changed.unpark_all()
+            raise
         try:
             self._check()
             head = wire.head(self.session_id, is_unidirectional=unidirectional)
@@ -90,6 +103,8 @@ class Session(Leaving):
             streams.refuse(stream, WebTransportCode.SESSION_GONE)
             raise
         self._streams.add(stream)
+        if limits is not None:
+            limits.limit(stream)
         return streams.adopt(stream)
 
     def streams(self) -> Incoming[Any]:
@@ -108,6 +123,8 @@ class Session(Leaving):
 
     def _on_stream(self, stream: Any) -> None:
         self._streams.add(stream)
+        if self._limits is not None:
+            self._limits.limit(stream)
         self._arrived.append(streams.adopt(stream))
         self._changed.unpark_all()
 
@@ -222,6 +239,12 @@ class Session(Leaving):
         """Begin: the server has accepted the session."""
         self.protocol = protocol
         self._is_established = True
+        settings = self._http._settings
+        assert settings is not None, "sessions are accepted and opened after the peer's settings"
+        if wire.has_flow_control(settings):
+            self._limits = SessionLimits(self.connection._side, settings)
+            for stream in self._arrived:
+                self._limits.limit(stream)
         self._http._spawn(self._read_capsules)
 
     def _leave(self) -> None:
@@ -263,8 +286,11 @@ class Session(Leaving):
                     if kind == wire.CLOSE_SESSION:
                         is_ended = True
                         self._finish(SessionEnd(*wire.read_close(value)))
-                    else:
+                    elif (limit := wire.read_limit(kind, value)) is None:
                         self.is_draining = True
+                        self._changed.unpark_all()
+                    elif self._limits is not None:
+                        self._limits.on_capsule(kind, limit)
                         self._changed.unpark_all()
             if not capsules.is_complete:
                 raise wire.CapsuleError("the stream of a session ends within a capsule")
@@ -272,8 +298,8 @@ class Session(Leaving):
             await self._send_end(b"")
         except wire.CapsuleError as error:
             logger.debug("%r: %s", self, error)
-            self.exchange.reset(ErrorCode.MESSAGE_ERROR)
-            self.exchange._stream.stop_sending(ErrorCode.MESSAGE_ERROR)
+            self.exchange.reset(error.code)
+            self.exchange._stream.stop_sending(error.code)
         except (self._router.broken_error, self._router.closed_error) as error:
             logger.debug("%r: %s", self, error)
         self._finish(None)

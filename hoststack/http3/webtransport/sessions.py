@@ -68,10 +68,9 @@ class Sessions:
         if origins is not None and request.header(b"origin") not in origins:
             self._refuse_early(request.stream_id)
             return 403
-        settings = self._http._settings or {}
         most = config.webtransport_sessions
-        if request.protocol == wire.PROTOCOL_15 and not wire.most_sessions(settings):
-            most = 1  # without flow control (draft-15 section 5.1)
+        if request.protocol == wire.PROTOCOL_15:
+            most = min(most, wire.most_sessions_now(self._http._settings or {}))
         if self.open_count >= most:
             self._refuse_early(request.stream_id)
             return 429

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Final
 
 from hoststack.http3.config import Http3Config
+from hoststack.http3.errors import ErrorCode
 
 
 class WebTransportCode(IntEnum):
@@ -16,6 +17,7 @@ class WebTransportCode(IntEnum):
 
     BUFFERED_STREAM_REJECTED = 0x3994BD84
     SESSION_GONE = 0x170D7B68
+    FLOW_CONTROL_ERROR = 0x045D4487
 
 
 # Settings: draft-02, draft-07, draft-13, draft-15.
@@ -24,6 +26,14 @@ _MAX_SESSIONS_07: Final = 0xC671706A
 _MAX_SESSIONS: Final = 0x14E9CD29
 _ENABLED: Final = 0x2C7CF000
 _SETTING_DATAGRAM: Final = 0x33
+# Limits of each session (draft-15 section 5.5).
+INITIAL_MAX_DATA: Final = 0x2B61
+INITIAL_MAX_STREAMS_UNI: Final = 0x2B64
+INITIAL_MAX_STREAMS_BIDI: Final = 0x2B65
+_INITIAL_LIMITS: Final = (INITIAL_MAX_DATA, INITIAL_MAX_STREAMS_UNI, INITIAL_MAX_STREAMS_BIDI)
+MOST_STREAMS: Final = 1 << 60
+_MOST_BYTES: Final = (1 << 62) - 1
+_UNLIMITED: Final = 1 << 62
 
 #: The value of `:protocol`, until draft-14 and since.
 PROTOCOL: Final = b"webtransport"
@@ -42,6 +52,16 @@ _UNIDIRECTIONAL: Final = 0x54
 
 CLOSE_SESSION: Final = 0x2843
 DRAIN_SESSION: Final = 0x78AE
+# Of flow control; those of two kinds are for bidirectional and unidirectional streams.
+MAX_DATA: Final = 0x190B4D3D
+MAX_STREAMS: Final = (0x190B4D3F, 0x190B4D40)
+_DATA_BLOCKED: Final = 0x190B4D41
+_STREAMS_BLOCKED: Final = (0x190B4D43, 0x190B4D44)
+COUNTS_OF_STREAMS: Final = (*MAX_STREAMS, *_STREAMS_BLOCKED)
+_FLOW_CONTROL: Final = (MAX_DATA, _DATA_BLOCKED, *COUNTS_OF_STREAMS)
+#: Of single streams, which QUIC limits (draft-15 section 5.4).
+_PROHIBITED: Final = (0x190B4D3E, 0x190B4D42)
+_MAX_NUMBER_BYTES: Final = 8
 MAX_REASON_BYTES: Final = 1024
 _CODE_BYTES: Final = 4
 
@@ -80,6 +100,10 @@ def settings_of(config: Http3Config) -> dict[int, int]:
         _MAX_SESSIONS_07: sessions,
         _MAX_SESSIONS: sessions,
         _ENABLED: 1,
+        # QUIC's limits, which grow as the program reads, are enough for this side.
+        INITIAL_MAX_DATA: _MOST_BYTES,
+        INITIAL_MAX_STREAMS_UNI: MOST_STREAMS,
+        INITIAL_MAX_STREAMS_BIDI: MOST_STREAMS,
     }
 
 
@@ -89,13 +113,25 @@ def is_offered(settings: Mapping[int, int]) -> bool:
     return knows and settings.get(_SETTING_DATAGRAM) == 1
 
 
+def has_flow_control(settings: Mapping[int, int]) -> bool:
+    """Return whether sessions have limits of their own, with a peer's settings. Ours always ask for
+    that (draft-15 section 5.1)."""
+    return any(settings.get(key) for key in _INITIAL_LIMITS)
+
+
 def most_sessions(settings: Mapping[int, int]) -> int:
     """Return how many sessions a peer accepts at once by the drafts before 15; 0 if it knows none
     of these."""
     most = settings.get(_MAX_SESSIONS, settings.get(_MAX_SESSIONS_07))
     if most is None:
-        most = (1 << 62) if settings.get(_ENABLE_WEBTRANSPORT) == 1 else 0
+        most = _UNLIMITED if settings.get(_ENABLE_WEBTRANSPORT) == 1 else 0
     return most
+
+
+def most_sessions_now(settings: Mapping[int, int]) -> int:
+    """Return how many sessions a connection may have, with a peer's settings. Draft-15 allows one
+    where there is no flow control (section 5.1)."""
+    return most_sessions(settings) or (_UNLIMITED if has_flow_control(settings) else 1)
 
 
 # --- header fields --------------------------------------------------------------------------------
@@ -204,7 +240,19 @@ def from_http3(code: int) -> int:
 
 
 class CapsuleError(Exception):
-    """A capsule is malformed, or too long."""
+    """A capsule breaks a rule. `code` is the one to reset its stream with."""
+
+    def __init__(self, message: str, code: int = ErrorCode.MESSAGE_ERROR) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+#: The least and the most bytes of those that are acted on.
+_SIZES: Final = {
+    CLOSE_SESSION: (_CODE_BYTES, _CODE_BYTES + MAX_REASON_BYTES),
+    DRAIN_SESSION: (0, 0),
+    **dict.fromkeys(_FLOW_CONTROL, (1, _MAX_NUMBER_BYTES)),
+}
 
 
 class Capsules:
@@ -229,12 +277,14 @@ class Capsules:
         self._data += data
         while (found := self._read_head()) is not None:
             kind, size, start = found
-            if kind not in (CLOSE_SESSION, DRAIN_SESSION):
+            if kind in _PROHIBITED:
+                raise CapsuleError("a capsule limits a single stream of a session")
+            sizes = _SIZES.get(kind)
+            if sizes is None:
                 self._skip(start, size)
                 continue
-            most = _CODE_BYTES + MAX_REASON_BYTES if kind == CLOSE_SESSION else 0
-            if size > most or (kind == CLOSE_SESSION and size < _CODE_BYTES):
-                raise CapsuleError("a capsule that ends or drains a session has a wrong length")
+            if not sizes[0] <= size <= sizes[1]:
+                raise CapsuleError("a capsule of a session has a wrong length")
             if len(self._data) < start + size:
                 return
             value = bytes(self._data[start : start + size])
@@ -271,6 +321,17 @@ def read_close(value: bytes) -> tuple[int, str]:
         return int.from_bytes(value[:_CODE_BYTES]), value[_CODE_BYTES:].decode()
     except UnicodeDecodeError:
         raise CapsuleError("the reason of a session's end is no UTF-8") from None
+
+
+def read_limit(kind: int, value: bytes) -> int | None:
+    """Return the number in a capsule of flow control, None for one of another kind. Raises
+    CapsuleError for a value that is not one number."""
+    if kind not in _FLOW_CONTROL:
+        return None
+    found = read_number(value)
+    if found is None or found[1] != len(value):
+        raise CapsuleError("a capsule of flow control is not one number")
+    return found[0]
 
 
 def drain_session() -> bytes:

@@ -129,6 +129,9 @@ static void finish_sending(struct hs_stream *s)
 {
 	hs_stream_stop_listing(s);
 	s->tx_is_over = 1;
+	/* Of one that was reset, the application learns how much was sent. */
+	if (s->tx && s->tx_next > s->tx_acked)
+		hs_fifo_drop_to(s->tx, s->tx_next);
 	if (!s->has_reported_finished) {
 		s->has_reported_finished = 1;
 		hs_touch_stream(s, HS_STREAM_FINISHED);

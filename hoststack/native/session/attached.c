@@ -307,12 +307,18 @@ static void forget(struct hs_end *end)
 		free_end(end);
 }
 
+/* What it sent may be acknowledged later: its connection's close waits for that. What it has not
+ * sent may be given back to its allowance. */
+static int has_news(const struct hs_end *end)
+{
+	return end->is_unacknowledged || (end->allowance && !end->is_sent);
+}
+
 static void drop_end(struct hs_end *end)
 {
 	const struct hs_end_connection *c = end->connection;
 	end->is_dropped = 1;
-	/* What it sent may be acknowledged later: its connection's close waits for that. */
-	if (!end->is_unacknowledged || c->is_gone || c->is_dropped)
+	if (!has_news(end) || c->is_gone || c->is_dropped)
 		forget(end);
 	else if (!end->is_released)
 		release(end);
@@ -603,8 +609,8 @@ static int on_news(struct hs_attached *attached, const struct hs_event *e,
 		end = hs_table_get(&attached->ends, e->handle);
 		if (!end)
 			return 0; /* the program has dropped it */
-		hs_end_report(end, e->arg, e->words[0], e->words[1]);
-		if (end->is_dropped && !end->is_unacknowledged)
+		hs_end_report(end, e->arg, e->words[0], e->words[1], e->words[2]);
+		if (end->is_dropped && !has_news(end))
 			forget(end);
 		return 0;
 	default:

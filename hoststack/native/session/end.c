@@ -196,6 +196,7 @@ void hs_end_unlink(struct hs_end *end)
 	if (end->next)
 		end->next->previous = end->previous;
 	hs_end_remove_untaken(end);
+	hs_allowance_leave(end);
 	if (c->is_gone)
 		return; /* nothing is counted any more, and another thread may look */
 	c->unacknowledged -= end->is_unacknowledged;
@@ -205,6 +206,24 @@ void hs_end_unlink(struct hs_end *end)
 int hs_end_drop(struct hs_end *end)
 {
 	return end->connection->verbs->dropped(end);
+}
+
+/* Those that have this allowance. */
+static void wake_writers(const struct hs_end_connection *c, const struct hs_allowance *a)
+{
+	for (struct hs_end *end = c->ends; end; end = end->next) {
+		if (end->allowance == a)
+			wake_end(end, BIT(HS_WAIT_WRITE));
+	}
+}
+
+void hs_end_extend_allowance(struct hs_end_connection *c, struct hs_allowance *a,
+			     uint64_t most_bytes)
+{
+	if (most_bytes <= a->most_bytes)
+		return;
+	a->most_bytes = most_bytes;
+	wake_writers(c, a);
 }
 
 /* Keep the connection's counts. */
@@ -228,7 +247,8 @@ static uint32_t count(struct hs_end *end)
 	return (uint32_t)wake(c->side, c->handle, HS_WAIT_FINISHED);
 }
 
-void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code)
+void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code,
+		   uint64_t sent_bytes)
 {
 	uint32_t waits = 0;
 	if (events & HS_STREAM_RESET && end->has_rx && !end->rx_error) {
@@ -241,6 +261,11 @@ void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uin
 	}
 	if (events & HS_STREAM_FINISHED && !end->tx_error)
 		end->is_finished = 1;
+	if (events & HS_STREAM_FINISHED) {
+		end->is_sent = 1;
+		if (hs_allowance_settle(end, sent_bytes))
+			wake_writers(end->connection, end->allowance);
+	}
 	if (events & (HS_STREAM_READABLE | HS_STREAM_RESET))
 		waits |= BIT(HS_WAIT_READ);
 	if (events & (HS_STREAM_WRITABLE | HS_STREAM_STOPPED))
@@ -407,12 +432,17 @@ int64_t hs_end_write(struct hs_end *end, const uint8_t *data, size_t n)
 	int64_t done = 0, hints = 0, error = why_not_write(end);
 	if (error)
 		return error;
+	if (end->allowance && n > hs_allowance_left(end->allowance)) {
+		n = hs_allowance_left(end->allowance);
+		end->waits |= BIT(HS_WAIT_WRITE);
+	}
 	for (int is_armed = 0; n; is_armed = 1) {
 		int64_t taken = hs_fifo_write(end->tx, data, n);
 		if (taken < 0)
 			return taken;
 		if (taken)
 			hints |= tell_sent(end);
+		hs_allowance_use(end, (uint64_t)taken);
 		done += taken;
 		data += taken;
 		n -= (size_t)taken;
@@ -436,6 +466,8 @@ int64_t hs_end_writable(struct hs_end *end)
 		hs_fifo_arm_write(end->tx);
 		room = hs_fifo_writable(end->tx);
 	}
+	if (room > 0 && end->allowance && (uint64_t)room > hs_allowance_left(end->allowance))
+		room = (int64_t)hs_allowance_left(end->allowance);
 	if (room == 0)
 		end->waits |= BIT(HS_WAIT_WRITE);
 	return room;

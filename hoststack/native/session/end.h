@@ -19,6 +19,7 @@ struct hs_fifo_consumer;
 struct hs_side;
 struct hs_end_connection;
 struct hs_end;
+struct hs_allowance;
 
 enum hs_wait {
 	HS_WAIT_READ = 0,
@@ -104,8 +105,10 @@ void hs_end_connection_gone(struct hs_end_connection *c);
 /* The application no longer uses it. Returns 1 if a worker in another process is to be told of that
  * (hs_attached_settle). */
 int hs_end_drop(struct hs_end *end);
-/* What happened to it: bits of enum hs_stream_event. */
-void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code);
+/* What happened to it: bits of enum hs_stream_event; with HS_STREAM_FINISHED, how many bytes were
+ * sent in all. */
+void hs_end_report(struct hs_end *end, uint32_t events, uint64_t reset_code, uint64_t stop_code,
+		   uint64_t sent_bytes);
 void hs_end_state(const struct hs_end *end, struct hs_end_state *out);
 
 /* Read up to `n` bytes. Returns how many, 0 only at the end; or an error. If the caller wants more
@@ -148,5 +151,20 @@ int64_t hs_end_stop(struct hs_end *end, uint64_t code);
 int64_t hs_end_close(struct hs_end *end, int aborts, uint64_t code);
 /* Close receiving alone. */
 int64_t hs_end_close_receiving(struct hs_end *end, uint64_t code);
+
+/* --- allowances ------------------------------------------------------------------------------- */
+
+/* A number of bytes that some streams of a connection may send in all, beside the windows: once it
+ * is used up their writers wait as for room. Bytes count when they are written; those that a reset
+ * leaves unsent are given back when the transport has told how many it sent. NULL without memory. */
+struct hs_allowance *hs_allowance_new(uint64_t most_bytes);
+/* Once, by whoever made it; its streams may go on. Any thread may. */
+void hs_allowance_release(struct hs_allowance *a);
+uint64_t hs_allowance_left(const struct hs_allowance *a);
+/* Raise the number, and never lower it. */
+void hs_end_extend_allowance(struct hs_end_connection *c, struct hs_allowance *a,
+			     uint64_t most_bytes);
+/* Count what the stream sends from now on; once. */
+void hs_end_set_allowance(struct hs_end *end, struct hs_allowance *a);
 
 #endif

@@ -10,6 +10,7 @@
  *   session/attached.c  a worker in another process, as its application sees it
  *   session/segments.c  its FIFOs' memory, mapped here
  *   session/end.c       an application's side of its streams
+ *   session/allowance.c what some of them may send in all
  *   session/table.c     objects by handle
  *
  * A file calls only those below it; an end calls its worker through struct hs_end_verbs.
@@ -24,6 +25,8 @@
 #include "session/session.h"
 #include "session/table.h"
 #include "session/transport.h"
+
+#include <stdatomic.h>
 
 struct hs_side {
 	uint64_t *wakes;
@@ -76,6 +79,8 @@ struct hs_end {
 	int64_t id;
 	uint64_t reset_code, stop_code;
 	uint64_t due_reset_code, due_stop_code;
+	struct hs_allowance *allowance; /* NULL: as much as there is room for */
+	uint64_t allowance_from, used_bytes; /* where it began to count, and what it counted since */
 	uint64_t unannounced; /* bytes read since the last urgent notification of the stack */
 	int8_t rx_error, tx_error; /* 0, or enum hs_end_result */
 	uint8_t waits; /* bits of enum hs_wait */
@@ -90,6 +95,7 @@ struct hs_end {
 	unsigned int is_sending_closed : 1;
 	unsigned int is_ended : 1;
 	unsigned int is_finished : 1;
+	unsigned int is_sent : 1; /* the transport sends no more of it */
 	unsigned int is_cut : 1;
 	unsigned int has_told_lazily : 1;
 	unsigned int is_unacknowledged : 1; /* counted by the connection, as is the next */
@@ -99,6 +105,11 @@ struct hs_end {
 	unsigned int is_due : 1;
 	unsigned int is_dropped : 1;
 	unsigned int is_forgotten : 1; /* and freed when that is said */
+};
+
+struct hs_allowance {
+	uint64_t most_bytes, used_bytes;
+	_Atomic uint32_t references; /* its maker's, and one for each stream */
 };
 
 /* The memory of a FIFO: header and data. */
@@ -213,6 +224,12 @@ void hs_end_unlink(struct hs_end *end); /* from all lists of its connection */
 void hs_end_remove_untaken(struct hs_end *end);
 /* Whether the application reads and writes no more. */
 int hs_end_is_closed(const struct hs_end *end);
+
+/* allowance.c: of a stream that may have one */
+void hs_allowance_use(struct hs_end *end, uint64_t bytes);
+/* No more is sent than the `sent` bytes. Returns whether the others have more now. */
+int hs_allowance_settle(struct hs_end *end, uint64_t sent);
+void hs_allowance_leave(struct hs_end *end);
 
 /* touch.c: have an application in another process told of the stream */
 void hs_touch_append(struct hs_touch **first, struct hs_touch **last, struct hs_touch *touch);

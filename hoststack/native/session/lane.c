@@ -98,7 +98,8 @@ static int tell_stream(struct hs_application *a, struct hs_stream_session *s)
 			.handle = s->end.handle,
 			.kind = HS_NEWS_STREAM,
 			.arg = events,
-			.words = { s->end.reset_code, s->end.stop_code },
+			.words = { s->end.reset_code, s->end.stop_code,
+				   s->tx ? s->tx->head : 0 },
 		};
 		told = hs_event_ring_push(&a->up, &event);
 	}

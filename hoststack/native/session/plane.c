@@ -557,7 +557,7 @@ void hs_session_report(struct hs_stream_session *s, uint32_t events, uint64_t re
 	if (events & HS_STREAM_OVER)
 		end_stream(s);
 	if (c->application->side) {
-		hs_end_report(&s->end, events, reset_code, stop_code);
+		hs_end_report(&s->end, events, reset_code, stop_code, s->tx ? s->tx->head : 0);
 		if (events & HS_STREAM_OPENED && !s->is_in_use && !s->is_dropped)
 			hs_end_append_untaken(&s->end);
 		hs_session_closed(s);

@@ -37,7 +37,7 @@ enum hs_news {
 	/* A stream that was asked for. arg: enum hs_session_refusal; words: the token. */
 	HS_NEWS_REFUSED = 5,
 	/* What happened to the stream. arg: bits of enum hs_stream_event; words: the codes of RESET
-	 * and STOPPED. */
+	 * and STOPPED, and with FINISHED how many bytes were sent. */
 	HS_NEWS_STREAM = 6,
 };
 

@@ -557,6 +557,7 @@ class AioquicEngine:
     ) -> None:
         if stream.stream.sender.is_finished and not stream.has_told_send_finished:
             stream.has_told_send_finished = True
+            stream.drop_sent()
             events.append(Event(EventKind.SEND_FINISHED, stream))
         if stream.is_finished and stream.stream_id in connection.streams:
             connection.forget_stream(stream)

@@ -82,6 +82,13 @@ class HostStream:
         self.tx.drop_to(acked)
         return True
 
+    def drop_sent(self) -> None:
+        """Move the tx FIFO's head to the final size of a stream that was reset: the application
+        learns from it how much was sent."""
+        sent = self.stream.sender.highest_offset
+        if self.tx is not None and self.is_reset and sent > self.tx.dropped_to:
+            self.tx.drop_to(sent)
+
     def receive(self, data: bytes, is_end: bool) -> None:
         """Store what aioquic delivers, or discard it."""
         offset = self.received
